@@ -1,0 +1,68 @@
+"""The embedded default: the 13B model's every part with smaller numbers, for a CPU.
+
+`tiny:align` trains projector, attention and norms from `tiny-base`; `tiny:instruct` trains adapters
+on what `align` left behind (`--config.init=WORKDIR/model`).
+"""
+
+from ml_collections import ConfigDict
+
+STAGES = ("align", "instruct")
+
+
+def get_config(stage: str = "align") -> ConfigDict:
+    if stage not in STAGES:
+        raise ValueError(f"expected one of {STAGES}, got {stage!r}")
+    config = ConfigDict()
+    config.recipe = "tiny"
+    config.stage = stage
+    config.init = "tiny-base"
+    config.frozen_dtype = "float32"  # CPUs multiply bfloat16 slowly
+    config.model = model()
+    config.model.adapter = {"kind": "scale+bias" if stage == "instruct" else "none"}
+
+    config.data = ConfigDict()
+    config.data.source = "data/synthetic"
+    config.data.tokens_per_row = 256
+    config.data.batch_size = 16
+    config.data.max_questions = 8  # independent questions that share their image in a row
+    config.data.decimals = 2  # 0.01 of 128 px: a 16-px object keeps an IoU ceiling above 0.8
+    config.data.conversation = "plain"
+    if stage == "align":
+        config.data.task_weights = {"caption": 1.0, "grounded_caption": 1.0, "grounded_caption_obb": 1.0}
+    else:
+        config.data.task_weights = {
+            "classification": 1.0,
+            "caption": 1.0,
+            "vqa": 3.0,
+            "region_caption": 1.0,
+            "grounding": 2.0,
+            "hbb": 1.5,
+            "obb": 1.5,
+        }
+
+    config.optim = ConfigDict()
+    config.optim.steps = 400
+    config.optim.warmup_steps = 20
+    config.optim.peak_lr = 1e-3 if stage == "align" else 5e-3  # adapters are few and want far more
+    config.optim.clip_norm = 1.0
+    config.optim.weight_decay = 0.01
+
+    config.checkpoint = {"every_steps": 100, "keep": 2}
+    return config
+
+
+def model() -> ConfigDict:
+    return ConfigDict(
+        {
+            "image_size": 128,
+            "dtype": "float32",
+            "vit": {
+                "image_size": 128, "patch_size": 16, "dim": 128, "depth": 4, "heads": 4, "ffn_dim": 512, "grid": 8
+            },
+            "convnext": {"image_size": 128, "depths": (1, 1, 2, 1), "dims": (32, 64, 128, 192)},
+            "perception": {"vit_layers": (1, 3), "cnn_stages": (0, 1, 2, 3)},
+            "llm": {
+                "vocab_size": 1024, "dim": 128, "depth": 5, "heads": 4, "kv_heads": 4, "ffn_dim": 384
+            },
+        }
+    )  # fmt: skip

@@ -1,0 +1,54 @@
+"""`earthgpt chat`: questions about one image."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+NAME = "chat"
+HELP = "ask a model about an image"
+DESCRIPTION = """\
+Answers questions about an image; without --question, reads them line by line. Each question is
+answered on its own. The embedded `tiny` was taught on synthetic scenes only: on real imagery it
+shows the interface, not quality.
+
+examples:
+  earthgpt chat --image scene.png --question "What is the category of this remote sensing image?"
+  earthgpt chat --image scene.png --model runs/instruct/model
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--image", required=True, type=Path, help="PNG, JPEG, TIFF or BMP; any size")
+    parser.add_argument("--model", default="tiny", help="an embedded model or a model directory (default: tiny)")
+    parser.add_argument("--question", action="append", help="ask this and stop; may be repeated")
+    parser.add_argument("--max-new-tokens", type=int, default=256, help="longest answer (default: 256)")
+
+
+def run(args: argparse.Namespace) -> int:
+    from earthgpt_jax.errors import EarthGPTError
+    from earthgpt_jax.inference.engine import Engine
+    from earthgpt_jax.input.images import load_square
+
+    if args.max_new_tokens < 1:
+        raise EarthGPTError(f"--max-new-tokens: expected at least 1, got {args.max_new_tokens}")
+    if not args.image.is_file():
+        raise EarthGPTError(f"--image {args.image}: no such file")
+    engine = Engine.from_model_dir(args.model, batch_size=1)
+    image = load_square(args.image.read_bytes(), engine.image_size)
+    interactive = args.question is None and sys.stdin.isatty()
+    for question in args.question or _lines(interactive):
+        answer = engine.answer([(image, question)], max_new_tokens=args.max_new_tokens)[0]
+        print(answer if interactive else f"Q: {question}\nA: {answer}", flush=True)
+    return 0
+
+
+def _lines(interactive: bool):
+    while True:
+        try:
+            line = input("> " if interactive else "").strip()
+        except EOFError:
+            return
+        if line:
+            yield line

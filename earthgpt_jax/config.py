@@ -1,0 +1,485 @@
+"""Recipes: an ml_collections ConfigDict, turned once into frozen dataclasses, all errors at once.
+
+A recipe is a python file with `get_config(stage) -> ConfigDict`; `--config` names it as
+`tiny:align`, `configs/tiny.py:instruct` or any path. A field is overridden as `--config.optim.peak_lr=1e-4`.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import difflib
+import enum
+import importlib.util
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+
+from earthgpt_jax.errors import EarthGPTError
+from earthgpt_jax.resources import config_path
+
+
+class Mlp(enum.StrEnum):
+    GELU = "gelu"
+    SWIGLU = "swiglu"
+
+
+class PositionRule(enum.StrEnum):
+    """How a ViT position table is brought to another grid: the DINOv2 hub code's or transformers' way."""
+
+    HUB = "hub"
+    HF = "hf"
+
+
+class Fuse(enum.StrEnum):
+    CONCAT = "concat"
+    MEAN = "mean"
+    SUM = "sum"
+    LAST = "last"
+
+
+class AdapterKind(enum.StrEnum):
+    NONE = "none"
+    BIAS = "bias"
+    SCALE_BIAS = "scale+bias"
+    LORA = "lora"
+
+
+class Stage(enum.StrEnum):
+    ALIGN = "align"
+    INSTRUCT = "instruct"
+
+
+class TrainedAttention(enum.StrEnum):
+    """Which attention kernels `align` trains: the paper's label says all, its figure shows q, k, v."""
+
+    QKVO = "qkvo"
+    QKV = "qkv"
+
+
+class DType(enum.StrEnum):
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+
+
+LINEARS = ("q", "k", "v", "o", "gate", "up", "down")
+
+
+def _positive(config: object, *names: str) -> list[str]:
+    return [
+        f"{name}: expected a positive number, got {getattr(config, name)}"
+        for name in names
+        if getattr(config, name) <= 0
+    ]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ViTConfig:
+    """DINOv2. `grid` is the side of the stored position table, which is resized to the image's grid."""
+
+    image_size: int
+    patch_size: int
+    dim: int
+    depth: int
+    heads: int
+    ffn_dim: int
+    grid: int
+    mlp: Mlp = Mlp.GELU
+    position_rule: PositionRule = PositionRule.HUB
+    norm_eps: float = 1e-6
+
+    @property
+    def tokens_per_side(self) -> int:
+        return self.image_size // self.patch_size
+
+    def check(self) -> list[str]:
+        errors = _positive(self, "image_size", "patch_size", "dim", "depth", "heads", "ffn_dim", "grid")
+        if not errors and self.dim % self.heads:
+            errors.append(f"heads: expected a divisor of dim={self.dim}, got {self.heads}")
+        if not errors and self.image_size % self.patch_size:
+            errors.append(f"image_size: expected a multiple of patch_size={self.patch_size}, got {self.image_size}")
+        return errors
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ConvNeXtConfig:
+    image_size: int
+    depths: tuple[int, ...]
+    dims: tuple[int, ...]
+    norm_eps: float = 1e-6
+
+    def check(self) -> list[str]:
+        errors = _positive(self, "image_size")
+        if len(self.depths) != 4 or len(self.dims) != 4:
+            errors.append(f"depths, dims: expected four stages, got {len(self.depths)} and {len(self.dims)}")
+        elif min(self.depths + self.dims) <= 0:
+            errors.append(f"depths, dims: expected positive numbers, got {self.depths} and {self.dims}")
+        if self.image_size % 32:
+            errors.append(f"image_size: expected a multiple of the trunk's stride 32, got {self.image_size}")
+        return errors
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PerceptionConfig:
+    """Visual-enhanced perception: which ViT layers and CNN stages (0-based), and how each set is fused."""
+
+    vit_layers: tuple[int, ...]
+    cnn_stages: tuple[int, ...]
+    vit_fuse: Fuse = Fuse.CONCAT
+    cnn_fuse: Fuse = Fuse.CONCAT
+
+    def check(self) -> list[str]:
+        errors = []
+        if self.vit_fuse not in (Fuse.CONCAT, Fuse.MEAN, Fuse.LAST):
+            errors.append(f"vit_fuse: expected concat, mean or last, got {self.vit_fuse}")
+        if self.cnn_fuse not in (Fuse.CONCAT, Fuse.SUM, Fuse.LAST):
+            errors.append(f"cnn_fuse: expected concat, sum or last, got {self.cnn_fuse}")
+        for name, taps in (("vit_layers", self.vit_layers), ("cnn_stages", self.cnn_stages)):
+            if not taps or list(taps) != sorted(set(taps)) or taps[0] < 0:
+                errors.append(f"{name}: expected increasing indices from 0 on, got {taps}")
+        return errors
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LlamaConfig:
+    vocab_size: int
+    dim: int
+    depth: int
+    heads: int
+    kv_heads: int
+    ffn_dim: int
+    norm_eps: float = 1e-5
+    rope_theta: float = 10000.0
+    tied_head: bool = False
+    attention_bias: bool = False
+    mlp_bias: bool = False
+
+    @property
+    def head_dim(self) -> int:
+        return self.dim // self.heads
+
+    def check(self) -> list[str]:
+        errors = _positive(self, "vocab_size", "dim", "depth", "heads", "kv_heads", "ffn_dim", "rope_theta")
+        if not errors and self.dim % self.heads:
+            errors.append(f"heads: expected a divisor of dim={self.dim}, got {self.heads}")
+        if not errors and self.heads % self.kv_heads:
+            errors.append(f"kv_heads: expected a divisor of heads={self.heads}, got {self.kv_heads}")
+        if not errors and self.head_dim % 2:
+            errors.append(f"dim/heads: expected an even head size for RoPE, got {self.head_dim}")
+        return errors
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AdapterConfig:
+    kind: AdapterKind = AdapterKind.NONE
+    targets: tuple[str, ...] = LINEARS
+    rank: int = 16
+
+    def check(self) -> list[str]:
+        unknown = [target for target in self.targets if target not in LINEARS]
+        errors = [f"targets: expected some of {LINEARS}, got {unknown}"] if unknown else []
+        return errors + _positive(self, "rank")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """EarthGPT. `image_size` is the side of the uint8 square that reaches the device."""
+
+    image_size: int
+    vit: ViTConfig
+    convnext: ConvNeXtConfig
+    perception: PerceptionConfig
+    llm: LlamaConfig
+    adapter: AdapterConfig = AdapterConfig()
+    dtype: DType = DType.BFLOAT16
+
+    @property
+    def visual_tokens(self) -> int:
+        """P: one CLS and the ViT's grid."""
+        return 1 + self.vit.tokens_per_side**2
+
+    def check(self) -> list[str]:
+        errors = _positive(self, "image_size")
+        if self.perception.vit_layers and max(self.perception.vit_layers) >= self.vit.depth:
+            errors.append(
+                f"perception.vit_layers: expected indices below vit.depth={self.vit.depth}, "
+                f"got {self.perception.vit_layers}"
+            )
+        if self.perception.cnn_stages and max(self.perception.cnn_stages) > 3:
+            errors.append(f"perception.cnn_stages: expected indices 0..3, got {self.perception.cnn_stages}")
+        grid = self.vit.tokens_per_side
+        for stage in self.perception.cnn_stages:
+            side = self.convnext.image_size // (4 * 2**stage)
+            if side and max(side, grid) % min(side, grid):
+                errors.append(
+                    f"perception.cnn_stages: stage {stage} has a {side}x{side} map, which neither divides "
+                    f"nor is divided by the ViT's {grid}x{grid} grid"
+                )
+        return errors
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """What is read and how it is asked.
+
+    Attributes:
+        source: a directory made by `earthgpt data build`.
+        tokens_per_row: T.
+        task_weights: how often each kind of question is drawn; kinds are the seven tasks and, for
+            `align`, `grounded_caption` and `grounded_caption_obb`.
+        decimals: of box coordinates, as fractions of the padded square.
+    """
+
+    source: str
+    split: str = "train"
+    tokens_per_row: int = 2048
+    batch_size: int = 128
+    max_questions: int = 1
+    task_weights: dict[str, float] = dataclasses.field(default_factory=dict)
+    decimals: int = 3
+    conversation: str = "v1"
+
+    def check(self) -> list[str]:
+        errors = _positive(self, "tokens_per_row", "batch_size", "max_questions")
+        if not 1 <= self.decimals <= 4:
+            errors.append(f"decimals: expected 1..4, got {self.decimals}")
+        if not self.task_weights:
+            errors.append("task_weights: expected at least one kind of question, got none")
+        if any(weight < 0 for weight in self.task_weights.values()):
+            errors.append(f"task_weights: expected weights >= 0, got {self.task_weights}")
+        return errors
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """AdamW, linear warm-up, half-cosine to `min_lr`. `lr_scale` multiplies the rate of a group of paths."""
+
+    steps: int
+    peak_lr: float = 2e-5
+    min_lr: float = 0.0
+    warmup_steps: int = 0
+    b1: float = 0.9
+    b2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    clip_norm: float = 8.0
+    microbatches: int = 1
+    lr_scale: dict[str, float] = dataclasses.field(default_factory=dict)
+
+    def check(self) -> list[str]:
+        errors = _positive(self, "steps", "peak_lr", "clip_norm", "microbatches")
+        if not 0 <= self.warmup_steps <= self.steps:
+            errors.append(f"warmup_steps: expected 0..steps={self.steps}, got {self.warmup_steps}")
+        if not 0 <= self.min_lr <= self.peak_lr:
+            errors.append(f"min_lr: expected 0..peak_lr={self.peak_lr}, got {self.min_lr}")
+        return errors
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    every_steps: int = 500
+    keep: int = 2
+
+    def check(self) -> list[str]:
+        return _positive(self, "every_steps", "keep")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """One training run.
+
+    Attributes:
+        init: the model it starts from: an embedded name (`tiny-base`, `tiny`) or a model directory.
+        frozen_dtype: of weights that this stage does not train.
+    """
+
+    recipe: str
+    stage: Stage
+    init: str
+    model: ModelConfig
+    data: DataConfig
+    optim: OptimConfig
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    trained_attention: TrainedAttention = TrainedAttention.QKVO
+    frozen_dtype: DType = DType.BFLOAT16
+    seed: int = 0
+    log_every: int = 10
+
+    def check(self) -> list[str]:
+        errors = _positive(self, "log_every")
+        has_adapter = self.model.adapter.kind is not AdapterKind.NONE
+        if has_adapter != (self.stage is Stage.INSTRUCT):
+            wanted = "an adapter" if self.stage is Stage.INSTRUCT else "none"
+            errors.append(f"model.adapter.kind: stage {self.stage} expects {wanted}, got {self.model.adapter.kind}")
+        if self.data.batch_size % self.optim.microbatches:
+            errors.append(
+                f"optim.microbatches: expected a divisor of data.batch_size={self.data.batch_size}, "
+                f"got {self.optim.microbatches}"
+            )
+        if self.data.tokens_per_row < self.model.visual_tokens + 16:
+            errors.append(
+                f"data.tokens_per_row: expected room for {self.model.visual_tokens + 3} image slots and text, "
+                f"got {self.data.tokens_per_row}"
+            )
+        return errors
+
+
+def load(name: str, overrides: Sequence[str] = ()) -> Config:
+    """The recipe `name` with `overrides` (`--config.a.b=value`) applied, validated.
+
+    Raises:
+        EarthGPTError: the file is missing or does not run, or any field is unknown, of the wrong type
+            or impossible; everything found is in the one message.
+    """
+    values = recipe(name).to_dict()
+    for override in overrides:
+        _apply(values, override)
+    return resolve(values, where=f"config {name}")
+
+
+def recipe(name: str) -> ml_collections.ConfigDict:
+    """What the file of `name` (`file:argument`) returns, not validated yet; a recipe may build on another's."""
+    file_name, _, argument = name.partition(":")
+    path = _find(file_name)
+    spec = importlib.util.spec_from_file_location(f"recipe_{path.stem}", path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        return module.get_config(argument) if argument else module.get_config()
+    except EarthGPTError:
+        raise
+    except Exception as error:
+        raise EarthGPTError(
+            f"config {path}: get_config({argument!r}) failed: {type(error).__name__}: {error}"
+        ) from error
+
+
+def resolve(values: Mapping[str, Any], *, where: str = "config") -> Config:
+    """Frozen dataclasses from nested plain values; the inverse of `to_dict`."""
+    return _build_checked(Config, values, where=where)
+
+
+def resolve_model(values: Mapping[str, Any], *, where: str = "model config") -> ModelConfig:
+    """Like `resolve`, for a model's config alone."""
+    return _build_checked(ModelConfig, values, where=where)
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Plain values (enums as strings, tuples as lists) of a config dataclass, for JSON."""
+    return _plain(dataclasses.asdict(config))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value.value if isinstance(value, enum.Enum) else value
+
+
+def _find(name: str) -> Path:
+    candidates = [Path(name), config_path(name), config_path(f"{name}.py")]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    known = sorted(path.stem for path in config_path().glob("*.py"))
+    near = difflib.get_close_matches(Path(name).stem, known, n=1)
+    raise EarthGPTError(
+        f"config {name!r}: no such file, nor a recipe of that name"
+        + (f"; did you mean {near[0]!r}?" if near else "")
+        + f" Recipes: {', '.join(known)}."
+    )
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.removeprefix("--config.").partition("=")
+    if not equals or not key:
+        raise EarthGPTError(f"override {override!r}: expected --config.field.subfield=value")
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        value = text
+    *parents, last = key.split(".")
+    node = values
+    for parent in parents:
+        child = node.setdefault(parent, {})
+        if not isinstance(child, dict):
+            raise EarthGPTError(f"override {override!r}: {parent} is a value, it has no field {last!r}")
+        node = child
+    node[last] = value
+
+
+def _build_checked(cls: type, values: Mapping[str, Any], *, where: str) -> Any:
+    errors: list[str] = []
+    built = _build(cls, values, "", errors)
+    if errors:
+        raise EarthGPTError(f"{where}: {len(errors)} problem(s)\n" + "\n".join(f"  - {error}" for error in errors))
+    return built
+
+
+def _build(cls: type, values: Any, path: str, errors: list[str]) -> Any:
+    """`cls(**values)`, recursively; what is wrong goes to `errors` with its path, and None comes back."""
+    if not isinstance(values, Mapping):
+        errors.append(f"{path or 'config'}: expected a group of fields, got {values!r}")
+        return None
+    before = len(errors)
+    hints = typing.get_type_hints(cls)
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    for name in values:
+        if name not in fields:
+            near = difflib.get_close_matches(name, fields, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"fields here: {', '.join(fields)}"
+            errors.append(f"{path}{name}: unknown field; {hint}")
+    arguments = {}
+    for name, field in fields.items():
+        if name in values:
+            arguments[name] = _value(hints[name], values[name], f"{path}{name}", errors)
+        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            errors.append(f"{path}{name}: missing; expected {_name(hints[name])}")
+    if len(errors) > before:
+        return None
+    built = cls(**arguments)
+    errors.extend(f"{path}{error}" for error in built.check())
+    return built
+
+
+def _value(hint: Any, value: Any, path: str, errors: list[str]) -> Any:
+    if dataclasses.is_dataclass(hint):
+        return _build(typing.cast(type, hint), value, f"{path}.", errors)
+    origin = typing.get_origin(hint)
+    if origin is tuple:
+        if isinstance(value, (list, tuple)):
+            inner = typing.get_args(hint)[0]
+            return tuple(_value(inner, item, f"{path}[{i}]", errors) for i, item in enumerate(value))
+    elif origin is dict:
+        if isinstance(value, Mapping):
+            inner = typing.get_args(hint)[1]
+            return {str(key): _value(inner, item, f"{path}.{key}", errors) for key, item in value.items()}
+    elif isinstance(hint, type) and issubclass(hint, enum.Enum):
+        try:
+            return hint(value)
+        except ValueError:
+            choices = [member.value for member in hint]
+            near = difflib.get_close_matches(str(value), choices, n=1)
+            hint_text = f"; did you mean {near[0]!r}?" if near else ""
+            errors.append(f"{path}: expected one of {', '.join(choices)}, got {value!r}{hint_text}")
+            return None
+    elif hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    elif hint is int and isinstance(value, int) and not isinstance(value, bool):
+        return value
+    elif hint in (str, bool) and isinstance(value, hint):
+        return value
+    errors.append(f"{path}: expected {_name(hint)}, got {value!r} ({type(value).__name__})")
+    return None
+
+
+def _name(hint: Any) -> str:
+    if isinstance(hint, types.GenericAlias):
+        return str(hint)
+    return getattr(hint, "__name__", str(hint))

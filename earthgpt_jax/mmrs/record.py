@@ -1,0 +1,82 @@
+"""The Record: one image with everything that is known of it, in pixels of the original image.
+
+Boxes stay pixels here; their text (grammar, decimals) is rendered by the input pipeline,
+so that it stays configuration.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+
+import numpy as np
+
+
+class Sensor(enum.StrEnum):
+    OPTICAL = "optical"
+    SAR = "sar"
+    INFRARED = "infrared"
+
+
+class Task(enum.StrEnum):
+    CLASSIFICATION = "classification"
+    CAPTION = "caption"
+    VQA = "vqa"
+    REGION_CAPTION = "region_caption"
+    GROUNDING = "grounding"
+    HBB = "hbb"
+    OBB = "obb"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Turn:
+    """One question about the image. `type` is the source's own question type, e.g. "count"."""
+
+    question: str
+    answer: str
+    type: str = ""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Object:
+    """One annotated object.
+
+    Attributes:
+        label: canonical class name, lower case, words separated by spaces.
+        polygon: f32[8], pixels, x1,y1,...,x4,y4 clockwise on screen from the top-left-most corner.
+            A horizontal box is its four corners.
+        difficult: annotated, but not to be required of a detector.
+        phrase: a description that is true of this object alone in the image; "" where unknown.
+    """
+
+    label: str
+    polygon: np.ndarray
+    difficult: bool = False
+    phrase: str = ""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Record:
+    """One image and its truth.
+
+    Attributes:
+        id: stable, `source/split/native-id`.
+        image: the original file's bytes; b"" for a source that ships annotations only.
+        tasks: what the truth below is good for. A scene whose boxes are known at any
+            orientation has both `hbb` and `obb`; a horizontal annotation has `hbb` only.
+        label: scene class, lower case; "" where unknown.
+        references: captions of the whole image.
+    """
+
+    id: str
+    image: bytes
+    height: int
+    width: int
+    sensor: Sensor
+    source: str
+    split: str
+    tasks: tuple[Task, ...]
+    label: str = ""
+    turns: tuple[Turn, ...] = ()
+    references: tuple[str, ...] = ()
+    objects: tuple[Object, ...] = ()

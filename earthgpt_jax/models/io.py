@@ -1,0 +1,127 @@
+"""A model directory: `model.safetensors` (path -> array), `config.json`, `tokenizer.model`.
+
+The embedded models (`tiny-base`, `tiny`) and what training leaves in a work directory have this form.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes  # noqa: F401  (teaches numpy, and with it safetensors, bfloat16)
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from earthgpt_jax import params as params_lib
+from earthgpt_jax.config import ModelConfig, resolve_model, to_dict
+from earthgpt_jax.errors import EarthGPTError
+from earthgpt_jax.models import earthgpt
+from earthgpt_jax.params import Params
+from earthgpt_jax.resources import assets_path
+
+EMBEDDED = ("tiny-base", "tiny")
+FILES = ("model.safetensors", "config.json", "tokenizer.model")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelDir:
+    """What a model directory says besides its arrays.
+
+    Attributes:
+        decimals, conversation: how the model was taught to write boxes and to take turns.
+        about: where it comes from (recipe, stage, steps, data, parent's fingerprint).
+    """
+
+    path: Path
+    model: ModelConfig
+    decimals: int
+    conversation: str
+    about: dict
+
+    @property
+    def tokenizer(self) -> Path:
+        return self.path / "tokenizer.model"
+
+
+def find(name: str | Path) -> Path:
+    """The directory of an embedded model's name or of a path."""
+    path = assets_path(str(name)) if str(name) in EMBEDDED else Path(name)
+    missing = [file for file in FILES if not (path / file).is_file()]
+    if missing:
+        raise EarthGPTError(
+            f"model {str(name)!r}: expected a directory with {', '.join(FILES)}; {path} lacks {', '.join(missing)}. "
+            f"Give the `model` folder of a training run, or an embedded model: {', '.join(EMBEDDED)}."
+        )
+    return path
+
+
+def describe(name: str | Path) -> ModelDir:
+    """A model directory without its arrays."""
+    path = find(name)
+    try:
+        values = json.loads((path / "config.json").read_text())
+        return ModelDir(
+            path=path,
+            model=resolve_model(values["model"], where=f"{path / 'config.json'}"),
+            decimals=values["decimals"],
+            conversation=values["conversation"],
+            about=values["about"],
+        )
+    except (ValueError, KeyError) as error:
+        raise EarthGPTError(f"{path / 'config.json'}: not a model's config ({error}); take the folder anew") from error
+
+
+def read(name: str | Path) -> tuple[ModelDir, dict[str, np.ndarray]]:
+    """A model directory with its arrays, in the dtypes they were written in, checked against its config."""
+    model = describe(name)
+    file = model.path / "model.safetensors"
+    try:
+        arrays = load_file(file)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise EarthGPTError(f"{file}: cannot be read ({error}); it may be truncated, take it anew") from error
+    _, expected = earthgpt.abstract(model.model)
+    params_lib.check_same_shapes(expected, arrays, where=str(file))
+    return model, arrays
+
+
+def write(
+    path: Path, arrays: Mapping[str, np.ndarray], *, model: ModelConfig, decimals: int, conversation: str,
+    tokenizer: Path, about: dict,
+) -> None:  # fmt: skip
+    """Writes a model directory; it appears under its name only once it is complete."""
+    partial = path.with_name(path.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    save_file({key: np.ascontiguousarray(arrays[key]) for key in sorted(arrays)}, partial / "model.safetensors")
+    values = {"model": to_dict(model), "decimals": decimals, "conversation": conversation, "about": about}
+    (partial / "config.json").write_text(json.dumps(values, indent=1) + "\n")
+    shutil.copyfile(tokenizer, partial / "tokenizer.model")
+    shutil.rmtree(path, ignore_errors=True)
+    os.replace(partial, path)
+
+
+def initial_params(name: str | Path, model: ModelConfig, *, seed: int) -> tuple[ModelDir, Params]:
+    """fp32 parameters of `model` that start from a model directory.
+
+    Adapters that the directory does not have start fresh; everything else must be there, in shape.
+    """
+    source, arrays = read(name)
+    _, expected = earthgpt.abstract(model)
+    fresh = [path for path in expected if "/adapter/" in path and path not in arrays]
+    if fresh:
+        _, random = earthgpt.init(model, seed=seed)
+        arrays = arrays | {path: np.asarray(random[path]) for path in fresh}
+    params_lib.check_same_shapes(expected, arrays, where=f"init {str(name)!r}")
+    return source, {path: jnp.asarray(arrays[path], jnp.float32) for path in sorted(arrays)}
+
+
+def as_numpy(params: Mapping[str, jax.Array]) -> dict[str, np.ndarray]:
+    """Arrays on the host."""
+    return {path: np.asarray(value) for path, value in params.items()}

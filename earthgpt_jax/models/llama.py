@@ -1,0 +1,145 @@
+"""LLaMA (arXiv 2307.09288): RMSNorm, RoPE, grouped-query attention, SwiGLU, KV cache."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from earthgpt_jax.config import AdapterConfig, DType, LlamaConfig
+from earthgpt_jax.models.layers import Linear, RMSNorm, scan, stack
+from earthgpt_jax.ops.attention import attend
+from earthgpt_jax.ops.rope import rope
+
+
+class Cache(NamedTuple):
+    """Keys (rotated) and values of S slots: [L, B, S, K, H] each."""
+
+    k: jax.Array
+    v: jax.Array
+
+
+def empty_cache(config: LlamaConfig, *, batch: int, slots: int, dtype: DType) -> Cache:
+    shape = (config.depth, batch, slots, config.kv_heads, config.head_dim)
+    return Cache(jnp.zeros(shape, jnp.dtype(dtype)), jnp.zeros(shape, jnp.dtype(dtype)))
+
+
+class _Linears(nnx.Module):
+    """What attention and MLP share: linears that carry an adapter where the config targets them."""
+
+    def _linear(
+        self, name: str, in_dim: int, out_dim: int, *, rngs: nnx.Rngs, dtype: DType, bias: bool, adapter: AdapterConfig
+    ) -> Linear:
+        chosen = adapter if name in adapter.targets else None
+        return Linear(in_dim, out_dim, rngs=rngs, dtype=dtype, use_bias=bias, adapter=chosen)
+
+
+class Attention(_Linears):
+    def __init__(self, config: LlamaConfig, *, adapter: AdapterConfig, rngs: nnx.Rngs, dtype: DType):
+        queries, keys = config.heads * config.head_dim, config.kv_heads * config.head_dim
+        for name, in_dim, out_dim in (
+            ("q", config.dim, queries),
+            ("k", config.dim, keys),
+            ("v", config.dim, keys),
+            ("o", queries, config.dim),
+        ):
+            linear = self._linear(
+                name, in_dim, out_dim, rngs=rngs, dtype=dtype, bias=config.attention_bias, adapter=adapter
+            )
+            setattr(self, name, linear)
+        self.head_dim, self.theta = config.head_dim, config.rope_theta
+
+    def __call__(
+        self,
+        x: jax.Array,
+        *,
+        positions: jax.Array,
+        mask: jax.Array,
+        cache: tuple[jax.Array, jax.Array] | None,
+        slot: jax.Array | int,
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
+        q, k, v = (f(x).reshape(*x.shape[:2], -1, self.head_dim) for f in (self.q, self.k, self.v))  # B T N|K H
+        q, k = rope(q, positions, theta=self.theta), rope(k, positions, theta=self.theta)
+        if cache is not None:
+            k = jax.lax.dynamic_update_slice_in_dim(cache[0], k.astype(cache[0].dtype), slot, axis=1)
+            v = jax.lax.dynamic_update_slice_in_dim(cache[1], v.astype(cache[1].dtype), slot, axis=1)
+            cache = (k, v)
+        out = attend(q, k, v, mask=mask)
+        return self.o(out.reshape(*x.shape[:2], -1)), cache
+
+
+class Mlp(_Linears):
+    def __init__(self, config: LlamaConfig, *, adapter: AdapterConfig, rngs: nnx.Rngs, dtype: DType):
+        for name, in_dim, out_dim in (
+            ("gate", config.dim, config.ffn_dim),
+            ("up", config.dim, config.ffn_dim),
+            ("down", config.ffn_dim, config.dim),
+        ):
+            linear = self._linear(name, in_dim, out_dim, rngs=rngs, dtype=dtype, bias=config.mlp_bias, adapter=adapter)
+            setattr(self, name, linear)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
+
+
+class Block(nnx.Module):
+    def __init__(self, config: LlamaConfig, *, adapter: AdapterConfig, rngs: nnx.Rngs, dtype: DType):
+        self.attn_norm = RMSNorm(config.dim, eps=config.norm_eps)
+        self.attn = Attention(config, adapter=adapter, rngs=rngs, dtype=dtype)
+        self.mlp_norm = RMSNorm(config.dim, eps=config.norm_eps)
+        self.mlp = Mlp(config, adapter=adapter, rngs=rngs, dtype=dtype)
+
+    def __call__(
+        self, x: jax.Array, **attention: jax.Array | int | tuple | None
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
+        out, cache = self.attn(self.attn_norm(x), **attention)
+        x = x + out
+        return x + self.mlp(self.mlp_norm(x)), cache
+
+
+class Llama(nnx.Module):
+    def __init__(self, config: LlamaConfig, *, adapter: AdapterConfig, rngs: nnx.Rngs, dtype: DType):
+        self.embed = nnx.Param(0.02 * jax.random.normal(rngs.params(), (config.vocab_size, config.dim)))
+        self.blocks = stack(
+            lambda rngs: Block(config, adapter=adapter, rngs=rngs, dtype=dtype), depth=config.depth, rngs=rngs
+        )
+        self.norm = RMSNorm(config.dim, eps=config.norm_eps)
+        if not config.tied_head:
+            self.head = Linear(config.dim, config.vocab_size, rngs=rngs, dtype=dtype, use_bias=False)
+        self.dtype = jnp.dtype(dtype)
+
+    def embed_tokens(self, tokens: jax.Array) -> jax.Array:
+        """i32[B, T] -> [B, T, D]."""
+        return self.embed[...][tokens].astype(self.dtype)
+
+    def __call__(
+        self,
+        x: jax.Array,
+        *,
+        positions: jax.Array,
+        mask: jax.Array,
+        cache: Cache | None = None,
+        slot: jax.Array | int = 0,
+    ) -> tuple[jax.Array, Cache | None]:
+        """Hidden states through the final norm, and the cache with this call's keys and values in it.
+
+        Args:
+            x: [B, T, D], embedded.
+            positions: i32[B, T].
+            mask: bool[B, T, S]; S is T without a cache, the cache's slots with one.
+            slot: where in the cache the T new entries go.
+        """
+
+        def step(block: Block, x: jax.Array, layer_cache: tuple | None) -> tuple[jax.Array, tuple | None]:
+            return block(x, positions=positions, mask=mask, cache=layer_cache, slot=slot)
+
+        x, new_cache = scan(self.blocks, step, x, None if cache is None else tuple(cache))
+        return self.norm(x), None if new_cache is None else Cache(*new_cache)
+
+    def logits(self, x: jax.Array) -> jax.Array:
+        """[B, T, D] -> f32[B, T, V]."""
+        if hasattr(self, "head"):
+            return self.head(x).astype(jnp.float32)
+        return (x @ self.embed[...].astype(self.dtype).T).astype(jnp.float32)

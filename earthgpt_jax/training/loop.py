@@ -1,0 +1,202 @@
+"""A stage from start to finish: `train(config, workdir)` resumes by itself and ends in a model directory."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tensorboardX
+from tqdm import tqdm
+
+from earthgpt_jax import params as params_lib
+from earthgpt_jax.config import Config, to_dict
+from earthgpt_jax.errors import EarthGPTError
+from earthgpt_jax.input.batch import Batch
+from earthgpt_jax.input.pipeline import InputSpec, train_iterator
+from earthgpt_jax.input.tokenizer import Tokenizer
+from earthgpt_jax.mmrs.store import RecordSource
+from earthgpt_jax.models import earthgpt, io
+from earthgpt_jax.training.checkpoints import Checkpoints
+from earthgpt_jax.training.optim import optimizer as make_optimizer
+from earthgpt_jax.training.optim import schedule
+from earthgpt_jax.training.stages import trained_paths
+from earthgpt_jax.training.step import DeviceBatch, State, make_step
+
+
+def train(config: Config, workdir: Path) -> Path:
+    """Runs the stage of `config` in `workdir` and returns the finished model's directory.
+
+    What is there already decides what happens, in this order:
+      1. `model/` of the same config: nothing to do.
+      2. a checkpoint of the same config: resume behind it, bit for bit as if never stopped.
+      3. nothing: start from `config.init`.
+    A work directory of another config is refused.
+    """
+    workdir.mkdir(parents=True, exist_ok=True)
+    _claim(config, workdir)
+    finished = workdir / "model"
+    if finished.exists():
+        return finished
+
+    parent, initial = io.initial_params(config.init, config.model, seed=config.seed)
+    graphdef, _ = earthgpt.abstract(config.model)
+    trained_rules = trained_paths(config, initial)
+    trained, frozen = params_lib.split(initial, trained_rules)
+    frozen = params_lib.cast(frozen, config.frozen_dtype)
+    frozen_print = params_lib.fingerprint(frozen)
+    optimizer = make_optimizer(config.optim, trained_rules)
+    step_fn = jax.jit(make_step(graphdef, optimizer, microbatches=config.optim.microbatches), donate_argnums=0)
+    state = State(jnp.zeros((), jnp.int32), trained, optimizer.init(trained))
+
+    source = RecordSource(Path(config.data.source), config.data.split)
+    tokenizer = Tokenizer(parent.tokenizer)
+    identity = {"data": source.fingerprint, "tokenizer": tokenizer.fingerprint, "frozen": frozen_print}
+    checkpoints = Checkpoints(workdir, config.checkpoint)
+    latest = checkpoints.latest()
+    if latest is not None:
+        state, extra = checkpoints.restore(latest, state)
+        _same_identity(extra["identity"], identity, workdir)
+    first = int(state.step)
+    _truncate_metrics(workdir, first)
+
+    batches = train_iterator(source, spec=_input_spec(config), tokenizer=tokenizer, start_step=first)
+    with contextlib.ExitStack() as stack:
+        stack.callback(checkpoints.close)
+        log = stack.enter_context(_Log(config, workdir, first))
+        for step, batch in batches:
+            if step >= config.optim.steps:
+                break
+            state, metrics = step_fn(state, frozen, device_batch(batch))
+            log(step, batch, metrics)
+            if (step + 1) % config.checkpoint.every_steps == 0 or step + 1 == config.optim.steps:
+                checkpoints.save(step + 1, state, {"data_position": step + 1, "identity": identity})
+    arrays = io.as_numpy(params_lib.merge(state.trained, frozen))
+    io.write(
+        finished,
+        arrays,
+        model=config.model,
+        decimals=config.data.decimals,
+        conversation=config.data.conversation,
+        tokenizer=parent.tokenizer,
+        about={
+            "recipe": config.recipe,
+            "stage": config.stage.value,
+            "steps": config.optim.steps,
+            "source": config.data.source,
+            "data": source.fingerprint,
+            "parent": parent.about | {"init": str(config.init)},
+        },
+    )
+    return finished
+
+
+def device_batch(batch: Batch) -> DeviceBatch:
+    """The batch's arrays on the device."""
+    return DeviceBatch(*(jnp.asarray(getattr(batch, name)) for name in DeviceBatch._fields))
+
+
+def _input_spec(config: Config) -> InputSpec:
+    data = config.data
+    return InputSpec(
+        tokens_per_row=data.tokens_per_row,
+        batch_size=data.batch_size,
+        image_size=config.model.image_size,
+        visual_tokens=config.model.visual_tokens,
+        task_weights=data.task_weights,
+        max_questions=data.max_questions,
+        decimals=data.decimals,
+        conversation=data.conversation,
+        seed=config.seed,
+    )
+
+
+def _claim(config: Config, workdir: Path) -> None:
+    """The work directory belongs to one config, from its first run on."""
+    path, values = workdir / "config.json", to_dict(config)
+    if not path.exists():
+        path.write_text(json.dumps(values, indent=1) + "\n")
+        return
+    differing = list(_differences(json.loads(path.read_text()), values))
+    if differing:
+        raise EarthGPTError(
+            f"workdir {workdir} was made with another config: {'; '.join(differing[:6])}. "
+            "Give the same settings again to resume, or another --workdir."
+        )
+
+
+def _differences(old: Any, new: Any, path: str = "") -> Iterator[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in sorted(old.keys() | new.keys()):
+            yield from _differences(old.get(key), new.get(key), f"{path}.{key}" if path else key)
+    elif old != new:
+        yield f"{path} was {old!r}, is {new!r}"
+
+
+def _same_identity(saved: dict[str, str], now: dict[str, str], workdir: Path) -> None:
+    differing = [f"{name} was {saved[name]}, is {now[name]}" for name in now if saved.get(name) != now[name]]
+    if differing:
+        raise EarthGPTError(
+            f"cannot resume {workdir}: fingerprints differ ({'; '.join(differing)}). "
+            "Put the original data and model back, or start in another --workdir."
+        )
+
+
+def _truncate_metrics(workdir: Path, step: int) -> None:
+    """Drops the lines of steps that a resumed run will do again."""
+    path = workdir / "metrics.jsonl"
+    if path.exists():
+        kept = []
+        for line in path.read_text().splitlines():
+            with contextlib.suppress(json.JSONDecodeError):  # a line cut off by a kill
+                if json.loads(line)["step"] <= step:
+                    kept.append(line + "\n")
+        partial = path.with_suffix(".partial")
+        partial.write_text("".join(kept))
+        partial.replace(path)
+
+
+class _Log:
+    """metrics.jsonl, TensorBoard and the progress bar."""
+
+    def __init__(self, config: Config, workdir: Path, first: int):
+        self._config = config
+        self._schedule = schedule(config.optim)
+        self._file = (workdir / "metrics.jsonl").open("a")
+        self._board = tensorboardX.SummaryWriter(str(workdir / "tb"), purge_step=first)
+        self._bar = tqdm(total=config.optim.steps, initial=first, desc=config.stage.value, unit="step")
+        self._tokens, self._since = 0, time.monotonic()
+
+    def __enter__(self) -> _Log:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+        self._board.close()
+        self._file.close()
+
+    def __call__(self, step: int, batch: Batch, metrics: dict[str, jax.Array]) -> None:
+        """Every step is a line: a run that was killed can be compared with one that was not."""
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        if not np.isfinite(values["loss"]):
+            raise EarthGPTError(
+                f"step {step}: the loss is {values['loss']}; lower optim.peak_lr, or look at the batch: "
+                + ", ".join(batch.ids[:4])
+            )
+        line = {"step": step + 1, **values, "lr": float(self._schedule(jnp.asarray(step))), "ids": list(batch.ids)}
+        self._file.write(json.dumps(line) + "\n")
+        self._tokens += int(values["tokens"])
+        self._bar.update()
+        if (step + 1) % self._config.log_every == 0 or step + 1 == self._config.optim.steps:
+            self._file.flush()
+            seconds = max(time.monotonic() - self._since, 1e-9)
+            self._bar.set_postfix(loss=f"{values['loss']:.3f}", tok_s=f"{self._tokens / seconds:,.0f}")
+            for name in ("loss", "grad_norm", "lr"):
+                self._board.add_scalar(name, line[name], step + 1)
+            self._tokens, self._since = 0, time.monotonic()

@@ -1,0 +1,51 @@
+"""AdamW with the paper's schedule, on the trained subset alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import jax.numpy as jnp
+import optax
+
+from earthgpt_jax.config import OptimConfig
+from earthgpt_jax.errors import EarthGPTError
+from earthgpt_jax.training.stages import Trained
+
+
+def schedule(config: OptimConfig) -> optax.Schedule:
+    """Linear warm-up to `peak_lr`, then half a cosine to `min_lr` at the last step."""
+
+    def rate(step: jnp.ndarray) -> jnp.ndarray:
+        warm = config.peak_lr * (step + 1) / max(config.warmup_steps, 1)
+        done = (step - config.warmup_steps) / max(config.steps - config.warmup_steps, 1)
+        cosine = config.min_lr + 0.5 * (config.peak_lr - config.min_lr) * (1 + jnp.cos(jnp.pi * jnp.clip(done, 0, 1)))
+        return jnp.where(step < config.warmup_steps, warm, cosine)
+
+    return rate
+
+
+def optimizer(config: OptimConfig, trained: Mapping[str, Trained]) -> optax.GradientTransformation:
+    """Clip by the trained gradients' global norm, AdamW with a decay mask, a rate scale per group.
+
+    Args:
+        trained: from `stages.trained_paths`; the transformation is for a flat dict of exactly these.
+
+    Raises:
+        EarthGPTError: `lr_scale` names a group that the stage does not have.
+    """
+    groups = {path: rule.group for path, rule in trained.items()}
+    unknown = sorted(config.lr_scale.keys() - set(groups.values()))
+    if unknown:
+        raise EarthGPTError(
+            f"optim.lr_scale: unknown group(s) {unknown}; this stage trains {sorted(set(groups.values()))}"
+        )
+    scales = {group: optax.scale(config.lr_scale.get(group, 1.0)) for group in set(groups.values())}
+    return optax.chain(
+        optax.clip_by_global_norm(config.clip_norm),
+        optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps),
+        optax.add_decayed_weights(
+            config.weight_decay, mask={path: rule.decay for path, rule in trained.items()}
+        ),
+        optax.partition(scales, groups),
+        optax.scale_by_learning_rate(schedule(config)),
+    )

@@ -1,0 +1,60 @@
+# Sourced by the other scripts: makes or reuses .venv/ of this checkout and keeps its packages up to date.
+# Defines ROOT (the checkout), VENV (its environment) and `install EXTRAS [PACKAGE...]`.
+
+ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+VENV="$ROOT/.venv"
+
+say() { printf '%s\n' "$*" >&2; }
+
+is_new_enough() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; }
+
+# The first Python of at least 3.11: $PYTHON if set, else what the PATH offers.
+find_python() {
+  local candidate candidates=(python3 python3.13 python3.12 python3.11)
+  if [[ -n "${PYTHON:-}" ]]; then
+    candidates=("$PYTHON")
+  fi
+  for candidate in "${candidates[@]}"; do
+    if is_new_enough "$candidate"; then
+      printf '%s\n' "$candidate"
+      return
+    fi
+  done
+  say "error: needs Python 3.11 or newer; found $("${candidates[0]}" --version 2>&1 || true)." \
+    "Install one, or name it: PYTHON=/path/to/python3.12 bash $0"
+  return 2
+}
+
+make_venv() {
+  is_new_enough "$VENV/bin/python" && "$VENV/bin/python" -m pip --version >/dev/null 2>&1 && return
+  local python
+  python="$(find_python)"
+  say "Making $VENV with $("$python" --version) ..."
+  "$python" -m venv --clear "$VENV" || {
+    say "error: $python cannot make virtual environments; install its venv module (Debian: python3-venv)."
+    return 2
+  }
+}
+
+# install EXTRAS [PACKAGE...]: the packages, in this order, then this checkout with EXTRAS ("" or "[test]").
+# A stamp holds what the last complete installation was made from, so that a rerun starts at once.
+install() {
+  local extras="$1" stamp wanted
+  shift
+  make_venv
+  stamp="$VENV/.installed$extras"
+  wanted="$("$VENV/bin/python" -c '
+import hashlib, sys
+print(sys.version, hashlib.sha256(open(sys.argv[1], "rb").read()).hexdigest())' "$ROOT/setup.py")"
+  if [[ -x "$VENV/bin/earthgpt" && -f "$stamp" && "$(<"$stamp")" == "$wanted" ]]; then
+    return
+  fi
+  say "Installing into $VENV (once; takes a few minutes) ..."
+  local package
+  for package in "$@"; do
+    "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check "$package"
+  done
+  "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --editable "$ROOT$extras"
+  printf '%s\n' "$wanted" >"$stamp"
+  printf '%s\n' "$wanted" >"$VENV/.installed" # any set of extras includes the package itself
+}

@@ -1,0 +1,120 @@
+"""Build of the `earthgpt-jax` package: dependencies, extras, console script, files that travel along."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
+
+ROOT = Path(__file__).resolve().parent
+SHARED_FOLDERS = ("configs", "data")
+
+# Ranges stop before the next release that may break: minor for 0.x packages, major for the others.
+REQUIRES = [
+    "absl-py>=2.3,<3",
+    "array_record>=0.8.3,<0.9",
+    "flax>=0.12.8,<0.13",
+    "grain>=0.2.18,<0.3",
+    "jax>=0.10.2,<0.11",
+    "jinja2>=3.1,<4",
+    "matplotlib>=3.9,<4",
+    "ml_collections>=1.1,<2",
+    "ml_dtypes>=0.5.3,<0.7",
+    "numpy>=2.1,<3",
+    "optax>=0.2.8,<0.3",
+    "orbax-checkpoint>=0.12.8,<0.13",
+    "pillow>=11,<13",
+    "pycocoevalcap>=1.2,<2",
+    "pyyaml>=6,<7",
+    "safetensors>=0.8,<0.9",
+    "scipy>=1.14,<2",
+    "sentencepiece>=0.2.1,<0.3",
+    "shapely>=2.1,<3",
+    "tensorboardX>=2.6.4,<3",
+    "tensorflow-datasets>=4.9.10,<4.10",
+    "tqdm>=4.66,<5",
+]
+
+EXTRAS = {
+    "tpu": ["jax[tpu]>=0.10.2,<0.11"],
+    "cuda": ["jax[cuda12]>=0.10.2,<0.11"],
+    # Reading and writing PyTorch-side checkpoints; the rest of the package never imports torch.
+    "convert": ["torch>=2.8,<3", "transformers>=5.17,<6"],
+    # Building datasets on a Beam runner instead of in one process.
+    "beam": ["apache-beam>=2.70,<3"],
+    # Compiling for TPUs on a machine without one; the release that belongs to this jax.
+    "aot": ["libtpu>=0.0.42,<0.0.43"],
+    "test": [
+        "hypothesis>=6.130,<7",
+        "mypy>=2.4,<3",
+        "pytest>=9,<10",
+        "pytest-xdist>=3.8,<4",
+        "ruff>=0.17.6,<0.18",
+        "setuptools>=77",
+        "torch==2.13.0",
+        "transformers>=5.17,<6",
+    ],
+}
+
+
+class BuildWithShared(build_py):
+    """Puts `configs/` and `data/` into the package as `_share/`, so that a wheel works on its own.
+
+    A developer install does not need them there: it reads them from the checkout.
+    """
+
+    def run(self) -> None:
+        super().run()
+        if self.editable_mode:
+            return
+        for folder in SHARED_FOLDERS:
+            target = Path(self.build_lib, "earthgpt_jax", "_share", folder)
+            shutil.rmtree(target, ignore_errors=True)  # an earlier build may have left files gone since
+            shutil.copytree(ROOT / folder, target, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
+
+
+def version() -> str:
+    source = (ROOT / "earthgpt_jax" / "__init__.py").read_text(encoding="utf-8")
+    found = re.search(r'^__version__ = "([^"]+)"$', source, flags=re.MULTILINE)
+    if found is None:
+        raise RuntimeError('earthgpt_jax/__init__.py: expected a line __version__ = "..."')
+    return found[1]
+
+
+setup(
+    name="earthgpt-jax",
+    version=version(),
+    description="EarthGPT in JAX: a multimodal LLM for optical, SAR and infrared remote sensing",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11",
+    packages=find_packages(include=["earthgpt_jax", "earthgpt_jax.*"]),
+    package_data={
+        "earthgpt_jax": [
+            "py.typed",
+            "assets/**/*",
+            "**/*.html",
+            "**/*.j2",
+            "**/*.jinja",
+            "**/*.css",
+            "**/*.js",
+        ]
+    },
+    include_package_data=False,
+    install_requires=REQUIRES,
+    extras_require=EXTRAS,
+    entry_points={"console_scripts": ["earthgpt = earthgpt_jax.cli.main:main"]},
+    cmdclass={"build_py": BuildWithShared},
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Topic :: Scientific/Engineering :: GIS",
+    ],
+)

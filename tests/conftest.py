@@ -1,0 +1,74 @@
+"""What every test finds: eight CPU devices, a compilation cache, the folders of real and of golden data."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+DEVICES = 8
+
+
+def _prepare_environment() -> None:
+    """Must have happened before anything imports jax, numpy or torch; child processes inherit it."""
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    flag = "--xla_force_host_platform_device_count"
+    kept = [word for word in os.environ.get("XLA_FLAGS", "").split() if not word.startswith(flag)]
+    os.environ["XLA_FLAGS"] = " ".join([*kept, f"{flag}={DEVICES}"])
+
+    # Most of the suite's time is compilation, and the programs are the same from run to run.
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+
+    # Each xdist worker takes its share of the cores; otherwise every one starts a thread a core.
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    threads = str(max(1, (os.cpu_count() or 1) // workers))
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NPROC"):  # NPROC: XLA's
+        os.environ.setdefault(name, threads)
+
+    # libtpu allows one process at a time unless told that these only compile.
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "true")
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("MPLBACKEND", "agg")
+
+
+_prepare_environment()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    from absl import flags
+
+    if not flags.FLAGS.is_parsed():  # Grain's worker processes read absl flags
+        flags.FLAGS.mark_as_parsed()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for marker, package in (("torch", "torch"), ("tpu_compile", "libtpu")):
+        if importlib.util.find_spec(package) is None:
+            skip = pytest.mark.skip(reason=f"{package} is not installed")
+            for item in items:
+                if item.get_closest_marker(marker):
+                    item.add_marker(skip)
+
+
+def _folder(variable: str, default: Path) -> Path:
+    folder = Path(os.environ.get(variable, default))
+    if not folder.is_dir():
+        pytest.skip(f"no {folder}; set {variable} to use another folder")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def realdata() -> Path:
+    """Samples of public datasets in their native formats; not part of this repository."""
+    return _folder("EARTHGPT_REALDATA", ROOT.parent / "shared" / "realdata")
+
+
+@pytest.fixture(scope="session")
+def goldens() -> Path:
+    """Arrays computed by the PyTorch code of upstream projects; not part of this repository."""
+    return _folder("EARTHGPT_GOLDENS", ROOT.parent / "shared" / "goldens")
