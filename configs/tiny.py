@@ -22,7 +22,7 @@ def get_config(stage: str = "align") -> ConfigDict:
 
     config.data = ConfigDict()
     config.data.source = "data/synthetic"
-    config.data.tokens_per_row = 256
+    config.data.tokens_per_row = 320
     config.data.batch_size = 16
     config.data.max_questions = 8  # independent questions that share their image in a row
     config.data.decimals = 2  # 0.01 of 128 px: a 16-px object keeps an IoU ceiling above 0.8
@@ -43,7 +43,7 @@ def get_config(stage: str = "align") -> ConfigDict:
     config.optim = ConfigDict()
     config.optim.steps = 400
     config.optim.warmup_steps = 20
-    config.optim.peak_lr = 1e-3 if stage == "align" else 5e-3  # adapters are few and want far more
+    config.optim.peak_lr = 2e-3 if stage == "align" else 5e-3  # adapters are few and want far more
     config.optim.clip_norm = 1.0
     config.optim.weight_decay = 0.01
 

@@ -471,9 +471,9 @@ def _value(hint: Any, value: Any, path: str, errors: list[str]) -> Any:
             return None
     elif hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
         return float(value)
-    elif hint is int and isinstance(value, int) and not isinstance(value, bool):
-        return value
-    elif hint in (str, bool) and isinstance(value, hint):
+    elif (hint is int and isinstance(value, int) and not isinstance(value, bool)) or (
+        hint in (str, bool) and isinstance(value, hint)
+    ):
         return value
     errors.append(f"{path}: expected {_name(hint)}, got {value!r} ({type(value).__name__})")
     return None

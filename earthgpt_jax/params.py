@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import ml_dtypes
@@ -28,7 +28,7 @@ def flatten(state: nnx.State) -> Params:
     return {"/".join(map(str, path)): variable.get_value() for path, variable in nnx.to_flat_state(state)}
 
 
-def merge_module(graphdef: nnx.GraphDef, params: Mapping[str, jax.Array]) -> nnx.Module:
+def merge_module(graphdef: nnx.GraphDef, params: Mapping[str, jax.Array]) -> Any:
     """The module that `graphdef` describes, holding `params`; the inverse of `split_module`."""
     return nnx.merge(graphdef, nnx.from_flat_state([(_key(p), nnx.Param(v)) for p, v in params.items()]))
 

@@ -16,24 +16,41 @@ Every step is skipped where its result exists, and all of them are seeded:
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import functools
 import multiprocessing
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import grain
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import optax
 from flax import nnx
 from tqdm import tqdm
 
 from earthgpt_jax import params as params_lib
-from earthgpt_jax.config import Config, load
+from earthgpt_jax.config import AdapterConfig, Config, DType, load
+from earthgpt_jax.geometry import BoxKind, Square, format_boxes
+from earthgpt_jax.input.batch import TEXT_SLOT
+from earthgpt_jax.input.conversation import conversation
 from earthgpt_jax.input.images import load_square
+from earthgpt_jax.input.pipeline import draw
+from earthgpt_jax.input.questions import KINDS, Grammar, ask, candidates
+from earthgpt_jax.input.rows import build_row
+from earthgpt_jax.input.tokenizer import Tokenizer, train_tokenizer
+from earthgpt_jax.mmrs.record import Record
+from earthgpt_jax.mmrs.store import write
 from earthgpt_jax.mmrs.synthetic import SyntheticSource
-from earthgpt_jax.models import earthgpt
+from earthgpt_jax.models import earthgpt, io
 from earthgpt_jax.models.earthgpt import EarthGPT
 from earthgpt_jax.models.layers import LayerNorm, Linear
+from earthgpt_jax.models.llama import Llama
+from earthgpt_jax.ops.attention import visible
+from earthgpt_jax.ops.losses import next_token_loss
+from earthgpt_jax.training.loop import input_spec, train
 
 GRID = 8
 COORDINATES = 12  # HBB x0,y0,x1,y1 and the four corners of the OBB
@@ -57,7 +74,10 @@ def render(workdir: Path, *, count: int) -> dict[str, np.ndarray]:
                 rows.append((load_square(record.image, 128), *cells, np.array(scene), np.array(counts)))
         names = ("images", "classes", "coordinates", "scene", "counts")
         workdir.mkdir(parents=True, exist_ok=True)
-        np.savez(path, **{name: np.stack(column) for name, column in zip(names, zip(*rows, strict=True), strict=True)})
+        np.savez(
+            path,
+            **{name: np.stack(column) for name, column in zip(names, zip(*rows, strict=True), strict=True)},
+        )
     return dict(np.load(path))
 
 
@@ -87,7 +107,7 @@ class DenseHead(nnx.Module):
     """Linear read-outs of one encoder: what the LLM can later pick up with a linear projector."""
 
     def __init__(self, dim: int, *, classes: int, scenes: int, rngs: nnx.Rngs):
-        make = functools.partial(Linear, dim, rngs=rngs, dtype="float32")
+        make = functools.partial(Linear, dim, rngs=rngs, dtype=DType.FLOAT32)
         self.norm = LayerNorm(dim, eps=1e-6)
         self.classes = make(1 + classes)
         self.coordinates = make(COORDINATES)
@@ -145,7 +165,15 @@ def dense_loss(out: dict[str, jax.Array], batch: dict[str, jax.Array]) -> tuple[
         "sensor": cross(out["sensor"], batch["scene"][:, 1]).mean(),
         "counts": cross(out["counts"], batch["counts"]).mean(),
     }
-    weights = {"class": 3.0, "box": 5.0, "tens": 1.0, "units": 0.5, "scene": 0.5, "sensor": 0.1, "counts": 1.0}
+    weights = {
+        "class": 3.0,
+        "box": 5.0,
+        "tens": 1.0,
+        "units": 0.5,
+        "scene": 0.5,
+        "sensor": 0.1,
+        "counts": 1.0,
+    }
     metrics = parts | {
         "scene_acc": (out["scene"].argmax(-1) == batch["scene"][:, 0]).mean(),
         "class_acc": ((out["classes"].argmax(-1) == classes) * inside).sum() / positives,
@@ -153,24 +181,40 @@ def dense_loss(out: dict[str, jax.Array], batch: dict[str, jax.Array]) -> tuple[
     return sum(weights[name] * part for name, part in parts.items()), metrics
 
 
-def encoders(workdir: Path, config: Config, *, count: int, steps: int, batch_size: int = 32) -> Path:
+def encoders(workdir: Path, config: Config, *, count: int, rounds: Sequence[int], batch_size: int = 32) -> Path:
+    """Both encoders, in rounds: each one is a warm restart of the learning rate from the round before."""
     path = workdir / "encoders.npz"
     if path.exists():
         return path
     data = render(workdir, count=count)
-    held = 256
     module = Pretext(
-        config, classes=data["counts"].shape[1], scenes=int(data["scene"][:, 0].max()) + 1, rngs=nnx.Rngs(params=0)
+        config,
+        classes=data["counts"].shape[1],
+        scenes=int(data["scene"][:, 0].max()) + 1,
+        rngs=nnx.Rngs(params=0),
     )
     graphdef, params = params_lib.split_module(module)
+    for number, steps in enumerate(rounds):
+        saved = workdir / f"encoders_{number}.npz"
+        if saved.exists():
+            params = {key: jnp.asarray(value) for key, value in np.load(saved).items()}
+            continue
+        params = _encoder_round(graphdef, params, data, steps=steps, batch_size=batch_size, seed=number)
+        np.savez(saved, **io.as_numpy(params))  # type: ignore[arg-type]
+    np.savez(path, **{k: np.asarray(v) for k, v in params.items() if k.startswith(("vit/", "convnext/"))})  # type: ignore[arg-type]
+    return path
+
+
+def _encoder_round(graphdef, params, data: dict[str, np.ndarray], *, steps: int, batch_size: int, seed: int):
+    held, count = 256, len(data["images"])
     rate = optax.warmup_cosine_decay_schedule(0.0, 2e-3, 200, steps)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate, b2=0.98, weight_decay=0.02))
     state = optimizer.init(params)
 
     def loss(params, batch):
         results = [dense_loss(out, batch) for out in params_lib.merge_module(graphdef, params)(batch["images"])]
-        metrics = {f"{n}.{k}": v for n, (_, m) in zip(("vit", "cnn", "both"), results, strict=True) for k, v in m.items()}
-        return sum(value for value, _ in results), metrics
+        named = zip(("vit", "cnn", "both"), results, strict=True)
+        return sum(value for value, _ in results), {f"{n}.{k}": v for n, (_, m) in named for k, v in m.items()}
 
     @functools.partial(jax.jit, donate_argnums=(0, 1))
     def update(params, state, batch):
@@ -179,37 +223,208 @@ def encoders(workdir: Path, config: Config, *, count: int, steps: int, batch_siz
         return optax.apply_updates(params, updates), state, metrics
 
     evaluate = jax.jit(lambda params, batch: loss(params, batch)[1])
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     order = np.concatenate([rng.permutation(count - held) for _ in range(1 + steps * batch_size // (count - held))])
-    bar = tqdm(range(steps), desc="encoders")
+    shown = ("vit.scene_acc", "vit.box", "cnn.scene_acc", "cnn.box", "both.scene_acc", "both.class_acc",
+             "both.box", "both.tens", "both.units", "both.class")  # fmt: skip
+    bar = tqdm(range(steps), desc=f"encoders, round {seed}", mininterval=5)
     for step in bar:
         rows = order[step * batch_size : (step + 1) * batch_size]
-        params, state, metrics = update(params, state, {name: value[rows] for name, value in data.items()})
-        if (step + 1) % 100 == 0:
+        params, state, _ = update(params, state, {name: value[rows] for name, value in data.items()})
+        if (step + 1) % 200 == 0:
             test = [
                 evaluate(params, {name: value[i : i + 64] for name, value in data.items()})
                 for i in range(count - held, count, 64)
             ]
-            shown = ("vit.scene_acc", "vit.box", "cnn.scene_acc", "cnn.box", "both.scene_acc", "both.class_acc",
-                     "both.box", "both.tens", "both.units", "both.class")  # fmt: skip
             bar.write(f"{step + 1} " + " ".join(f"{k}={np.mean([float(m[k]) for m in test]):.3f}" for k in shown))
-            np.savez(workdir / "encoders_partial.npz", **{k: np.asarray(v) for k, v in params.items()})
-    np.savez(path, **{k: np.asarray(v) for k, v in params.items() if k.startswith(("vit/", "convnext/"))})
+    return params
+
+
+# ------------------------------------------------------------------------------------- tokenizer, texts
+def texts(records: Sequence[Record], grammar: Grammar) -> Iterator[str]:
+    """Every wording of every question about the records, as dialogues."""
+    template = conversation("plain")
+    for number, record in enumerate(records):
+        rng = np.random.default_rng(number)
+        for kind in KINDS:
+            for index in candidates(record, kind):
+                question = ask(record, kind, index, grammar=grammar, rng=rng)
+                yield template.dialogue([(question.text, question.answer)])[0]
+
+
+def tokenizer(workdir: Path, config: Config) -> Path:
+    path = workdir / "tokenizer.model"
+    if not path.exists():
+        source = SyntheticSource("train", 400)
+        grammar = Grammar(decimals=config.data.decimals)
+        train_tokenizer(
+            texts([source[i] for i in range(400)], grammar), vocab_size=config.model.llm.vocab_size, path=path
+        )
     return path
+
+
+# ------------------------------------------------------------------------------------------------- llm
+TEXT_KINDS = {
+    BoxKind.HBB: {"classification": 1, "caption": 1, "vqa": 3, "region_caption": 1, "grounding": 2, "hbb": 1.5,
+                  "grounded_caption": 1},
+    BoxKind.OBB: {"classification": 0.5, "caption": 0.5, "vqa": 1, "obb": 2, "grounded_caption_obb": 2},
+}  # fmt: skip
+
+
+def scene_text(record: Record, kind: BoxKind, decimals: int, rng: np.random.Generator) -> str:
+    """What is in a scene, object by object in random order: what a reader of the text knows of it."""
+    square = Square(record.width, record.height)
+    items = [
+        f" {item.label} {format_boxes([item.polygon], square=square, decimals=decimals, kind=kind)}"
+        for item in (record.objects[i] for i in rng.permutation(len(record.objects)))
+    ]
+    return f"{record.sensor.value} {record.label}:" + ";".join(items)
+
+
+def text_rows(number: int, *, source: Sequence[Record], config: Config, tokens: Tokenizer, length: int):
+    """Row `number` of the text corpus: a scene as text, then independent questions about it."""
+    rng = np.random.default_rng((7, number))
+    record = source[int(rng.integers(len(source)))]
+    kind = BoxKind.OBB if number % 3 == 0 else BoxKind.HBB
+    template = conversation(config.data.conversation)
+    scene = scene_text(record, kind, config.data.decimals, rng)
+    ids = np.array([tokens.bos_id, *tokens.encode(scene), *tokens.encode(template.prefix)], np.int32)
+    spec = dataclasses.replace(input_spec(config), task_weights=TEXT_KINDS[kind])
+    row = build_row(
+        draw(record, spec=spec, rng=rng),
+        prefix=(ids, np.full_like(ids, TEXT_SLOT)),
+        tokenizer=tokens,
+        conversation=template,
+        tokens_per_row=length,
+    )
+    # A language model reads everything: the scene's own words are worth something, answers most.
+    weights = np.where((row.segments > 0) & (row.loss_weights == 0), 0.1, row.loss_weights)
+    return row.tokens, row.positions, row.segments, row.branches, weights.astype(np.float32)
+
+
+def llm(
+    workdir: Path, config: Config, *, steps: int, batch_size: int = 16, length: int = 384, count: int = 3000
+) -> Path:
+    path = workdir / "llm.npz"
+    if path.exists():
+        return path
+    tokens = Tokenizer(tokenizer(workdir, config))
+    module = Llama(config.model.llm, adapter=AdapterConfig(), rngs=nnx.Rngs(params=1), dtype=config.model.dtype)
+    graphdef, params = params_lib.split_module(module)
+    rate = optax.warmup_cosine_decay_schedule(0.0, 3e-3, 100, steps)
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate, b2=0.98, weight_decay=0.01))
+    state = optimizer.init(params)
+
+    def loss(params, ids, positions, segments, branches, weights):
+        model = params_lib.merge_module(graphdef, params)
+        hidden, _ = model(model.embed_tokens(ids), positions=positions, mask=visible(segments, branches))
+        total, weight = next_token_loss(model.logits(hidden), ids, weights)
+        return total / weight
+
+    @functools.partial(jax.jit, donate_argnums=(0, 1))
+    def update(params, state, *batch):
+        value, gradients = jax.value_and_grad(loss)(params, *batch)
+        updates, state = optimizer.update(gradients, state, params)
+        return optax.apply_updates(params, updates), state, value
+
+    source = [SyntheticSource("train", count)[i] for i in tqdm(range(count), desc="scenes")]
+    row = functools.partial(text_rows, source=source, config=config, tokens=tokens, length=length)
+    rows = grain.MapDataset.range(2**31).map(row).batch(batch_size)
+    bar = tqdm(range(steps), desc="llm", mininterval=5)
+    for step, batch in zip(bar, rows.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4))):
+        params, state, value = update(params, state, *batch)
+        if step % 50 == 0:
+            bar.write(f"{step} loss {float(value):.4f}")
+            np.savez(workdir / "llm_partial.npz", **{k: np.asarray(v) for k, v in params.items()})  # type: ignore[arg-type]
+    np.savez(path, **{k: np.asarray(v) for k, v in params.items()})  # type: ignore[arg-type]
+    return path
+
+
+# ---------------------------------------------------------------------------------------------- stages
+def base(workdir: Path, config: Config, args: argparse.Namespace) -> Path:
+    """Puts `tiny-base` together: trained encoders and LLM, projector and image marks as initialised."""
+    path = workdir / "tiny-base"
+    if not path.exists():
+        _, params = earthgpt.init(config.model, seed=0)
+        arrays = io.as_numpy(params)
+        parts = {"": encoders(workdir, config, count=args.count, rounds=args.encoder_steps),
+                 "llm/": llm(workdir, config, steps=args.llm_steps)}  # fmt: skip
+        for prefix, file in parts.items():
+            loaded = {prefix + key: value for key, value in np.load(file).items()}
+            assert loaded.keys() <= arrays.keys()
+            arrays |= loaded
+        io.write(
+            path, _bfloat16(arrays), model=config.model, decimals=config.data.decimals,
+            conversation=config.data.conversation, tokenizer=tokenizer(workdir, config),
+            about={"recipe": "scripts/make_tiny.py", "stage": "base", "steps": 0, "source": "synthetic"},
+        )  # fmt: skip
+    return path
+
+
+def dataset(workdir: Path, *, count: int) -> Path:
+    """The training records as a dataset directory, rendered on all cores."""
+    path = workdir / f"data_{count}"
+    if not path.exists():
+        source = SyntheticSource("train", count)
+        with multiprocessing.get_context("spawn").Pool() as pool:
+            records = pool.imap(source.__getitem__, range(count), chunksize=64)
+            write({"train": tqdm(records, total=count, desc="records")}, out=path, name="synthetic")
+    return path
+
+
+def stage(workdir: Path, name: str, init: Path, overrides: Sequence[str]) -> Path:
+    """A stage of the recipe `tiny`, resumable; returns its model directory."""
+    config = load(f"tiny:{name}", [f"--config.init={init}", *overrides])
+    return train(config, workdir / name)
+
+
+def ship(source: Path, target: Path) -> None:
+    """Copies a model into the package, in bfloat16."""
+    model, arrays = io.read(source)
+    io.write(
+        target, _bfloat16(arrays), model=model.model, decimals=model.decimals, conversation=model.conversation,
+        tokenizer=model.tokenizer, about=model.about,
+    )  # fmt: skip
+
+
+def _bfloat16(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {path: np.asarray(value).astype(ml_dtypes.bfloat16) for path, value in arrays.items()}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("step", choices=["render", "encoders"])
+    parser.add_argument("step", choices=["tokenizer", "encoders", "llm", "data", "base", "align", "all"])
     parser.add_argument("--workdir", type=Path, default=Path("runs/make_tiny"))
-    parser.add_argument("--count", type=int, default=16000)
-    parser.add_argument("--steps", type=int, default=2500)
+    parser.add_argument("--out", type=Path, default=Path("earthgpt_jax/assets"))
+    parser.add_argument("--count", type=int, default=14000, help="training scenes")
+    parser.add_argument("--encoder-steps", type=int, nargs="+", default=[1600])
+    parser.add_argument("--llm-steps", type=int, default=900)
+    parser.add_argument("--align-steps", type=int, default=1600)
+    parser.add_argument("--instruct-steps", type=int, default=1400)
     args = parser.parse_args()
     config = load("tiny:align")
-    if args.step == "render":
-        render(args.workdir, count=args.count)
-    if args.step == "encoders":
-        encoders(args.workdir, config, count=args.count, steps=args.steps)
+    if args.step == "tokenizer":
+        tokenizer(args.workdir, config)
+    elif args.step == "encoders":
+        encoders(args.workdir, config, count=args.count, rounds=args.encoder_steps)
+    elif args.step == "llm":
+        llm(args.workdir, config, steps=args.llm_steps)
+    elif args.step == "data":
+        dataset(args.workdir, count=args.count)
+    else:
+        start = base(args.workdir, config, args)
+        ship(start, args.out / "tiny-base")
+        if args.step == "base":
+            return
+        data = dataset(args.workdir, count=args.count)
+        common = [f"--config.data.source={data}", "--config.checkpoint.every_steps=200"]
+        aligned = stage(args.workdir, "align", start, [*common, f"--config.optim.steps={args.align_steps}",
+                                                       "--config.optim.warmup_steps=100"])  # fmt: skip
+        if args.step == "align":
+            return
+        tuned = stage(args.workdir, "instruct", aligned, [*common, f"--config.optim.steps={args.instruct_steps}",
+                                                          "--config.optim.warmup_steps=100"])  # fmt: skip
+        ship(tuned, args.out / "tiny")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ def _prepare_environment() -> None:
 
     # Most of the suite's time is compilation, and the programs are the same from run to run.
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
     # Each xdist worker takes its share of the cores; otherwise every one starts a thread a core.

@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
     from PIL import Image, ImageDraw
 
     from earthgpt_jax.errors import EarthGPTError
-    from earthgpt_jax.geometry import Square, parse, rect_to_polygon
+    from earthgpt_jax.geometry import Square, parse
     from earthgpt_jax.inference.engine import Engine
     from earthgpt_jax.input.images import decode, load_square
     from earthgpt_jax.input.templates import default_question
@@ -50,8 +50,7 @@ def run(args: argparse.Namespace) -> int:
     parsed, square = parse(answer), Square(width, height)
     boxes = []
     for box in parsed.boxes:
-        corners = rect_to_polygon(*box.coords) if len(box.coords) == 4 else box.coords
-        pixels = [round(float(value), 2) for value in square.to_pixels(corners)]
+        pixels = [round(float(value), 2) for value in box.pixels(square)]
         boxes.append({"label": box.label, "kind": box.kind.value, "polygon": pixels})
     result = {"image": str(args.image), "width": width, "height": height, "boxes": boxes,
               "rejected": list(parsed.rejections), "answer": answer}  # fmt: skip
@@ -59,10 +58,10 @@ def run(args: argparse.Namespace) -> int:
     if args.draw:
         canvas = Image.fromarray(picture)
         pen = ImageDraw.Draw(canvas)
-        for box in boxes:
-            corners = list(zip(box["polygon"][::2], box["polygon"][1::2], strict=True))
+        for box in parsed.boxes:
+            corners = [(float(x), float(y)) for x, y in box.pixels(square).reshape(-1, 2)]
             pen.polygon(corners, outline=(255, 64, 64))
-            pen.text(corners[0], box["label"], fill=(255, 255, 0))
+            pen.text(corners[0], box.label, fill=(255, 255, 0))
         canvas.save(args.draw)
         print(f"drawn: {args.draw}", file=sys.stderr)
     return 0

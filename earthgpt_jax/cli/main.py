@@ -50,7 +50,7 @@ COMMANDS = (
     Command(
         "quickstart",
         "earthgpt_jax.cli.quickstart",
-        "the whole recipe on embedded data: both stages, evaluation, a report",
+        "the whole recipe on synthetic data, on a CPU, in minutes",
     ),
     Command("data", "earthgpt_jax.cli.data", "list, build, check, count and look at datasets"),
     Command("train", "earthgpt_jax.cli.train", "train a stage of a recipe; resumes by itself"),
@@ -173,9 +173,7 @@ def _split(
             overrides.append(word)
             continue
         if word.startswith("--") and option not in known:
-            raise EarthGPTError(
-                f"unknown option {option}{_nearest(option, known)} (see `{parser.prog} --help`)"
-            )
+            raise EarthGPTError(f"unknown option {option}{_nearest(option, known)} (see `{parser.prog} --help`)")
         words.append(word)
     return words, overrides
 
@@ -216,9 +214,7 @@ def _full_disk(error: BaseException) -> str:
         seen.add(id(cause))
         number = cause.errno if isinstance(cause, OSError) else None
         if number in (errno.ENOSPC, errno.EDQUOT) or os.strerror(errno.ENOSPC) in str(cause):
-            place = (
-                f" while writing {cause.filename}" if isinstance(cause, OSError) and cause.filename else ""
-            )
+            place = f" while writing {cause.filename}" if isinstance(cause, OSError) and cause.filename else ""
             return f"no space left on the disk{place}: free some and run the same command again"
         waiting += [cause.__cause__, cause.__context__]
         if isinstance(cause, BaseExceptionGroup):

@@ -11,8 +11,9 @@ from flax import nnx
 
 from earthgpt_jax import params as params_lib
 from earthgpt_jax.inference.generate import Prompts, Stop, generate
+from earthgpt_jax.input.batch import TEXT_SLOT
 from earthgpt_jax.input.conversation import conversation
-from earthgpt_jax.input.pipeline import prompt
+from earthgpt_jax.input.rows import prompt
 from earthgpt_jax.input.tokenizer import Tokenizer
 from earthgpt_jax.models import earthgpt, io
 from earthgpt_jax.params import Params
@@ -90,7 +91,7 @@ class Engine:
         index = [i if i < len(items) else 0 for i in range(self._batch_size)]
         prompts = Prompts(
             tokens=jnp.asarray(np.stack([_pad(rows[i][0], length, 0) for i in index])),
-            image_slots=jnp.asarray(np.stack([_pad(rows[i][1], length, earthgpt.TEXT_SLOT) for i in index])),
+            image_slots=jnp.asarray(np.stack([_pad(rows[i][1], length, TEXT_SLOT) for i in index])),
             lengths=jnp.asarray([len(rows[i][0]) for i in index], jnp.int32),
             images=jnp.asarray(np.stack([items[i][0] for i in index])),
         )

@@ -12,7 +12,7 @@ from flax import nnx
 
 from earthgpt_jax.config import ModelConfig
 from earthgpt_jax.models.earthgpt import EarthGPT
-from earthgpt_jax.models.llama import empty_cache
+from earthgpt_jax.models.llama import Cache, empty_cache
 from earthgpt_jax.params import Params, merge_module
 
 
@@ -44,12 +44,18 @@ class _Loop(NamedTuple):
     token: jax.Array
     done: jax.Array
     output: jax.Array
-    cache: tuple
+    cache: Cache | None
 
 
 @functools.partial(jax.jit, static_argnames=("graphdef", "config", "max_new_tokens", "stop"))
 def generate(
-    graphdef: nnx.GraphDef, params: Params, prompts: Prompts, *, config: ModelConfig, max_new_tokens: int, stop: Stop
+    graphdef: nnx.GraphDef,
+    params: Params,
+    prompts: Prompts,
+    *,
+    config: ModelConfig,
+    max_new_tokens: int,
+    stop: Stop,
 ) -> jax.Array:
     """Greedy continuations, i32[B, max_new_tokens]; 0 after the end of each.
 
@@ -60,14 +66,17 @@ def generate(
     rows, length = prompts.tokens.shape
     slots = length + max_new_tokens
     slot = jnp.arange(slots)
-    cache = empty_cache(config.llm, batch=rows, slots=slots, dtype=config.dtype)
+    cache: Cache | None = empty_cache(config.llm, batch=rows, slots=slots, dtype=config.dtype)
 
     # Prefill: a prompt token sees the prompt up to itself. Padding beyond a row's length is never seen.
     visual = model.perceive(model.encode(prompts.images))
     positions = jnp.broadcast_to(jnp.arange(length), (rows, length))
     causal = jnp.broadcast_to(slot[None, None, :] <= positions[..., None], (rows, length, slots))
     hidden, cache = model.llm(
-        model.embed(prompts.tokens, prompts.image_slots, visual), positions=positions, mask=causal, cache=cache
+        model.embed(prompts.tokens, prompts.image_slots, visual),
+        positions=positions,
+        mask=causal,
+        cache=cache,
     )
     last = jnp.take_along_axis(hidden, (prompts.lengths - 1)[:, None, None], axis=1)
     first = jnp.argmax(model.llm.logits(last)[:, 0], axis=-1).astype(jnp.int32)

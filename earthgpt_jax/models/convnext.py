@@ -43,9 +43,7 @@ class Block(nnx.Module):
 class Stage(nnx.Module):
     """`in_dim` is None for the first stage, which follows the stem and does not downsample."""
 
-    def __init__(
-        self, in_dim: int | None, dim: int, *, depth: int, eps: float, rngs: nnx.Rngs, dtype: DType
-    ):
+    def __init__(self, in_dim: int | None, dim: int, *, depth: int, eps: float, rngs: nnx.Rngs, dtype: DType):
         if in_dim is not None:
             self.down_norm = LayerNorm(in_dim, eps=eps)
             self.down = Patchify(in_dim, dim, size=2, rngs=rngs, dtype=dtype)

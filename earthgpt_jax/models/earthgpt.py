@@ -10,6 +10,7 @@ import numpy as np
 from flax import nnx
 
 from earthgpt_jax.config import ModelConfig
+from earthgpt_jax.input.batch import END_SLOT, START_SLOT
 from earthgpt_jax.models.convnext import ConvNeXt
 from earthgpt_jax.models.llama import Llama
 from earthgpt_jax.models.perception import Perception, Projector
@@ -19,9 +20,6 @@ from earthgpt_jax.params import Params, split_module
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-# Values of `image_slots` that are not an index into the row's visual tokens.
-TEXT_SLOT, START_SLOT, END_SLOT = -1, -2, -3
 
 
 class Features(NamedTuple):
@@ -100,4 +98,5 @@ def init(config: ModelConfig, *, seed: int = 0) -> tuple[nnx.GraphDef, Params]:
 
 def abstract(config: ModelConfig) -> tuple[nnx.GraphDef, dict[str, jax.ShapeDtypeStruct]]:
     """A model's structure and the shapes of its parameters, without any array."""
-    return split_module(nnx.eval_shape(lambda: EarthGPT(config, rngs=nnx.Rngs(params=0))))
+    graphdef, shapes = split_module(nnx.eval_shape(lambda: EarthGPT(config, rngs=nnx.Rngs(params=0))))
+    return graphdef, dict(shapes)  # type: ignore[arg-type]  # eval_shape put ShapeDtypeStructs in

@@ -100,6 +100,7 @@ def write(
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     save_file({key: np.ascontiguousarray(arrays[key]) for key in sorted(arrays)}, partial / "model.safetensors")
+    (partial / "model.safetensors").chmod(0o644)  # the library makes it private; a package must be readable
     values = {"model": to_dict(model), "decimals": decimals, "conversation": conversation, "about": about}
     (partial / "config.json").write_text(json.dumps(values, indent=1) + "\n")
     shutil.copyfile(tokenizer, partial / "tokenizer.model")

@@ -30,13 +30,26 @@ class _Linears(nnx.Module):
     """What attention and MLP share: linears that carry an adapter where the config targets them."""
 
     def _linear(
-        self, name: str, in_dim: int, out_dim: int, *, rngs: nnx.Rngs, dtype: DType, bias: bool, adapter: AdapterConfig
+        self,
+        name: str,
+        in_dim: int,
+        out_dim: int,
+        *,
+        rngs: nnx.Rngs,
+        dtype: DType,
+        bias: bool,
+        adapter: AdapterConfig,
     ) -> Linear:
         chosen = adapter if name in adapter.targets else None
         return Linear(in_dim, out_dim, rngs=rngs, dtype=dtype, use_bias=bias, adapter=chosen)
 
 
 class Attention(_Linears):
+    q: Linear
+    k: Linear
+    v: Linear
+    o: Linear
+
     def __init__(self, config: LlamaConfig, *, adapter: AdapterConfig, rngs: nnx.Rngs, dtype: DType):
         queries, keys = config.heads * config.head_dim, config.kv_heads * config.head_dim
         for name, in_dim, out_dim in (
@@ -71,6 +84,10 @@ class Attention(_Linears):
 
 
 class Mlp(_Linears):
+    gate: Linear
+    up: Linear
+    down: Linear
+
     def __init__(self, config: LlamaConfig, *, adapter: AdapterConfig, rngs: nnx.Rngs, dtype: DType):
         for name, in_dim, out_dim in (
             ("gate", config.dim, config.ffn_dim),

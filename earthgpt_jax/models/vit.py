@@ -85,7 +85,11 @@ class ViT(nnx.Module):
         Returns:
             One [B, 1 + G*G, D] a tap, CLS first, patches row by row.
         """
-        batch, side, patch = images.shape[0], images.shape[1] // self.config.patch_size, self.config.patch_size
+        batch, side, patch = (
+            images.shape[0],
+            images.shape[1] // self.config.patch_size,
+            self.config.patch_size,
+        )
         x = images.reshape(batch, side, patch, side, patch, 3).transpose(0, 1, 3, 2, 4, 5)
         x = self.patch(x.reshape(batch, side * side, -1))  # B P D
         cls = jnp.broadcast_to(self.cls[...].astype(x.dtype), (batch, 1, x.shape[-1]))

@@ -6,9 +6,7 @@ import jax
 import jax.numpy as jnp
 
 
-def next_token_loss(
-    logits: jax.Array, tokens: jax.Array, loss_weights: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+def next_token_loss(logits: jax.Array, tokens: jax.Array, loss_weights: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Weighted sum of next-token cross-entropies (nats) and the sum of weights, both f32[].
 
     Sums, not means: the caller divides once over all microbatches and hosts, so that every

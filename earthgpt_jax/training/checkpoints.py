@@ -46,7 +46,8 @@ class Checkpoints:
         """
         with _explained(self._where):
             self._manager.save(
-                step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), extra=ocp.args.JsonSave(extra))
+                step,
+                args=ocp.args.Composite(state=ocp.args.StandardSave(state), extra=ocp.args.JsonSave(extra)),
             )
 
     def restore(self, step: int, like: State) -> tuple[State, dict[str, Any]]:
@@ -54,7 +55,8 @@ class Checkpoints:
         target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
         try:
             restored = self._manager.restore(
-                step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target), extra=ocp.args.JsonRestore())
+                step,
+                args=ocp.args.Composite(state=ocp.args.StandardRestore(target), extra=ocp.args.JsonRestore()),
             )
         except (ValueError, KeyError, TypeError) as error:
             raise EarthGPTError(

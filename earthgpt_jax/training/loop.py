@@ -66,7 +66,7 @@ def train(config: Config, workdir: Path) -> Path:
     first = int(state.step)
     _truncate_metrics(workdir, first)
 
-    batches = train_iterator(source, spec=_input_spec(config), tokenizer=tokenizer, start_step=first)
+    batches = train_iterator(source, spec=input_spec(config), tokenizer=tokenizer, start_step=first)
     with contextlib.ExitStack() as stack:
         stack.callback(checkpoints.close)
         log = stack.enter_context(_Log(config, workdir, first))
@@ -89,9 +89,9 @@ def train(config: Config, workdir: Path) -> Path:
             "recipe": config.recipe,
             "stage": config.stage.value,
             "steps": config.optim.steps,
-            "source": config.data.source,
+            "source": source.name,
             "data": source.fingerprint,
-            "parent": parent.about | {"init": str(config.init)},
+            "parent": parent.about,
         },
     )
     return finished
@@ -102,7 +102,8 @@ def device_batch(batch: Batch) -> DeviceBatch:
     return DeviceBatch(*(jnp.asarray(getattr(batch, name)) for name in DeviceBatch._fields))
 
 
-def _input_spec(config: Config) -> InputSpec:
+def input_spec(config: Config) -> InputSpec:
+    """What the input pipeline needs to know of a recipe."""
     data = config.data
     return InputSpec(
         tokens_per_row=data.tokens_per_row,
@@ -115,6 +116,12 @@ def _input_spec(config: Config) -> InputSpec:
         conversation=data.conversation,
         seed=config.seed,
     )
+
+
+def read_losses(workdir: Path) -> list[tuple[int, float]]:
+    """`(step, loss)` of every step of a run so far."""
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    return [(values["step"], values["loss"]) for values in map(json.loads, lines)]
 
 
 def _claim(config: Config, workdir: Path) -> None:
@@ -189,7 +196,12 @@ class _Log:
                 f"step {step}: the loss is {values['loss']}; lower optim.peak_lr, or look at the batch: "
                 + ", ".join(batch.ids[:4])
             )
-        line = {"step": step + 1, **values, "lr": float(self._schedule(jnp.asarray(step))), "ids": list(batch.ids)}
+        line = {
+            "step": step + 1,
+            **values,
+            "lr": float(self._schedule(jnp.asarray(step))),
+            "ids": list(batch.ids),
+        }
         self._file.write(json.dumps(line) + "\n")
         self._tokens += int(values["tokens"])
         self._bar.update()

@@ -43,9 +43,7 @@ def optimizer(config: OptimConfig, trained: Mapping[str, Trained]) -> optax.Grad
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
         optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps),
-        optax.add_decayed_weights(
-            config.weight_decay, mask={path: rule.decay for path, rule in trained.items()}
-        ),
+        optax.add_decayed_weights(config.weight_decay, mask={path: rule.decay for path, rule in trained.items()}),
         optax.partition(scales, groups),
         optax.scale_by_learning_rate(schedule(config)),
     )

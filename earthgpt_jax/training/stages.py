@@ -17,8 +17,6 @@ class Trained:
     decay: bool
 
 
-
-
 def table(config: Config) -> list[tuple[str, Trained | None]]:
     """`(regex, Trained or None for frozen)` rows that fit the parameters of `config` exactly."""
     return _TABLES[config.stage](config) + _frozen(config)

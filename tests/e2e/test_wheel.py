@@ -102,9 +102,7 @@ def test_wheel_holds_code_configs_data_and_assets(wheel: Path):
         expected = {f"earthgpt_jax/_share/{folder}/{name}" for name in _files(ROOT / folder)}
         assert expected, f"{folder}/ is empty"
         assert expected - names == set()
-    code = {
-        f"earthgpt_jax/{name}" for name in _files(ROOT / "earthgpt_jax") if not name.startswith("_share/")
-    }
+    code = {f"earthgpt_jax/{name}" for name in _files(ROOT / "earthgpt_jax") if not name.startswith("_share/")}
     assert code - names == set()
     assert not [name for name in names if name.startswith(("tests/", "scripts/", "configs/", "data/"))]
     assert any(name.endswith("licenses/LICENSE") for name in names)
@@ -134,9 +132,7 @@ print(json.dumps({
 """
 
 
-def test_recipes_cards_and_models_are_read_from_the_wheel(
-    installed: Path, outside: dict[str, str], tmp_path: Path
-):
+def test_recipes_cards_and_models_are_read_from_the_wheel(installed: Path, outside: dict[str, str], tmp_path: Path):
     found = json.loads(_run(installed / "python", "-c", READS, cwd=tmp_path, env=outside))
     environment = installed.parent.resolve()
     assert Path(found["package"]).resolve().is_relative_to(environment)

@@ -64,9 +64,7 @@ def _hub_vit(weights: dict, config: ViTConfig) -> dict:
 def _load(module: nnx.Module, weights: dict) -> nnx.Module:
     graphdef, expected = params_lib.split_module(module)
     params_lib.check_same_shapes(expected, weights, where="golden")
-    return params_lib.merge_module(
-        graphdef, {path: jax.numpy.asarray(value) for path, value in weights.items()}
-    )
+    return params_lib.merge_module(graphdef, {path: jax.numpy.asarray(value) for path, value in weights.items()})
 
 
 @pytest.mark.golden
@@ -87,7 +85,7 @@ def test_dinov2_taps_match_the_hub_code(goldens, name):
         vit = _load(ViT(config, rngs=nnx.Rngs(0), dtype=DType.FLOAT32), _hub_vit(weights, config))
         key = f"{height}x{width}"
         images = arrays[f"{key}/input"].transpose(0, 2, 3, 1)
-        outputs = vit(images, taps=tuple(meta["taps"]))
+        outputs = nnx.jit(vit.__class__.__call__, static_argnames="taps")(vit, images, taps=tuple(meta["taps"]))
         for tap, output in zip(meta["taps"], outputs, strict=True):
             np.testing.assert_allclose(output[:, 0], arrays[f"{key}/tap{tap}/clstoken"], **TOLERANCE)
             np.testing.assert_allclose(output[:, 1:], arrays[f"{key}/tap{tap}/patchtokens"], **TOLERANCE)
@@ -105,9 +103,7 @@ def test_position_table_of_37_under_both_rules(goldens, rule, side):
     vit.position[...] = jax.numpy.asarray(arrays["table"][0])
     # The hub computes source coordinates in float32 from its scale: 1.3e-5 from a float64 evaluation.
     tolerance = {PositionRule.HUB: 5e-5, PositionRule.HF: 2e-5}[rule]
-    np.testing.assert_allclose(
-        vit.positions(side), arrays[f"{rule}/{side}x{side}"][0], atol=tolerance, rtol=0
-    )
+    np.testing.assert_allclose(vit.positions(side), arrays[f"{rule}/{side}x{side}"][0], atol=tolerance, rtol=0)
 
 
 def _timm_convnext(weights: dict, config: ConvNeXtConfig) -> dict:
@@ -148,7 +144,7 @@ def test_convnext_stages_match_timm(goldens, name):
     )
     trunk = _load(ConvNeXt(config, rngs=nnx.Rngs(0), dtype=DType.FLOAT32), _timm_convnext(weights, config))
     for size in {key.split("/")[0] for key in arrays}:
-        maps = trunk(arrays[f"{size}/input"].transpose(0, 2, 3, 1))
+        maps = nnx.jit(trunk.__class__.__call__)(trunk, arrays[f"{size}/input"].transpose(0, 2, 3, 1))
         for got, key in zip(maps, ("stage0", "stage1", "stage2", "head_norm"), strict=True):
             expected = arrays[f"{size}/{key}"].transpose(0, 2, 3, 1)
             np.testing.assert_allclose(got, expected, **TOLERANCE, err_msg=f"{size} {key}")

@@ -51,9 +51,7 @@ def _load(folder) -> tuple[LlamaConfig, Llama]:
     module = Llama(config, adapter=AdapterConfig(), rngs=nnx.Rngs(0), dtype=DType.FLOAT32)
     graphdef, expected = params_lib.split_module(module)
     params_lib.check_same_shapes(expected, out, where="golden")
-    return config, params_lib.merge_module(
-        graphdef, {path: jnp.asarray(value) for path, value in out.items()}
-    )
+    return config, params_lib.merge_module(graphdef, {path: jnp.asarray(value) for path, value in out.items()})
 
 
 def _plain(model: Llama, ids: np.ndarray) -> jnp.ndarray:

@@ -191,9 +191,7 @@ def _wrapped(inner: BaseException) -> BaseException:
     ],
     ids=["plain", "quota", "wrapped", "quoted", "group"],
 )
-def test_full_disk_is_one_line(
-    error: BaseException, place: str, fake: Fake, capsys: pytest.CaptureFixture[str]
-):
+def test_full_disk_is_one_line(error: BaseException, place: str, fake: Fake, capsys: pytest.CaptureFixture[str]):
     fake.action = _raise(error)
     assert cli.main(["fake"]) == 2
     expected = f"error: no space left on the disk{place}: free some and run the same command again\n"

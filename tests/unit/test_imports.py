@@ -61,9 +61,7 @@ def _imports(module: str) -> frozenset[tuple[str, bool]]:
         for inner in ast.walk(outer)
     }
     package = module if path.name == "__init__.py" else module.rpartition(".")[0]
-    return frozenset(
-        (name, node not in lazy) for node in ast.walk(tree) for name in _names(node, package=package)
-    )
+    return frozenset((name, node not in lazy) for node in ast.walk(tree) for name in _names(node, package=package))
 
 
 def _names(node: ast.AST, *, package: str) -> Iterator[str]:
@@ -93,7 +91,7 @@ def _closure(module: str) -> set[str]:
         seen.add(name)
         waiting += _own(name)
         parent = name.rpartition(".")[0]
-        if parent:
+        if parent in _modules():  # a folder without __init__.py has its own test
             waiting.append(parent)
     return seen
 

@@ -47,9 +47,7 @@ def test_source_is_a_picklable_sequence() -> None:
     copy = pickle.loads(pickle.dumps(source))
     assert len(copy) == 5
     assert copy.name == "synthetic"
-    assert (
-        _facts(copy[4]) == _facts(source[-1]) == _facts(scene_record(split="test", index=4, seed=2, size=64))
-    )
+    assert _facts(copy[4]) == _facts(source[-1]) == _facts(scene_record(split="test", index=4, seed=2, size=64))
     with pytest.raises(IndexError):
         source[5]
 
@@ -72,9 +70,7 @@ def test_record_is_named_synthetic_and_complete(records: list[Record]) -> None:
         mode = Image.open(io.BytesIO(record.image)).mode
         assert mode == ("RGB" if record.sensor is Sensor.OPTICAL else "L")
         assert {Task.HBB, Task.OBB, Task.VQA, Task.CAPTION, Task.CLASSIFICATION} <= set(record.tasks)
-        assert (
-            (Task.GROUNDING in record.tasks) == (Task.REGION_CAPTION in record.tasks) == bool(record.objects)
-        )
+        assert (Task.GROUNDING in record.tasks) == (Task.REGION_CAPTION in record.tasks) == bool(record.objects)
 
 
 def test_every_scene_sensor_and_class_occurs(records: list[Record]) -> None:

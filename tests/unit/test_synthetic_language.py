@@ -38,9 +38,7 @@ def _could_be_in(item: Object, place: str) -> bool:
     vertical, horizontal = place.split()
     if max(abs(x), abs(y)) < 0.05:
         return False
-    return (y < 0.02 if vertical == "upper" else y > -0.02) and (
-        x < 0.02 if horizontal == "left" else x > -0.02
-    )
+    return (y < 0.02 if vertical == "upper" else y > -0.02) and (x < 0.02 if horizontal == "left" else x > -0.02)
 
 
 def _meant(phrase: str, objects: tuple[Object, ...]) -> list[Object]:
@@ -53,9 +51,7 @@ def _meant(phrase: str, objects: tuple[Object, ...]) -> list[Object]:
     name, _, place = rest.partition(" in the ")
     same = [o for o in objects if o.label == name]
     if word in ("leftmost", "rightmost", "topmost", "bottommost"):
-        axis, sign = {"leftmost": (0, 1), "rightmost": (0, -1), "topmost": (1, 1), "bottommost": (1, -1)}[
-            word
-        ]
+        axis, sign = {"leftmost": (0, 1), "rightmost": (0, -1), "topmost": (1, 1), "bottommost": (1, -1)}[word]
         best = min(sign * _centre(o)[axis] for o in same)
         return [o for o in same if sign * _centre(o)[axis] < best + 0.04 * SIZE]
     if word in ("largest", "smallest"):
@@ -89,9 +85,7 @@ def test_captions_name_scene_sensor_and_counts(records: list[Record]) -> None:
             low = caption.lower()
             assert SCENES[record.label].noun in low
             assert any(word in caption for word in cameras[record.sensor])
-            assert not any(
-                word in caption for s, words in cameras.items() if s is not record.sensor for word in words
-            )
+            assert not any(word in caption for s, words in cameras.items() if s is not record.sensor for word in words)
             said = {
                 name: NUMBERS.index(number)
                 for name, kind in OBJECTS.items()

@@ -58,9 +58,7 @@ def residential(canvas: Canvas, rng: np.random.Generator, *, bridged: bool) -> G
                 near = y + side * (5.6 + h / 2)
                 if _visible(x + w / 2, near, angle, margin=7.0):
                     house = _rectangle(x, near - h / 2, w, h) @ axes + _CENTRE
-                    canvas.line(
-                        np.array([(x + w / 2, y), (x + w / 2, near)]) @ axes + _CENTRE, drive, width=1.6
-                    )
+                    canvas.line(np.array([(x + w / 2, y), (x + w / 2, near)]) @ axes + _CENTRE, drive, width=1.6)
                     _block(
                         canvas,
                         house,
@@ -146,9 +144,7 @@ def airport(canvas: Canvas, rng: np.random.Generator, *, bridged: bool) -> Groun
     for x in np.arange(-100, 100, 10.0):
         canvas.line(np.array([(x, runway), (x + 5.5, runway)]) @ axes + _CENTRE, paint, width=0.9)
     for side in (-7.6, 7.6):
-        canvas.line(
-            np.array([(-110, runway + side), (110, runway + side)]) @ axes + _CENTRE, paint, width=0.5
-        )
+        canvas.line(np.array([(-110, runway + side), (110, runway + side)]) @ axes + _CENTRE, paint, width=0.5)
     link = rng.uniform(-30, 30)
     canvas.line(np.array([(link, runway), (link + 20, 30)]) @ axes + _CENTRE, road, width=8.0)
     taxi = canvas.slot("roof pale")
@@ -196,9 +192,7 @@ def sports_field(canvas: Canvas, rng: np.random.Generator, *, bridged: bool) -> 
             _loop(canvas, plan @ axes + _CENTRE, paint)
             _loop(canvas, _rectangle(left, top + 12, 12, 26) @ axes + _CENTRE, paint)
             _loop(canvas, _rectangle(left + 64, top + 12, 12, 26) @ axes + _CENTRE, paint)
-            canvas.line(
-                np.array([(left + 38, top), (left + 38, top + 50)]) @ axes + _CENTRE, paint, width=0.7
-            )
+            canvas.line(np.array([(left + 38, top), (left + 38, top + 50)]) @ axes + _CENTRE, paint, width=0.7)
             t = np.linspace(0, 2 * np.pi, 24)
             ring = np.stack([left + 38 + 8 * np.cos(t), top + 25 + 8 * np.sin(t)], axis=1)
             canvas.line(ring @ axes + _CENTRE, paint, width=0.7)

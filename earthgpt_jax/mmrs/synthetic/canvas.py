@@ -47,8 +47,7 @@ class Canvas:
         spread = base.spread * vary
         gain, sar, ir, *hues = self.rng.uniform(-spread, spread, 6).tolist()
         red, green, blue = (
-            round(min(value * (1 + gain) * (1 + 0.35 * hue), 255))
-            for value, hue in zip(base.rgb, hues, strict=True)
+            round(min(value * (1 + gain) * (1 + 0.35 * hue), 255)) for value, hue in zip(base.rgb, hues, strict=True)
         )
         instance = Material(
             (red, green, blue),

@@ -28,9 +28,7 @@ class Ground:
     flow: float | None = None
 
 
-def through(
-    rng: np.random.Generator, *, angle: float, bend: float, offset: float = 0.0, count: int = 48
-) -> np.ndarray:
+def through(rng: np.random.Generator, *, angle: float, bend: float, offset: float = 0.0, count: int = 48) -> np.ndarray:
     """f64[count,2]: a winding line across the whole image, `offset` world units beside the centre."""
     along = np.linspace(-WORLD, WORLD, count)
     across = wander(rng, count=count, amplitude=bend)
@@ -56,7 +54,5 @@ def crossings(course: np.ndarray, *, width: float) -> tuple[Crossing, ...]:
     found = []
     for (x, y), (dx, dy) in zip(course, direction, strict=True):
         if 26 < x < WORLD - 26 and 26 < y < WORLD - 26:
-            found.append(
-                Crossing(x=float(x), y=float(y), angle=float(np.arctan2(dy, dx) + np.pi / 2), width=width)
-            )
+            found.append(Crossing(x=float(x), y=float(y), angle=float(np.arctan2(dy, dx) + np.pi / 2), width=width))
     return tuple(found)

@@ -13,14 +13,10 @@ def smooth(rng: np.random.Generator, *, size: int, cell: float) -> np.ndarray:
     side = (count - 3) * 1.0
     image = Image.fromarray(grid)
     # The border cell is left out: bicubic interpolation flattens towards an edge.
-    return np.asarray(
-        image.resize((size, size), Image.Resampling.BICUBIC, box=(1.5, 1.5, 1.5 + side, 1.5 + side))
-    )
+    return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC, box=(1.5, 1.5, 1.5 + side, 1.5 + side)))
 
 
-def octaves(
-    rng: np.random.Generator, *, size: int, cells: tuple[float, ...], gain: float = 0.6
-) -> np.ndarray:
+def octaves(rng: np.random.Generator, *, size: int, cells: tuple[float, ...], gain: float = 0.6) -> np.ndarray:
     """f32[size,size]: noise of unit variance at several scales, each `gain` times the one before."""
     total = np.zeros((size, size), np.float32)
     weight, power = 1.0, 0.0
@@ -58,6 +54,4 @@ def blob(
         radius += rough * rng.normal() / order**0.8 * np.sin(order * t + 2 * np.pi * rng.random())
     turn = rng.random() * np.pi if turn is None else turn
     x, y = rx * radius * np.cos(t), ry * radius * np.sin(t)
-    return np.stack(
-        [cx + x * np.cos(turn) - y * np.sin(turn), cy + x * np.sin(turn) + y * np.cos(turn)], axis=1
-    )
+    return np.stack([cx + x * np.cos(turn) - y * np.sin(turn), cy + x * np.sin(turn) + y * np.cos(turn)], axis=1)

@@ -115,9 +115,7 @@ def _position(view: View, rng: np.random.Generator) -> Turn | None:
 
 def _object_class(view: View, rng: np.random.Generator) -> Turn | None:
     if len(view.counts) == 1:
-        wording = _pick(
-            rng, ("What kind of object is in the image?", "Which class of objects does the image show?")
-        )
+        wording = _pick(rng, ("What kind of object is in the image?", "Which class of objects does the image show?"))
         return Turn(question=wording, answer=next(iter(view.counts)), type="object_class")
     alone = []
     for item in view.objects:
@@ -127,9 +125,7 @@ def _object_class(view: View, rng: np.random.Generator) -> Turn | None:
     if not alone:
         return None
     item = _pick(rng, alone)
-    return Turn(
-        question=f"What kind of object is in the {region(item)}?", answer=item.kind.name, type="object_class"
-    )
+    return Turn(question=f"What kind of object is in the {region(item)}?", answer=item.kind.name, type="object_class")
 
 
 def _setting(view: View, rng: np.random.Generator) -> Turn | None:

@@ -39,9 +39,7 @@ class Scene:
 
 
 def _scene(name: str, noun: str, setting: Setting, apron: str, draw, kinds: str) -> Scene:
-    return Scene(
-        name=name, noun=noun, setting=setting, apron=apron, draw=draw, kinds=tuple(kinds.split(", "))
-    )
+    return Scene(name=name, noun=noun, setting=setting, apron=apron, draw=draw, kinds=tuple(kinds.split(", ")))
 
 
 _R, _U = Setting.RURAL, Setting.URBAN
@@ -52,9 +50,7 @@ SCENES: dict[str, Scene] = {
         _scene("river", "a river", _R, "", natural.river, "ship, bridge"),
         _scene("lake", "a lake", _R, "", natural.lake, "ship, windmill, tennis court"),
         _scene("beach", "a beach", _R, "", natural.beach, "ship, tennis court, truck"),
-        _scene(
-            "forest", "a forest", _R, "track", natural.forest, "bridge, windmill, warehouse, storage tank"
-        ),
+        _scene("forest", "a forest", _R, "track", natural.forest, "bridge, windmill, warehouse, storage tank"),
         _scene("meadow", "a meadow", _R, "", natural.meadow, "airplane, windmill, bridge, stadium"),
         _scene("farmland", "farmland", _R, "", natural.farmland, "bridge, windmill, warehouse, truck"),
         _scene("desert", "a desert", _R, "", natural.desert, "airplane, storage tank, truck, roundabout"),
@@ -67,9 +63,7 @@ SCENES: dict[str, Scene] = {
             built.residential,
             "tennis court, stadium, roundabout",
         ),
-        _scene(
-            "industrial", "an industrial area", _U, "yard", built.industrial, "storage tank, warehouse, truck"
-        ),
+        _scene("industrial", "an industrial area", _U, "yard", built.industrial, "storage tank, warehouse, truck"),
         _scene("harbor", "a harbor", _U, "concrete", built.harbor, "ship, storage tank, warehouse"),
         _scene("airport", "an airport", _U, "", built.airport, "airplane, truck, warehouse, storage tank"),
         _scene(

@@ -15,9 +15,7 @@ def render(canvas: Canvas, sensor: Sensor, rng: np.random.Generator) -> Image.Im
     return {Sensor.OPTICAL: _optical, Sensor.SAR: _sar, Sensor.INFRARED: _infrared}[sensor](canvas, rng)
 
 
-def _texture(
-    canvas: Canvas, rng: np.random.Generator, *, light: np.ndarray, grain: float = 1.0
-) -> np.ndarray:
+def _texture(canvas: Canvas, rng: np.random.Generator, *, light: np.ndarray, grain: float = 1.0) -> np.ndarray:
     """f32[size,size]: relative brightness around 0, from every texture of the materials."""
     size, unit = canvas.size, canvas.size / WORLD
     total = canvas.plane("patch") * octaves(rng, size=size, cells=(36 * unit, 14 * unit, 6 * unit))
@@ -56,9 +54,7 @@ def _optical(canvas: Canvas, rng: np.random.Generator) -> Image.Image:
     gain = rng.uniform(0.86, 1.14)
     balance = rng.uniform(0.95, 1.05, 3)
     white = np.float32(gain) * balance.astype(np.float32)
-    image = canvas.colour() * light[..., None] * white + np.float32(haze) * np.array(
-        [0.8, 1.0, 1.2], np.float32
-    )
+    image = canvas.colour() * light[..., None] * white + np.float32(haze) * np.array([0.8, 1.0, 1.2], np.float32)
     blurred = _to_image(image).filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 0.6) * size / WORLD))
     noise = rng.standard_normal((size, size, 1), dtype=np.float32) * np.float32(rng.uniform(1.5, 4.0))
     return _to_image(np.asarray(blurred, dtype=np.float32) + noise)

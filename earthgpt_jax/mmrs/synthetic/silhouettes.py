@@ -46,9 +46,7 @@ def airplane(canvas: Canvas, pose: Pose, rng: np.random.Generator) -> None:
 
 
 def ship(canvas: Canvas, pose: Pose, rng: np.random.Generator) -> None:
-    hull = _mirror(
-        [(0.5, 0.0), (0.44, 0.13), (0.34, 0.32), (0.2, 0.47), (0.05, 0.5), (-0.44, 0.5), (-0.5, 0.4)]
-    )
+    hull = _mirror([(0.5, 0.0), (0.44, 0.13), (0.34, 0.32), (0.2, 0.47), (0.05, 0.5), (-0.44, 0.5), (-0.5, 0.4)])
     inner = [(x * 0.94 - 0.005, y * 0.78) for x, y in hull]
     outline = pose.points(hull)
     # A wake: the water behind is rougher and lighter.
@@ -67,9 +65,7 @@ def ship(canvas: Canvas, pose: Pose, rng: np.random.Generator) -> None:
             pose.points(_box(middle, 0.0, half, 0.27)), str(rng.choice(["cargo", "cargo blue", "cargo pale"]))
         )
         x, y = pose.points([(middle, rng.uniform(-0.2, 0.2))])[0]
-        canvas.echo(
-            [(x - 0.7, y - 0.7), (x + 0.7, y - 0.7), (x + 0.7, y + 0.7), (x - 0.7, y + 0.7)], strength=1.0
-        )
+        canvas.echo([(x - 0.7, y - 0.7), (x + 0.7, y - 0.7), (x + 0.7, y + 0.7), (x - 0.7, y + 0.7)], strength=1.0)
     house = pose.points(_box(-0.34, 0.0, 0.08, 0.36))
     canvas.shadow(house, height=2.0, depth=0.4)
     canvas.shade(house, depth=0.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import operator
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -117,18 +118,14 @@ def _png(image) -> bytes:
 def _check(*, split: str, index: int, seed: int, size: int) -> None:
     where = f"synthetic record (split={split!r}, index={index}, seed={seed}, size={size})"
     if split not in SPLITS:
-        raise EarthGPTError(
-            f"{where}: expected a split of {', '.join(SPLITS)}; got {split!r}. Name one of these."
-        )
+        raise EarthGPTError(f"{where}: expected a split of {', '.join(SPLITS)}; got {split!r}. Name one of these.")
     if index < 0 or seed < 0:
         raise EarthGPTError(f"{where}: expected index and seed of 0 or more. Pass non-negative integers.")
     if size < _LEAST_SIZE:
-        raise EarthGPTError(
-            f"{where}: expected a size of {_LEAST_SIZE} px or more; got {size}. Use 128 or above."
-        )
+        raise EarthGPTError(f"{where}: expected a size of {_LEAST_SIZE} px or more; got {size}. Use 128 or above.")
 
 
-class SyntheticSource:
+class SyntheticSource(Sequence[Record]):
     """A random-access sequence of records; nothing is stored, and it pickles.
 
     Attributes:
@@ -150,7 +147,7 @@ class SyntheticSource:
     def __len__(self) -> int:
         return self.count
 
-    def __getitem__(self, index: int) -> Record:
+    def __getitem__(self, index: int) -> Record:  # type: ignore[override]  # no slices
         position = operator.index(index)
         if position < 0:
             position += self.count

@@ -1,0 +1,155 @@
+"""`earthgpt data`: list, build, check, count and look at datasets."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+NAME = "data"
+HELP = "list, build, check, count and look at datasets"
+DESCRIPTION = """\
+Turns datasets in their native formats into dataset directories, OUT/<source>/, that training and
+evaluation read. Each source has a card (data/sources/*.yaml) that says where its files lie and how
+they are read. What cannot be used goes to quarantine.jsonl with its reason; the counts add up.
+
+examples:
+  earthgpt data list
+  earthgpt data build synthetic --count 600 --out datasets
+  earthgpt data build hit_uav dota --root native --out datasets
+  earthgpt data build all --root native --out datasets
+  earthgpt data preview datasets/hit_uav --out sheet.png
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="list | build | check | stats | preview")
+    listing = verbs.add_parser("list", help="the sources there are cards for")
+    listing.add_argument("--root", type=Path, help="also say which of them lie below this folder")
+
+    build = verbs.add_parser("build", help="write OUT/<source>/ from native files")
+    build.add_argument("source", nargs="+", help="names of cards, `synthetic`, or `all` that lie below --root")
+    build.add_argument("--root", type=Path, help="the folder of the native datasets")
+    build.add_argument("--out", type=Path, required=True, help="where the dataset directories go")
+    build.add_argument("--count", type=int, help="synthetic: training records; val a tenth, test a fifth of it")
+    build.add_argument("--splits", help="synthetic: records a split instead, e.g. train=600,val=50,test=300")
+    build.add_argument("--size", type=int, default=128, help="synthetic: side of the images, px (default: 128)")
+    build.add_argument("--seed", type=int, default=0, help="synthetic: another seed is another set (default: 0)")
+
+    helps = {
+        "check": "read everything back; exit status 1 if something is wrong",
+        "stats": "count records, tasks, labels and objects",
+        "preview": "draw a sheet of records with their boxes and texts",
+    }
+    for verb, text in helps.items():
+        below = verbs.add_parser(verb, help=text)
+        below.add_argument("dir", type=Path, help="a dataset directory, or a folder of several")
+        if verb == "preview":
+            below.add_argument("--out", type=Path, required=True, help="the PNG to write")
+            below.add_argument("--count", type=int, default=12, help="records on the sheet (default: 12)")
+
+
+def run(args: argparse.Namespace) -> int:
+    return {"list": _list, "build": _build, "check": _check, "stats": _stats, "preview": _preview}[args.verb](args)
+
+
+def _list(args: argparse.Namespace) -> int:
+    from earthgpt_jax.mmrs.cards import cards
+
+    found = cards()
+    width = max(map(len, found))
+    print(f"{'synthetic':<{width}}  all sensors  all tasks; drawn by this program, needs no files")
+    for name, card in found.items():
+        tasks = ",".join(task.value for task in card.tasks)
+        there = ""
+        if args.root:
+            there = "  [there]" if (args.root / card.folder).is_dir() else "  [absent]"
+        print(f"{name:<{width}}  {card.sensor.value:<11}  {tasks:<14}  {card.title} ({card.folder}){there}")
+    return 0
+
+
+def _build(args: argparse.Namespace) -> int:
+    from earthgpt_jax.errors import EarthGPTError
+    from earthgpt_jax.mmrs.build import Summary, build, build_synthetic
+    from earthgpt_jax.mmrs.cards import cards, select
+
+    names = list(dict.fromkeys(args.source))
+    if "synthetic" not in names and (args.count is not None or args.splits):
+        raise EarthGPTError("--count and --splits are for `build synthetic`; native sources are read whole")
+    native = [name for name in names if name != "synthetic"]
+    if native and args.root is None:
+        raise EarthGPTError(f"build {' '.join(native)}: name the folder of the native datasets with --root")
+    built = ()
+    if "synthetic" in names:
+        splits = _synthetic_splits(args.count, args.splits)
+        built += build_synthetic(splits, size=args.size, seed=args.seed, out=args.out).sources
+    if "all" in native:
+        chosen = tuple(card for card in cards().values() if _lies_below(args.root, card))
+        if not chosen:
+            raise EarthGPTError(f"--root {args.root}: holds none of the datasets; see `earthgpt data list`")
+    else:
+        chosen = select(native)
+    built += build(chosen, root=args.root, out=args.out).sources if chosen else ()
+    print(Summary(built).table())
+    return 0
+
+
+def _lies_below(root: Path, card) -> bool:
+    """The folder and at least one whole part of the layout: a card may share its folder with others."""
+    from earthgpt_jax.mmrs.readers import absent_parts
+
+    absent = set(absent_parts(root, card))
+    return (root / card.folder).is_dir() and any(not absent & set(part.values()) for part in card.parts)
+
+
+def _synthetic_splits(count: int | None, text: str | None) -> dict[str, int]:
+    from earthgpt_jax.errors import EarthGPTError
+
+    if (count is None) == (text is None):
+        raise EarthGPTError("build synthetic: give either --count N or --splits train=N,val=N,test=N")
+    if count is not None:
+        if count < 1:
+            raise EarthGPTError(f"--count: expected at least 1, got {count}")
+        return {"train": count, "val": count // 10, "test": count // 5}
+    splits = {}
+    for word in (text or "").split(","):
+        split, equals, number = word.strip().partition("=")
+        if not equals or not number.isdigit():
+            raise EarthGPTError(f"--splits {text}: expected SPLIT=COUNT, got {word!r}")
+        splits[split] = int(number)
+    return splits
+
+
+def _check(args: argparse.Namespace) -> int:
+    from earthgpt_jax.mmrs.inspection import complaints, directories
+
+    wrong = 0
+    for directory in directories(args.dir):
+        found = complaints(directory)
+        wrong += len(found)
+        for complaint in found:
+            print(f"{directory}: {complaint}")
+        if not found:
+            print(f"{directory}: fine")
+    return 1 if wrong else 0
+
+
+def _stats(args: argparse.Namespace) -> int:
+    from earthgpt_jax.mmrs.inspection import directories, statistics
+
+    print("\n\n".join(statistics(directory) for directory in directories(args.dir)))
+    return 0
+
+
+def _preview(args: argparse.Namespace) -> int:
+    from earthgpt_jax.errors import EarthGPTError
+    from earthgpt_jax.mmrs.inspection import directories
+    from earthgpt_jax.mmrs.preview import sheet
+
+    if args.count < 1:
+        raise EarthGPTError(f"--count: expected at least 1, got {args.count}")
+    if args.out.suffix.lower() != ".png" or not args.out.absolute().parent.is_dir():
+        raise EarthGPTError(f"--out {args.out}: expected the name of a PNG in a folder that exists")
+    sheet(directories(args.dir), count=args.count).save(args.out)
+    print(f"wrote {args.out}", file=sys.stderr)
+    return 0

@@ -1,0 +1,63 @@
+"""`earthgpt eval`: a model on a dataset, beside its baselines."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+NAME = "eval"
+HELP = "answer a benchmark's questions and score the answers"
+DESCRIPTION = """\
+Asks a model every question of a split, scores the answers, and puts a constant baseline (learnt from
+the training split) and a blind one (the same model on a grey image) beside each figure. Answers are
+written as they come; a stopped evaluation continues.
+
+example:
+  earthgpt eval --model runs/instruct/model --data DATA --split test --out runs/eval
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", default="tiny", help="an embedded model or a model directory (default: tiny)")
+    parser.add_argument(
+        "--data", required=True, type=Path, nargs="+", help="dataset directories made by `earthgpt data build`"
+    )
+    parser.add_argument("--split", default="test", help="split to ask about (default: test)")
+    parser.add_argument("--out", required=True, type=Path, help="predictions, scores.json and report.html go here")
+    parser.add_argument("--per-image", type=int, default=3, help="most questions an image of a task (default: 3)")
+    parser.add_argument("--batch-size", type=int, default=50, help="questions answered at once (default: 50)")
+
+
+def run(args: argparse.Namespace) -> int:
+    from earthgpt_jax.errors import EarthGPTError
+    from earthgpt_jax.evaluation import report, scores
+    from earthgpt_jax.evaluation.compare import compare
+    from earthgpt_jax.mmrs.record import Task
+    from earthgpt_jax.mmrs.store import RecordSource, Together
+
+    for name in ("per_image", "batch_size"):
+        if getattr(args, name) < 1:
+            raise EarthGPTError(f"--{name.replace('_', '-')}: expected at least 1, got {getattr(args, name)}")
+    test = Together([RecordSource(path, args.split) for path in args.data])
+    train = Together([RecordSource(path, "train") for path in args.data])
+    result = compare(
+        args.model,
+        test,
+        train,
+        out=args.out,
+        per_image={task.value: args.per_image for task in Task},
+        batch_size=args.batch_size,
+    )
+    (args.out / "scores.json").write_text(json.dumps(result.scores, indent=1) + "\n")
+    report.write(
+        args.out / "report.html",
+        title=f"{args.model} on {test.name}, {args.split}",
+        runs={str(args.model): result.scores},
+        curves={},
+        gallery=report.cases(test, result.predictions, per_sensor=6),
+        notes=[f"{len(test)} images of {test.name}, split {args.split}."],
+    )
+    print(scores.to_markdown(result.scores))
+    print(f"\nscores: {args.out / 'scores.json'}\nreport: {args.out / 'report.html'}")
+    return 0

@@ -1,0 +1,96 @@
+"""The constant baseline: the best answer that looks at nothing, learnt from training records."""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from earthgpt_jax.evaluation.metrics.captions import tokenise
+from earthgpt_jax.evaluation.predictions import Prediction
+from earthgpt_jax.evaluation.runner import Asked
+from earthgpt_jax.geometry import (
+    BoxKind,
+    Square,
+    canonical,
+    format_boxes,
+    format_detection,
+    polygon_to_rect,
+    rect_to_polygon,
+)
+from earthgpt_jax.mmrs.record import Record, Task
+
+_SAMPLE = 300  # captions compared with one another for their medoid
+
+
+def constant(train: Sequence[Record], asked: Sequence[Asked], *, decimals: int) -> list[Prediction]:
+    """The same answer to every question of a task (and VQA type), whatever the image.
+
+    Most frequent scene and VQA answer; the caption and phrase nearest to all others; the median box
+    of the most frequent class for grounding and detection.
+    """
+    answers = _Answers([train[index] for index in range(len(train))], decimals=decimals)
+    return [Prediction.of(item.record, item.question, answers(item)) for item in asked]
+
+
+class _Answers:
+    def __init__(self, records: Sequence[Record], *, decimals: int):
+        self._decimals = decimals
+        self._label = _most_frequent(record.label for record in records if record.label)
+        turns = collections.defaultdict(list)
+        for record in records:
+            for turn in record.turns:
+                turns[turn.type].append(turn.answer)
+        self._vqa = {kind: _most_frequent(values) for kind, values in turns.items()}
+        self._caption = _medoid([text for record in records for text in record.references[:1]])
+        self._phrase = _medoid([item.phrase for record in records for item in record.objects if item.phrase])
+        self._object = _most_frequent(item.label for record in records for item in record.objects)
+        # Median corners as fractions of the square, of all objects and of the most frequent class.
+        self._any_box = _median_box(records, None)
+        self._box = _median_box(records, self._object)
+
+    def __call__(self, item: Asked) -> str:
+        square = Square(item.record.width, item.record.height)
+        match item.question.task:
+            case Task.CLASSIFICATION:
+                return self._label
+            case Task.VQA:
+                return self._vqa.get(item.question.kind, "")
+            case Task.CAPTION:
+                return self._caption
+            case Task.REGION_CAPTION:
+                return self._phrase
+            case Task.GROUNDING:
+                return format_boxes(
+                    [square.to_pixels(self._any_box)], square=square, decimals=self._decimals, kind=BoxKind.HBB
+                )
+            case _:
+                box = canonical(square.to_pixels(self._box))
+                return format_detection(
+                    {self._object: [box]}, square=square, decimals=self._decimals, kind=BoxKind(item.question.task)
+                )
+
+
+def _most_frequent(values: Iterable[str]) -> str:
+    """Of equals the alphabetically first, so that the baseline does not depend on the order of records."""
+    counts = collections.Counter(values)
+    return min(counts, key=lambda value: (-counts[value], value), default="")
+
+
+def _medoid(texts: Sequence[str]) -> str:
+    """The text that shares most words with the others (mean Jaccard index over a sample)."""
+    sample = sorted(texts)[:: max(1, len(texts) // _SAMPLE)]
+    words = [set(tokenise(text).split()) for text in sample]
+    shared = [sum(len(a & b) / max(len(a | b), 1) for b in words) for a in words]
+    return sample[int(np.argmax(shared))] if sample else ""
+
+
+def _median_box(records: Sequence[Record], label: str | None) -> np.ndarray:
+    boxes = [
+        Square(record.width, record.height).to_fractions(polygon_to_rect(item.polygon))
+        for record in records
+        for item in record.objects
+        if label in (None, item.label)
+    ]
+    return rect_to_polygon(*(np.median(boxes, axis=0) if boxes else (0.25, 0.25, 0.75, 0.75)))

@@ -1,0 +1,55 @@
+"""A model beside its baselines: the same questions to the model, to the model made blind, and to a constant."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+
+from earthgpt_jax.evaluation import baselines, runner, scores
+from earthgpt_jax.evaluation.predictions import Prediction
+from earthgpt_jax.inference.engine import Engine
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """`scores` as `scores.assemble` gives them; `predictions` of the model itself."""
+
+    scores: dict
+    predictions: list[Prediction]
+
+
+def compare(
+    model: str,
+    test: RecordSource,
+    train: RecordSource,
+    *,
+    out: Path,
+    per_image: Mapping[str, int],
+    batch_size: int,
+) -> Comparison:
+    """Predictions (resumable, in `out`) and scores of a model, with constant and blind beside each figure.
+
+    Args:
+        train: where the constant answers are learnt from; never from the test records.
+        per_image: at most so many questions an image of a task.
+    """
+    engine = Engine.from_model_dir(model, batch_size=batch_size)
+    asked = runner.plan(test, decimals=engine.decimals, per_image=per_image)
+    header = {**engine.describe(), "data": test.fingerprint, "questions": len(asked)}
+    answered = {
+        view: runner.evaluate(
+            engine, asked, out=out / f"predictions_{view.value}.jsonl", header=header | {"view": view.value},
+            view=view, label=f"{model if len(model) < 20 else 'fresh'} ({view.value})",
+        )
+        for view in runner.View
+    }  # fmt: skip
+    constant = baselines.constant(train, asked, decimals=engine.decimals)
+    return Comparison(
+        scores=scores.assemble(
+            model=scores.score(answered[runner.View.IMAGE]),
+            constant=scores.score(constant),
+            blind=scores.score(answered[runner.View.GREY]),
+        ),
+        predictions=answered[runner.View.IMAGE],
+    )

@@ -1,0 +1,58 @@
+"""Image bytes -> the uint8 square that reaches the device."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from earthgpt_jax.errors import EarthGPTError
+from earthgpt_jax.geometry import Square
+
+FILL = (122, 116, 104)  # CLIP's mean colour, as LLaMA2-Accessory pads
+
+
+def decode(data: bytes) -> np.ndarray:
+    """uint8[h, w, 3], RGB. A single band of more than 8 bits is stretched between its 2nd and 98th percentile.
+
+    Raises:
+        EarthGPTError: not an image, or cut short.
+    """
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            image.load()
+            if image.mode in ("I", "F", "I;16", "I;16B", "I;16L"):
+                return np.repeat(_stretch(np.asarray(image, np.float32))[..., None], 3, axis=-1)
+            return np.asarray(image.convert("RGB"))
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        raise EarthGPTError(f"image of {len(data)} bytes cannot be decoded: {error}") from error
+
+
+def _stretch(band: np.ndarray) -> np.ndarray:
+    low, high = np.percentile(band, (2, 98))
+    return np.clip((band - low) / max(high - low, 1e-6) * 255, 0, 255).astype(np.uint8)
+
+
+def pad_to_square(image: np.ndarray, fill: tuple[int, int, int] = FILL) -> np.ndarray:
+    """uint8[h, w, 3] -> uint8[s, s, 3], s = max(h, w), the image in the middle (see `geometry.Square`)."""
+    height, width = image.shape[:2]
+    square = Square(width, height)
+    left, top = square.offset
+    canvas = np.empty((square.side, square.side, 3), np.uint8)
+    canvas[:] = fill
+    canvas[top : top + height, left : left + width] = image
+    return canvas
+
+
+def load_square(data: bytes, size: int) -> np.ndarray:
+    """uint8[size, size, 3]: decoded, padded to square, bicubic (Pillow, antialiased)."""
+    square = pad_to_square(decode(data))
+    if square.shape[0] == size:
+        return square
+    return np.asarray(Image.fromarray(square).resize((size, size), Image.Resampling.BICUBIC))
+
+
+def grey_square(size: int) -> np.ndarray:
+    """The blind baseline's image: the padding colour everywhere."""
+    return np.broadcast_to(np.array(FILL, np.uint8), (size, size, 3)).copy()

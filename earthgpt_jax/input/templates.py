@@ -1,0 +1,31 @@
+"""Question wordings, from `data/templates/instructions.yaml`."""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+import yaml
+
+from earthgpt_jax.mmrs.record import Task
+from earthgpt_jax.resources import data_path
+
+
+@functools.cache
+def wordings() -> dict[str, tuple[str, ...]]:
+    """Kind of question -> its wordings, the default first."""
+    table = yaml.safe_load(data_path("templates", "instructions.yaml").read_text())
+    return {kind: tuple(row["text"] for row in rows) for kind, rows in table.items()}
+
+
+def default_question(task: Task) -> str:
+    """The default wording of a task that needs nothing filled in."""
+    return wordings()[task.value][0]
+
+
+def choose(kind: str, rng: np.random.Generator | None) -> str:
+    """A wording: the default without `rng`, else the default half of the time and any other one otherwise."""
+    options = wordings()[kind]
+    if rng is None or len(options) == 1 or rng.random() < 0.5:
+        return options[0]
+    return options[1 + int(rng.integers(len(options) - 1))]

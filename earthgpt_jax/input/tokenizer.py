@@ -1,0 +1,73 @@
+"""SentencePiece tokenizers of LLaMA's layout: unk 0, bos 1, eos 2, byte fallback, single digits."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import sentencepiece
+
+from earthgpt_jax.errors import EarthGPTError
+
+
+class Tokenizer:
+    """Text <-> ids. Padding is 0, as in LLaMA2-Accessory; picklable by its path."""
+
+    pad_id = 0
+
+    def __init__(self, path: Path | str):
+        self._path = Path(path)
+        try:
+            data = self._path.read_bytes()
+            self._processor = sentencepiece.SentencePieceProcessor(model_proto=data)
+        except (OSError, RuntimeError) as error:
+            raise EarthGPTError(
+                f"tokenizer {self._path}: expected a SentencePiece model file ({error}); "
+                "LLaMA's is called tokenizer.model"
+            ) from error
+        self.fingerprint = hashlib.sha256(data).hexdigest()[:16]
+        self.vocab_size: int = self._processor.vocab_size()
+        self.bos_id: int = self._processor.bos_id()
+        self.eos_id: int = self._processor.eos_id()
+
+    def __reduce__(self) -> tuple:
+        return Tokenizer, (self._path,)
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text, without bos and eos."""
+        return self._processor.encode(text)
+
+    def encode_with_spans(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Ids, and each one's `(start, end)` in characters of `text`."""
+        mapping = self._processor.encode(text, return_type="offset_mapping")
+        return mapping["ids"], mapping["offsets"]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self._processor.decode(list(ids))
+
+
+def train_tokenizer(texts: Iterable[str], *, vocab_size: int, path: Path) -> None:
+    """Trains a BPE model in LLaMA's layout and writes it to `path`; the same texts give the same file."""
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(texts),
+        model_writer=model,
+        model_type="bpe",
+        vocab_size=vocab_size,
+        byte_fallback=True,
+        split_digits=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        allow_whitespace_only_pieces=True,
+        character_coverage=1.0,
+        unk_id=0,
+        bos_id=1,
+        eos_id=2,
+        pad_id=-1,
+        num_threads=1,
+        minloglevel=2,
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(model.getvalue())

@@ -1,0 +1,209 @@
+"""Data cards: one YAML file a dataset, `data/sources/<name>.yaml`; the only place that knows a dataset's rules."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from earthgpt_jax.errors import EarthGPTError
+from earthgpt_jax.mmrs.record import Sensor, Task
+from earthgpt_jax.resources import data_path
+
+SPLITS = ("train", "val", "test")
+_SPLIT_NAMES = {
+    "restval": "train",
+    "training": "train",
+    "valid": "val",
+    "validation": "val",
+    "testing": "test",
+}
+_SHARES = (("train", 0.7), ("val", 0.8), ("test", 1.0))  # upper ends of the hash fractions
+
+
+class Images(enum.StrEnum):
+    """Whether image files come with the annotations."""
+
+    FILES = "files"
+    NONE = "none"
+
+
+class Unlisted(enum.StrEnum):
+    """What becomes of an image file that no annotation names."""
+
+    QUARANTINE = "quarantine"
+    DROP = "drop"
+
+
+class Orientation(enum.StrEnum):
+    """How a segmentation becomes a box."""
+
+    UPRIGHT = "upright"
+    ROTATED = "rotated"
+
+
+class SplitRule(enum.StrEnum):
+    """`hash`: of the native id; `native`: the dataset's own; `name`: native ids that match a pattern are test."""
+
+    HASH = "hash"
+    NATIVE = "native"
+    NAME = "name"
+
+
+@dataclasses.dataclass(frozen=True)
+class Card:
+    """What is known of one dataset, and how its files are read.
+
+    Attributes:
+        folder: where it lies under a root of many datasets.
+        parts: layouts, each a mapping of role ("annotations", "images", ...) to a path below the folder;
+            `split` is the part's native split, `prefix` comes before its native ids.
+        classes: canonical labels; () where a dataset has no classes.
+        synonyms: native name -> canonical label.
+        drop: native class name -> the declared reason for leaving it out.
+        difficult_from: a native `difficult` of at least this marks an object difficult.
+    """
+
+    name: str
+    title: str
+    sensor: Sensor
+    tasks: tuple[Task, ...]
+    format: str
+    folder: str
+    parts: tuple[Mapping[str, str], ...]
+    licence: str
+    classes: tuple[str, ...] = ()
+    synonyms: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    drop: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    images: Images = Images.FILES
+    unlisted: Unlisted = Unlisted.QUARANTINE
+    orientation: Orientation = Orientation.UPRIGHT
+    split_rule: SplitRule = SplitRule.HASH
+    test_pattern: str = ""
+    difficult_from: int = 1
+    notes: tuple[str, ...] = ()
+    variants: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+
+    def label(self, native: str) -> str:
+        """The canonical label of a native class name; "" if the card does not know it."""
+        if native in self.synonyms:
+            return self.synonyms[native]
+        label = re.sub(r"[\s_-]+", " ", native).strip().lower()
+        return label if label in self.classes else ""
+
+    def split(self, native_id: str, native_split: str) -> str:
+        """The split of a record.
+
+        Raises:
+            EarthGPTError: the card follows the native split, and there is none or an unknown one.
+        """
+        if self.split_rule is SplitRule.NATIVE:
+            split = _SPLIT_NAMES.get(native_split, native_split)
+            if split not in SPLITS:
+                raise EarthGPTError(
+                    f"card {self.name}: {native_id}: expected a native split of {', '.join(SPLITS)}, "
+                    f"got {native_split!r}; mend the annotation or the card"
+                )
+            return split
+        if self.split_rule is SplitRule.NAME and re.search(self.test_pattern, native_id):
+            return "test"
+        shares = _SHARES if self.split_rule is SplitRule.HASH else (("train", 7 / 8), ("val", 1.0))
+        place = int.from_bytes(hashlib.sha256(native_id.encode()).digest()[:8], "big") / 2**64
+        return next(split for split, end in shares if place < end)
+
+    def variant(self, name: str) -> Card:
+        """The same dataset read from another of its native formats."""
+        if name not in self.variants:
+            raise EarthGPTError(f"card {self.name}: no variant {name!r}; it has {', '.join(self.variants) or 'none'}")
+        return dataclasses.replace(self, **_fields(self.variants[name], where=f"card {self.name}/{name}"))
+
+    def describe(self) -> dict[str, Any]:
+        """A plain dict for manifests; two cards that read alike are equal here."""
+        return dataclasses.asdict(self)
+
+
+_ENUMS = {
+    "sensor": Sensor,
+    "images": Images,
+    "unlisted": Unlisted,
+    "orientation": Orientation,
+    "split_rule": SplitRule,
+}
+
+
+def _fields(values: Mapping[str, Any], *, where: str) -> dict[str, Any]:
+    known = {field.name for field in dataclasses.fields(Card)}
+    values = dict(values)
+    if "layout" in values:
+        layout = values.pop("layout")
+        values["parts"] = layout if isinstance(layout, list) else [layout]
+    if "split" in values:
+        rule = values.pop("split")
+        values["split_rule"] = rule["rule"]
+        values["test_pattern"] = str(rule.get("test", ""))
+    unknown = sorted(set(values) - known)
+    if unknown:
+        raise EarthGPTError(f"{where}: unknown entries {', '.join(unknown)}; known: {', '.join(sorted(known))}")
+    try:
+        for key, enumeration in _ENUMS.items():
+            if key in values:
+                values[key] = enumeration(values[key])
+        if "tasks" in values:
+            values["tasks"] = tuple(Task(task) for task in values["tasks"])
+    except ValueError as error:
+        raise EarthGPTError(f"{where}: {error}; correct the card") from error
+    for key in ("parts", "classes", "notes"):
+        if key in values:
+            values[key] = tuple(values[key])
+    for key in ("synonyms", "drop"):
+        if key in values:
+            values[key] = {str(name): str(text) for name, text in values[key].items()}
+    return values
+
+
+def load_card(path: Path) -> Card:
+    """Reads one card file.
+
+    Raises:
+        EarthGPTError: not YAML, a missing or unknown entry, a synonym of an unknown class.
+    """
+    where = f"card {path}"
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise EarthGPTError(f"{where}: cannot be read as YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise EarthGPTError(f"{where}: expected a mapping, got {type(values).__name__}")
+    try:
+        card = Card(**_fields(values, where=where))
+    except (TypeError, KeyError) as error:
+        raise EarthGPTError(f"{where}: incomplete: {error}") from error
+    stray = sorted(set(card.synonyms.values()) - set(card.classes))
+    if stray:
+        raise EarthGPTError(f"{where}: synonyms lead to {', '.join(stray)}, which `classes` does not have")
+    return card
+
+
+def cards() -> dict[str, Card]:
+    """All cards that travel with the code, by name."""
+    found = [load_card(path) for path in sorted(data_path("sources").glob("*.yaml"))]
+    return {card.name: card for card in found}
+
+
+def select(names: Sequence[str]) -> tuple[Card, ...]:
+    """The cards of these names, in this order.
+
+    Raises:
+        EarthGPTError: a name without card.
+    """
+    known = cards()
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise EarthGPTError(f"no card for {', '.join(unknown)}; there are: {', '.join(known)}")
+    return tuple(known[name] for name in names)

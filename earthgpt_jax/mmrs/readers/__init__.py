@@ -1,0 +1,90 @@
+"""Readers of native formats: `read(root, card)` yields records, rejections, drops and native counts.
+
+A format is one module with one parser, `parse(part, card)`; `FORMATS` is the table of them.
+For every kind, native = kept + quarantined + dropped (`mmrs.build` insists on it).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+from earthgpt_jax.errors import EarthGPTError
+from earthgpt_jax.mmrs.cards import Card, Images
+from earthgpt_jax.mmrs.readers import (
+    captions,
+    coco,
+    dota,
+    floodnet,
+    folders,
+    hit_uav_json,
+    rsivqa,
+    rsvqa,
+    vhr10,
+    voc,
+    yolo,
+)
+from earthgpt_jax.mmrs.readers.assemble import Assembler
+from earthgpt_jax.mmrs.readers.events import Dropped, Entry, Event, Kind, Native, Part, Rejected
+
+__all__ = ["FORMATS", "Dropped", "Event", "Kind", "Native", "Part", "Rejected", "absent_parts", "read"]
+
+Parser = Callable[[Part, Card], Iterator[Entry | Event]]
+
+FORMATS: Mapping[str, Parser] = {
+    "voc": voc.parse_upright,
+    "rotated_voc": voc.parse_rotated,
+    "polygon_voc": voc.parse_polygons,
+    "coco": coco.parse,
+    "hit_uav_json": hit_uav_json.parse,
+    "yolo": yolo.parse,
+    "dota": dota.parse,
+    "captions": captions.parse,
+    "rsvqa": rsvqa.parse,
+    "rsivqa": rsivqa.parse,
+    "folders": folders.parse,
+    "vhr10": vhr10.parse,
+    "floodnet": floodnet.parse,
+}
+
+_WORDS = ("split", "prefix")  # entries of a layout that are not paths
+
+
+def absent_parts(root: Path, card: Card) -> tuple[str, ...]:
+    """The paths of a card's layout that are not below root/folder: many releases come in pieces."""
+    base = root / card.folder
+    paths = {path for part in card.parts for role, path in part.items() if role not in _WORDS}
+    return tuple(sorted(path for path in paths if not (base / path).exists()))
+
+
+def read(root: Path, card: Card) -> Iterator[Event]:
+    """Everything of one dataset, in the order of its native files.
+
+    Args:
+        root: the folder below which `card.folder` lies.
+
+    Raises:
+        EarthGPTError: the folder or all of its parts are missing, or the card names an unknown format.
+    """
+    base = root / card.folder
+    if card.format not in FORMATS:
+        raise EarthGPTError(f"card {card.name}: unknown format {card.format!r}; known: {', '.join(FORMATS)}")
+    if not base.is_dir():
+        raise EarthGPTError(f"card {card.name}: expected the dataset in {base}; there is no such folder")
+    absent = set(absent_parts(root, card))
+    layouts = [layout for layout in card.parts if not absent & set(layout.values())]
+    if not layouts:
+        raise EarthGPTError(f"card {card.name}: {base} lacks {', '.join(sorted(absent))}; see the card's layout")
+    if card.images is Images.FILES and any("images" not in layout for layout in layouts):
+        raise EarthGPTError(f"card {card.name}: every part of the layout needs `images`, or `images: none`")
+    return _events(base, card, layouts)
+
+
+def _events(base: Path, card: Card, layouts: list[Mapping[str, str]]) -> Iterator[Event]:
+    assembler = Assembler(card, base)
+    for layout in layouts:
+        paths = {role: base / path for role, path in layout.items() if role not in _WORDS}
+        part = Part(base=base, paths=paths, split=layout.get("split", ""), prefix=layout.get("prefix", ""))
+        images = paths["images"] if card.images is Images.FILES else None
+        yield from assembler.records(FORMATS[card.format](part, card), images)
+    yield from assembler.unlisted()

@@ -1,0 +1,24 @@
+"""Karpathy's caption JSON: `images` with `filename`, `split` and `sentences`, each with its `raw` text.
+
+Repeated captions stay: images with fewer than five distinct ones are padded by repetition in some releases.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from earthgpt_jax.mmrs.cards import Card
+from earthgpt_jax.mmrs.readers.events import Entry, Part
+
+
+def parse(part: Part, card: Card) -> Iterator[Entry]:
+    for row in part.rows("annotations", "images"):
+        name = str(row.get("filename", ""))
+        yield Entry(
+            id=part.prefix + name.rsplit(".", 1)[0],
+            image=name,
+            file=part.name(part.paths["annotations"]),
+            split=str(row.get("split") or part.split),
+            problem="" if name else "no filename",
+            captions=tuple(str(sentence.get("raw") or "") for sentence in row.get("sentences", ())),
+        )

@@ -1,0 +1,175 @@
+"""What a reader yields beside records, and what a format's parser hands to `assemble`."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import json
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from earthgpt_jax.errors import EarthGPTError
+from earthgpt_jax.mmrs.record import Record, Turn
+
+_T = TypeVar("_T")
+
+
+class Kind(enum.StrEnum):
+    IMAGE = "image"
+    ANNOTATION = "annotation"
+    OBJECT = "object"
+    QUESTION = "question"
+    CAPTION = "caption"
+
+    @property
+    def counted_as(self) -> Kind:
+        """An annotation that fails as a whole takes its image along: the two are one unit of the count."""
+        return Kind.IMAGE if self is Kind.ANNOTATION else self
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rejected:
+    """Goes to the quarantine: bad input with its reason."""
+
+    id: str
+    kind: Kind
+    reason: str
+    file: str
+    count: int = 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Dropped:
+    """Left out by a declared rule of the card."""
+
+    kind: Kind
+    reason: str
+    count: int = 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Native:
+    """How much the native files hold, counted before anything is judged."""
+
+    kind: Kind
+    count: int = 1
+
+
+Event = Record | Rejected | Dropped | Native
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RawObject:
+    """One native object; `polygon` f64[8], pixels, or fractions of the image if its entry says so."""
+
+    name: str
+    polygon: np.ndarray | None
+    difficult: int = 0
+    problem: str = ""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RawTurn:
+    """One native question; a `problem` sends it to the quarantine."""
+
+    turn: Turn | None
+    problem: str = ""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One native unit: an image's annotation.
+
+    Attributes:
+        id: native id, without split.
+        image: name of the image file, with or without suffix; "" where images do not ship.
+        file: the annotation file, relative to the dataset folder.
+        split: native split; "" if unknown.
+        size: (width, height) by the annotation; 0 where unknown.
+        problem: why the annotation as a whole cannot be used.
+    """
+
+    id: str
+    image: str
+    file: str
+    split: str = ""
+    size: tuple[int, int] = (0, 0)
+    problem: str = ""
+    label: str = ""
+    objects: tuple[RawObject, ...] = ()
+    turns: tuple[RawTurn, ...] = ()
+    captions: tuple[str, ...] = ()
+    fractions: bool = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Part:
+    """One part of a card's layout, resolved.
+
+    Attributes:
+        base: the dataset folder.
+        paths: role ("annotations", "images", ...) -> path.
+        split: the native split of everything in it; "" if it has none.
+        prefix: comes before native ids, where parts would share them.
+    """
+
+    base: Path
+    paths: Mapping[str, Path]
+    split: str = ""
+    prefix: str = ""
+
+    def name(self, path: Path) -> str:
+        """A file relative to the dataset folder, as messages show it."""
+        return path.relative_to(self.base).as_posix()
+
+    def load_json(self, role: str, kind: type[_T]) -> _T:
+        """The JSON file of a role; its top must be a `kind`.
+
+        Raises:
+            EarthGPTError: unreadable: without its annotation file nothing of a part can be counted.
+        """
+        path = self.paths[role]
+        try:
+            value = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise EarthGPTError(f"{path}: cannot be read as JSON: {error}; fetch the file again") from error
+        if not isinstance(value, kind):
+            raise EarthGPTError(f"{path}: expected a {kind.__name__}, got {type(value).__name__}")
+        return value
+
+    def rows(self, role: str, key: str) -> list[Any]:
+        """The list under `key` of a role's JSON object."""
+        rows = self.load_json(role, dict).get(key)
+        if not isinstance(rows, list):
+            raise EarthGPTError(f"{self.paths[role]}: expected a list under {key!r}, got {type(rows).__name__}")
+        return rows
+
+    def texts(self, role: str, suffix: str) -> Iterator[tuple[Path, str]]:
+        """(path, text) of every file of a folder with this suffix; bytes that are not UTF-8 are replaced."""
+        for path in sorted(self.paths[role].iterdir()):
+            if path.suffix.lower() == suffix:
+                yield path, path.read_text(encoding="utf-8", errors="replace")
+
+
+def number(text: object) -> float:
+    """A finite float.
+
+    Raises:
+        ValueError: saying what came instead; parsers make it an object's `problem`.
+    """
+    try:
+        value = float(text)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        raise ValueError(f"bad number {text!r}") from None
+    if not math.isfinite(value):
+        raise ValueError(f"bad number {text!r}")
+    return value
+
+
+def is_image(path: Path) -> bool:
+    """By its suffix, in any case."""
+    return path.suffix.lower() in {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp"}

@@ -1,0 +1,295 @@
+"""Records in ArrayRecord shards, written and read through TFDS, without TensorFlow.
+
+A finished dataset directory holds what TFDS writes (`tfds.builder_from_directory` opens it),
+`manifest.json` (counts, fingerprint, sha256 of every shard) and `quarantine.jsonl` (what could not be
+used, with its reason). It appears under its name only when it is complete.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import errno
+import hashlib
+import io
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from earthgpt_jax.errors import EarthGPTError
+from earthgpt_jax.mmrs.record import Object, Record, Sensor, Task, Turn
+
+VERSION = "1.0.0"
+MANIFEST, QUARANTINE = "manifest.json", "quarantine.jsonl"
+
+_FEATURES = {
+    "id": tfds.features.Text(),
+    "image": tfds.features.Text(),  # the original file's bytes, never re-encoded
+    "height": np.int32,
+    "width": np.int32,
+    "sensor": tfds.features.Text(),
+    "source": tfds.features.Text(),
+    "split": tfds.features.Text(),
+    "tasks": tfds.features.Sequence(tfds.features.Text()),
+    "label": tfds.features.Text(),
+    "references": tfds.features.Sequence(tfds.features.Text()),
+    "turns": tfds.features.Sequence(
+        {"question": tfds.features.Text(), "answer": tfds.features.Text(), "type": tfds.features.Text()}
+    ),
+    "objects": tfds.features.Sequence(
+        {
+            "label": tfds.features.Text(),
+            "polygon": tfds.features.Tensor(shape=(8,), dtype=np.float32),
+            "difficult": np.bool_,
+            "phrase": tfds.features.Text(),
+        }
+    ),
+}
+
+
+class _Builder(tfds.core.GeneratorBasedBuilder):
+    """Records of one source; the name comes with the instance, since one class serves every source."""
+
+    VERSION = tfds.core.Version(VERSION)
+    name = "earthgpt_records"
+
+    def __init__(self, *, splits: Mapping[str, Iterable[Record]], **kwargs: Any):
+        self._splits = splits
+        super().__init__(**kwargs)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description="Records of remote sensing images with everything known of them.",
+            features=tfds.features.FeaturesDict(_FEATURES),
+            disable_shuffling=True,  # the sources' own order; the input pipeline shuffles
+        )
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Iterator]:
+        return {split: self._generate_examples(records) for split, records in self._splits.items()}
+
+    def _generate_examples(self, records: Iterable[Record]) -> Iterator[tuple[int, dict[str, Any]]]:
+        for key, record in enumerate(records):
+            yield key, _to_example(record)
+
+
+def _to_example(record: Record) -> dict[str, Any]:
+    return {
+        "id": record.id,
+        "image": record.image,
+        "height": record.height,
+        "width": record.width,
+        "sensor": record.sensor.value,
+        "source": record.source,
+        "split": record.split,
+        "tasks": [task.value for task in record.tasks],
+        "label": record.label,
+        "references": list(record.references),
+        "turns": [{"question": t.question, "answer": t.answer, "type": t.type} for t in record.turns],
+        "objects": [
+            {
+                "label": item.label,
+                "polygon": np.asarray(item.polygon, np.float32),
+                "difficult": item.difficult,
+                "phrase": item.phrase,
+            }
+            for item in record.objects
+        ],
+    }
+
+
+def _to_record(example: Mapping[str, Any]) -> Record:
+    turns, objects = example["turns"], example["objects"]
+    return Record(
+        id=_text(example["id"]),
+        image=bytes(example["image"]),
+        height=int(example["height"]),
+        width=int(example["width"]),
+        sensor=Sensor(_text(example["sensor"])),
+        source=_text(example["source"]),
+        split=_text(example["split"]),
+        tasks=tuple(Task(_text(task)) for task in example["tasks"]),
+        label=_text(example["label"]),
+        references=tuple(_text(text) for text in example["references"]),
+        turns=tuple(
+            Turn(question=_text(question), answer=_text(answer), type=_text(kind))
+            for question, answer, kind in zip(turns["question"], turns["answer"], turns["type"], strict=True)
+        ),
+        objects=tuple(
+            Object(
+                label=_text(objects["label"][i]),
+                polygon=np.asarray(objects["polygon"][i], np.float32),
+                difficult=bool(objects["difficult"][i]),
+                phrase=_text(objects["phrase"][i]),
+            )
+            for i in range(len(objects["label"]))
+        ),
+    )
+
+
+def _text(value: bytes | str) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def write(
+    splits: Mapping[str, Sequence[Record] | Iterable[Record]],
+    *,
+    out: Path,
+    name: str,
+    manifest: Mapping[str, Any] | None = None,
+    quarantine: Iterable[Mapping[str, Any]] = (),
+) -> None:
+    """Writes a dataset directory; `out` must not exist, and exists only once everything is in it.
+
+    Args:
+        splits: split name -> records, in the order they shall have.
+        name: the source's name.
+        manifest: more to be said in manifest.json (origin, counts of what was dropped).
+        quarantine: one mapping an entry, evaluated after the records were drawn.
+
+    Raises:
+        EarthGPTError: `out` exists, the place is not writable, or the disk is full.
+    """
+    if out.exists():
+        raise EarthGPTError(f"{out} exists already; name another folder, or delete it to build it anew")
+    partial = out.with_name(f"{out.name}.partial")
+    counts: dict[str, dict[str, collections.Counter]] = {}
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        with _quiet():
+            builder = _Builder(
+                splits={split: _counting(records, split, counts) for split, records in splits.items()},
+                data_dir=str(partial / "tfds"),
+                file_format="array_record",
+            )
+            builder.download_and_prepare()
+        written = Path(builder.data_dir)
+        for path in sorted(written.iterdir()):
+            os.replace(path, partial / path.name)
+        shutil.rmtree(partial / "tfds")
+        (partial / QUARANTINE).write_text("".join(json.dumps(entry) + "\n" for entry in quarantine))
+        shards = {path.name: _sha256(path) for path in sorted(partial.glob("*.array_record*"))}
+        values = {
+            "name": name,
+            "fingerprint": hashlib.sha256(json.dumps(shards, sort_keys=True).encode()).hexdigest()[:16],
+            "counts": {s: {kind: dict(sorted(c.items())) for kind, c in k.items()} for s, k in counts.items()},
+            "shards": shards,
+            "tfds": tfds.__version__,
+            **(manifest or {}),
+        }
+        (partial / MANIFEST).write_text(json.dumps(values, indent=1) + "\n")
+        os.replace(partial, out)
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        reason = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else str(error)
+        raise EarthGPTError(f"writing {out}: {reason}; nothing was left behind") from error
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def _counting(records: Iterable[Record], split: str, counts: dict) -> Iterator[Record]:
+    """Passes records on and counts what is in them."""
+    tally = counts.setdefault(
+        split, {kind: collections.Counter() for kind in ("total", "sensor", "task", "label", "object")}
+    )
+    for record in records:
+        tally["total"].update(
+            records=1, objects=len(record.objects), turns=len(record.turns), references=len(record.references)
+        )
+        tally["sensor"][record.sensor.value] += 1
+        tally["task"].update(task.value for task in record.tasks)
+        if record.label:
+            tally["label"][record.label] += 1
+        tally["object"].update(item.label for item in record.objects)
+        yield record
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """TFDS announces every step; builds have their own progress bar."""
+    tfds.disable_progress_bar()
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        tfds.enable_progress_bar()
+
+
+def manifest(directory: Path) -> dict[str, Any]:
+    """What manifest.json says."""
+    path = directory / MANIFEST
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise EarthGPTError(
+            f"data {directory}: expected a folder that `earthgpt data build` finished (it has {MANIFEST}); "
+            + ("this folder is something else" if directory.exists() else "there is no such folder")
+        ) from None
+    except ValueError as error:
+        raise EarthGPTError(f"{path} is damaged ({error}); build the folder anew") from error
+
+
+class RecordSource(Sequence[Record]):
+    """Random access to one split; opens lazily and pickles, so worker processes can hold it.
+
+    Raises:
+        EarthGPTError: not a finished dataset directory, or no such split.
+    """
+
+    def __init__(self, directory: Path, split: str):
+        self._directory, self._split = Path(directory), split
+        values = manifest(self._directory)
+        if split not in values["counts"]:
+            raise EarthGPTError(f"data {directory}: no split {split!r}; it has {', '.join(values['counts']) or 'none'}")
+        self.name: str = values["name"]
+        self.fingerprint: str = f"{values['fingerprint']}/{split}"
+        self._length: int = values["counts"][split]["total"].get("records", 0)
+        self._source: Any = None
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> Record:  # type: ignore[override]
+        if not -self._length <= index < self._length:
+            raise IndexError(index)
+        if self._source is None:
+            self._source = tfds.builder_from_directory(str(self._directory)).as_data_source(split=self._split)
+        return _to_record(self._source[int(index) % self._length])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_source": None}
+
+
+class Together(Sequence[Record]):
+    """Several sources one behind the other, as one."""
+
+    def __init__(self, sources: Sequence[RecordSource]):
+        self._sources = list(sources)
+        self._starts = np.cumsum([0, *map(len, self._sources)])
+        self.name = ", ".join(source.name for source in self._sources)
+        prints = [source.fingerprint for source in self._sources]
+        joined = hashlib.sha256("|".join(prints).encode()).hexdigest()[:16]
+        self.fingerprint = prints[0] if len(prints) == 1 else joined
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def __getitem__(self, index: int) -> Record:  # type: ignore[override]
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        index %= len(self)
+        which = int(np.searchsorted(self._starts, index, side="right")) - 1
+        return self._sources[which][index - int(self._starts[which])]

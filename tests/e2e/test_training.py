@@ -1,0 +1,140 @@
+"""Both stages on a nano model: what is trained, what stays, and resuming bit for bit."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from earthgpt_jax import params as params_lib
+from earthgpt_jax.errors import EarthGPTError
+from earthgpt_jax.models import io
+from earthgpt_jax.training.checkpoints import Checkpoints
+from earthgpt_jax.training.loop import train
+from tests import nano
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A dataset, a base model, and both stages run without interruption."""
+    root = tmp_path_factory.mktemp("world")
+    data, base = nano.dataset(root / "data"), nano.model_dir(root / "base", nano.config("align").model)
+    align = nano.config("align", f"data.source={data}", f"init={base}")
+    aligned = train(align, root / "align")
+    instruct = nano.config("instruct", f"data.source={data}", f"init={aligned}")
+    tuned = train(instruct, root / "instruct")
+    return {"root": root, "data": data, "base": base, "align": align, "aligned": aligned,
+            "instruct": instruct, "tuned": tuned}  # fmt: skip
+
+
+def test_frozen_arrays_keep_every_bit_and_trained_ones_move(world):
+    _, base = io.read(world["base"])
+    _, aligned = io.read(world["aligned"])
+    _, tuned = io.read(world["tuned"])
+    moved_in_align = {path for path in base if not np.array_equal(base[path], aligned[path])}
+    assert {path.split("/")[0] for path in moved_in_align} == {"projector", "image_tokens", "llm"}
+    assert all("attn" in path or "norm" in path for path in moved_in_align if path.startswith("llm"))
+    moved_in_instruct = {path for path in aligned if not np.array_equal(aligned[path], tuned[path])}
+    assert not moved_in_instruct  # every path that align knew is frozen now
+    adapters = tuned.keys() - aligned.keys()
+    assert adapters and all("/adapter/" in path for path in adapters)
+    assert any(np.any(tuned[path] != (1.0 if path.endswith("scale") else 0.0)) for path in adapters)
+
+
+def test_checkpoints_hold_trained_paths_only(world):
+    for stage, trained in (
+        ("align", ("projector", "image_tokens", "attn", "norm")),
+        ("instruct", ("adapter",)),
+    ):
+        metadata = json.loads((world["root"] / stage / "checkpoints" / "6" / "state" / "_METADATA").read_text())
+        names = {str(key) for key in metadata["tree_metadata"]}
+        paths = {part for name in names for part in name.split("'") if "/" in part}
+        assert paths
+        assert all(any(word in path for word in trained) for path in paths), sorted(paths)
+        assert not any(path.startswith(("vit/", "convnext/")) or path == "llm/embed" for path in paths)
+
+
+_RUN = """
+import os, sys
+from pathlib import Path
+from earthgpt_jax.training import loop, checkpoints
+from tests import nano
+root, kill_at = Path(sys.argv[1]), int(sys.argv[2])
+config = nano.config("align", f"data.source={root / 'data'}", f"init={root / 'base'}")
+original = loop._Log.__call__
+def log(self, step, batch, metrics):
+    original(self, step, batch, metrics)
+    self._file.flush()
+    if step == kill_at:
+        os.kill(os.getpid(), 9)
+loop._Log.__call__ = log
+loop.train(config, root / "killed")
+"""
+
+
+def test_a_killed_run_resumes_bit_for_bit(world):
+    root = world["root"]
+    for kill_at in (2, 4, -1):  # killed before and behind later checkpoints, then left alone
+        result = subprocess.run(
+            [sys.executable, "-c", _RUN, str(root), str(kill_at)],
+            cwd=os.getcwd(),
+            capture_output=True,
+            text=True,
+        )
+        assert result.returncode == (-signal.SIGKILL if kill_at >= 0 else 0), result.stderr[-2000:]
+    _, straight = io.read(world["aligned"])
+    _, resumed = io.read(root / "killed" / "model")
+    assert params_lib.fingerprint(straight) == params_lib.fingerprint(resumed)
+    lines = [(root / name / "metrics.jsonl").read_text() for name in ("align", "killed")]
+    assert lines[0] == lines[1]
+    assert [json.loads(line)["step"] for line in lines[0].splitlines()] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_finished_run_is_left_alone_and_another_config_is_refused(world):
+    before = (world["root"] / "align" / "metrics.jsonl").stat().st_mtime_ns
+    started = time.monotonic()
+    assert train(world["align"], world["root"] / "align") == world["aligned"]
+    assert time.monotonic() - started < 2
+    assert (world["root"] / "align" / "metrics.jsonl").stat().st_mtime_ns == before
+    other = nano.config("align", f"data.source={world['data']}", f"init={world['base']}", "optim.peak_lr=0.5")
+    with pytest.raises(EarthGPTError, match=r"optim.peak_lr was 0.001, is 0.5"):
+        train(other, world["root"] / "align")
+
+
+def test_a_checkpoint_of_another_shape_is_refused(world):
+    config = nano.config("align", f"data.source={world['data']}", f"init={world['base']}", "model.llm.dim=48")
+    with pytest.raises(EarthGPTError, match="wrong shape"):
+        train(config, world["root"] / "other")
+
+
+def test_a_full_disk_during_a_save_loses_nothing(world, monkeypatch):
+    checkpoints = Checkpoints(world["root"] / "align", world["align"].checkpoint)
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoints._manager, "save", full)
+    with pytest.raises(EarthGPTError, match="the disk is full"):
+        checkpoints.save(7, None, {})
+    assert checkpoints.latest() == 6
+    checkpoints.close()
+
+
+def test_gradient_accumulation_changes_nothing_but_rounding(world):
+    root = world["root"]
+    config = nano.config("align", f"data.source={world['data']}", f"init={world['base']}", "optim.microbatches=4")
+    _, whole = io.read(world["aligned"])
+    _, parts = io.read(train(config, root / "parts"))
+    for path in whole:
+        np.testing.assert_allclose(parts[path], whole[path], atol=2e-5, err_msg=path)
+
+
+def test_devices_are_forced():
+    assert jax.device_count() == 8

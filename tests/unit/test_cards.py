@@ -1,0 +1,97 @@
+"""Cards: what travels with the code loads, labels and splits are as declared, mistakes are named."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from earthgpt_jax.errors import EarthGPTError
+from earthgpt_jax.mmrs.cards import SPLITS, SplitRule, cards, load_card, select
+from earthgpt_jax.mmrs.readers import FORMATS
+from earthgpt_jax.mmrs.record import Task
+
+CARD = """
+name: x
+title: X
+sensor: sar
+tasks: [hbb]
+format: voc
+folder: sar/X
+layout: {annotations: a, images: i}
+classes: [ship, t junction]
+synonyms: {Boat: ship}
+licence: none
+"""
+
+
+def _load(tmp_path: Path, text: str):
+    path = tmp_path / "x.yaml"
+    path.write_text(text)
+    return load_card(path)
+
+
+def test_every_card_and_variant_is_whole() -> None:
+    found = cards()
+    assert "hit_uav" in found
+    for name, card in found.items():
+        for each in (card, *(card.variant(variant) for variant in card.variants)):
+            assert each.name == name
+            assert each.format in FORMATS
+            assert each.parts
+            assert each.licence
+            assert each.notes
+            assert all(label == label.lower() for label in each.classes)
+            assert bool(each.classes) == bool({Task.HBB, Task.OBB, Task.CLASSIFICATION} & set(each.tasks))
+    assert found["hit_uav"].parts[0]["annotations"] == "rotate_xml"
+
+
+def test_labels(tmp_path: Path) -> None:
+    card = _load(tmp_path, CARD)
+    assert [card.label(n) for n in ("Ship", "Boat", "T junction", "T_Junction", "boat", "")] == [
+        "ship", "ship", "t junction", "t junction", "", "",
+    ]  # fmt: skip
+
+
+def test_hash_splits_have_their_shares_and_stay(tmp_path: Path) -> None:
+    card = _load(tmp_path, CARD)
+    counts = Counter(card.split(str(i), "") for i in range(5000))
+    assert [counts[split] / 5000 for split in SPLITS] == pytest.approx([0.7, 0.1, 0.2], abs=0.02)
+    assert [card.split(n, "") for n in ("1", "2", "3")] == [card.split(n, "val") for n in ("1", "2", "3")]
+
+
+def test_native_and_name_splits(tmp_path: Path) -> None:
+    native = _load(tmp_path, CARD + "split: {rule: native}")
+    assert native.split_rule is SplitRule.NATIVE
+    assert [native.split("1", s) for s in ("train", "restval", "val", "test")] == ["train", "train", "val", "test"]
+    with pytest.raises(EarthGPTError, match="got 'dev'"):
+        native.split("1", "dev")
+    named = _load(tmp_path, CARD + "split: {rule: name, test: '[19]$'}")
+    splits = {i: named.split(f"{i:06d}", "") for i in range(2000)}
+    assert {i for i, split in splits.items() if split == "test"} == {i for i in splits if i % 10 in (1, 9)}
+    assert Counter(splits.values())["val"] / 1600 == pytest.approx(1 / 8, abs=0.03)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("- a\n- b", "expected a mapping"),
+        ("a: [", "cannot be read as YAML"),
+        (CARD + "colour: red", "unknown entries colour"),
+        (CARD.replace("sensor: sar", "sensor: sonar"), "'sonar' is not a valid Sensor"),
+        (CARD.replace("title: X\n", ""), "incomplete.*title"),
+        (CARD.replace("Boat: ship", "Boat: boat"), "synonyms lead to boat"),
+    ],
+)
+def test_mistakes_are_named(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(EarthGPTError, match=message):
+        _load(tmp_path, text)
+
+
+def test_unknown_names() -> None:
+    assert [card.name for card in select(["dota", "hit_uav"])] == ["dota", "hit_uav"]
+    with pytest.raises(EarthGPTError, match=r"no card for nonsense; there are: .*dota"):
+        select(["nonsense"])
+    with pytest.raises(EarthGPTError, match="no variant 'z'; it has normal_xml"):
+        cards()["hit_uav"].variant("z")

@@ -1,0 +1,172 @@
+"""`earthgpt data`: what it writes, says and returns."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from earthgpt_jax.cli.main import main
+from earthgpt_jax.mmrs.build import Tally
+from earthgpt_jax.mmrs.readers import Dropped, Kind, Native, Rejected
+from earthgpt_jax.mmrs.store import RecordSource
+from earthgpt_jax.mmrs.synthetic import SyntheticSource
+
+
+@pytest.fixture
+def native(tmp_path: Path) -> Path:
+    """Four SAR images in YOLO text below `native/sar/SSDD-yolo`; the last has a bad box, one more is cut short."""
+    folder = tmp_path / "native" / "sar" / "SSDD-yolo"
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for name in ("000001", "000002", "000003", "000009", "000012"):
+        pixels = rng.integers(0, 255, (30, 40, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / f"{name}.jpg")
+        (folder / f"{name}.txt").write_text("0 0.5 0.5 0.5 0.2\n")
+    (folder / "000009.txt").write_text("0 0.5 0.5 0.5 0.2\n0 0.5 0.5 0 0.2\n")
+    whole = (folder / "000012.jpg").read_bytes()
+    (folder / "000012.jpg").write_bytes(whole[: len(whole) // 2])
+    return tmp_path / "native"
+
+
+def _run(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
+    capsys.readouterr()
+    status = main(["data", *map(str, words)])
+    said = capsys.readouterr()
+    return status, said.out, said.err
+
+
+def test_build_counts_and_repeats(native: Path, tmp_path: Path, capsys) -> None:
+    out = tmp_path / "out"
+    status, said, _ = _run(capsys, "build", "ssdd_yolo", "--root", native, "--out", out)
+    assert status == 0
+    rows = [line.split() for line in said.splitlines()]
+    train = 2 - int(rows[1][7])  # one of the two that are not test may be val
+    assert rows[1] == ["ssdd_yolo", "image", "5", "4", "1", "0", str(train), str(2 - train), "2"]
+    assert rows[2] == ["ssdd_yolo", "object", "6", "4", "2", "0"]
+    quarantine = [json.loads(line) for line in (out / "ssdd_yolo" / "quarantine.jsonl").read_text().splitlines()]
+    assert sorted((q["id"], q["kind"], q["file"]) for q in quarantine) == [
+        ("000009", "object", "000009.txt"),
+        ("000012", "image", "000012.txt"),
+        ("000012", "object", "000012.txt"),
+    ]
+    record = RecordSource(out / "ssdd_yolo", "test")[0]
+    assert record.id == "ssdd_yolo/test/000001"
+    assert record.image == (native / "sar/SSDD-yolo/000001.jpg").read_bytes()
+    np.testing.assert_allclose(record.objects[0].polygon, [10, 12, 30, 12, 30, 18, 10, 18], atol=1e-4)
+
+    status, said, _ = _run(capsys, "build", "all", "--root", native, "--out", out)
+    assert status == 0
+    assert "ssdd_yolo: already built and identical; nothing to do" in said
+
+    (native / "sar/SSDD-yolo/000002.txt").write_text("")
+    status, _, wrong = _run(capsys, "build", "ssdd_yolo", "--root", native, "--out", out)
+    assert status == 2
+    assert "it holds another build" in wrong
+    assert "delete this folder" in wrong
+
+
+def test_check_stats_preview(native: Path, tmp_path: Path, capsys) -> None:
+    out = tmp_path / "out"
+    _run(
+        capsys,
+        "build",
+        "ssdd_yolo",
+        "synthetic",
+        "--root",
+        native,
+        "--splits",
+        "train=3,test=1",
+        "--size",
+        "64",
+        "--out",
+        out,
+    )
+    status, said, _ = _run(capsys, "check", out)
+    assert (status, said.count(": fine")) == (0, 2)
+    status, said, _ = _run(capsys, "stats", out)
+    assert status == 0
+    assert "native objects: native 6, kept 4, quarantined 2, dropped 0" in said
+    assert "  train: " in said
+    status, _, _ = _run(capsys, "preview", out, "--out", tmp_path / "sheet.png", "--count", "5")
+    assert status == 0
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.size == (4 * 392 + 8, 2 * 484 + 8)
+
+    shard = next((out / "synthetic").glob("*train*.array_record*"))
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 1
+    shard.write_bytes(bytes(data))
+    status, said, _ = _run(capsys, "check", out / "synthetic")
+    assert status == 1
+    assert "sha256 differs" in said
+
+
+def test_synthetic_holds_what_the_source_draws(tmp_path: Path, capsys) -> None:
+    words = ("build", "synthetic", "--count", "10", "--size", "48", "--out", tmp_path)
+    status, said, _ = _run(capsys, *words)
+    assert status == 0
+    assert said.splitlines()[1].split() == ["synthetic", "image", "13", "13", "0", "0", "10", "1", "2"]
+    expected = SyntheticSource("test", 2, size=48)
+    stored = RecordSource(tmp_path / "synthetic", "test")
+    assert [(r.id, r.image, r.turns) for r in stored] == [(r.id, r.image, r.turns) for r in expected]
+    assert "nothing to do" in _run(capsys, *words)[1]
+    assert _run(capsys, *words, "--seed", "1")[0] == 2
+
+
+def test_list(native: Path, capsys) -> None:
+    status, said, _ = _run(capsys, "list", "--root", native)
+    lines = {line.split()[0]: line for line in said.splitlines()}
+    assert status == 0
+    assert lines["ssdd_yolo"].endswith("[there]")
+    assert lines["hit_uav"].endswith("[absent]")
+    assert "synthetic" in lines
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["build", "dota", "--out", "o"], "with --root"),
+        (["build", "nonsense", "--root", "r", "--out", "o"], "no card for nonsense"),
+        (["build", "dota", "--root", "r", "--out", "o"], "no such folder"),
+        (["build", "all", "--root", "r", "--out", "o"], "holds none of the datasets"),
+        (["build", "synthetic", "--out", "o"], "give either --count"),
+        (["build", "synthetic", "--count", "0", "--out", "o"], "expected at least 1, got 0"),
+        (["build", "synthetic", "--splits", "train:3", "--out", "o"], "expected SPLIT=COUNT"),
+        (["build", "synthetic", "--splits", "dev=3", "--out", "o"], "got 'dev'"),
+        (["build", "synthetic", "--splits", "train=0", "--out", "o"], "at least one record"),
+        (["build", "dota", "--count", "3", "--root", "r", "--out", "o"], "are for `build synthetic`"),
+        (["check", "nowhere"], "there is no such folder"),
+        (["stats", "."], "found none in it"),
+        (["preview", ".", "--out", "x.jpg"], "expected the name of a PNG"),
+    ],
+)
+def test_what_the_user_can_mend(tmp_path: Path, monkeypatch, capsys, words: list[str], message: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    status, _, wrong = _run(capsys, *words)
+    assert status == 2
+    assert message in wrong
+    assert wrong.startswith("error: ")
+    assert not list(tmp_path.iterdir())
+
+
+def test_counts_that_do_not_add_up_are_loud() -> None:
+    tally = Tally()
+    tally.add(Native(kind=Kind.OBJECT, count=3))
+    tally.add(Rejected(id="a", kind=Kind.OBJECT, reason="r", file="f"))
+    tally.add(Dropped(kind=Kind.OBJECT, reason="rule"))
+    with pytest.raises(RuntimeError, match=r"3 native, but 0 kept \+ 1 quarantined \+ 1 dropped = 2"):
+        tally.check("x")
+    tally.add(Dropped(kind=Kind.OBJECT, reason="rule"))
+    tally.check("x")
+
+
+@pytest.mark.realdata
+def test_all_real_samples_build_and_check(realdata: Path, tmp_path: Path, capsys) -> None:
+    status, said, _ = _run(capsys, "build", "all", "--root", realdata, "--out", tmp_path / "out")
+    assert status == 0
+    assert ["hit_uav", "object", "916", "909", "0", "7"] in [line.split() for line in said.splitlines()]
+    assert _run(capsys, "check", tmp_path / "out")[0] == 0

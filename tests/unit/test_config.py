@@ -1,0 +1,105 @@
+import re
+
+import pytest
+
+from earthgpt_jax import config as config_lib
+from earthgpt_jax.config import AdapterKind, Stage, TrainedAttention
+from earthgpt_jax.errors import EarthGPTError
+from earthgpt_jax.models import earthgpt
+from earthgpt_jax.params import count
+from earthgpt_jax.training.stages import trained_paths
+
+RECIPES = ("tiny", "tiny_real", "earthgpt_7b", "earthgpt_13b")
+
+
+@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("stage", Stage)
+def test_every_recipe_resolves_and_survives_a_round_trip(name, stage):
+    config = config_lib.load(f"{name}:{stage}")
+    assert config.stage is stage
+    assert config_lib.resolve(config_lib.to_dict(config)) == config
+
+
+def test_all_errors_come_at_once_with_path_expected_got_and_nearest_name():
+    with pytest.raises(EarthGPTError) as error:
+        config_lib.load(
+            "tiny:align",
+            ["--config.optim.peak_lrr=1", "--config.model.llm.heads=3", "--config.stage=alig",
+             "--config.data.batch_size=many"],
+        )  # fmt: skip
+    text = str(error.value)
+    assert "4 problem(s)" in text
+    assert "optim.peak_lrr: unknown field; did you mean 'peak_lr'?" in text
+    assert "model.llm.heads: expected a divisor of dim=128, got 3" in text
+    assert "stage: expected one of align, instruct, got 'alig'; did you mean 'align'?" in text
+    assert "data.batch_size: expected int, got 'many' (str)" in text
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("optim.microbatches=3", "expected a divisor of data.batch_size=16, got 3"),
+        ("model.adapter.kind=lora", "stage align expects none, got lora"),
+        ("model.perception.vit_layers=(1,9)", "expected indices below vit.depth=4"),
+        ("model.convnext.image_size=160", "neither divides"),
+        ("optim.warmup_steps=99999", "expected 0..steps=400"),
+        ("data.decimals=9", "expected 1..4, got 9"),
+        ("model.adapter.targets=('q','w1')", "got ['w1']"),
+    ],
+)
+def test_impossible_combinations_are_refused(override, message):
+    with pytest.raises(EarthGPTError, match=re.escape(message)):
+        config_lib.load("tiny:align", [f"--config.{override}"])
+
+
+def test_a_misspelt_recipe_names_the_nearest():
+    with pytest.raises(EarthGPTError, match="did you mean 'tiny'"):
+        config_lib.load("tny:align")
+    with pytest.raises(EarthGPTError, match="expected one of"):
+        config_lib.load("tiny:aling")
+
+
+# Hand counts of the 13B model: facts of the paper's architecture, not of this code.
+def test_13b_has_the_published_parameter_counts():
+    config = config_lib.load("earthgpt_13b:instruct")
+    _, shapes = earthgpt.abstract(config.model)
+
+    def total(*prefixes: str) -> int:
+        return count({path: shape for path, shape in shapes.items() if path.startswith(prefixes)})
+
+    adapters = {path: shape for path, shape in shapes.items() if "/adapter/" in path}
+    assert total("llm/") - count(adapters) == 13_015_864_320
+    assert total("vit/") == 304_368_640 - 1024  # the published figure includes the unused mask token
+    assert total("convnext/") == 196_230_336
+    assert count(adapters) == 4_259_840
+    assert count({path: shapes[path] for path in trained_paths(config, shapes)}) == 4_259_840
+
+
+def test_what_align_trains_at_13b():
+    config = config_lib.load("earthgpt_13b:align")
+    _, shapes = earthgpt.abstract(config.model)
+    trained = trained_paths(config, shapes)
+    by_group: dict[str, int] = {}
+    for path, rule in trained.items():
+        by_group[rule.group] = by_group.get(rule.group, 0) + count({path: shapes[path]})
+    assert by_group["attention"] == 4_194_304_000
+    assert by_group["norm"] == 414_720
+    # CNN stages 2880 + four ViT layers 4096 = 6976 channels, Linear + LayerNorm, and the two image marks.
+    assert by_group["projector"] == 6976 * 5120 + 5120 + 2 * 5120 + 2 * 5120
+    decaying = {path for path, rule in trained.items() if rule.decay}
+    assert "projector/linear/kernel" in decaying and "projector/linear/bias" not in decaying
+
+
+@pytest.mark.parametrize("attention", TrainedAttention)
+@pytest.mark.parametrize("kind", [AdapterKind.SCALE_BIAS, AdapterKind.BIAS, AdapterKind.LORA])
+@pytest.mark.parametrize("fuse", ["concat", "sum", "last"])
+def test_stage_tables_are_total_and_tight_for_every_variant(attention, kind, fuse):
+    for stage in Stage:
+        chosen = kind if stage is Stage.INSTRUCT else AdapterKind.NONE
+        config = config_lib.load(
+            f"tiny:{stage}",
+            [f"--config.trained_attention={attention}", f"--config.model.adapter.kind='{chosen}'",
+             f"--config.model.perception.cnn_fuse={fuse}"],
+        )  # fmt: skip
+        _, shapes = earthgpt.abstract(config.model)
+        assert trained_paths(config, shapes)

@@ -1,0 +1,176 @@
+"""Scorers against values worked out by hand, against references, and against the ways scorers are fooled."""
+
+import contextlib
+import io
+import json
+
+import numpy as np
+import pytest
+import shapely
+from pycocoevalcap.cider.cider import Cider
+
+from earthgpt_jax.evaluation import scores
+from earthgpt_jax.evaluation.metrics.captions import captions, tokenise
+from earthgpt_jax.evaluation.metrics.classification import classification, normalise
+from earthgpt_jax.evaluation.metrics.detection import detection, hbb_ious, matching, obb_ious
+from earthgpt_jax.evaluation.metrics.grounding import grounding, iou
+from earthgpt_jax.evaluation.metrics.vqa import vqa
+from earthgpt_jax.evaluation.predictions import Prediction, Truth
+from earthgpt_jax.geometry import BoxKind, rect_to_polygon, rotated_to_polygon
+
+
+def _prediction(prediction: str = "", **changes) -> Prediction:
+    values = {
+        "id": "r#hbb#0", "record_id": "r", "task": "hbb", "kind": "", "sensor": "sar", "source": "s", "question": "?",
+        "prediction": prediction, "answer": "", "references": (), "objects": (), "object_index": None, "width": 100,
+        "height": 100,
+    }  # fmt: skip
+    return Prediction(**values | changes)
+
+
+def _truth(label: str, *rect: float, difficult: bool = False) -> Truth:
+    return Truth(label=label, polygon=tuple(rect_to_polygon(*rect).tolist()), difficult=difficult)
+
+
+SHIPS = (_truth("ship", 10, 10, 30, 30), _truth("ship", 50, 50, 70, 70))
+
+
+def test_top1_is_exact_after_normalisation():
+    assert normalise("Storage_tank.") == normalise("storage-tank") == "storage tank"
+    rows = [_prediction(text, answer="harbor") for text in ("Harbor.", "a harbor", "", "river harbor")]
+    assert classification(rows) == {"top1": 0.25}
+
+
+def test_vqa_by_type():
+    rows = [
+        _prediction("yes", answer="yes", kind="presence"),
+        _prediction("no, yes, maybe", answer="yes", kind="presence"),  # a list of guesses is wrong
+        _prediction("11", answer="1", kind="count"),
+    ]
+    assert vqa(rows) == {"accuracy": 1 / 3, "accuracy_count": 0.0, "accuracy_presence": 0.5}
+
+
+def test_iou_by_hand_and_two_disjoint_small_boxes_share_nothing():
+    boxes = np.array([[0, 0, 2, 2], [1, 0, 3, 2]], float)
+    np.testing.assert_allclose(hbb_ious(boxes, boxes), [[1, 1 / 3], [1 / 3, 1]])
+    # with a +1 in the formula these fractions would score 0.5
+    assert hbb_ious(np.array([[0.1, 0.1, 0.2, 0.2]]), np.array([[0.3, 0.3, 0.4, 0.4]]))[0, 0] == 0
+
+
+def test_obb_iou_equals_shapely_and_a_crossed_polygon_is_zero():
+    rng = np.random.default_rng(0)
+    polygons = np.stack([
+        rotated_to_polygon(cx=rng.uniform(0, 9), cy=rng.uniform(0, 9), w=8, h=4, angle=rng.uniform(0, 3))
+        for _ in range(6)
+    ]).astype(float)  # fmt: skip
+    got = obb_ious(polygons[:3], polygons[3:])
+    for i, j in np.ndindex(3, 3):
+        a, b = (shapely.Polygon(p.reshape(4, 2)) for p in (polygons[i], polygons[3 + j]))
+        assert got[i, j] == pytest.approx(a.intersection(b).area / a.union(b).area, abs=1e-9)
+    crossed = np.array([[0, 0, 5, 5, 5, 0, 0, 5.0]])
+    assert obb_ious(crossed, polygons).max() == 0
+
+
+def test_grounding_counts_unreadable_answers_as_wrong():
+    asked = {"task": "grounding", "objects": SHIPS, "object_index": 1}
+    right = _prediction("[0.50,0.50,0.70,0.70]", **asked)
+    half = _prediction("[0.50,0.50,0.70,0.60]", **asked)  # IoU exactly 0.5
+    several = _prediction("[0.50,0.50,0.70,0.70;0.10,0.10,0.30,0.30]", **asked)
+    swapped, empty = _prediction("[0.70,0.70,0.50,0.50]", **asked), _prediction("", **asked)
+    assert iou(right) == pytest.approx(1, abs=1e-6)
+    assert iou(half) == pytest.approx(0.5, abs=1e-6)
+    assert iou(several) is iou(swapped) is iou(empty) is None
+    result = grounding([right, half, several, swapped])
+    assert result["mean_iou"] == pytest.approx(1.5 / 4, abs=1e-6)
+    assert result["parse_rate"] == 0.5
+
+
+def test_grounding_is_scored_in_pixels_of_an_image_that_is_not_square():
+    # 100 x 50: padded to 100, 25 rows above. The truth in pixels is 40..60 x 10..30, so 35..55 in the square.
+    row = _prediction(
+        "[0.40,0.35,0.60,0.55]", task="grounding", objects=(_truth("ship", 40, 10, 60, 30),), object_index=0, height=50
+    )
+    assert iou(row) == pytest.approx(1, abs=1e-5)
+
+
+def test_detection_by_hand():
+    both = "There are <p>two ships</p>[0.10,0.10,0.30,0.30;0.50,0.50,0.70,0.70] in the image."
+    assert detection([_prediction(both, objects=SHIPS)], BoxKind.HBB) == {
+        "precision": 1.0, "recall": 1.0, "f1": 1.0, "parse_rate": 1.0,
+    }  # fmt: skip
+    one = "There is <p>one ship</p>[0.10,0.10,0.30,0.30] in the image."
+    result = detection([_prediction(one, objects=SHIPS)], BoxKind.HBB)
+    assert (result["precision"], result["recall"]) == (1.0, 0.5)
+
+
+def test_ten_copies_of_a_right_box_are_nine_wrong_ones():
+    copies = "<p>10 ships</p>[" + ";".join(["0.10,0.10,0.30,0.30"] * 10) + "]"
+    result = detection([_prediction(copies, objects=SHIPS)], BoxKind.HBB)
+    assert result["precision"] == pytest.approx(0.1)
+    assert result["recall"] == 0.5
+
+
+def test_a_right_box_with_a_wrong_label_or_of_the_wrong_kind_is_wrong():
+    wrong = matching(_prediction("<p>one truck</p>[0.10,0.10,0.30,0.30]", objects=SHIPS), BoxKind.HBB)
+    assert (wrong.right, wrong.spurious, wrong.missed) == (0, 1, 2)
+    oriented = "<p>one ship</p>[0.10,0.10,0.30,0.10,0.30,0.30,0.10,0.30]"
+    assert matching(_prediction(oriented, objects=SHIPS), BoxKind.HBB).right == 0
+    assert matching(_prediction(oriented, objects=SHIPS), BoxKind.OBB).right == 1
+
+
+def test_matching_gives_each_truth_its_best_box():
+    # The first box overlaps both truths a little; greedy by the order of text would waste a truth on it.
+    text = "<p>two ships</p>[0.12,0.10,0.32,0.30;0.10,0.10,0.30,0.30]"
+    result = matching(_prediction(text, objects=SHIPS[:1]), BoxKind.HBB)
+    assert (result.right, result.spurious, result.missed) == (1, 1, 0)
+
+
+def test_difficult_objects_are_neither_required_nor_punished():
+    objects = (SHIPS[0], _truth("ship", 50, 50, 70, 70, difficult=True))
+    for text, expected in (
+        ("<p>one ship</p>[0.10,0.10,0.30,0.30]", (1, 0, 0)),
+        ("<p>two ships</p>[0.10,0.10,0.30,0.30;0.50,0.50,0.70,0.70]", (1, 0, 0)),
+        ("<p>one ship</p>[0.50,0.50,0.70,0.70]", (0, 0, 1)),
+    ):
+        matched = matching(_prediction(text, objects=objects), BoxKind.HBB)
+        assert (matched.right, matched.spurious, matched.missed) == expected
+
+
+def test_an_empty_image_counts_what_is_claimed_in_it_and_only_the_sentence_means_none():
+    none = _prediction("There are no objects in the image.")
+    claimed = _prediction("<p>one ship</p>[0.10,0.10,0.30,0.30]")
+    silent = _prediction("")
+    assert matching(none, BoxKind.HBB).parsed
+    assert not matching(silent, BoxKind.HBB).parsed
+    assert matching(claimed, BoxKind.HBB).spurious == 1
+
+
+def test_captions_through_pycocoevalcap():
+    references = [("a ship on a lake", "one ship on water"), ("two trucks on a road",), ("a forest",)]
+    texts = ["A ship on a lake.", "two trucks on a road", "a desert"]
+    rows = [_prediction(t, id=str(i), references=r) for i, (t, r) in enumerate(zip(texts, references, strict=True))]
+    result = captions(rows)
+    with contextlib.redirect_stdout(io.StringIO()):
+        expected, _ = Cider().compute_score(
+            {i: list(r) for i, r in enumerate(references)}, {i: [tokenise(t)] for i, t in enumerate(texts)}
+        )
+    assert result["cider"] == pytest.approx(float(expected))
+    # by hand: 11 of 12 words are right, and the lengths agree with the nearest references
+    assert result["bleu1"] == pytest.approx(11 / 12, abs=0.01)
+    assert tokenise("A ship's hull, 3.5 m!") == "a ship's hull 3.5 m"
+
+
+def test_scores_do_not_depend_on_the_order_and_baselines_stand_beside():
+    rows = [
+        _prediction("harbor" if i % 3 else "river", id=f"r{i}", task="classification", answer="harbor", sensor=sensor)
+        for i, sensor in enumerate(["sar", "optical", "infrared"] * 4)
+    ]
+    table = scores.score(rows)
+    assert table == scores.score(rows[::-1])
+    assert table["classification"]["all"] == {"top1": 8 / 12, "n": 12}
+    assert table["classification"]["sar"] == {"top1": 0.0, "n": 4}
+    whole = scores.assemble(model=table, constant=table, blind={})
+    assert whole["classification"]["sar"]["constant"]["top1"] == 0.0
+    assert whole["classification"]["sar"]["blind"] == {}
+    assert "| classification, top-1 | 0.667 |" in scores.to_markdown(whole)
+    json.dumps(whole)

@@ -1,0 +1,105 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from earthgpt_jax.ops.attention import attend, visible
+from earthgpt_jax.ops.depthwise import _grouped, depthwise
+from earthgpt_jax.ops.losses import next_token_loss
+from earthgpt_jax.ops.resize import Method, matrix, resize
+from earthgpt_jax.ops.rope import rope
+
+
+def _random(*shape: int, seed: int = 0) -> jax.Array:
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape).astype(np.float32))
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+def test_attention_equals_jax_own_with_grouped_queries(kv_heads):
+    q, k, v = _random(2, 5, 4, 8), _random(2, 7, kv_heads, 8, seed=1), _random(2, 7, kv_heads, 8, seed=2)
+    mask = jnp.asarray(np.random.default_rng(3).random((2, 5, 7)) < 0.6).at[:, :, 0].set(True)
+    expected = jax.nn.dot_product_attention(q, k, v, mask=mask[:, None], implementation="xla")
+    np.testing.assert_allclose(attend(q, k, v, mask=mask), expected, atol=1e-6)
+
+
+def test_a_query_that_sees_nothing_stays_finite_with_its_gradient():
+    q, k = _random(1, 2, 1, 4), _random(1, 3, 1, 4, seed=1)
+    mask = jnp.zeros((1, 2, 3), bool)
+    gradient = jax.grad(lambda q: attend(q, k, k, mask=mask).sum())(q)
+    assert np.isfinite(attend(q, k, k, mask=mask)).all() and np.isfinite(gradient).all()
+
+
+def test_who_sees_whom():
+    # one shared token, branch 1 (two tokens), branch 2, then another sample's token, then padding
+    segments, branches = jnp.array([[1, 1, 1, 1, 2, 0]]), jnp.array([[0, 1, 1, 2, 0, 0]])
+    expected = [
+        [1, 0, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0, 0],
+        [1, 1, 1, 0, 0, 0],
+        [1, 0, 0, 1, 0, 0],
+        [0, 0, 0, 0, 1, 0],
+        [0, 0, 0, 0, 0, 1],
+    ]
+    np.testing.assert_array_equal(visible(segments, branches)[0].astype(int), expected)
+
+
+def test_rope_depends_on_distance_alone_and_keeps_length():
+    q, k = _random(1, 1, 1, 8), _random(1, 1, 1, 8, seed=1)
+
+    def score(i: int, j: int) -> float:
+        a, b = (rope(x, jnp.array([[p]]), theta=100.0) for x, p in ((q, i), (k, j)))
+        return float((a * b).sum())
+
+    assert score(3, 1) == pytest.approx(score(103, 101), abs=1e-4)
+    assert score(3, 1) != pytest.approx(score(3, 2), abs=1e-3)
+    np.testing.assert_allclose(rope(q, jnp.array([[0]]), theta=100.0), q, atol=1e-7)
+    # by hand: two channels, one angle of 1 radian
+    turned = rope(jnp.array([[[[1.0, 0.0]]]]), jnp.array([[1]]), theta=10.0)
+    np.testing.assert_allclose(turned[0, 0, 0], [np.cos(1), np.sin(1)], atol=1e-6)
+
+
+def test_depthwise_on_the_cpu_equals_the_convolution_forward_and_backward():
+    x, kernel = _random(2, 6, 5, 3), _random(7, 7, 1, 3, seed=1)
+    np.testing.assert_allclose(depthwise(x, kernel), _grouped(x, kernel), atol=1e-5)
+    for argument in (0, 1):
+        ours, theirs = (
+            jax.grad(lambda x, k, f=f: jnp.sin(f(x, k)).sum(), argnums=argument)(x, kernel)
+            for f in (depthwise, _grouped)
+        )
+        np.testing.assert_allclose(ours, theirs, atol=2e-4)
+
+
+@pytest.mark.parametrize(("source", "target"), [(40, 16), (16, 40), (33, 7)])
+def test_bicubic_equals_pillow(source, target):
+    image = np.random.default_rng(0).random((source, source)).astype(np.float32)
+    expected = np.asarray(Image.fromarray(image).resize((target, target), Image.Resampling.BICUBIC))
+    got = resize(jnp.asarray(image)[None, :, :, None], target, Method.BICUBIC_PIL)[0, :, :, 0]
+    np.testing.assert_allclose(got, expected, atol=2e-6)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize(("source", "target"), [(8, 20), (20, 8), (37, 16)])
+@pytest.mark.parametrize("mode", ["bicubic", "nearest"])
+def test_resizing_equals_torch(source, target, mode):
+    import torch
+
+    image = np.random.default_rng(0).random((1, 2, source, source)).astype(np.float32)
+    expected = torch.nn.functional.interpolate(torch.from_numpy(image), size=(target, target), mode=mode).numpy()
+    method = {"bicubic": Method.BICUBIC_TORCH, "nearest": Method.NEAREST}[mode]
+    got = resize(jnp.asarray(image.transpose(0, 2, 3, 1)), target, method)
+    np.testing.assert_allclose(got, expected.transpose(0, 2, 3, 1), atol=2e-6)
+
+
+@pytest.mark.parametrize("method", Method)
+def test_every_row_of_a_resize_sums_to_one(method):
+    np.testing.assert_allclose(matrix(32, 8, method).sum(axis=1), 1, atol=1e-6)
+
+
+def test_the_loss_by_hand():
+    # two positions with targets 1 and 0; logits uniform over 2, then certain of 0
+    logits = jnp.array([[[0.0, 0.0], [50.0, 0.0], [9.0, 9.0]]])
+    tokens, weights = jnp.array([[0, 1, 0]]), jnp.array([[7.0, 1.0, 3.0]])
+    total, weight = next_token_loss(logits, tokens, weights)
+    assert float(total) == pytest.approx(np.log(2) + 0.0, abs=1e-6)
+    assert float(weight) == 4.0  # the first token is nobody's target

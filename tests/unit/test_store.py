@@ -1,0 +1,100 @@
+import json
+import pickle
+
+import numpy as np
+import pytest
+
+from earthgpt_jax.errors import EarthGPTError
+from earthgpt_jax.mmrs import store
+from earthgpt_jax.mmrs.record import Object, Record, Sensor, Task, Turn
+from earthgpt_jax.mmrs.store import RecordSource, manifest, write
+
+
+def _record(number: int, **changes) -> Record:
+    values = {
+        "id": f"s/train/{number}", "image": bytes([0, 255, number]), "height": 3, "width": 4, "sensor": Sensor.SAR,
+        "source": "s", "split": "train", "tasks": (Task.VQA, Task.OBB), "label": "harbor",
+        "turns": (Turn(question="schön?", answer="yes", type="presence"),), "references": ("a", "b c"),
+        "objects": (
+            Object(label="ship", polygon=np.arange(8, dtype=np.float32) / 3, difficult=True, phrase="the ship"),
+            Object(label="bus", polygon=np.ones(8, np.float32)),
+        ),
+    }  # fmt: skip
+    return Record(**values | changes)
+
+
+def _same(a: Record, b: Record) -> bool:
+    plain = ("id", "image", "height", "width", "sensor", "source", "split", "tasks", "label", "turns", "references")
+    return all(getattr(a, name) == getattr(b, name) for name in plain) and all(
+        (x.label, x.difficult, x.phrase) == (y.label, y.difficult, y.phrase) and np.array_equal(x.polygon, y.polygon)
+        for x, y in zip(a.objects, b.objects, strict=True)
+    )
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    out = tmp_path_factory.mktemp("store") / "s"
+    bare = _record(9, turns=(), references=(), objects=(), tasks=(Task.CLASSIFICATION,), image=b"")
+    splits = {"train": [_record(1), bare, _record(2)], "test": [_record(3)]}
+    write(splits, out=out, name="s", quarantine=[{"id": "x", "reason": "torn"}], manifest={"origin": "here"})
+    return out, splits
+
+
+def test_records_come_back_to_the_bit_in_order(built):
+    out, splits = built
+    for split, records in splits.items():
+        source = RecordSource(out, split)
+        assert len(source) == len(records)
+        assert all(_same(source[i], records[i]) for i in range(len(records)))
+        assert _same(source[-1], records[-1])
+        with pytest.raises(IndexError):
+            source[len(records)]
+    clone = pickle.loads(pickle.dumps(RecordSource(out, "train")))
+    assert _same(clone[2], splits["train"][2])
+
+
+def test_the_manifest_counts_and_names_every_shard(built):
+    out, _ = built
+    values = manifest(out)
+    assert values["counts"]["train"]["total"] == {"objects": 4, "records": 3, "references": 4, "turns": 2}
+    assert values["counts"]["train"]["object"] == {"bus": 2, "ship": 2}
+    assert values["origin"] == "here"
+    assert set(values["shards"]) == {path.name for path in out.glob("*.array_record*")}
+    assert json.loads((out / "quarantine.jsonl").read_text()) == {"id": "x", "reason": "torn"}
+
+
+def test_the_same_records_give_the_same_bytes(built, tmp_path):
+    out, splits = built
+    write(splits, out=tmp_path / "again", name="s")
+    assert manifest(tmp_path / "again")["shards"] == manifest(out)["shards"]
+    write(splits | {"test": [_record(4)]}, out=tmp_path / "other", name="s")
+    assert manifest(tmp_path / "other")["fingerprint"] != manifest(out)["fingerprint"]
+
+
+def test_what_goes_wrong_leaves_nothing_behind(built, tmp_path, monkeypatch):
+    with pytest.raises(EarthGPTError, match="exists already"):
+        write({}, out=built[0], name="s")
+
+    def breaks():
+        yield _record(1)
+        raise RuntimeError("reader broke")
+
+    with pytest.raises(RuntimeError, match="reader broke"):
+        write({"train": breaks()}, out=tmp_path / "broken", name="s")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(store.os, "replace", full)
+    with pytest.raises(EarthGPTError, match="the disk is full; nothing was left behind"):
+        write({"train": [_record(1)]}, out=tmp_path / "full", name="s")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_is_no_dataset_says_so(built, tmp_path):
+    with pytest.raises(EarthGPTError, match="there is no such folder"):
+        RecordSource(tmp_path / "nowhere", "train")
+    with pytest.raises(EarthGPTError, match="something else"):
+        RecordSource(tmp_path, "train")
+    with pytest.raises(EarthGPTError, match="no split 'val'; it has train, test"):
+        RecordSource(built[0], "val")
