@@ -21,7 +21,6 @@ REQUIRES = [
     "importlib-resources>=6,<8",  # tensorflow-datasets imports it without requiring it
     "jax>=0.10.2,<0.11",
     "jinja2>=3.1,<4",
-    "matplotlib>=3.9,<4",
     "ml_collections>=1.1,<2",
     "ml_dtypes>=0.5.3,<0.7",
     "numpy>=2.1,<3",

@@ -74,10 +74,8 @@ def render(workdir: Path, *, count: int) -> dict[str, np.ndarray]:
                 rows.append((load_square(record.image, 128), *cells, np.array(scene), np.array(counts)))
         names = ("images", "classes", "coordinates", "scene", "counts")
         workdir.mkdir(parents=True, exist_ok=True)
-        np.savez(
-            path,
-            **{name: np.stack(column) for name, column in zip(names, zip(*rows, strict=True), strict=True)},
-        )
+        columns = {name: np.stack(column) for name, column in zip(names, zip(*rows, strict=True), strict=True)}
+        np.savez(path, **columns)  # type: ignore[arg-type]
     return dict(np.load(path))
 
 
@@ -331,7 +329,9 @@ def llm(
     row = functools.partial(text_rows, source=source, config=config, tokens=tokens, length=length)
     rows = grain.MapDataset.range(2**31).map(row).batch(batch_size)
     bar = tqdm(range(steps), desc="llm", mininterval=5)
-    for step, batch in zip(bar, rows.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4))):
+    for step, batch in zip(
+        bar, rows.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)), strict=False
+    ):
         params, state, value = update(params, state, *batch)
         if step % 50 == 0:
             bar.write(f"{step} loss {float(value):.4f}")

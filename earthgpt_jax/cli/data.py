@@ -70,7 +70,7 @@ def _list(args: argparse.Namespace) -> int:
 
 def _build(args: argparse.Namespace) -> int:
     from earthgpt_jax.errors import EarthGPTError
-    from earthgpt_jax.mmrs.build import Summary, build, build_synthetic
+    from earthgpt_jax.mmrs.build import Built, Summary, build, build_synthetic
     from earthgpt_jax.mmrs.cards import cards, select
 
     names = list(dict.fromkeys(args.source))
@@ -79,7 +79,7 @@ def _build(args: argparse.Namespace) -> int:
     native = [name for name in names if name != "synthetic"]
     if native and args.root is None:
         raise EarthGPTError(f"build {' '.join(native)}: name the folder of the native datasets with --root")
-    built = ()
+    built: tuple[Built, ...] = ()
     if "synthetic" in names:
         splits = _synthetic_splits(args.count, args.splits)
         built += build_synthetic(splits, size=args.size, seed=args.seed, out=args.out).sources

@@ -21,7 +21,7 @@ example:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="tiny", help="an embedded model or a model directory (default: tiny)")
     parser.add_argument(
-        "--data", required=True, type=Path, nargs="+", help="dataset directories made by `earthgpt data build`"
+        "--data", required=True, type=Path, help="a dataset made by `earthgpt data build`, or a folder of them"
     )
     parser.add_argument("--split", default="test", help="split to ask about (default: test)")
     parser.add_argument("--out", required=True, type=Path, help="predictions, scores.json and report.html go here")
@@ -34,13 +34,12 @@ def run(args: argparse.Namespace) -> int:
     from earthgpt_jax.evaluation import report, scores
     from earthgpt_jax.evaluation.compare import compare
     from earthgpt_jax.mmrs.record import Task
-    from earthgpt_jax.mmrs.store import RecordSource, Together
+    from earthgpt_jax.mmrs.store import open_source
 
     for name in ("per_image", "batch_size"):
         if getattr(args, name) < 1:
             raise EarthGPTError(f"--{name.replace('_', '-')}: expected at least 1, got {getattr(args, name)}")
-    test = Together([RecordSource(path, args.split) for path in args.data])
-    train = Together([RecordSource(path, "train") for path in args.data])
+    test, train = (open_source(args.data, split) for split in (args.split, "train"))
     result = compare(
         args.model,
         test,

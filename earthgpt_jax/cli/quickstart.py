@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
     from earthgpt_jax.errors import EarthGPTError
     from earthgpt_jax.evaluation import report, scores
     from earthgpt_jax.evaluation.compare import compare
-    from earthgpt_jax.mmrs.store import RecordSource, Together, write
+    from earthgpt_jax.mmrs.store import open_source, write
     from earthgpt_jax.mmrs.synthetic import SyntheticSource
     from earthgpt_jax.training.loop import read_losses, train
 
@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
     tuned = train(load("tiny:instruct", [*common, f"--config.init={aligned}"]), work / "instruct")
 
     _say(started, "4/5  evaluation on held-out images, each beside a constant and a blind baseline")
-    test, train_split = (Together([RecordSource(data, split)]) for split in ("test", "train"))
+    test, train_split = (open_source(data, split) for split in ("test", "train"))
     models = {"shipped": "tiny", "fresh": str(tuned)}
     results = {
         name: compare(

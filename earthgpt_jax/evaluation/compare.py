@@ -9,6 +9,7 @@ from pathlib import Path
 from earthgpt_jax.evaluation import baselines, runner, scores
 from earthgpt_jax.evaluation.predictions import Prediction
 from earthgpt_jax.inference.engine import Engine
+from earthgpt_jax.mmrs.store import Together
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -21,8 +22,8 @@ class Comparison:
 
 def compare(
     model: str,
-    test: RecordSource,
-    train: RecordSource,
+    test: Together,
+    train: Together,
     *,
     out: Path,
     per_image: Mapping[str, int],

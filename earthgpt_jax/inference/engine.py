@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from flax import nnx
 from earthgpt_jax import params as params_lib
 from earthgpt_jax.inference.generate import Prompts, Stop, generate
 from earthgpt_jax.input.batch import TEXT_SLOT
-from earthgpt_jax.input.conversation import conversation
+from earthgpt_jax.input.conversation import SEPARATOR, conversation
 from earthgpt_jax.input.rows import prompt
 from earthgpt_jax.input.tokenizer import Tokenizer
 from earthgpt_jax.models import earthgpt, io
@@ -35,8 +36,7 @@ class Engine:
         self._batch_size = batch_size
         self._tokenizer = Tokenizer(model.tokenizer)
         self._conversation = conversation(model.conversation)
-        separator = self._conversation.separator_ids(self._tokenizer)
-        self._stop = Stop(eos_id=self._tokenizer.eos_id, separator=tuple(separator))
+        self._stop = Stop(eos_id=self._tokenizer.eos_id, separators=self._conversation.separator_ids(self._tokenizer))
 
     @classmethod
     def from_model_dir(cls, name: str | Path, *, batch_size: int = 32) -> Engine:
@@ -107,14 +107,8 @@ class Engine:
 
     def _text(self, ids: np.ndarray) -> str:
         """The answer up to its end; an answer that ran into the limit stays as it is."""
-        ids = ids.tolist()
-        for end in range(len(ids)):
-            if ids[end] == self._stop.eos_id or tuple(ids[end : end + len(self._stop.separator)]) == (
-                self._stop.separator
-            ):
-                ids = ids[:end]
-                break
-        return self._tokenizer.decode([token for token in ids if token]).strip()
+        kept = list(itertools.takewhile(lambda token: token != self._stop.eos_id, ids.tolist()))
+        return self._tokenizer.decode([token for token in kept if token]).split(SEPARATOR)[0].strip()
 
 
 def _pad(values: np.ndarray, length: int, fill: int) -> np.ndarray:

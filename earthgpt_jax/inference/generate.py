@@ -18,10 +18,10 @@ from earthgpt_jax.params import Params, merge_module
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Stop:
-    """Where an answer ends: at `eos_id`, or after the ids `separator` (kept in the output)."""
+    """Where an answer ends: at `eos_id`, or behind any of the id sequences `separators` (kept in the output)."""
 
     eos_id: int
-    separator: tuple[int, ...]
+    separators: tuple[tuple[int, ...], ...]
 
 
 class Prompts(NamedTuple):
@@ -80,18 +80,20 @@ def generate(
     )
     last = jnp.take_along_axis(hidden, (prompts.lengths - 1)[:, None, None], axis=1)
     first = jnp.argmax(model.llm.logits(last)[:, 0], axis=-1).astype(jnp.int32)
-    separator = jnp.asarray(stop.separator, jnp.int32)
+    # `output` has a head of zeros, so that looking back from the first tokens needs no special case.
+    head = max(len(separator) for separator in stop.separators) - 1
 
     def ended(output: jax.Array, step: jax.Array) -> jax.Array:
-        tail = jax.lax.dynamic_slice_in_dim(output, step, len(stop.separator), axis=1)
-        return jnp.all(tail == separator, axis=1) | (output[:, step + len(stop.separator) - 1] == stop.eos_id)
+        tail = jax.lax.dynamic_slice_in_dim(output, step, head + 1, axis=1)
+        found = tail[:, -1] == stop.eos_id
+        for separator in stop.separators:
+            found |= jnp.all(tail[:, -len(separator) :] == jnp.asarray(separator), axis=1)
+        return found
 
     def unfinished(loop: _Loop) -> jax.Array:
         return (loop.step < max_new_tokens) & ~jnp.all(loop.done)
 
     def decode(loop: _Loop) -> _Loop:
-        # `output` has a head of len(separator) - 1 zeros, so that the tail test needs no special case.
-        head = len(stop.separator) - 1
         token = jnp.where(loop.done, 0, loop.token)
         output = loop.output.at[:, head + loop.step].set(token)
         done = loop.done | ended(output, loop.step)
@@ -107,7 +109,6 @@ def generate(
         chosen = jnp.argmax(model.llm.logits(hidden)[:, 0], axis=-1).astype(jnp.int32)
         return _Loop(loop.step + 1, chosen, done, output, cache)
 
-    head = len(stop.separator) - 1
     start = _Loop(
         step=jnp.zeros((), jnp.int32),
         token=first,

@@ -21,6 +21,7 @@ class Batch(NamedTuple):
         loss_weights: f32[B, T]; weight of tokens[b, t] as a target (its logits stand at t - 1).
         images: u8[B, I, S, S, 3].
         image_slots: i32[B, T]; index into the row's I * P visual tokens, or TEXT/START/END_SLOT.
+        left_out: questions that were drawn and had no room in their rows.
         ids: what the rows hold, for logs: one string a row, record id and question numbers.
     """
 
@@ -32,3 +33,4 @@ class Batch(NamedTuple):
     images: np.ndarray
     image_slots: np.ndarray
     ids: tuple[str, ...]
+    left_out: int = 0

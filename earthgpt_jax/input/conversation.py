@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import string
 from collections.abc import Sequence
 
 from earthgpt_jax.errors import EarthGPTError
@@ -43,10 +44,18 @@ class Conversation:
             spans.append((len(text) - len(answer) - len(SEPARATOR) - 1, len(text)))
         return text, spans
 
-    def separator_ids(self, tokenizer: Tokenizer) -> list[int]:
-        """The ids that end an answer (as they come out inside of a text, not at its start)."""
-        inside = tokenizer.encode("a" + SEPARATOR)
-        return inside[len(tokenizer.encode("a")) :]
+    def separator_ids(self, tokenizer: Tokenizer) -> tuple[tuple[int, ...], ...]:
+        """Every id sequence that ends an answer.
+
+        LLaMA's tokenizer has one, [13, 2277, 29937]; one that merges a full stop with what follows
+        has another for answers that end in a full stop. So they are looked up behind each character.
+        """
+        endings = set()
+        for last in string.ascii_letters + string.digits + string.punctuation:
+            ids = tokenizer.encode(last + SEPARATOR)
+            length = next(n for n in range(1, len(ids) + 1) if SEPARATOR in tokenizer.decode(ids[-n:]))
+            endings.add(tuple(ids[-length:]))
+        return tuple(sorted(endings))
 
 
 _V1 = (

@@ -8,7 +8,6 @@ nothing, so a run's data position is one integer.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
@@ -20,7 +19,7 @@ from earthgpt_jax.errors import EarthGPTError
 from earthgpt_jax.input.batch import Batch
 from earthgpt_jax.input.conversation import conversation
 from earthgpt_jax.input.images import load_square
-from earthgpt_jax.input.questions import KINDS, Grammar, Question, ask, candidates
+from earthgpt_jax.input.questions import Grammar, Question, ask, candidates, task_of
 from earthgpt_jax.input.rows import Row, build_row, image_prefix
 from earthgpt_jax.input.tokenizer import Tokenizer
 from earthgpt_jax.mmrs.record import Record
@@ -59,13 +58,8 @@ def train_iterator(
     """
     if not len(source):
         raise EarthGPTError("training data: the split has no records; build it, or name another split")
-    unknown = [kind for kind in spec.task_weights if kind not in KINDS]
-    if unknown:
-        near = difflib.get_close_matches(unknown[0], KINDS, n=1)
-        raise EarthGPTError(
-            f"data.task_weights: unknown kind {unknown[0]!r}" + (f"; did you mean {near[0]!r}?" if near else "")
-            + f" Kinds: {', '.join(KINDS)}."
-        )  # fmt: skip
+    for kind in spec.task_weights:
+        task_of(kind)  # refuses what it does not know
     row = functools.partial(_row, source=source, spec=spec, tokenizer=tokenizer)
     dataset = grain.MapDataset.range(start_step * spec.batch_size, 2**31).map(row).batch(
         spec.batch_size, batch_fn=_stack

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 from collections.abc import Sequence
 
 import numpy as np
 
+from earthgpt_jax.errors import EarthGPTError
 from earthgpt_jax.geometry import BoxKind, Square, format_boxes, format_detection
 from earthgpt_jax.input.templates import choose
 from earthgpt_jax.mmrs.record import Record, Task
@@ -46,10 +48,22 @@ class Question:
     object_index: int | None = None
 
 
+def task_of(kind: str) -> Task:
+    """The task whose truth a kind of question needs: of a grounded caption, its boxes'.
+
+    Raises:
+        EarthGPTError: an unknown kind; names the nearest.
+    """
+    if kind not in KINDS:
+        near = difflib.get_close_matches(kind, KINDS, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise EarthGPTError(f"data.task_weights: unknown kind {kind!r}{hint} Kinds: {', '.join(KINDS)}.")
+    return Task(GROUNDED[kind]) if kind in GROUNDED else Task(kind)
+
+
 def candidates(record: Record, kind: str) -> range | list[int]:
     """The indices that `ask` takes for this kind: VQA turns, objects with a phrase, captions, or just 0."""
-    task = Task.OBB if kind == "grounded_caption_obb" else Task.HBB if kind == "grounded_caption" else Task(kind)
-    if task not in record.tasks or (kind in GROUNDED and not record.references):
+    if task_of(kind) not in record.tasks or (kind in GROUNDED and not record.references):
         return range(0)
     match kind:
         case Task.VQA.value:
@@ -65,7 +79,8 @@ def candidates(record: Record, kind: str) -> range | list[int]:
 def ask(record: Record, kind: str, index: int, *, grammar: Grammar, rng: np.random.Generator | None = None) -> Question:
     """One question. Without `rng` in the default wording."""
     square = Square(record.width, record.height)
-    text, answer, references, vqa_kind, object_index = choose(kind, rng), "", (), "", None
+    text, answer, vqa_kind, object_index = choose(kind, rng), "", "", None
+    references: tuple[str, ...] = ()
 
     def detection(box_kind: BoxKind) -> str:
         groups: dict[str, list[np.ndarray]] = {}

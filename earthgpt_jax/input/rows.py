@@ -20,7 +20,7 @@ from earthgpt_jax.input.tokenizer import Tokenizer
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """The per-token arrays of a Batch row, each [T], and the questions that are in it."""
+    """The per-token arrays of a Batch row, each [T], the questions in it, and how many had no room."""
 
     tokens: np.ndarray
     positions: np.ndarray
@@ -29,6 +29,7 @@ class Row:
     loss_weights: np.ndarray
     image_slots: np.ndarray
     questions: tuple[Question, ...]
+    left_out: int
 
 
 @functools.lru_cache(maxsize=16)
@@ -99,7 +100,7 @@ def build_row(
         branches += [len(packed)] * len(ids)
 
     def padded(values: Sequence[float], dtype: type, fill: int = 0) -> np.ndarray:
-        out = np.full(tokens_per_row, fill, dtype)
+        out: np.ndarray = np.full(tokens_per_row, fill, dtype)
         out[: len(values)] = values
         return out
 
@@ -111,4 +112,5 @@ def build_row(
         loss_weights=padded(weights, np.float32),
         image_slots=padded([*slots], np.int32, TEXT_SLOT),
         questions=tuple(packed),
+        left_out=len(asked) - len(packed),
     )

@@ -15,7 +15,7 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -271,6 +271,35 @@ class RecordSource(Sequence[Record]):
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_source": None}
+
+
+def open_source(directory: Path, split: str, *, tasks: Collection[Task] = ()) -> Together:
+    """A dataset directory, or every one in a folder of them, as one sequence of records.
+
+    Datasets without the split, without images, or with nothing for `tasks` (where given) are left out.
+
+    Raises:
+        EarthGPTError: nothing is left; says what was looked at.
+    """
+    folders = [directory] if (directory / MANIFEST).exists() or not directory.is_dir() else sorted(
+        path.parent for path in directory.glob(f"*/{MANIFEST}")
+    )  # fmt: skip
+    chosen, passed = [], []
+    for folder in folders:
+        counts = manifest(folder)["counts"].get(split, {})
+        usable = counts.get("task", {}).keys() & {str(task) for task in tasks or Task}
+        source = RecordSource(folder, split) if usable else None
+        if source is not None and len(source) and source[0].image:
+            chosen.append(source)
+        else:
+            passed.append(folder.name)
+    if not chosen:
+        raise EarthGPTError(
+            f"data {directory}: no dataset with images, a split {split!r} and one of the tasks "
+            f"{', '.join(map(str, tasks or Task))}; looked at {', '.join(passed) or 'no dataset at all'}. "
+            "`earthgpt data build` makes them, `earthgpt data stats` tells what they hold."
+        )
+    return Together(chosen)
 
 
 class Together(Sequence[Record]):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -108,9 +108,7 @@ class Block(nnx.Module):
         self.mlp_norm = RMSNorm(config.dim, eps=config.norm_eps)
         self.mlp = Mlp(config, adapter=adapter, rngs=rngs, dtype=dtype)
 
-    def __call__(
-        self, x: jax.Array, **attention: jax.Array | int | tuple | None
-    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
+    def __call__(self, x: jax.Array, **attention: Any) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
         out, cache = self.attn(self.attn_norm(x), **attention)
         x = x + out
         return x + self.mlp(self.mlp_norm(x)), cache

@@ -20,8 +20,9 @@ from earthgpt_jax.config import Config, to_dict
 from earthgpt_jax.errors import EarthGPTError
 from earthgpt_jax.input.batch import Batch
 from earthgpt_jax.input.pipeline import InputSpec, train_iterator
+from earthgpt_jax.input.questions import task_of
 from earthgpt_jax.input.tokenizer import Tokenizer
-from earthgpt_jax.mmrs.store import RecordSource
+from earthgpt_jax.mmrs.store import open_source
 from earthgpt_jax.models import earthgpt, io
 from earthgpt_jax.training.checkpoints import Checkpoints
 from earthgpt_jax.training.optim import optimizer as make_optimizer
@@ -55,7 +56,8 @@ def train(config: Config, workdir: Path) -> Path:
     step_fn = jax.jit(make_step(graphdef, optimizer, microbatches=config.optim.microbatches), donate_argnums=0)
     state = State(jnp.zeros((), jnp.int32), trained, optimizer.init(trained))
 
-    source = RecordSource(Path(config.data.source), config.data.split)
+    wanted = {task_of(kind) for kind, weight in config.data.task_weights.items() if weight > 0}
+    source = open_source(Path(config.data.source), config.data.split, tasks=sorted(wanted))
     tokenizer = Tokenizer(parent.tokenizer)
     identity = {"data": source.fingerprint, "tokenizer": tokenizer.fingerprint, "frozen": frozen_print}
     checkpoints = Checkpoints(workdir, config.checkpoint)
@@ -200,6 +202,7 @@ class _Log:
             "step": step + 1,
             **values,
             "lr": float(self._schedule(jnp.asarray(step))),
+            "left_out": batch.left_out,
             "ids": list(batch.ids),
         }
         self._file.write(json.dumps(line) + "\n")

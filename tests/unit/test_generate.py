@@ -59,7 +59,7 @@ def test_cached_rows_of_different_lengths_equal_uncached_singles(engine, items):
         images=jnp.asarray(np.stack([image for image, _ in items])),
     )
     graphdef, _ = earthgpt.abstract(engine.model.model)
-    never = Stop(eos_id=-1, separator=(-1,))
+    never = Stop(eos_id=-1, separators=((-1,),))
     got = np.asarray(
         generate(graphdef, engine._params, prompts, config=engine.model.model, max_new_tokens=NEW, stop=never)
     )
@@ -72,7 +72,7 @@ def test_cached_rows_of_different_lengths_equal_uncached_singles(engine, items):
     stopped = np.asarray(
         generate(
             graphdef, engine._params, prompts, config=engine.model.model, max_new_tokens=NEW,
-            stop=Stop(eos_id=-1, separator=pair),
+            stop=Stop(eos_id=-1, separators=((-7,), pair)),
         )
     )  # fmt: skip
     assert stopped[0].tolist() == [*got[0, : first + 2], *([0] * (NEW - first - 2))]
@@ -87,7 +87,7 @@ def test_an_answer_does_not_depend_on_its_batch(engine, items):
 def test_a_model_directory_that_is_broken_says_so(tmp_path):
     from earthgpt_jax.errors import EarthGPTError
 
-    with pytest.raises(EarthGPTError, match="lacks model.safetensors"):
+    with pytest.raises(EarthGPTError, match=r"lacks model\.safetensors"):
         io.read(tmp_path)
     path = nano.model_dir(tmp_path / "model", nano.config("align").model)
     weights = path / "model.safetensors"

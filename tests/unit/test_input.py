@@ -266,3 +266,10 @@ def test_errors_name_what_is_wrong(records, tokenizer):
 
 def test_load_square_resizes(records):
     assert load_square(records[0].image, 32).shape == (32, 32, 3)
+
+
+def test_every_way_an_answer_can_end_is_found(tokenizer):
+    endings = PLAIN.separator_ids(tokenizer)
+    for answer in ("yes", "3", "in the image.", "[0.12,0.34]", "Really?"):
+        ids = tuple(tokenizer.encode(PLAIN.dialogue([("Q", answer)])[0]))
+        assert any(ids[-len(ending) :] == ending for ending in endings), answer

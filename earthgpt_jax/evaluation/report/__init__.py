@@ -163,7 +163,7 @@ def _curve(name: str, points: Sequence[tuple[int, float]], *, width: int = 420, 
         "name": name,
         "path": "M" + " L".join(f"{a:.1f},{b:.1f}" for a, b in zip(x, y, strict=True)),
         "view": f"-6 -6 {width + 12} {height + 12}",
-        "words": f"{losses[:window].mean():.3f} at the start, {losses[-window:].mean():.3f} after {int(steps[-1])} steps",
+        "words": f"{losses[:window].mean():.3f} at first, {losses[-window:].mean():.3f} after {int(steps[-1])} steps",
         "high": f"{high:.2f}",
         "low": f"{low:.2f}",
     }

@@ -75,8 +75,8 @@ def _sar(canvas: Canvas, rng: np.random.Generator) -> Image.Image:
     intensity += np.square(1.5 * canvas.layer("echo"))
     looks = rng.uniform(2.0, 8.0)
     intensity *= rng.standard_gamma(looks, (size, size), dtype=np.float32) / np.float32(looks)
-    for x, y, amplitude in canvas.glints:
-        _cross(intensity, x * unit, y * unit, amplitude)
+    for x, y, glint in canvas.glints:
+        _cross(intensity, x * unit, y * unit, glint)
     amplitude = np.sqrt(intensity)
     grey = 255 * np.power(np.clip(amplitude * np.float32(rng.uniform(0.9, 1.15)), 0, 1), np.float32(0.8))
     return _to_image(grey).filter(ImageFilter.GaussianBlur(0.4 * unit))

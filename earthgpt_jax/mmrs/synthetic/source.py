@@ -140,20 +140,20 @@ class SyntheticSource(Sequence[Record]):
         if count < 0:
             raise EarthGPTError(f"synthetic source {split!r}: expected a count of 0 or more; got {count}.")
         self.split = split
-        self.count = count
+        self._length = count
         self.seed = seed
         self.size = size
 
     def __len__(self) -> int:
-        return self.count
+        return self._length
 
     def __getitem__(self, index: int) -> Record:  # type: ignore[override]  # no slices
         position = operator.index(index)
         if position < 0:
-            position += self.count
-        if not 0 <= position < self.count:
-            raise IndexError(f"synthetic source {self.split!r} holds {self.count} records; got index {index}")
+            position += self._length
+        if not 0 <= position < self._length:
+            raise IndexError(f"synthetic source {self.split!r} holds {self._length} records; got index {index}")
         return scene_record(split=self.split, index=position, seed=self.seed, size=self.size)
 
     def __repr__(self) -> str:
-        return f"SyntheticSource({self.split!r}, {self.count}, seed={self.seed}, size={self.size})"
+        return f"SyntheticSource({self.split!r}, {self._length}, seed={self.seed}, size={self.size})"

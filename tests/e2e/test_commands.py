@@ -1,0 +1,104 @@
+"""The commands as a user types them, on a nano model: what comes out, and what wrong input is answered with."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from earthgpt_jax.cli.main import main
+from earthgpt_jax.mmrs.synthetic import SyntheticSource
+from tests import nano
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    root = tmp_path_factory.mktemp("commands")
+    image = root / "scene.png"
+    image.write_bytes(SyntheticSource("test", 3)[2].image)
+    return {
+        "root": root, "image": image, "model": nano.model_dir(root / "model", nano.config("align").model),
+        "data": nano.dataset(root / "data", train=6, test=3),
+    }  # fmt: skip
+
+
+def _fails(capsys, *argv: str) -> str:
+    assert main([str(word) for word in argv]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: "), error
+    return error
+
+
+def test_chat_answers_each_question(world, capsys):
+    argv = ["chat", "--image", world["image"], "--model", world["model"], "--max-new-tokens", "4"]
+    assert main([*map(str, argv), "--question", "One?", "--question", "Two?"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("A: ") == 2
+    assert "Q: One?" in out
+
+
+def test_detect_writes_json_and_draws(world, capsys):
+    drawn = world["root"] / "drawn.png"
+    argv = ["detect", "--image", world["image"], "--model", world["model"], "--max-new-tokens", "4", "--draw", drawn]
+    assert main([str(word) for word in argv]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert (result["width"], result["height"]) == (128, 128)
+    assert isinstance(result["boxes"], list)
+    assert drawn.stat().st_size > 100
+
+
+def test_eval_writes_scores_report_and_predictions_that_score_alike(world, capsys):
+    out = world["root"] / "eval"
+    argv = ["eval", "--model", world["model"], "--data", world["data"], "--out", out, "--per-image", "1"]
+    assert main([str(word) for word in [*argv, "--batch-size", "8"]]) == 0
+    first = capsys.readouterr().out
+    scores = json.loads((out / "scores.json").read_text())
+    assert scores["classification"]["all"]["n"] == 3
+    assert {"constant", "blind", "top1"} <= scores["classification"]["all"].keys()
+    assert (out / "report.html").exists()
+    # Again: everything is there already, the figures are the same, and they need no model.
+    assert main([str(word) for word in [*argv, "--batch-size", "8"]]) == 0
+    assert capsys.readouterr().out == first
+    again = world["root"] / "again.json"
+    assert main(["score", str(out / "predictions_image.jsonl"), "--json", str(again)]) == 0
+    for task, groups in json.loads(again.read_text()).items():
+        for group, values in groups.items():
+            assert values == {k: v for k, v in scores[task][group].items() if k not in ("constant", "blind")}
+
+
+def test_wrong_input_is_answered_in_one_line(world, capsys):
+    image, model, root = world["image"], world["model"], world["root"]
+    assert "no such file" in _fails(capsys, "chat", "--image", root / "none.png", "--question", "?")
+    torn = root / "torn.png"
+    torn.write_bytes(image.read_bytes()[:500])
+    assert "cannot be decoded" in _fails(capsys, "detect", "--image", torn, "--model", model)
+    assert "embedded models: tiny-base, tiny" in _fails(
+        capsys, "chat", "--image", image, "--model", root / "nowhere", "--question", "?"
+    ).replace("an embedded model", "embedded models")
+    assert "did you mean 'peak_lr'" in _fails(
+        capsys, "train", "--config", "tiny:align", "--workdir", root / "w", "--config.optim.peak_lrr=1"
+    )
+    assert "did you mean 'tiny'" in _fails(capsys, "train", "--config", "tinny:align", "--workdir", root / "w")
+    assert "no dataset" in _fails(
+        capsys, "train", "--config", "tiny:align", "--workdir", root / "w", f"--config.init={model}",
+        *[f"--config.{item}" for item in nano.OVERRIDES], f"--config.data.source={root / 'empty'}",
+    )  # fmt: skip
+    assert "cannot be read" in _fails(capsys, "score", root / "none.jsonl")
+    assert "expected at least 1" in _fails(capsys, "quickstart", "--workdir", root / "q", "--steps", "0")
+
+
+def test_a_bad_image_in_the_training_data_is_named(world, capsys):
+    from earthgpt_jax.mmrs.store import write
+
+    records = [SyntheticSource("train", 4)[i] for i in range(4)]
+    import dataclasses
+
+    records[2] = dataclasses.replace(records[2], image=records[2].image[:300])
+    write({"train": records}, out=world["root"] / "torn_data", name="synthetic")
+    error = _fails(
+        capsys, "train", "--config", "tiny:align", "--workdir", world["root"] / "torn_run",
+        *[f"--config.{item}" for item in nano.OVERRIDES], f"--config.init={world['model']}",
+        f"--config.data.source={world['root'] / 'torn_data'}",
+    )  # fmt: skip
+    assert "synthetic/train/2" in error
+    assert "data check" in error
