@@ -417,8 +417,10 @@ def _apply(values: dict[str, Any], override: str) -> None:
 def _build_checked(cls: type, values: Mapping[str, Any], *, where: str) -> Any:
     errors: list[str] = []
     built = _build(cls, values, "", errors)
+    if len(errors) == 1:
+        raise EarthGPTError(f"{where}: {errors[0]}")
     if errors:
-        raise EarthGPTError(f"{where}: {len(errors)} problem(s)\n" + "\n".join(f"  - {error}" for error in errors))
+        raise EarthGPTError(f"{where}: {len(errors)} problems\n" + "\n".join(f"  - {error}" for error in errors))
     return built
 
 

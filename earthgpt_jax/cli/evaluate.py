@@ -25,6 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--split", default="test", help="split to ask about (default: test)")
     parser.add_argument("--out", required=True, type=Path, help="predictions, scores.json and report.html go here")
+    parser.add_argument("--limit", type=int, metavar="N", help="ask about N images only, spread over the split")
     parser.add_argument("--per-image", type=int, default=3, help="most questions an image of a task (default: 3)")
     parser.add_argument("--batch-size", type=int, default=50, help="questions answered at once (default: 50)")
 
@@ -36,10 +37,15 @@ def run(args: argparse.Namespace) -> int:
     from earthgpt_jax.mmrs.record import Task
     from earthgpt_jax.mmrs.store import open_source
 
-    for name in ("per_image", "batch_size"):
-        if getattr(args, name) < 1:
-            raise EarthGPTError(f"--{name.replace('_', '-')}: expected at least 1, got {getattr(args, name)}")
+    for name in ("limit", "per_image", "batch_size"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise EarthGPTError(f"--{name.replace('_', '-')}: expected at least 1, got {value}")
     test, train = (open_source(args.data, split) for split in (args.split, "train"))
+    try:
+        args.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise EarthGPTError(f"--out {args.out}: cannot be made a folder ({error.strerror}); name another") from error
     result = compare(
         args.model,
         test,
@@ -47,6 +53,7 @@ def run(args: argparse.Namespace) -> int:
         out=args.out,
         per_image={task.value: args.per_image for task in Task},
         batch_size=args.batch_size,
+        images=args.limit,
     )
     (args.out / "scores.json").write_text(json.dumps(result.scores, indent=1) + "\n")
     report.write(
@@ -55,7 +62,8 @@ def run(args: argparse.Namespace) -> int:
         runs={str(args.model): result.scores},
         curves={},
         gallery=report.cases(test, result.predictions, per_sensor=6),
-        notes=[f"{len(test)} images of {test.name}, split {args.split}."],
+        notes=[f"{min(args.limit or len(test), len(test))} of {len(test)} images of {test.name}, split {args.split}."],
+        failures=report.failures(result.predictions),
     )
     print(scores.to_markdown(result.scores))
     print(f"\nscores: {args.out / 'scores.json'}\nreport: {args.out / 'report.html'}")

@@ -89,6 +89,7 @@ def run(args: argparse.Namespace) -> int:
         },
         curves={stage: read_losses(work / stage) for stage in ("align", "instruct")},
         gallery=report.cases(test, results["shipped"].predictions, per_sensor=4),
+        failures=report.failures(results["shipped"].predictions),
         notes=[
             "All images are synthetic: procedural scenes, rendered as optical, SAR and infrared.",
             "Pictures show the answers of the shipped model.",

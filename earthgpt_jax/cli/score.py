@@ -23,11 +23,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from earthgpt_jax.errors import EarthGPTError
     from earthgpt_jax.evaluation import predictions, scores
 
     _, answered = predictions.read(args.file)
     table = scores.score(answered)
     print(scores.to_markdown(table))
     if args.json:
-        args.json.write_text(json.dumps(table, indent=1) + "\n")
+        try:
+            args.json.write_text(json.dumps(table, indent=1) + "\n")
+        except OSError as error:
+            raise EarthGPTError(f"--json {args.json}: cannot be written ({error.strerror}); name another") from error
     return 0

@@ -28,20 +28,26 @@ def compare(
     out: Path,
     per_image: Mapping[str, int],
     batch_size: int,
+    images: int | None = None,
 ) -> Comparison:
     """Predictions (resumable, in `out`) and scores of a model, with constant and blind beside each figure.
 
     Args:
         train: where the constant answers are learnt from; never from the test records.
         per_image: at most so many questions an image of a task.
+        images: ask about so many images only, spread evenly over the records.
     """
     engine = Engine.from_model_dir(model, batch_size=batch_size)
-    asked = runner.plan(test, decimals=engine.decimals, per_image=per_image)
+    count = len(test) if images is None else min(images, len(test))
+    chosen = [test[index * len(test) // count] for index in range(count)]
+    asked = runner.plan(chosen, decimals=engine.decimals, per_image=per_image)
     header = {**engine.describe(), "data": test.fingerprint, "questions": len(asked)}
+    if count < len(test):
+        header["images"] = count
     answered = {
         view: runner.evaluate(
             engine, asked, out=out / f"predictions_{view.value}.jsonl", header=header | {"view": view.value},
-            view=view, label=f"{model if len(model) < 20 else 'fresh'} ({view.value})",
+            view=view, label=f"{'/'.join(Path(model).parts[-2:])} ({view.value})",
         )
         for view in runner.View
     }  # fmt: skip

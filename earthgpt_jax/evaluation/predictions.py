@@ -28,7 +28,13 @@ class Truth:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """One answered question; `objects` and sizes are of the original image, in pixels."""
+    """One answered question with its truth; `objects` and sizes are of the original image, in pixels.
+
+    Attributes:
+        kind: VQA question type, "" for other tasks.
+        references: all right texts of a caption, else the answer alone.
+        object_index: which of `objects` a region caption or grounding is about.
+    """
 
     id: str
     record_id: str
@@ -74,6 +80,7 @@ class Prediction:
 
 
 def to_line(prediction: Prediction) -> str:
+    """One line of the file, with its line break."""
     return json.dumps(dataclasses.asdict(prediction), ensure_ascii=False) + "\n"
 
 
@@ -86,21 +93,32 @@ def read(path: Path) -> tuple[dict[str, Any], list[Prediction]]:
     """The header and all complete lines; a last line that was cut off by a kill is left out.
 
     Raises:
-        EarthGPTError: no such file, or not a predictions file; names the line.
+        EarthGPTError: no such file, or not a predictions file, or an id twice; names the line.
     """
     try:
-        lines = path.read_text().split("\n")
+        # Bytes: the cut may have gone through the middle of a character.
+        complete, _, _ = path.read_bytes().rpartition(b"\n")
     except OSError as error:
         raise EarthGPTError(f"predictions {path}: cannot be read ({error})") from error
     values = []
-    for number, line in enumerate(lines[:-1], start=1):  # behind the last line break nothing is complete
+    for number, line in enumerate(complete.split(b"\n"), start=1):
         try:
             values.append(json.loads(line))
         except ValueError as error:
-            raise EarthGPTError(f"{path}, line {number}: not JSON ({error})") from error
-    if not values or "header" not in values[0]:
+            raise EarthGPTError(f"{path}, line {number}: expected JSON ({error}); is it a predictions file?") from error
+    if not isinstance(values[0], dict) or "header" not in values[0]:
         raise EarthGPTError(f"{path}: expected a predictions file, whose first line is {{'header': ...}}")
-    try:
-        return values[0]["header"], [_from_values(value) for value in values[1:]]
-    except (KeyError, TypeError) as error:
-        raise EarthGPTError(f"{path}: a prediction lacks or has a field too many ({error})") from error
+    seen: dict[str, int] = {}
+    predictions = []
+    for number, value in enumerate(values[1:], start=2):
+        try:
+            predictions.append(_from_values(value))
+        except (KeyError, TypeError) as error:
+            raise EarthGPTError(f"{path}, line {number}: a field is missing or unknown ({error})") from error
+        first = seen.setdefault(predictions[-1].id, number)
+        if first != number:
+            raise EarthGPTError(
+                f"{path}, line {number}: {predictions[-1].id} was answered in line {first} already; "
+                "each question counts once, delete one of the two lines"
+            )
+    return values[0]["header"], predictions

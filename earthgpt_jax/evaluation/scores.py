@@ -6,10 +6,12 @@
 
 from __future__ import annotations
 
+import collections
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from earthgpt_jax.errors import EarthGPTError
 from earthgpt_jax.evaluation.metrics.captions import captions
 from earthgpt_jax.evaluation.metrics.classification import classification
 from earthgpt_jax.evaluation.metrics.detection import detection
@@ -44,7 +46,19 @@ Scores = dict[str, dict[str, dict[str, Any]]]
 
 
 def score(predictions: Sequence[Prediction]) -> Scores:
-    """All metrics of every task that was asked, over all images and per sensor."""
+    """All metrics of every task that was asked, over all images and per sensor.
+
+    Raises:
+        EarthGPTError: no predictions, a task that nothing here scores, or a question answered twice.
+    """
+    if not predictions:
+        raise EarthGPTError("there are no predictions to score; expected at least one answered question")
+    if unknown := {p.task for p in predictions} - {task.value for task in METRICS}:
+        known = ", ".join(task.value for task in METRICS)
+        raise EarthGPTError(f"predictions of task {', '.join(sorted(unknown))} cannot be scored; known are {known}")
+    if len({p.id for p in predictions}) != len(predictions):
+        twice = collections.Counter(p.id for p in predictions).most_common(1)[0][0]
+        raise EarthGPTError(f"question {twice!r} is answered twice; each may be scored only once")
     table: Scores = {}
     for task, metric in METRICS.items():
         for group in ("all", *Sensor):

@@ -104,7 +104,7 @@ def test_a_finished_run_is_left_alone_and_another_config_is_refused(world):
     assert time.monotonic() - started < 2
     assert (world["root"] / "align" / "metrics.jsonl").stat().st_mtime_ns == before
     other = nano.config("align", f"data.source={world['data']}", f"init={world['base']}", "optim.peak_lr=0.5")
-    with pytest.raises(EarthGPTError, match=r"optim.peak_lr was 0.001, is 0.5"):
+    with pytest.raises(EarthGPTError, match=r"optim\.peak_lr was 0\.002, is 0\.5"):
         train(other, world["root"] / "align")
 
 

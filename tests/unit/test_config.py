@@ -28,7 +28,7 @@ def test_all_errors_come_at_once_with_path_expected_got_and_nearest_name():
              "--config.data.batch_size=many"],
         )  # fmt: skip
     text = str(error.value)
-    assert "4 problem(s)" in text
+    assert "4 problems" in text
     assert "optim.peak_lrr: unknown field; did you mean 'peak_lr'?" in text
     assert "model.llm.heads: expected a divisor of dim=128, got 3" in text
     assert "stage: expected one of align, instruct, got 'alig'; did you mean 'align'?" in text

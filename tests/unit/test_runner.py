@@ -1,10 +1,10 @@
-"""Asking, resuming, the constant baseline, and the report."""
+"""Asking, resuming, and the constant baseline."""
 
 import numpy as np
 import pytest
 
 from earthgpt_jax.errors import EarthGPTError
-from earthgpt_jax.evaluation import baselines, predictions, report, runner, scores
+from earthgpt_jax.evaluation import baselines, predictions, runner, scores
 from earthgpt_jax.evaluation.runner import View
 from earthgpt_jax.input.images import load_square
 from earthgpt_jax.mmrs.synthetic import SyntheticSource
@@ -17,6 +17,7 @@ class Oracle:
     """Knows every answer; remembers what it was shown."""
 
     image_size = 128
+    decimals = 3
 
     def __init__(self, asked, *, die_after: int | None = None):
         self._answers = {
@@ -65,7 +66,7 @@ def test_the_truth_scores_full_marks(asked, tmp_path):
                          ("obb", "f1"), ("hbb", "parse_rate")):  # fmt: skip
         assert table[task]["all"][metric] == 1.0, task
     header, read = predictions.read(tmp_path / "p.jsonl")
-    assert header == HEADER
+    assert header == HEADER | {"asked": header["asked"]}
     assert {p.id: p for p in read} == {p.id: p for p in answered}
 
 
@@ -76,14 +77,15 @@ def test_the_blind_view_shows_grey_and_nothing_else(asked, tmp_path):
     assert oracle.images[0][0, 0].tolist() == [122, 116, 104]
 
 
-def test_a_killed_evaluation_resumes_to_the_same_answers(asked, tmp_path, monkeypatch):
-    monkeypatch.setattr(runner, "_CHUNK", 7)
-    arguments = {"header": HEADER, "view": View.IMAGE, "label": "t"}
+def test_a_killed_evaluation_resumes_to_the_same_answers(asked, tmp_path):
+    arguments = {"header": HEADER, "view": View.IMAGE, "label": "t", "batch_size": 7}
     straight = runner.evaluate(Oracle(asked), asked, out=tmp_path / "s.jsonl", **arguments)
     with pytest.raises(KeyboardInterrupt):
         runner.evaluate(Oracle(asked, die_after=20), asked, out=tmp_path / "k.jsonl", **arguments)
     with (tmp_path / "k.jsonl").open("a") as file:
         file.write('{"id": "cut off by a k')
+    with (tmp_path / "k.jsonl").open("ab") as file:
+        file.write("é".encode()[:1])  # within a character
     second = Oracle(asked)
     assert runner.evaluate(second, asked, out=tmp_path / "k.jsonl", **arguments) == straight
     assert 0 < second.seen < len(asked)
@@ -106,13 +108,13 @@ def test_a_broken_predictions_file_names_its_line(tmp_path):
     with pytest.raises(EarthGPTError, match="cannot be read"):
         predictions.read(path)
     path.write_text('{"header": {}}\n{"id": \n')
-    with pytest.raises(EarthGPTError, match="line 2: not JSON"):
+    with pytest.raises(EarthGPTError, match="line 2: expected JSON"):
         predictions.read(path)
     path.write_text("[1]\n")
     with pytest.raises(EarthGPTError, match="expected a predictions file"):
         predictions.read(path)
     path.write_text('{"header": {}}\n{"id": "x"}\n')
-    with pytest.raises(EarthGPTError, match="lacks"):
+    with pytest.raises(EarthGPTError, match="line 2: a field is missing"):
         predictions.read(path)
 
 
@@ -129,19 +131,55 @@ def test_the_constant_baseline_is_one_answer_a_task_learnt_from_training_records
     assert table["classification"]["all"]["top1"] < 0.5
 
 
-def test_the_report_is_one_page_with_everything_in_it(records, asked, tmp_path):
-    answered = runner.evaluate(
-        Oracle(asked), asked, out=tmp_path / "p.jsonl", header=HEADER, view=View.IMAGE, label="t"
-    )
-    table = scores.assemble(model=scores.score(answered), constant=scores.score(answered), blind={})
-    gallery = report.cases(records, answered, per_sensor=1)
-    assert {case.sensor for case in gallery} == {"optical", "sar", "infrared"}
-    path = tmp_path / "report.html"
-    report.write(
-        path, title="a < b", runs={"oracle": table}, curves={"align": [(i, 3.0 / i) for i in range(1, 50)]},
-        gallery=gallery, notes=["synthetic images"],
-    )  # fmt: skip
-    page = path.read_text()
-    assert "a &lt; b" in page and "<script" not in page
-    assert page.count("data:image/png;base64,") >= 3 and "http://" not in page and "https://" not in page
-    assert "· synthetic ·" in page and "horizontal boxes, F1@0.5" in page and "<polygon" in page
+def test_an_evaluation_killed_anywhere_in_its_file_resumes_to_the_same_answers(asked, tmp_path):
+    arguments = {"header": HEADER | {"stage": ("a", 1)}, "view": View.IMAGE, "label": "t", "batch_size": 5}
+    out = tmp_path / "p.jsonl"
+    straight = runner.evaluate(Oracle(asked), asked[:12], out=out, **arguments)
+    whole = out.read_bytes()
+    for end in (0, 5, len(whole) // 3, len(whole) // 2, len(whole) - 1):
+        out.write_bytes(whole[:end])
+        assert runner.evaluate(Oracle(asked), asked[:12], out=out, **arguments) == straight
+        assert out.read_bytes() == whole
+
+
+def test_every_question_is_asked_of_its_own_image_within_its_limit(asked, tmp_path):
+    class Echo(Oracle):
+        def answer(self, items, *, max_new_tokens):
+            return [f"{max_new_tokens} {image.sum(dtype=int)}" for image, _ in items]
+
+    out = tmp_path / "p.jsonl"
+    answered = runner.evaluate(Echo(asked), asked, out=out, header=HEADER, view=View.IMAGE, label="t")
+    assert [p.id for p in answered] == [item.question.id for item in asked]
+    for item, got in zip(asked, answered, strict=True):
+        limit = runner.MAX_NEW_TOKENS[item.question.task]
+        assert got.prediction == f"{limit} {load_square(item.record.image, 128).sum(dtype=int)}"
+
+
+def test_two_records_of_one_id_are_refused(asked, tmp_path):
+    arguments = {"out": tmp_path / "p.jsonl", "header": HEADER, "view": View.IMAGE, "label": "t"}
+    with pytest.raises(EarthGPTError, match="1 question ids come more than once"):
+        runner.evaluate(Oracle(asked), [*asked[:3], asked[0]], **arguments)
+    with pytest.raises(EarthGPTError, match="nothing to ask"):
+        runner.evaluate(Oracle(asked), [], **arguments)
+
+
+def test_without_limits_everything_is_asked(records):
+    assert len(runner.plan(records[:1], decimals=3)) > len(runner.plan(records[:1], decimals=3, per_image={"vqa": 1}))
+
+
+def test_the_constant_baseline_does_not_see_the_test_truth(asked):
+    train = [SyntheticSource("train", 10)[i] for i in range(10)]
+    answers = {p.prediction for p in baselines.constant(train, asked, decimals=3) if p.task == "classification"}
+    assert answers <= {record.label for record in train}
+    reversed_order = baselines.constant(train[::-1], asked, decimals=3)
+    assert reversed_order == baselines.constant(train, asked, decimals=3)
+
+
+def test_answers_do_not_depend_on_the_order_of_questions_and_other_questions_are_refused(asked, tmp_path):
+    arguments = {"header": HEADER, "view": View.IMAGE, "label": "t", "batch_size": 5}
+    straight = runner.evaluate(Oracle(asked), asked[:12], out=tmp_path / "a.jsonl", **arguments)
+    turned = runner.evaluate(Oracle(asked), asked[:12][::-1], out=tmp_path / "b.jsonl", **arguments)
+    assert turned == straight[::-1]
+    assert (tmp_path / "a.jsonl").read_bytes() == (tmp_path / "b.jsonl").read_bytes()
+    with pytest.raises(EarthGPTError, match="asked was"):
+        runner.evaluate(Oracle(asked), asked[:13], out=tmp_path / "a.jsonl", **arguments)

@@ -1,0 +1,178 @@
+"""What the page shows of single images: pictures with boxes, questions with answers, unreadable answers."""
+
+from __future__ import annotations
+
+import base64
+import collections
+import dataclasses
+import io
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from PIL import Image
+
+from earthgpt_jax.errors import EarthGPTError
+from earthgpt_jax.evaluation.metrics import classification
+from earthgpt_jax.evaluation.metrics.detection import matching
+from earthgpt_jax.evaluation.metrics.grounding import iou
+from earthgpt_jax.evaluation.predictions import Prediction, Truth
+from earthgpt_jax.geometry import BoxKind, Square, parse, polygon_to_rect, rect_to_polygon
+from earthgpt_jax.input.images import decode
+from earthgpt_jax.mmrs.record import Record, Sensor, Task
+
+_LONGEST_SIDE = 640  # of a picture on the page; boxes keep the coordinates of the original
+_WITH_BOXES = (Task.HBB, Task.OBB, Task.GROUNDING)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Box:
+    """A box to draw: label and the corners as an SVG `points` attribute, in pixels of the image."""
+
+    label: str
+    points: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Answer:
+    """A question with its answer and truth; `verdict` is right, partly, wrong, unreadable, or "" for free text."""
+
+    task: str
+    question: str
+    prediction: str
+    truth: str
+    verdict: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Case:
+    """An image of the gallery; `image` is a PNG as a data URI, `width` and `height` are the original's."""
+
+    title: str
+    sensor: str
+    source: str
+    image: str
+    width: int
+    height: int
+    boxes: Mapping[str, tuple[Sequence[Box], Sequence[Box]]]  # task -> (truth, predicted)
+    answers: Sequence[Answer]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Failure:
+    """An answer whose boxes could not be read (and so scored as wrong), with the parser's reasons."""
+
+    task: str
+    record_id: str
+    prediction: str
+    reason: str
+
+
+def cases(records: Sequence[Record], predictions: Sequence[Prediction], *, per_sensor: int) -> list[Case]:
+    """The first answered images of each sensor; not chosen by how good the answers are."""
+    by_record: dict[str, list[Prediction]] = collections.defaultdict(list)
+    for prediction in predictions:
+        by_record[prediction.record_id].append(prediction)
+    found: dict[Sensor, list[Case]] = {sensor: [] for sensor in Sensor}
+    for index in range(len(records)):
+        if all(len(group) >= per_sensor for group in found.values()):
+            break
+        record = records[index]
+        if len(found[record.sensor]) < per_sensor and record.id in by_record and record.image:
+            found[record.sensor].append(_case(record, by_record[record.id]))
+    return [case for group in found.values() for case in group]
+
+
+def failures(predictions: Sequence[Prediction]) -> list[Failure]:
+    """Every answer that was asked for boxes and cannot be read, in the order of the predictions."""
+    return [
+        Failure(task=p.task, record_id=p.record_id, prediction=p.prediction, reason=_why(p))
+        for p in predictions
+        if p.task in _WITH_BOXES and not _readable(p)
+    ]
+
+
+def _readable(prediction: Prediction) -> bool:
+    if prediction.task == Task.GROUNDING:
+        return iou(prediction) is not None
+    return matching(prediction, BoxKind(prediction.task)).parsed
+
+
+def _why(prediction: Prediction) -> str:
+    parsed = parse(prediction.prediction)
+    if parsed.rejections:
+        return "; ".join(parsed.rejections)
+    if not parsed.boxes:
+        return "no box in it" if prediction.prediction.strip() else "empty answer"
+    return f"one horizontal box expected, got {len(parsed.boxes)} of kind {parsed.boxes[0].kind.value}"
+
+
+def _case(record: Record, predictions: Sequence[Prediction]) -> Case:
+    boxes: dict[str, tuple[list[Box], list[Box]]] = {}
+    for prediction in predictions:
+        if prediction.task in _WITH_BOXES:
+            truth, got = boxes.setdefault(prediction.task, ([], []))
+            for item in _asked_for(prediction):  # drawn as it is scored: upright unless oriented boxes are asked for
+                upright = prediction.task != Task.OBB
+                polygon = rect_to_polygon(*polygon_to_rect(np.asarray(item.polygon))) if upright else item.polygon
+                truth.append(Box(label=item.label, points=_points(polygon)))
+            square = Square(prediction.width, prediction.height)
+            got += [
+                Box(label=box.label, points=_points(box.pixels(square))) for box in parse(prediction.prediction).boxes
+            ]
+    return Case(
+        title=record.id,
+        sensor=record.sensor.value,
+        source=record.source,
+        image=_data_uri(record),
+        width=record.width,
+        height=record.height,
+        boxes={task.value: boxes[task] for task in _WITH_BOXES if task in boxes},
+        answers=[
+            Answer(task=p.task, question=p.question, prediction=p.prediction, truth=_truth(p), verdict=_verdict(p))
+            for p in predictions
+        ],
+    )
+
+
+def _asked_for(prediction: Prediction) -> Sequence[Truth]:
+    if prediction.task != Task.GROUNDING or prediction.object_index is None:
+        return prediction.objects
+    return [prediction.objects[prediction.object_index]]
+
+
+def _truth(prediction: Prediction) -> str:
+    return " / ".join(prediction.references) if prediction.task == Task.CAPTION else prediction.answer
+
+
+def _points(polygon: Sequence[float] | np.ndarray) -> str:
+    return " ".join(f"{x:.1f},{y:.1f}" for x, y in np.asarray(polygon).reshape(-1, 2))
+
+
+def _data_uri(record: Record) -> str:
+    """PNG, whatever the original was (browsers do not show TIFF), no larger than a page needs."""
+    try:
+        image = Image.fromarray(decode(record.image))
+    except EarthGPTError as error:
+        raise EarthGPTError(f"record {record.id}: {error}") from error
+    image.thumbnail((_LONGEST_SIDE, _LONGEST_SIDE))
+    out = io.BytesIO()
+    image.save(out, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(out.getvalue()).decode()
+
+
+def _verdict(prediction: Prediction) -> str:
+    match prediction.task:
+        case Task.CLASSIFICATION | Task.VQA:
+            return "right" if classification.right(prediction) else "wrong"
+        case Task.GROUNDING:
+            overlap = iou(prediction)
+            return "unreadable" if overlap is None else "right" if overlap >= 0.5 else "wrong"
+        case Task.HBB | Task.OBB:
+            matched = matching(prediction, BoxKind(prediction.task))
+            if not matched.parsed:
+                return "unreadable"
+            if matched.spurious == matched.missed == 0:
+                return "right"
+            return "partly" if matched.right else "wrong"
+        case _:
+            return ""

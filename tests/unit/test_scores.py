@@ -1,0 +1,80 @@
+"""From predictions to tables: groups, baselines beside each figure, and what is refused."""
+
+import json
+
+import pytest
+
+from earthgpt_jax.cli.main import main
+from earthgpt_jax.errors import EarthGPTError
+from earthgpt_jax.evaluation import baselines, predictions, runner, scores
+from earthgpt_jax.evaluation.predictions import Prediction
+from earthgpt_jax.mmrs.record import Task
+from earthgpt_jax.mmrs.synthetic import SyntheticSource
+
+
+def _label(i: int, sensor: str, text: str) -> Prediction:
+    return Prediction(
+        id=f"r{i}", record_id=f"r{i}", task="classification", kind="", sensor=sensor, source="s", question="?",
+        prediction=text, answer="harbor", references=("harbor",), objects=(), object_index=None, width=10, height=10,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def rows():
+    return [
+        _label(i, sensor, "harbor" if i % 3 else "river") for i, sensor in enumerate(["sar", "optical", "infrared"] * 4)
+    ]
+
+
+@pytest.fixture(scope="module")
+def answered():
+    """Constant answers to every task's questions about a few images."""
+    test, train = SyntheticSource("test", 9), SyntheticSource("train", 12)
+    return baselines.constant(train, runner.plan(test, decimals=3, per_image={"vqa": 3}), decimals=3)
+
+
+def test_groups_by_hand(rows):
+    table = scores.score(rows)
+    assert table["classification"]["all"] == {"top1": 8 / 12, "n": 12}
+    assert table["classification"]["sar"] == {"top1": 0.0, "n": 4}
+    assert table["classification"]["optical"] == {"top1": 1.0, "n": 4}
+
+
+def test_scores_do_not_depend_on_the_order(answered):
+    table = scores.score(answered)
+    assert set(table) == {task.value for task in Task}
+    assert table == scores.score(answered[::-1])
+    for task, (metric, _) in scores.HEADLINE.items():
+        assert metric in table[task.value]["all"], task
+    assert sum(table["vqa"][s]["n"] for s in ("optical", "sar", "infrared")) == table["vqa"]["all"]["n"]
+
+
+def test_baselines_stand_beside_each_figure(rows):
+    table = scores.score(rows)
+    whole = scores.assemble(model=table, constant=table, blind={})
+    assert whole["classification"]["sar"]["constant"]["top1"] == 0.0
+    assert whole["classification"]["sar"]["blind"] == {}
+    markdown = scores.to_markdown(whole).splitlines()
+    assert markdown[2] == "| classification, top-1 | 0.667 | 1.000 | 0.000 | 1.000 | 0.667 |  |  | 12 |"
+    assert len({line.count("|") for line in markdown}) == 1
+    assert json.loads(json.dumps(whole)) == whole
+
+
+def test_what_cannot_be_scored_once_is_refused(rows):
+    with pytest.raises(EarthGPTError, match="'r0' is answered twice"):
+        scores.score([*rows, rows[0]])
+    with pytest.raises(EarthGPTError, match="no predictions"):
+        scores.score([])
+    other = [Prediction(**{**vars(rows[0]), "task": "counting"})]
+    with pytest.raises(EarthGPTError, match="counting cannot be scored; known are classification"):
+        scores.score(other)
+
+
+def test_a_file_is_scored_without_a_model(rows, tmp_path, capsys):
+    path, out = tmp_path / "p.jsonl", tmp_path / "s.json"
+    path.write_text(json.dumps({"header": {}}) + "\n" + "".join(map(predictions.to_line, rows)))
+    assert main(["score", str(path), "--json", str(out)]) == 0
+    assert capsys.readouterr().out.strip() == scores.to_markdown(scores.score(rows))
+    assert json.loads(out.read_text()) == scores.score(rows)
+    assert main(["score", str(path), "--json", str(tmp_path / "none" / "s.json")]) == 2
+    assert "cannot be written" in capsys.readouterr().err
