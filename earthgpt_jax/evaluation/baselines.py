@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from earthgpt_jax.evaluation.metrics.captions import tokenise
+from earthgpt_jax.evaluation.metrics.captions import cider, tokenise
 from earthgpt_jax.evaluation.predictions import Prediction
 from earthgpt_jax.evaluation.runner import Asked
 from earthgpt_jax.geometry import (
@@ -22,14 +22,15 @@ from earthgpt_jax.geometry import (
 )
 from earthgpt_jax.mmrs.record import Record, Task
 
-_SAMPLE = 300  # captions compared with one another for their medoid
+_SAMPLE = 300  # phrases compared with one another for their medoid
+_CANDIDATES, _IMAGES = 30, 120  # captions tried, and images they are tried on
 
 
 def constant(train: Sequence[Record], asked: Sequence[Asked], *, decimals: int) -> list[Prediction]:
     """The same answer to every question of a task (and VQA type), whatever the image.
 
-    Most frequent scene and VQA answer; the caption and phrase nearest to all others; the median box
-    of the most frequent class for grounding and detection.
+    Most frequent scene and VQA answer; the caption with the best CIDEr and the phrase nearest to all
+    others; the median box of the most frequent class for grounding and detection.
     """
     # The statistics need no pixels: images are let go one by one.
     known = [dataclasses.replace(train[index], image=b"") for index in range(len(train))]
@@ -46,7 +47,7 @@ class _Answers:
             for turn in record.turns:
                 turns[turn.type].append(turn.answer)
         self._vqa = {kind: _most_frequent(values) for kind, values in turns.items()}
-        self._caption = _medoid([text for record in records for text in record.references[:1]])
+        self._caption = _best_caption([record.references for record in records if record.references])
         self._phrase = _medoid([item.phrase for record in records for item in record.objects if item.phrase])
         self._object = _most_frequent(item.label for record in records for item in record.objects)
         # Median corners as fractions of the square, of all objects and of the most frequent class.
@@ -79,6 +80,14 @@ def _most_frequent(values: Iterable[str]) -> str:
     """Of equals the alphabetically first, so that the baseline does not depend on the order of records."""
     counts = collections.Counter(values)
     return min(counts, key=lambda value: (-counts[value], value), default="")
+
+
+def _best_caption(references: Sequence[Sequence[str]]) -> str:
+    """The training caption with the best CIDEr against a sample of training images' references."""
+    sample = dict(enumerate(references[:: max(1, len(references) // _IMAGES)]))
+    candidates = sorted({texts[0] for texts in sample.values()})
+    candidates = candidates[:: max(1, len(candidates) // _CANDIDATES)]
+    return max(candidates, key=lambda text: cider(sample, dict.fromkeys(sample, text)), default="")
 
 
 def _medoid(texts: Sequence[str]) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from pycocoevalcap.bleu.bleu import Bleu
 from pycocoevalcap.cider.cider import Cider
@@ -30,6 +30,15 @@ def tokenise(text: str) -> str:
     return " ".join(_CLITIC.sub(r" \1", word) for word in words)
 
 
+def cider(references: Mapping[int, Sequence[str]], hypotheses: Mapping[int, str]) -> float:
+    """CIDEr of one hypothesis a key; texts as they are, tokenised here."""
+    score, _ = Cider().compute_score(
+        {key: [tokenise(text) for text in texts] for key, texts in references.items()},
+        {key: [tokenise(text)] for key, text in hypotheses.items()},
+    )
+    return float(score)
+
+
 def captions(predictions: Sequence[Prediction]) -> dict[str, float]:
     """Corpus figures; CIDEr takes its document frequencies from the references at hand.
 
@@ -41,9 +50,9 @@ def captions(predictions: Sequence[Prediction]) -> dict[str, float]:
     with contextlib.redirect_stdout(io.StringIO()):  # Bleu prints its lengths
         bleu, _ = Bleu(4).compute_score(references, hypotheses)
         rouge, _ = Rouge().compute_score(references, hypotheses)
-        cider, _ = Cider().compute_score(references, hypotheses)
+        consensus, _ = Cider().compute_score(references, hypotheses)
     return {
         **{f"bleu{n}": float(value) for n, value in enumerate(bleu, start=1)},
         "rouge_l": float(rouge),
-        "cider": float(cider),
+        "cider": float(consensus),
     }
