@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     build = verbs.add_parser("build", help="write OUT/<source>/ from native files")
     build.add_argument("source", nargs="+", help="names of cards, `synthetic`, or `all` that lie below --root")
-    build.add_argument("--root", type=Path, help="the folder of the native datasets")
+    build.add_argument("--root", type=Path, help="the folder of the native datasets, or of the one to build")
     build.add_argument("--out", type=Path, required=True, help="where the dataset directories go")
     build.add_argument("--count", type=int, help="synthetic: training records; val a tenth, test a fifth of it")
     build.add_argument("--splits", help="synthetic: records a split instead, e.g. train=600,val=50,test=300")
@@ -98,8 +98,9 @@ def _lies_below(root: Path, card) -> bool:
     """The folder and at least one whole part of the layout: a card may share its folder with others."""
     from earthgpt_jax.mmrs.readers import absent_parts
 
-    absent = set(absent_parts(root, card))
-    return (root / card.folder).is_dir() and any(not absent & set(part.values()) for part in card.parts)
+    base = root / card.folder
+    absent = set(absent_parts(base, card))
+    return base.is_dir() and any(not absent & set(part.values()) for part in card.parts)
 
 
 def _synthetic_splits(count: int | None, text: str | None) -> dict[str, int]:

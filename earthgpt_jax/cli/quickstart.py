@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workdir", type=Path, default=Path("runs/quickstart"), help="(default: runs/quickstart)")
     parser.add_argument("--train-images", type=int, default=1500, help="synthetic training images (default: 1500)")
     parser.add_argument("--test-images", type=int, default=300, help="held-out images (default: 300)")
-    parser.add_argument("--steps", type=int, default=100, help="training steps of each stage (default: 100)")
+    parser.add_argument("--steps", type=int, default=80, help="training steps of each stage (default: 80)")
     parser.add_argument("--batch-size", type=int, default=50, help="questions answered at once (default: 50)")
 
 

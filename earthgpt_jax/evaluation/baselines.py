@@ -84,10 +84,14 @@ def _most_frequent(values: Iterable[str]) -> str:
 
 def _best_caption(references: Sequence[Sequence[str]]) -> str:
     """The training caption with the best CIDEr against a sample of training images' references."""
-    sample = dict(enumerate(references[:: max(1, len(references) // _IMAGES)]))
+    sample: dict[int, Sequence[str]] = dict(enumerate(references[:: max(1, len(references) // _IMAGES)]))
     candidates = sorted({texts[0] for texts in sample.values()})
     candidates = candidates[:: max(1, len(candidates) // _CANDIDATES)]
-    return max(candidates, key=lambda text: cider(sample, dict.fromkeys(sample, text)), default="")
+
+    def consensus(text: str) -> float:
+        return cider(sample, {key: text for key in sample})  # noqa: C420  (fromkeys would lose the type)
+
+    return max(candidates, key=consensus, default="")
 
 
 def _medoid(texts: Sequence[str]) -> str:

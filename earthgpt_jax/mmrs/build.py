@@ -21,11 +21,11 @@ from tqdm import tqdm
 from earthgpt_jax.errors import EarthGPTError
 from earthgpt_jax.mmrs import store
 from earthgpt_jax.mmrs.cards import SPLITS, Card
-from earthgpt_jax.mmrs.readers import Dropped, Event, Kind, Native, Rejected, absent_parts, read
+from earthgpt_jax.mmrs.readers import Dropped, Event, Kind, Native, Rejected, absent_parts, locate, read
 from earthgpt_jax.mmrs.record import Record
 from earthgpt_jax.mmrs.synthetic import SyntheticSource
 
-_READERS_VERSION = 1  # raise it when the same native files give other records
+_READERS_VERSION = 2  # raise it when the same native files give other records
 _COUNTED = (Kind.IMAGE, Kind.OBJECT, Kind.QUESTION, Kind.CAPTION)
 _COLUMNS = ("native", "kept", "quarantined", "dropped")
 
@@ -162,12 +162,14 @@ def build_synthetic(splits: Mapping[str, int], *, size: int, seed: int, out: Pat
 
 def _build_one(card: Card, *, root: Path, out: Path) -> Built:
     # Asked even if `out` is finished: "identical" is a statement about the native files.
-    origin = _digest({"card": card.describe(), "readers": _READERS_VERSION, "files": _listing(root, card)})
+    base = locate(root, card)
+    origin = _digest({"card": card.describe(), "readers": _READERS_VERSION, "files": _listing(base, card)})
     if before := _finished(out, origin):
         return before
     tally, quarantine = Tally(), []
     events = read(root, card)  # says what is missing before anything is made
     with contextlib.ExitStack() as stack:
+        stack.enter_context(store.writing(out))
         out.parent.mkdir(parents=True, exist_ok=True)
         # Records go through files, so that all counts are known before anything is written, in one reading.
         spools = {split: stack.enter_context(tempfile.TemporaryFile(dir=out.parent)) for split in SPLITS}
@@ -180,10 +182,10 @@ def _build_one(card: Card, *, root: Path, out: Path) -> Built:
         tally.check(card.name)
         if not tally.splits:
             raise EarthGPTError(
-                f"{card.name}: not one usable record in {root / card.folder}; first reason: "
+                f"{card.name}: not one usable record in {base}; first reason: "
                 f"{quarantine[0]['reason'] if quarantine else 'no annotations found'}"
             )
-        absent = absent_parts(root, card)
+        absent = absent_parts(base, card)
         store.write(
             {split: _unspool(spools[split], tally.splits[split]) for split in SPLITS if tally.splits[split]},
             out=out,
@@ -218,9 +220,8 @@ def _finished(out: Path, origin: str) -> Built | None:
     return Built(values["name"], splits, values.get("native", {}), tuple(values.get("absent", ())), unchanged=True)
 
 
-def _listing(root: Path, card: Card) -> list[tuple[str, int, int]]:
+def _listing(base: Path, card: Card) -> list[tuple[str, int, int]]:
     """(path, bytes, time of change) of the files that the card reads; contents would take as long as a build."""
-    base = root / card.folder
     found: set[Path] = set()
     for part in card.parts:
         for path in (base / value for value in part.values()):

@@ -14,43 +14,36 @@ import hashlib
 import io
 import json
 import os
-import shutil
+import tempfile
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
+from tensorflow_datasets.core.writer import ExampleWriter
+from tensorflow_datasets.proto import tf_example_pb2
 
 from earthgpt_jax.errors import EarthGPTError
-from earthgpt_jax.mmrs.record import Object, Record, Sensor, Task, Turn
+from earthgpt_jax.mmrs.examples import FEATURES, to_example, to_record
+from earthgpt_jax.mmrs.record import Record, Task
 
 VERSION = "1.0.0"
 MANIFEST, QUARANTINE = "manifest.json", "quarantine.jsonl"
 
-_FEATURES = {
-    "id": tfds.features.Text(),
-    "image": tfds.features.Text(),  # the original file's bytes, never re-encoded
-    "height": np.int32,
-    "width": np.int32,
-    "sensor": tfds.features.Text(),
-    "source": tfds.features.Text(),
-    "split": tfds.features.Text(),
-    "tasks": tfds.features.Sequence(tfds.features.Text()),
-    "label": tfds.features.Text(),
-    "references": tfds.features.Sequence(tfds.features.Text()),
-    "turns": tfds.features.Sequence(
-        {"question": tfds.features.Text(), "answer": tfds.features.Text(), "type": tfds.features.Text()}
-    ),
-    "objects": tfds.features.Sequence(
-        {
-            "label": tfds.features.Text(),
-            "polygon": tfds.features.Tensor(shape=(8,), dtype=np.float32),
-            "difficult": np.bool_,
-            "phrase": tfds.features.Text(),
-        }
-    ),
-}
+
+class _StableWriter(ExampleWriter):
+    """Writes each example's features in the order of their names.
+
+    TFDS leaves that order to protobuf's hash map, so the same records would give other bytes, and with
+    them another fingerprint, in every process.
+    """
+
+    def write(self, path: Any, examples: Iterable[tuple[Any, bytes]]) -> Any:
+        example = tf_example_pb2.Example
+        return super().write(
+            path, ((key, example.FromString(data).SerializeToString(deterministic=True)) for key, data in examples)
+        )
 
 
 class _Builder(tfds.core.GeneratorBasedBuilder):
@@ -67,74 +60,19 @@ class _Builder(tfds.core.GeneratorBasedBuilder):
         return tfds.core.DatasetInfo(
             builder=self,
             description="Records of remote sensing images with everything known of them.",
-            features=tfds.features.FeaturesDict(_FEATURES),
+            features=tfds.features.FeaturesDict(FEATURES),
             disable_shuffling=True,  # the sources' own order; the input pipeline shuffles
         )
+
+    def _example_writer(self) -> _StableWriter:
+        return _StableWriter(self.info.file_format)
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Iterator]:
         return {split: self._generate_examples(records) for split, records in self._splits.items()}
 
     def _generate_examples(self, records: Iterable[Record]) -> Iterator[tuple[int, dict[str, Any]]]:
         for key, record in enumerate(records):
-            yield key, _to_example(record)
-
-
-def _to_example(record: Record) -> dict[str, Any]:
-    return {
-        "id": record.id,
-        "image": record.image,
-        "height": record.height,
-        "width": record.width,
-        "sensor": record.sensor.value,
-        "source": record.source,
-        "split": record.split,
-        "tasks": [task.value for task in record.tasks],
-        "label": record.label,
-        "references": list(record.references),
-        "turns": [{"question": t.question, "answer": t.answer, "type": t.type} for t in record.turns],
-        "objects": [
-            {
-                "label": item.label,
-                "polygon": np.asarray(item.polygon, np.float32),
-                "difficult": item.difficult,
-                "phrase": item.phrase,
-            }
-            for item in record.objects
-        ],
-    }
-
-
-def _to_record(example: Mapping[str, Any]) -> Record:
-    turns, objects = example["turns"], example["objects"]
-    return Record(
-        id=_text(example["id"]),
-        image=bytes(example["image"]),
-        height=int(example["height"]),
-        width=int(example["width"]),
-        sensor=Sensor(_text(example["sensor"])),
-        source=_text(example["source"]),
-        split=_text(example["split"]),
-        tasks=tuple(Task(_text(task)) for task in example["tasks"]),
-        label=_text(example["label"]),
-        references=tuple(_text(text) for text in example["references"]),
-        turns=tuple(
-            Turn(question=_text(question), answer=_text(answer), type=_text(kind))
-            for question, answer, kind in zip(turns["question"], turns["answer"], turns["type"], strict=True)
-        ),
-        objects=tuple(
-            Object(
-                label=_text(objects["label"][i]),
-                polygon=np.asarray(objects["polygon"][i], np.float32),
-                difficult=bool(objects["difficult"][i]),
-                phrase=_text(objects["phrase"][i]),
-            )
-            for i in range(len(objects["label"]))
-        ),
-    )
-
-
-def _text(value: bytes | str) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)
+            yield key, to_example(record)
 
 
 def write(
@@ -158,41 +96,50 @@ def write(
     """
     if out.exists():
         raise EarthGPTError(f"{out} exists already; name another folder, or delete it to build it anew")
-    partial = out.with_name(f"{out.name}.partial")
     counts: dict[str, dict[str, collections.Counter]] = {}
-    try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        with _quiet():
+    with writing(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        # A name of its own, so that builds at the same time cannot mix; TFDS nests the files deeper than the
+        # search for datasets looks, so that what a killed build leaves is never taken for one.
+        with tempfile.TemporaryDirectory(prefix=f"{out.name}.partial-", dir=out.parent) as partial, _quiet():
             builder = _Builder(
                 splits={split: _counting(records, split, counts) for split, records in splits.items()},
-                data_dir=str(partial / "tfds"),
+                data_dir=partial,
                 file_format="array_record",
             )
             builder.download_and_prepare()
-        written = Path(builder.data_dir)
-        for path in sorted(written.iterdir()):
-            os.replace(path, partial / path.name)
-        shutil.rmtree(partial / "tfds")
-        (partial / QUARANTINE).write_text("".join(json.dumps(entry) + "\n" for entry in quarantine))
-        shards = {path.name: _sha256(path) for path in sorted(partial.glob("*.array_record*"))}
-        values = {
-            "name": name,
-            "fingerprint": hashlib.sha256(json.dumps(shards, sort_keys=True).encode()).hexdigest()[:16],
-            "counts": {s: {kind: dict(sorted(c.items())) for kind, c in k.items()} for s, k in counts.items()},
-            "shards": shards,
-            "tfds": tfds.__version__,
-            **(manifest or {}),
-        }
-        (partial / MANIFEST).write_text(json.dumps(values, indent=1) + "\n")
-        os.replace(partial, out)
-    except OSError as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        reason = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else str(error)
-        raise EarthGPTError(f"writing {out}: {reason}; nothing was left behind") from error
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+            written = Path(builder.data_dir)
+            (written / QUARANTINE).write_text("".join(json.dumps(entry) + "\n" for entry in quarantine))
+            shards = {path.name: _sha256(path) for path in sorted(written.glob("*.array_record*"))}
+            by_split = {s: {kind: dict(sorted(c.items())) for kind, c in k.items()} for s, k in counts.items()}
+            values = {
+                "name": name,
+                "fingerprint": hashlib.sha256(json.dumps(shards, sort_keys=True).encode()).hexdigest()[:16],
+                "counts": by_split,
+                "shards": shards,
+                "tfds": tfds.__version__,
+                **(manifest or {}),
+            }
+            (written / MANIFEST).write_text(json.dumps(values, indent=1) + "\n")
+            os.replace(written, out)
+
+
+@contextlib.contextmanager
+def writing(out: Path) -> Iterator[None]:
+    """Makes what the file system refuses an EarthGPTError about `out`."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        # ArrayRecord's writer says it in words only.
+        full = os.strerror(errno.ENOSPC) in str(error) or os.strerror(errno.EDQUOT) in str(error)
+        if full:
+            reason, remedy = "the disk is full", "free some space, or choose another place"
+        elif isinstance(error, RuntimeError):
+            raise
+        else:
+            reason = f"{error.strerror or error}{f' ({error.filename})' if error.filename else ''}"
+            remedy = "choose another place, or see to this one's rights"
+        raise EarthGPTError(f"writing {out}: {reason}; nothing was left behind. Please {remedy}") from error
 
 
 def _counting(records: Iterable[Record], split: str, counts: dict) -> Iterator[Record]:
@@ -233,10 +180,10 @@ def manifest(directory: Path) -> dict[str, Any]:
     path = directory / MANIFEST
     try:
         return json.loads(path.read_text())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise EarthGPTError(
             f"data {directory}: expected a folder that `earthgpt data build` finished (it has {MANIFEST}); "
-            + ("this folder is something else" if directory.exists() else "there is no such folder")
+            + ("this is something else" if directory.exists() else "there is no such folder")
         ) from None
     except ValueError as error:
         raise EarthGPTError(f"{path} is damaged ({error}); build the folder anew") from error
@@ -267,7 +214,7 @@ class RecordSource(Sequence[Record]):
             raise IndexError(index)
         if self._source is None:
             self._source = tfds.builder_from_directory(str(self._directory)).as_data_source(split=self._split)
-        return _to_record(self._source[int(index) % self._length])
+        return to_record(self._source[int(index) % self._length])
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_source": None}

@@ -26,6 +26,11 @@ def empty_cache(config: LlamaConfig, *, batch: int, slots: int, dtype: DType) ->
     return Cache(jnp.zeros(shape, jnp.dtype(dtype)), jnp.zeros(shape, jnp.dtype(dtype)))
 
 
+def _write(stacked: jax.Array, new: jax.Array, *, layer: jax.Array, slot: jax.Array | int) -> jax.Array:
+    """[L, B, S, K, H] with [B, T, K, H] at (layer, :, slot:slot+T)."""
+    return jax.lax.dynamic_update_slice(stacked, new[None].astype(stacked.dtype), (layer, 0, slot, 0, 0))
+
+
 class _Linears(nnx.Module):
     """What attention and MLP share: linears that carry an adapter where the config targets them."""
 
@@ -70,15 +75,16 @@ class Attention(_Linears):
         *,
         positions: jax.Array,
         mask: jax.Array,
-        cache: tuple[jax.Array, jax.Array] | None,
+        cache: Cache | None,
+        layer: jax.Array,
         slot: jax.Array | int,
-    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
+    ) -> tuple[jax.Array, Cache | None]:
         q, k, v = (f(x).reshape(*x.shape[:2], -1, self.head_dim) for f in (self.q, self.k, self.v))  # B T N|K H
         q, k = rope(q, positions, theta=self.theta), rope(k, positions, theta=self.theta)
         if cache is not None:
-            k = jax.lax.dynamic_update_slice_in_dim(cache[0], k.astype(cache[0].dtype), slot, axis=1)
-            v = jax.lax.dynamic_update_slice_in_dim(cache[1], v.astype(cache[1].dtype), slot, axis=1)
-            cache = (k, v)
+            # Into the stacked cache, which is carried through the layers: written in place, never copied.
+            cache = Cache(*(_write(old, new, layer=layer, slot=slot) for old, new in zip(cache, (k, v), strict=True)))
+            k, v = (jax.lax.dynamic_index_in_dim(stacked, layer, keepdims=False) for stacked in cache)
         out = attend(q, k, v, mask=mask)
         return self.o(out.reshape(*x.shape[:2], -1)), cache
 
@@ -108,7 +114,7 @@ class Block(nnx.Module):
         self.mlp_norm = RMSNorm(config.dim, eps=config.norm_eps)
         self.mlp = Mlp(config, adapter=adapter, rngs=rngs, dtype=dtype)
 
-    def __call__(self, x: jax.Array, **attention: Any) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
+    def __call__(self, x: jax.Array, **attention: Any) -> tuple[jax.Array, Cache | None]:
         out, cache = self.attn(self.attn_norm(x), **attention)
         x = x + out
         return x + self.mlp(self.mlp_norm(x)), cache
@@ -120,6 +126,7 @@ class Llama(nnx.Module):
         self.blocks = stack(
             lambda rngs: Block(config, adapter=adapter, rngs=rngs, dtype=dtype), depth=config.depth, rngs=rngs
         )
+        self.depth = config.depth
         self.norm = RMSNorm(config.dim, eps=config.norm_eps)
         if not config.tied_head:
             self.head = Linear(config.dim, config.vocab_size, rngs=rngs, dtype=dtype, use_bias=False)
@@ -147,11 +154,12 @@ class Llama(nnx.Module):
             slot: where in the cache the T new entries go.
         """
 
-        def step(block: Block, x: jax.Array, layer_cache: tuple | None) -> tuple[jax.Array, tuple | None]:
-            return block(x, positions=positions, mask=mask, cache=layer_cache, slot=slot)
+        def step(block: Block, carry: tuple, layer: jax.Array) -> tuple[tuple, None]:
+            x, cache = carry
+            return block(x, positions=positions, mask=mask, cache=cache, layer=layer, slot=slot), None
 
-        x, new_cache = scan(self.blocks, step, x, None if cache is None else tuple(cache))
-        return self.norm(x), None if new_cache is None else Cache(*new_cache)
+        (x, cache), _ = scan(self.blocks, step, (x, cache), jnp.arange(self.depth))
+        return self.norm(x), cache
 
     def logits(self, x: jax.Array) -> jax.Array:
         """[B, T, D] -> f32[B, T, V]."""

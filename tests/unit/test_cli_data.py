@@ -62,6 +62,15 @@ def test_build_counts_and_repeats(native: Path, tmp_path: Path, capsys) -> None:
     assert status == 0
     assert "ssdd_yolo: already built and identical; nothing to do" in said
 
+    status, said, _ = _run(capsys, "build", "ssdd_yolo", "--root", native / "sar" / "SSDD-yolo", "--out", out)
+    assert status == 0
+    assert "nothing to do" in said  # the same files, named by their own folder
+
+    status, _, wrong = _run(
+        capsys, "build", "ssdd_yolo", "--root", native, "--out", native / "sar/SSDD-yolo/000002.txt"
+    )
+    assert (status, wrong.startswith("error: writing "), "Traceback" in wrong) == (2, True, False)
+
     (native / "sar/SSDD-yolo/000002.txt").write_text("")
     status, _, wrong = _run(capsys, "build", "ssdd_yolo", "--root", native, "--out", out)
     assert status == 2
@@ -132,6 +141,7 @@ def test_list(native: Path, capsys) -> None:
         (["build", "dota", "--out", "o"], "with --root"),
         (["build", "nonsense", "--root", "r", "--out", "o"], "no card for nonsense"),
         (["build", "dota", "--root", "r", "--out", "o"], "no such folder"),
+        (["build", "ssdd_yolo", "--root", ".", "--out", "o"], "it lacks the name SSDD-yolo"),
         (["build", "all", "--root", "r", "--out", "o"], "holds none of the datasets"),
         (["build", "synthetic", "--out", "o"], "give either --count"),
         (["build", "synthetic", "--count", "0", "--out", "o"], "expected at least 1, got 0"),

@@ -15,7 +15,7 @@ from earthgpt_jax.errors import EarthGPTError
 from earthgpt_jax.geometry import canonical, polygon_to_rect
 from earthgpt_jax.mmrs.build import Tally
 from earthgpt_jax.mmrs.cards import Card, Images, Orientation, SplitRule, Unlisted, cards
-from earthgpt_jax.mmrs.readers import Dropped, Rejected, read
+from earthgpt_jax.mmrs.readers import Dropped, Rejected, locate, read
 from earthgpt_jax.mmrs.record import Record, Sensor, Task
 
 
@@ -135,9 +135,8 @@ def test_hit_uav_dialects_agree(realdata: Path) -> None:
             assert other.image == rotated.image
         for i, item in enumerate(rotated.objects):
             np.testing.assert_allclose(others["rotate_json"].objects[i].polygon, item.polygon, atol=0.01)
-            # The json's upright box is not clipped natively, but both readers clip alike.
             xml, js = (others[v].objects[i].polygon for v in ("normal_xml", "normal_json"))
-            np.testing.assert_allclose(xml, js, atol=1.01)
+            np.testing.assert_array_equal(xml, js)
             upright = np.clip(polygon_to_rect(item.polygon), 0, (640, 512, 640, 512))
             np.testing.assert_allclose(polygon_to_rect(xml), upright, atol=2.0)
             boxes += 1
@@ -187,8 +186,9 @@ def test_details_of_real_samples(realdata: Path) -> None:
 
 
 # ---------------------------------------------------------------------------------------- written by hand
-def _voc(*objects: str) -> str:
-    return f"<annotation><size><width>40</width><height>30</height></size>{''.join(objects)}</annotation>"
+def _voc(*objects: str, width: int = 40, height: int = 30) -> str:
+    size = f"<size><width>{width}</width><height>{height}</height></size>"
+    return f"<annotation>{size}{''.join(objects)}</annotation>"
 
 
 def _upright(name: str, *corners: object, difficult: int = 0) -> str:
@@ -232,13 +232,13 @@ def test_voc_judges_every_object(native: Native) -> None:
 
 def test_pairs_and_damage(native: Native) -> None:
     whole = png(200, 200)
-    boxes = _voc(_upright("ship", 1, 2, 11, 12))
+    boxes = _voc(_upright("ship", 1, 2, 11, 12), width=200, height=200)
     native.put("i/good.png", whole)
     native.put("i/short.png", whole[: len(whole) // 2])
     native.put("i/lonely.png", whole)
     native.put("i/broken.png", whole)
     native.put("i/notes.md", "not an image")
-    native.put("i/blind.png", whole)
+    native.put("i/blind.png", png())
     for name in ("good", "short", "nowhere"):
         native.put(f"a/{name}.xml", boxes)
     native.put("a/broken.xml", boxes[:-20])
@@ -252,6 +252,42 @@ def test_pairs_and_damage(native: Native) -> None:
     assert reasons["lonely"] == ["image: no annotation names it"]
     assert reasons["broken"][0].startswith("annotation: not XML")
     assert reasons["blind"][-1] == "image: every object of it was rejected"
+
+
+def test_the_annotation_must_be_of_this_image(native: Native) -> None:
+    native.put("i/x.png", png(80, 60))  # twice the size that its boxes were drawn on
+    native.put("a/x.xml", _voc(_upright("ship", 1, 2, 11, 12)))
+    native.put("i/unsaid.png", png(80, 60))
+    native.put("a/unsaid.xml", _voc(_upright("ship", 1, 2, 11, 12), width=0, height=0))
+    records, rejected, _ = native.read(card("voc"))
+    assert (records["unsaid"].width, records["unsaid"].height) == (80, 60)
+    assert why(rejected)["x"][0] == "annotation: the annotation is of a 40x30 image, the image is 80x60"
+
+
+def test_scenes_too_large_to_decode_are_quarantined(native: Native, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)
+    native.put("i/x.png", png())
+    native.put("a/x.xml", _voc(_upright("ship", 1, 2, 11, 12)))
+    records, rejected, _ = native.read(card("voc"))
+    assert not records
+    assert "exceeds limit" in why(rejected)["x"][0]
+
+
+def test_an_image_is_never_guessed(native: Native) -> None:
+    for path in ("i/a.png", "i/b.png", "i/b.jpg", "i/c.png", "i/e.f.png", "i/one/g.png", "i/two/g.png"):
+        native.put(path, png())
+    rows = [{"filename": name, "sentences": [{"raw": "text"}]} for name in (
+        "a.1", "b", "b.png", "c.tif", "x\\E.F.PNG", "g.png", "two/g.png",
+    )]  # fmt: skip
+    native.put("a.json", {"images": rows})
+    records, rejected, _ = native.read(
+        card("captions", {"annotations": "a.json", "images": "i"}, tasks=(Task.CAPTION,))
+    )
+    assert {name.rsplit("\\", 1)[-1] for name in records} == {"c", "E.F", "two/g"}
+    reasons = why(rejected)
+    assert reasons["a"][0] == "image: missing image 'a.1'"  # not a.png
+    assert reasons["b"][0] == "image: several images are called 'b'"
+    assert reasons["g"][0] == "image: several images are called 'g.png'"
 
 
 def test_unlisted_images_can_be_dropped(native: Native) -> None:
@@ -347,6 +383,26 @@ def test_coco(native: Native) -> None:
         assert reasons["x2"] == ["image: missing image '../x2.png'"]
 
 
+def test_json_of_coco_build_with_odd_fields(native: Native) -> None:
+    for name in "xyz":
+        native.put(f"i/{name}.png", png())
+    images = [
+        {"id": 1, "file_name": "x.png", "width": "wide", "height": None},
+        {"id": 1, "file_name": "y.png"},
+        {"file_name": "z.png"},
+    ]
+    box = {"bbox": [2, 3, 10, 6], "category_id": 7}
+    rows = [{**box, "image_id": 1}, box, {**box, "image_id": [1]}, {**box, "image_id": 1, "category_id": {}}]
+    native.put("a.json", _coco(images, rows))
+    records, rejected, _ = native.read(card("coco", {"annotations": "a.json", "images": "i"}))
+    assert {name: len(record.objects) for name, record in records.items()} == {"x": 1}
+    reasons = why(rejected)
+    assert reasons["x"] == ["object: unknown class 'category {}'"]
+    assert reasons["y"] == ["annotation: a second image with the id 1"]
+    assert reasons["z"][0] == "annotation: no id"  # nor does the box without image_id become one of z
+    assert reasons["[1]"] == ["object: missing pair: no image has the id '[1]'"]
+
+
 @pytest.mark.parametrize(
     ("key", "box", "bad"),
     [("annotation", [2, 3, 10, 6], [2, 3, -1, 6]), ("annotations", [7, 6, 10, 6, 0.0], [7, 6, 10, 6])],
@@ -370,7 +426,10 @@ def test_yolo(native: Native) -> None:
         native.put(f"i/{name}.png", png())
     native.put("a/classes.txt", "ship\n")
     native.put("a/empty.txt", "\n")
-    native.put("a/x.txt", "1 0.5 0.5 0.5 0.2\n5 .5 .5 .1 .1\n0 .5 .5 .1\n0 .5 .5 0 .1\n0 .5 x .1 .1\n0 20 20 5 5\n")
+    native.put(
+        "a/x.txt",
+        "1 0.5 0.5 0.5 0.2\n5 .5 .5 .1 .1\n0 .5 .5 .1\n0 .5 .5 0 .1\n0 .5 x .1 .1\n0 20 20 5 5\n² .5 .5 .1 .1\n",
+    )
     records, rejected, _ = native.read(card("yolo"))
     (item,) = records["x"].objects
     np.testing.assert_allclose(item.polygon, [10, 12, 30, 12, 30, 18, 10, 18], atol=1e-4)
@@ -382,6 +441,7 @@ def test_yolo(native: Native) -> None:
         "object: degenerate box: expected fractions and sides above 0",
         "object: bad number 'x'",
         "object: degenerate box: expected fractions and sides above 0",
+        "object: unknown class '²'",
     ]
 
 
@@ -403,9 +463,11 @@ def test_dota(native: Native) -> None:
 
 def test_captions(native: Native) -> None:
     native.put("i/x.png", png())
+    native.put("i/mute.png", png())
     rows = [
-        {"filename": "x.png", "split": "restval", "sentences": [{"raw": " a ship . "}, {"raw": ""}, {}]},
+        {"filename": "x.png", "split": "restval", "sentences": [{"raw": " a ship . "}, {"raw": ""}, "b"]},
         {"filename": "gone.tif", "split": "test", "sentences": [{"raw": "b"}]},
+        {"filename": "mute.png", "split": "test", "sentences": "b"},
         {"split": "test"},
     ]
     native.put("a.json", {"images": rows})
@@ -419,6 +481,7 @@ def test_captions(native: Native) -> None:
     assert reasons["x"] == ["caption: empty", "caption: empty"]
     assert reasons["gone"][0] == "image: missing image 'gone.tif'"
     assert reasons[""] == ["annotation: no filename"]
+    assert reasons["mute"] == ["image: nothing of it is left for caption"]
 
 
 def test_rsvqa(native: Native) -> None:
@@ -470,19 +533,40 @@ def test_folders(native: Native) -> None:
 
 
 def test_vhr10(native: Native) -> None:
-    native.put("a/001.txt", "( 1, 2),(11 ,12), 1 \n\n(1,2),(3,4),9\n(5,5),(5,9),1\nfog\n(1,2),(3,x),1\n")
+    native.put("a/001.txt", "( 1, 2),(11 ,12), 1 \n\n(1,2),(3,4),0\n(5,5),(5,9),1\nfog\n(1,2),(3,x),1\n(1,2),(3,4),3\n")
     records, rejected, _ = native.read(card("vhr10", {"annotations": "a"}, images=Images.NONE))
     np.testing.assert_array_equal(records["001"].objects[0].polygon, [1, 2, 11, 2, 11, 12, 1, 12])
-    assert len(why(rejected)["001"]) == 4
+    reasons = why(rejected)["001"]
+    assert (len(reasons), reasons[0], reasons[-1]) == (5, "object: unknown class '0'", "object: unknown class '3'")
 
 
 def test_floodnet(native: Native) -> None:
     row = {"Image_ID": "7.JPG", "Question": "How many?", "Ground_Truth": 0, "Question_Type": "Simple_Counting"}
-    native.put("a.json", {"0": row, "1": {**row, "Ground_Truth": None}, "2": {"Question": "?"}, "3": 4})
+    odd = {"1": {**row, "Ground_Truth": None}, "2": {"Question": "?"}, "3": 4, "5": {**row, "Question": ["?"]}}
+    native.put("a.json", {"0": row, **odd})
     records, rejected, _ = native.read(card("floodnet", {"annotations": "a.json"}, images=Images.NONE))
     (turn,) = records["7"].turns
     assert (turn.answer, turn.type) == ("0", "simple_counting")
-    assert sorted(why(rejected)) == ["2", "3", "7"]
+    assert {name: len(reasons) for name, reasons in why(rejected).items()} == {"2": 1, "3": 1, "7": 2}
+
+
+def test_the_folder_of_native_files_may_be_named_itself(native: Native) -> None:
+    native.put("i/x.png", png())
+    native.put("a/x.xml", _voc(_upright("ship", 1, 2, 11, 12)))
+    here, there = (
+        [event for event in read(root, card("voc")) if isinstance(event, Record)]
+        for root in (native.root, native.root / "d")
+    )
+    assert (here[0].id, here[0].image) == (there[0].id, there[0].image)
+    with pytest.raises(
+        EarthGPTError, match=r"expected the dataset in .*i/d \(there is no.* or in .*i \(it lacks a, i\)"
+    ):
+        read(native.root / "d" / "i", card("voc"))
+    # A layout of "." alone fits any folder: there the name decides.
+    flat = card("yolo", {"annotations": ".", "images": "."}, folder="sar/d")
+    assert locate(native.root / "d", flat) == native.root / "d"
+    with pytest.raises(EarthGPTError, match=r"it lacks the name d"):
+        locate(native.root, flat)
 
 
 def test_a_second_record_of_one_id_is_rejected(native: Native) -> None:
@@ -504,12 +588,14 @@ def test_a_second_record_of_one_id_is_rejected(native: Native) -> None:
         ({"format": "coco", "parts": ({"annotations": "bad.json", "images": "i"},)}, "cannot be read as JSON"),
         ({"format": "coco", "parts": ({"annotations": "list.json", "images": "i"},)}, "expected a dict, got list"),
         ({"format": "captions", "parts": ({"annotations": "other.json", "images": "i"},)}, "a list under 'images'"),
+        ({"format": "captions", "parts": ({"annotations": "row.json", "images": "i"},)}, "row 1 of 'images': expected"),
     ],
 )
 def test_what_the_user_can_mend(native: Native, change: dict, message: str) -> None:
     native.put("bad.json", "{")
     native.put("list.json", "[]")
     native.put("other.json", "{}")
+    native.put("row.json", {"images": [{}, "x"]})
     values = {"format": "voc", "parts": (), **change}
     with pytest.raises(EarthGPTError, match=message):
         native.read(card(values.pop("format"), *values.pop("parts"), **values))

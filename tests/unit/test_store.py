@@ -1,5 +1,10 @@
+from __future__ import annotations
+
 import json
+import os
 import pickle
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -71,6 +76,45 @@ def test_the_same_records_give_the_same_bytes(built, tmp_path):
     assert manifest(tmp_path / "other")["fingerprint"] != manifest(out)["fingerprint"]
 
 
+_PROCESS = """
+import sys, numpy
+from pathlib import Path
+from earthgpt_jax.mmrs.record import Object, Record, Sensor, Task
+from earthgpt_jax.mmrs.store import RecordSource, write
+item = Object(label="ship", polygon=numpy.arange(8, dtype=numpy.float32))
+record = Record(id="s/train/1", image=b"x", height=1, width=1, sensor=Sensor.SAR, source="s", split="train",
+                tasks=(Task.HBB,), references=("a",), objects=(item,))
+write({"train": [record]}, out=Path(sys.argv[1]), name="s")
+assert RecordSource(Path(sys.argv[1]), "train")[0].objects[0].label == "ship"
+assert "tensorflow" not in sys.modules
+"""
+
+
+def test_another_process_writes_the_same_bytes_and_without_tensorflow(tmp_path):
+    for seed in ("1", "2"):
+        environment = {**os.environ, "PYTHONHASHSEED": seed}
+        subprocess.run([sys.executable, "-c", _PROCESS, str(tmp_path / seed)], check=True, env=environment)
+    first, second = ({path.name: path.read_bytes() for path in (tmp_path / seed).iterdir()} for seed in "12")
+    assert first == second
+
+
+def test_a_build_that_was_killed_is_no_dataset(built, tmp_path, monkeypatch):
+    """Also not in the last moment, when all files are there and only the name is missing."""
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(store.os, "replace", killed)
+    monkeypatch.setattr(store.tempfile.TemporaryDirectory, "cleanup", lambda self: self._finalizer.detach())
+    with pytest.raises(KeyboardInterrupt):
+        write({"train": [_record(1)]}, out=tmp_path / "s", name="s")
+    (left,) = tmp_path.iterdir()
+    assert left.name.startswith("s.partial-")
+    assert list(left.rglob(store.MANIFEST))
+    with pytest.raises(EarthGPTError, match="no dataset at all"):
+        store.open_source(tmp_path, "train")
+
+
 def test_what_goes_wrong_leaves_nothing_behind(built, tmp_path, monkeypatch):
     with pytest.raises(EarthGPTError, match="exists already"):
         write({}, out=built[0], name="s")
@@ -85,9 +129,21 @@ def test_what_goes_wrong_leaves_nothing_behind(built, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
+    (tmp_path / "file").write_text("")
+    with pytest.raises(EarthGPTError, match=r"File exists \(.*/file\); nothing was left.* another place"):
+        write({"train": [_record(1)]}, out=tmp_path / "file" / "s", name="s")
+    (tmp_path / "file").unlink()
+
     monkeypatch.setattr(store.os, "replace", full)
     with pytest.raises(EarthGPTError, match="the disk is full; nothing was left behind"):
         write({"train": [_record(1)]}, out=tmp_path / "full", name="s")
+
+    def full_in_words():
+        yield _record(1)
+        raise RuntimeError("write() failed: No space left on device; writing x")  # ArrayRecord's way
+
+    with pytest.raises(EarthGPTError, match="the disk is full; nothing was left behind"):
+        write({"train": full_in_words()}, out=tmp_path / "full", name="s")
     assert not list(tmp_path.iterdir())
 
 
@@ -96,5 +152,7 @@ def test_a_folder_that_is_no_dataset_says_so(built, tmp_path):
         RecordSource(tmp_path / "nowhere", "train")
     with pytest.raises(EarthGPTError, match="something else"):
         RecordSource(tmp_path, "train")
+    with pytest.raises(EarthGPTError, match="something else"):
+        RecordSource(built[0] / "manifest.json", "train")
     with pytest.raises(EarthGPTError, match="no split 'val'; it has train, test"):
         RecordSource(built[0], "val")

@@ -27,7 +27,7 @@ from earthgpt_jax.mmrs.readers import (
 from earthgpt_jax.mmrs.readers.assemble import Assembler
 from earthgpt_jax.mmrs.readers.events import Dropped, Entry, Event, Kind, Native, Part, Rejected
 
-__all__ = ["FORMATS", "Dropped", "Event", "Kind", "Native", "Part", "Rejected", "absent_parts", "read"]
+__all__ = ["FORMATS", "Dropped", "Event", "Kind", "Native", "Part", "Rejected", "absent_parts", "locate", "read"]
 
 Parser = Callable[[Part, Card], Iterator[Entry | Event]]
 
@@ -50,29 +50,49 @@ FORMATS: Mapping[str, Parser] = {
 _WORDS = ("split", "prefix")  # entries of a layout that are not paths
 
 
-def absent_parts(root: Path, card: Card) -> tuple[str, ...]:
-    """The paths of a card's layout that are not below root/folder: many releases come in pieces."""
-    base = root / card.folder
-    paths = {path for part in card.parts for role, path in part.items() if role not in _WORDS}
-    return tuple(sorted(path for path in paths if not (base / path).exists()))
+def locate(root: Path, card: Card) -> Path:
+    """The dataset's folder: `card.folder` below `root`, or `root` itself.
+
+    Raises:
+        EarthGPTError: it is neither.
+    """
+    below = root / card.folder
+    if below.is_dir():
+        return below
+    # A layout of the folder itself ("." only) would fit any folder, so there the name has to agree too.
+    parts = [_paths(part) for part in card.parts]
+    named = root.resolve().name == Path(card.folder).name
+    if any(all((root / path).exists() for path in paths) and (named or paths != {"."}) for paths in parts):
+        return root
+    raise EarthGPTError(
+        f"card {card.name}: expected the dataset in {below} (there is no such folder) or in {root} "
+        f"(it lacks {', '.join(sorted(parts[0] - {'.'})) or f'the name {Path(card.folder).name}'}); see to --root"
+    )
+
+
+def absent_parts(base: Path, card: Card) -> tuple[str, ...]:
+    """The paths of a card's layout that are not below `base`: many releases come in pieces."""
+    return tuple(sorted({path for part in card.parts for path in _paths(part) if not (base / path).exists()}))
+
+
+def _paths(part: Mapping[str, str]) -> set[str]:
+    return {path for role, path in part.items() if role not in _WORDS}
 
 
 def read(root: Path, card: Card) -> Iterator[Event]:
     """Everything of one dataset, in the order of its native files.
 
     Args:
-        root: the folder below which `card.folder` lies.
+        root: the folder below which `card.folder` lies, or that folder.
 
     Raises:
         EarthGPTError: the folder or all of its parts are missing, or the card names an unknown format.
     """
-    base = root / card.folder
     if card.format not in FORMATS:
         raise EarthGPTError(f"card {card.name}: unknown format {card.format!r}; known: {', '.join(FORMATS)}")
-    if not base.is_dir():
-        raise EarthGPTError(f"card {card.name}: expected the dataset in {base}; there is no such folder")
-    absent = set(absent_parts(root, card))
-    layouts = [layout for layout in card.parts if not absent & set(layout.values())]
+    base = locate(root, card)
+    absent = set(absent_parts(base, card))
+    layouts = [layout for layout in card.parts if not absent & _paths(layout)]
     if not layouts:
         raise EarthGPTError(f"card {card.name}: {base} lacks {', '.join(sorted(absent))}; see the card's layout")
     if card.images is Images.FILES and any("images" not in layout for layout in layouts):

@@ -7,41 +7,45 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from earthgpt_jax.errors import EarthGPTError
 from earthgpt_jax.geometry import canonical, degenerate, polygon_to_rect, rect_to_polygon
 from earthgpt_jax.input.images import decode
 from earthgpt_jax.mmrs.cards import Card, Images, Unlisted
 from earthgpt_jax.mmrs.readers.events import Dropped, Entry, Event, Kind, Native, RawObject, Rejected, is_image
-from earthgpt_jax.mmrs.record import Object, Record, Task
+from earthgpt_jax.mmrs.record import Object, Record, Task, Turn
 
 _OBJECT_TASKS = (Task.GROUNDING, Task.REGION_CAPTION)
 
 
 class ImageFolder:
-    """The image files of a folder, found by name or by stem; class folders below it count too."""
+    """The image files of a folder, found by path, name or stem; class folders below it count too."""
 
     def __init__(self, folder: Path):
         self.files = sorted(path for path in folder.rglob("*") if is_image(path))
         self._below = {path.relative_to(folder).as_posix(): path for path in self.files}
-        self._names = {path.name.lower(): path for path in reversed(self.files)}
-        self._stems = {path.stem.lower(): path for path in reversed(self.files)}
+        self._names: dict[str, list[Path]] = collections.defaultdict(list)
+        self._stems: dict[str, list[Path]] = collections.defaultdict(list)
+        for path in self.files:
+            self._names[path.name.lower()].append(path)
+            self._stems[path.stem.lower()].append(path)
         self.used: set[Path] = set()
 
-    def find(self, name: str) -> Path | None:
-        """By the path below the folder, else by file name or stem; nothing outside is ever reached."""
-        if name in self._below:
-            self.used.add(self._below[name])
-            return self._below[name]
+    def find(self, name: str) -> list[Path]:
+        """By the path below the folder, else by file name or stem; nothing outside is ever reached.
+
+        More than one where only folders or suffixes tell files apart, and the annotation names neither.
+        """
         base = name.replace("\\", "/").rsplit("/", 1)[-1].lower()
-        path = self._names.get(base) or self._stems.get(base) or self._stems.get(Path(base).stem)
-        if path:
-            self.used.add(path)
-        return path
+        stem = Path(base).stem if is_image(Path(base)) else base  # "a.1" is a whole stem: not image "a"
+        found = [self._below[name]] if name in self._below else self._names.get(base) or self._stems.get(stem, [])
+        self.used.update(found)
+        return found
 
 
 class Assembler:
@@ -104,6 +108,11 @@ class Assembler:
         captions = tuple(text.strip() for text in entry.captions if text.strip())
         for _ in range(len(entry.captions) - len(captions)):
             yield Rejected(id=entry.id, kind=Kind.CAPTION, reason="empty", file=entry.file)
+        tasks = self._tasks(turns=turns, captions=captions, objects=objects)
+        if not tasks:
+            reason = f"nothing of it is left for {', '.join(self._card.tasks)}"
+            yield Rejected(id=entry.id, kind=Kind.IMAGE, reason=reason, file=entry.file)
+            return
         split = self._card.split(entry.id, entry.split)
         yield Record(
             id=f"{self._card.name}/{split}/{entry.id}",
@@ -113,7 +122,7 @@ class Assembler:
             sensor=self._card.sensor,
             source=self._card.name,
             split=split,
-            tasks=self._tasks(entry, objects),
+            tasks=tasks,
             label=self._card.label(entry.label) if entry.label else "",
             turns=tuple(turns),
             references=captions,
@@ -123,7 +132,7 @@ class Assembler:
     def _image(self, entry: Entry, folder: ImageFolder | None) -> tuple[Kind, str, bytes, tuple[int, int]]:
         """(kind, problem or "", bytes, (width, height))."""
         nothing = b"", (0, 0)
-        path = folder.find(entry.image) if folder and entry.image else None
+        paths = folder.find(entry.image) if folder and entry.image else []
         if entry.problem:
             return Kind.ANNOTATION, entry.problem, *nothing
         if entry.id in self._seen:
@@ -133,13 +142,20 @@ class Assembler:
             return Kind.ANNOTATION, f"unknown class {entry.label!r}", *nothing
         if self._card.images is Images.NONE:
             return Kind.IMAGE, "", b"", entry.size
-        if path is None:
-            return Kind.IMAGE, f"missing image {entry.image!r}", *nothing
-        data = path.read_bytes()
+        if len(paths) != 1:
+            reason = f"several images are called {entry.image!r}" if paths else f"missing image {entry.image!r}"
+            return Kind.IMAGE, reason, *nothing
         try:
+            data = paths[0].read_bytes()
             height, width = decode(data).shape[:2]
-        except EarthGPTError as error:
+        except OSError as error:
+            return Kind.IMAGE, f"image cannot be read: {error.strerror}", *nothing
+        except (EarthGPTError, Image.DecompressionBombError) as error:  # the latter: cut such scenes into tiles
             return Kind.IMAGE, str(error), *nothing
+        if all(entry.size) and entry.size != (width, height):
+            # Boxes of an image that was resized, or of another image.
+            said = "x".join(map(str, entry.size))
+            return Kind.ANNOTATION, f"the annotation is of a {said} image, the image is {width}x{height}", *nothing
         return Kind.IMAGE, "", data, (width, height)
 
     def _objects(self, entry: Entry, width: int, height: int) -> tuple[tuple[Object, ...], list[Event]]:
@@ -190,8 +206,10 @@ class Assembler:
                 return None, "degenerate box: nothing of it is inside of the image"
         return polygon, ""
 
-    def _tasks(self, entry: Entry, objects: tuple[Object, ...]) -> tuple[Task, ...]:
-        tasks = self._card.tasks
+    def _tasks(self, *, turns: Sequence[Turn], captions: Sequence[str], objects: Sequence[Object]) -> tuple[Task, ...]:
+        """What the truth is good for: no boxes is a truth too, no caption or question is none."""
+        truth = {Task.CAPTION: captions, Task.VQA: turns}
+        tasks = tuple(task for task in self._card.tasks if truth.get(task, True))
         if any(item.phrase for item in objects):
             tasks = (*tasks, *(task for task in _OBJECT_TASKS if task not in tasks))
         return tasks

@@ -142,17 +142,33 @@ class Part:
         return value
 
     def rows(self, role: str, key: str) -> list[Any]:
-        """The list under `key` of a role's JSON object."""
+        """The list under `key` of a role's JSON object; each row must be an object."""
         rows = self.load_json(role, dict).get(key)
         if not isinstance(rows, list):
             raise EarthGPTError(f"{self.paths[role]}: expected a list under {key!r}, got {type(rows).__name__}")
+        for index, row in enumerate(rows):
+            if not isinstance(row, dict):
+                where = f"{self.paths[role]}: row {index} of {key!r}"
+                raise EarthGPTError(f"{where}: expected an object, got {row!r:.60}; fetch the file again")
         return rows
 
     def texts(self, role: str, suffix: str) -> Iterator[tuple[Path, str]]:
         """(path, text) of every file of a folder with this suffix; bytes that are not UTF-8 are replaced."""
         for path in sorted(self.paths[role].iterdir()):
             if path.suffix.lower() == suffix:
-                yield path, path.read_text(encoding="utf-8", errors="replace")
+                yield path, read_text(path)
+
+
+def read_text(path: Path) -> str:
+    """The text of a file; bytes that are not UTF-8 are replaced.
+
+    Raises:
+        EarthGPTError: the file cannot be read.
+    """
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise EarthGPTError(f"{path}: cannot be read: {error.strerror}; see to its rights, or remove it") from error
 
 
 def number(text: object) -> float:
@@ -168,6 +184,24 @@ def number(text: object) -> float:
     if not math.isfinite(value):
         raise ValueError(f"bad number {text!r}")
     return value
+
+
+def whole(value: object) -> int:
+    """An integer, 0 where nothing sensible is written: only sizes and flags are read so."""
+    try:
+        return int(number(value))
+    except ValueError:
+        return 0
+
+
+def plain(value: object) -> str:
+    """Text, or a number as text; "" for anything else that JSON may hold."""
+    return str(value).strip() if isinstance(value, str | int | float) else ""
+
+
+def identity(value: object) -> int | str | None:
+    """A native id as a key; what is no number and no text cannot be one and stands as its text."""
+    return value if value is None or isinstance(value, int | str) else repr(value)
 
 
 def is_image(path: Path) -> bool:

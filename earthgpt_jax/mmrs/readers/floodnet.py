@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from earthgpt_jax.mmrs.cards import Card
-from earthgpt_jax.mmrs.readers.events import Entry, Event, Kind, Native, Part, RawTurn, Rejected
+from earthgpt_jax.mmrs.readers.events import Entry, Event, Kind, Native, Part, RawTurn, Rejected, plain
 from earthgpt_jax.mmrs.record import Turn
 
 
@@ -27,8 +27,7 @@ def parse(part: Part, card: Card) -> Iterator[Entry | Event]:
 
 
 def _turn(key: str, row: dict[str, Any]) -> RawTurn:
-    question = str(row.get("Question") or "").strip()
-    answer = "" if row.get("Ground_Truth") is None else str(row["Ground_Truth"]).strip()
+    question, answer = plain(row.get("Question")), plain(row.get("Ground_Truth"))
     if not question or not answer:
         return RawTurn(turn=None, problem=f"row {key} has no {'question' if not question else 'answer'}")
-    return RawTurn(turn=Turn(question=question, answer=answer, type=str(row.get("Question_Type", "")).lower()))
+    return RawTurn(turn=Turn(question=question, answer=answer, type=plain(row.get("Question_Type")).lower()))

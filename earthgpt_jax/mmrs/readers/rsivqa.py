@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from earthgpt_jax.mmrs.cards import Card
-from earthgpt_jax.mmrs.readers.events import Entry, Event, Kind, Native, Part, RawTurn, Rejected
+from earthgpt_jax.mmrs.readers.events import Entry, Event, Kind, Native, Part, RawTurn, Rejected, read_text
 from earthgpt_jax.mmrs.record import Turn
 
 
@@ -16,7 +16,7 @@ def parse(part: Part, card: Card) -> Iterator[Entry | Event]:
     path = part.paths["annotations"]
     file = part.name(path)
     turns: dict[str, list[RawTurn]] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
         if not line.strip():
             continue
         image, colon, rest = line.partition(":")

@@ -11,7 +11,18 @@ from collections.abc import Iterator
 from typing import Any
 
 from earthgpt_jax.mmrs.cards import Card
-from earthgpt_jax.mmrs.readers.events import Dropped, Entry, Event, Kind, Native, Part, RawTurn, Rejected
+from earthgpt_jax.mmrs.readers.events import (
+    Dropped,
+    Entry,
+    Event,
+    Kind,
+    Native,
+    Part,
+    RawTurn,
+    Rejected,
+    identity,
+    plain,
+)
 from earthgpt_jax.mmrs.record import Turn
 
 _INACTIVE = "inactive row: it belongs to another split"
@@ -19,11 +30,11 @@ _INACTIVE = "inactive row: it belongs to another split"
 
 def parse(part: Part, card: Card) -> Iterator[Entry | Event]:
     file = part.name(part.paths["questions"])
-    answers = {row.get("id"): row for row in part.rows("answers", "answers") if row.get("active")}
+    answers = {identity(row.get("id")): row for row in part.rows("answers", "answers") if row.get("active")}
     turns: dict[Any, list[RawTurn]] = collections.defaultdict(list)
     for row in part.rows("questions", "questions"):
         if row.get("active"):
-            turns[row.get("img_id")].append(_turn(row, answers))
+            turns[identity(row.get("img_id"))].append(_turn(row, answers))
         else:
             yield Native(kind=Kind.QUESTION)
             yield Dropped(kind=Kind.QUESTION, reason=_INACTIVE)
@@ -33,7 +44,7 @@ def parse(part: Part, card: Card) -> Iterator[Entry | Event]:
             yield Dropped(kind=Kind.IMAGE, reason=_INACTIVE)
             continue
         name = str(row.get("id"))
-        asked = tuple(turns.pop(row.get("id"), ()))
+        asked = tuple(turns.pop(identity(row.get("id")), ()))
         yield Entry(id=part.prefix + name, image=name, file=file, split=part.split, turns=asked)
     for image, rows in turns.items():
         yield Native(kind=Kind.QUESTION, count=len(rows))
@@ -42,10 +53,11 @@ def parse(part: Part, card: Card) -> Iterator[Entry | Event]:
 
 
 def _turn(row: dict[str, Any], answers: dict[Any, dict[str, Any]]) -> RawTurn:
-    ids = row.get("answers_ids") or [None]
-    answer = str(answers.get(ids[0], {}).get("answer", "")).strip()
-    question = str(row.get("question", "")).strip()
+    ids = row.get("answers_ids")
+    first = ids[0] if isinstance(ids, list) and ids else None
+    answer = plain(answers.get(identity(first), {}).get("answer")) if first is not None else ""
+    question = plain(row.get("question"))
     if not question or not answer:
         what = "text" if not question else f"active answer (answers_ids {row.get('answers_ids')})"
         return RawTurn(turn=None, problem=f"question {row.get('id')} has no {what}")
-    return RawTurn(turn=Turn(question=question, answer=answer, type=str(row.get("type", ""))))
+    return RawTurn(turn=Turn(question=question, answer=answer, type=plain(row.get("type"))))

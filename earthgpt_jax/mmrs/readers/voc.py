@@ -15,7 +15,7 @@ import numpy as np
 
 from earthgpt_jax.geometry import min_area_rect, rect_to_polygon, rotated_to_polygon
 from earthgpt_jax.mmrs.cards import Card
-from earthgpt_jax.mmrs.readers.events import Entry, Part, RawObject, number
+from earthgpt_jax.mmrs.readers.events import Entry, Part, RawObject, number, whole
 
 Element = ElementTree.Element
 
@@ -50,14 +50,14 @@ def _entry(path: Path, text: str, box: Callable[[Element], np.ndarray], part: Pa
         image=name,
         file=file,
         split=part.split,
-        size=(_integer(root.findtext("size/width")), _integer(root.findtext("size/height"))),
+        size=(whole(root.findtext("size/width")), whole(root.findtext("size/height"))),
         objects=tuple(_object(item, box) for item in root.iter("object")),
     )
 
 
 def _object(item: Element, box: Callable[[Element], np.ndarray]) -> RawObject:
     name = (item.findtext("name") or "").strip()
-    difficult = _integer(item.findtext("difficult"))
+    difficult = whole(item.findtext("difficult"))
     try:
         return RawObject(name=name, polygon=box(item), difficult=difficult)
     except ValueError as error:
@@ -95,11 +95,3 @@ def _outline(item: Element) -> np.ndarray:
         return min_area_rect(np.array(points))
     except ValueError as error:
         raise ValueError(f"degenerate box: {error}") from error
-
-
-def _integer(text: str | None) -> int:
-    """0 where nothing sensible is written: only sizes and flags are read so."""
-    try:
-        return int(number(text))
-    except ValueError:
-        return 0

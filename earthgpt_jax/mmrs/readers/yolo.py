@@ -29,7 +29,7 @@ def parse(part: Part, card: Card) -> Iterator[Entry]:
 def _object(line: str, card: Card) -> RawObject:
     fields = line.split()
     name = fields[0]
-    if name.isdigit() and int(name) < len(card.classes):
+    if name.isdecimal() and int(name) < len(card.classes):
         name = card.classes[int(name)]
     try:
         if len(fields) != 5:
