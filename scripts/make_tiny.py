@@ -398,9 +398,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("earthgpt_jax/assets"))
     parser.add_argument("--count", type=int, default=14000, help="training scenes")
     parser.add_argument("--encoder-steps", type=int, nargs="+", default=[1600])
-    parser.add_argument("--llm-steps", type=int, default=900)
-    parser.add_argument("--align-steps", type=int, default=1600)
-    parser.add_argument("--instruct-steps", type=int, default=1400)
+    parser.add_argument("--llm-steps", type=int, default=800)
+    parser.add_argument("--align-steps", type=int, default=1300)
+    parser.add_argument("--instruct-steps", type=int, default=900)
     args = parser.parse_args()
     config = load("tiny:align")
     if args.step == "tokenizer":

@@ -84,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
         work / "report.html",
         title="EarthGPT-JAX quickstart: synthetic test images",
         runs={
-            "tiny (shipped with the package, trained for long)": results["shipped"].scores,
+            "tiny (shipped with the package)": results["shipped"].scores,
             f"fresh (trained just now: {args.steps} + {args.steps} steps)": results["fresh"].scores,
         },
         curves={stage: read_losses(work / stage) for stage in ("align", "instruct")},
