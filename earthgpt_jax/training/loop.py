@@ -40,8 +40,7 @@ def train(config: Config, workdir: Path) -> Path:
       3. nothing: start from `config.init`.
     A work directory of another config is refused.
     """
-    workdir.mkdir(parents=True, exist_ok=True)
-    _claim(config, workdir)
+    _refuse_other(config, workdir)
     finished = workdir / "model"
     if finished.exists():
         return finished
@@ -60,6 +59,9 @@ def train(config: Config, workdir: Path) -> Path:
     source = open_source(Path(config.data.source), config.data.split, tasks=sorted(wanted))
     tokenizer = Tokenizer(parent.tokenizer)
     identity = {"data": source.fingerprint, "tokenizer": tokenizer.fingerprint, "frozen": frozen_print}
+    # Only now, when model and data were found fit: a start that failed leaves no claim on the folder.
+    workdir.mkdir(parents=True, exist_ok=True)
+    (workdir / "config.json").write_text(json.dumps(to_dict(config), indent=1) + "\n")
     checkpoints = Checkpoints(workdir, config.checkpoint)
     latest = checkpoints.latest()
     if latest is not None:
@@ -126,13 +128,12 @@ def read_losses(workdir: Path) -> list[tuple[int, float]]:
     return [(values["step"], values["loss"]) for values in map(json.loads, lines)]
 
 
-def _claim(config: Config, workdir: Path) -> None:
+def _refuse_other(config: Config, workdir: Path) -> None:
     """The work directory belongs to one config, from its first run on."""
-    path, values = workdir / "config.json", to_dict(config)
+    path = workdir / "config.json"
     if not path.exists():
-        path.write_text(json.dumps(values, indent=1) + "\n")
         return
-    differing = list(_differences(json.loads(path.read_text()), values))
+    differing = list(_differences(json.loads(path.read_text()), to_dict(config)))
     if differing:
         raise EarthGPTError(
             f"workdir {workdir} was made with another config: {'; '.join(differing[:6])}. "

@@ -83,7 +83,7 @@ def make_step(
         trained = optax.apply_updates(state.trained, updates)
         metrics = {
             "loss": loss / weight,
-            "grad_norm": optax.global_norm(gradients),
+            "grad_norm": optax.tree.norm(gradients),
             "supervised_tokens": weight,
             "tokens": jnp.sum(batch.segments > 0),
         }

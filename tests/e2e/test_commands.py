@@ -101,4 +101,5 @@ def test_a_bad_image_in_the_training_data_is_named(world, capsys):
         f"--config.data.source={world['root'] / 'torn_data'}",
     )  # fmt: skip
     assert "synthetic/train/2" in error
+    assert not (world["root"] / "w").exists()  # what failed before it began (above) has claimed no folder
     assert "data check" in error
