@@ -1,7 +1,7 @@
 """Depthwise convolution.
 
-XLA's CPU backend runs grouped convolutions some 30 times slower than the sum of shifted products
-below, forward and backward; accelerators have a kernel for them. `platform_dependent` picks at
+XLA's CPU backend runs a grouped convolution much slower than the sum of shifted products below
+(forward; the gradient gains little); accelerators have a kernel for it. `platform_dependent` picks at
 lowering time, so an ahead-of-time compile for a TPU sees the convolution.
 """
 
