@@ -102,9 +102,9 @@ def test_text_round_trip_is_within_half_a_step(width, ratio, decimals, angle, ki
 def test_a_box_thinner_than_a_step_is_written_but_cannot_be_read_back():
     """A known limit: rounding leaves it no area, and the parser takes no box without area."""
     square = Square(64, 1920)
-    text = format_boxes([rect_to_polygon(16, 950, 48, 969)], square=square, decimals=2, kind=BoxKind.HBB)
+    text = format_boxes([rect_to_polygon(16, 955, 48, 964)], square=square, decimals=2, kind=BoxKind.HBB)
     assert parse(text).boxes == () and "no area" in parse(text).rejections[0]
-    finer = format_boxes([rect_to_polygon(16, 950, 48, 969)], square=square, decimals=3, kind=BoxKind.HBB)
+    finer = format_boxes([rect_to_polygon(16, 955, 48, 964)], square=square, decimals=3, kind=BoxKind.HBB)
     assert len(parse(finer).boxes) == 1
 
 
