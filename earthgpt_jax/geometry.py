@@ -69,6 +69,10 @@ def min_area_rect(points: np.ndarray) -> np.ndarray:
     return canonical(np.asarray(rectangle.exterior.coords)[:4].reshape(-1))
 
 
+# Below what four decimals can write: the same function judges pixels and fractions of a square.
+_NO_AREA = 1e-9
+
+
 def degenerate(polygon: np.ndarray, *, width: int, height: int) -> str:
     """Why a box cannot be used; "" if it can. Corners a little outside of the image are fine."""
     points = np.asarray(polygon, np.float64)
@@ -79,7 +83,7 @@ def degenerate(polygon: np.ndarray, *, width: int, height: int) -> str:
     shape = shapely.Polygon(points.reshape(4, 2))
     if not shape.is_valid:
         return "its sides cross or coincide"
-    if shape.area < 1e-6:
+    if shape.area < _NO_AREA:
         return "zero area"
     if width and height and not shape.intersects(shapely.box(0, 0, width, height)):
         return f"outside of the {width}x{height} image"
@@ -116,18 +120,25 @@ class Square:
 
 
 # ------------------------------------------------------------------------------------------------ text
-# Nouns whose plural the rules of `plural` would get wrong.
+# Words whose plural the rules of `plural` and `singular` would get wrong.
 _IRREGULAR = {
     "aircraft": "aircraft", "person": "people", "bus": "buses", "gas": "gases", "series": "series",
-    "harbor": "harbors", "ground track field": "ground track fields", "dontcare": "dontcare",
+    "lens": "lenses", "barracks": "barracks", "dontcare": "dontcare",
 }  # fmt: skip
 _SINGULAR = {plural: singular for singular, plural in _IRREGULAR.items()}
 
 
+def _last_word(noun: str) -> tuple[str, str]:
+    """`school bus` -> `("school ", "bus")`."""
+    start = noun.rfind(" ") + 1
+    return noun[:start], noun[start:]
+
+
 def plural(noun: str) -> str:
     """More than one of a noun phrase: the last word changes."""
-    if noun in _IRREGULAR:
-        return _IRREGULAR[noun]
+    start, last = _last_word(noun)
+    if last in _IRREGULAR:
+        return start + _IRREGULAR[last]
     if re.search(r"(s|x|z|ch|sh)$", noun):
         return noun + "es"
     if re.search(r"[^aeiou]y$", noun):
@@ -137,8 +148,9 @@ def plural(noun: str) -> str:
 
 def singular(noun: str) -> str:
     """The inverse of `plural`."""
-    if noun in _SINGULAR:
-        return _SINGULAR[noun]
+    start, last = _last_word(noun)
+    if last in _SINGULAR:
+        return start + _SINGULAR[last]
     if noun.endswith("ies") and len(noun) > 4:
         return noun[:-3] + "y"
     if re.search(r"(ss|x|z|ch|sh)es$", noun):
@@ -206,13 +218,14 @@ class Parsed:
 
 
 _BRACKET = re.compile(r"(?:<p>(?P<phrase>[^<>]*)</p>\s*)?\[(?P<body>[^\[\]]*)\]")
-_NUMBER = re.compile(r"\s*\d+(\.\d+)?\s*")
+_NUMBER = re.compile(r"\s*[0-9]+(\.[0-9]+)?\s*")
 
 
 def _read_mmrs(text: str) -> Parsed:
     boxes, rejections = [], []
     end = 0
     for match in _BRACKET.finditer(text):
+        rejections += _unclosed(text[end : match.start()])
         end = match.end()
         label = _label(match["phrase"] or "")
         for part in match["body"].split(";"):
@@ -221,9 +234,13 @@ def _read_mmrs(text: str) -> Parsed:
                 rejections.append(f"{part.strip()!r}: {reason}")
             else:
                 boxes.append(box)
-    if "[" in text[end:]:
-        rejections.append(f"{text[text.index('[', end) :]!r}: the bracket is not closed")
+    rejections += _unclosed(text[end:])
     return Parsed("mmrs", tuple(boxes), tuple(rejections))
+
+
+def _unclosed(between: str) -> list[str]:
+    """A rejection for each bracket that opens in text outside of complete brackets."""
+    return [f"{'[' + part!r}: the bracket is not closed" for part in between.split("[")[1:]]
 
 
 def _read_box(part: str, label: str) -> tuple[str, ParsedBox | None]:

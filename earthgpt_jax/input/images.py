@@ -16,8 +16,10 @@ FILL = (122, 116, 104)  # CLIP's mean colour, as LLaMA2-Accessory pads
 def decode(data: bytes) -> np.ndarray:
     """uint8[h, w, 3], RGB. A single band of more than 8 bits is stretched between its 2nd and 98th percentile.
 
+    Pixels without a value (NaN, infinite: no data in float rasters) come out black.
+
     Raises:
-        EarthGPTError: not an image, or cut short.
+        EarthGPTError: not an image, cut short, or larger than Pillow opens.
     """
     try:
         with Image.open(io.BytesIO(data)) as image:
@@ -25,13 +27,19 @@ def decode(data: bytes) -> np.ndarray:
             if image.mode in ("I", "F", "I;16", "I;16B", "I;16L"):
                 return np.repeat(_stretch(np.asarray(image, np.float32))[..., None], 3, axis=-1)
             return np.asarray(image.convert("RGB"))
+    except Image.DecompressionBombError as error:
+        raise EarthGPTError(f"image of {len(data)} bytes cannot be decoded: {error}; cut it into tiles") from error
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
         raise EarthGPTError(f"image of {len(data)} bytes cannot be decoded: {error}") from error
 
 
 def _stretch(band: np.ndarray) -> np.ndarray:
-    low, high = np.percentile(band, (2, 98))
-    return np.clip((band - low) / max(high - low, 1e-6) * 255, 0, 255).astype(np.uint8)
+    known = np.isfinite(band)
+    if not known.any():
+        return np.zeros(band.shape, np.uint8)
+    low, high = np.percentile(band[known], (2, 98))
+    stretched = np.clip((band - low) / max(high - low, 1e-6) * 255, 0, 255)
+    return np.where(known, stretched, 0).astype(np.uint8)
 
 
 def pad_to_square(image: np.ndarray, fill: tuple[int, int, int] = FILL) -> np.ndarray:

@@ -54,12 +54,19 @@ def train_iterator(
     """`(step, batch)` from `start_step` on, without end.
 
     Raises:
-        EarthGPTError: an empty source, an unknown kind in `task_weights`, an image that does not decode.
+        EarthGPTError: an empty source, an unknown kind in `task_weights`, rows too short for what every
+            row begins with, an image that does not decode.
     """
     if not len(source):
         raise EarthGPTError("training data: the split has no records; build it, or name another split")
     for kind in spec.task_weights:
         task_of(kind)  # refuses what it does not know
+    prefix, _ = image_prefix(tokenizer, conversation(spec.conversation), visual_tokens=spec.visual_tokens)
+    if len(prefix) >= spec.tokens_per_row:
+        raise EarthGPTError(
+            f"data.tokens_per_row: expected more than the {len(prefix)} tokens of image and system text "
+            f"({spec.conversation!r}) that every row begins with, got {spec.tokens_per_row}; make rows longer"
+        )
     row = functools.partial(_row, source=source, spec=spec, tokenizer=tokenizer)
     dataset = grain.MapDataset.range(start_step * spec.batch_size, 2**31).map(row).batch(
         spec.batch_size, batch_fn=_stack
@@ -134,4 +141,5 @@ def _stack(rows: Sequence[tuple[str, np.ndarray, Row]]) -> Batch:
         ids=tuple(
             f"{name}:" + ",".join(question.id.split("#", 1)[1] for question in row.questions) for name, _, row in rows
         ),
+        left_out=sum(row.left_out for _, _, row in rows),
     )
