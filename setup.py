@@ -41,12 +41,8 @@ REQUIRES = [
 EXTRAS = {
     "tpu": ["jax[tpu]>=0.10.2,<0.11"],
     "cuda": ["jax[cuda12]>=0.10.2,<0.11"],
-    # Reading and writing PyTorch-side checkpoints; the rest of the package never imports torch.
+    # For work with PyTorch-side checkpoints; no command needs it yet.
     "convert": ["torch>=2.8,<3", "transformers>=5.17,<6"],
-    # Building datasets on a Beam runner instead of in one process.
-    "beam": ["apache-beam>=2.70,<3"],
-    # Compiling for TPUs on a machine without one; the release that belongs to this jax.
-    "aot": ["libtpu>=0.0.42,<0.0.43"],
     "test": [
         "hypothesis>=6.130,<7",
         "mypy>=2.4,<3",

@@ -45,7 +45,14 @@ from earthgpt_jax.mmrs.record import Record
 from earthgpt_jax.mmrs.store import write
 from earthgpt_jax.mmrs.synthetic import SyntheticSource
 from earthgpt_jax.models import earthgpt, io
-from earthgpt_jax.models.earthgpt import EarthGPT
+from earthgpt_jax.models.earthgpt import (
+    CLIP_MEAN,
+    CLIP_STD,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    EarthGPT,
+    normalise,
+)
 from earthgpt_jax.models.layers import LayerNorm, Linear
 from earthgpt_jax.models.llama import Llama
 from earthgpt_jax.ops.attention import visible
@@ -136,10 +143,8 @@ class Pretext(nnx.Module):
 
     def __call__(self, images: jax.Array) -> list[dict[str, jax.Array]]:
         pixels = images.astype(jnp.float32) / 255
-        x = (pixels - np.asarray(earthgpt.CLIP_MEAN, np.float32)) / np.asarray(earthgpt.CLIP_STD, np.float32)
-        cnn = self.perception._fuse_cnn(self.convnext(x))
-        x = (pixels - np.asarray(earthgpt.IMAGENET_MEAN, np.float32)) / np.asarray(earthgpt.IMAGENET_STD, np.float32)
-        vit = self.vit(x, taps=self.taps)[-1]
+        cnn = self.perception._fuse_cnn(self.convnext(normalise(pixels, CLIP_MEAN, CLIP_STD)))
+        vit = self.vit(normalise(pixels, IMAGENET_MEAN, IMAGENET_STD), taps=self.taps)[-1]
         inputs = (vit, cnn, jnp.concatenate([cnn, vit], -1))
         return [head(tokens) for head, tokens in zip(self.heads, inputs, strict=True)]
 
@@ -205,7 +210,7 @@ def encoders(workdir: Path, config: Config, *, count: int, rounds: Sequence[int]
 
 def _encoder_round(graphdef, params, data: dict[str, np.ndarray], *, steps: int, batch_size: int, seed: int):
     held, count = 256, len(data["images"])
-    rate = optax.warmup_cosine_decay_schedule(0.0, 2e-3, 200, steps)
+    rate = optax.warmup_cosine_decay_schedule(0.0, 2e-3, min(200, steps // 8), steps)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate, b2=0.98, weight_decay=0.02))
     state = optimizer.init(params)
 
@@ -309,7 +314,7 @@ def llm(
     tokens = Tokenizer(tokenizer(workdir, config))
     module = Llama(config.model.llm, adapter=AdapterConfig(), rngs=nnx.Rngs(params=1), dtype=config.model.dtype)
     graphdef, params = params_lib.split_module(module)
-    rate = optax.warmup_cosine_decay_schedule(0.0, 3e-3, 100, steps)
+    rate = optax.warmup_cosine_decay_schedule(0.0, 3e-3, min(100, steps // 8), steps)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate, b2=0.98, weight_decay=0.01))
     state = optimizer.init(params)
 
@@ -335,7 +340,6 @@ def llm(
         params, state, value = update(params, state, *batch)
         if step % 50 == 0:
             bar.write(f"{step} loss {float(value):.4f}")
-            np.savez(workdir / "llm_partial.npz", **{k: np.asarray(v) for k, v in params.items()})  # type: ignore[arg-type]
     np.savez(path, **{k: np.asarray(v) for k, v in params.items()})  # type: ignore[arg-type]
     return path
 

@@ -57,8 +57,8 @@ class EarthGPT(nnx.Module):
         without antialiasing for the ViT.
         """
         config, pixels = self.config, images.astype(jnp.float32) / 255
-        vit = _normalise(resize(pixels, config.vit.image_size, Method.BICUBIC_TORCH), IMAGENET_MEAN, IMAGENET_STD)
-        cnn = _normalise(resize(pixels, config.convnext.image_size, Method.NEAREST), CLIP_MEAN, CLIP_STD)
+        vit = normalise(resize(pixels, config.vit.image_size, Method.BICUBIC_TORCH), IMAGENET_MEAN, IMAGENET_STD)
+        cnn = normalise(resize(pixels, config.convnext.image_size, Method.NEAREST), CLIP_MEAN, CLIP_STD)
         dtype = jnp.dtype(config.dtype)
         maps = self.convnext(cnn.astype(dtype))
         features = Features(
@@ -87,7 +87,8 @@ class EarthGPT(nnx.Module):
         return jnp.where(slots == END_SLOT, self.image_tokens.end[...].astype(x.dtype), x)
 
 
-def _normalise(x: jax.Array, mean: tuple[float, ...], std: tuple[float, ...]) -> jax.Array:
+def normalise(x: jax.Array, mean: tuple[float, ...], std: tuple[float, ...]) -> jax.Array:
+    """(x - mean) / std per channel; pixels in 0..1."""
     return (x - np.asarray(mean, np.float32)) / np.asarray(std, np.float32)
 
 
