@@ -22,9 +22,10 @@ def get_config(stage: str = "align") -> ConfigDict:
 
     config.data = ConfigDict()
     config.data.source = "data/synthetic"
-    config.data.tokens_per_row = 320
+    config.data.tokens_per_row = 384
     config.data.batch_size = 16
-    config.data.max_questions = 8  # independent questions that share their image in a row
+    # Independent questions that share their image in a row; few enough that long answers find room too.
+    config.data.max_questions = 3 if stage == "align" else 8
     config.data.decimals = 2  # 0.01 of 128 px: a 16-px object keeps an IoU ceiling above 0.8
     config.data.conversation = "plain"
     if stage == "align":
@@ -32,12 +33,12 @@ def get_config(stage: str = "align") -> ConfigDict:
     else:
         config.data.task_weights = {
             "classification": 1.0,
-            "caption": 1.0,
-            "vqa": 3.0,
-            "region_caption": 1.0,
-            "grounding": 2.0,
-            "hbb": 1.5,
-            "obb": 1.5,
+            "caption": 0.5,
+            "vqa": 6.0,  # two tokens an answer, against a hundred of a detection
+            "region_caption": 0.5,
+            "grounding": 2.5,
+            "hbb": 2.0,
+            "obb": 2.5,
         }
 
     config.optim = ConfigDict()

@@ -41,7 +41,8 @@ from earthgpt_jax.input.pipeline import draw
 from earthgpt_jax.input.questions import KINDS, Grammar, ask, candidates
 from earthgpt_jax.input.rows import build_row
 from earthgpt_jax.input.tokenizer import Tokenizer, train_tokenizer
-from earthgpt_jax.mmrs.record import Record
+from earthgpt_jax.mmrs.cards import cards
+from earthgpt_jax.mmrs.record import Record, Task
 from earthgpt_jax.mmrs.store import write
 from earthgpt_jax.mmrs.synthetic import SyntheticSource
 from earthgpt_jax.models import earthgpt, io
@@ -116,6 +117,7 @@ class DenseHead(nnx.Module):
         self.norm = LayerNorm(dim, eps=1e-6)
         self.classes = make(1 + classes)
         self.coordinates = make(COORDINATES)
+        self.offsets = make(COORDINATES)  # the same, from the cell's middle: what a convolution can tell
         self.digits = make(COORDINATES * 20)
         self.scene, self.sensor, self.counts = make(scenes), make(3), make(classes * 6)
 
@@ -125,6 +127,7 @@ class DenseHead(nnx.Module):
         return {
             "classes": self.classes(cells),
             "coordinates": self.coordinates(cells),
+            "offsets": self.offsets(cells),
             "digits": self.digits(cells).reshape(*cells.shape[:2], COORDINATES, 2, 10),
             "scene": self.scene(cls),
             "sensor": self.sensor(cls),
@@ -154,6 +157,8 @@ def dense_loss(out: dict[str, jax.Array], batch: dict[str, jax.Array]) -> tuple[
     rows = batch["classes"].shape[0]
     classes = batch["classes"].reshape(rows, -1)
     target = batch["coordinates"].reshape(rows, GRID * GRID, COORDINATES)
+    middles = (np.stack(np.divmod(np.arange(GRID**2), GRID)[::-1], axis=-1) + 0.5) / GRID  # P 2: x, y
+    offsets = target - np.tile(middles, COORDINATES // 2).astype(np.float32)
     inside = (classes > 0).astype(jnp.float32)
     positives = jnp.maximum(inside.sum(), 1.0)
     hundredths = jnp.minimum(jnp.round(target * 100), 99).astype(jnp.int32)
@@ -162,6 +167,7 @@ def dense_loss(out: dict[str, jax.Array], batch: dict[str, jax.Array]) -> tuple[
     parts = {
         "class": cross(out["classes"], classes).mean(),
         "box": (jnp.abs(out["coordinates"] - target).mean(-1) * inside).sum() / positives,
+        "offset": (jnp.abs(out["offsets"] - offsets).mean(-1) * inside).sum() / positives,
         "tens": (each[..., 0] * inside).sum() / positives,
         "units": (each[..., 1] * inside).sum() / positives,
         "scene": cross(out["scene"], batch["scene"][:, 0]).mean(),
@@ -171,11 +177,12 @@ def dense_loss(out: dict[str, jax.Array], batch: dict[str, jax.Array]) -> tuple[
     weights = {
         "class": 3.0,
         "box": 5.0,
-        "tens": 1.0,
-        "units": 0.5,
+        "offset": 5.0,
+        "tens": 1.5,
+        "units": 1.0,
         "scene": 0.5,
         "sensor": 0.1,
-        "counts": 1.0,
+        "counts": 2.0,
     }
     metrics = parts | {
         "scene_acc": (out["scene"].argmax(-1) == batch["scene"][:, 0]).mean(),
@@ -229,7 +236,7 @@ def _encoder_round(graphdef, params, data: dict[str, np.ndarray], *, steps: int,
     rng = np.random.default_rng(seed)
     order = np.concatenate([rng.permutation(count - held) for _ in range(1 + steps * batch_size // (count - held))])
     shown = ("vit.scene_acc", "vit.box", "cnn.scene_acc", "cnn.box", "both.scene_acc", "both.class_acc",
-             "both.box", "both.tens", "both.units", "both.class")  # fmt: skip
+             "both.box", "both.offset", "both.tens", "both.units", "both.counts")  # fmt: skip
     bar = tqdm(range(steps), desc=f"encoders, round {seed}", mininterval=5)
     for step in bar:
         rows = order[step * batch_size : (step + 1) * batch_size]
@@ -244,11 +251,31 @@ def _encoder_round(graphdef, params, data: dict[str, np.ndarray], *, steps: int,
 
 
 # ------------------------------------------------------------------------------------- tokenizer, texts
+@functools.cache
+def real_classes() -> tuple[str, ...]:
+    """Class names of the real datasets: words that the synthetic source does not have."""
+    return tuple(sorted({label for card in cards().values() for label in card.classes}))
+
+
+def renamed(record: Record, rng: np.random.Generator) -> Record:
+    """The record with real class names in place of its own, and the tasks whose text follows from the names."""
+    old = sorted({item.label for item in record.objects})
+    scene, *names = (real_classes()[i] for i in rng.choice(len(real_classes()), 1 + len(old), replace=False))
+    new = dict(zip(old, names, strict=True))
+    return dataclasses.replace(
+        record,
+        label=scene,
+        tasks=(Task.CLASSIFICATION, Task.HBB, Task.OBB),
+        objects=tuple(dataclasses.replace(item, label=new[item.label], phrase="") for item in record.objects),
+    )
+
+
 def texts(records: Sequence[Record], grammar: Grammar) -> Iterator[str]:
-    """Every wording of every question about the records, as dialogues."""
+    """Every wording of every question about the records, as dialogues; then with real class names."""
     template = conversation("plain")
-    for number, record in enumerate(records):
-        rng = np.random.default_rng(number)
+    rngs = [np.random.default_rng(number) for number in range(len(records))]
+    more = [renamed(record, rng) for record, rng in zip(records, rngs, strict=True)]
+    for record, rng in zip([*records, *more], [*rngs, *rngs], strict=True):
         for kind in KINDS:
             for index in candidates(record, kind):
                 question = ask(record, kind, index, grammar=grammar, rng=rng)
@@ -267,10 +294,11 @@ def tokenizer(workdir: Path, config: Config) -> Path:
 
 
 # ------------------------------------------------------------------------------------------------- llm
+RENAMED_SHARE = 0.2
 TEXT_KINDS = {
-    BoxKind.HBB: {"classification": 1, "caption": 1, "vqa": 3, "region_caption": 1, "grounding": 2, "hbb": 1.5,
+    BoxKind.HBB: {"classification": 1, "caption": 1, "vqa": 4, "region_caption": 1, "grounding": 2, "hbb": 1.5,
                   "grounded_caption": 1},
-    BoxKind.OBB: {"classification": 0.5, "caption": 0.5, "vqa": 1, "obb": 2, "grounded_caption_obb": 2},
+    BoxKind.OBB: {"classification": 0.5, "caption": 0.5, "vqa": 2, "obb": 2, "grounded_caption_obb": 2},
 }  # fmt: skip
 
 
@@ -288,6 +316,8 @@ def text_rows(number: int, *, source: Sequence[Record], config: Config, tokens: 
     """Row `number` of the text corpus: a scene as text, then independent questions about it."""
     rng = np.random.default_rng((7, number))
     record = source[int(rng.integers(len(source)))]
+    if rng.random() < RENAMED_SHARE:
+        record = renamed(record, rng)
     kind = BoxKind.OBB if number % 3 == 0 else BoxKind.HBB
     template = conversation(config.data.conversation)
     scene = scene_text(record, kind, config.data.decimals, rng)
@@ -400,7 +430,7 @@ def main() -> None:
     parser.add_argument("step", choices=["tokenizer", "encoders", "llm", "data", "base", "align", "all"])
     parser.add_argument("--workdir", type=Path, default=Path("runs/make_tiny"))
     parser.add_argument("--out", type=Path, default=Path("earthgpt_jax/assets"))
-    parser.add_argument("--count", type=int, default=14000, help="training scenes")
+    parser.add_argument("--count", type=int, default=24000, help="training scenes")
     parser.add_argument("--encoder-steps", type=int, nargs="+", default=[1600])
     parser.add_argument("--llm-steps", type=int, default=800)
     parser.add_argument("--align-steps", type=int, default=1300)

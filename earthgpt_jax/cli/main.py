@@ -58,6 +58,11 @@ COMMANDS = (
     Command("score", "earthgpt_jax.cli.score", "score an existing predictions file, without a model"),
     Command("chat", "earthgpt_jax.cli.chat", "ask a model about an image"),
     Command("detect", "earthgpt_jax.cli.detect", "find the objects of an image: boxes as JSON and drawn"),
+    Command(
+        "convert",
+        "earthgpt_jax.cli.convert",
+        "import foreign checkpoints; export for Hugging Face and LLaMA2-Accessory",
+    ),
 )
 
 DESCRIPTION = """\

@@ -101,11 +101,20 @@ def write(
     partial.mkdir(parents=True)
     save_file({key: np.ascontiguousarray(arrays[key]) for key in sorted(arrays)}, partial / "model.safetensors")
     (partial / "model.safetensors").chmod(0o644)  # the library makes it private; a package must be readable
-    values = {"model": to_dict(model), "decimals": decimals, "conversation": conversation, "about": about}
-    (partial / "config.json").write_text(json.dumps(values, indent=1) + "\n")
-    shutil.copyfile(tokenizer, partial / "tokenizer.model")
+    write_description(
+        partial, model=model, decimals=decimals, conversation=conversation, tokenizer=tokenizer, about=about
+    )
     shutil.rmtree(path, ignore_errors=True)
     os.replace(partial, path)
+
+
+def write_description(
+    folder: Path, *, model: ModelConfig, decimals: int, conversation: str, tokenizer: Path, about: dict
+) -> None:
+    """Everything of a model directory but its arrays."""
+    values = {"model": to_dict(model), "decimals": decimals, "conversation": conversation, "about": about}
+    (folder / "config.json").write_text(json.dumps(values, indent=1) + "\n")
+    shutil.copyfile(tokenizer, folder / "tokenizer.model")
 
 
 def initial_params(name: str | Path, model: ModelConfig, *, seed: int) -> tuple[ModelDir, Params]:

@@ -6,19 +6,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from safetensors.numpy import load_file
 
-from earthgpt_jax import params as params_lib
 from earthgpt_jax.config import AdapterConfig, DType, LlamaConfig
+from earthgpt_jax.convert.tables import llama_hf
 from earthgpt_jax.models.llama import Llama, empty_cache
 from earthgpt_jax.ops.attention import visible
+from tests.weights import load_into
 
 MODELS = ["llama_gqa_bias", "llama_mha_tied"]
 
 
 def _load(folder) -> tuple[LlamaConfig, Llama]:
     meta = json.loads((folder / "config.json").read_text())
-    weights = load_file(folder / "model.safetensors")
     config = LlamaConfig(
         vocab_size=meta["vocab_size"],
         dim=meta["hidden_size"],
@@ -33,25 +32,8 @@ def _load(folder) -> tuple[LlamaConfig, Llama]:
         mlp_bias=meta["mlp_bias"],
     )
 
-    def stack(name: str) -> np.ndarray:
-        return np.stack([weights[f"model.layers.{i}.{name}"] for i in range(config.depth)])
-
-    out = {"embed": weights["model.embed_tokens.weight"], "norm/scale": weights["model.norm.weight"]}
-    if not config.tied_head:
-        out["head/kernel"] = weights["lm_head.weight"].T
-    out["blocks/attn_norm/scale"] = stack("input_layernorm.weight")
-    out["blocks/mlp_norm/scale"] = stack("post_attention_layernorm.weight")
-    for theirs, ours, biased in (
-        *((f"self_attn.{n}_proj", f"attn/{n}", config.attention_bias) for n in "qkvo"),
-        *((f"mlp.{n}_proj", f"mlp/{n}", config.mlp_bias) for n in ("gate", "up", "down")),
-    ):
-        out[f"blocks/{ours}/kernel"] = stack(f"{theirs}.weight").transpose(0, 2, 1)
-        if biased:
-            out[f"blocks/{ours}/bias"] = stack(f"{theirs}.bias")
     module = Llama(config, adapter=AdapterConfig(), rngs=nnx.Rngs(0), dtype=DType.FLOAT32)
-    graphdef, expected = params_lib.split_module(module)
-    params_lib.check_same_shapes(expected, out, where="golden")
-    return config, params_lib.merge_module(graphdef, {path: jnp.asarray(value) for path, value in out.items()})
+    return config, load_into(module, folder, llama_hf(config))
 
 
 def _plain(model: Llama, ids: np.ndarray) -> jnp.ndarray:

@@ -1,0 +1,445 @@
+"""EarthGPT (arXiv 2401.16822) in PyTorch: ViT and CNN, perception, projector, LLaMA.
+
+It computes what the JAX model of EarthGPT-JAX computes. Adapters are no part of it: they are folded into
+LLaMA's weights and biases. Resizes, normalisations and norms run in fp32, the rest in the model's dtype.
+
+Shapes: N images, B rows, T tokens a row, P = 1 + G*G visual tokens an image, D channels.
+Names of parameters: DINOv2's hub code under `vit.`, timm under `convnext.`, transformers under `language_model.`.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import GenerationMixin, LlamaForCausalLM, PreTrainedModel, StoppingCriteria, StoppingCriteriaList
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from .configuration_earthgpt import EarthGPTConfig
+
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+# Values of `image_slots` that are not an index into the row's visual tokens.
+TEXT_SLOT, START_SLOT, END_SLOT = -1, -2, -3
+
+
+# --------------------------------------------------------------------------------------------- pixels
+def resize_nearest(x: torch.Tensor, size: int) -> torch.Tensor:
+    """[N, C, S, S] -> [N, C, size, size], source index floor(i * S / size), in float64.
+
+    `F.interpolate` computes the index in float32, which for some sizes is a pixel off.
+    """
+    side = x.shape[-1]
+    index = (torch.arange(size, dtype=torch.float64) * (side / size)).long().clamp(max=side - 1).to(x.device)
+    return x[:, :, index][..., index]
+
+
+def resize_bicubic(x: torch.Tensor, size: int) -> torch.Tensor:
+    """[N, C, S, S] -> [N, C, size, size], without antialiasing."""
+    return x if x.shape[-1] == size else F.interpolate(x, size=(size, size), mode="bicubic", align_corners=False)
+
+
+def normalise(x: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:
+    """(x - mean) / std per channel of [N, 3, H, W]; pixels in 0..1."""
+    # Tensors of their own and not buffers: a buffer that no file holds is lost when weights load over `meta`.
+    mean, std = (torch.tensor(values, device=x.device).reshape(1, 3, 1, 1) for values in (mean, std))
+    return (x - mean) / std
+
+
+# ---------------------------------------------------------------------------------------------- norms
+class LayerNorm(nn.Module):
+    """Over the last axis, in fp32, cast back."""
+
+    def __init__(self, dim: int, *, eps: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.bias = nn.Parameter(torch.zeros(dim))
+        self.eps = eps
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = F.layer_norm(x.float(), self.weight.shape, self.weight.float(), self.bias.float(), self.eps)
+        return y.to(x.dtype)
+
+
+class LayerNorm2d(LayerNorm):
+    """Over the channels of [N, C, H, W], at each position."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+# ------------------------------------------------------------------------------------------------ MLPs
+class GeluMlp(nn.Module):
+    def __init__(self, dim: int, hidden: int):
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden)
+        self.fc2 = nn.Linear(hidden, dim)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class SwigluMlp(nn.Module):
+    """silu(first half of w12) * second half, then w3; `hidden` is the width of one half."""
+
+    def __init__(self, dim: int, hidden: int):
+        super().__init__()
+        self.w12 = nn.Linear(dim, 2 * hidden)
+        self.w3 = nn.Linear(hidden, dim)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        gate, value = self.w12(x).chunk(2, dim=-1)
+        return self.w3(F.silu(gate) * value)
+
+
+_MLPS = {"gelu": GeluMlp, "swiglu": SwigluMlp}
+
+
+# ------------------------------------------------------------------------------------------------- ViT
+class PatchEmbed(nn.Module):
+    def __init__(self, patch_size: int, dim: int):
+        super().__init__()
+        self.proj = nn.Conv2d(3, dim, kernel_size=patch_size, stride=patch_size)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """[N, 3, S, S] -> [N, G*G, D], row by row."""
+        return self.proj(images).flatten(2).transpose(1, 2)
+
+
+class LayerScale(nn.Module):
+    def __init__(self, dim: int):
+        super().__init__()
+        self.gamma = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.gamma * x
+
+
+class ViTAttention(nn.Module):
+    def __init__(self, dim: int, heads: int):
+        super().__init__()
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+        self.heads = heads
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        rows, length, _ = x.shape
+        q, k, v = self.qkv(x).reshape(rows, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)  # N heads T H
+        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(x.shape))
+
+
+class ViTBlock(nn.Module):
+    def __init__(self, config: dict):
+        super().__init__()
+        dim, eps = config["dim"], config["norm_eps"]
+        self.norm1 = LayerNorm(dim, eps=eps)
+        self.attn = ViTAttention(dim, config["heads"])
+        self.ls1 = LayerScale(dim)
+        self.norm2 = LayerNorm(dim, eps=eps)
+        self.mlp = _MLPS[config["mlp"]](dim, config["ffn_dim"])
+        self.ls2 = LayerScale(dim)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x + self.ls1(self.attn(self.norm1(x)))
+        return x + self.ls2(self.mlp(self.norm2(x)))
+
+
+class ViT(nn.Module):
+    """DINOv2 (arXiv 2304.07193)."""
+
+    def __init__(self, config: dict):
+        super().__init__()
+        dim, self.grid, self.position_rule = config["dim"], config["grid"], config["position_rule"]
+        self.patch_embed = PatchEmbed(config["patch_size"], dim)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
+        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + self.grid**2, dim))
+        self.blocks = nn.ModuleList(ViTBlock(config) for _ in range(config["depth"]))
+        self.norm = LayerNorm(dim, eps=config["norm_eps"])
+
+    def forward(self, images: torch.Tensor, taps: list[int]) -> list[torch.Tensor]:
+        """Token maps [N, P, D] after the blocks `taps` (0-based, increasing), each through the final norm."""
+        x = self.patch_embed(images)
+        side = round(x.shape[1] ** 0.5)
+        x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1) + self.positions(side).to(x.dtype)
+        tapped = []
+        for index, block in enumerate(self.blocks[: taps[-1] + 1]):
+            x = block(x)
+            if index in taps:
+                tapped.append(self.norm(x))
+        return tapped
+
+    def positions(self, side: int) -> torch.Tensor:
+        """The position table for a side x side grid, f32[1, 1 + side*side, D]."""
+        table, grid = self.pos_embed.float(), self.grid
+        if side == grid:
+            return table
+        # The hub code adds 0.1 before dividing, against rounding; torch then resamples by that factor.
+        target = {"scale_factor": (side + 0.1) / grid} if self.position_rule == "hub" else {"size": (side, side)}
+        patches = table[:, 1:].reshape(1, grid, grid, -1).permute(0, 3, 1, 2)
+        patches = F.interpolate(patches, mode="bicubic", align_corners=False, **target)
+        return torch.cat([table[:, :1], patches.flatten(2).transpose(1, 2)], dim=1)
+
+
+# -------------------------------------------------------------------------------------------- ConvNeXt
+class ConvNeXtBlock(nn.Module):
+    def __init__(self, dim: int, *, eps: float):
+        super().__init__()
+        self.conv_dw = nn.Conv2d(dim, dim, kernel_size=7, padding=3, groups=dim)
+        self.norm = LayerNorm(dim, eps=eps)
+        self.mlp = GeluMlp(dim, 4 * dim)
+        self.gamma = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.conv_dw(x).permute(0, 2, 3, 1)  # N H W C
+        return x + (self.gamma * self.mlp(self.norm(y))).permute(0, 3, 1, 2)
+
+
+class ConvNeXtStage(nn.Module):
+    """`in_dim` is None for the first stage, which follows the stem and does not downsample."""
+
+    def __init__(self, in_dim: int | None, dim: int, *, depth: int, eps: float):
+        super().__init__()
+        down = () if in_dim is None else (LayerNorm2d(in_dim, eps=eps), nn.Conv2d(in_dim, dim, 2, stride=2))
+        self.downsample = nn.Sequential(*down)
+        self.blocks = nn.Sequential(*(ConvNeXtBlock(dim, eps=eps) for _ in range(depth)))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.blocks(self.downsample(x))
+
+
+class ConvNeXt(nn.Module):
+    """The trunk (arXiv 2201.03545) as in timm: four stages at strides 4, 8, 16, 32."""
+
+    def __init__(self, config: dict):
+        super().__init__()
+        dims, eps = config["dims"], config["norm_eps"]
+        self.stem = nn.Sequential(nn.Conv2d(3, dims[0], 4, stride=4), LayerNorm2d(dims[0], eps=eps))
+        self.stages = nn.ModuleList(
+            ConvNeXtStage(dims[i - 1] if i else None, dims[i], depth=config["depths"][i], eps=eps) for i in range(4)
+        )
+        self.head = nn.ModuleDict({"norm": LayerNorm2d(dims[-1], eps=eps)})
+
+    def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """Four maps [N, C0, S/4, S/4] ... [N, C3, S/32, S/32]; the last one through the head's norm."""
+        x, maps = self.stem(images), []
+        for stage in self.stages:
+            x = stage(x)
+            maps.append(x)
+        return [*maps[:-1], self.head["norm"](maps[-1])]
+
+
+# ------------------------------------------------------------------------------------------ perception
+class Perception(nn.Module):
+    """Fuses encoder features channel-wise on the ViT's grid: the CNN's first, then the ViT's.
+
+    `sum` needs its stages in one width, so it holds a linear map a stage; the others hold nothing.
+    """
+
+    def __init__(self, config: EarthGPTConfig):
+        super().__init__()
+        fusion, vit = config.perception, config.vit
+        self.vit_fuse, self.cnn_fuse = fusion["vit_fuse"], fusion["cnn_fuse"]
+        self.grid = vit["image_size"] // vit["patch_size"]
+        dims = [config.convnext["dims"][stage] for stage in fusion["cnn_stages"]]
+        if self.cnn_fuse == "sum":
+            self.lateral = nn.ModuleList(nn.Linear(dim, dims[-1]) for dim in dims)
+        cnn_dim = sum(dims) if self.cnn_fuse == "concat" else dims[-1]
+        layers = len(fusion["vit_layers"]) if self.vit_fuse == "concat" else 1
+        self.out_dim = cnn_dim + layers * vit["dim"]
+
+    def forward(self, taps: list[torch.Tensor], maps: list[torch.Tensor]) -> torch.Tensor:
+        """[N, P, out_dim] from ViT taps [N, P, D] and CNN maps [N, C, S/s, S/s] of the configured stages."""
+        return torch.cat([self._fuse_cnn(maps), self._fuse_vit(taps)], dim=-1)
+
+    def _fuse_vit(self, taps: list[torch.Tensor]) -> torch.Tensor:
+        if self.vit_fuse == "concat":
+            return torch.cat(taps, dim=-1)
+        return sum(taps[1:], taps[0]) / len(taps) if self.vit_fuse == "mean" else taps[-1]
+
+    def _fuse_cnn(self, maps: list[torch.Tensor]) -> torch.Tensor:
+        tokens = [self._to_grid(x).flatten(2).transpose(1, 2) for x in maps]  # N G*G C, row by row
+        if self.cnn_fuse == "concat":
+            fused = torch.cat(tokens, dim=-1)
+        elif self.cnn_fuse == "sum":
+            first, *others = (linear(x) for linear, x in zip(self.lateral, tokens, strict=True))
+            fused = sum(others, first)
+        else:
+            fused = tokens[-1]
+        return torch.cat([fused.mean(1, keepdim=True), fused], dim=1)  # CLS = mean of the grid
+
+    def _to_grid(self, x: torch.Tensor) -> torch.Tensor:
+        """Means of whole cells where the map is finer than the grid, repetition where it is coarser."""
+        side = x.shape[-1]
+        if side > self.grid:
+            return F.avg_pool2d(x.float(), side // self.grid).to(x.dtype)
+        times = self.grid // side
+        return x.repeat_interleave(times, dim=2).repeat_interleave(times, dim=3) if times > 1 else x
+
+
+class Projector(nn.Module):
+    """Linear and LayerNorm (torch's default eps) into the LLM's width."""
+
+    def __init__(self, in_dim: int, out_dim: int):
+        super().__init__()
+        self.linear = nn.Linear(in_dim, out_dim)
+        self.norm = LayerNorm(out_dim, eps=1e-5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.norm(self.linear(x))
+
+
+class ImageTokens(nn.Module):
+    """The learnt vectors before and after an image's visual tokens."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.start = nn.Parameter(torch.zeros(dim))
+        self.end = nn.Parameter(torch.zeros(dim))
+
+
+# ------------------------------------------------------------------------------------------- the model
+class EndsWith(StoppingCriteria):
+    """Stops a row whose ids end with any of the id sequences."""
+
+    def __init__(self, sequences: list[list[int]]):
+        self.sequences = sequences
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs) -> torch.Tensor:
+        done = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+        for sequence in self.sequences:
+            if len(sequence) <= input_ids.shape[1]:
+                done |= (input_ids[:, -len(sequence) :] == input_ids.new_tensor(sequence)).all(dim=1)
+        return done
+
+
+class EarthGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
+    """An image's visual tokens stand in a row's embeddings wherever `image_slots` says so (see `embed`)."""
+
+    config_class = EarthGPTConfig
+    base_model_prefix = ""  # no prefix is added to or taken from the names of parameters
+    main_input_name = "input_ids"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    _no_split_modules = ("ViT", "ConvNeXt", "Perception", "Projector", "ImageTokens", "LlamaDecoderLayer")
+    _skip_keys_device_placement = ("past_key_values",)
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_attention_backend = True
+
+    def __init__(self, config: EarthGPTConfig):
+        super().__init__(config)
+        self.vit = ViT(config.vit)
+        self.convnext = ConvNeXt(config.convnext)
+        self.perception = Perception(config)
+        self.projector = Projector(self.perception.out_dim, config.text_config.hidden_size)
+        self.image_tokens = ImageTokens(config.text_config.hidden_size)
+        self.language_model = LlamaForCausalLM(config.text_config)
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, ViT):
+            nn.init.normal_(module.cls_token, std=0.02)
+            nn.init.normal_(module.pos_embed, std=0.02)
+        elif isinstance(module, (LayerScale, ConvNeXtBlock)):
+            nn.init.ones_(module.gamma)
+        elif isinstance(module, ImageTokens):
+            nn.init.uniform_(module.start)
+            nn.init.uniform_(module.end)
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.language_model.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.language_model.get_output_embeddings()
+
+    def set_output_embeddings(self, value: nn.Module) -> None:
+        self.language_model.set_output_embeddings(value)
+
+    def encode(self, pixel_values: torch.Tensor) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """ViT taps [N, P, D] and CNN maps [N, C, G, G], in configured order, from u8[N, 3, S, S] squares.
+
+        Each branch resizes and normalises for itself: bicubic for the ViT, nearest for the CNN.
+        """
+        config, pixels = self.config, pixel_values.float() / 255
+        vit = normalise(resize_bicubic(pixels, config.vit["image_size"]), IMAGENET_MEAN, IMAGENET_STD)
+        cnn = normalise(resize_nearest(pixels, config.convnext["image_size"]), CLIP_MEAN, CLIP_STD)
+        taps = self.vit(vit.to(self.dtype), config.perception["vit_layers"])
+        maps = self.convnext(cnn.to(self.dtype))
+        return taps, [maps[stage] for stage in config.perception["cnn_stages"]]
+
+    def get_image_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Visual tokens in the LLM's width, [N, P, D], from u8[N, 3, S, S]."""
+        return self.projector(self.perception(*self.encode(pixel_values)))
+
+    def embed(
+        self, input_ids: torch.Tensor, image_slots: torch.Tensor | None, pixel_values: torch.Tensor | None
+    ) -> torch.Tensor:
+        """LLaMA's input [B, T, D]: text, visual tokens and the two image marks, each in its slot.
+
+        Args:
+            input_ids: i64[B, T]; arbitrary in image slots.
+            image_slots: i64[B, T], index into the row's visual tokens, or TEXT/START/END_SLOT; None: all text.
+            pixel_values: u8[B, 3, S, S] or u8[B, I, 3, S, S], I images a row; None: no row has an image.
+        """
+        x = self.get_input_embeddings()(input_ids)
+        if pixel_values is None:
+            if image_slots is not None and (image_slots != TEXT_SLOT).any():
+                raise ValueError("image_slots hold an image: expected pixel_values beside them, got none")
+            return x
+        if image_slots is None:
+            raise ValueError("pixel_values: expected image_slots beside them, got none; the processor makes both")
+        squares = pixel_values.to(self.device).reshape(-1, *pixel_values.shape[-3:])
+        visual = self.get_image_features(squares).to(x).reshape(len(x), -1, x.shape[-1])
+        slots = image_slots.to(x.device)[..., None]
+        x = torch.where(slots >= 0, visual.gather(1, slots.clamp(min=0).expand(-1, -1, x.shape[-1])), x)
+        x = torch.where(slots == START_SLOT, self.image_tokens.start.to(x), x)
+        return torch.where(slots == END_SLOT, self.image_tokens.end.to(x), x)
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values=None,
+        inputs_embeds: torch.Tensor | None = None,
+        image_slots: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        **kwargs,
+    ) -> CausalLMOutputWithPast:
+        """LLaMA's output for rows of text and images; see `embed` for the two image arguments."""
+        if inputs_embeds is None:
+            inputs_embeds = self.embed(input_ids, image_slots, pixel_values)
+        if position_ids is None and attention_mask is not None and attention_mask.ndim == 2:
+            # From 0 at a row's first real token; LLaMA alone would count the padding on its left.
+            position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -inputs_embeds.shape[1] :]
+        return self.language_model(
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            labels=labels,
+            **kwargs,
+        )
+
+    def prepare_inputs_for_generation(
+        self, input_ids, *args, past_key_values=None, image_slots=None, pixel_values=None, **kwargs
+    ) -> dict:
+        inputs = super().prepare_inputs_for_generation(input_ids, *args, past_key_values=past_key_values, **kwargs)
+        filled = past_key_values is not None and past_key_values.get_seq_length() > 0
+        if image_slots is not None and not filled:  # the image enters once; its keys and values stay in the cache
+            grown = input_ids.shape[1] - image_slots.shape[1]  # generated so far, where there is no cache
+            inputs["image_slots"] = F.pad(image_slots, (0, grown), value=TEXT_SLOT)
+            inputs["pixel_values"] = pixel_values
+        return inputs
+
+    def generate(self, *args, stopping_criteria: StoppingCriteriaList | None = None, **kwargs):
+        """Like every `generate`; a row ends at EOS or behind the conversation's separator as well."""
+        ends = EndsWith(self.config.conversation.get("separator_ids", []))
+        criteria = StoppingCriteriaList([*(stopping_criteria or ()), ends])
+        return super().generate(*args, stopping_criteria=criteria, **kwargs)

@@ -1,0 +1,153 @@
+"""Meta's and LLaMA2-Accessory's checkpoints, read by our converter, against the outputs of their own code (fp32)."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from earthgpt_jax import params as params_lib
+from earthgpt_jax.config import (
+    AdapterConfig,
+    AdapterKind,
+    ConvNeXtConfig,
+    DType,
+    Fuse,
+    LlamaConfig,
+    Mlp,
+    ModelConfig,
+    PerceptionConfig,
+    ViTConfig,
+)
+from earthgpt_jax.convert.importer import initial_arrays, plan
+from earthgpt_jax.convert.sources import open_source
+from earthgpt_jax.convert.tables import llama_hf, llama_meta
+from earthgpt_jax.input.batch import END_SLOT, START_SLOT, TEXT_SLOT
+from earthgpt_jax.models import earthgpt
+from earthgpt_jax.models.llama import Llama
+from earthgpt_jax.ops.attention import visible
+from earthgpt_jax.ops.losses import next_token_loss
+from tests.weights import load_into
+
+pytestmark = pytest.mark.golden
+LIGHT = ModelConfig(
+    image_size=512,
+    vit=ViTConfig(image_size=224, patch_size=14, dim=18, depth=2, heads=3, ffn_dim=48, grid=37, mlp=Mlp.SWIGLU),
+    convnext=ConvNeXtConfig(image_size=512, depths=(1, 1, 2, 1), dims=(8, 12, 16, 32), norm_eps=1e-5),
+    perception=PerceptionConfig(vit_layers=(1,), cnn_stages=(3,), vit_fuse=Fuse.LAST, cnn_fuse=Fuse.LAST),
+    llm=LlamaConfig(vocab_size=512, dim=64, depth=3, heads=4, kv_heads=2, ffn_dim=176),
+    dtype=DType.FLOAT32,
+)
+
+
+def _leaves(parts: dict, model: ModelConfig) -> dict[str, jax.Array]:
+    return initial_arrays(parts, model, seed=0, place=lambda _, array: jnp.asarray(array, jnp.float32))
+
+
+def _same(a: dict, b: dict) -> bool:
+    return a.keys() == b.keys() and all(np.array_equal(a[path], b[path]) for path in a)
+
+
+@pytest.fixture(scope="module")
+def light(goldens):
+    return _leaves({"model": goldens / "accessory" / "llama_ens_light" / "mp1"}, LIGHT)
+
+
+def test_two_shards_are_the_one_file(goldens, light):
+    assert _same(light, _leaves({"model": goldens / "accessory" / "llama_ens_light" / "mp2"}, LIGHT))
+
+
+def test_whole_model_matches_llama_ens_light(goldens, light):
+    folder = goldens / "accessory" / "llama_ens_light"
+    arrays, image = np.load(folder / "io.npz"), np.load(folder / "image.npz")["image_u8_nchw"]
+    tokens, labels = arrays["tokens"], arrays["labels"]
+    graphdef, _ = earthgpt.abstract(LIGHT)
+    slots = np.array([TEXT_SLOT, START_SLOT, *range(257), END_SLOT] + [TEXT_SLOT] * (tokens.shape[1] - 1))
+    ids = np.concatenate([tokens[:, :1], np.zeros((2, 259), np.int64), tokens[:, 1:]], axis=1)
+    # The loss there is a mean over the supervised labels; ids of 0 cannot be supervised.
+    weights = np.concatenate([np.zeros((2, 260)), (labels[:, 1:] != 0)], axis=1).astype(np.float32)
+
+    @jax.jit
+    def forward(params, images):
+        model = params_lib.merge_module(graphdef, params)
+        visual = model.perceive(model.encode(images))
+        x = model.embed(jnp.asarray(ids), jnp.broadcast_to(slots, ids.shape), visual)
+        positions = jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape)
+        mask = visible(jnp.ones_like(positions), jnp.zeros_like(positions))
+        hidden, _ = model.llm(x, positions=positions, mask=mask)
+        logits = model.llm.logits(hidden)
+        total, weight = next_token_loss(logits, jnp.asarray(ids), jnp.asarray(weights))
+        return visual, logits, total / weight
+
+    visual, logits, loss = forward(light, image.transpose(0, 2, 3, 1))
+    np.testing.assert_allclose(visual, arrays["nohalf/image_tokens"], atol=1e-4, rtol=0)
+    np.testing.assert_allclose(logits[:, 259:], arrays["nohalf/logits"], atol=1e-4, rtol=0)
+    np.testing.assert_allclose(loss, arrays["nohalf/loss"][0], atol=1e-5, rtol=0)
+
+
+def _llama(path, model: ModelConfig = LIGHT) -> tuple[ModelConfig, Llama]:
+    """A LLaMA of the goldens' sizes, with the adapters that its file holds."""
+    source = open_source(path)
+    shapes = source.reader.shapes
+    llm = LlamaConfig(
+        vocab_size=320, dim=48, depth=2, heads=4, kv_heads=shapes["layers.0.attention.wk.weight"][0] // 12,
+        ffn_dim=shapes["layers.0.feed_forward.w1.weight"][0],
+    )  # fmt: skip
+    config = source.adapted(dataclasses.replace(model, llm=llm))
+    module = Llama(config.llm, adapter=config.adapter, rngs=nnx.Rngs(0), dtype=DType.FLOAT32)
+    return config, load_into(module, path, llama_meta(config.llm, config.adapter))
+
+
+@nnx.jit
+def _logits(model: Llama, ids: jax.Array) -> jax.Array:
+    positions = jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape)
+    mask = visible(jnp.ones_like(positions), jnp.zeros_like(positions))
+    return model.logits(model(model.embed_tokens(ids), positions=positions, mask=mask)[0])
+
+
+def test_meta_rows_become_the_hf_ones(goldens):
+    folder = goldens / "rope_meta_vs_hf"
+    config, meta = _llama(folder / "meta")
+    module = Llama(config.llm, adapter=AdapterConfig(), rngs=nnx.Rngs(1), dtype=DType.FLOAT32)
+    hf = load_into(module, folder / "hf", llama_hf(config.llm))
+    assert _same(*(params_lib.split_module(model)[1] for model in (meta, hf)))
+    arrays = np.load(folder / "io.npz")
+    np.testing.assert_allclose(_logits(meta, arrays["input_ids"]), arrays["logits_meta"], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("shards", ["mp1", "mp2"])
+@pytest.mark.parametrize(("name", "kind"), [("bias", AdapterKind.BIAS), ("lora", AdapterKind.LORA)])
+def test_adapters_match_llama_peft(goldens, name, kind, shards):
+    folder = goldens / "accessory" / f"llama_peft_{name}"
+    config, model = _llama(folder / shards)
+    assert config.adapter.kind is kind
+    arrays = np.load(folder / "io.npz")
+    np.testing.assert_allclose(_logits(model, arrays["tokens"]), arrays["logits"], atol=1e-4, rtol=0)
+
+
+def test_partial_file_goes_on_top_of_its_base(goldens):
+    base, top = goldens / "rope_meta_vs_hf" / "meta" / "consolidated.00.pth", goldens / "accessory" / "peft_on_base"
+    arrays = np.load(top / "io.npz")
+    config, model = _llama([base, top / "peft"])
+    assert config.adapter.kind is AdapterKind.LORA
+    assert config.llm.attention_bias  # biases beside LoRA are the linears' own
+    np.testing.assert_allclose(_logits(model, arrays["tokens"]), arrays["logits"], atol=1e-4, rtol=0)
+
+
+def test_folded_biases_are_those_of_the_hf_copy(goldens):
+    """The same weights with biases on q and k, whose rows are permuted like the kernels'."""
+    folder = goldens / "accessory" / "llama_peft_bias"
+    config, model = _llama(folder / "mp1")
+    biased = dataclasses.replace(config.llm, attention_bias=True, mlp_bias=True)
+    module = Llama(biased, adapter=AdapterConfig(), rngs=nnx.Rngs(1), dtype=DType.FLOAT32)
+    hf = load_into(module, folder / "hf", llama_hf(biased))
+    ours, theirs = (params_lib.split_module(m)[1] for m in (model, hf))
+    assert _same({path.replace("/adapter/bias", "/bias"): value for path, value in ours.items()}, theirs)
+
+
+def test_plan_names_everything_that_does_not_fit(goldens):
+    other = dataclasses.replace(LIGHT, llm=dataclasses.replace(LIGHT.llm, dim=32, ffn_dim=96))
+    with pytest.raises(Exception, match=r"wrong shape .*expected .*got"):
+        plan({"model": goldens / "accessory" / "llama_ens_light" / "mp1"}, other)

@@ -1,0 +1,628 @@
+"""The PyTorch files of a Hugging Face export against our model, fp32: features, logits, tokens, prompts, boxes."""
+
+import ast
+import dataclasses
+import io as bytes_io
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import load_file, save_file
+
+from earthgpt_jax import geometry
+from earthgpt_jax.config import AdapterKind, Mlp, ModelConfig, to_dict
+from earthgpt_jax.inference.engine import Engine
+from earthgpt_jax.inference.generate import Prompts, Stop, generate
+from earthgpt_jax.input import images as our_images
+from earthgpt_jax.input.conversation import Conversation, conversation
+from earthgpt_jax.input.rows import prompt
+from earthgpt_jax.input.tokenizer import Tokenizer, train_tokenizer
+from earthgpt_jax.models import earthgpt, io
+from earthgpt_jax.models.convnext import ConvNeXt
+from earthgpt_jax.ops.attention import visible
+from earthgpt_jax.params import merge_module
+from tests import nano
+
+pytestmark = pytest.mark.torch
+
+FILES = Path(earthgpt.__file__).parents[1] / "convert" / "hf"
+ATOL = 2e-5
+NEW = 12
+QUESTIONS = [
+    "What?",
+    "Where is the small ship  in the upper left of this long image?",
+    "How many trucks? <s>Ünï\n### [0.12,0.34,0.56,0.78]",
+    " Describe it.",
+]
+
+# Between them: both MLPs, position rules, every fuse, both resizes, an adapter and none, grouped heads, a tied head.
+VARIANTS = {
+    "adapted": (
+        "instruct",
+        "model.vit.grid=3", "model.convnext.norm_eps=1e-5", "model.llm.attention_bias=True",
+    ),
+    "swiglu_hf": (
+        "align",
+        "model.image_size=48", "model.vit.mlp=swiglu", "model.vit.position_rule=hf", "model.vit.grid=5",
+        "model.perception.vit_fuse=mean", "model.perception.cnn_fuse=sum", "model.llm.tied_head=True",
+    ),
+    "last": (
+        "instruct",
+        "model.perception.vit_layers=(0,)", "model.perception.vit_fuse=last", "model.perception.cnn_fuse=last",
+        "model.perception.cnn_stages=(1,2)", "model.convnext.image_size=128", "model.llm.mlp_bias=True",
+    ),
+}  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------- our model, exported
+def export_state(params: dict[str, np.ndarray], config: ModelConfig) -> dict[str, np.ndarray]:
+    """Our flat paths -> the export's keys, adapters folded: scale * (W x + b + bias) is a W and a b of its own."""
+    out: dict[str, np.ndarray] = {}
+    get = {path: np.asarray(value, np.float32) for path, value in params.items()}.__getitem__
+
+    def norm(path: str, key: str, layer: int | None = None) -> None:
+        pick = (lambda x: x) if layer is None else (lambda x: x[layer])
+        out[f"{key}.weight"], out[f"{key}.bias"] = pick(get(f"{path}/scale")), pick(get(f"{path}/bias"))
+
+    def linear(path: str, key: str, layer: int | None = None) -> None:
+        pick = (lambda x: x) if layer is None else (lambda x: x[layer])
+        out[f"{key}.weight"], out[f"{key}.bias"] = pick(get(f"{path}/kernel")).T, pick(get(f"{path}/bias"))
+
+    def conv(path: str, key: str, size: int) -> None:
+        kernel = get(f"{path}/kernel")
+        out[f"{key}.weight"] = kernel.reshape(size, size, -1, kernel.shape[-1]).transpose(3, 2, 0, 1)
+        out[f"{key}.bias"] = get(f"{path}/bias")
+
+    conv("vit/patch", "vit.patch_embed.proj", config.vit.patch_size)
+    out["vit.cls_token"], out["vit.pos_embed"] = get("vit/cls")[None, None], get("vit/position")[None]
+    norm("vit/norm", "vit.norm")
+    gelu = config.vit.mlp is Mlp.GELU
+    for i in range(config.vit.depth):
+        ours, key = "vit/blocks", f"vit.blocks.{i}"
+        for name in ("norm1", "norm2"):
+            norm(f"{ours}/{name}", f"{key}.{name}", i)
+        qkv = [(get(f"{ours}/attn/{n}/kernel")[i].T, get(f"{ours}/attn/{n}/bias")[i]) for n in "qkv"]
+        out[f"{key}.attn.qkv.weight"], out[f"{key}.attn.qkv.bias"] = map(np.concatenate, zip(*qkv, strict=True))
+        linear(f"{ours}/attn/o", f"{key}.attn.proj", i)
+        for name in ("ls1", "ls2"):
+            out[f"{key}.{name}.gamma"] = get(f"{ours}/{name}")[i]
+        for theirs, name in (("fc1", "fc1"), ("fc2", "fc2")) if gelu else (("w12", "fc12"), ("w3", "fc3")):
+            linear(f"{ours}/mlp/{name}", f"{key}.mlp.{theirs}", i)
+
+    conv("convnext/stem/linear", "convnext.stem.0", 4)
+    norm("convnext/stem_norm", "convnext.stem.1")
+    norm("convnext/norm", "convnext.head.norm")
+    for stage, depth in enumerate(config.convnext.depths):
+        ours, key = f"convnext/stages/{stage}", f"convnext.stages.{stage}"
+        if stage:
+            norm(f"{ours}/down_norm", f"{key}.downsample.0")
+            conv(f"{ours}/down/linear", f"{key}.downsample.1", 2)
+        for i in range(depth):
+            out[f"{key}.blocks.{i}.gamma"] = get(f"{ours}/blocks/gamma")[i]
+            out[f"{key}.blocks.{i}.conv_dw.weight"] = get(f"{ours}/blocks/dw_kernel")[i].transpose(3, 2, 0, 1)
+            out[f"{key}.blocks.{i}.conv_dw.bias"] = get(f"{ours}/blocks/dw_bias")[i]
+            norm(f"{ours}/blocks/norm", f"{key}.blocks.{i}.norm", i)
+            for name in ("fc1", "fc2"):
+                linear(f"{ours}/blocks/{name}", f"{key}.blocks.{i}.mlp.{name}", i)
+
+    for path in params:
+        if path.startswith("perception/lateral/") and path.endswith("/kernel"):
+            j = path.split("/")[2]
+            linear(f"perception/lateral/{j}", f"perception.lateral.{j}")
+    linear("projector/linear", "projector.linear")
+    norm("projector/norm", "projector.norm")
+    out["image_tokens.start"], out["image_tokens.end"] = get("image_tokens/start"), get("image_tokens/end")
+
+    llama = "language_model.model"
+    out[f"{llama}.embed_tokens.weight"] = get("llm/embed")
+    out[f"{llama}.norm.weight"] = get("llm/norm/scale")
+    if not config.llm.tied_head:
+        out["language_model.lm_head.weight"] = get("llm/head/kernel").T
+    biased = _biased(config)
+    for i in range(config.llm.depth):
+        ours, key = "llm/blocks", f"{llama}.layers.{i}"
+        out[f"{key}.input_layernorm.weight"] = get(f"{ours}/attn_norm/scale")[i]
+        out[f"{key}.post_attention_layernorm.weight"] = get(f"{ours}/mlp_norm/scale")[i]
+        for group, theirs, names in (("attn", "self_attn", "qkvo"), ("mlp", "mlp", ("gate", "up", "down"))):
+            for name in names:
+                path = f"{ours}/{group}/{name}"
+                weight = get(f"{path}/kernel")[i].T
+                bias = get(f"{path}/bias")[i] if f"{path}/bias" in params else np.zeros(len(weight), np.float32)
+                if config.adapter.kind is AdapterKind.SCALE_BIAS:
+                    scale = get(f"{path}/adapter/scale")[i]
+                    weight, bias = scale[:, None] * weight, scale * (bias + get(f"{path}/adapter/bias")[i])
+                out[f"{key}.{theirs}.{name}_proj.weight"] = weight
+                if biased[group]:
+                    out[f"{key}.{theirs}.{name}_proj.bias"] = bias
+    return out
+
+
+def _biased(config: ModelConfig) -> dict[str, bool]:
+    folded = config.adapter.kind is AdapterKind.SCALE_BIAS
+    return {"attn": config.llm.attention_bias or folded, "mlp": config.llm.mlp_bias or folded}
+
+
+def export_folder(path: Path, model: io.ModelDir, params: dict[str, np.ndarray]) -> Path:
+    """The folder that `Auto...from_pretrained(path, trust_remote_code=True)` opens."""
+    path.mkdir()
+    for file in FILES.glob("*.py"):
+        shutil.copy(file, path)
+    shutil.copy(model.tokenizer, path / "tokenizer.model")
+    arrays = {key: np.ascontiguousarray(value) for key, value in export_state(params, model.model).items()}
+    save_file(arrays, path / "model.safetensors", metadata={"format": "pt"})
+    config, llm = model.model, model.model.llm
+    chat = conversation(model.conversation)
+    spoken = {
+        "name": chat.name,
+        "prefix": chat.prefix,
+        "roles": ["Human", "Assistant"],
+        "separator": "\n###",
+        "separator_ids": chat.separator_ids(Tokenizer(model.tokenizer)),
+    }
+    biased = _biased(config)
+    files = {
+        "config.json": {
+            "model_type": "earthgpt",
+            "architectures": ["EarthGPTForConditionalGeneration"],
+            "auto_map": {
+                "AutoConfig": "configuration_earthgpt.EarthGPTConfig",
+                "AutoModelForImageTextToText": "modeling_earthgpt.EarthGPTForConditionalGeneration",
+            },
+            "dtype": "float32",
+            "image_size": config.image_size,
+            "vit": to_dict(config.vit),
+            "convnext": to_dict(config.convnext),
+            "perception": to_dict(config.perception),
+            "text_config": {
+                "model_type": "llama",
+                "vocab_size": llm.vocab_size,
+                "hidden_size": llm.dim,
+                "intermediate_size": llm.ffn_dim,
+                "num_hidden_layers": llm.depth,
+                "num_attention_heads": llm.heads,
+                "num_key_value_heads": llm.kv_heads,
+                "rms_norm_eps": llm.norm_eps,
+                "rope_parameters": {"rope_type": "default", "rope_theta": llm.rope_theta},
+                "max_position_embeddings": 4096,
+                "tie_word_embeddings": llm.tied_head,
+                "attention_bias": biased["attn"],
+                "mlp_bias": biased["mlp"],
+                "bos_token_id": 1,
+                "eos_token_id": 2,
+            },
+            "decimals": model.decimals,
+            "conversation": spoken,
+        },
+        "generation_config.json": {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "do_sample": False},
+        "processor_config.json": {
+            "processor_class": "EarthGPTProcessor",
+            "auto_map": {"AutoProcessor": "processing_earthgpt.EarthGPTProcessor"},
+            "image_size": config.image_size,
+            "visual_tokens": config.visual_tokens,
+            "conversation": spoken,
+        },
+        "tokenizer_config.json": {
+            "tokenizer_class": "EarthGPTTokenizer",
+            "auto_map": {"AutoTokenizer": ["processing_earthgpt.EarthGPTTokenizer", None]},
+        },
+    }
+    for name, values in files.items():
+        (path / name).write_text(json.dumps(values, indent=2) + "\n")
+    return path
+
+
+# ---------------------------------------------------------------------------------------------- fixtures
+@dataclasses.dataclass
+class Pair:
+    """One model twice: a model directory of ours, and its exported folder."""
+
+    ours: io.ModelDir
+    params: dict[str, np.ndarray]
+    folder: Path
+
+    @property
+    def config(self) -> ModelConfig:
+        return self.ours.model
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return Tokenizer(self.ours.tokenizer)
+
+    @property
+    def conversation(self) -> Conversation:
+        return conversation(self.ours.conversation)
+
+    def model(self, **kwargs):
+        from transformers import AutoModelForImageTextToText
+
+        return AutoModelForImageTextToText.from_pretrained(self.folder, trust_remote_code=True, **kwargs).eval()
+
+    def processor(self):
+        from transformers import AutoProcessor
+
+        return AutoProcessor.from_pretrained(self.folder, trust_remote_code=True)
+
+
+@pytest.fixture(scope="session")
+def vocabulary(tmp_path_factory):
+    path = tmp_path_factory.mktemp("vocabulary") / "tokenizer.model"
+    train_tokenizer(nano.dialogues(), vocab_size=640, path=path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def make_pair(tmp_path_factory, vocabulary):
+    """`name of a variant, conversation -> Pair`, each made once. Code is copied below pytest's folder, not ~."""
+    made: dict[tuple[str, str], Pair] = {}
+    patch = pytest.MonkeyPatch()
+    patch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path_factory.mktemp("modules")))
+
+    def make(variant: str, chat: str = "plain") -> Pair:
+        if (variant, chat) not in made:
+            stage, *overrides = VARIANTS[variant]
+            config = nano.config(stage, *overrides).model
+            rng = np.random.default_rng(0)
+            _, fresh = earthgpt.init(config)
+            # Fresh parameters hold many zeros and ones, behind which a wrong mapping would hide.
+            params = {
+                path: np.asarray(value) + rng.normal(0, 0.1, value.shape).astype(np.float32)
+                for path, value in fresh.items()
+            }
+            path = tmp_path_factory.mktemp(f"{variant}_{chat}")
+            io.write(path / "ours", params, model=config, decimals=2, conversation=chat, tokenizer=vocabulary, about={})
+            ours = io.describe(path / "ours")
+            made[variant, chat] = Pair(ours, params, export_folder(path / "hf", ours, params))
+        return made[variant, chat]
+
+    yield make
+    patch.undo()
+
+
+@pytest.fixture(scope="session")
+def adapted(make_pair):
+    return make_pair("adapted")
+
+
+@pytest.fixture(scope="session")
+def adapted_model(adapted):
+    return adapted.model()
+
+
+def _squares(config: ModelConfig, count: int, *, seed: int = 0) -> np.ndarray:
+    size = config.image_size
+    return np.random.default_rng(seed).integers(0, 256, (count, size, size, 3)).astype(np.uint8)
+
+
+def _close(got, expected, what: str) -> None:
+    np.testing.assert_allclose(got.detach().numpy(), expected, atol=ATOL, rtol=1e-5, err_msg=what)
+
+
+# ----------------------------------------------------------------------------------------------- the model
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_features_visual_tokens_and_logits(make_pair, variant):
+    import torch
+
+    pair = make_pair(variant)
+    config, squares = pair.config, _squares(pair.config, 2)
+    tokens, slots = map(
+        np.stack, zip(*[prompt(pair.tokenizer, pair.conversation, "What?", visual_tokens=config.visual_tokens)] * 2,
+                      strict=True),
+    )  # fmt: skip
+
+    @jax.jit
+    def ours(params, squares):
+        model = merge_module(earthgpt.abstract(config)[0], params)
+        features = model.encode(squares)
+        visual = model.perceive(features)
+        positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+        mask = visible(jnp.ones_like(positions), jnp.zeros_like(positions))
+        x = model.embed(jnp.asarray(tokens), jnp.asarray(slots), visual)
+        hidden, _ = model.llm(x, positions=positions, mask=mask)
+        return features, visual, model.llm.logits(hidden)
+
+    features, visual, logits = ours({path: jnp.asarray(value) for path, value in pair.params.items()}, squares)
+    model, pixels = pair.model(), torch.from_numpy(squares.transpose(0, 3, 1, 2).copy())
+    with torch.no_grad():
+        taps, maps = model.encode(pixels)
+        assert len(taps) == len(features.vit) and len(maps) == len(features.cnn)
+        for got, expected in zip(taps, features.vit, strict=True):
+            _close(got, expected, "ViT")
+        for got, expected in zip(maps, features.cnn, strict=True):
+            _close(got.permute(0, 2, 3, 1), expected, "ConvNeXt")
+        _close(model.get_image_features(pixels), visual, "visual tokens")
+        output = model(
+            input_ids=torch.from_numpy(tokens).long(), image_slots=torch.from_numpy(slots).long(), pixel_values=pixels
+        )
+    assert float(np.std(logits)) > 0.1
+    _close(output.logits, logits, "logits")
+
+
+def test_the_keys_of_the_file_are_those_of_the_model_and_come_back(make_pair, tmp_path):
+    for variant in ("adapted", "swiglu_hf"):
+        pair = make_pair(variant)
+        from transformers import AutoModelForImageTextToText
+
+        model, report = AutoModelForImageTextToText.from_pretrained(
+            pair.folder, trust_remote_code=True, output_loading_info=True
+        )
+        assert {name: report[name] for name in ("missing_keys", "unexpected_keys", "mismatched_keys")} == {
+            "missing_keys": set(), "unexpected_keys": set(), "mismatched_keys": set(),
+        }  # fmt: skip
+        model.save_pretrained(tmp_path / variant)
+        before, after = (
+            load_file(pair.folder / "model.safetensors"),
+            load_file(tmp_path / variant / "model.safetensors"),
+        )
+        assert before.keys() == after.keys()
+        assert all(np.array_equal(before[key], after[key]) for key in before)
+        assert (tmp_path / variant / "modeling_earthgpt.py").read_bytes() == (
+            FILES / "modeling_earthgpt.py"
+        ).read_bytes()
+
+
+def test_bf16_runs_near_fp32(adapted, adapted_model):
+    import torch
+
+    inputs = adapted.processor()(images=_squares(adapted.config, 1)[0], text="What?", return_tensors="pt")
+    half = adapted.model(dtype=torch.bfloat16)
+    assert {parameter.dtype for parameter in half.parameters()} == {torch.bfloat16}
+    with torch.no_grad():
+        got, expected = half(**inputs).logits, adapted_model(**inputs).logits
+    assert got.dtype == torch.bfloat16
+    assert float((got.float() - expected).abs().max()) < 0.1 * float(expected.abs().max())
+    assert half.generate(**inputs, max_new_tokens=3).shape[1] > inputs["input_ids"].shape[1]
+
+
+def test_each_branch_resizes_as_ours_does(adapted, adapted_model):
+    """Odd sizes, where float32 indices would be a pixel off; F.interpolate is only right for the ViT's branch."""
+    import sys
+
+    import torch
+
+    from earthgpt_jax.ops.resize import Method, resize
+
+    code = sys.modules[type(adapted_model).__module__]
+    for source, target in ((52, 352), (48, 64), (100, 41), (30, 416)):
+        x = np.random.default_rng(0).random((1, source, source, 2)).astype(np.float32)
+        channels_first = torch.from_numpy(x.transpose(0, 3, 1, 2).copy())
+        nearest = code.resize_nearest(channels_first, target).permute(0, 2, 3, 1)
+        np.testing.assert_array_equal(nearest, resize(x, target, Method.NEAREST))
+        bicubic = code.resize_bicubic(channels_first, target).permute(0, 2, 3, 1)
+        np.testing.assert_allclose(bicubic, resize(x, target, Method.BICUBIC_TORCH), atol=2e-5, rtol=0)
+
+
+# ------------------------------------------------------------------------------------------------ generating
+def _our_tokens(pair: Pair, questions: list[str], squares: np.ndarray, stop: Stop) -> np.ndarray:
+    rows = [prompt(pair.tokenizer, pair.conversation, q, visual_tokens=pair.config.visual_tokens) for q in questions]
+    longest = max(len(tokens) for tokens, _ in rows)
+    prompts = Prompts(
+        tokens=jnp.asarray(np.stack([np.pad(t, (0, longest - len(t))) for t, _ in rows])),
+        image_slots=jnp.asarray(np.stack([np.pad(s, (0, longest - len(s)), constant_values=-1) for _, s in rows])),
+        lengths=jnp.asarray([len(t) for t, _ in rows]),
+        images=jnp.asarray(squares),
+    )
+    params = {path: jnp.asarray(value) for path, value in pair.params.items()}
+    graphdef = earthgpt.abstract(pair.config)[0]
+    return np.asarray(generate(graphdef, params, prompts, config=pair.config, max_new_tokens=NEW, stop=stop))
+
+
+def _their_tokens(model, processor, questions: list[str], squares: np.ndarray, **kwargs) -> np.ndarray:
+    inputs = processor(images=list(squares), text=questions, return_tensors="pt")
+    output = model.generate(**inputs, max_new_tokens=NEW, **kwargs)[:, inputs["input_ids"].shape[1] :].numpy()
+    return np.pad(output, ((0, 0), (0, NEW - output.shape[1])))
+
+
+def test_greedy_tokens_are_ours_alone_and_in_a_left_padded_batch(adapted, adapted_model):
+    squares, processor = _squares(adapted.config, 4), adapted.processor()
+    stop = Stop(eos_id=2, separators=adapted.conversation.separator_ids(adapted.tokenizer))
+    expected = _our_tokens(adapted, QUESTIONS, squares, stop)
+    assert len({tuple(row) for row in expected.tolist()}) == 4  # the rows do differ
+    padded = processor(images=list(squares), text=QUESTIONS)["attention_mask"]
+    assert padded[0, 0] == 0 and padded[1:, 0].any()
+    np.testing.assert_array_equal(_their_tokens(adapted_model, processor, QUESTIONS, squares), expected)
+    for i in range(4):
+        alone = _their_tokens(adapted_model, processor, QUESTIONS[i : i + 1], squares[i : i + 1])
+        np.testing.assert_array_equal(alone[0], expected[i])
+    uncached = _their_tokens(adapted_model, processor, QUESTIONS[:2], squares[:2], use_cache=False)
+    np.testing.assert_array_equal(uncached, expected[:2])
+    # Another image gives other tokens: what is compared above does depend on the images.
+    assert (_their_tokens(adapted_model, processor, QUESTIONS, squares[::-1]) != expected).any()
+
+
+def test_answers_are_the_engines(adapted, adapted_model):
+    squares, processor = _squares(adapted.config, 4, seed=1), adapted.processor()
+    engine = Engine.from_model_dir(adapted.ours.path, batch_size=4)
+    expected = engine.answer(list(zip(squares, QUESTIONS, strict=True)), max_new_tokens=NEW)
+    got = processor.batch_decode(_their_tokens(adapted_model, processor, QUESTIONS, squares))
+    assert got == expected
+    assert all(expected)
+
+
+def test_generation_stops_behind_the_separator_and_at_eos(adapted):
+    """A pair of tokens that the model does make is declared the separator, then the EOS."""
+    squares, processor, model = _squares(adapted.config, 2), adapted.processor(), adapted.model()
+    free = _our_tokens(adapted, QUESTIONS[:2], squares, Stop(eos_id=-1, separators=((-1,),)))
+    pair = tuple(free[0, 3:5].tolist())
+    expected = _our_tokens(adapted, QUESTIONS[:2], squares, Stop(eos_id=2, separators=((-7,), pair)))
+    assert not expected[0, 5:].any() and expected[1, 5:].any()
+    model.config.conversation["separator_ids"] = [[-7], list(pair)]
+    np.testing.assert_array_equal(_their_tokens(model, processor, QUESTIONS[:2], squares), expected)
+    model.config.conversation["separator_ids"] = []
+    got = _their_tokens(model, processor, QUESTIONS[:1], squares[:1], eos_token_id=pair[1])
+    end = free[0].tolist().index(pair[1]) + 1
+    assert got[0].tolist() == [*free[0, :end].tolist(), *[0] * (NEW - end)]
+
+
+def test_rows_without_an_image(adapted, adapted_model):
+    import torch
+
+    processor = adapted.processor()
+    text = processor(text="What?", return_tensors="pt")
+    chat = adapted.conversation
+    prefix, whole = (adapted.tokenizer.encode(t) for t in (chat.prefix, chat.prefix + chat.open_turn("What?")))
+    assert text["input_ids"][0].tolist() == [1, *prefix, *whole[len(prefix) :]]
+    assert "pixel_values" not in text
+    alone = adapted_model.generate(**text, max_new_tokens=4)[0, -4:]
+    square = _squares(adapted.config, 1)[0]
+    mixed = processor(images=[None, square], text=["What?"] * 2, return_tensors="pt")
+    together = adapted_model.generate(**mixed, max_new_tokens=4)[:, -4:]
+    assert torch.equal(together[0], alone)
+    seen = processor(images=square, text="What?", return_tensors="pt")
+    assert torch.equal(together[1], adapted_model.generate(**seen, max_new_tokens=4)[0, -4:])
+    del seen["pixel_values"]
+    with pytest.raises(ValueError, match="expected pixel_values"):
+        adapted_model(**seen)
+
+
+# ------------------------------------------------------------------------------------------------- prompts
+@pytest.mark.parametrize("chat", ["plain", "v1"])
+def test_ids_and_image_slots_are_those_of_our_rows(make_pair, chat):
+    pair = make_pair("adapted", chat)
+    processor, visual_tokens = pair.processor(), pair.config.visual_tokens
+    rows = [prompt(pair.tokenizer, pair.conversation, q, visual_tokens=visual_tokens) for q in QUESTIONS]
+    batch = processor(images=list(_squares(pair.config, 4)), text=QUESTIONS)
+    for i, (tokens, slots) in enumerate(rows):
+        real = batch["attention_mask"][i].astype(bool)
+        assert batch["input_ids"][i][real].tolist() == tokens.tolist()
+        assert batch["image_slots"][i][real].tolist() == slots.tolist()
+        assert real.tolist() == sorted(real.tolist())  # padding is on the left
+        assert not batch["input_ids"][i][~real].any() and (batch["image_slots"][i][~real] == -1).all()
+
+
+@pytest.mark.parametrize("chat", ["plain", "v1"])
+def test_two_turns_with_an_image_give_the_ids_of_our_dialogue(make_pair, chat):
+    pair = make_pair("adapted", chat)
+    processor, square = pair.processor(), _squares(pair.config, 1)[0]
+    first, answer, second = "How many ships?", "There are two ships.", "Where are they?"
+    messages = [
+        {"role": "user", "content": [{"type": "image", "image": square}, {"type": "text", "text": first}]},
+        {"role": "assistant", "content": answer},
+        {"role": "user", "content": [{"type": "text", "text": second}]},
+    ]
+    text = pair.conversation.dialogue([(first, answer)])[0] + pair.conversation.open_turn(second)
+    assert processor.apply_chat_template(messages, add_generation_prompt=True) == text
+    prefix = pair.tokenizer.encode(pair.conversation.prefix)
+    expected = [1, *[0] * (pair.config.visual_tokens + 2), *prefix, *pair.tokenizer.encode(text)[len(prefix) :]]
+    batch = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=True)
+    assert batch["input_ids"][0].tolist() == expected
+    by_hand = processor(images=square, text=text)
+    assert by_hand["input_ids"].tolist() == batch["input_ids"].tolist()
+    np.testing.assert_array_equal(by_hand["pixel_values"], batch["pixel_values"])
+    closed = processor.apply_chat_template([messages[:2], messages[:2]])
+    assert closed == [pair.conversation.dialogue([(first, answer)])[0]] * 2
+    with pytest.raises(ValueError, match="user first"):
+        processor.apply_chat_template(messages[1:])
+    with pytest.raises(ValueError, match="one a dialogue at most"):
+        processor(images=[[square, square]], text="What?")
+
+
+def test_the_tokenizer_is_the_sentencepiece_model(adapted, tmp_path):
+    from transformers import AutoTokenizer
+
+    tokenizer, ours = adapted.processor().tokenizer, adapted.tokenizer
+    text = "There are <p>two ships</p>[0.12,0.34,0.56,0.78]  in\nthe Ünï image."
+    assert tokenizer(text)["input_ids"] == [1, *ours.encode(text)]
+    assert tokenizer.decode(ours.encode(text)) == ours.decode(ours.encode(text))
+    assert (len(tokenizer), tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id) == (640, 1, 2, 0)
+    adapted.processor().save_pretrained(tmp_path)
+    assert (tmp_path / "tokenizer.model").read_bytes() == adapted.ours.tokenizer.read_bytes()
+    again = AutoTokenizer.from_pretrained(tmp_path, trust_remote_code=True)
+    assert again(text)["input_ids"] == tokenizer(text)["input_ids"]
+
+
+# -------------------------------------------------------------------------------------------------- images
+def _files() -> dict[str, bytes]:
+    """Image files of the kinds that our reader tells apart."""
+    rng = np.random.default_rng(0)
+
+    def encoded(image: Image.Image, kind: str, **options) -> bytes:
+        stream = bytes_io.BytesIO()
+        image.save(stream, kind, **options)
+        return stream.getvalue()
+
+    colour = Image.fromarray(rng.integers(0, 256, (37, 90, 3)).astype(np.uint8))
+    floats = rng.normal(0, 5, (33, 20)).astype(np.float32)
+    floats[3, 4] = np.nan
+    turned = Image.Exif()
+    turned[0x0112] = 6  # "turn by 90 degrees": our reader leaves pixels where the boxes were drawn on them
+    return {
+        "wide": encoded(colour, "PNG"),
+        "tall, turned by EXIF": encoded(colour.rotate(90, expand=True), "JPEG", exif=turned),
+        "grey": encoded(colour.convert("L"), "PNG"),
+        "transparent": encoded(colour.convert("RGBA"), "PNG"),
+        "palette": encoded(colour.convert("P"), "PNG"),
+        "16 bits": encoded(Image.fromarray(rng.integers(100, 4000, (51, 64)).astype(np.uint16)), "PNG"),
+        "float": encoded(Image.fromarray(floats), "TIFF"),
+        "the right size": encoded(Image.fromarray(rng.integers(0, 256, (64, 64, 3)).astype(np.uint8)), "PNG"),
+    }
+
+
+def test_squares_are_ours_to_the_bit(adapted, tmp_path):
+    processor = adapted.processor()
+    files = _files()
+    expected = np.stack([our_images.load_square(data, adapted.config.image_size) for data in files.values()])
+    got = processor(images=list(files.values()), text=["What?"] * len(files))["pixel_values"]
+    assert got.dtype == np.uint8
+    np.testing.assert_array_equal(got.transpose(0, 2, 3, 1), expected)
+    for data, square in zip(files.values(), expected, strict=True):
+        path = tmp_path / "image"
+        path.write_bytes(data)
+        for image in (Image.open(path), path):
+            single = processor(images=image, text="What?", return_tensors="pt")["pixel_values"]
+            np.testing.assert_array_equal(single[0].permute(1, 2, 0), square)
+
+
+# --------------------------------------------------------------------------------------------------- boxes
+TEXTS = [
+    "There are <p>two ships</p>[0.12,0.34,0.56,0.78;0.10,0.20,0.30,0.40] and <p>one bus</p>[0.5,0.5,0.9,1.0] there.",
+    "<p>13 people</p>[0.1,0.1,0.5,0.12,0.48,0.4,0.08,0.38] <p>three ferries</p> [0,0,1,1] [0.2,0.2,0.3,0.3]",
+    "<p>5 glasses</p>[0.1,0.1,0.2,0.2] <p>two school buses</p>[0.3,0.3,0.4,0.4] <p>Aircraft</p>[0.1,0.2,0.3,0.4]",
+    "[0.5,0.5,0.5,0.9] [0.1,0.2,0.3] [1.2,0.1,1.3,0.4] [0.1,0.2,0.3,x] [] [0.1,-0.2,0.3,0.4] [0.1,0.2,0.3,0.4",
+    "[[0.1,0.2,0.3,0.4]] <p>a<b</p>[0.1,0.2,0.3,0.4] <p>zero tanks</p>[0.1,0.2,0.3,0.4;;0.2,0.3,0.4,0.5]",
+    "nothing at all",
+]
+
+
+def _random_texts() -> list[str]:
+    """Quadrilaterals on coarse grids, where sides cross, coincide and touch and corners repeat all the time."""
+    rng = np.random.default_rng(0)
+    texts = []
+    for steps in (2, 3, 10):
+        corners = rng.integers(0, steps + 1, (400, 8)) / steps
+        texts += ["[" + ",".join(f"{value:.2f}" for value in row) + "]" for row in corners]
+    return texts
+
+
+@pytest.mark.parametrize("size", [(100, 60), (33, 70), (50, 50)])
+def test_boxes_are_those_of_our_parser(adapted, size):
+    processor, kinds = adapted.processor(), set()
+    for text in [*TEXTS, *_random_texts()]:
+        expected = geometry.parse(text).boxes
+        got = processor.post_process_boxes(text, size)
+        assert [(box["label"], box["kind"]) for box in got] == [(b.label, b.kind.value) for b in expected], text
+        for box, ours in zip(got, expected, strict=True):
+            pixels = ours.pixels(geometry.Square(*size))
+            assert box["polygon"].dtype == pixels.dtype
+            np.testing.assert_array_equal(box["polygon"], pixels)
+            kinds.add(box["kind"])
+    assert kinds == {"hbb", "obb"}
+
+
+# ----------------------------------------------------------------------------------------------- the files
+def test_the_files_need_nothing_of_ours_nor_of_jax():
+    allowed = {"torch", "transformers", "numpy", "PIL", "sentencepiece"}
+    for file in FILES.glob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and not node.level:
+                names = [node.module]
+            if isinstance(node, ast.ImportFrom) and node.level:
+                assert (FILES / f"{node.module}.py").is_file()
+            import sys
+
+            assert {name.split(".")[0] for name in names} <= allowed | set(sys.stdlib_module_names), file
