@@ -294,15 +294,18 @@ class Config:
 
     Attributes:
         init: the model it starts from: an embedded name (`tiny-base`, `tiny`) or a model directory.
+        init_from: instead of `init`, a foreign checkpoint each for `vit`, `convnext` and `llm` (and `projector`),
+            or `model` for a whole one; what `earthgpt convert import` reads.
         frozen_dtype: of weights that this stage does not train.
     """
 
     recipe: str
     stage: Stage
-    init: str
     model: ModelConfig
     data: DataConfig
     optim: OptimConfig
+    init: str = ""
+    init_from: dict[str, str] = dataclasses.field(default_factory=dict)
     checkpoint: CheckpointConfig = CheckpointConfig()
     trained_attention: TrainedAttention = TrainedAttention.QKVO
     frozen_dtype: DType = DType.BFLOAT16
@@ -311,6 +314,8 @@ class Config:
 
     def check(self) -> list[str]:
         errors = _positive(self, "log_every")
+        if bool(self.init) == bool(self.init_from):
+            errors.append(f"init, init_from: expected one of them, got {self.init!r} and {self.init_from}")
         has_adapter = self.model.adapter.kind is not AdapterKind.NONE
         if has_adapter != (self.stage is Stage.INSTRUCT):
             wanted = "an adapter" if self.stage is Stage.INSTRUCT else "none"

@@ -73,7 +73,7 @@ def _import(args: argparse.Namespace) -> int:
 
     from earthgpt_jax.config import load
     from earthgpt_jax.convert.exported import described
-    from earthgpt_jax.convert.importer import import_model
+    from earthgpt_jax.convert.importer import find_tokenizer, import_model
     from earthgpt_jax.errors import EarthGPTError
 
     parts = {part: getattr(args, part) for part in _PARTS if getattr(args, part)}
@@ -90,25 +90,13 @@ def _import(args: argparse.Namespace) -> int:
     else:
         assert known is not None
         model, decimals, conversation = known.model, known.decimals, known.conversation
-    tokenizer = args.tokenizer or _tokenizer(parts.get("llm", []) + parts.get("model", []))
+    tokenizer = args.tokenizer or find_tokenizer(parts)
     out = import_model(
         parts, model, out=args.out, tokenizer=tokenizer, decimals=decimals, conversation=conversation,
         dtype=np.dtype(args.dtype) if args.dtype else None,
     )  # fmt: skip
     print(f"wrote: {out}", file=sys.stderr)
     return 0
-
-
-def _tokenizer(places: list[Path]) -> Path:
-    from earthgpt_jax.errors import EarthGPTError
-
-    folders = [place if place.is_dir() else place.parent for place in places]
-    for folder in folders:
-        if (folder / "tokenizer.model").is_file():
-            return folder / "tokenizer.model"
-    raise EarthGPTError(
-        f"no tokenizer.model in {', '.join(map(str, folders)) or 'any source'}; name it with --tokenizer"
-    )
 
 
 def _export(args: argparse.Namespace) -> int:

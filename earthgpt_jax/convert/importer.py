@@ -186,6 +186,11 @@ def initial_arrays(
 ) -> dict[str, jax.Array]:
     """The leaves as arrays of a device or mesh: `place(path, host array)` is called for one leaf at a time."""
     chosen = plan(parts, model)
+    if chosen.model != model:
+        raise EarthGPTError(
+            f"{', '.join(chosen.about.values())}: holds adapters ({chosen.model.adapter.kind.value}), the config "
+            f"expects {model.adapter.kind.value}; import it into a model directory, or set model.adapter alike"
+        )
     # Leaf by leaf, not file by file: only one stacked leaf is on the host at a time.
     by_path = sorted(chosen.steps, key=lambda step: (step.entry.path, step.entry.layer or 0))
     parts_of = itertools.groupby(
@@ -198,6 +203,20 @@ def initial_arrays(
             leaf[... if layer is None else layer] = array
         arrays[path] = place(path, leaf)
     return dict(sorted(arrays.items()))
+
+
+def find_tokenizer(parts: Mapping[str, Paths]) -> Path:
+    """The tokenizer.model beside the language model."""
+    places = [parts[part] for part in ("llm", "model") if part in parts]
+    paths = [Path(path) for place in places for path in ([place] if isinstance(place, (str, Path)) else place)]
+    folders = [path if path.is_dir() else path.parent for path in paths]
+    for folder in folders:
+        if (folder / "tokenizer.model").is_file():
+            return folder / "tokenizer.model"
+    raise EarthGPTError(
+        f"expected a tokenizer.model in {', '.join(map(str, folders)) or 'the folder of the language model'}; "
+        "copy the one that belongs to the language model there"
+    )
 
 
 def check_vocabulary(tokenizer: Path, model: ModelConfig) -> None:

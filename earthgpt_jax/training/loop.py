@@ -25,6 +25,7 @@ from earthgpt_jax.input.tokenizer import Tokenizer
 from earthgpt_jax.mmrs.store import open_source
 from earthgpt_jax.models import earthgpt, io
 from earthgpt_jax.training.checkpoints import Checkpoints
+from earthgpt_jax.training.initial import initial
 from earthgpt_jax.training.optim import optimizer as make_optimizer
 from earthgpt_jax.training.optim import schedule
 from earthgpt_jax.training.stages import trained_paths
@@ -37,7 +38,7 @@ def train(config: Config, workdir: Path) -> Path:
     What is there already decides what happens, in this order:
       1. `model/` of the same config: nothing to do.
       2. a checkpoint of the same config: resume behind it, bit for bit as if never stopped.
-      3. nothing: start from `config.init`.
+      3. nothing: start from `config.init` or `config.init_from`.
     A work directory of another config is refused.
     """
     _refuse_other(config, workdir)
@@ -45,10 +46,10 @@ def train(config: Config, workdir: Path) -> Path:
     if finished.exists():
         return finished
 
-    parent, initial = io.initial_params(config.init, config.model, seed=config.seed)
+    start = initial(config)
     graphdef, _ = earthgpt.abstract(config.model)
-    trained_rules = trained_paths(config, initial)
-    trained, frozen = params_lib.split(initial, trained_rules)
+    trained_rules = trained_paths(config, start.params)
+    trained, frozen = params_lib.split(start.params, trained_rules)
     frozen = params_lib.cast(frozen, config.frozen_dtype)
     frozen_print = params_lib.fingerprint(frozen)
     optimizer = make_optimizer(config.optim, trained_rules)
@@ -57,7 +58,7 @@ def train(config: Config, workdir: Path) -> Path:
 
     wanted = {task_of(kind) for kind, weight in config.data.task_weights.items() if weight > 0}
     source = open_source(Path(config.data.source), config.data.split, tasks=sorted(wanted))
-    tokenizer = Tokenizer(parent.tokenizer)
+    tokenizer = Tokenizer(start.tokenizer)
     identity = {"data": source.fingerprint, "tokenizer": tokenizer.fingerprint, "frozen": frozen_print}
     # Only now, when model and data were found fit: a start that failed leaves no claim on the folder.
     workdir.mkdir(parents=True, exist_ok=True)
@@ -88,14 +89,14 @@ def train(config: Config, workdir: Path) -> Path:
         model=config.model,
         decimals=config.data.decimals,
         conversation=config.data.conversation,
-        tokenizer=parent.tokenizer,
+        tokenizer=start.tokenizer,
         about={
             "recipe": config.recipe,
             "stage": config.stage.value,
             "steps": config.optim.steps,
             "source": source.name,
             "data": source.fingerprint,
-            "parent": parent.about,
+            "parent": start.about,
         },
     )
     return finished

@@ -5,6 +5,7 @@ import dataclasses
 import io as bytes_io
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import jax
@@ -23,8 +24,8 @@ from earthgpt_jax.input.conversation import Conversation, conversation
 from earthgpt_jax.input.rows import prompt
 from earthgpt_jax.input.tokenizer import Tokenizer, train_tokenizer
 from earthgpt_jax.models import earthgpt, io
-from earthgpt_jax.models.convnext import ConvNeXt
 from earthgpt_jax.ops.attention import visible
+from earthgpt_jax.ops.resize import Method, resize
 from earthgpt_jax.params import merge_module
 from tests import nano
 
@@ -248,6 +249,17 @@ class Pair:
         return AutoProcessor.from_pretrained(self.folder, trust_remote_code=True)
 
 
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """These shapes are too small to share: threads would wait for each other most of the time."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="session")
 def vocabulary(tmp_path_factory):
     path = tmp_path_factory.mktemp("vocabulary") / "tokenizer.model"
@@ -380,11 +392,7 @@ def test_bf16_runs_near_fp32(adapted, adapted_model):
 
 def test_each_branch_resizes_as_ours_does(adapted, adapted_model):
     """Odd sizes, where float32 indices would be a pixel off; F.interpolate is only right for the ViT's branch."""
-    import sys
-
     import torch
-
-    from earthgpt_jax.ops.resize import Method, resize
 
     code = sys.modules[type(adapted_model).__module__]
     for source, target in ((52, 352), (48, 64), (100, 41), (30, 416)):
@@ -397,65 +405,82 @@ def test_each_branch_resizes_as_ours_does(adapted, adapted_model):
 
 
 # ------------------------------------------------------------------------------------------------ generating
-def _our_tokens(pair: Pair, questions: list[str], squares: np.ndarray, stop: Stop) -> np.ndarray:
-    rows = [prompt(pair.tokenizer, pair.conversation, q, visual_tokens=pair.config.visual_tokens) for q in questions]
-    longest = max(len(tokens) for tokens, _ in rows)
+@pytest.fixture(scope="session")
+def greedy(adapted):
+    """Squares, and for each the tokens that ours makes of its question; in the Engine's shape: one compilation."""
+    squares = _squares(adapted.config, 4)
+    rows = [
+        prompt(adapted.tokenizer, adapted.conversation, q, visual_tokens=adapted.config.visual_tokens)
+        for q in QUESTIONS
+    ]
+    length = -(-max(len(tokens) for tokens, _ in rows) // 32) * 32
     prompts = Prompts(
-        tokens=jnp.asarray(np.stack([np.pad(t, (0, longest - len(t))) for t, _ in rows])),
-        image_slots=jnp.asarray(np.stack([np.pad(s, (0, longest - len(s)), constant_values=-1) for _, s in rows])),
+        tokens=jnp.asarray(np.stack([np.pad(t, (0, length - len(t))) for t, _ in rows])),
+        image_slots=jnp.asarray(np.stack([np.pad(s, (0, length - len(s)), constant_values=-1) for _, s in rows])),
         lengths=jnp.asarray([len(t) for t, _ in rows]),
         images=jnp.asarray(squares),
     )
-    params = {path: jnp.asarray(value) for path, value in pair.params.items()}
-    graphdef = earthgpt.abstract(pair.config)[0]
-    return np.asarray(generate(graphdef, params, prompts, config=pair.config, max_new_tokens=NEW, stop=stop))
+    tokens = generate(
+        earthgpt.abstract(adapted.config)[0],
+        {path: jnp.asarray(value) for path, value in adapted.params.items()},
+        prompts,
+        config=adapted.config,
+        max_new_tokens=NEW,
+        stop=Stop(eos_id=2, separators=adapted.conversation.separator_ids(adapted.tokenizer)),
+    )
+    return squares, np.asarray(tokens)
 
 
-def _their_tokens(model, processor, questions: list[str], squares: np.ndarray, **kwargs) -> np.ndarray:
+def _tokens(model, processor, questions: list[str], squares: np.ndarray, **kwargs) -> np.ndarray:
     inputs = processor(images=list(squares), text=questions, return_tensors="pt")
     output = model.generate(**inputs, max_new_tokens=NEW, **kwargs)[:, inputs["input_ids"].shape[1] :].numpy()
     return np.pad(output, ((0, 0), (0, NEW - output.shape[1])))
 
 
-def test_greedy_tokens_are_ours_alone_and_in_a_left_padded_batch(adapted, adapted_model):
-    squares, processor = _squares(adapted.config, 4), adapted.processor()
-    stop = Stop(eos_id=2, separators=adapted.conversation.separator_ids(adapted.tokenizer))
-    expected = _our_tokens(adapted, QUESTIONS, squares, stop)
+def test_greedy_tokens_are_ours_alone_and_in_a_left_padded_batch(adapted, adapted_model, greedy):
+    (squares, expected), processor = greedy, adapted.processor()
     assert len({tuple(row) for row in expected.tolist()}) == 4  # the rows do differ
     padded = processor(images=list(squares), text=QUESTIONS)["attention_mask"]
     assert padded[0, 0] == 0 and padded[1:, 0].any()
-    np.testing.assert_array_equal(_their_tokens(adapted_model, processor, QUESTIONS, squares), expected)
+    np.testing.assert_array_equal(_tokens(adapted_model, processor, QUESTIONS, squares), expected)
     for i in range(4):
-        alone = _their_tokens(adapted_model, processor, QUESTIONS[i : i + 1], squares[i : i + 1])
+        alone = _tokens(adapted_model, processor, QUESTIONS[i : i + 1], squares[i : i + 1])
         np.testing.assert_array_equal(alone[0], expected[i])
-    uncached = _their_tokens(adapted_model, processor, QUESTIONS[:2], squares[:2], use_cache=False)
+    uncached = _tokens(adapted_model, processor, QUESTIONS[:2], squares[:2], use_cache=False)
     np.testing.assert_array_equal(uncached, expected[:2])
-    # Another image gives other tokens: what is compared above does depend on the images.
-    assert (_their_tokens(adapted_model, processor, QUESTIONS, squares[::-1]) != expected).any()
+    # Other images give other tokens: what is compared above does depend on them.
+    assert (_tokens(adapted_model, processor, QUESTIONS, squares[::-1]) != expected).any()
 
 
-def test_answers_are_the_engines(adapted, adapted_model):
-    squares, processor = _squares(adapted.config, 4, seed=1), adapted.processor()
+def test_answers_are_the_engines(adapted, greedy):
+    squares, tokens = greedy
     engine = Engine.from_model_dir(adapted.ours.path, batch_size=4)
     expected = engine.answer(list(zip(squares, QUESTIONS, strict=True)), max_new_tokens=NEW)
-    got = processor.batch_decode(_their_tokens(adapted_model, processor, QUESTIONS, squares))
-    assert got == expected
+    processor = adapted.processor()
+    assert processor.batch_decode(tokens) == expected
     assert all(expected)
+    answer = adapted.tokenizer.encode("Two ships.\n### Human: And")
+    assert processor.decode(answer) == "Two ships."
+    assert processor.decode([*answer[:2], 2, *answer]) == adapted.tokenizer.decode(answer[:2])
 
 
-def test_generation_stops_behind_the_separator_and_at_eos(adapted):
-    """A pair of tokens that the model does make is declared the separator, then the EOS."""
-    squares, processor, model = _squares(adapted.config, 2), adapted.processor(), adapted.model()
-    free = _our_tokens(adapted, QUESTIONS[:2], squares, Stop(eos_id=-1, separators=((-1,),)))
-    pair = tuple(free[0, 3:5].tolist())
-    expected = _our_tokens(adapted, QUESTIONS[:2], squares, Stop(eos_id=2, separators=((-7,), pair)))
-    assert not expected[0, 5:].any() and expected[1, 5:].any()
-    model.config.conversation["separator_ids"] = [[-7], list(pair)]
-    np.testing.assert_array_equal(_their_tokens(model, processor, QUESTIONS[:2], squares), expected)
+def _cut(row: np.ndarray, ending: list[int]) -> np.ndarray:
+    """A row up to the first place that ends in `ending`, then zeros."""
+    ends = [i + len(ending) for i in range(NEW) if row[i : i + len(ending)].tolist() == ending]
+    return np.where(np.arange(NEW) < (ends or [NEW])[0], row, 0)
+
+
+def test_generation_stops_behind_the_separator_and_at_eos(adapted, greedy):
+    """A pair of tokens that the model does make is declared the separator, then one of them the EOS."""
+    (squares, free), processor, model = greedy, adapted.processor(), adapted.model()
+    pair = free[0, 3:5].tolist()
+    expected = np.stack([_cut(row, pair) for row in free])
+    assert not expected[0, 5:].any() and (expected == free).all(axis=1).any()  # one row ends, another goes on
+    model.config.conversation["separator_ids"] = [[639, 638], pair]
+    np.testing.assert_array_equal(_tokens(model, processor, QUESTIONS, squares), expected)
     model.config.conversation["separator_ids"] = []
-    got = _their_tokens(model, processor, QUESTIONS[:1], squares[:1], eos_token_id=pair[1])
-    end = free[0].tolist().index(pair[1]) + 1
-    assert got[0].tolist() == [*free[0, :end].tolist(), *[0] * (NEW - end)]
+    got = _tokens(model, processor, QUESTIONS, squares, eos_token_id=pair[1])
+    np.testing.assert_array_equal(got, np.stack([_cut(row, pair[1:]) for row in free]))
 
 
 def test_rows_without_an_image(adapted, adapted_model):
@@ -623,6 +648,4 @@ def test_the_files_need_nothing_of_ours_nor_of_jax():
                 names = [node.module]
             if isinstance(node, ast.ImportFrom) and node.level:
                 assert (FILES / f"{node.module}.py").is_file()
-            import sys
-
             assert {name.split(".")[0] for name in names} <= allowed | set(sys.stdlib_module_names), file
