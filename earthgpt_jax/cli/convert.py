@@ -53,7 +53,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     exporting.add_argument("model", help="an embedded model (tiny, tiny-base) or a model directory")
     exporting.add_argument("--to", choices=TARGETS, default="hf", help="(default: hf)")
     exporting.add_argument("--out", type=Path, required=True, help="the folder to write")
-    exporting.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="(default: as they are)")
+    exporting.add_argument(
+        "--dtype",
+        choices=["float32", "bfloat16", "float16"],
+        help="of all tensors (default: as they are; float32 where adapters are folded, which is exact)",
+    )
     exporting.add_argument("--adapter", choices=["fold", "separate"], default="fold",
                            help="hf: fold adapters into the weights, or leave them beside (default: fold)")  # fmt: skip
     exporting.add_argument("--shards", type=int, default=1, help="accessory: model-parallel files (default: 1)")

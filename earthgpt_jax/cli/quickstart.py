@@ -13,7 +13,8 @@ HELP = "the whole recipe on synthetic data, on a CPU, in minutes"
 DESCRIPTION = """\
 Builds a synthetic dataset (optical, SAR, infrared), trains both stages briefly from `tiny-base`,
 evaluates what came out and the shipped `tiny` on held-out images, with constant and blind
-baselines, and writes scores.json and report.html. A stopped run continues where it was.
+baselines, writes scores.json and report.html, and exports `tiny` for Hugging Face, checked against
+our own answers. A stopped run continues where it was.
 
 example:
   earthgpt quickstart --workdir runs/quickstart
@@ -47,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     work: Path = args.workdir
     work.mkdir(parents=True, exist_ok=True)
 
-    _say(started, f"1/5  synthetic data: {args.train_images} training and {args.test_images} test images")
+    _say(started, f"1/6  synthetic data: {args.train_images} training and {args.test_images} test images")
     data = work / f"data_{args.train_images}_{args.test_images}"
     if not data.exists():
         splits = {
@@ -57,12 +58,12 @@ def run(args: argparse.Namespace) -> int:
         write(splits, out=data, name="synthetic")
 
     common = [f"--config.data.source={data}", f"--config.optim.steps={args.steps}"]
-    _say(started, f"2/5  align: {args.steps} steps from tiny-base")
+    _say(started, f"2/6  align: {args.steps} steps from tiny-base")
     aligned = train(load("tiny:align", common), work / "align")
-    _say(started, f"3/5  instruct: {args.steps} steps from what align made")
+    _say(started, f"3/6  instruct: {args.steps} steps from what align made")
     tuned = train(load("tiny:instruct", [*common, f"--config.init={aligned}"]), work / "instruct")
 
-    _say(started, "4/5  evaluation on held-out images, each beside a constant and a blind baseline")
+    _say(started, "4/6  evaluation on held-out images, each beside a constant and a blind baseline")
     test, train_split = (open_source(data, split) for split in ("test", "train"))
     models = {"shipped": "tiny", "fresh": str(tuned)}
     results = {
@@ -79,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
     table = results["shipped"].scores | {"fresh": results["fresh"].scores}
     (work / "scores.json").write_text(json.dumps(table, indent=1) + "\n")
 
-    _say(started, "5/5  report")
+    _say(started, "5/6  report")
     report.write(
         work / "report.html",
         title="EarthGPT-JAX quickstart: synthetic test images",
@@ -95,11 +96,31 @@ def run(args: argparse.Namespace) -> int:
             "Pictures show the answers of the shipped model.",
         ],
     )
+    _say(started, "6/6  export for Hugging Face, and its answers beside ours")
+    parity = _export(work / "huggingface", results["shipped"].scores, [test[i] for i in range(min(len(test), 8))])
     for name, title in (("shipped", "tiny, shipped"), ("fresh", "fresh, trained just now")):
         print(f"\n## {title}\n\n{scores.to_markdown(results[name].scores)}")
     print(f"\nscores: {work / 'scores.json'}\nreport: {work / 'report.html'}\nmodel:  {tuned}")
+    print(f"export: {work / 'huggingface'} ({parity})")
     _say(started, "done")
     return 0
+
+
+def _export(folder: Path, scores: dict, records: list) -> str:
+    """Exports `tiny` and says how well the export agrees with it."""
+    from earthgpt_jax.convert.check import can_check, check_export
+    from earthgpt_jax.convert.exporter import export_hf
+    from earthgpt_jax.input.templates import default_question
+    from earthgpt_jax.mmrs.record import Task
+
+    if not folder.exists():
+        export_hf("tiny", folder, scores=scores)
+    if not can_check():
+        return "not compared with ours: that needs PyTorch, pip install 'earthgpt-jax[convert]'"
+    tasks = (Task.CAPTION, Task.HBB, Task.OBB, Task.CLASSIFICATION)
+    items = [(record.image, default_question(tasks[i % len(tasks)])) for i, record in enumerate(records)]
+    parity = check_export("tiny", folder, items)
+    return f"{parity.same} of {parity.asked} answers identical to ours, logits within {parity.logits:.1e}"
 
 
 def _say(started: float, text: str) -> None:

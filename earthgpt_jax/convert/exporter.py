@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from earthgpt_jax.config import AdapterKind, LlamaConfig, ModelConfig, to_dict
+from earthgpt_jax.config import AdapterConfig, AdapterKind, LlamaConfig, ModelConfig, to_dict
 from earthgpt_jax.convert import tables
 from earthgpt_jax.convert.card import model_card
 from earthgpt_jax.convert.fold import Chosen, Folded, folded_config
@@ -20,7 +20,8 @@ from earthgpt_jax.convert.sources import ADAPTER_FILE, SPLIT_DIMS
 from earthgpt_jax.convert.stores import Folder, Joined, Reader, Safetensors, SafetensorsWriter
 from earthgpt_jax.convert.tables import Table
 from earthgpt_jax.errors import EarthGPTError
-from earthgpt_jax.input.conversation import conversation
+from earthgpt_jax.input.conversation import ASSISTANT, HUMAN, SEPARATOR, conversation
+from earthgpt_jax.input.tokenizer import Tokenizer
 from earthgpt_jax.models import io
 from earthgpt_jax.models.io import ModelDir
 
@@ -39,11 +40,12 @@ def export_hf(
 
     Args:
         name: an embedded model or a model directory.
-        dtype: of all tensors; None keeps each leaf's.
+        dtype: of all tensors; None keeps each leaf's, but float32 where adapters are folded.
         adapter: "fold" into kernels and biases, or "separate": the model without them, and `adapter/` beside it.
         scores: figures for the model card, as `earthgpt eval` wrote them.
     """
     model, reader, config = _opened(name, adapter)
+    dtype = _dtype(dtype, reader)
     with Folder(out) as folder:
         _write(folder, tables.hf_export(config), reader, dtype=dtype, shard_bytes=shard_bytes)
         if adapter == "separate" and model.model.adapter.kind is not AdapterKind.NONE:
@@ -51,7 +53,7 @@ def export_hf(
             _copy((folder / ADAPTER_FILE).parent, Chosen(_leaves(model), adapters=True))
         values = hf_config(model, config, dtype=_name(dtype, reader))
         (folder / "config.json").write_text(json.dumps(values, indent=1) + "\n")
-        for file, content in _hf_files(model, config).items():
+        for file, content in _around_the_model(model, config).items():
             (folder / file).write_text(json.dumps(content, indent=1) + "\n")
         for file in sorted(REMOTE_CODE.glob("*.py")):
             shutil.copyfile(file, folder / file.name)
@@ -63,6 +65,7 @@ def export_hf(
 def export_llama(name: str | Path, out: Path, *, dtype: np.dtype | None = None, shard_bytes: int = SHARD_BYTES) -> Path:
     """The language model alone, adapters folded, for `LlamaForCausalLM`: no remote code."""
     model, reader, config = _opened(name, "fold")
+    dtype = _dtype(dtype, reader)
     with Folder(out) as folder:
         table = tables.llama_hf(config.llm).prefixed(path="llm/")
         _write(folder, table, reader, dtype=dtype, shard_bytes=shard_bytes)
@@ -125,9 +128,14 @@ def _opened(name: str | Path, adapter: str) -> tuple[ModelDir, Reader, ModelConf
         return (
             model,
             Chosen(leaves, adapters=False),
-            dataclasses.replace(model.model, adapter=type(model.model.adapter)()),
+            dataclasses.replace(model.model, adapter=AdapterConfig()),
         )
     return model, Folded(leaves, model.model), folded_config(model.model)
+
+
+def _dtype(asked: np.dtype | None, reader: Reader) -> np.dtype | None:
+    """float32 where adapters were folded in and nothing else was asked for: a narrower type would round products."""
+    return np.dtype("float32") if asked is None and isinstance(reader, Folded) else asked
 
 
 def _write(
@@ -208,7 +216,6 @@ def hf_config(model: ModelDir, config: ModelConfig, *, dtype: str) -> dict[str, 
         "auto_map": {
             "AutoConfig": "configuration_earthgpt.EarthGPTConfig",
             "AutoModelForImageTextToText": "modeling_earthgpt.EarthGPTForConditionalGeneration",
-            "AutoProcessor": "processing_earthgpt.EarthGPTProcessor",
         },
         "image_size": config.image_size,
         "vit": plain["vit"],
@@ -216,7 +223,7 @@ def hf_config(model: ModelDir, config: ModelConfig, *, dtype: str) -> dict[str, 
         "perception": plain["perception"],
         "text_config": llama_config(config.llm),
         "decimals": model.decimals,
-        "conversation": dataclasses.asdict(conversation(model.conversation)),
+        "conversation": _spoken(model),
         "tie_word_embeddings": config.llm.tied_head,
         "dtype": dtype,
         "earthgpt_jax": {
@@ -226,8 +233,34 @@ def hf_config(model: ModelDir, config: ModelConfig, *, dtype: str) -> dict[str, 
     }  # fmt: skip
 
 
-def _hf_files(model: ModelDir, config: ModelConfig) -> dict[str, Any]:
-    return {"generation_config.json": _generation()}
+def _spoken(model: ModelDir) -> dict[str, Any]:
+    """The conversation, as the processor builds prompts from it and generation ends by it."""
+    chat = conversation(model.conversation)
+    return {
+        "name": chat.name,
+        "prefix": chat.prefix,
+        "roles": [HUMAN, ASSISTANT],
+        "separator": SEPARATOR,
+        "separator_ids": chat.separator_ids(Tokenizer(model.tokenizer)),
+    }
+
+
+def _around_the_model(model: ModelDir, config: ModelConfig) -> dict[str, Any]:
+    """The files of the processor, the tokenizer and generation."""
+    return {
+        "generation_config.json": _generation(),
+        "processor_config.json": {
+            "processor_class": "EarthGPTProcessor",
+            "auto_map": {"AutoProcessor": "processing_earthgpt.EarthGPTProcessor"},
+            "image_size": config.image_size,
+            "visual_tokens": config.visual_tokens,
+            "conversation": _spoken(model),
+        },
+        "tokenizer_config.json": {
+            "tokenizer_class": "EarthGPTTokenizer",
+            "auto_map": {"AutoTokenizer": ["processing_earthgpt.EarthGPTTokenizer", None]},
+        },
+    }
 
 
 def _ffn_arguments(config: LlamaConfig) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from earthgpt_jax.errors import EarthGPTError
 from earthgpt_jax.input.tokenizer import Tokenizer
 
 SEPARATOR = "\n###"
+HUMAN, ASSISTANT = "Human", "Assistant"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,11 +30,11 @@ class Conversation:
         return f"{self.system}\n\n###"
 
     def turn(self, question: str, answer: str) -> str:
-        return f" Human: {question}{SEPARATOR} Assistant: {answer}{SEPARATOR}"
+        return f" {HUMAN}: {question}{SEPARATOR} {ASSISTANT}: {answer}{SEPARATOR}"
 
     def open_turn(self, question: str) -> str:
         """A turn whose answer is to be generated."""
-        return f" Human: {question}{SEPARATOR} Assistant:"
+        return f" {HUMAN}: {question}{SEPARATOR} {ASSISTANT}:"
 
     def dialogue(self, turns: Sequence[tuple[str, str]]) -> tuple[str, list[tuple[int, int]]]:
         """The whole text, and the supervised `(start, end)` character spans."""

@@ -43,8 +43,8 @@ def resize_bicubic(x: torch.Tensor, size: int) -> torch.Tensor:
 def normalise(x: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:
     """(x - mean) / std per channel of [N, 3, H, W]; pixels in 0..1."""
     # Tensors of their own and not buffers: a buffer that no file holds is lost when weights load over `meta`.
-    mean, std = (torch.tensor(values, device=x.device).reshape(1, 3, 1, 1) for values in (mean, std))
-    return (x - mean) / std
+    centre, scale = (torch.tensor(values, device=x.device).reshape(1, 3, 1, 1) for values in (mean, std))
+    return (x - centre) / scale
 
 
 # ---------------------------------------------------------------------------------------------- norms
@@ -319,10 +319,10 @@ class EarthGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
     config_class = EarthGPTConfig
     base_model_prefix = ""  # no prefix is added to or taken from the names of parameters
     main_input_name = "input_ids"
-    input_modalities = ("image", "text")
+    input_modalities = ["image", "text"]  # noqa: RUF012  (transformers reads class attributes)
     supports_gradient_checkpointing = True
-    _no_split_modules = ("ViT", "ConvNeXt", "Perception", "Projector", "ImageTokens", "LlamaDecoderLayer")
-    _skip_keys_device_placement = ("past_key_values",)
+    _no_split_modules = ["ViT", "ConvNeXt", "LlamaDecoderLayer"]  # noqa: RUF012
+    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_attention_backend = True
@@ -414,6 +414,8 @@ class EarthGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
     ) -> CausalLMOutputWithPast:
         """LLaMA's output for rows of text and images; see `embed` for the two image arguments."""
         if inputs_embeds is None:
+            if input_ids is None:
+                raise ValueError("expected input_ids or inputs_embeds, got neither")
             inputs_embeds = self.embed(input_ids, image_slots, pixel_values)
         if position_ids is None and attention_mask is not None and attention_mask.ndim == 2:
             # From 0 at a row's first real token; LLaMA alone would count the padding on its left.
@@ -430,7 +432,8 @@ class EarthGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def prepare_inputs_for_generation(
         self, input_ids, *args, past_key_values=None, image_slots=None, pixel_values=None, **kwargs
     ) -> dict:
-        inputs = super().prepare_inputs_for_generation(input_ids, *args, past_key_values=past_key_values, **kwargs)
+        kwargs["past_key_values"] = past_key_values
+        inputs = super().prepare_inputs_for_generation(input_ids, *args, **kwargs)  # type: ignore[misc]
         filled = past_key_values is not None and past_key_values.get_seq_length() > 0
         if image_slots is not None and not filled:  # the image enters once; its keys and values stay in the cache
             grown = input_ids.shape[1] - image_slots.shape[1]  # generated so far, where there is no cache
@@ -441,5 +444,5 @@ class EarthGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def generate(self, *args, stopping_criteria: StoppingCriteriaList | None = None, **kwargs):
         """Like every `generate`; a row ends at EOS or behind the conversation's separator as well."""
         ends = EndsWith(self.config.conversation.get("separator_ids", []))
-        criteria = StoppingCriteriaList([*(stopping_criteria or ()), ends])
-        return super().generate(*args, stopping_criteria=criteria, **kwargs)
+        kwargs["stopping_criteria"] = StoppingCriteriaList([*(stopping_criteria or ()), ends])
+        return super().generate(*args, **kwargs)  # type: ignore[misc]

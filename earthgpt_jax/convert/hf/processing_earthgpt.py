@@ -154,11 +154,12 @@ def _is_simple(corners: list[tuple[float, float]]) -> bool:
 
 def box_polygon(values: Sequence[float], image_size: tuple[int, int]) -> np.ndarray:
     """f32[8], the corners in pixels of the original (width, height) image, of 4 or 8 fractions of its square."""
+    corners = np.asarray(values)
     if len(values) == 4:
         x0, y0, x1, y1 = values
-        values = np.array([x0, y0, x1, y0, x1, y1, x0, y1], np.float32)
+        corners = np.array([x0, y0, x1, y0, x1, y1, x0, y1], np.float32)
     side, *offset = padding(*image_size)
-    return (np.asarray(values, np.float64).reshape(-1, 2) * side - offset).reshape(-1).astype(np.float32)
+    return (corners.astype(np.float64).reshape(-1, 2) * side - offset).reshape(-1).astype(np.float32)
 
 
 # ------------------------------------------------------------------------------------------ tokenizer
@@ -240,6 +241,7 @@ class EarthGPTProcessor(ProcessorMixin):
             images: None, or one image a row: Pillow's, u8[h, w, 3], a file's bytes or path; None for a row without.
             text: a question, or several; or whole dialogues as `apply_chat_template` writes them.
             return_tensors: "pt", or None for numpy.
+            **kwargs: what other processors know (`padding`, ...) is accepted and changes nothing.
 
         Returns:
             input_ids, attention_mask and image_slots i64[B, T]; with images pixel_values u8[B, 3, S, S].
@@ -287,9 +289,10 @@ class EarthGPTProcessor(ProcessorMixin):
         """How an answer begins that is to be generated."""
         return f" {self.conversation['roles'][1]}:"
 
-    def apply_chat_template(
+    def apply_chat_template(  # type: ignore[override]  # there is no template but the model's own
         self,
         conversation: list,
+        *,
         add_generation_prompt: bool = False,
         tokenize: bool = False,
         return_dict: bool = True,
@@ -303,6 +306,7 @@ class EarthGPTProcessor(ProcessorMixin):
 
         Args:
             conversation: the messages of a dialogue, or several dialogues' messages.
+            add_generation_prompt: end with the beginning of an answer.
             tokenize: return the processor's output, or with `return_dict=False` its ids, instead of text.
         """
         several = bool(conversation) and not isinstance(conversation[0], dict)
@@ -329,8 +333,10 @@ class EarthGPTProcessor(ProcessorMixin):
         """An answer a row of generated ids: `model.generate(**inputs)[:, inputs["input_ids"].shape[1]:]`."""
         return [self.decode(row) for row in sequences]
 
-    def post_process_image_text_to_text(self, generated_outputs, **kwargs) -> list[str]:
-        return self.batch_decode(generated_outputs)
+    def post_process_image_text_to_text(self, generated_outputs, skip_special_tokens=True, **kwargs) -> list[str]:
+        """Everything in each row, prompt included, but the separator at its end: what pipelines ask for."""
+        rows = ([token for token in np.asarray(row).tolist() if token != PAD_ID] for row in generated_outputs)
+        return [self.tokenizer.sp.decode(row).removesuffix(self.conversation["separator"]) for row in rows]
 
     def post_process_boxes(self, text: str, image_size: tuple[int, int]) -> list[dict]:
         """The boxes in an answer about a (width, height) image.

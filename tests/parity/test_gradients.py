@@ -1,0 +1,144 @@
+"""Gradients of what each stage trains, against torch autograd on the exported model; fp32, relative 1e-4."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from earthgpt_jax import params as params_lib
+from earthgpt_jax.config import ModelConfig
+from earthgpt_jax.convert import exporter, tables
+from earthgpt_jax.convert.fold import folded_config
+from earthgpt_jax.input.conversation import conversation
+from earthgpt_jax.input.questions import Question
+from earthgpt_jax.input.rows import Row, build_row, image_prefix
+from earthgpt_jax.input.tokenizer import Tokenizer
+from earthgpt_jax.models import earthgpt, io
+from earthgpt_jax.ops.attention import visible
+from earthgpt_jax.ops.losses import next_token_loss
+from earthgpt_jax.training.stages import trained_paths
+from tests import nano
+
+pytestmark = pytest.mark.torch
+QUESTION = Question(
+    id="r#vqa#0", record_id="r", task="vqa", kind="", text="Where is it?", answer="[0.12,0.34,0.56,0.78]", references=()
+)
+
+
+def _shaken(path, model: ModelConfig) -> dict[str, np.ndarray]:
+    """A model directory with no leaf at its starting value; returns its leaves."""
+    nano.model_dir(path, model)
+    rng = np.random.default_rng(0)
+    file = path / "model.safetensors"
+    arrays = {k: (v + 0.1 * rng.standard_normal(v.shape)).astype(np.float32) for k, v in load_file(file).items()}
+    save_file(arrays, file)
+    return arrays
+
+
+def _row(path, model: ModelConfig) -> Row:
+    """One image, one question: to a causal model the row is a plain sequence."""
+    tokenizer, chat = Tokenizer(io.describe(path).tokenizer), conversation("plain")
+    return build_row(
+        [QUESTION], prefix=image_prefix(tokenizer, chat, visual_tokens=model.visual_tokens), tokenizer=tokenizer,
+        conversation=chat, tokens_per_row=96,
+    )  # fmt: skip
+
+
+def _ours(model: ModelConfig, arrays: dict, row: Row, image: np.ndarray, trained: set[str]) -> tuple[float, dict]:
+    graphdef, _ = earthgpt.abstract(model)
+    chosen, rest = params_lib.split({path: jnp.asarray(value) for path, value in arrays.items()}, trained)
+
+    @jax.jit
+    @jax.value_and_grad
+    def loss(chosen):
+        module = params_lib.merge_module(graphdef, params_lib.merge(chosen, rest))
+        visual = module.perceive(module.encode(image[None]))
+        x = module.embed(row.tokens[None], row.image_slots[None], visual)
+        mask = visible(row.segments[None], row.branches[None])
+        hidden, _ = module.llm(x, positions=row.positions[None], mask=mask)
+        total, weight = next_token_loss(module.llm.logits(hidden), row.tokens[None], row.loss_weights[None])
+        return total / weight
+
+    value, gradients = loss(chosen)
+    return float(value), {path: np.asarray(gradient) for path, gradient in gradients.items()}
+
+
+def _theirs(folder, row: Row, image: np.ndarray) -> tuple[float, dict[str, np.ndarray]]:
+    """The loss, and its gradient by key of the export."""
+    import torch
+    from transformers import AutoModelForImageTextToText
+
+    model = AutoModelForImageTextToText.from_pretrained(folder, trust_remote_code=True).eval()
+    length = int((row.segments > 0).sum())
+    ids, slots = (torch.from_numpy(value[None, :length].astype(np.int64)) for value in (row.tokens, row.image_slots))
+    pixels = torch.from_numpy(image.transpose(2, 0, 1)[None].copy())
+    logits = model(input_ids=ids, image_slots=slots, pixel_values=pixels).logits
+    weights = torch.from_numpy(row.loss_weights[1:length])
+    each = torch.nn.functional.cross_entropy(logits[0, :-1], ids[0, 1:], reduction="none")
+    value = (each * weights).sum() / weights.sum()
+    value.backward()
+    return value.item(), {key: p.grad.numpy() for key, p in model.named_parameters() if p.grad is not None}
+
+
+def _by_path(gradients: dict[str, np.ndarray], model: ModelConfig, paths: list[str]) -> dict[str, np.ndarray]:
+    """Torch's gradients brought to our paths: transforms are linear, so they carry gradients too."""
+    shapes = {path: tuple(leaf.shape) for path, leaf in earthgpt.abstract(model)[1].items()}
+    out = {path: np.zeros(shapes[path], np.float32) for path in paths}
+    for step in tables.hf_export(model).entries(shapes, where="gradients"):
+        if step.path in out:
+            value = step.transform.ours(gradients[step.key][step.start : step.start + step.rows])
+            out[step.path][... if step.layer is None else step.layer] = value
+    return out
+
+
+def _compare(got: dict, expected: dict) -> None:
+    assert got.keys() == expected.keys()
+    for path, value in expected.items():
+        scale = np.abs(value).max()
+        assert scale > 0, path
+        np.testing.assert_allclose(got[path] / scale, value / scale, atol=1e-4, err_msg=path)
+
+
+def test_align(tmp_path):
+    config = nano.config("align")
+    arrays = _shaken(tmp_path / "model", config.model)
+    trained = set(trained_paths(config, arrays))
+    row, image = _row(tmp_path / "model", config.model), _image(config.model)
+    exporter.export_hf(tmp_path / "model", tmp_path / "hf")
+    loss, got = _ours(config.model, arrays, row, image, trained)
+    their_loss, gradients = _theirs(tmp_path / "hf", row, image)
+    assert loss == pytest.approx(their_loss, abs=1e-5)
+    _compare(got, _by_path(gradients, config.model, sorted(trained)))
+
+
+def test_instruct(tmp_path):
+    """scale * (W x + bias), exported as W' = scale * W and b' = scale * bias: the chain rule gives the adapters'."""
+    config = nano.config("instruct")
+    arrays = _shaken(tmp_path / "model", config.model)
+    trained = set(trained_paths(config, arrays))
+    row, image = _row(tmp_path / "model", config.model), _image(config.model)
+    exporter.export_hf(tmp_path / "model", tmp_path / "hf")
+    loss, got = _ours(config.model, arrays, row, image, trained)
+    their_loss, gradients = _theirs(tmp_path / "hf", row, image)
+    assert loss == pytest.approx(their_loss, abs=1e-5)
+    linears = sorted({path.split("/adapter/")[0] for path in trained})
+    folded = _by_path(
+        gradients,
+        folded_config(config.model),
+        [f"{linear}/{leaf}" for linear in linears for leaf in ("kernel", "bias")],
+    )
+    expected = {}
+    for linear in linears:
+        kernel, bias = folded[f"{linear}/kernel"], folded[f"{linear}/bias"]
+        scale, shift = arrays[f"{linear}/adapter/scale"], arrays[f"{linear}/adapter/bias"]
+        expected[f"{linear}/adapter/scale"] = (kernel * arrays[f"{linear}/kernel"]).sum(1) + bias * shift
+        expected[f"{linear}/adapter/bias"] = bias * scale
+    _compare(got, expected)
+
+
+def _image(model: ModelConfig) -> np.ndarray:
+    size = model.image_size
+    return np.random.default_rng(1).integers(0, 256, (size, size, 3)).astype(np.uint8)
