@@ -19,6 +19,7 @@ import argparse
 import dataclasses
 import functools
 import multiprocessing
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -58,6 +59,7 @@ from earthgpt_jax.models.layers import LayerNorm, Linear
 from earthgpt_jax.models.llama import Llama
 from earthgpt_jax.ops.attention import visible
 from earthgpt_jax.ops.losses import next_token_loss
+from earthgpt_jax.sharding.mesh import data_parallel
 from earthgpt_jax.training.loop import input_spec, train
 
 GRID = 8
@@ -346,7 +348,9 @@ def llm(
     graphdef, params = params_lib.split_module(module)
     rate = optax.warmup_cosine_decay_schedule(0.0, 3e-3, min(100, steps // 8), steps)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate, b2=0.98, weight_decay=0.01))
-    state = optimizer.init(params)
+    place = data_parallel(batch_size)
+    params = jax.device_put(params, place.whole)
+    state = jax.device_put(optimizer.init(params), place.whole)
 
     def loss(params, ids, positions, segments, branches, weights):
         model = params_lib.merge_module(graphdef, params)
@@ -367,7 +371,7 @@ def llm(
     for step, batch in zip(
         bar, rows.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)), strict=False
     ):
-        params, state, value = update(params, state, *batch)
+        params, state, value = update(params, state, *jax.device_put(batch, place.batch))
         if step % 50 == 0:
             bar.write(f"{step} loss {float(value):.4f}")
     np.savez(path, **{k: np.asarray(v) for k, v in params.items()})  # type: ignore[arg-type]
@@ -436,6 +440,8 @@ def main() -> None:
     parser.add_argument("--align-steps", type=int, default=1300)
     parser.add_argument("--instruct-steps", type=int, default=900)
     args = parser.parse_args()
+    # A device a core and a share of the batch each: XLA's CPU programs leave cores idle within a device.
+    jax.config.update("jax_num_cpu_devices", os.cpu_count())
     config = load("tiny:align")
     if args.step == "tokenizer":
         tokenizer(args.workdir, config)

@@ -85,7 +85,7 @@ class Attention(_Linears):
             # Into the stacked cache, which is carried through the layers: written in place, never copied.
             cache = Cache(*(_write(old, new, layer=layer, slot=slot) for old, new in zip(cache, (k, v), strict=True)))
             k, v = (jax.lax.dynamic_index_in_dim(stacked, layer, keepdims=False) for stacked in cache)
-        out = attend(q, k, v, mask=mask)
+        out = attend(q, k, v, mask=mask, causal=cache is None)
         return self.o(out.reshape(*x.shape[:2], -1)), cache
 
 
@@ -150,7 +150,8 @@ class Llama(nnx.Module):
         Args:
             x: [B, T, D], embedded.
             positions: i32[B, T].
-            mask: bool[B, T, S]; S is T without a cache, the cache's slots with one.
+            mask: bool[B, T, S]; S is T without a cache, the cache's slots with one. Without a cache it
+                must not show a token any later one.
             slot: where in the cache the T new entries go.
         """
 

@@ -5,19 +5,34 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+# Queries are taken in blocks of so many where attention is causal: what lies beyond a block's end is never
+# computed, and a block's scores stay in the cache of a CPU.
+_BLOCK = 128
 
-def attend(q: jax.Array, k: jax.Array, v: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
+
+def attend(
+    q: jax.Array, k: jax.Array, v: jax.Array, *, mask: jax.Array | None = None, causal: bool = False
+) -> jax.Array:
     """Scaled dot-product attention, softmax in fp32.
 
     Args:
         q: [B, T, N, H].
         k, v: [B, S, K, H], K divides N (grouped queries).
         mask: bool[B, T, S], True where the query sees the key; None: everything.
+        causal: promises that S is T and that the mask shows no query a later key.
 
     Returns:
         [B, T, N, H]. A query that sees no key (padding) gets an arbitrary finite value.
     """
     rows, length, heads, head_dim = q.shape
+    if causal and length > _BLOCK:
+        assert mask is not None
+        ends = [*range(_BLOCK, length, _BLOCK), length]
+        parts = [
+            attend(q[:, start:end], k[:, :end], v[:, :end], mask=mask[:, start:end, :end])
+            for start, end in zip([0, *ends], ends, strict=False)
+        ]
+        return jnp.concatenate(parts, axis=1)
     groups = heads // k.shape[2]
     q = (q * head_dim**-0.5).reshape(rows, length, k.shape[2], groups, head_dim)
     scores = jnp.einsum("BTKGH,BSKH->BKGTS", q, k, preferred_element_type=jnp.float32)

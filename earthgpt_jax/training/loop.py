@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tensorboardX
+from jax.sharding import NamedSharding
 from tqdm import tqdm
 
 from earthgpt_jax import params as params_lib
@@ -24,6 +25,7 @@ from earthgpt_jax.input.questions import task_of
 from earthgpt_jax.input.tokenizer import Tokenizer
 from earthgpt_jax.mmrs.store import open_source
 from earthgpt_jax.models import earthgpt, io
+from earthgpt_jax.sharding.mesh import data_parallel
 from earthgpt_jax.training.checkpoints import Checkpoints
 from earthgpt_jax.training.initial import initial
 from earthgpt_jax.training.optim import optimizer as make_optimizer
@@ -52,9 +54,11 @@ def train(config: Config, workdir: Path) -> Path:
     trained, frozen = params_lib.split(start.params, trained_rules)
     frozen = params_lib.cast(frozen, config.frozen_dtype)
     frozen_print = params_lib.fingerprint(frozen)
+    place = data_parallel(config.data.batch_size // config.optim.microbatches)
+    trained, frozen = jax.device_put((trained, frozen), place.whole)
     optimizer = make_optimizer(config.optim, trained_rules)
     step_fn = jax.jit(make_step(graphdef, optimizer, microbatches=config.optim.microbatches), donate_argnums=0)
-    state = State(jnp.zeros((), jnp.int32), trained, optimizer.init(trained))
+    state = jax.device_put(State(jnp.zeros((), jnp.int32), trained, optimizer.init(trained)), place.whole)
 
     wanted = {task_of(kind) for kind, weight in config.data.task_weights.items() if weight > 0}
     source = open_source(Path(config.data.source), config.data.split, tasks=sorted(wanted))
@@ -78,7 +82,7 @@ def train(config: Config, workdir: Path) -> Path:
         for step, batch in batches:
             if step >= config.optim.steps:
                 break
-            state, metrics = step_fn(state, frozen, device_batch(batch))
+            state, metrics = step_fn(state, frozen, device_batch(batch, place.batch))
             log(step, batch, metrics)
             if (step + 1) % config.checkpoint.every_steps == 0 or step + 1 == config.optim.steps:
                 checkpoints.save(step + 1, state, {"data_position": step + 1, "identity": identity})
@@ -102,9 +106,9 @@ def train(config: Config, workdir: Path) -> Path:
     return finished
 
 
-def device_batch(batch: Batch) -> DeviceBatch:
-    """The batch's arrays on the device."""
-    return DeviceBatch(*(jnp.asarray(getattr(batch, name)) for name in DeviceBatch._fields))
+def device_batch(batch: Batch, sharding: NamedSharding) -> DeviceBatch:
+    """The batch's arrays on the devices, split by rows."""
+    return jax.device_put(DeviceBatch(*(getattr(batch, name) for name in DeviceBatch._fields)), sharding)
 
 
 def input_spec(config: Config) -> InputSpec:
