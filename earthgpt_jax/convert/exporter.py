@@ -55,7 +55,7 @@ def export_hf(
         (folder / "config.json").write_text(json.dumps(values, indent=1) + "\n")
         for file, content in _around_the_model(model, config).items():
             (folder / file).write_text(json.dumps(content, indent=1) + "\n")
-        for file in sorted(REMOTE_CODE.glob("*.py")):
+        for file in sorted(REMOTE_CODE.glob("*_earthgpt.py")):
             shutil.copyfile(file, folder / file.name)
         shutil.copyfile(model.tokenizer, folder / "tokenizer.model")
         (folder / "README.md").write_text(model_card(model, adapter=adapter, scores=scores))
@@ -204,7 +204,8 @@ def llama_config(config: LlamaConfig) -> dict[str, Any]:
 
 
 def _generation() -> dict[str, Any]:
-    return {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "do_sample": False}
+    # transformers stops after 20 tokens where nothing is said.
+    return {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "max_new_tokens": 512}
 
 
 def hf_config(model: ModelDir, config: ModelConfig, *, dtype: str) -> dict[str, Any]:

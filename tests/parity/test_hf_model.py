@@ -3,8 +3,6 @@
 import ast
 import dataclasses
 import io as bytes_io
-import json
-import shutil
 import sys
 from pathlib import Path
 
@@ -13,10 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 from earthgpt_jax import geometry
-from earthgpt_jax.config import AdapterKind, Mlp, ModelConfig, to_dict
+from earthgpt_jax.config import ModelConfig
+from earthgpt_jax.convert import exporter
 from earthgpt_jax.inference.engine import Engine
 from earthgpt_jax.inference.generate import Prompts, Stop, generate
 from earthgpt_jax.input import images as our_images
@@ -59,163 +58,6 @@ VARIANTS = {
         "model.perception.cnn_stages=(1,2)", "model.convnext.image_size=128", "model.llm.mlp_bias=True",
     ),
 }  # fmt: skip
-
-
-# ---------------------------------------------------------------------------------- our model, exported
-def export_state(params: dict[str, np.ndarray], config: ModelConfig) -> dict[str, np.ndarray]:
-    """Our flat paths -> the export's keys, adapters folded: scale * (W x + b + bias) is a W and a b of its own."""
-    out: dict[str, np.ndarray] = {}
-    get = {path: np.asarray(value, np.float32) for path, value in params.items()}.__getitem__
-
-    def norm(path: str, key: str, layer: int | None = None) -> None:
-        pick = (lambda x: x) if layer is None else (lambda x: x[layer])
-        out[f"{key}.weight"], out[f"{key}.bias"] = pick(get(f"{path}/scale")), pick(get(f"{path}/bias"))
-
-    def linear(path: str, key: str, layer: int | None = None) -> None:
-        pick = (lambda x: x) if layer is None else (lambda x: x[layer])
-        out[f"{key}.weight"], out[f"{key}.bias"] = pick(get(f"{path}/kernel")).T, pick(get(f"{path}/bias"))
-
-    def conv(path: str, key: str, size: int) -> None:
-        kernel = get(f"{path}/kernel")
-        out[f"{key}.weight"] = kernel.reshape(size, size, -1, kernel.shape[-1]).transpose(3, 2, 0, 1)
-        out[f"{key}.bias"] = get(f"{path}/bias")
-
-    conv("vit/patch", "vit.patch_embed.proj", config.vit.patch_size)
-    out["vit.cls_token"], out["vit.pos_embed"] = get("vit/cls")[None, None], get("vit/position")[None]
-    norm("vit/norm", "vit.norm")
-    gelu = config.vit.mlp is Mlp.GELU
-    for i in range(config.vit.depth):
-        ours, key = "vit/blocks", f"vit.blocks.{i}"
-        for name in ("norm1", "norm2"):
-            norm(f"{ours}/{name}", f"{key}.{name}", i)
-        qkv = [(get(f"{ours}/attn/{n}/kernel")[i].T, get(f"{ours}/attn/{n}/bias")[i]) for n in "qkv"]
-        out[f"{key}.attn.qkv.weight"], out[f"{key}.attn.qkv.bias"] = map(np.concatenate, zip(*qkv, strict=True))
-        linear(f"{ours}/attn/o", f"{key}.attn.proj", i)
-        for name in ("ls1", "ls2"):
-            out[f"{key}.{name}.gamma"] = get(f"{ours}/{name}")[i]
-        for theirs, name in (("fc1", "fc1"), ("fc2", "fc2")) if gelu else (("w12", "fc12"), ("w3", "fc3")):
-            linear(f"{ours}/mlp/{name}", f"{key}.mlp.{theirs}", i)
-
-    conv("convnext/stem/linear", "convnext.stem.0", 4)
-    norm("convnext/stem_norm", "convnext.stem.1")
-    norm("convnext/norm", "convnext.head.norm")
-    for stage, depth in enumerate(config.convnext.depths):
-        ours, key = f"convnext/stages/{stage}", f"convnext.stages.{stage}"
-        if stage:
-            norm(f"{ours}/down_norm", f"{key}.downsample.0")
-            conv(f"{ours}/down/linear", f"{key}.downsample.1", 2)
-        for i in range(depth):
-            out[f"{key}.blocks.{i}.gamma"] = get(f"{ours}/blocks/gamma")[i]
-            out[f"{key}.blocks.{i}.conv_dw.weight"] = get(f"{ours}/blocks/dw_kernel")[i].transpose(3, 2, 0, 1)
-            out[f"{key}.blocks.{i}.conv_dw.bias"] = get(f"{ours}/blocks/dw_bias")[i]
-            norm(f"{ours}/blocks/norm", f"{key}.blocks.{i}.norm", i)
-            for name in ("fc1", "fc2"):
-                linear(f"{ours}/blocks/{name}", f"{key}.blocks.{i}.mlp.{name}", i)
-
-    for path in params:
-        if path.startswith("perception/lateral/") and path.endswith("/kernel"):
-            j = path.split("/")[2]
-            linear(f"perception/lateral/{j}", f"perception.lateral.{j}")
-    linear("projector/linear", "projector.linear")
-    norm("projector/norm", "projector.norm")
-    out["image_tokens.start"], out["image_tokens.end"] = get("image_tokens/start"), get("image_tokens/end")
-
-    llama = "language_model.model"
-    out[f"{llama}.embed_tokens.weight"] = get("llm/embed")
-    out[f"{llama}.norm.weight"] = get("llm/norm/scale")
-    if not config.llm.tied_head:
-        out["language_model.lm_head.weight"] = get("llm/head/kernel").T
-    biased = _biased(config)
-    for i in range(config.llm.depth):
-        ours, key = "llm/blocks", f"{llama}.layers.{i}"
-        out[f"{key}.input_layernorm.weight"] = get(f"{ours}/attn_norm/scale")[i]
-        out[f"{key}.post_attention_layernorm.weight"] = get(f"{ours}/mlp_norm/scale")[i]
-        for group, theirs, names in (("attn", "self_attn", "qkvo"), ("mlp", "mlp", ("gate", "up", "down"))):
-            for name in names:
-                path = f"{ours}/{group}/{name}"
-                weight = get(f"{path}/kernel")[i].T
-                bias = get(f"{path}/bias")[i] if f"{path}/bias" in params else np.zeros(len(weight), np.float32)
-                if config.adapter.kind is AdapterKind.SCALE_BIAS:
-                    scale = get(f"{path}/adapter/scale")[i]
-                    weight, bias = scale[:, None] * weight, scale * (bias + get(f"{path}/adapter/bias")[i])
-                out[f"{key}.{theirs}.{name}_proj.weight"] = weight
-                if biased[group]:
-                    out[f"{key}.{theirs}.{name}_proj.bias"] = bias
-    return out
-
-
-def _biased(config: ModelConfig) -> dict[str, bool]:
-    folded = config.adapter.kind is AdapterKind.SCALE_BIAS
-    return {"attn": config.llm.attention_bias or folded, "mlp": config.llm.mlp_bias or folded}
-
-
-def export_folder(path: Path, model: io.ModelDir, params: dict[str, np.ndarray]) -> Path:
-    """The folder that `Auto...from_pretrained(path, trust_remote_code=True)` opens."""
-    path.mkdir()
-    for file in FILES.glob("*.py"):
-        shutil.copy(file, path)
-    shutil.copy(model.tokenizer, path / "tokenizer.model")
-    arrays = {key: np.ascontiguousarray(value) for key, value in export_state(params, model.model).items()}
-    save_file(arrays, path / "model.safetensors", metadata={"format": "pt"})
-    config, llm = model.model, model.model.llm
-    chat = conversation(model.conversation)
-    spoken = {
-        "name": chat.name,
-        "prefix": chat.prefix,
-        "roles": ["Human", "Assistant"],
-        "separator": "\n###",
-        "separator_ids": chat.separator_ids(Tokenizer(model.tokenizer)),
-    }
-    biased = _biased(config)
-    files = {
-        "config.json": {
-            "model_type": "earthgpt",
-            "architectures": ["EarthGPTForConditionalGeneration"],
-            "auto_map": {
-                "AutoConfig": "configuration_earthgpt.EarthGPTConfig",
-                "AutoModelForImageTextToText": "modeling_earthgpt.EarthGPTForConditionalGeneration",
-            },
-            "dtype": "float32",
-            "image_size": config.image_size,
-            "vit": to_dict(config.vit),
-            "convnext": to_dict(config.convnext),
-            "perception": to_dict(config.perception),
-            "text_config": {
-                "model_type": "llama",
-                "vocab_size": llm.vocab_size,
-                "hidden_size": llm.dim,
-                "intermediate_size": llm.ffn_dim,
-                "num_hidden_layers": llm.depth,
-                "num_attention_heads": llm.heads,
-                "num_key_value_heads": llm.kv_heads,
-                "rms_norm_eps": llm.norm_eps,
-                "rope_parameters": {"rope_type": "default", "rope_theta": llm.rope_theta},
-                "max_position_embeddings": 4096,
-                "tie_word_embeddings": llm.tied_head,
-                "attention_bias": biased["attn"],
-                "mlp_bias": biased["mlp"],
-                "bos_token_id": 1,
-                "eos_token_id": 2,
-            },
-            "decimals": model.decimals,
-            "conversation": spoken,
-        },
-        "generation_config.json": {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "max_new_tokens": 512},
-        "processor_config.json": {
-            "processor_class": "EarthGPTProcessor",
-            "auto_map": {"AutoProcessor": "processing_earthgpt.EarthGPTProcessor"},
-            "image_size": config.image_size,
-            "visual_tokens": config.visual_tokens,
-            "conversation": spoken,
-        },
-        "tokenizer_config.json": {
-            "tokenizer_class": "EarthGPTTokenizer",
-            "auto_map": {"AutoTokenizer": ["processing_earthgpt.EarthGPTTokenizer", None]},
-        },
-    }
-    for name, values in files.items():
-        (path / name).write_text(json.dumps(values, indent=2) + "\n")
-    return path
 
 
 # ---------------------------------------------------------------------------------------------- fixtures
@@ -289,7 +131,7 @@ def make_pair(tmp_path_factory, vocabulary):
             path = tmp_path_factory.mktemp(f"{variant}_{chat}")
             io.write(path / "ours", params, model=config, decimals=2, conversation=chat, tokenizer=vocabulary, about={})
             ours = io.describe(path / "ours")
-            made[variant, chat] = Pair(ours, params, export_folder(path / "hf", ours, params))
+            made[variant, chat] = Pair(ours, params, exporter.export_hf(path / "ours", path / "hf"))
         return made[variant, chat]
 
     yield make
@@ -465,9 +307,11 @@ def test_answers_are_the_engines(adapted, greedy):
     processor = adapted.processor()
     assert processor.batch_decode(tokens) == expected
     assert all(expected)
-    answer = adapted.tokenizer.encode("Two ships.\n### Human: And")
-    assert processor.decode(answer) == "Two ships."
-    assert processor.decode([*answer[:2], 2, *answer]) == adapted.tokenizer.decode(answer[:2])
+    answer, start = (adapted.tokenizer.encode(t) for t in ("Two ships.\n### Human: And", "Two ships."))
+    assert processor.decode(answer) == processor.decode([*start, 0, 0]) == "Two ships."
+    assert processor.decode([*start, 2, *answer]) == "Two ships."
+    closed = adapted.tokenizer.encode("Two ships.\n###")
+    assert processor.post_process_image_text_to_text([[*closed, 0]]) == ["Two ships."]
 
 
 def _cut(row: np.ndarray, ending: list[int]) -> np.ndarray:
@@ -641,6 +485,7 @@ TEXTS = [
     "<p>13 people</p>[0.1,0.1,0.5,0.12,0.48,0.4,0.08,0.38] <p>three ferries</p> [0,0,1,1] [0.2,0.2,0.3,0.3]",
     "<p>5 glasses</p>[0.1,0.1,0.2,0.2] <p>two school buses</p>[0.3,0.3,0.4,0.4] <p>Aircraft</p>[0.1,0.2,0.3,0.4]",
     "[0.5,0.5,0.5,0.9] [0.1,0.2,0.3] [1.2,0.1,1.3,0.4] [0.1,0.2,0.3,x] [] [0.1,-0.2,0.3,0.4] [0.1,0.2,0.3,0.4",
+    "[0.1,0.2,0.3,0.4x] [0.1 , 0.2, 0.3,0.4] [0.1,0.2,.3,0.4] [0.1,0.2,0.3,4e-1] [0.1,0.1,0.1,0.1,0.5,0.5,0.1,0.5]",
     "[[0.1,0.2,0.3,0.4]] <p>a<b</p>[0.1,0.2,0.3,0.4] <p>zero tanks</p>[0.1,0.2,0.3,0.4;;0.2,0.3,0.4,0.5]",
     "nothing at all",
 ]
@@ -674,7 +519,7 @@ def test_boxes_are_those_of_our_parser(adapted, size):
 # ----------------------------------------------------------------------------------------------- the files
 def test_the_files_need_nothing_of_ours_nor_of_jax():
     allowed = {"torch", "transformers", "numpy", "PIL", "sentencepiece"}
-    for file in FILES.glob("*.py"):
+    for file in FILES.glob("*_earthgpt.py"):
         for node in ast.walk(ast.parse(file.read_text())):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             if isinstance(node, ast.ImportFrom) and not node.level:

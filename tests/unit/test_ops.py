@@ -23,6 +23,26 @@ def test_attention_equals_jax_own_with_grouped_queries(kv_heads):
     np.testing.assert_allclose(attend(q, k, v, mask=mask), expected, atol=1e-6)
 
 
+@pytest.mark.parametrize("length", [128, 129, 300])
+def test_causal_attention_in_blocks_is_the_whole_one(length):
+    """Values and gradients, in rows of two segments with branches and padding, around the size of a block."""
+    rng = np.random.default_rng(0)
+    q, k, v = _random(2, length, 4, 8), _random(2, length, 2, 8, seed=1), _random(2, length, 2, 8, seed=2)
+    segments = jnp.asarray(np.sort(rng.integers(1, 3, (2, length)), axis=1)).at[:, -5:].set(0)
+    mask = visible(segments, jnp.asarray(rng.integers(0, 3, (2, length))))
+    seen = mask.any(-1)[:, :, None, None]  # what sees nothing may differ
+
+    def total(q, k, v, causal):
+        return jnp.sum(jnp.where(seen, attend(q, k, v, mask=mask, causal=causal), 0.0) ** 2)
+
+    for ours, whole in zip(
+        jax.tree.leaves(jax.jit(jax.value_and_grad(total, argnums=(0, 1, 2)), static_argnums=3)(q, k, v, True)),
+        jax.tree.leaves(jax.jit(jax.value_and_grad(total, argnums=(0, 1, 2)), static_argnums=3)(q, k, v, False)),
+        strict=True,
+    ):
+        np.testing.assert_allclose(ours, whole, rtol=1e-4, atol=1e-5)
+
+
 def test_a_query_that_sees_nothing_stays_finite_with_its_gradient():
     q, k = _random(1, 2, 1, 4), _random(1, 3, 1, 4, seed=1)
     mask = jnp.zeros((1, 2, 3), bool)

@@ -129,9 +129,8 @@ def _has_area(values: tuple[float, ...]) -> bool:
 
 
 def _is_simple(corners: list[tuple[float, float]]) -> bool:
-    """Whether no two sides of a quadrilateral cross or lie on each other; exact, in rational numbers."""
+    """Whether no two sides of a quadrilateral with an area cross or lie on each other; exact, in rational numbers."""
     points = [(Fraction(x), Fraction(y)) for x, y in corners]
-    points = [point for i, point in enumerate(points) if point != points[i - 1]]
 
     def turn(a: tuple, b: tuple, c: tuple) -> Fraction:
         return (b[0] - a[0]) * (c[1] - b[1]) - (b[1] - a[1]) * (c[0] - b[0])
@@ -143,11 +142,8 @@ def _is_simple(corners: list[tuple[float, float]]) -> bool:
     def cross(a: tuple, b: tuple, c: tuple, d: tuple) -> bool:
         return turn(a, b, c) * turn(a, b, d) < 0 and turn(c, d, a) * turn(c, d, b) < 0
 
-    count = len(points)
-    if count < 3 or any(folds_back(points[i - 2], points[i - 1], points[i]) for i in range(count)):
+    if any(folds_back(points[i - 2], points[i - 1], points[i]) for i in range(4)):
         return False  # a corner on another side folds back at one of that side's ends
-    if count == 3:
-        return True
     a, b, c, d = points
     return not cross(a, b, c, d) and not cross(b, c, d, a)
 
