@@ -45,6 +45,8 @@ def get_config(stage: str = "align") -> ConfigDict:
     config.optim.steps = 400
     config.optim.warmup_steps = 20
     config.optim.peak_lr = 2e-3 if stage == "align" else 5e-3  # adapters are few and want far more
+    if stage == "align":
+        config.optim.lr_scale = {"attention": 0.25, "norm": 0.25}  # they know their task; the projector does not
     config.optim.clip_norm = 1.0
     config.optim.weight_decay = 0.01
 

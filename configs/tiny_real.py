@@ -1,9 +1,9 @@
 """The tiny model on real imagery: both stages on what `earthgpt data build` made, starting from `tiny-base`.
 
 `data.source` is a folder of datasets. Dense images are common there: a question whose answer does
-not fit a row is left out, and counted as `left_out` in metrics.jsonl. Datasets that share images
-under different splits (RSIVQA with RSICD, Sydney and DOTA; see their cards) should not stand in the
-folder together when held-out figures are to be quoted.
+not fit a row is left out, and counted as `left_out` in metrics.jsonl. Datasets of the folder may share
+images under different splits (RSIVQA with RSICD, Sydney and DOTA; see their cards): what is in an
+evaluation split of any of them is not trained on; a run says at its start how many records that are.
 """
 
 from ml_collections import ConfigDict

@@ -6,8 +6,8 @@ Every step is skipped where its result exists, and all of them are seeded:
   tokenizer  a SentencePiece model in LLaMA's layout over the synthetic texts
   encoders   ViT and ConvNeXt, trained on a dense pretext task (what is in this cell, and where are its
              corners), stand-ins for DINOv2 and CLIP; the heads are thrown away
-  llm        LLaMA, trained as a language model on texts alone: scenes written out, then questions and
-             answers about them; it never sees an image
+  llm        LLaMA, trained as a language model on scenes written out, as text or as a map of symbols, then
+             questions and answers about them; it never sees an image
   base       encoders + LLM + untrained projector = `tiny-base`
   align      the recipe `tiny:align`, long
   instruct   the recipe `tiny:instruct`, long = `tiny`
@@ -40,11 +40,11 @@ from earthgpt_jax.input.conversation import conversation
 from earthgpt_jax.input.images import load_square
 from earthgpt_jax.input.pipeline import draw
 from earthgpt_jax.input.questions import KINDS, Grammar, ask, candidates
-from earthgpt_jax.input.rows import build_row
+from earthgpt_jax.input.rows import build_row, image_prefix
 from earthgpt_jax.input.tokenizer import Tokenizer, train_tokenizer
 from earthgpt_jax.mmrs.cards import cards
 from earthgpt_jax.mmrs.record import Record, Task
-from earthgpt_jax.mmrs.store import write
+from earthgpt_jax.mmrs.store import open_source, write
 from earthgpt_jax.mmrs.synthetic import SyntheticSource
 from earthgpt_jax.models import earthgpt, io
 from earthgpt_jax.models.earthgpt import (
@@ -53,10 +53,12 @@ from earthgpt_jax.models.earthgpt import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     EarthGPT,
+    ImageTokens,
     normalise,
 )
 from earthgpt_jax.models.layers import LayerNorm, Linear
 from earthgpt_jax.models.llama import Llama
+from earthgpt_jax.models.perception import Projector
 from earthgpt_jax.ops.attention import visible
 from earthgpt_jax.ops.losses import next_token_loss
 from earthgpt_jax.sharding.mesh import data_parallel
@@ -296,7 +298,10 @@ def tokenizer(workdir: Path, config: Config) -> Path:
 
 
 # ------------------------------------------------------------------------------------------------- llm
-RENAMED_SHARE = 0.2
+MAP_SHARE = 0.75  # of the corpus; the rest are texts
+MAP_NOISE = 0.015  # of the image's side
+CLASSES, SCENES = 11, 14  # nothing and ten classes
+CODES = CLASSES + COORDINATES * 20 + SCENES + 3 + (CLASSES - 1) * 6
 TEXT_KINDS = {
     BoxKind.HBB: {"classification": 1, "caption": 1, "vqa": 4, "region_caption": 1, "grounding": 2, "hbb": 1.5,
                   "grounded_caption": 1},
@@ -314,48 +319,91 @@ def scene_text(record: Record, kind: BoxKind, decimals: int, rng: np.random.Gene
     return f"{record.sensor.value} {record.label}:" + ";".join(items)
 
 
-def text_rows(number: int, *, source: Sequence[Record], config: Config, tokens: Tokenizer, length: int):
-    """Row `number` of the text corpus: a scene as text, then independent questions about it."""
+def map_codes(dense: dict[str, np.ndarray], index: int) -> np.ndarray:
+    """A scene as a map, f32[1 + 64, C]: what covers each cell, and its coordinates digit by digit, as one-hot symbols.
+
+    The first entry stands for the whole: scene, sensor, counts. Coordinates are a little off, as an eye's are.
+    """
+    rng = np.random.default_rng((11, index, int(dense["counts"][index].sum())))
+    classes = dense["classes"][index].reshape(-1)
+    coordinates = dense["coordinates"][index].reshape(-1, COORDINATES)
+    noisy = np.clip(coordinates + MAP_NOISE * rng.standard_normal(coordinates.shape), 0, 0.994)
+    hundredths = (noisy * 100).round().astype(int)
+    digits = np.concatenate([np.eye(10)[hundredths // 10], np.eye(10)[hundredths % 10]], axis=-1)  # P 12 20
+    cells = np.concatenate(
+        [np.eye(CLASSES)[classes], digits.reshape(len(classes), -1) * (classes > 0)[:, None]], axis=-1
+    )
+    scene, sensor = dense["scene"][index]
+    whole = np.concatenate([np.eye(SCENES)[scene], np.eye(3)[sensor], np.eye(6)[dense["counts"][index]].reshape(-1)])
+    codes = np.zeros((1 + len(classes), cells.shape[1] + len(whole)), np.float32)
+    codes[0, cells.shape[1] :], codes[1:, : cells.shape[1]] = whole, cells
+    return codes
+
+
+def corpus_row(
+    number: int,
+    *,
+    source: Sequence[Record],
+    dense: dict[str, np.ndarray],
+    config: Config,
+    tokens: Tokenizer,
+    length: int,
+):
+    """Row `number` of the LLM's corpus: a scene, as a map or as text, then independent questions about it."""
     rng = np.random.default_rng((7, number))
     record = source[int(rng.integers(len(source)))]
-    if rng.random() < RENAMED_SHARE:
-        record = renamed(record, rng)
-    kind = BoxKind.OBB if number % 3 == 0 else BoxKind.HBB
+    index = int(record.id.rsplit("/", 1)[1])
+    kind = BoxKind.OBB if rng.random() < 0.4 else BoxKind.HBB
     template = conversation(config.data.conversation)
-    scene = scene_text(record, kind, config.data.decimals, rng)
-    ids = np.array([tokens.bos_id, *tokens.encode(scene), *tokens.encode(template.prefix)], np.int32)
-    spec = dataclasses.replace(input_spec(config), task_weights=TEXT_KINDS[kind])
+    as_map = rng.random() < MAP_SHARE
+    if as_map:
+        prefix = image_prefix(tokens, template, visual_tokens=1 + GRID**2)
+    else:
+        record = renamed(record, rng) if rng.random() < 0.5 else record
+        scene = scene_text(record, kind, config.data.decimals, rng)
+        ids = np.array([tokens.bos_id, *tokens.encode(scene), *tokens.encode(template.prefix)], np.int32)
+        prefix = (ids, np.full_like(ids, TEXT_SLOT))
+    spec = dataclasses.replace(input_spec(config), task_weights=TEXT_KINDS[kind], max_questions=8)
     row = build_row(
-        draw(record, spec=spec, rng=rng),
-        prefix=(ids, np.full_like(ids, TEXT_SLOT)),
-        tokenizer=tokens,
-        conversation=template,
-        tokens_per_row=length,
+        draw(record, spec=spec, rng=rng), prefix=prefix, tokenizer=tokens, conversation=template, tokens_per_row=length
     )
-    # A language model reads everything: the scene's own words are worth something, answers most.
-    weights = np.where((row.segments > 0) & (row.loss_weights == 0), 0.1, row.loss_weights)
-    return row.tokens, row.positions, row.segments, row.branches, weights.astype(np.float32)
+    # A language model reads everything: a text's own words are worth something, answers most.
+    unsupervised = 0.0 if as_map else 0.1
+    weights = np.where((row.segments > 0) & (row.loss_weights == 0), unsupervised, row.loss_weights)
+    codes = map_codes(dense, index) if as_map else np.zeros_like(map_codes(dense, 0))
+    return row.tokens, row.positions, row.segments, row.branches, weights.astype(np.float32), row.image_slots, codes
 
 
-def llm(
-    workdir: Path, config: Config, *, steps: int, batch_size: int = 16, length: int = 384, count: int = 3000
-) -> Path:
+class Reader(nnx.Module):
+    """A LLaMA that reads maps where an EarthGPT reads images; the map's own projector is thrown away."""
+
+    def __init__(self, config: Config, *, rngs: nnx.Rngs):
+        dim = config.model.llm.dim
+        self.llm = Llama(config.model.llm, adapter=AdapterConfig(), rngs=rngs, dtype=config.model.dtype)
+        self.image_tokens = ImageTokens(dim, rngs=rngs)
+        self.maps = Projector(CODES, dim, rngs=rngs, dtype=config.model.dtype)
+
+    def __call__(self, tokens, positions, segments, branches, slots, codes) -> jax.Array:
+        x = EarthGPT.embed(self, tokens, slots, self.maps(codes))  # type: ignore[arg-type]
+        hidden, _ = self.llm(x, positions=positions, mask=visible(segments, branches))
+        return self.llm.logits(hidden)
+
+
+def llm(workdir: Path, config: Config, *, steps: int, count: int, batch_size: int = 16, length: int = 384) -> Path:
     path = workdir / "llm.npz"
     if path.exists():
         return path
     tokens = Tokenizer(tokenizer(workdir, config))
-    module = Llama(config.model.llm, adapter=AdapterConfig(), rngs=nnx.Rngs(params=1), dtype=config.model.dtype)
-    graphdef, params = params_lib.split_module(module)
+    graphdef, params = params_lib.split_module(Reader(config, rngs=nnx.Rngs(params=1)))
     rate = optax.warmup_cosine_decay_schedule(0.0, 3e-3, min(100, steps // 8), steps)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate, b2=0.98, weight_decay=0.01))
     place = data_parallel(batch_size)
     params = jax.device_put(params, place.whole)
     state = jax.device_put(optimizer.init(params), place.whole)
 
-    def loss(params, ids, positions, segments, branches, weights):
-        model = params_lib.merge_module(graphdef, params)
-        hidden, _ = model(model.embed_tokens(ids), positions=positions, mask=visible(segments, branches))
-        total, weight = next_token_loss(model.logits(hidden), ids, weights)
+    def loss(params, ids, positions, segments, branches, weights, slots, codes):
+        logits = params_lib.merge_module(graphdef, params)(ids, positions, segments, branches, slots, codes)
+        total, weight = next_token_loss(logits, ids, weights)
         return total / weight
 
     @functools.partial(jax.jit, donate_argnums=(0, 1))
@@ -364,8 +412,9 @@ def llm(
         updates, state = optimizer.update(gradients, state, params)
         return optax.apply_updates(params, updates), state, value
 
-    source = [SyntheticSource("train", count)[i] for i in tqdm(range(count), desc="scenes")]
-    row = functools.partial(text_rows, source=source, config=config, tokens=tokens, length=length)
+    source = open_source(dataset(workdir, count=count), "train")
+    dense = {name: value for name, value in render(workdir, count=count).items() if name != "images"}
+    row = functools.partial(corpus_row, source=source, dense=dense, config=config, tokens=tokens, length=length)
     rows = grain.MapDataset.range(2**31).map(row).batch(batch_size)
     bar = tqdm(range(steps), desc="llm", mininterval=5)
     for step, batch in zip(
@@ -374,21 +423,23 @@ def llm(
         params, state, value = update(params, state, *jax.device_put(batch, place.batch))
         if step % 50 == 0:
             bar.write(f"{step} loss {float(value):.4f}")
-    np.savez(path, **{k: np.asarray(v) for k, v in params.items()})  # type: ignore[arg-type]
+    kept = {key: np.asarray(value) for key, value in params.items() if key.startswith(("llm/", "image_tokens/"))}
+    np.savez(path, **kept)  # type: ignore[arg-type]
     return path
 
 
 # ---------------------------------------------------------------------------------------------- stages
 def base(workdir: Path, config: Config, args: argparse.Namespace) -> Path:
-    """Puts `tiny-base` together: trained encoders and LLM, projector and image marks as initialised."""
+    """Puts `tiny-base` together: trained encoders and LLM, the projector as initialised."""
     path = workdir / "tiny-base"
     if not path.exists():
         _, params = earthgpt.init(config.model, seed=0)
         arrays = io.as_numpy(params)
-        parts = {"": encoders(workdir, config, count=args.count, rounds=args.encoder_steps),
-                 "llm/": llm(workdir, config, steps=args.llm_steps)}  # fmt: skip
-        for prefix, file in parts.items():
-            loaded = {prefix + key: value for key, value in np.load(file).items()}
+        for file in (
+            encoders(workdir, config, count=args.count, rounds=args.encoder_steps),
+            llm(workdir, config, steps=args.llm_steps, count=args.count),
+        ):
+            loaded = dict(np.load(file))
             assert loaded.keys() <= arrays.keys()
             arrays |= loaded
         io.write(
@@ -448,7 +499,7 @@ def main() -> None:
     elif args.step == "encoders":
         encoders(args.workdir, config, count=args.count, rounds=args.encoder_steps)
     elif args.step == "llm":
-        llm(args.workdir, config, steps=args.llm_steps)
+        llm(args.workdir, config, steps=args.llm_steps, count=args.count)
     elif args.step == "data":
         dataset(args.workdir, count=args.count)
     else:

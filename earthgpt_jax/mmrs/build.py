@@ -19,7 +19,7 @@ from typing import IO, Any
 from tqdm import tqdm
 
 from earthgpt_jax.errors import EarthGPTError
-from earthgpt_jax.mmrs import store
+from earthgpt_jax.mmrs import digests, store
 from earthgpt_jax.mmrs.cards import SPLITS, Card
 from earthgpt_jax.mmrs.readers import Dropped, Event, Kind, Native, Rejected, absent_parts, locate, read
 from earthgpt_jax.mmrs.record import Record
@@ -211,7 +211,7 @@ def _finished(out: Path, origin: str) -> Built | None:
     if not out.exists():
         return None
     values = store.manifest(out)
-    if values.get("origin") != origin:
+    if values.get("origin") != origin or not (out / digests.FILE).exists():  # an earlier version wrote none
         raise EarthGPTError(
             f"{out}: expected no such folder or one built from the same files and card; it holds another build. "
             "Choose another --out, or delete this folder and run the same command again"

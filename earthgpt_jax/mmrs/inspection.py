@@ -11,7 +11,7 @@ from tqdm import tqdm
 from earthgpt_jax.errors import EarthGPTError
 from earthgpt_jax.geometry import degenerate
 from earthgpt_jax.input.images import decode
-from earthgpt_jax.mmrs import store
+from earthgpt_jax.mmrs import digests, store
 from earthgpt_jax.mmrs.record import Record, Task
 
 
@@ -47,9 +47,16 @@ def complaints(directory: Path) -> list[str]:
     for kind, row in values.get("native", {}).items():
         if row["native"] != row["kept"] + row["quarantined"] + row["dropped"]:
             found.append(f"{kind}s do not add up: {row}")
+    try:
+        digests_of = store.image_digests(directory)
+    except EarthGPTError as error:
+        return [*found, str(error)]
     seen: set[str] = set()
     for split in values["counts"]:
-        for record in tqdm(store.RecordSource(directory, split), desc=f"{values['name']}/{split}", leave=False):
+        source = tqdm(store.RecordSource(directory, split), desc=f"{values['name']}/{split}", leave=False)
+        for record, expected in zip(source, digests_of[split], strict=True):
+            if digests.digest(record.image) != expected:
+                found.append(f"{record.id}: {digests.FILE} is of another image")
             found += [f"{record.id}: {text}" for text in _wrong(record)]
             if record.id in seen:
                 found.append(f"{record.id} occurs twice")

@@ -1,18 +1,24 @@
 """Records in ArrayRecord shards, written and read through TFDS, without TensorFlow.
 
 A finished dataset directory holds what TFDS writes (`tfds.builder_from_directory` opens it),
-`manifest.json` (counts, fingerprint, sha256 of every shard) and `quarantine.jsonl` (what could not be
-used, with its reason). It appears under its name only when it is complete.
+`manifest.json` (counts, fingerprint, sha256 of every shard), `quarantine.jsonl` (what could not be
+used, with its reason) and `digests.npz` (which records hold the same image). It appears under its name
+only when it is complete.
+
+Datasets in a folder are read together, and then no image of an evaluation split is trained on: see
+`open_source`.
 """
 
 from __future__ import annotations
 
+import array
 import collections
 import contextlib
 import errno
 import hashlib
 import io
 import json
+import logging
 import os
 import tempfile
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -25,11 +31,13 @@ from tensorflow_datasets.core.writer import ExampleWriter
 from tensorflow_datasets.proto import tf_example_pb2
 
 from earthgpt_jax.errors import EarthGPTError
+from earthgpt_jax.mmrs import digests
 from earthgpt_jax.mmrs.examples import FEATURES, to_example, to_record
 from earthgpt_jax.mmrs.record import Record, Task
 
 VERSION = "1.0.0"
 MANIFEST, QUARANTINE = "manifest.json", "quarantine.jsonl"
+_log = logging.getLogger(__name__)
 
 
 class _StableWriter(ExampleWriter):
@@ -97,19 +105,21 @@ def write(
     if out.exists():
         raise EarthGPTError(f"{out} exists already; name another folder, or delete it to build it anew")
     counts: dict[str, dict[str, collections.Counter]] = {}
+    images: dict[str, array.array] = {}
     with writing(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         # A name of its own, so that builds at the same time cannot mix; TFDS nests the files deeper than the
         # search for datasets looks, so that what a killed build leaves is never taken for one.
         with tempfile.TemporaryDirectory(prefix=f"{out.name}.partial-", dir=out.parent) as partial, _quiet():
             builder = _Builder(
-                splits={split: _counting(records, split, counts) for split, records in splits.items()},
+                splits={split: _counting(records, split, counts, images) for split, records in splits.items()},
                 data_dir=partial,
                 file_format="array_record",
             )
             builder.download_and_prepare()
             written = Path(builder.data_dir)
             (written / QUARANTINE).write_text("".join(json.dumps(entry) + "\n" for entry in quarantine))
+            digests.write(written, images)
             shards = {path.name: _sha256(path) for path in sorted(written.glob("*.array_record*"))}
             by_split = {s: {kind: dict(sorted(c.items())) for kind, c in k.items()} for s, k in counts.items()}
             values = {
@@ -142,8 +152,9 @@ def writing(out: Path) -> Iterator[None]:
         raise EarthGPTError(f"writing {out}: {reason}; nothing was left behind. Please {remedy}") from error
 
 
-def _counting(records: Iterable[Record], split: str, counts: dict) -> Iterator[Record]:
-    """Passes records on and counts what is in them."""
+def _counting(records: Iterable[Record], split: str, counts: dict, images: dict) -> Iterator[Record]:
+    """Passes records on, counts what is in them, and takes the digests of their images."""
+    taken = images.setdefault(split, array.array("Q"))
     tally = counts.setdefault(
         split, {kind: collections.Counter() for kind in ("total", "sensor", "task", "label", "object")}
     )
@@ -156,6 +167,7 @@ def _counting(records: Iterable[Record], split: str, counts: dict) -> Iterator[R
         if record.label:
             tally["label"][record.label] += 1
         tally["object"].update(item.label for item in record.objects)
+        taken.append(digests.digest(record.image))
         yield record
 
 
@@ -187,6 +199,16 @@ def manifest(directory: Path) -> dict[str, Any]:
         ) from None
     except ValueError as error:
         raise EarthGPTError(f"{path} is damaged ({error}); build the folder anew") from error
+
+
+def image_digests(directory: Path) -> dict[str, np.ndarray]:
+    """Split -> u64[records], in the order of the records; equal where the images are.
+
+    Raises:
+        EarthGPTError: `directory` is no dataset, was built before there were digests, or is damaged.
+    """
+    counts = manifest(directory)["counts"]
+    return digests.read(directory, {split: kinds["total"].get("records", 0) for split, kinds in counts.items()})
 
 
 class RecordSource(Sequence[Record]):
@@ -224,20 +246,25 @@ def open_source(directory: Path, split: str, *, tasks: Collection[Task] = ()) ->
     """A dataset directory, or every one in a folder of them, as one sequence of records.
 
     Datasets without the split, without images, or with nothing for `tasks` (where given) are left out.
+    Of several datasets' training records, those are left out (and counted in a warning) whose image is in an
+    evaluation split of any dataset of the folder, whatever its tasks. A dataset alone keeps its published
+    splits, and evaluation splits are always whole.
 
     Raises:
-        EarthGPTError: nothing is left; says what was looked at.
+        EarthGPTError: nothing is left; says what was looked at. Or a dataset among several has no digests.
     """
     folders = [directory] if (directory / MANIFEST).exists() or not directory.is_dir() else sorted(
         path.parent for path in directory.glob(f"*/{MANIFEST}")
     )  # fmt: skip
+    guarded = split == digests.TRAIN and len(folders) > 1
+    leaks = digests.leaks([image_digests(folder) for folder in folders]) if guarded else [None] * len(folders)
     chosen, passed = [], []
-    for folder in folders:
+    for folder, leaked in zip(folders, leaks, strict=True):
         counts = manifest(folder)["counts"].get(split, {})
         usable = counts.get("task", {}).keys() & {str(task) for task in tasks or Task}
         source = RecordSource(folder, split) if usable else None
         if source is not None and len(source) and source[0].image:
-            chosen.append(source)
+            chosen.append((source, np.zeros(len(source), bool) if leaked is None else leaked))
         else:
             passed.append(folder.name)
     if not chosen:
@@ -246,26 +273,42 @@ def open_source(directory: Path, split: str, *, tasks: Collection[Task] = ()) ->
             f"{', '.join(map(str, tasks or Task))}; looked at {', '.join(passed) or 'no dataset at all'}. "
             "`earthgpt data build` makes them, `earthgpt data stats` tells what they hold."
         )
-    return Together(chosen)
+    if told := ", ".join(f"{source.name} {leaked.sum()} of {len(source)}" for source, leaked in chosen if leaked.any()):
+        _log.warning("data %s: left out of training, as evaluation splits hold the same images: %s", directory, told)
+    sources, left_out = zip(*chosen, strict=True)
+    together = Together(sources, left_out=np.concatenate(left_out))
+    if not len(together):
+        raise EarthGPTError(
+            f"data {directory}: all its training images are in evaluation splits too; put fewer datasets together"
+        )
+    return together
 
 
 class Together(Sequence[Record]):
-    """Several sources one behind the other, as one."""
+    """Several sources one behind the other, as one.
 
-    def __init__(self, sources: Sequence[RecordSource]):
+    Args:
+        left_out: bool[records of all sources], True for those that shall not occur; none, if not given.
+    """
+
+    def __init__(self, sources: Sequence[RecordSource], *, left_out: np.ndarray | None = None):
         self._sources = list(sources)
         self._starts = np.cumsum([0, *map(len, self._sources)])
+        everything = int(self._starts[-1])
+        self._rows = np.arange(everything) if left_out is None else np.flatnonzero(~left_out)
         self.name = ", ".join(source.name for source in self._sources)
         prints = [source.fingerprint for source in self._sources]
+        if len(self._rows) < everything:  # only then: runs on whole datasets resume as ever
+            prints.append(hashlib.sha256(self._rows.astype("<i8").tobytes()).hexdigest())
         joined = hashlib.sha256("|".join(prints).encode()).hexdigest()[:16]
         self.fingerprint = prints[0] if len(prints) == 1 else joined
 
     def __len__(self) -> int:
-        return int(self._starts[-1])
+        return len(self._rows)
 
     def __getitem__(self, index: int) -> Record:  # type: ignore[override]
         if not -len(self) <= index < len(self):
             raise IndexError(index)
-        index %= len(self)
-        which = int(np.searchsorted(self._starts, index, side="right")) - 1
-        return self._sources[which][index - int(self._starts[which])]
+        row = int(self._rows[index])
+        which = int(np.searchsorted(self._starts, row, side="right")) - 1
+        return self._sources[which][row - int(self._starts[which])]

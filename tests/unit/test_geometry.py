@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 import shapely
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from earthgpt_jax.geometry import (
@@ -80,32 +80,67 @@ def test_pixels_to_square_and_back(width, height, x, y):
     np.testing.assert_allclose(square.to_pixels(square.to_fractions([x, y])), [x, y], atol=1e-6)
 
 
-@given(
-    width=st.integers(64, 2000), ratio=st.floats(0.4, 2.5), decimals=st.integers(2, 4), angle=ANGLES,
-    kind=st.sampled_from(BoxKind),
-)  # fmt: skip
-@settings(deadline=None)
-def test_text_round_trip_is_within_half_a_step(width, ratio, decimals, angle, kind):
-    height = round(width * ratio)
-    square = Square(width, height)
-    # Long enough that rounding cannot make it degenerate, and inside the image at any angle.
-    w, h = 0.5 * min(width, height), 0.3 * min(width, height)
-    polygon = rotated_to_polygon(cx=width / 2, cy=height / 2, w=w, h=h, angle=angle)
-    text = format_boxes([polygon], square=square, decimals=decimals, kind=kind)
-    parsed = parse(text)
-    assert parsed.grammar == "mmrs" and not parsed.rejections and len(parsed.boxes) == 1
+@st.composite
+def _boxes(draw: st.DrawFn) -> tuple[Square, np.ndarray]:
+    """An image of 16..4096 px and any box inside of it that has an area, however thin."""
+    width, height = draw(st.integers(16, 4096)), draw(st.integers(16, 4096))
+    cx, cy = draw(st.floats(0.001, 0.999)) * width, draw(st.floats(0.001, 0.999)) * height
+    diagonal = 2 * draw(st.floats(1e-4, 1)) * min(cx, cy, width - cx, height - cy)
+    slant = draw(st.floats(1e-4, math.pi / 2 - 1e-4))  # the diagonal's to `angle`: thin, a square, thin across
+    angle = draw(st.sampled_from([0.0, math.pi / 4, math.pi / 2]) | ANGLES)
+    w, h = diagonal * math.cos(slant), diagonal * math.sin(slant)
+    polygon = rotated_to_polygon(cx=cx, cy=cy, w=w, h=h, angle=angle)
+    assume(not degenerate(polygon, width=width, height=height))
+    return Square(width, height), polygon
+
+
+@given(box=_boxes(), decimals=st.integers(1, 4), kind=st.sampled_from(BoxKind))
+@settings(deadline=None, max_examples=300)
+def test_every_box_is_read_back_as_it_was_rounded_or_with_the_least_area(box, decimals, kind):
+    square, polygon = box
     expected = rect_to_polygon(*polygon_to_rect(polygon)) if kind is BoxKind.HBB else polygon
-    half_a_step = 0.5 * 10**-decimals * square.side
-    np.testing.assert_allclose(parsed.boxes[0].pixels(square), expected, atol=half_a_step + 2e-3)
+    parsed = parse(format_boxes([polygon], square=square, decimals=decimals, kind=kind))
+    assert parsed.grammar == "mmrs" and not parsed.rejections and [b.kind for b in parsed.boxes] == [kind]
+    read, step = parsed.boxes[0].pixels(square), 10**-decimals * square.side
+    fractions = np.clip(square.to_fractions(expected), 0, 1)
+    rounded = np.array([float(f"{value:.{decimals}f}") for value in fractions])
+    if degenerate(rounded, width=1, height=1):
+        np.testing.assert_allclose(polygon_to_rect(read), polygon_to_rect(expected), atol=1.5 * step + 2e-3)
+    else:
+        np.testing.assert_allclose(read, expected, atol=0.5 * step + 2e-3)
 
 
-def test_a_box_thinner_than_a_step_is_written_but_cannot_be_read_back():
-    """A known limit: rounding leaves it no area, and the parser takes no box without area."""
-    square = Square(64, 1920)
-    text = format_boxes([rect_to_polygon(16, 955, 48, 964)], square=square, decimals=2, kind=BoxKind.HBB)
-    assert parse(text).boxes == () and "no area" in parse(text).rejections[0]
-    finer = format_boxes([rect_to_polygon(16, 955, 48, 964)], square=square, decimals=3, kind=BoxKind.HBB)
-    assert len(parse(finer).boxes) == 1
+@pytest.mark.parametrize(
+    ("corners", "hbb"),
+    [
+        ((50, 20.1, 60, 20.3), "[0.50,0.20,0.60,0.21]"),  # no height: down
+        ((50.1, 20, 50.3, 30), "[0.50,0.20,0.51,0.30]"),  # no width: to the right
+        ((50.1, 20.1, 50.3, 20.3), "[0.50,0.20,0.51,0.21]"),
+        ((99.7, 20, 100, 30), "[0.99,0.20,1.00,0.30]"),  # no room on the right
+        ((99.7, 99.7, 100, 100), "[0.99,0.99,1.00,1.00]"),
+        ((0, 0, 0.1, 0.1), "[0.00,0.00,0.01,0.01]"),
+        ((100, 20, 105, 30), "[0.99,0.20,1.00,0.30]"),  # only touches the image
+    ],
+)
+def test_a_box_that_rounding_collapses_is_widened_by_a_step(corners, hbb):
+    box, options = rect_to_polygon(*corners), {"square": Square(100, 100), "decimals": 2}
+    assert format_boxes([box], kind=BoxKind.HBB, **options) == hbb
+    x0, y0, x1, y1 = hbb.strip("[]").split(",")
+    assert format_boxes([box], kind=BoxKind.OBB, **options) == f"[{x0},{y0},{x1},{y0},{x1},{y1},{x0},{y1}]"
+
+
+def test_a_slanted_box_that_rounding_collapses_becomes_its_upright_rectangle():
+    line = np.array([10.1, 10, 30.1, 30, 29.9, 30, 9.9, 10])
+    options = {"square": Square(100, 100), "kind": BoxKind.OBB}
+    assert format_boxes([line], decimals=2, **options) == "[0.10,0.10,0.30,0.10,0.30,0.30,0.10,0.30]"
+    assert format_boxes([line], decimals=3, **options) == "[0.099,0.100,0.101,0.100,0.301,0.300,0.299,0.300]"
+
+
+@pytest.mark.parametrize("kind", BoxKind)
+def test_the_count_in_the_text_is_the_count_of_boxes_however_small(kind):
+    ships = [rect_to_polygon(x, x, x + 3, x + 1) for x in (0, 1000, 1001, 4093)]
+    text = format_detection({"ship": ships}, square=Square(4096, 4096), decimals=2, kind=kind)
+    assert "<p>four ships</p>" in text and len(parse(text).boxes) == 4 and not parse(text).rejections
 
 
 def test_detection_text_and_back():

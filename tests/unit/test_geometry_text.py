@@ -64,7 +64,7 @@ def test_only_ascii_digits_are_numbers():
 
 
 def test_the_smallest_oriented_box_that_can_be_written_is_a_box():
-    for decimals in (2, 3, 4):
+    for decimals in (1, 2, 3, 4):
         step = 10**-decimals
         corners = np.array([0.5, 0.5, 0.5 + step, 0.5, 0.5 + step, 0.5 + step, 0.5, 0.5 + step])
         text = format_boxes([corners], square=Square(1, 1), decimals=decimals, kind=BoxKind.OBB)

@@ -65,6 +65,8 @@ def test_the_manifest_counts_and_names_every_shard(built):
     assert values["counts"]["train"]["object"] == {"bus": 2, "ship": 2}
     assert values["origin"] == "here"
     assert set(values["shards"]) == {path.name for path in out.glob("*.array_record*")}
+    assert {split: len(values) for split, values in store.image_digests(out).items()} == {"train": 3, "test": 1}
+    assert [int(value) == 0 for value in store.image_digests(out)["train"]] == [False, True, False]  # one has no image
     assert json.loads((out / "quarantine.jsonl").read_text()) == {"id": "x", "reason": "torn"}
 
 
