@@ -84,7 +84,7 @@ def _logits(name: str | Path, image: bytes, question: str) -> np.ndarray:
     def forward(params: params_lib.Params, square: jax.Array) -> jax.Array:
         module = params_lib.merge_module(graphdef, params)
         x = module.embed(tokens[None], slots[None], module.perceive(module.encode(square[None])))
-        ones = np.ones((1, len(tokens)), np.int32)
+        ones = jax.numpy.ones((1, len(tokens)), int)
         hidden, _ = module.llm(x, positions=np.arange(len(tokens))[None], mask=visible(ones, 0 * ones))
         return module.llm.logits(hidden)[0]
 

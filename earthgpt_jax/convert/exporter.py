@@ -53,8 +53,8 @@ def export_hf(
             _copy((folder / ADAPTER_FILE).parent, Chosen(_leaves(model), adapters=True))
         values = hf_config(model, config, dtype=_name(dtype, reader))
         (folder / "config.json").write_text(json.dumps(values, indent=1) + "\n")
-        for file, content in _around_the_model(model, config).items():
-            (folder / file).write_text(json.dumps(content, indent=1) + "\n")
+        for name_of_file, content in _around_the_model(model, config).items():
+            (folder / name_of_file).write_text(json.dumps(content, indent=1) + "\n")
         for file in sorted(REMOTE_CODE.glob("*_earthgpt.py")):
             shutil.copyfile(file, folder / file.name)
         shutil.copyfile(model.tokenizer, folder / "tokenizer.model")
@@ -87,7 +87,8 @@ def export_accessory(name: str | Path, out: Path, *, dtype: np.dtype | None = No
     ours = reader.shapes
     full = table.their_shapes(ours)
     dims = {key: Joined.dim_of(key, SPLIT_DIMS) for key in full}
-    if odd := [key for key, dim in dims.items() if dim is not None and full[key][dim] % shards] or shards < 1:
+    odd = [key for key, dim in dims.items() if dim is not None and (shards < 1 or full[key][dim] % shards)]
+    if odd:
         raise EarthGPTError(
             f"{shards} shards: expected a number that divides heads ({config.llm.heads}, {config.llm.kv_heads}), "
             f"ffn_dim {config.llm.ffn_dim} and vocab_size {config.llm.vocab_size}; it does not divide {odd[:2]}"

@@ -27,7 +27,7 @@ Shape = tuple[int, ...]
 INDEX = "model.safetensors.index.json"
 # Files of this kind are mapped into memory; mapped anew after so many bytes, lest all pages stay resident.
 _REMAP_BYTES = 256 << 20
-_DTYPES = {
+_DTYPES: dict[str, np.dtype] = {
     "F64": np.dtype("float64"), "F32": np.dtype("float32"), "F16": np.dtype("float16"),
     "BF16": np.dtype("bfloat16"), "I64": np.dtype("int64"), "I32": np.dtype("int32"), "I16": np.dtype("int16"),
     "I8": np.dtype("int8"), "U8": np.dtype("uint8"), "BOOL": np.dtype("bool"),
@@ -38,8 +38,11 @@ _DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 class Reader(Protocol):
     """Tensors by name."""
 
-    shapes: Mapping[str, Shape]
-    dtypes: Mapping[str, np.dtype]
+    @property
+    def shapes(self) -> Mapping[str, Shape]: ...
+
+    @property
+    def dtypes(self) -> Mapping[str, np.dtype]: ...
 
     def read(self, key: str, start: int = 0, rows: int | None = None) -> np.ndarray:
         """Rows `start:start+rows` of a tensor, all from `start` on if `rows` is None."""
@@ -312,7 +315,7 @@ class SafetensorsWriter:
         file, offset = self._place[key]
         data = np.ascontiguousarray(rows.astype(dtype, copy=False)).reshape(-1).view(np.uint8)
         offset += start * (_bytes(shape[1:], dtype) if shape else 0)
-        view = memoryview(data)
+        view = memoryview(data.data)
         while view:  # one call writes at most 2 GiB
             written = os.pwrite(file, view, offset)
             view, offset = view[written:], offset + written
