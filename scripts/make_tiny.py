@@ -84,16 +84,18 @@ def render(workdir: Path, *, count: int) -> dict[str, np.ndarray]:
                 scene = (labels.index(record.label), sensors.index(record.sensor))
                 counts = [min(sum(o.label == name for o in record.objects), 5) for name in objects]
                 rows.append((load_square(record.image, 128), *cells, np.array(scene), np.array(counts)))
-        names = ("images", "classes", "coordinates", "scene", "counts")
+        names = ("images", "classes", "coordinates", "centres", "scene", "counts")
         workdir.mkdir(parents=True, exist_ok=True)
         columns = {name: np.stack(column) for name, column in zip(names, zip(*rows, strict=True), strict=True)}
         np.savez(path, **columns)  # type: ignore[arg-type]
     return dict(np.load(path))
 
 
-def dense_targets(record, objects: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Class (0: nothing) and coordinates of the object that covers each cell's middle or has its centre there."""
+def dense_targets(record, objects: list[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of each cell: the class (0: nothing) and the coordinates of the object that covers its middle or has its
+    centre there, and whether an object has its centre there (a listing counts each object once)."""
     classes = np.zeros((GRID, GRID), np.int32)
+    centres = np.zeros((GRID, GRID), np.int32)
     coordinates = np.zeros((GRID, GRID, COORDINATES), np.float32)
     middles = (np.arange(GRID) + 0.5) / GRID
     x, y = np.meshgrid(middles, middles)
@@ -107,9 +109,10 @@ def dense_targets(record, objects: list[str]) -> tuple[np.ndarray, np.ndarray]:
         inside = np.all([s >= 0 for s in side], axis=0) | np.all([s <= 0 for s in side], axis=0)
         column, row = np.clip((polygon.mean(0) * GRID).astype(int), 0, GRID - 1)
         inside[row, column] = True
+        centres[row, column] = 1
         classes[inside] = 1 + objects.index(item.label)
         coordinates[inside] = np.concatenate([box, polygon.reshape(-1)])
-    return classes, np.clip(coordinates, 0, 0.999)
+    return classes, np.clip(coordinates, 0, 0.999), centres
 
 
 # -------------------------------------------------------------------------------------------- encoders
@@ -119,7 +122,7 @@ class DenseHead(nnx.Module):
     def __init__(self, dim: int, *, classes: int, scenes: int, rngs: nnx.Rngs):
         make = functools.partial(Linear, dim, rngs=rngs, dtype=DType.FLOAT32)
         self.norm = LayerNorm(dim, eps=1e-6)
-        self.classes = make(1 + classes)
+        self.classes, self.centres = make(1 + classes), make(2)
         self.coordinates = make(COORDINATES)
         self.offsets = make(COORDINATES)  # the same, from the cell's middle: what a convolution can tell
         self.digits = make(COORDINATES * 20)
@@ -130,6 +133,7 @@ class DenseHead(nnx.Module):
         cls, cells = tokens[:, 0], tokens[:, 1:]
         return {
             "classes": self.classes(cells),
+            "centres": self.centres(cells),
             "coordinates": self.coordinates(cells),
             "offsets": self.offsets(cells),
             "digits": self.digits(cells).reshape(*cells.shape[:2], COORDINATES, 2, 10),
@@ -170,6 +174,7 @@ def dense_loss(out: dict[str, jax.Array], batch: dict[str, jax.Array]) -> tuple[
     each = cross(out["digits"], digits).mean(2)  # B P 2
     parts = {
         "class": cross(out["classes"], classes).mean(),
+        "centre": cross(out["centres"], batch["centres"].reshape(rows, -1)).mean(),
         "box": (jnp.abs(out["coordinates"] - target).mean(-1) * inside).sum() / positives,
         "offset": (jnp.abs(out["offsets"] - offsets).mean(-1) * inside).sum() / positives,
         "tens": (each[..., 0] * inside).sum() / positives,
@@ -180,6 +185,7 @@ def dense_loss(out: dict[str, jax.Array], batch: dict[str, jax.Array]) -> tuple[
     }
     weights = {
         "class": 3.0,
+        "centre": 3.0,
         "box": 5.0,
         "offset": 5.0,
         "tens": 1.5,
@@ -240,7 +246,7 @@ def _encoder_round(graphdef, params, data: dict[str, np.ndarray], *, steps: int,
     rng = np.random.default_rng(seed)
     order = np.concatenate([rng.permutation(count - held) for _ in range(1 + steps * batch_size // (count - held))])
     shown = ("vit.scene_acc", "vit.box", "cnn.scene_acc", "cnn.box", "both.scene_acc", "both.class_acc",
-             "both.box", "both.offset", "both.tens", "both.units", "both.counts")  # fmt: skip
+             "both.centre", "both.box", "both.offset", "both.tens", "both.units", "both.counts")  # fmt: skip
     bar = tqdm(range(steps), desc=f"encoders, round {seed}", mininterval=5)
     for step in bar:
         rows = order[step * batch_size : (step + 1) * batch_size]

@@ -1,5 +1,5 @@
-"""DINOv2 and ConvNeXt against arrays computed by the upstream PyTorch codes, fp32, atol 2e-5 (upstream's own
-distance to float64 is about 5e-6)."""
+"""DINOv2 and ConvNeXt against arrays computed by the upstream PyTorch codes, fp32, within 1e-5 (measured: 7e-6 at
+most; upstream's own distance to float64 is about 5e-6)."""
 
 import json
 
@@ -15,7 +15,7 @@ from earthgpt_jax.models.convnext import ConvNeXt
 from earthgpt_jax.models.vit import ViT
 from tests.weights import load_into
 
-TOLERANCE = {"atol": 2e-5, "rtol": 1e-5}
+TOLERANCE = {"atol": 1e-5, "rtol": 1e-5}
 
 
 @pytest.mark.golden

@@ -35,13 +35,17 @@ LLAMA = {
 
 
 def _shake(module) -> None:
-    """Every parameter away from its starting value: zeros and ones would hide a tensor in the wrong place."""
+    """Every parameter away from its starting value: zeros and ones would hide a tensor in the wrong place.
+
+    By the deviation both models start with: more gains a layer of width 1,024 an amplification that no trained
+    model has, and float32 rounding grows with it.
+    """
     import torch
 
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for value in module.parameters():
-            value += 0.05 * torch.randn(value.shape, generator=generator)
+            value += 0.02 * torch.randn(value.shape, generator=generator)
 
 
 @pytest.mark.parametrize("name", DINO)

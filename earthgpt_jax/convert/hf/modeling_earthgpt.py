@@ -9,6 +9,8 @@ Names of parameters: DINOv2's hub code under `vit.`, timm under `convnext.`, tra
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -433,7 +435,8 @@ class EarthGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self, input_ids, *args, past_key_values=None, image_slots=None, pixel_values=None, **kwargs
     ) -> dict:
         kwargs["past_key_values"] = past_key_values
-        inputs = super().prepare_inputs_for_generation(input_ids, *args, **kwargs)  # type: ignore[misc]
+        parent: Any = super()  # whether these bases are typed differs between builds of torch
+        inputs = parent.prepare_inputs_for_generation(input_ids, *args, **kwargs)
         filled = past_key_values is not None and past_key_values.get_seq_length() > 0
         if image_slots is not None and not filled:  # the image enters once; its keys and values stay in the cache
             grown = input_ids.shape[1] - image_slots.shape[1]  # generated so far, where there is no cache
@@ -445,4 +448,5 @@ class EarthGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """Like every `generate`; a row ends at EOS or behind the conversation's separator as well."""
         ends = EndsWith(self.config.conversation.get("separator_ids", []))
         kwargs["stopping_criteria"] = StoppingCriteriaList([*(stopping_criteria or ()), ends])
-        return super().generate(*args, **kwargs)  # type: ignore[misc]
+        parent: Any = super()
+        return parent.generate(*args, **kwargs)
