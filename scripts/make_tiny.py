@@ -20,7 +20,7 @@ import dataclasses
 import functools
 import multiprocessing
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import grain
@@ -65,6 +65,7 @@ from earthgpt_jax.sharding.mesh import data_parallel
 from earthgpt_jax.training.loop import input_spec, train
 
 GRID = 8
+RANKS = 6  # nothing, first to fifth
 COORDINATES = 12  # HBB x0,y0,x1,y1 and the four corners of the OBB
 
 
@@ -84,18 +85,19 @@ def render(workdir: Path, *, count: int) -> dict[str, np.ndarray]:
                 scene = (labels.index(record.label), sensors.index(record.sensor))
                 counts = [min(sum(o.label == name for o in record.objects), 5) for name in objects]
                 rows.append((load_square(record.image, 128), *cells, np.array(scene), np.array(counts)))
-        names = ("images", "classes", "coordinates", "centres", "scene", "counts")
+        names = ("images", "classes", "coordinates", "scene", "counts")
         workdir.mkdir(parents=True, exist_ok=True)
         columns = {name: np.stack(column) for name, column in zip(names, zip(*rows, strict=True), strict=True)}
         np.savez(path, **columns)  # type: ignore[arg-type]
-    return dict(np.load(path))
+    dense = dict(np.load(path))
+    dense["ranks"] = np.stack([ranks(*cells) for cells in zip(dense["classes"], dense["coordinates"], strict=True)])
+    return dense
 
 
-def dense_targets(record, objects: list[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def dense_targets(record, objects: list[str]) -> tuple[np.ndarray, np.ndarray]:
     """Of each cell: the class (0: nothing) and the coordinates of the object that covers its middle or has its
-    centre there, and whether an object has its centre there (a listing counts each object once)."""
+    centre there."""
     classes = np.zeros((GRID, GRID), np.int32)
-    centres = np.zeros((GRID, GRID), np.int32)
     coordinates = np.zeros((GRID, GRID, COORDINATES), np.float32)
     middles = (np.arange(GRID) + 0.5) / GRID
     x, y = np.meshgrid(middles, middles)
@@ -109,10 +111,19 @@ def dense_targets(record, objects: list[str]) -> tuple[np.ndarray, np.ndarray, n
         inside = np.all([s >= 0 for s in side], axis=0) | np.all([s <= 0 for s in side], axis=0)
         column, row = np.clip((polygon.mean(0) * GRID).astype(int), 0, GRID - 1)
         inside[row, column] = True
-        centres[row, column] = 1
         classes[inside] = 1 + objects.index(item.label)
         coordinates[inside] = np.concatenate([box, polygon.reshape(-1)])
-    return classes, np.clip(coordinates, 0, 0.999), centres
+    return classes, np.clip(coordinates, 0, 0.999)
+
+
+def ranks(classes: np.ndarray, coordinates: np.ndarray) -> np.ndarray:
+    """Of each cell: which of its class its object is in the order in which answers list boxes, from 1 (0: nothing)."""
+    order = np.zeros((GRID, GRID), np.int32)
+    for label in np.unique(classes[classes > 0]):
+        cells = classes == label
+        top_left = coordinates[cells][:, 1::-1].round(2)  # y, x
+        order[cells] = 1 + np.unique(top_left, axis=0, return_inverse=True)[1].reshape(-1)
+    return np.minimum(order, RANKS - 1)
 
 
 # -------------------------------------------------------------------------------------------- encoders
@@ -122,7 +133,7 @@ class DenseHead(nnx.Module):
     def __init__(self, dim: int, *, classes: int, scenes: int, rngs: nnx.Rngs):
         make = functools.partial(Linear, dim, rngs=rngs, dtype=DType.FLOAT32)
         self.norm = LayerNorm(dim, eps=1e-6)
-        self.classes, self.centres = make(1 + classes), make(2)
+        self.classes, self.ranks = make(1 + classes), make(RANKS)
         self.coordinates = make(COORDINATES)
         self.offsets = make(COORDINATES)  # the same, from the cell's middle: what a convolution can tell
         self.digits = make(COORDINATES * 20)
@@ -133,7 +144,7 @@ class DenseHead(nnx.Module):
         cls, cells = tokens[:, 0], tokens[:, 1:]
         return {
             "classes": self.classes(cells),
-            "centres": self.centres(cells),
+            "ranks": self.ranks(cells),
             "coordinates": self.coordinates(cells),
             "offsets": self.offsets(cells),
             "digits": self.digits(cells).reshape(*cells.shape[:2], COORDINATES, 2, 10),
@@ -163,7 +174,7 @@ class Pretext(nnx.Module):
 def dense_loss(out: dict[str, jax.Array], batch: dict[str, jax.Array]) -> tuple[jax.Array, dict[str, jax.Array]]:
     cross = optax.softmax_cross_entropy_with_integer_labels
     rows = batch["classes"].shape[0]
-    classes = batch["classes"].reshape(rows, -1)
+    classes, ranks = batch["classes"].reshape(rows, -1), batch["ranks"].reshape(rows, -1)
     target = batch["coordinates"].reshape(rows, GRID * GRID, COORDINATES)
     middles = (np.stack(np.divmod(np.arange(GRID**2), GRID)[::-1], axis=-1) + 0.5) / GRID  # P 2: x, y
     offsets = target - np.tile(middles, COORDINATES // 2).astype(np.float32)
@@ -174,7 +185,7 @@ def dense_loss(out: dict[str, jax.Array], batch: dict[str, jax.Array]) -> tuple[
     each = cross(out["digits"], digits).mean(2)  # B P 2
     parts = {
         "class": cross(out["classes"], classes).mean(),
-        "centre": cross(out["centres"], batch["centres"].reshape(rows, -1)).mean(),
+        "rank": cross(out["ranks"], ranks).mean(),
         "box": (jnp.abs(out["coordinates"] - target).mean(-1) * inside).sum() / positives,
         "offset": (jnp.abs(out["offsets"] - offsets).mean(-1) * inside).sum() / positives,
         "tens": (each[..., 0] * inside).sum() / positives,
@@ -185,7 +196,7 @@ def dense_loss(out: dict[str, jax.Array], batch: dict[str, jax.Array]) -> tuple[
     }
     weights = {
         "class": 3.0,
-        "centre": 3.0,
+        "rank": 3.0,
         "box": 5.0,
         "offset": 5.0,
         "tens": 1.5,
@@ -197,6 +208,7 @@ def dense_loss(out: dict[str, jax.Array], batch: dict[str, jax.Array]) -> tuple[
     metrics = parts | {
         "scene_acc": (out["scene"].argmax(-1) == batch["scene"][:, 0]).mean(),
         "class_acc": ((out["classes"].argmax(-1) == classes) * inside).sum() / positives,
+        "rank_acc": ((out["ranks"].argmax(-1) == ranks) * inside).sum() / positives,
     }
     return sum(weights[name] * part for name, part in parts.items()), metrics
 
@@ -217,7 +229,7 @@ def encoders(workdir: Path, config: Config, *, count: int, rounds: Sequence[int]
     for number, steps in enumerate(rounds):
         saved = workdir / f"encoders_{number}.npz"
         if saved.exists():
-            params = {key: jnp.asarray(value) for key, value in np.load(saved).items()}
+            params |= {key: jnp.asarray(value) for key, value in np.load(saved).items() if key in params}
             continue
         params = _encoder_round(graphdef, params, data, steps=steps, batch_size=batch_size, seed=number)
         np.savez(saved, **io.as_numpy(params))  # type: ignore[arg-type]
@@ -246,7 +258,7 @@ def _encoder_round(graphdef, params, data: dict[str, np.ndarray], *, steps: int,
     rng = np.random.default_rng(seed)
     order = np.concatenate([rng.permutation(count - held) for _ in range(1 + steps * batch_size // (count - held))])
     shown = ("vit.scene_acc", "vit.box", "cnn.scene_acc", "cnn.box", "both.scene_acc", "both.class_acc",
-             "both.centre", "both.box", "both.offset", "both.tens", "both.units", "both.counts")  # fmt: skip
+             "both.rank_acc", "both.box", "both.offset", "both.tens", "both.units", "both.counts")  # fmt: skip
     bar = tqdm(range(steps), desc=f"encoders, round {seed}", mininterval=5)
     for step in bar:
         rows = order[step * batch_size : (step + 1) * batch_size]
@@ -307,7 +319,7 @@ def tokenizer(workdir: Path, config: Config) -> Path:
 MAP_SHARE = 0.75  # of the corpus; the rest are texts
 MAP_NOISE = 0.015  # of the image's side
 CLASSES, SCENES = 11, 14  # nothing and ten classes
-CODES = CLASSES + COORDINATES * 20 + SCENES + 3 + (CLASSES - 1) * 6
+CODES = CLASSES + RANKS + COORDINATES * 20 + SCENES + 3 + (CLASSES - 1) * 6
 TEXT_KINDS = {
     BoxKind.HBB: {"classification": 1, "caption": 1, "vqa": 4, "region_caption": 1, "grounding": 2, "hbb": 1.5,
                   "grounded_caption": 1},
@@ -326,7 +338,7 @@ def scene_text(record: Record, kind: BoxKind, decimals: int, rng: np.random.Gene
 
 
 def map_codes(dense: dict[str, np.ndarray], index: int) -> np.ndarray:
-    """A scene as a map, f32[1 + 64, C]: what covers each cell, and its coordinates digit by digit, as one-hot symbols.
+    """A scene as a map, f32[1 + 64, C]: what covers each cell, its rank, and its coordinates digit by digit, one-hot.
 
     The first entry stands for the whole: scene, sensor, counts. Coordinates are a little off, as an eye's are.
     """
@@ -337,7 +349,12 @@ def map_codes(dense: dict[str, np.ndarray], index: int) -> np.ndarray:
     hundredths = (noisy * 100).round().astype(int)
     digits = np.concatenate([np.eye(10)[hundredths // 10], np.eye(10)[hundredths % 10]], axis=-1)  # P 12 20
     cells = np.concatenate(
-        [np.eye(CLASSES)[classes], digits.reshape(len(classes), -1) * (classes > 0)[:, None]], axis=-1
+        [
+            np.eye(CLASSES)[classes],
+            np.eye(RANKS)[dense["ranks"][index].reshape(-1)],
+            digits.reshape(len(classes), -1) * (classes > 0)[:, None],
+        ],
+        axis=-1,
     )
     scene, sensor = dense["scene"][index]
     whole = np.concatenate([np.eye(SCENES)[scene], np.eye(3)[sensor], np.eye(6)[dense["counts"][index]].reshape(-1)])
@@ -395,12 +412,29 @@ class Reader(nnx.Module):
         return self.llm.logits(hidden)
 
 
-def llm(workdir: Path, config: Config, *, steps: int, count: int, batch_size: int = 16, length: int = 384) -> Path:
+def llm(workdir: Path, config: Config, *, rounds: Sequence[int], count: int) -> Path:
+    """The LLM stand-in, in rounds as the encoders are."""
     path = workdir / "llm.npz"
     if path.exists():
         return path
     tokens = Tokenizer(tokenizer(workdir, config))
     graphdef, params = params_lib.split_module(Reader(config, rngs=nnx.Rngs(params=1)))
+    source = open_source(dataset(workdir, count=count), "train")
+    dense = {name: value for name, value in render(workdir, count=count).items() if name != "images"}
+    row = functools.partial(corpus_row, source=source, dense=dense, config=config, tokens=tokens, length=384)
+    for number, steps in enumerate(rounds):
+        saved = workdir / f"llm_{number}.npz"
+        if saved.exists():
+            params = {key: jnp.asarray(value) for key, value in np.load(saved).items()}
+            continue
+        params = _llm_round(graphdef, params, row, steps=steps, seed=number)
+        np.savez(saved, **io.as_numpy(params))  # type: ignore[arg-type]
+    kept = {key: np.asarray(value) for key, value in params.items() if key.startswith(("llm/", "image_tokens/"))}
+    np.savez(path, **kept)  # type: ignore[arg-type]
+    return path
+
+
+def _llm_round(graphdef, params, row: Callable, *, steps: int, seed: int, batch_size: int = 16):
     rate = optax.warmup_cosine_decay_schedule(0.0, 3e-3, min(100, steps // 8), steps)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate, b2=0.98, weight_decay=0.01))
     place = data_parallel(batch_size)
@@ -418,20 +452,15 @@ def llm(workdir: Path, config: Config, *, steps: int, count: int, batch_size: in
         updates, state = optimizer.update(gradients, state, params)
         return optax.apply_updates(params, updates), state, value
 
-    source = open_source(dataset(workdir, count=count), "train")
-    dense = {name: value for name, value in render(workdir, count=count).items() if name != "images"}
-    row = functools.partial(corpus_row, source=source, dense=dense, config=config, tokens=tokens, length=length)
-    rows = grain.MapDataset.range(2**31).map(row).batch(batch_size)
-    bar = tqdm(range(steps), desc="llm", mininterval=5)
-    for step, batch in zip(
-        bar, rows.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)), strict=False
-    ):
-        params, state, value = update(params, state, *jax.device_put(batch, place.batch))
+    first = seed * 2**24  # rows of the corpus that no other round reads
+    rows = grain.MapDataset.range(first, first + steps * batch_size).map(row).batch(batch_size)
+    batches = iter(rows.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)))
+    bar = tqdm(range(steps), desc=f"llm, round {seed}", mininterval=5)
+    for step in bar:
+        params, state, value = update(params, state, *jax.device_put(next(batches), place.batch))
         if step % 50 == 0:
             bar.write(f"{step} loss {float(value):.4f}")
-    kept = {key: np.asarray(value) for key, value in params.items() if key.startswith(("llm/", "image_tokens/"))}
-    np.savez(path, **kept)  # type: ignore[arg-type]
-    return path
+    return params
 
 
 # ---------------------------------------------------------------------------------------------- stages
@@ -443,7 +472,7 @@ def base(workdir: Path, config: Config, args: argparse.Namespace) -> Path:
         arrays = io.as_numpy(params)
         for file in (
             encoders(workdir, config, count=args.count, rounds=args.encoder_steps),
-            llm(workdir, config, steps=args.llm_steps, count=args.count),
+            llm(workdir, config, rounds=args.llm_steps, count=args.count),
         ):
             loaded = dict(np.load(file))
             assert loaded.keys() <= arrays.keys()
@@ -493,7 +522,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("earthgpt_jax/assets"))
     parser.add_argument("--count", type=int, default=24000, help="training scenes")
     parser.add_argument("--encoder-steps", type=int, nargs="+", default=[5000])
-    parser.add_argument("--llm-steps", type=int, default=1000)
+    parser.add_argument("--llm-steps", type=int, nargs="+", default=[1000])
     parser.add_argument("--align-steps", type=int, default=1600)
     parser.add_argument("--instruct-steps", type=int, default=1200)
     args = parser.parse_args()
@@ -505,7 +534,7 @@ def main() -> None:
     elif args.step == "encoders":
         encoders(args.workdir, config, count=args.count, rounds=args.encoder_steps)
     elif args.step == "llm":
-        llm(args.workdir, config, steps=args.llm_steps, count=args.count)
+        llm(args.workdir, config, rounds=args.llm_steps, count=args.count)
     elif args.step == "data":
         dataset(args.workdir, count=args.count)
     else:

@@ -9,18 +9,7 @@ import pytest
 from flax import nnx
 
 from earthgpt_jax import params as params_lib
-from earthgpt_jax.config import (
-    AdapterConfig,
-    AdapterKind,
-    ConvNeXtConfig,
-    DType,
-    Fuse,
-    LlamaConfig,
-    Mlp,
-    ModelConfig,
-    PerceptionConfig,
-    ViTConfig,
-)
+from earthgpt_jax.config import AdapterConfig, AdapterKind, DType, LlamaConfig, ModelConfig, load
 from earthgpt_jax.convert.importer import initial_arrays, plan
 from earthgpt_jax.convert.sources import open_source
 from earthgpt_jax.convert.tables import llama_hf, llama_meta
@@ -32,12 +21,14 @@ from earthgpt_jax.ops.losses import next_token_loss
 from tests.weights import load_into
 
 pytestmark = pytest.mark.golden
-LIGHT = ModelConfig(
-    image_size=512,
-    vit=ViTConfig(image_size=224, patch_size=14, dim=18, depth=2, heads=3, ffn_dim=48, grid=37, mlp=Mlp.SWIGLU),
-    convnext=ConvNeXtConfig(image_size=512, depths=(1, 1, 2, 1), dims=(8, 12, 16, 32), norm_eps=1e-5),
-    perception=PerceptionConfig(vit_layers=(1,), cnn_stages=(3,), vit_fuse=Fuse.LAST, cnn_fuse=Fuse.LAST),
-    llm=LlamaConfig(vocab_size=512, dim=64, depth=3, heads=4, kv_heads=2, ffn_dim=176),
+RECIPE = load("sphinx_light:align").model
+# The recipe's model with the goldens' few and narrow layers; everything else is the recipe's own.
+LIGHT = dataclasses.replace(
+    RECIPE,
+    vit=dataclasses.replace(RECIPE.vit, dim=18, depth=2, heads=3, ffn_dim=48),
+    convnext=dataclasses.replace(RECIPE.convnext, depths=(1, 1, 2, 1), dims=(8, 12, 16, 32)),
+    perception=dataclasses.replace(RECIPE.perception, vit_layers=(1,)),
+    llm=dataclasses.replace(RECIPE.llm, vocab_size=512, dim=64, depth=3, heads=4, kv_heads=2, ffn_dim=176),
     dtype=DType.FLOAT32,
 )
 

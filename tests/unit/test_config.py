@@ -9,7 +9,7 @@ from earthgpt_jax.models import earthgpt
 from earthgpt_jax.params import count
 from earthgpt_jax.training.stages import trained_paths
 
-RECIPES = ("tiny", "tiny_real", "earthgpt_7b", "earthgpt_13b")
+RECIPES = ("tiny", "tiny_real", "earthgpt_7b", "earthgpt_13b", "sphinx_light")
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -73,6 +73,18 @@ def test_13b_has_the_published_parameter_counts():
     assert total("convnext/") == 196_230_336
     assert count(adapters) == 4_259_840
     assert count({path: shapes[path] for path in trained_paths(config, shapes)}) == 4_259_840
+
+
+def test_sphinx_light_has_the_published_parameter_counts():
+    _, shapes = earthgpt.abstract(config_lib.load("sphinx_light:align").model)
+    parts = ("vit", "convnext", "projector", "llm")
+    counts = {part: count({p: s for p, s in shapes.items() if p.startswith(f"{part}/")}) for part in parts}
+    assert counts == {
+        "vit": 1_136_480_768 - 1536,  # the published figure includes the unused mask token
+        "convnext": 843_398_016,
+        "projector": 4608 * 2048 + 3 * 2048,
+        "llm": 1_100_048_384,
+    }
 
 
 def test_what_align_trains_at_13b():

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from earthgpt_jax.config import load
 from earthgpt_jax.errors import EarthGPTError
 from earthgpt_jax.input.batch import END_SLOT, START_SLOT, TEXT_SLOT
 from earthgpt_jax.input.conversation import conversation
@@ -120,6 +121,7 @@ def test_an_unknown_conversation_names_the_nearest():
 @pytest.mark.golden
 def test_prompt_and_labels_equal_the_accessory(goldens):
     """Exactly, but for `repeated_answer`, where upstream marks an answer's words in the human's turn."""
+    recipe = conversation(load("sphinx_light:instruct").data.conversation)
     folder = goldens / "conversation"
     arrays = np.load(folder / "dialogues.npz")
     tokenizer = Tokenizer(folder / "tokenizer.model.v1")
@@ -127,7 +129,7 @@ def test_prompt_and_labels_equal_the_accessory(goldens):
     assert len(dialogues) == 6
     for row in dialogues:
         name = row["name"]
-        template = dataclasses.replace(conversation("v1"), system=row["system"])
+        template = dataclasses.replace(recipe, system=row["system"])
         words = [turn["value"] for turn in row["turns"]]
         text, spans = template.dialogue(list(zip(words[::2], words[1::2], strict=True)))
         assert text == row["prompt"]
