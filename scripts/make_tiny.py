@@ -29,6 +29,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import optax
+import optax.contrib
 from flax import nnx
 from tqdm import tqdm
 
@@ -435,8 +436,20 @@ def llm(workdir: Path, config: Config, *, rounds: Sequence[int], count: int) -> 
 
 
 def _llm_round(graphdef, params, row: Callable, *, steps: int, seed: int, batch_size: int = 16):
-    rate = optax.warmup_cosine_decay_schedule(0.0, 3e-3, min(100, steps // 8), steps)
-    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate, b2=0.98, weight_decay=0.01))
+    rate = optax.warmup_cosine_decay_schedule(0.0, 5e-3, min(100, steps // 8), steps)
+    # Muon on the blocks' matrices, AdamW on the rest: the loss of AdamW alone in about 3/4 of the steps.
+    muon = optax.contrib.muon(
+        rate,
+        consistent_rms=0.2,  # AdamW's usual size of update, so one rate serves both
+        weight_decay=0.01,
+        adam_b2=0.98,
+        adam_weight_decay=0.01,
+        muon_weight_dimension_numbers={
+            path: optax.contrib.MuonDimensionNumbers(1, 2) if value.ndim == 3 else None
+            for path, value in params.items()
+        },
+    )
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), muon)
     place = data_parallel(batch_size)
     params = jax.device_put(params, place.whole)
     state = jax.device_put(optimizer.init(params), place.whole)
