@@ -4,8 +4,8 @@ Every step is skipped where its result exists, and all of them are seeded:
 
   render     synthetic training records, as arrays
   tokenizer  a SentencePiece model in LLaMA's layout over the synthetic texts
-  encoders   ViT and ConvNeXt, trained on a dense pretext task (what is in this cell, and where are its
-             corners), stand-ins for DINOv2 and CLIP; the heads are thrown away
+  encoders   ViT and ConvNeXt, trained on a dense pretext task (what is in this cell, where are its
+             corners, which of its class is it), stand-ins for DINOv2 and CLIP; the heads are thrown away
   llm        LLaMA, trained as a language model on scenes written out, as text or as a map of symbols, then
              questions and answers about them; it never sees an image
   base       encoders + LLM + untrained projector = `tiny-base`
@@ -534,10 +534,10 @@ def main() -> None:
     parser.add_argument("--workdir", type=Path, default=Path("runs/make_tiny"))
     parser.add_argument("--out", type=Path, default=Path("earthgpt_jax/assets"))
     parser.add_argument("--count", type=int, default=24000, help="training scenes")
-    parser.add_argument("--encoder-steps", type=int, nargs="+", default=[5000])
-    parser.add_argument("--llm-steps", type=int, nargs="+", default=[1000])
-    parser.add_argument("--align-steps", type=int, default=1600)
-    parser.add_argument("--instruct-steps", type=int, default=1200)
+    parser.add_argument("--encoder-steps", type=int, nargs="+", default=[1500, 1500, 1500, 2000])
+    parser.add_argument("--llm-steps", type=int, nargs="+", default=[2400])
+    parser.add_argument("--align-steps", type=int, default=900)
+    parser.add_argument("--instruct-steps", type=int, default=1400)
     args = parser.parse_args()
     # A device a core and a share of the batch each: XLA's CPU programs leave cores idle within a device.
     jax.config.update("jax_num_cpu_devices", os.cpu_count())
