@@ -41,7 +41,13 @@ class Folded:
                 depth, _, out = plain[path]
                 plain[path.removesuffix("kernel") + "bias"] = (depth, out)
         self.shapes = plain
-        self.dtypes = {path: base.dtypes.get(path, base.dtypes[_kernel(path)]) for path in plain}
+        # What is made here is a product or a sum: in a narrower type it would not be what the adapters compute.
+        self.dtypes = {path: np.dtype("float32") if self._made(path) else base.dtypes[path] for path in plain}
+
+    def _made(self, path: str) -> bool:
+        linear = path.rpartition("/")[0]
+        adapted = any(f"{linear}/adapter/{name}" in self._base.shapes for name in ("scale", "bias", "a"))
+        return adapted or path not in self._base.shapes
 
     def read(self, path: str, start: int = 0, rows: int | None = None) -> np.ndarray:
         linear, _, leaf = path.rpartition("/")
@@ -50,8 +56,7 @@ class Folded:
             key = f"{linear}/{name}"
             return self._base.read(key, start, rows).astype(np.float32) if key in self._base.shapes else None
 
-        adapted = any(f"{linear}/adapter/{name}" in self._base.shapes for name in ("scale", "bias", "a"))
-        if not adapted and path in self._base.shapes:
+        if not self._made(path):
             return self._base.read(path, start, rows)
         scale = part("adapter/scale")
         if leaf == "kernel":
@@ -67,11 +72,7 @@ class Folded:
             for bias in (part("bias"), part("adapter/bias")):
                 value += 0 if bias is None else bias
             value *= 1 if scale is None else scale
-        return value.astype(self.dtypes[path])
-
-
-def _kernel(path: str) -> str:
-    return path.rpartition("/")[0] + "/kernel" if path.startswith("llm/blocks") and path.endswith("/bias") else path
+        return value
 
 
 class Chosen:

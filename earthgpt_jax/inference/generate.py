@@ -81,7 +81,7 @@ def generate(
     last = jnp.take_along_axis(hidden, (prompts.lengths - 1)[:, None, None], axis=1)
     first = jnp.argmax(model.llm.logits(last)[:, 0], axis=-1).astype(jnp.int32)
     # `output` has a head of zeros, so that looking back from the first tokens needs no special case.
-    head = max(len(separator) for separator in stop.separators) - 1
+    head = max((len(separator) for separator in stop.separators), default=1) - 1
 
     def ended(output: jax.Array, step: jax.Array) -> jax.Array:
         tail = jax.lax.dynamic_slice_in_dim(output, step, head + 1, axis=1)

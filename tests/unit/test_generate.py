@@ -59,7 +59,7 @@ def test_cached_rows_of_different_lengths_equal_uncached_singles(engine, items):
         images=jnp.asarray(np.stack([image for image, _ in items])),
     )
     graphdef, _ = earthgpt.abstract(engine.model.model)
-    never = Stop(eos_id=-1, separators=((-1,),))
+    never = Stop(eos_id=-1, separators=())
     got = np.asarray(
         generate(graphdef, engine._params, prompts, config=engine.model.model, max_new_tokens=NEW, stop=never)
     )
