@@ -22,6 +22,8 @@ from .configuration_earthgpt import EarthGPTConfig
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
+# The argument that carries keys and values: its name since transformers 5.24, and before.
+CACHE_NAMES = ("cache", "past_key_values")
 # Values of `image_slots` that are not an index into the row's visual tokens.
 TEXT_SLOT, START_SLOT, END_SLOT = -1, -2, -3
 
@@ -324,7 +326,7 @@ class EarthGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
     input_modalities = ["image", "text"]  # noqa: RUF012  (transformers reads class attributes)
     supports_gradient_checkpointing = True
     _no_split_modules = ["ViT", "ConvNeXt", "LlamaDecoderLayer"]  # noqa: RUF012
-    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
+    _skip_keys_device_placement = list(CACHE_NAMES)  # noqa: RUF012
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_attention_backend = True
@@ -407,14 +409,16 @@ class EarthGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
-        past_key_values=None,
         inputs_embeds: torch.Tensor | None = None,
         image_slots: torch.Tensor | None = None,
         pixel_values: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         **kwargs,
     ) -> CausalLMOutputWithPast:
-        """LLaMA's output for rows of text and images; see `embed` for the two image arguments."""
+        """LLaMA's output for rows of text and images; see `embed` for the two image arguments.
+
+        Everything else, the cache under either of its names included, is LLaMA's.
+        """
         if inputs_embeds is None:
             if input_ids is None:
                 raise ValueError("expected input_ids or inputs_embeds, got neither")
@@ -426,18 +430,15 @@ class EarthGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
             labels=labels,
             **kwargs,
         )
 
-    def prepare_inputs_for_generation(
-        self, input_ids, *args, past_key_values=None, image_slots=None, pixel_values=None, **kwargs
-    ) -> dict:
-        kwargs["past_key_values"] = past_key_values
+    def prepare_inputs_for_generation(self, input_ids, *args, image_slots=None, pixel_values=None, **kwargs) -> dict:
         parent: Any = super()  # whether these bases are typed differs between builds of torch
         inputs = parent.prepare_inputs_for_generation(input_ids, *args, **kwargs)
-        filled = past_key_values is not None and past_key_values.get_seq_length() > 0
+        cache = next((kwargs[name] for name in CACHE_NAMES if kwargs.get(name) is not None), None)
+        filled = cache is not None and cache.get_seq_length() > 0
         if image_slots is not None and not filled:  # the image enters once; its keys and values stay in the cache
             grown = input_ids.shape[1] - image_slots.shape[1]  # generated so far, where there is no cache
             inputs["image_slots"] = F.pad(image_slots, (0, grown), value=TEXT_SLOT)
