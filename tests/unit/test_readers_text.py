@@ -15,8 +15,9 @@ import pytest
 
 from earthgpt_jax.errors import EarthGPTError
 from earthgpt_jax.geometry import BoxKind, Square, format_boxes, format_detection, polygon_to_rect, rect_to_polygon
-from earthgpt_jax.mmrs.cards import SplitRule, Unlisted
-from earthgpt_jax.mmrs.record import Task
+from earthgpt_jax.mmrs.cards import Card, SplitRule, Unlisted, cards
+from earthgpt_jax.mmrs.readers import read
+from earthgpt_jax.mmrs.record import Record, Task
 from tests.natives import Native, card, png, why
 
 
@@ -212,6 +213,17 @@ def test_dialogues(native: Native) -> None:
         native.read(card("llava", part, tasks=(Task.VQA,)))
 
 
+def test_paths_of_another_machine(native: Native) -> None:
+    for name in ("i/one/x.png", "i/two/x.png", "i/z.png"):
+        native.put(name, png())
+    paths = ("/home/someone/i/one/x.png", "C:\\data\\i\\two\\x.png", "share/z.png", "share/x.png")
+    native.put("a.json", [_row(path, "Where?", "left") for path in paths])
+    part = {"annotations": "a.json", "images": "i"}
+    records, rejected, _ = native.read(card("llava", part, tasks=(Task.VQA,)))
+    assert set(records) == {"one/x", "two/x", "share/z"}
+    assert why(rejected)["share/x"][0] == "image: several images are called 'share/x.png'"
+
+
 class Released(Native):
     """A tree as of the released MMRS-1M: data/json/<task>/ beside the tasks' images."""
 
@@ -328,3 +340,79 @@ def test_released_regions(released: Released) -> None:
         "'[': the bracket is not closed",
         "no phrase in 'Where?'",
     ]
+
+
+# ------------------------------------------------------------------------------------------ the cards themselves
+FOLDERS = {  # how the release writes some classes, and what they are called here
+    "nwpu_resisc45": {"thermal_power_station": "thermal power station", "airplane": "airplane"},
+    "eurosat": {"AnnualCrop": "annual crop", "SeaLake": "sea or lake", "River": "river"},
+    "ucmerced": {"storagetanks": "storage tanks", "mobilehomepark": "mobile home park", "river": "river"},
+    "whu_rs19": {"footballField": "football field", "railwayStation": "railway station", "Airport": "airport"},
+    "clrs": {"bare-land": "bare land", "railway-station": "railway station", "park": "park"},
+    "nasc_tg2": {"beach": "beach", "snow_berg": "snow berg"},
+    "dscr": {"0": "0"},
+    "fgscr42": {"Ro-Ro_Ship": "ro ro ship"},
+}
+CLASSES = {"nwpu_resisc45": 45, "eurosat": 10, "ucmerced": 21, "whu_rs19": 19, "clrs": 25, "nasc_tg2": 10}
+
+
+def _read(root: Path, found: Card) -> list[Record]:
+    return [event for event in read(root, found) if isinstance(event, Record)]
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_cards_of_class_folders(name: str, tmp_path: Path) -> None:
+    found = cards()[name]
+    assert len(set(found.classes)) == CLASSES.get(name, 0)
+    for variant in (found, *map(found.variant, found.variants)):
+        images = tmp_path / variant.folder / variant.parts[0]["images"]
+        for folder in FOLDERS[name]:
+            (images / folder).mkdir(parents=True)
+            (images / folder / "1.png").write_bytes(png())
+        records = _read(tmp_path, variant)
+        assert {r.id.split("/")[2]: r.label for r in records} == FOLDERS[name]
+        if name in ("clrs", "nasc_tg2"):
+            assert {record.split for record in records} == {"test"}
+
+
+def test_cards_of_captions_and_questions(tmp_path: Path) -> None:
+    sentences = {"images": [{"filename": "1.tif", "split": "val", "sentences": [{"raw": "a"}]}]}
+    written = {
+        "ucm_captions": sentences,
+        "rsitmd": sentences,
+        "nwpu_captions": {"port": [{"filename": "1.tif", "split": "val", "raw": "a"}]},
+        "crsvqa": [{"image": "1.tif", "question": "Where?", "answer": "left"}],
+    }
+    for name, content in written.items():
+        found = cards()[name]
+        (part,) = found.parts
+        for path in (tmp_path / found.folder / part["annotations"], tmp_path / found.folder / part["images"] / "1.tif"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(json.dumps(content).encode() if path.suffix == ".json" else png())
+        (record,) = _read(tmp_path, found)
+        assert (record.split, record.tasks) == ("train" if name == "crsvqa" else "val", found.tasks)
+
+
+def test_cards_of_the_release_share_its_detection_folders_among_them(tmp_path: Path) -> None:
+    folders = {
+        "optical": ("dior", "dotav2", "FAR1M", "HRRSD", "NWPUVHR10", "RSOD", "UCAS", "VisDrone"),
+        "sar": ("HRSID_HBB", "HRSID_OBB", "SARV2", "SSDD"),
+        "infrared": (
+            "HIT-UAV", "infrared_ship_fusion", "infrared_ship_lwir", "infrared_ship_swir", "IR_peoplecar",
+            "IR_security", "IR_ship", "IR_streetscene",
+        ),
+    }  # fmt: skip
+    answer = "There is <p>one ship</p>[0.25,0.25,0.50,0.50] in the image."
+    data = tmp_path / "MMRS-1M" / "data"
+    for folder in (name for names in folders.values() for name in names):
+        image = data / "detection" / folder / "train" / "1.png"
+        annotation = data / "json" / "detection" / f"{folder}_detection" / "a.json"
+        for path in (image, annotation):
+            path.parent.mkdir(parents=True)
+        image.write_bytes(png())
+        annotation.write_text(json.dumps([_row(f"data/detection/{folder}/train/1.png", "?", answer)]))
+    for sensor, names in folders.items():
+        records = _read(tmp_path, cards()[f"mmrs1m_{sensor}"])
+        assert {record.id.split("/")[2] for record in records} == set(names)
+        assert {record.sensor.value for record in records} == {sensor}
+        assert all(record.objects[0].label == "ship" for record in records)

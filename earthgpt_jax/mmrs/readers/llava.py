@@ -81,10 +81,11 @@ def parse(part: Part, card: Card) -> Iterator[Entry | Event]:
 
 
 def _below(image: str, part: Part) -> str:
-    """The path below the part's images, as far as it is written so."""
+    """The path below the part's images: files hold the paths of the machine that wrote them."""
     if "images" not in part.paths:
         return image
-    return image.removeprefix(f"{part.name(part.paths['images'])}/")
+    _, found, rest = f"/{image}".partition(f"/{part.paths['images'].name}/")
+    return rest if found else image
 
 
 def _split(image: str) -> str:
