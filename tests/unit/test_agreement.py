@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
+import pytest
 
 from earthgpt_jax.geometry import rect_to_polygon
+from earthgpt_jax.input.questions import Grammar, ask, candidates
 from earthgpt_jax.mmrs.agreement import compare
+from earthgpt_jax.mmrs.cards import cards
+from earthgpt_jax.mmrs.readers import read
 from earthgpt_jax.mmrs.record import Object, Record, Sensor, Task, Turn
 
 
@@ -83,3 +90,52 @@ def test_phrases_of_regions() -> None:
     assert _kinds(released, native) == []
     other = _record("r", b"a", *tasks, objects=(_object(8, 8, 48, 48, label="object", phrase="a car"),))
     assert _kinds(other, native) == ["another phrase of a box"]
+
+
+# Real images and annotations, written as the release is said to be written, and read through its cards.
+COPIES = {  # the release's card -> native card, variant, task, path of the images
+    "mmrs1m_caption": ("rsicd", "", Task.CAPTION, "caption/RSICD"),
+    "mmrs1m_vqa": ("rsvqa_hr", "", Task.VQA, "VQA/rsvqa_high"),
+    "mmrs1m_classification": ("rsscn7", "", Task.CLASSIFICATION, "classification/RSSCN7_split/train"),
+    "mmrs1m_infrared": ("hit_uav", "normal_xml", Task.HBB, "detection/HIT-UAV"),
+    "mmrs1m_sar": ("ssdd_yolo", "", Task.HBB, "detection/SSDD"),
+    "mmrs1m_optical": ("dota", "", Task.HBB, "detection/dotav2"),
+}
+
+
+def _native(root: Path, name: str, variant: str) -> list[Record]:
+    card = cards()[name].variant(variant) if variant else cards()[name]
+    return [event for event in read(root, card) if isinstance(event, Record)]
+
+
+def _dialogues(records: list[Record], task: Task, folder: Path, below: str) -> Iterator[dict]:
+    (folder / "data" / below).mkdir(parents=True)
+    for number, record in enumerate(records):
+        image = f"data/{below}/{number}.png"
+        (folder / image).write_bytes(record.image)
+        turns = []
+        for index in candidates(record, task.value):
+            question = ask(record, task.value, index, grammar=Grammar(decimals=2))
+            text = record.turns[index].question if task is Task.VQA else question.text
+            turns += [{"from": "human", "value": text}, {"from": "gpt", "value": question.answer}]
+        yield {"image": image, "conversations": turns}
+
+
+@pytest.mark.realdata
+@pytest.mark.parametrize("name", COPIES)
+def test_a_faithful_copy_of_real_data_agrees(name: str, realdata: Path, tmp_path: Path) -> None:
+    source, variant, task, below = COPIES[name]
+    native = _native(realdata, source, variant)
+    folder = tmp_path / "MMRS-1M"
+    rows = list(_dialogues(native, task, folder, below))
+    path = folder / cards()[name].parts[0]["annotations"] / "copy.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(rows))
+    released = _native(tmp_path, name, "")
+    assert len(released) == len(native)
+    found = compare(released, native)
+    assert (found.same, found.only_released) == (len(native), ())
+    leaks = sum(record.split != "train" for record in native)
+    held_out = {kind: count for kind, count in found.counts().items() if kind.startswith("trains on")}
+    assert sum(held_out.values()) == leaks
+    assert set(found.counts()) == set(held_out)
