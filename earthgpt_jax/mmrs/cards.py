@@ -68,6 +68,8 @@ class Card:
         synonyms: native name -> canonical label.
         drop: native class name -> the declared reason for leaving it out.
         difficult_from: a native `difficult` of at least this marks an object difficult.
+        open_classes: a native class name that is not listed is a class too: the list is not known for certain.
+        fields: role -> name of a field, where a format leaves its fields to the card.
     """
 
     name: str
@@ -87,6 +89,8 @@ class Card:
     split_rule: SplitRule = SplitRule.HASH
     test_pattern: str = ""
     difficult_from: int = 1
+    open_classes: bool = False
+    fields: Mapping[str, str] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
     variants: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
 
@@ -95,7 +99,7 @@ class Card:
         if native in self.synonyms:
             return self.synonyms[native]
         label = re.sub(r"[\s_-]+", " ", native).strip().lower()
-        return label if label in self.classes else ""
+        return label if self.open_classes or label in self.classes else ""
 
     def split(self, native_id: str, native_split: str) -> str:
         """The split of a record.
@@ -161,7 +165,7 @@ def _fields(values: Mapping[str, Any], *, where: str) -> dict[str, Any]:
     for key in ("parts", "classes", "notes"):
         if key in values:
             values[key] = tuple(values[key])
-    for key in ("synonyms", "drop"):
+    for key in ("synonyms", "drop", "fields"):
         if key in values:
             values[key] = {str(name): str(text) for name, text in values[key].items()}
     return values
@@ -197,13 +201,26 @@ def cards() -> dict[str, Card]:
 
 
 def select(names: Sequence[str]) -> tuple[Card, ...]:
-    """The cards of these names, in this order.
+    """The cards of these names, in this order; a name that ends in .yaml is the file of a card of one's own.
 
     Raises:
-        EarthGPTError: a name without card.
+        EarthGPTError: a name without card, or a card of one's own under the name of another.
     """
     known = cards()
-    unknown = [name for name in names if name not in known]
+    unknown = [name for name in names if name not in known and not _is_file(name)]
     if unknown:
-        raise EarthGPTError(f"no card for {', '.join(unknown)}; there are: {', '.join(known)}")
-    return tuple(known[name] for name in names)
+        raise EarthGPTError(
+            f"no card for {', '.join(unknown)}; there are: {', '.join(known)}. "
+            "A card of your own is named by its file, which ends in .yaml"
+        )
+    chosen = tuple(load_card(Path(name)) if _is_file(name) else known[name] for name in names)
+    for name, card in zip(names, chosen, strict=True):
+        if _is_file(name) and card.name in known:
+            raise EarthGPTError(
+                f"card {name}: expected a name of its own, got {card.name!r}, which is taken; rename it"
+            )
+    return chosen
+
+
+def _is_file(name: str) -> bool:
+    return name.endswith((".yaml", ".yml"))

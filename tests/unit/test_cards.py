@@ -43,7 +43,8 @@ def test_every_card_and_variant_is_whole() -> None:
             assert each.licence
             assert each.notes
             assert all(label == label.lower() for label in each.classes)
-            assert bool(each.classes) == bool({Task.HBB, Task.OBB, Task.CLASSIFICATION} & set(each.tasks))
+            named = bool(each.classes) or each.open_classes
+            assert named == bool(set(each.tasks) - {Task.CAPTION, Task.VQA})
     assert found["hit_uav"].parts[0]["annotations"] == "rotate_xml"
 
 
@@ -95,3 +96,19 @@ def test_unknown_names() -> None:
         select(["nonsense"])
     with pytest.raises(EarthGPTError, match="no variant 'z'; it has normal_xml"):
         cards()["hit_uav"].variant("z")
+
+
+def test_a_card_of_ones_own_is_named_by_its_file(tmp_path: Path) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_text(CARD)
+    assert [card.name for card in select(["dota", str(path)])] == ["dota", "x"]
+    path.write_text(CARD.replace("name: x", "name: dota"))
+    with pytest.raises(EarthGPTError, match="expected a name of its own, got 'dota'"):
+        select([str(path)])
+    with pytest.raises(EarthGPTError, match="cannot be read as YAML"):
+        select([str(tmp_path / "absent.yaml")])
+
+
+def test_classes_may_be_open(tmp_path: Path) -> None:
+    card = _load(tmp_path, CARD + "open_classes: true")
+    assert [card.label(name) for name in ("Boat", "Fishing_Boat", " ")] == ["ship", "fishing boat", ""]

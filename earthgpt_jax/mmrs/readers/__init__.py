@@ -18,6 +18,9 @@ from earthgpt_jax.mmrs.readers import (
     floodnet,
     folders,
     hit_uav_json,
+    llava,
+    nwpu_captions,
+    qa_rows,
     rsivqa,
     rsvqa,
     vhr10,
@@ -40,14 +43,17 @@ FORMATS: Mapping[str, Parser] = {
     "yolo": yolo.parse,
     "dota": dota.parse,
     "captions": captions.parse,
+    "nwpu_captions": nwpu_captions.parse,
     "rsvqa": rsvqa.parse,
     "rsivqa": rsivqa.parse,
     "folders": folders.parse,
     "vhr10": vhr10.parse,
     "floodnet": floodnet.parse,
+    "qa_rows": qa_rows.parse,
+    "llava": llava.parse,
 }
 
-_WORDS = ("split", "prefix")  # entries of a layout that are not paths
+_WORDS = ("split", "prefix", "only")  # entries of a layout that are not paths
 
 
 def locate(root: Path, card: Card) -> Path:
@@ -104,7 +110,8 @@ def _events(base: Path, card: Card, layouts: list[Mapping[str, str]]) -> Iterato
     assembler = Assembler(card, base)
     for layout in layouts:
         paths = {role: base / path for role, path in layout.items() if role not in _WORDS}
-        part = Part(base=base, paths=paths, split=layout.get("split", ""), prefix=layout.get("prefix", ""))
+        words = {word: layout[word] for word in _WORDS if word in layout}
+        part = Part(base=base, paths=paths, **words)
         images = paths["images"] if card.images is Images.FILES else None
         yield from assembler.records(FORMATS[card.format](part, card), images)
     yield from assembler.unlisted()

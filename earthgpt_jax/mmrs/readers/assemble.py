@@ -14,13 +14,19 @@ import numpy as np
 from PIL import Image
 
 from earthgpt_jax.errors import EarthGPTError
-from earthgpt_jax.geometry import canonical, degenerate, polygon_to_rect, rect_to_polygon
+from earthgpt_jax.geometry import Square, canonical, degenerate, polygon_to_rect, rect_to_polygon
 from earthgpt_jax.input.images import decode
 from earthgpt_jax.mmrs.cards import Card, Images, Unlisted
 from earthgpt_jax.mmrs.readers.events import Dropped, Entry, Event, Kind, Native, RawObject, Rejected, is_image
 from earthgpt_jax.mmrs.record import Object, Record, Task, Turn
 
 _OBJECT_TASKS = (Task.GROUNDING, Task.REGION_CAPTION)
+_ILLEGIBLE = "wrong encoding: expected UTF-8"
+
+
+def _legible(*texts: str) -> bool:
+    """No byte of a text had to be replaced, because it was not UTF-8."""
+    return not any("\ufffd" in text for text in texts)
 
 
 class ImageFolder:
@@ -101,13 +107,18 @@ class Assembler:
             reason = "every object of it was rejected"
             yield Rejected(id=entry.id, kind=Kind.IMAGE, reason=reason, file=entry.file)
             return
-        turns = [raw.turn for raw in entry.turns if raw.turn is not None]
+        turns: list[Turn] = []
         for raw in entry.turns:
-            if raw.turn is None:
-                yield Rejected(id=entry.id, kind=Kind.QUESTION, reason=raw.problem, file=entry.file)
-        captions = tuple(text.strip() for text in entry.captions if text.strip())
-        for _ in range(len(entry.captions) - len(captions)):
-            yield Rejected(id=entry.id, kind=Kind.CAPTION, reason="empty", file=entry.file)
+            if raw.turn is not None and _legible(raw.turn.question, raw.turn.answer):
+                turns.append(raw.turn)
+            else:
+                reason = raw.problem or _ILLEGIBLE
+                yield Rejected(id=entry.id, kind=Kind.QUESTION, reason=reason, file=entry.file)
+        captions = tuple(text.strip() for text in entry.captions if text.strip() and _legible(text))
+        for text in entry.captions:
+            if not text.strip() or not _legible(text):
+                reason = _ILLEGIBLE if text.strip() else "empty"
+                yield Rejected(id=entry.id, kind=Kind.CAPTION, reason=reason, file=entry.file)
         tasks = self._tasks(turns=turns, captions=captions, objects=objects)
         if not tasks:
             reason = f"nothing of it is left for {', '.join(self._card.tasks)}"
@@ -176,12 +187,12 @@ class Assembler:
                 events.append(Rejected(id=entry.id, kind=Kind.OBJECT, reason=problem, file=entry.file))
                 continue
             difficult = raw.difficult >= self._card.difficult_from
-            kept.append(Object(label=label, polygon=polygon, difficult=difficult))
-        # Nobody wrote these phrases: they are template text, true because the object is alone of its class.
+            kept.append(Object(label=label, polygon=polygon, difficult=difficult, phrase=raw.phrase))
+        # Where nobody wrote a phrase, it is template text, true because the object is alone of its class.
         # An object of unknown class might be of any, so then nothing is said.
         named = [
             dataclasses.replace(item, phrase=f"the only {item.label}")
-            if present[item.label] == 1 and not present[""]
+            if not item.phrase and present[item.label] == 1 and not present[""]
             else item
             for item in kept
         ]
@@ -191,7 +202,9 @@ class Assembler:
         if raw.problem or raw.polygon is None:
             return None, raw.problem or "no box"
         points = np.asarray(raw.polygon, np.float64)
-        if entry.fractions:
+        if entry.squared:
+            points = Square(width, height).to_pixels(points)
+        elif entry.fractions:
             points = points * np.array([width, height] * 4)
         reason = degenerate(points, width=width, height=height)
         if reason:
@@ -208,8 +221,9 @@ class Assembler:
 
     def _tasks(self, *, turns: Sequence[Turn], captions: Sequence[str], objects: Sequence[Object]) -> tuple[Task, ...]:
         """What the truth is good for: no boxes is a truth too, no caption or question is none."""
-        truth = {Task.CAPTION: captions, Task.VQA: turns}
+        phrases = [item.phrase for item in objects if item.phrase]
+        truth = {Task.CAPTION: captions, Task.VQA: turns, **dict.fromkeys(_OBJECT_TASKS, phrases)}
         tasks = tuple(task for task in self._card.tasks if truth.get(task, True))
-        if any(item.phrase for item in objects):
+        if phrases:
             tasks = (*tasks, *(task for task in _OBJECT_TASKS if task not in tasks))
         return tasks

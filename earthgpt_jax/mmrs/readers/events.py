@@ -64,11 +64,15 @@ Event = Record | Rejected | Dropped | Native
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RawObject:
-    """One native object; `polygon` f64[8], pixels, or fractions of the image if its entry says so."""
+    """One native object; `polygon` f64[8], pixels, or fractions of the image or square if its entry says so.
+
+    `phrase`: the source's own description of it; "" if it has none.
+    """
 
     name: str
     polygon: np.ndarray | None
     difficult: int = 0
+    phrase: str = ""
     problem: str = ""
 
 
@@ -91,6 +95,8 @@ class Entry:
         split: native split; "" if unknown.
         size: (width, height) by the annotation; 0 where unknown.
         problem: why the annotation as a whole cannot be used.
+        fractions: polygons are fractions of the image.
+        squared: polygons are fractions of the square that the image is padded to.
     """
 
     id: str
@@ -104,6 +110,7 @@ class Entry:
     turns: tuple[RawTurn, ...] = ()
     captions: tuple[str, ...] = ()
     fractions: bool = False
+    squared: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -115,12 +122,14 @@ class Part:
         paths: role ("annotations", "images", ...) -> path.
         split: the native split of everything in it; "" if it has none.
         prefix: comes before native ids, where parts would share them.
+        only: a pattern; of a file about many images, the part is those whose native path matches.
     """
 
     base: Path
     paths: Mapping[str, Path]
     split: str = ""
     prefix: str = ""
+    only: str = ""
 
     def name(self, path: Path) -> str:
         """A file relative to the dataset folder, as messages show it."""
@@ -132,14 +141,21 @@ class Part:
         Raises:
             EarthGPTError: unreadable: without its annotation file nothing of a part can be counted.
         """
+        return load_json(self.paths[role], kind)
+
+    def files(self, role: str, suffix: str) -> tuple[Path, ...]:
+        """The file of a role, or every file with this suffix in and below its folder.
+
+        Raises:
+            EarthGPTError: the folder has none.
+        """
         path = self.paths[role]
-        try:
-            value = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise EarthGPTError(f"{path}: cannot be read as JSON: {error}; fetch the file again") from error
-        if not isinstance(value, kind):
-            raise EarthGPTError(f"{path}: expected a {kind.__name__}, got {type(value).__name__}")
-        return value
+        if not path.is_dir():
+            return (path,)
+        found = tuple(sorted(below for below in path.rglob(f"*{suffix}") if below.is_file()))
+        if not found:
+            raise EarthGPTError(f"{path}: expected files ending in {suffix}, found none; see the card's layout")
+        return found
 
     def rows(self, role: str, key: str) -> list[Any]:
         """The list under `key` of a role's JSON object; each row must be an object."""
@@ -157,6 +173,21 @@ class Part:
         for path in sorted(self.paths[role].iterdir()):
             if path.suffix.lower() == suffix:
                 yield path, read_text(path)
+
+
+def load_json(path: Path, kind: type[_T]) -> _T:
+    """A JSON file; its top must be a `kind`. Bytes that are not UTF-8 are replaced: the texts with them are rejected.
+
+    Raises:
+        EarthGPTError: unreadable, or another top.
+    """
+    try:
+        value = json.loads(read_text(path).removeprefix("\ufeff"))
+    except ValueError as error:
+        raise EarthGPTError(f"{path}: cannot be read as JSON: {error}; fetch the file again") from error
+    if not isinstance(value, kind):
+        raise EarthGPTError(f"{path}: expected a {kind.__name__}, got {type(value).__name__}")
+    return value
 
 
 def read_text(path: Path) -> str:
