@@ -319,7 +319,6 @@ def tokenizer(workdir: Path, config: Config) -> Path:
 # ------------------------------------------------------------------------------------------------- llm
 MAP_SHARE = 0.75  # of the corpus; the rest are texts
 MAP_NOISE = 0.015  # of the image's side
-VQA_BOOST = 10.0  # a yes or no has one word to learn from, a list of boxes a hundred
 CLASSES, SCENES = 11, 14  # nothing and ten classes
 CODES = CLASSES + RANKS + COORDINATES * 20 + SCENES + 3 + (CLASSES - 1) * 6
 TEXT_KINDS = {
@@ -395,8 +394,6 @@ def corpus_row(
     # A language model reads everything: a text's own words are worth something, answers most.
     unsupervised = 0.0 if as_map else 0.1
     weights = np.where((row.segments > 0) & (row.loss_weights == 0), unsupervised, row.loss_weights)
-    boost = [1.0, *(VQA_BOOST if question.task == "vqa" else 1.0 for question in row.questions)]
-    weights = weights * np.array(boost)[row.branches]
     codes = map_codes(dense, index) if as_map else np.zeros_like(map_codes(dense, 0))
     return row.tokens, row.positions, row.segments, row.branches, weights.astype(np.float32), row.image_slots, codes
 
