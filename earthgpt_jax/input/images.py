@@ -29,7 +29,11 @@ def decode(data: bytes) -> np.ndarray:
             return np.asarray(image.convert("RGB"))
     except Image.DecompressionBombError as error:
         raise EarthGPTError(f"image of {len(data)} bytes cannot be decoded: {error}; cut it into tiles") from error
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+    except UnidentifiedImageError as error:  # Pillow's words hold an address in memory, another one in every run
+        raise EarthGPTError(
+            f"image of {len(data)} bytes cannot be decoded: no format that Pillow knows, or more bands than it reads"
+        ) from error
+    except (OSError, SyntaxError, ValueError) as error:
         raise EarthGPTError(f"image of {len(data)} bytes cannot be decoded: {error}") from error
 
 

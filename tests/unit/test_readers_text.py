@@ -164,7 +164,8 @@ def test_multispectral_images_are_no_rgb(native: Native) -> None:
     )
     records, rejected, _ = native.read(found)
     assert {name: record.label for name, record in records.items()} == {"SeaLake/SeaLake_1": "sea or lake"}
-    assert "cannot be decoded" in why(rejected)["SeaLake/SeaLake_2"][0]
+    reason = why(rejected)["SeaLake/SeaLake_2"][0]
+    assert reason.endswith("cannot be decoded: no format that Pillow knows, or more bands than it reads")
 
 
 def test_classes_that_no_card_lists(native: Native) -> None:
@@ -391,6 +392,26 @@ def test_cards_of_captions_and_questions(tmp_path: Path) -> None:
             path.write_bytes(json.dumps(content).encode() if path.suffix == ".json" else png())
         (record,) = _read(tmp_path, found)
         assert (record.split, record.tasks) == ("train" if name == "crsvqa" else "val", found.tasks)
+
+
+def test_card_of_the_second_test_set_of_rsvqa_hr(tmp_path: Path) -> None:
+    """Rows of other splits hold only an id; the place of a row in the list is not its id."""
+    found = cards()["rsvqa_hr"].variant("phili")
+    (part,) = found.parts
+    folder = tmp_path / found.folder
+    (folder / part["images"]).mkdir(parents=True)
+    (folder / part["images"] / "9.tif").write_bytes(png())
+    ask = {"id": 4, "img_id": 9, "type": "presence", "question": "Is a road present?", "answers_ids": [4]}
+    rows = {
+        "index": ("images", {"id": 9, "questions_ids": [4]}),
+        "questions": ("questions", ask),
+        "answers": ("answers", {"id": 4, "question_id": 4, "answer": "yes"}),
+    }
+    for role, (key, row) in rows.items():
+        inactive = {"id": 0, "active": False}
+        (folder / part[role]).write_text(json.dumps({key: [inactive, {**row, "active": True}]}))
+    (record,) = _read(tmp_path, found)
+    assert (record.id, record.turns[0].answer) == ("rsvqa_hr/test/9", "yes")
 
 
 def test_cards_of_the_release_share_its_detection_folders_among_them(tmp_path: Path) -> None:
