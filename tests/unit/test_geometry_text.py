@@ -22,8 +22,10 @@ from earthgpt_jax.resources import data_path
 
 
 def _labels() -> list[str]:
+    """Every class of objects; a scene's (`storage tanks`) is never counted."""
     cards = [yaml.safe_load(path.read_text()) for path in sorted(data_path("sources").glob("*.yaml"))]
-    ours = {str(label) for card in cards for label in card.get("classes") or ()}
+    detection = [card for card in cards if {"hbb", "obb"} & set(card["tasks"])]
+    ours = {str(label) for card in detection for label in card.get("classes") or ()}
     return sorted(ours | set(OBJECTS) | {"school bus", "military aircraft", "barracks", "lens"})
 
 
