@@ -56,6 +56,31 @@ class SplitRule(enum.StrEnum):
     NAME = "name"
 
 
+class Role(enum.StrEnum):
+    """What a dataset is for in EarthGPT: a source of MMRS-1M, a zero-shot benchmark, or neither."""
+
+    TRAINED = "trained"
+    ZERO_SHOT = "zero_shot"
+    OWN = "own"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Tile:
+    """How large scenes are cut when they are built.
+
+    Attributes:
+        size: side of a tile, pixels; an image no larger in both directions is not cut.
+        overlap: of neighbouring tiles, pixels.
+        keep: an object with at least this share of its area in a tile is kept there, cut at the border.
+        ignore: one with at least this share, but less than `keep`, is kept as difficult; with less, it is left out.
+    """
+
+    size: int
+    overlap: int = 0
+    keep: float = 0.7
+    ignore: float = 0.3
+
+
 @dataclasses.dataclass(frozen=True)
 class Card:
     """What is known of one dataset, and how its files are read.
@@ -70,6 +95,12 @@ class Card:
         difficult_from: a native `difficult` of at least this marks an object difficult.
         open_classes: a native class name that is not listed is a class too: the list is not known for certain.
         fields: role -> name of a field, where a format leaves its fields to the card.
+        tile: how its scenes are cut; None: they are not.
+        role: what EarthGPT uses it for.
+        expected: how much the complete native set holds: kind of count (`images`, `objects`, `questions`,
+            `captions`, or a split's name for its images) -> number.
+        obtain: where the native files are to be had.
+        unverified: entries of this card that no native file has confirmed, as `layout` or `expected.objects`.
     """
 
     name: str
@@ -91,6 +122,11 @@ class Card:
     difficult_from: int = 1
     open_classes: bool = False
     fields: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    tile: Tile | None = None
+    role: Role = Role.OWN
+    expected: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    obtain: str = ""
+    unverified: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     variants: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
 
@@ -138,7 +174,9 @@ _ENUMS = {
     "unlisted": Unlisted,
     "orientation": Orientation,
     "split_rule": SplitRule,
+    "role": Role,
 }
+EXPECTED = ("images", "objects", "questions", "captions", *SPLITS)
 
 
 def _fields(values: Mapping[str, Any], *, where: str) -> dict[str, Any]:
@@ -162,13 +200,42 @@ def _fields(values: Mapping[str, Any], *, where: str) -> dict[str, Any]:
             values["tasks"] = tuple(Task(task) for task in values["tasks"])
     except ValueError as error:
         raise EarthGPTError(f"{where}: {error}; correct the card") from error
-    for key in ("parts", "classes", "notes"):
+    if values.get("tile"):
+        values["tile"] = _tile(values["tile"], where=where)
+    if "expected" in values:
+        values["expected"] = _expected(values["expected"], where=where)
+    if stray := [name for name in values.get("unverified", ()) if name.split(".")[0] not in known | _WRITTEN_AS]:
+        raise EarthGPTError(f"{where}: `unverified` names {', '.join(stray)}, which are no entries of a card")
+    for key in ("parts", "classes", "notes", "unverified"):
         if key in values:
             values[key] = tuple(values[key])
     for key in ("synonyms", "drop", "fields"):
         if key in values:
             values[key] = {str(name): str(text) for name, text in values[key].items()}
     return values
+
+
+_WRITTEN_AS = {"layout", "split"}  # entries that are called otherwise in a file than in `Card`
+
+
+def _tile(values: Mapping[str, Any], *, where: str) -> Tile:
+    try:
+        tile = Tile(**values)
+    except TypeError as error:
+        known = ", ".join(field.name for field in dataclasses.fields(Tile))
+        raise EarthGPTError(f"{where}: tile: {error}; known: {known}") from error
+    if not 0 <= tile.overlap < tile.size or not 0 <= tile.ignore <= tile.keep <= 1:
+        raise EarthGPTError(
+            f"{where}: tile: expected 0 <= overlap < size and 0 <= ignore <= keep <= 1, got {dict(values)}"
+        )
+    return tile
+
+
+def _expected(values: Mapping[str, Any], *, where: str) -> dict[str, int]:
+    for name, count in values.items():
+        if name not in EXPECTED or not isinstance(count, int):
+            raise EarthGPTError(f"{where}: expected: {name}: {count!r}; takes whole numbers of {', '.join(EXPECTED)}")
+    return dict(values)
 
 
 def load_card(path: Path) -> Card:

@@ -30,6 +30,7 @@ FEATURES = {
             "polygon": tfds.features.Tensor(shape=(8,), dtype=np.float32),
             "difficult": np.bool_,
             "phrase": tfds.features.Text(),
+            "visible": np.float32,
         }
     ),
 }
@@ -55,6 +56,7 @@ def to_example(record: Record) -> dict[str, Any]:
                 "polygon": np.asarray(item.polygon, np.float32),
                 "difficult": item.difficult,
                 "phrase": item.phrase,
+                "visible": item.visible,
             }
             for item in record.objects
         ],
@@ -85,6 +87,7 @@ def to_record(example: Mapping[str, Any]) -> Record:
                 polygon=np.asarray(objects["polygon"][i], np.float32),
                 difficult=bool(objects["difficult"][i]),
                 phrase=_text(objects["phrase"][i]),
+                visible=float(objects["visible"][i]),
             )
             for i in range(len(objects["label"]))
         ),

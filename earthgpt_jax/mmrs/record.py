@@ -47,12 +47,14 @@ class Object:
             A horizontal box is its four corners.
         difficult: annotated, but not to be required of a detector.
         phrase: a description that is true of this object alone in the image; "" where unknown.
+        visible: the share of its area that is inside the image; below 1 where a tile's border cuts it.
     """
 
     label: str
     polygon: np.ndarray
     difficult: bool = False
     phrase: str = ""
+    visible: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
