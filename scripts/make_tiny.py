@@ -16,12 +16,14 @@ Every step is skipped where its result exists, and all of them are seeded:
 from __future__ import annotations
 
 import argparse
+import collections
 import dataclasses
 import functools
 import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import grain
 import jax
@@ -40,13 +42,18 @@ from earthgpt_jax.input.batch import TEXT_SLOT
 from earthgpt_jax.input.conversation import conversation
 from earthgpt_jax.input.images import load_square
 from earthgpt_jax.input.pipeline import draw
-from earthgpt_jax.input.questions import KINDS, Grammar, ask, candidates
+from earthgpt_jax.input.questions import KINDS, Grammar, Question, ask, candidates
 from earthgpt_jax.input.rows import build_row, image_prefix
 from earthgpt_jax.input.tokenizer import Tokenizer, train_tokenizer
 from earthgpt_jax.mmrs.cards import cards
 from earthgpt_jax.mmrs.record import Record, Task
 from earthgpt_jax.mmrs.store import open_source, write
-from earthgpt_jax.mmrs.synthetic import SyntheticSource
+from earthgpt_jax.mmrs.synthetic import OBJECTS, SyntheticSource
+from earthgpt_jax.mmrs.synthetic.canvas import WORLD
+from earthgpt_jax.mmrs.synthetic.language import View
+from earthgpt_jax.mmrs.synthetic.placement import Placed
+from earthgpt_jax.mmrs.synthetic.pose import Pose
+from earthgpt_jax.mmrs.synthetic.questions import drill
 from earthgpt_jax.models import earthgpt, io
 from earthgpt_jax.models.earthgpt import (
     CLIP_MEAN,
@@ -75,7 +82,7 @@ def render(workdir: Path, *, count: int) -> dict[str, np.ndarray]:
     """Images and dense targets of `count` training records."""
     path = workdir / f"dense_{count}.npz"
     if not path.exists():
-        source = SyntheticSource("train", count)
+        source = open_source(dataset(workdir, count=count), "train")
         labels = sorted({item.label for item in (source[i] for i in range(200))})
         objects = sorted({o.label for i in range(200) for o in source[i].objects})
         sensors = ["optical", "sar", "infrared"]
@@ -317,7 +324,11 @@ def tokenizer(workdir: Path, config: Config) -> Path:
 
 
 # ------------------------------------------------------------------------------------------------- llm
+HELD_OUT = 256  # the last scenes, to measure on
 MAP_SHARE = 0.75  # of the corpus; the rest are texts
+# Of a round's rows, those that ask everything there is to ask about a map. Yes and no stay guesses where they are
+# learnt among long answers: two tokens of two hundred, and no part of the way there lowers their loss.
+DRILL_SHARES = (0.0, 0.5)
 MAP_NOISE = 0.015  # of the image's side
 CLASSES, SCENES = 11, 14  # nothing and ten classes
 CODES = CLASSES + RANKS + COORDINATES * 20 + SCENES + 3 + (CLASSES - 1) * 6
@@ -364,38 +375,82 @@ def map_codes(dense: dict[str, np.ndarray], index: int) -> np.ndarray:
     return codes
 
 
-def corpus_row(
-    number: int,
-    *,
-    source: Sequence[Record],
-    dense: dict[str, np.ndarray],
-    config: Config,
-    tokens: Tokenizer,
-    length: int,
-):
-    """Row `number` of the LLM's corpus: a scene, as a map or as text, then independent questions about it."""
-    rng = np.random.default_rng((7, number))
-    record = source[int(rng.integers(len(source)))]
-    index = int(record.id.rsplit("/", 1)[1])
-    kind = BoxKind.OBB if rng.random() < 0.4 else BoxKind.HBB
-    template = conversation(config.data.conversation)
-    as_map = rng.random() < MAP_SHARE
-    if as_map:
-        prefix = image_prefix(tokens, template, visual_tokens=1 + GRID**2)
-    else:
-        record = renamed(record, rng) if rng.random() < 0.5 else record
-        scene = scene_text(record, kind, config.data.decimals, rng)
-        ids = np.array([tokens.bos_id, *tokens.encode(scene), *tokens.encode(template.prefix)], np.int32)
-        prefix = (ids, np.full_like(ids, TEXT_SLOT))
-    spec = dataclasses.replace(input_spec(config), task_weights=TEXT_KINDS[kind], max_questions=8)
-    row = build_row(
-        draw(record, spec=spec, rng=rng), prefix=prefix, tokenizer=tokens, conversation=template, tokens_per_row=length
-    )
-    # A language model reads everything: a text's own words are worth something, answers most.
-    unsupervised = 0.0 if as_map else 0.1
-    weights = np.where((row.segments > 0) & (row.loss_weights == 0), unsupervised, row.loss_weights)
-    codes = map_codes(dense, index) if as_map else np.zeros_like(map_codes(dense, 0))
-    return row.tokens, row.positions, row.segments, row.branches, weights.astype(np.float32), row.image_slots, codes
+def view(record: Record) -> View:
+    """The truth of a record of synthetic scenes, as its questions are made from."""
+    objects = []
+    for item in record.objects:
+        corners = np.asarray(item.polygon, np.float64).reshape(4, 2) * (WORLD / record.width)
+        (cx, cy), sides = corners.mean(0), np.hypot(*(corners[1:3] - corners[0:2]).T)
+        pose = Pose(cx=cx, cy=cy, long=max(sides), short=min(sides), angle=0.0)  # no question asks for the angle
+        objects.append(Placed(kind=OBJECTS[item.label], pose=pose))
+    return View(scene=record.label, sensor=record.sensor, objects=objects)
+
+
+class LlmRow(NamedTuple):
+    """What the LLM learns from; `codes` f32[1 + 64, C] is the map, zeros where the scene is text."""
+
+    tokens: np.ndarray
+    positions: np.ndarray
+    segments: np.ndarray
+    branches: np.ndarray
+    weights: np.ndarray
+    slots: np.ndarray
+    codes: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Corpus:
+    """Scenes as maps or as text, each with independent questions about it: the rows that the LLM learns from."""
+
+    source: Sequence[Record]
+    dense: dict[str, np.ndarray]
+    config: Config
+    tokens: Tokenizer
+    length: int = 384
+
+    def row(self, number: int, *, drill_share: float) -> LlmRow:
+        """Row `number`, of any of the scenes but the held-out ones."""
+        rng = np.random.default_rng((7, number))
+        index = int(rng.integers(len(self.source) - HELD_OUT))
+        if rng.random() < drill_share:
+            return self.drill(index, rng)[0]
+        record, kind = self.source[index], BoxKind.OBB if rng.random() < 0.4 else BoxKind.HBB
+        as_map = rng.random() < MAP_SHARE
+        if not as_map:
+            record = renamed(record, rng) if rng.random() < 0.5 else record
+        spec = dataclasses.replace(input_spec(self.config), task_weights=TEXT_KINDS[kind], max_questions=8)
+        prefix = self._map_prefix() if as_map else self._text_prefix(record, kind, rng)
+        return self._row(draw(record, spec=spec, rng=rng), prefix, index if as_map else None)[0]
+
+    def drill(self, index: int, rng: np.random.Generator) -> tuple[LlmRow, tuple[Question, ...]]:
+        """A map and everything there is to ask about it, as far as there is room."""
+        record = dataclasses.replace(self.source[index], turns=drill(view(self.source[index]), rng))
+        grammar = Grammar(decimals=self.config.data.decimals)
+        asked = [ask(record, Task.VQA.value, i, grammar=grammar, rng=rng) for i in range(len(record.turns))]
+        return self._row(asked, self._map_prefix(), index)
+
+    def _map_prefix(self) -> tuple[np.ndarray, np.ndarray]:
+        template = conversation(self.config.data.conversation)
+        return image_prefix(self.tokens, template, visual_tokens=1 + GRID**2)
+
+    def _text_prefix(self, record: Record, kind: BoxKind, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        scene = scene_text(record, kind, self.config.data.decimals, rng)
+        system = self.tokens.encode(conversation(self.config.data.conversation).prefix)
+        ids = np.array([self.tokens.bos_id, *self.tokens.encode(scene), *system], np.int32)
+        return ids, np.full_like(ids, TEXT_SLOT)
+
+    def _row(self, asked: Sequence[Question], prefix, index: int | None) -> tuple[LlmRow, tuple[Question, ...]]:
+        """`index`: the scene whose map the row reads; None where the prefix is text."""
+        row = build_row(
+            asked, prefix=prefix, tokenizer=self.tokens, conversation=conversation(self.config.data.conversation),
+            tokens_per_row=self.length,
+        )  # fmt: skip
+        # A language model reads everything: a text's own words are worth something, answers most.
+        unsupervised = 0.1 if index is None else 0.0
+        weights = np.where((row.segments > 0) & (row.loss_weights == 0), unsupervised, row.loss_weights)
+        codes = np.zeros_like(map_codes(self.dense, 0)) if index is None else map_codes(self.dense, index)
+        columns = (row.tokens, row.positions, row.segments, row.branches, weights.astype(np.float32), row.image_slots)
+        return LlmRow(*columns, codes), row.questions
 
 
 class Reader(nnx.Module):
@@ -418,24 +473,43 @@ def llm(workdir: Path, config: Config, *, rounds: Sequence[int], count: int) -> 
     path = workdir / "llm.npz"
     if path.exists():
         return path
-    tokens = Tokenizer(tokenizer(workdir, config))
     graphdef, params = params_lib.split_module(Reader(config, rngs=nnx.Rngs(params=1)))
-    source = open_source(dataset(workdir, count=count), "train")
-    dense = {name: value for name, value in render(workdir, count=count).items() if name != "images"}
-    row = functools.partial(corpus_row, source=source, dense=dense, config=config, tokens=tokens, length=384)
+    corpus = Corpus(
+        source=open_source(dataset(workdir, count=count), "train"),
+        dense={name: value for name, value in render(workdir, count=count).items() if name != "images"},
+        config=config,
+        tokens=Tokenizer(tokenizer(workdir, config)),
+    )
+    fresh, kept = params, dict[str, jax.Array]()
     for number, steps in enumerate(rounds):
         saved = workdir / f"llm_{number}.npz"
-        if saved.exists():
-            params = {key: jnp.asarray(value) for key, value in np.load(saved).items()}
-            continue
-        params = _llm_round(graphdef, params, row, steps=steps, seed=number)
-        np.savez(saved, **io.as_numpy(params))  # type: ignore[arg-type]
-    kept = {key: np.asarray(value) for key, value in params.items() if key.startswith(("llm/", "image_tokens/"))}
-    np.savez(path, **kept)  # type: ignore[arg-type]
+        if not saved.exists():
+            share = DRILL_SHARES[min(number, len(DRILL_SHARES) - 1)]
+            params = _llm_round(graphdef, fresh | kept, corpus, steps=steps, seed=number, drill_share=share)
+            # Without the map's projector: each round learns a new one, as `align` will have to.
+            np.savez(saved, **{k: np.asarray(v) for k, v in params.items() if not k.startswith("maps/")})  # type: ignore[arg-type]
+        kept = {key: jnp.asarray(value) for key, value in np.load(saved).items()}
+    np.savez(path, **io.as_numpy(kept))  # type: ignore[arg-type]
     return path
 
 
-def _llm_round(graphdef, params, row: Callable, *, steps: int, seed: int, batch_size: int = 16):
+def drilled(logits: Callable, corpus: Corpus, *, rows: int = 128, batch_size: int = 32) -> dict[str, float]:
+    """Question type -> share of answers about held-out maps whose every token is the likeliest one."""
+    right: dict[str, list[bool]] = collections.defaultdict(list)
+    scenes = range(len(corpus.source) - HELD_OUT, len(corpus.source) - HELD_OUT + rows)
+    made = [corpus.drill(index, np.random.default_rng((13, index))) for index in scenes]
+    for start in range(0, rows, batch_size):
+        some = made[start : start + batch_size]
+        batch = LlmRow(*map(np.stack, zip(*(row for row, _ in some), strict=True)))
+        likeliest = np.asarray(logits(batch).argmax(-1))[:, :-1]
+        wrong = (likeliest != batch.tokens[:, 1:]) & (batch.weights[:, 1:] > 0)
+        for (_, questions), row_wrong, branches in zip(some, wrong, batch.branches[:, 1:], strict=True):
+            for branch, question in enumerate(questions, 1):
+                right[question.kind].append(not row_wrong[branches == branch].any())
+    return {kind: float(np.mean(values)) for kind, values in sorted(right.items())}
+
+
+def _llm_round(graphdef, params, corpus: Corpus, *, steps: int, seed: int, drill_share: float, batch_size: int = 16):
     rate = optax.warmup_cosine_decay_schedule(0.0, 5e-3, min(100, steps // 8), steps)
     # Muon on the blocks' matrices, AdamW on the rest: the loss of AdamW alone in about 3/4 of the steps.
     muon = optax.contrib.muon(
@@ -454,25 +528,33 @@ def _llm_round(graphdef, params, row: Callable, *, steps: int, seed: int, batch_
     params = jax.device_put(params, place.whole)
     state = jax.device_put(optimizer.init(params), place.whole)
 
-    def loss(params, ids, positions, segments, branches, weights, slots, codes):
-        logits = params_lib.merge_module(graphdef, params)(ids, positions, segments, branches, slots, codes)
-        total, weight = next_token_loss(logits, ids, weights)
+    def forward(params, batch: LlmRow) -> jax.Array:
+        reader = params_lib.merge_module(graphdef, params)
+        return reader(batch.tokens, batch.positions, batch.segments, batch.branches, batch.slots, batch.codes)
+
+    def loss(params, batch: LlmRow):
+        total, weight = next_token_loss(forward(params, batch), jnp.asarray(batch.tokens), jnp.asarray(batch.weights))
         return total / weight
 
     @functools.partial(jax.jit, donate_argnums=(0, 1))
-    def update(params, state, *batch):
-        value, gradients = jax.value_and_grad(loss)(params, *batch)
+    def update(params, state, batch: LlmRow):
+        value, gradients = jax.value_and_grad(loss)(params, batch)
         updates, state = optimizer.update(gradients, state, params)
         return optax.apply_updates(params, updates), state, value
 
+    evaluate = jax.jit(forward)
     first = seed * 2**24  # rows of the corpus that no other round reads
-    rows = grain.MapDataset.range(first, first + steps * batch_size).map(row).batch(batch_size)
-    batches = iter(rows.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)))
+    row = functools.partial(corpus.row, drill_share=drill_share)
+    rows = grain.MapDataset.range(first, first + steps * batch_size).map(row)
+    batches = iter(rows.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=64)).batch(batch_size))
     bar = tqdm(range(steps), desc=f"llm, round {seed}", mininterval=5)
     for step in bar:
-        params, state, value = update(params, state, *jax.device_put(next(batches), place.batch))
-        if step % 50 == 0:
-            bar.write(f"{step} loss {float(value):.4f}")
+        params, state, value = update(params, state, jax.device_put(LlmRow(*next(batches)), place.batch))
+        if (step + 1) % 50 == 0:
+            bar.write(f"{step + 1} loss {float(value):.4f}")
+        if (step + 1) % 200 == 0:
+            shares = drilled(functools.partial(evaluate, params), corpus)
+            bar.write(" ".join(f"{kind}={share:.3f}" for kind, share in shares.items()))
     return params
 
 
@@ -535,7 +617,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("earthgpt_jax/assets"))
     parser.add_argument("--count", type=int, default=24000, help="training scenes")
     parser.add_argument("--encoder-steps", type=int, nargs="+", default=[1500, 1500, 1500, 2000])
-    parser.add_argument("--llm-steps", type=int, nargs="+", default=[2400])
+    parser.add_argument("--llm-steps", type=int, nargs="+", default=[2400, 800])
     parser.add_argument("--align-steps", type=int, default=900)
     parser.add_argument("--instruct-steps", type=int, default=1400)
     args = parser.parse_args()

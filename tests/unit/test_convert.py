@@ -157,7 +157,7 @@ def test_folded_adapters_compute_the_same(tmp_path, name, dtype):
     folded = Folded(reader, model)
     expected = _logits(model, {path: reader.read(path) for path in reader.shapes})
     got = _logits(folded_config(model), {path: folded.read(path) for path in folded.shapes})
-    np.testing.assert_allclose(got, expected, atol=2e-6, rtol=1e-5)
+    np.testing.assert_allclose(got, expected, atol=1e-5, rtol=1e-5)  # bfloat16 would be 0.05 off
     layer = folded.read("llm/blocks/attn/q/kernel", 1, 1)  # a layer alone is that layer of the whole
     np.testing.assert_array_equal(layer[0], folded.read("llm/blocks/attn/q/kernel")[1])
 

@@ -34,6 +34,25 @@ def turns(view: View, rng: np.random.Generator) -> tuple[Turn, ...]:
     return tuple(found)
 
 
+def drill(view: View, rng: np.random.Generator) -> tuple[Turn, ...]:
+    """Every question that there is about the view, in random order, for learning to read such images.
+
+    As many absent classes as present ones are asked for, and each comparison goes both ways.
+    """
+    present = list(view.counts)
+    absent = [str(n) for n in rng.permutation([name for name in OBJECTS if name not in view.counts])]
+    found = [_is_there(name, present=True, rng=rng) for name in present]
+    found += [_is_there(name, present=False, rng=rng) for name in absent[: max(1, len(present))]]
+    found += [_how_many(name, view.counts.get(name, 0), rng) for name in [*present, absent[-1]]]
+    pairs = [(name, absent[i]) for i, name in enumerate(present)]
+    if len(present) == 2 and view.counts[present[0]] != view.counts[present[1]]:
+        pairs.append((present[0], present[1]))
+    for a, b in pairs:
+        found += [_more_than(view, a, b), _more_than(view, b, a)]
+    found += [turn for turn in (_sensor(view, rng), _position(view, rng), _object_class(view, rng)) if turn]
+    return tuple(found[i] for i in rng.permutation(len(found)))
+
+
 def _pick(rng: np.random.Generator, options):
     return options[int(rng.integers(len(options)))]
 
@@ -46,26 +65,30 @@ def _presence(view: View, rng: np.random.Generator, *, besides: str = "") -> Tur
     while True:
         present = bool(view.objects) and rng.random() < _YES_SHARE
         name = _pick(rng, list(view.counts)) if present else _absent(view, rng)
-        wording = _pick(
-            rng,
-            (
-                f"Is there {article(name)} in the image?",
-                f"Are there any {OBJECTS[name].plural} in the image?",
-                f"Does the image show {article(name)}?",
-            ),
-        )
-        if wording != besides:
-            return Turn(question=wording, answer="yes" if present else "no", type="presence")
+        turn = _is_there(name, present=present, rng=rng)
+        if turn.question != besides:
+            return turn
+
+
+def _is_there(name: str, *, present: bool, rng: np.random.Generator) -> Turn:
+    wordings = (
+        f"Is there {article(name)} in the image?",
+        f"Are there any {OBJECTS[name].plural} in the image?",
+        f"Does the image show {article(name)}?",
+    )
+    return Turn(question=_pick(rng, wordings), answer="yes" if present else "no", type="presence")
 
 
 def _count(view: View, rng: np.random.Generator) -> Turn:
     absent = not view.objects or rng.random() < _ABSENT_COUNT_SHARE
     name = _absent(view, rng) if absent else _pick(rng, list(view.counts))
+    return _how_many(name, view.counts.get(name, 0), rng)
+
+
+def _how_many(name: str, count: int, rng: np.random.Generator) -> Turn:
     plural = OBJECTS[name].plural
-    wording = _pick(
-        rng, (f"How many {plural} are there in the image?", f"What is the number of {plural} in the image?")
-    )
-    return Turn(question=wording, answer=str(view.counts.get(name, 0)), type="count")
+    wordings = (f"How many {plural} are there in the image?", f"What is the number of {plural} in the image?")
+    return Turn(question=_pick(rng, wordings), answer=str(count), type="count")
 
 
 def _comparison(view: View, rng: np.random.Generator) -> Turn | None:
@@ -78,10 +101,13 @@ def _comparison(view: View, rng: np.random.Generator) -> Turn | None:
         pair = [_pick(rng, names), _absent(view, rng)]
     more, fewer = sorted(pair, key=lambda name: -view.counts.get(name, 0))
     yes = rng.random() < 0.5
-    first, second = (more, fewer) if yes else (fewer, more)
+    return _more_than(view, *((more, fewer) if yes else (fewer, more)))
+
+
+def _more_than(view: View, first: str, second: str) -> Turn:
     return Turn(
         question=f"Are there more {OBJECTS[first].plural} than {OBJECTS[second].plural} in the image?",
-        answer="yes" if yes else "no",
+        answer="yes" if view.counts.get(first, 0) > view.counts.get(second, 0) else "no",
         type="comparison",
     )
 
