@@ -270,23 +270,30 @@ def cards() -> dict[str, Card]:
 def select(names: Sequence[str]) -> tuple[Card, ...]:
     """The cards of these names, in this order; a name that ends in .yaml is the file of a card of one's own.
 
+    Behind a colon stands the variant: `dior:rotated`.
+
     Raises:
-        EarthGPTError: a name without card, or a card of one's own under the name of another.
+        EarthGPTError: a name without card or variant, or a card of one's own under the name of another.
     """
     known = cards()
-    unknown = [name for name in names if name not in known and not _is_file(name)]
+    unknown = [name for name in names if name.partition(":")[0] not in known and not _is_file(name)]
     if unknown:
         raise EarthGPTError(
             f"no card for {', '.join(unknown)}; there are: {', '.join(known)}. "
             "A card of your own is named by its file, which ends in .yaml"
         )
-    chosen = tuple(load_card(Path(name)) if _is_file(name) else known[name] for name in names)
+    chosen = tuple(load_card(Path(name)) if _is_file(name) else _known(name, known) for name in names)
     for name, card in zip(names, chosen, strict=True):
         if _is_file(name) and card.name in known:
             raise EarthGPTError(
                 f"card {name}: expected a name of its own, got {card.name!r}, which is taken; rename it"
             )
     return chosen
+
+
+def _known(name: str, known: Mapping[str, Card]) -> Card:
+    name, _, variant = name.partition(":")
+    return known[name].variant(variant) if variant else known[name]
 
 
 def _is_file(name: str) -> bool:

@@ -182,8 +182,11 @@ class Assembler:
             label = self._card.label(raw.name)
             present[label] += 1
             polygon, problem = self._polygon(raw, entry, width, height)
-            if polygon is None or not label:
+            if not _legible(raw.name, raw.phrase):
+                problem = problem or _ILLEGIBLE
+            elif not label:
                 problem = problem or f"unknown class {raw.name!r}"
+            if polygon is None or problem:
                 events.append(Rejected(id=entry.id, kind=Kind.OBJECT, reason=problem, file=entry.file))
                 continue
             difficult = raw.difficult >= self._card.difficult_from

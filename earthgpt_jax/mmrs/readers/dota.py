@@ -2,11 +2,14 @@
 
 `imagesource:` and `gsd:` header lines may stand first (tiles and DOTA 2.0 have none). Corners may lie
 outside of the image. In tiles, difficult 2 marks an object cut by the tile's border.
+
+UCAS-AOD writes `x1 y1 ... x4 y4 theta x y w h`: the corners are read, not the angle (degrees) and the upright box
+(its left top, width and height); the class is that of the folder, `label` in the card's layout.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -17,6 +20,14 @@ _HEADERS = ("imagesource", "gsd", "acquisition dates")
 
 
 def parse(part: Part, card: Card) -> Iterator[Entry]:
+    yield from _entries(part, _object)
+
+
+def parse_ucas_aod(part: Part, card: Card) -> Iterator[Entry]:
+    yield from _entries(part, lambda line: _unnamed(line, part.label))
+
+
+def _entries(part: Part, read: Callable[[str], RawObject]) -> Iterator[Entry]:
     for path, text in part.texts("annotations", ".txt"):
         lines = [line.strip() for line in text.splitlines()]
         yield Entry(
@@ -24,7 +35,7 @@ def parse(part: Part, card: Card) -> Iterator[Entry]:
             image=path.stem,
             file=part.name(path),
             split=part.split,
-            objects=tuple(_object(line) for line in lines if line and not _is_header(line)),
+            objects=tuple(read(line) for line in lines if line and not _is_header(line)),
         )
 
 
@@ -43,3 +54,13 @@ def _object(line: str) -> RawObject:
     except ValueError as error:
         return RawObject(name=fields[8], polygon=None, problem=str(error))
     return RawObject(name=fields[8], polygon=polygon, difficult=difficult)
+
+
+def _unnamed(line: str, label: str) -> RawObject:
+    fields = line.split()
+    try:
+        if len(fields) != 13:
+            raise ValueError(f"expected 8 coordinates, an angle and x, y, w, h, got {len(fields)} fields")
+        return RawObject(name=label, polygon=np.array([number(field) for field in fields[:8]]))
+    except ValueError as error:
+        return RawObject(name=label, polygon=None, problem=str(error))

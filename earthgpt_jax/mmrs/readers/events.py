@@ -123,6 +123,7 @@ class Part:
         split: the native split of everything in it; "" if it has none.
         prefix: comes before native ids, where parts would share them.
         only: a pattern; of a file about many images, the part is those whose native path matches.
+        label: the class of all its objects, where the files do not say it.
     """
 
     base: Path
@@ -130,6 +131,7 @@ class Part:
     split: str = ""
     prefix: str = ""
     only: str = ""
+    label: str = ""
 
     def name(self, path: Path) -> str:
         """A file relative to the dataset folder, as messages show it."""
