@@ -209,6 +209,9 @@ def _fields(values: Mapping[str, Any], *, where: str) -> dict[str, Any]:
     for key in ("parts", "classes", "notes", "unverified"):
         if key in values:
             values[key] = tuple(values[key])
+    # A colon makes a mapping of a note, which then says something else than it seems to.
+    if odd := [note for note in values.get("notes", ()) if not isinstance(note, str)]:
+        raise EarthGPTError(f"{where}: notes: expected text, got {odd[0]!r}; quote a note that holds a colon")
     for key in ("synonyms", "drop", "fields"):
         if key in values:
             values[key] = {str(name): str(text) for name, text in values[key].items()}
