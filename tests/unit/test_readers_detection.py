@@ -502,6 +502,8 @@ def test_visdrone(tmp_path: Path) -> None:
         ("car", True),  # score 0
         ("motor", False),
     ]
+    assert [item.phrase for item in objects] == ["", "", ""]  # the ignored region may hold more of each
+    assert records["val/0000001"].objects[0].phrase == "the only car"
     np.testing.assert_array_equal(polygon_to_rect(objects[0].polygon), (1, 2, 11, 10))
     np.testing.assert_array_equal(polygon_to_rect(objects[2].polygon), (30, 20, 40, 25))  # cut at the border
     assert sorted(dropped) == [

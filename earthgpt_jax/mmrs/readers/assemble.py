@@ -195,7 +195,7 @@ class Assembler:
         # An object of unknown class might be of any, so then nothing is said.
         named = [
             dataclasses.replace(item, phrase=f"the only {item.label}")
-            if not item.phrase and present[item.label] == 1 and not present[""]
+            if not item.phrase and present[item.label] == 1 and not present[""] and entry.complete
             else item
             for item in kept
         ]

@@ -9,34 +9,23 @@ UCAS-AOD writes `x1 y1 ... x4 y4 theta x y w h`: the corners are read, not the a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 
 from earthgpt_jax.mmrs.cards import Card
 from earthgpt_jax.mmrs.readers.events import Entry, Part, RawObject, number
+from earthgpt_jax.mmrs.readers.lines import entries
 
 _HEADERS = ("imagesource", "gsd", "acquisition dates")
 
 
 def parse(part: Part, card: Card) -> Iterator[Entry]:
-    yield from _entries(part, _object)
+    return entries(part, _object)
 
 
 def parse_ucas_aod(part: Part, card: Card) -> Iterator[Entry]:
-    yield from _entries(part, lambda line: _unnamed(line, part.label))
-
-
-def _entries(part: Part, read: Callable[[str], RawObject]) -> Iterator[Entry]:
-    for path, text in part.texts("annotations", ".txt"):
-        lines = [line.strip() for line in text.splitlines()]
-        yield Entry(
-            id=part.prefix + path.stem,
-            image=path.stem,
-            file=part.name(path),
-            split=part.split,
-            objects=tuple(read(line) for line in lines if line and not _is_header(line)),
-        )
+    return entries(part, lambda line: _unnamed(line, part.label))
 
 
 def _is_header(line: str) -> bool:
@@ -44,7 +33,9 @@ def _is_header(line: str) -> bool:
     return bool(colon) and name.strip().lower() in _HEADERS
 
 
-def _object(line: str) -> RawObject:
+def _object(line: str) -> RawObject | None:
+    if _is_header(line):
+        return None
     fields = line.split()
     if len(fields) < 9:
         return RawObject(name="", polygon=None, problem=f"expected 8 coordinates and a class, got {len(fields)} fields")

@@ -97,6 +97,7 @@ class Entry:
         problem: why the annotation as a whole cannot be used.
         fractions: polygons are fractions of the image.
         squared: polygons are fractions of the square that the image is padded to.
+        complete: every object of the card's classes is annotated, so one that is alone of its class is the only one.
     """
 
     id: str
@@ -111,6 +112,7 @@ class Entry:
     captions: tuple[str, ...] = ()
     fractions: bool = False
     squared: bool = False
+    complete: bool = True
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
