@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import shapely
 from PIL import Image
 
 from earthgpt_jax.errors import EarthGPTError
@@ -433,6 +434,23 @@ def test_hrsc(tmp_path: Path) -> None:
     assert {name: record.split for name, record in official.records()[0].items()}["100000003"] == "train"
 
 
+def test_the_angle_of_hrsc_turns_clockwise_on_screen(native: Native) -> None:
+    """The release's first image, as published in documentation of readers; `header` is the bow."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (1200, 800)).save(buffer, format="BMP")
+    native.put("i/100000001.bmp", buffer.getvalue())
+    ship = _ship(Class_ID="ship", mbox_cx=582.9349, mbox_cy=353.2006, mbox_w=778.1303, mbox_h=174.2541,
+                 mbox_ang=-0.2144308, header_x=964, header_y=290)  # fmt: skip
+    native.put("a/100000001.xml", _scene(ship).replace(">40<", ">1200<", 1).replace(">30<", ">800<", 1))
+    records, _, _ = native.read(card("hrsc", tasks=OBB))
+    (item,) = records["100000001"].objects
+    bow = shapely.Point(964, 290)
+    assert shapely.Polygon(item.polygon.reshape(4, 2)).contains(bow)
+    turned = rotated_to_polygon(cx=582.9349, cy=353.2006, w=778.1303, h=174.2541, angle=0.2144308)
+    assert not shapely.Polygon(turned.reshape(4, 2)).contains(bow)  # the other direction would miss it
+    np.testing.assert_allclose(polygon_to_rect(item.polygon), (194, 243, 972, 507), atol=60)  # box_xmin to box_ymax
+
+
 def test_xml_of_another_format_is_no_empty_image(native: Native) -> None:
     native.put("i/x.png", png())
     native.put("a/x.xml", _scene(_ship()))
@@ -520,6 +538,35 @@ def test_visdrone(tmp_path: Path) -> None:
     ]
 
 
+# -------------------------------------------------------------------------------------- official splits of folders
+def test_hit_uav_as_released(tmp_path: Path) -> None:
+    """The tree of the repository, which the card's own layout, that of the samples, is a part of."""
+    tree = Tree(tmp_path, cards()["hit_uav"].variant("official"))
+    for split in ("train", "val", "test"):
+        tree.put(f"rotate_json/images/{split}/{split}.jpg", png())
+        box = {"image_id": 0, "category_id": 3, "bbox": [20, 15, 12, 4, 0.5]}
+        names = [{"id": 3, "name": "OtherVehicle"}]
+        images = [{"id": 0, "filename": f"{split}.jpg", "width": 40, "height": 30}]
+        tree.put(f"rotate_json/annotations/{split}.json", {"images": images, "categories": names, "annotations": [box]})
+    records, rejected, _ = tree.records()
+    assert {name: record.split for name, record in records.items()} == {s: s for s in ("train", "val", "test")}
+    expected = rotated_to_polygon(cx=20, cy=15, w=12, h=4, angle=0.5)
+    for record in records.values():
+        np.testing.assert_allclose(record.objects[0].polygon, expected, atol=1e-4)
+        assert record.objects[0].label == "other vehicle"
+    assert rejected == {}
+
+
+def test_mar20_official_split(tmp_path: Path) -> None:
+    tree = Tree(tmp_path, cards()["mar20"].variant("official"))
+    for name in ("1", "2"):
+        tree.put(f"JPEGImages/{name}.jpg", png())
+        tree.put(f"Annotations/Horizontal Bounding Boxes/{name}.xml", _voc(_region("A2", "", *BOX)))
+    tree.put("ImageSets/Main/train.txt", "2\n")
+    tree.put("ImageSets/Main/test.txt", "1\n")
+    assert {name: record.split for name, record in tree.records()[0].items()} == {"1": "test", "2": "train"}
+
+
 # ------------------------------------------------------------------------------------- RSOD, HRSID, HRRSD, IR
 def test_rsod(tmp_path: Path) -> None:
     tree = Tree(tmp_path, cards()["rsod"])
@@ -569,12 +616,12 @@ def test_hrsid_takes_oriented_boxes_from_polygons(tmp_path: Path) -> None:
 
 def test_hrrsd_and_the_class_t_junction(tmp_path: Path) -> None:
     tree = Tree(tmp_path, cards()["hrrsd"].variant("images"))
-    tree.put("JPEGImages/00001.jpg", png())
+    tree.put("OPT2017/JPEGImages/00001.jpg", png())
     owner = "<owner><name>unknown</name></owner>"
     boxes = [_region(name, "", *BOX) for name in ("T junction", "t junction", "T_junction", "crossroad")]
-    tree.put("Annotations/00001.xml", _voc(owner, *boxes))
+    tree.put("OPT2017/Annotations/00001.xml", _voc(owner, *boxes))
     for split in ("train", "val", "test"):
-        tree.put(f"ImageSets/Main/{split}.txt", "00001" if split == "val" else "")
+        tree.put(f"OPT2017/ImageSets/Main/{split}.txt", "00001" if split == "val" else "")
     records, rejected, _ = tree.records()
     assert [item.label for item in records["00001"].objects] == ["t junction"] * 3 + ["crossroad"]
     assert (records["00001"].split, rejected) == ("val", {})

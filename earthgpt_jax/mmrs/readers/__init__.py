@@ -22,6 +22,7 @@ from earthgpt_jax.mmrs.readers import (
     lists,
     llava,
     nwpu_captions,
+    qa_lines,
     qa_rows,
     rsivqa,
     rsvqa,
@@ -54,6 +55,7 @@ FORMATS: Mapping[str, Parser] = {
     "visdrone": visdrone.parse,
     "floodnet": floodnet.parse,
     "qa_rows": qa_rows.parse,
+    "qa_lines": qa_lines.parse,
     "llava": llava.parse,
 }
 
