@@ -21,6 +21,8 @@ from earthgpt_jax.mmrs.cards import Card
 from earthgpt_jax.mmrs.readers.events import Entry, Part, RawObject, number, whole
 
 Element = ElementTree.Element
+_CORNERS = " ".join(f"{axis}_{corner}" for corner in ("left_top", "right_top", "right_bottom", "left_bottom")
+                    for axis in "xy")  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -105,10 +107,6 @@ def _rotated(item: Element) -> np.ndarray:
     if item.find("robndbox/x_left_top") is not None:
         return np.array(_numbers(item, "robndbox", _CORNERS))
     return _turned(*_numbers(item, "robndbox", "cx cy w h angle"))
-
-
-_CORNERS = " ".join(f"{axis}_{corner}" for corner in ("left_top", "right_top", "right_bottom", "left_bottom")
-                    for axis in "xy")  # fmt: skip
 
 
 def _mbox(item: Element) -> np.ndarray:
