@@ -58,17 +58,13 @@ def _list(args: argparse.Namespace) -> int:
 
     found = cards()
     width = max(map(len, found))
-    print(f"{'synthetic':<{width}}  all sensors             all tasks; drawn by this program, needs no files")
+    print(f"{'synthetic':<{width}}  all sensors  all tasks; drawn by this program, needs no files")
     for name, card in found.items():
         tasks = ",".join(task.value for task in card.tasks)
         there = ""
         if args.root:
             there = "  [there]" if (args.root / card.folder).is_dir() else "  [absent]"
-        variants = f"; variants {', '.join(card.variants)}" if card.variants else ""
-        print(
-            f"{name:<{width}}  {card.sensor.value:<11}  {card.role.value:<9}  {tasks:<14}  "
-            f"{card.title} ({card.folder}{variants}){there}"
-        )
+        print(f"{name:<{width}}  {card.sensor.value:<11}  {tasks:<14}  {card.title} ({card.folder}){there}")
     return 0
 
 
