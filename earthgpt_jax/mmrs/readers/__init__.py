@@ -14,16 +14,20 @@ from earthgpt_jax.mmrs.cards import Card, Images
 from earthgpt_jax.mmrs.readers import (
     captions,
     coco,
+    dior_rsvg,
     dota,
     floodnet,
     folders,
     hit_uav_json,
+    lists,
     llava,
     nwpu_captions,
+    qa_lines,
     qa_rows,
     rsivqa,
     rsvqa,
     vhr10,
+    visdrone,
     voc,
     yolo,
 )
@@ -35,25 +39,27 @@ __all__ = ["FORMATS", "Dropped", "Event", "Kind", "Native", "Part", "Rejected", 
 Parser = Callable[[Part, Card], Iterator[Entry | Event]]
 
 FORMATS: Mapping[str, Parser] = {
-    "voc": voc.parse_upright,
-    "rotated_voc": voc.parse_rotated,
-    "polygon_voc": voc.parse_polygons,
+    **dict.fromkeys(voc.DIALECTS, voc.parse),
+    "dior_rsvg": dior_rsvg.parse,
     "coco": coco.parse,
     "hit_uav_json": hit_uav_json.parse,
     "yolo": yolo.parse,
     "dota": dota.parse,
+    "ucas_aod": dota.parse_ucas_aod,
     "captions": captions.parse,
     "nwpu_captions": nwpu_captions.parse,
     "rsvqa": rsvqa.parse,
     "rsivqa": rsivqa.parse,
     "folders": folders.parse,
     "vhr10": vhr10.parse,
+    "visdrone": visdrone.parse,
     "floodnet": floodnet.parse,
     "qa_rows": qa_rows.parse,
+    "qa_lines": qa_lines.parse,
     "llava": llava.parse,
 }
 
-_WORDS = ("split", "prefix", "only")  # entries of a layout that are not paths
+_WORDS = ("split", "prefix", "only", "label")  # entries of a layout that are not paths
 
 
 def locate(root: Path, card: Card) -> Path:
@@ -113,5 +119,5 @@ def _events(base: Path, card: Card, layouts: list[Mapping[str, str]]) -> Iterato
         words = {word: layout[word] for word in _WORDS if word in layout}
         part = Part(base=base, paths=paths, **words)
         images = paths["images"] if card.images is Images.FILES else None
-        yield from assembler.records(FORMATS[card.format](part, card), images)
+        yield from assembler.records(lists.assign(FORMATS[card.format](part, card), part), images)
     yield from assembler.unlisted()

@@ -182,8 +182,11 @@ class Assembler:
             label = self._card.label(raw.name)
             present[label] += 1
             polygon, problem = self._polygon(raw, entry, width, height)
-            if polygon is None or not label:
+            if not _legible(raw.name, raw.phrase):
+                problem = problem or _ILLEGIBLE
+            elif not label:
                 problem = problem or f"unknown class {raw.name!r}"
+            if polygon is None or problem:
                 events.append(Rejected(id=entry.id, kind=Kind.OBJECT, reason=problem, file=entry.file))
                 continue
             difficult = raw.difficult >= self._card.difficult_from
@@ -192,7 +195,7 @@ class Assembler:
         # An object of unknown class might be of any, so then nothing is said.
         named = [
             dataclasses.replace(item, phrase=f"the only {item.label}")
-            if not item.phrase and present[item.label] == 1 and not present[""]
+            if not item.phrase and present[item.label] == 1 and not present[""] and entry.complete
             else item
             for item in kept
         ]
