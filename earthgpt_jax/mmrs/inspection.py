@@ -11,7 +11,7 @@ from tqdm import tqdm
 from earthgpt_jax.errors import EarthGPTError
 from earthgpt_jax.geometry import degenerate
 from earthgpt_jax.input.images import decode
-from earthgpt_jax.mmrs import digests, store
+from earthgpt_jax.mmrs import digests, leaks, store
 from earthgpt_jax.mmrs.record import Record, Task
 
 
@@ -49,6 +49,8 @@ def complaints(directory: Path) -> list[str]:
             found.append(f"{kind}s do not add up: {row}")
     try:
         digests_of = store.image_digests(directory)
+        if leaks.KEY in values:
+            leaks.read(directory, values[leaks.KEY])
     except EarthGPTError as error:
         return [*found, str(error)]
     seen: set[str] = set()

@@ -24,7 +24,7 @@ examples:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="list | build | check | stats | preview")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="list | build | check | stats | preview | audit")
     listing = verbs.add_parser("list", help="the sources there are cards for")
     listing.add_argument("--root", type=Path, help="also say which of them lie below this folder")
 
@@ -44,9 +44,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _verbs() -> Mapping[str, ModuleType]:
     """The verbs that look at data, each a module with HELP, DESCRIPTION, add_arguments(parser) and run(args)."""
-    from earthgpt_jax.cli.data import check, preview, stats
+    from earthgpt_jax.cli.data import audit, check, preview, stats
 
-    return {"check": check, "stats": stats, "preview": preview}
+    return {"check": check, "stats": stats, "preview": preview, "audit": audit}
 
 
 def run(args: argparse.Namespace) -> int:
