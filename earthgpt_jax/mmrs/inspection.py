@@ -32,6 +32,13 @@ def directories(folder: Path) -> tuple[Path, ...]:
     return found
 
 
+def records(directory: Path) -> Iterator[Record]:
+    """Every record of a dataset directory, split by split."""
+    for split in store.manifest(directory)["counts"]:
+        source = store.RecordSource(directory, split)
+        yield from tqdm(source, desc=f"{source.name}/{split}", unit="record", leave=False)
+
+
 def complaints(directory: Path) -> list[str]:
     """What is wrong with a dataset directory; [] if nothing is."""
     values = store.manifest(directory)

@@ -147,11 +147,11 @@ def test_a_list_that_is_torn_is_said(contaminated: Path, capsys) -> None:
     _audit(capsys, contaminated)
     path = contaminated / "gathered" / leaks.FILE
     path.write_bytes(path.read_bytes()[:-9])
-    with pytest.raises(EarthGPTError, match="damaged.*run `earthgpt data audit` again"):
+    with pytest.raises(EarthGPTError, match=r"damaged.*run `earthgpt data audit` again"):
         open_source(contaminated, "train")
     assert "damaged" in complaints(contaminated / "gathered")[0]
     path.unlink()
-    with pytest.raises(EarthGPTError, match="cannot be read.*audit` again"):
+    with pytest.raises(EarthGPTError, match=r"cannot be read.*audit` again"):
         open_source(contaminated, "train")
 
 
