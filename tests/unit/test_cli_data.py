@@ -151,7 +151,7 @@ def test_list(native: Path, capsys) -> None:
         (["build", "dota", "--count", "3", "--root", "r", "--out", "o"], "are for `build synthetic`"),
         (["check", "nowhere"], "there is no such folder"),
         (["stats", "."], "found none in it"),
-        (["preview", ".", "--out", "x.jpg"], "expected the name of a PNG"),
+        (["preview", ".", "--out", "x.jpg"], "expected the name of a page"),
     ],
 )
 def test_what_the_user_can_mend(tmp_path: Path, monkeypatch, capsys, words: list[str], message: str) -> None:
