@@ -1,4 +1,4 @@
-"""Looks at dataset directories: which are there, what is in them, what is wrong with them."""
+"""Looks at dataset directories: which are there, and what is wrong with them."""
 
 from __future__ import annotations
 
@@ -99,27 +99,6 @@ def _wrong(record: Record) -> Iterator[str]:
     for task in record.tasks:
         if not truth.get(task, True):  # no boxes is a truth too
             yield f"is for {task.value}, but has nothing of it"
-
-
-def statistics(directory: Path) -> str:
-    """The counts of a dataset directory, as text."""
-    values = store.manifest(directory)
-    lines = [f"{values['name']} ({directory})"]
-    for split, counts in values["counts"].items():
-        lines.append(f"  {split}: " + _listed(counts["total"]))
-        lines += [
-            f"    {kind}: {_listed(counts[kind])}" for kind in ("sensor", "task", "label", "object") if counts[kind]
-        ]
-    for kind, row in values.get("native", {}).items():
-        if row["native"]:
-            lines.append(f"  native {kind}s: {_listed(row)}")
-    for reason, count in values.get("dropped", {}).items():
-        lines.append(f"  dropped {count}: {reason}")
-    return "\n".join(lines)
-
-
-def _listed(counts: dict[str, int]) -> str:
-    return ", ".join(f"{name} {count}" for name, count in counts.items())
 
 
 def _sha256(path: Path) -> str:
