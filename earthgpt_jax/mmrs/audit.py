@@ -20,6 +20,7 @@ from earthgpt_jax.mmrs import digests, leaks, store
 from earthgpt_jax.mmrs.hamming import near_pairs
 from earthgpt_jax.mmrs.leaks import Leak, Likeness
 from earthgpt_jax.mmrs.looks import CONFIRMED, NEAR, NONE, looks
+from earthgpt_jax.mmrs.tables import aligned
 
 _KINDS = (None, *Likeness)  # by the codes of `_Matches.kind`
 
@@ -66,23 +67,14 @@ class Audit:
 
     def table(self) -> str:
         """One line an evaluation split and training set, the most contaminated first, and a line in words each."""
-        rows = [("benchmark", "split", "images", "in the training set of", *Likeness, "share", "training records")]
+        rows = [("benchmark", "split", "in the training set of", "images", *Likeness, "share", "training records")]
         for row in sorted(self.overlaps, key=lambda each: -each.share):
             figures = [str(row.found[kind]) for kind in Likeness]
             count = str(sum(row.records.values()))
             rows.append(
-                (row.benchmark, row.split, str(row.images), row.train, *figures, f"{100 * row.share:.1f} %", count)
+                (row.benchmark, row.split, row.train, str(row.images), *figures, f"{100 * row.share:.1f} %", count)
             )
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        left = {0, 1, 3}
-        lines = [
-            "  ".join(
-                cell.ljust(width) if i in left else cell.rjust(width)
-                for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-            ).rstrip()
-            for row in rows
-        ]
-        return "\n".join([*(lines if self.overlaps else ()), *self._words()])
+        return "\n".join([*(aligned(rows, left=3) if self.overlaps else ()), *self._words()])
 
     def _words(self) -> Iterator[str]:
         for row in sorted(self.together, key=lambda each: -each.share):

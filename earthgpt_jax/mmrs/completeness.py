@@ -15,6 +15,7 @@ from earthgpt_jax.mmrs import checksums
 from earthgpt_jax.mmrs.build import Tally
 from earthgpt_jax.mmrs.cards import EXPECTED, SPLITS, Card
 from earthgpt_jax.mmrs.readers import Kind, Rejected, absent_parts, locate, read
+from earthgpt_jax.mmrs.tables import aligned
 
 _COUNTED_AS = {f"{kind}s": kind.value for kind in (Kind.IMAGE, Kind.OBJECT, Kind.QUESTION, Kind.CAPTION)}
 _SHOWN = 10  # of a list of files
@@ -93,13 +94,12 @@ class Report:
         yield f"{self.card.name}: {self._verdict()}"
         if self.failure:
             yield f"  {self.failure}"
-        rows = [(f.name, "-" if f.expected is None else str(f.expected), str(f.found), f.verdict) for f in self.figures]
+        rows = [(f.name, "-" if f.expected is None else str(f.expected), str(f.found)) for f in self.figures]
+        lines = aligned([("", "expected", "found"), *rows], indent="  ")
         if rows:
-            rows.insert(0, ("", "expected", "found", ""))
-            widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-            for name, expected, found, verdict in rows:
-                line = f"  {name:<{widths[0]}}  {expected:>{widths[1]}}  {found:>{widths[2]}}  {verdict}"
-                yield line.rstrip()
+            yield lines[0]
+        for line, figure in zip(lines[1:], self.figures, strict=True):
+            yield f"{line}  {figure.verdict}"
         yield from (f"  not there: {path}" for path in self.absent)
         yield from (f"  quarantined {count}: {reason}" for reason, count in self.quarantined.items())
         yield from (f"  {line}" for line in self.sums[:_SHOWN])

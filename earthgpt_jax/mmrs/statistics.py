@@ -17,6 +17,7 @@ from earthgpt_jax.input.questions import Grammar, questions
 from earthgpt_jax.input.tokenizer import Tokenizer
 from earthgpt_jax.mmrs import store
 from earthgpt_jax.mmrs.record import Record, Task
+from earthgpt_jax.mmrs.tables import aligned
 
 COCO = {"small": 0.0, "medium": 32.0**2, "large": 96.0**2}  # from this area on, px^2: COCO's evaluation code
 _QUANTILES = {"min": 0.0, "5 %": 0.05, "25 %": 0.25, "median": 0.5, "75 %": 0.75, "95 %": 0.95, "max": 1.0}
@@ -239,14 +240,7 @@ def text(found: Statistics) -> str:
     """All tables, for a terminal."""
     lines = [found.name]
     for title, columns, rows in tables(found):
-        widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
-        lines += ["", f"  {title}"]
-        lines += [
-            "    "
-            + f"{row[0]:<{widths[0]}}  "
-            + "  ".join(f"{c:>{w}}" for c, w in zip(row[1:], widths[1:], strict=True))
-            for row in (columns, *rows)
-        ]
+        lines += ["", f"  {title}", *aligned([columns, *rows], indent="    ")]
     return "\n".join(lines)
 
 

@@ -78,10 +78,10 @@ def test_the_verdict_is_told_written_and_obeyed(contaminated: Path, capsys, capl
 
     status, said, _ = _audit(capsys, contaminated)
     assert status == 0
-    assert said[0].split()[:3] == ["benchmark", "split", "images"]
+    assert said[0].split()[:3] == ["benchmark", "split", "in"]
     rows = [line.split() for line in said[1:3]]
-    assert rows[0] == ["benchmark", "test", "5", "gathered", "1", "1", "1", "60.0", "%", "3"]
-    assert rows[1] == ["benchmark", "test", "5", "benchmark", "0", "0", "1", "20.0", "%", "1"]
+    assert rows[0] == ["benchmark", "test", "gathered", "5", "1", "1", "1", "60.0", "%", "3"]
+    assert rows[1] == ["benchmark", "test", "benchmark", "5", "0", "0", "1", "20.0", "%", "1"]
     assert said[3] == (
         "benchmark/test is contaminated: 4 of its 5 images (80.0 %) are trained on by benchmark, gathered"
     )
@@ -161,7 +161,7 @@ def test_pictures_that_show_nothing_or_do_not_decode(tmp_path: Path, capsys) -> 
     _write(tmp_path, "a", train=[sea[0], b"torn", b""])
     _write(tmp_path, "b", test=[sea[1], b"torn", b""])
     _, said, _ = _audit(capsys, tmp_path)
-    assert said[1].split() == ["b", "test", "2", "a", "1", "0", "0", "50.0", "%", "1"]
+    assert said[1].split() == ["b", "test", "a", "2", "1", "0", "0", "50.0", "%", "1"]
     assert "a: 1 images do not decode" in said[3]
     assert "b: 1 images show too little" in said[-1]
 

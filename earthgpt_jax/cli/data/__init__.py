@@ -19,7 +19,8 @@ examples:
   earthgpt data build synthetic --count 600 --out datasets
   earthgpt data build hit_uav dota --root native --out datasets
   earthgpt data build all --root native --out datasets
-  earthgpt data preview datasets/hit_uav --out sheet.png
+  earthgpt data preview datasets/hit_uav --out look.html
+  earthgpt data audit datasets
 """
 
 
