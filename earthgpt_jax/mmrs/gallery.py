@@ -151,7 +151,7 @@ def _pictures(record: Record, colours: Mapping[str, str]) -> Iterator[Picture]:
     kinds = {
         "oriented boxes": Task.OBB in record.tasks,
         "upright boxes": bool(record.objects) and (Task.HBB in record.tasks or Task.OBB not in record.tasks),
-        "the image": not record.objects and Task.OBB not in record.tasks,
+        "the image": bool(record.image) and not record.objects and Task.OBB not in record.tasks,
     }
     for kind in (kind for kind, has in kinds.items() if has):
         upright = kind == "upright boxes"

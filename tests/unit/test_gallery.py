@@ -118,6 +118,10 @@ def test_what_has_no_room_and_what_is_not_asked(tokenizer: Tokenizer) -> None:
     unseen = _page(_record("a", Task.HBB, image=b"", height=0, width=0, objects=_ships().objects), tokenizer)
     assert "No image ships" in unseen
     assert "upright boxes; no image ships" in unseen
+    turns = (Turn(question="Is it flooded?", answer="yes"),)
+    told = _page(_record("a", Task.VQA, image=b"", height=0, width=0, turns=turns), tokenizer)
+    assert "Is it flooded? → yes" in told
+    assert "<svg" not in told
 
 
 def test_what_datasets_say_is_not_markup(tokenizer: Tokenizer) -> None:
