@@ -18,6 +18,7 @@ REQUIRES = [
     "array_record>=0.8.3,<0.9",
     "flax>=0.12.8,<0.13",
     "grain>=0.2.18,<0.3",
+    "imagehash>=4.3,<5",
     "importlib-resources>=6,<8",  # tensorflow-datasets imports it without requiring it
     "jax>=0.10.2,<0.11",
     "jinja2>=3.1,<4",

@@ -3,7 +3,8 @@
 A finished dataset directory holds what TFDS writes (`tfds.builder_from_directory` opens it),
 `manifest.json` (counts, fingerprint, sha256 of every shard), `quarantine.jsonl` (what could not be
 used, with its reason) and `digests.npz` (which records hold the same image). It appears under its name
-only when it is complete.
+only when it is complete. What an audit adds later (`looks.npz`, `leaks.jsonl`, a verdict in the manifest)
+changes neither records nor fingerprint.
 
 Datasets in a folder are read together, and then no image of an evaluation split is trained on: see
 `open_source`.
@@ -31,7 +32,7 @@ from tensorflow_datasets.core.writer import ExampleWriter
 from tensorflow_datasets.proto import tf_example_pb2
 
 from earthgpt_jax.errors import EarthGPTError
-from earthgpt_jax.mmrs import digests
+from earthgpt_jax.mmrs import digests, leaks
 from earthgpt_jax.mmrs.examples import FEATURES, to_example, to_record
 from earthgpt_jax.mmrs.record import Record, Task
 
@@ -201,6 +202,24 @@ def manifest(directory: Path) -> dict[str, Any]:
         raise EarthGPTError(f"{path} is damaged ({error}); build the folder anew") from error
 
 
+def amend(directory: Path, **values: Any) -> None:
+    """Says more in manifest.json, at once or not at all; the fingerprint stays."""
+    content = json.dumps(manifest(directory) | values, indent=1) + "\n"
+    replace(directory / MANIFEST, content.encode())
+
+
+def replace(path: Path, content: bytes) -> None:
+    """Writes a file so that it is whole whenever it is there.
+
+    Raises:
+        EarthGPTError: the place is not writable, or the disk is full.
+    """
+    with writing(path), tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as place:
+        partial = Path(place, path.name)
+        partial.write_bytes(content)
+        os.replace(partial, path)
+
+
 def image_digests(directory: Path) -> dict[str, np.ndarray]:
     """Split -> u64[records], in the order of the records; equal where the images are.
 
@@ -247,8 +266,9 @@ def open_source(directory: Path, split: str, *, tasks: Collection[Task] = ()) ->
 
     Datasets without the split, without images, or with nothing for `tasks` (where given) are left out.
     Of several datasets' training records, those are left out (and counted in a warning) whose image is in an
-    evaluation split of any dataset of the folder, whatever its tasks. A dataset alone keeps its published
-    splits, and evaluation splits are always whole.
+    evaluation split of any dataset of the folder, whatever its tasks: the same file, and where an audit was run
+    (`mmrs.audit`) the same pixels, and near copies of another dataset's images. A dataset alone keeps its
+    published splits, and evaluation splits are always whole.
 
     Raises:
         EarthGPTError: nothing is left; says what was looked at. Or a dataset among several has no digests.
@@ -257,9 +277,9 @@ def open_source(directory: Path, split: str, *, tasks: Collection[Task] = ()) ->
         path.parent for path in directory.glob(f"*/{MANIFEST}")
     )  # fmt: skip
     guarded = split == digests.TRAIN and len(folders) > 1
-    leaks = digests.leaks([image_digests(folder) for folder in folders]) if guarded else [None] * len(folders)
+    held_out = _held_out(folders) if guarded else [None] * len(folders)
     chosen, passed = [], []
-    for folder, leaked in zip(folders, leaks, strict=True):
+    for folder, leaked in zip(folders, held_out, strict=True):
         counts = manifest(folder)["counts"].get(split, {})
         usable = counts.get("task", {}).keys() & {str(task) for task in tasks or Task}
         source = RecordSource(folder, split) if usable else None
@@ -282,6 +302,17 @@ def open_source(directory: Path, split: str, *, tasks: Collection[Task] = ()) ->
             f"data {directory}: all its training images are in evaluation splits too; put fewer datasets together"
         )
     return together
+
+
+def _held_out(folders: Sequence[Path]) -> list[np.ndarray]:
+    """bool[training records] a folder: is the image in an evaluation split of any of them?"""
+    manifests = [manifest(folder) for folder in folders]
+    beside = {values["name"]: values["fingerprint"] for values in manifests}
+    same = digests.leaks([image_digests(folder) for folder in folders])
+    return [
+        files | leaks.held_out(folder, values, beside=beside, split=digests.TRAIN) if len(files) else files
+        for folder, values, files in zip(folders, manifests, same, strict=True)
+    ]
 
 
 class Together(Sequence[Record]):
