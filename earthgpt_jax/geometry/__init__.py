@@ -1,0 +1,44 @@
+"""Boxes: pixels <-> padded square <-> tile <-> text. The only place that knows a box grammar.
+
+Conventions: pixels have x to the right and y down, and are continuous: 0 is the left edge of the first pixel. A
+polygon is f32[8], x1,y1,...,x4,y4, clockwise on screen from the corner with the smallest y (of equals, the smallest
+x). Angles are radians, clockwise on screen.
+
+`polygons` makes and judges boxes, `frames` brings coordinates from one frame to another, `nouns` has the English of
+counts, `writing` and `reading` turn boxes into text and back.
+"""
+
+from earthgpt_jax.geometry.frames import Square
+from earthgpt_jax.geometry.nouns import counted, plural, singular
+from earthgpt_jax.geometry.polygons import (
+    BoxKind,
+    canonical,
+    clipped,
+    degenerate,
+    min_area_rect,
+    polygon_to_rect,
+    rect_to_polygon,
+    rotated_to_polygon,
+)
+from earthgpt_jax.geometry.reading import Parsed, ParsedBox, parse
+from earthgpt_jax.geometry.writing import format_boxes, format_detection
+
+__all__ = [
+    "BoxKind",
+    "Parsed",
+    "ParsedBox",
+    "Square",
+    "canonical",
+    "clipped",
+    "counted",
+    "degenerate",
+    "format_boxes",
+    "format_detection",
+    "min_area_rect",
+    "parse",
+    "plural",
+    "polygon_to_rect",
+    "rect_to_polygon",
+    "rotated_to_polygon",
+    "singular",
+]
