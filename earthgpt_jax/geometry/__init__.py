@@ -12,6 +12,7 @@ from earthgpt_jax.geometry.frames import Square
 from earthgpt_jax.geometry.nouns import counted, plural, singular
 from earthgpt_jax.geometry.polygons import (
     BoxKind,
+    area,
     canonical,
     clipped,
     degenerate,
@@ -21,13 +22,15 @@ from earthgpt_jax.geometry.polygons import (
     rotated_to_polygon,
 )
 from earthgpt_jax.geometry.reading import Parsed, ParsedBox, parse
-from earthgpt_jax.geometry.writing import format_boxes, format_detection
+from earthgpt_jax.geometry.writing import Shortlist, format_boxes, format_detection, shortlist
 
 __all__ = [
     "BoxKind",
     "Parsed",
     "ParsedBox",
+    "Shortlist",
     "Square",
+    "area",
     "canonical",
     "clipped",
     "counted",
@@ -40,5 +43,6 @@ __all__ = [
     "polygon_to_rect",
     "rect_to_polygon",
     "rotated_to_polygon",
+    "shortlist",
     "singular",
 ]

@@ -51,6 +51,12 @@ def canonical(polygon: np.ndarray) -> np.ndarray:
     return np.roll(points, -start, axis=0).reshape(-1)
 
 
+def area(polygon: np.ndarray) -> float:
+    """Of a quadrilateral, in squares of its own unit."""
+    x, y = np.asarray(polygon, np.float64).reshape(4, 2).T
+    return abs(float(np.dot(x, np.roll(y, -1)) - np.dot(np.roll(x, -1), y))) / 2
+
+
 def min_area_rect(points: np.ndarray) -> np.ndarray:
     """The smallest oriented box around f[N, 2] points, canonical."""
     rectangle = shapely.minimum_rotated_rectangle(shapely.MultiPoint(np.asarray(points, np.float64)))

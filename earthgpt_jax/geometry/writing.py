@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import collections
+import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
 from earthgpt_jax.geometry.frames import Square
 from earthgpt_jax.geometry.nouns import counted
-from earthgpt_jax.geometry.polygons import BoxKind, canonical, degenerate, polygon_to_rect
+from earthgpt_jax.geometry.polygons import BoxKind, area, canonical, degenerate, polygon_to_rect
 
 
 def format_boxes(polygons: Iterable[np.ndarray], *, square: Square, decimals: int, kind: BoxKind) -> str:
@@ -43,10 +45,38 @@ def _widened(rectangle: Sequence[float], *, end: int) -> list[int]:
     return [x0, y0, max(x1, x0 + 1), max(y1, y0 + 1)]
 
 
+@dataclasses.dataclass(frozen=True)
+class Shortlist:
+    """Boxes to be listed, by label, and the number of others of each label."""
+
+    groups: Mapping[str, Sequence[np.ndarray]]
+    rest: Mapping[str, int]
+
+
+def shortlist(groups: Mapping[str, Sequence[np.ndarray]], *, most: int) -> Shortlist:
+    """The `most` largest boxes of all labels together; of equals, the upper and then the left one."""
+    ranked = sorted(
+        ((label, polygon) for label, polygons in groups.items() for polygon in polygons),
+        key=lambda item: (-area(item[1]), item[1][1], item[1][0], item[0]),
+    )
+    listed: dict[str, list[np.ndarray]] = {}
+    for label, polygon in ranked[:most]:
+        listed.setdefault(label, []).append(polygon)
+    return Shortlist(listed, collections.Counter(label for label, _ in ranked[most:]))
+
+
 def format_detection(
-    groups: Mapping[str, Sequence[np.ndarray]], *, square: Square, decimals: int, kind: BoxKind
+    groups: Mapping[str, Sequence[np.ndarray]],
+    *,
+    square: Square,
+    decimals: int,
+    kind: BoxKind,
+    rest: Mapping[str, int] | None = None,
 ) -> str:
-    """`There are <p>two ships</p>[...] and <p>one airplane</p>[...] in the image.`, labels in alphabetical order."""
+    """`There are <p>two ships</p>[...] and <p>one airplane</p>[...] in the image.`, labels in alphabetical order.
+
+    Objects of `rest` (label -> number) are counted and not listed: `...in the image; not listed: 25 more ships.`
+    """
     items = [
         f"<p>{counted(label, len(polygons))}</p>" + format_boxes(polygons, square=square, decimals=decimals, kind=kind)
         for label, polygons in sorted(groups.items())
@@ -55,5 +85,11 @@ def format_detection(
     if not items:
         return "There are no objects in the image."
     verb = "is" if len(items) == 1 and items[0].startswith("<p>one ") else "are"
-    listed = items[0] if len(items) == 1 else ", ".join(items[:-1]) + " and " + items[-1]
-    return f"There {verb} {listed} in the image."
+    others = [
+        counted(f"more {label}" if groups.get(label) else label, count) for label, count in sorted((rest or {}).items())
+    ]
+    return f"There {verb} {_joined(items)} in the image" + (f"; not listed: {_joined(others)}." if others else ".")
+
+
+def _joined(items: Sequence[str]) -> str:
+    return items[0] if len(items) == 1 else ", ".join(items[:-1]) + " and " + items[-1]
