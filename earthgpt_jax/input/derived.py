@@ -31,10 +31,8 @@ class Derived(enum.StrEnum):
     ABSENT_GROUNDING = "absent_grounding"
 
 
-# Absent classes that one record is asked about, a kind.
-_FALSE_PREMISES = 3
-# The odds p / (1 - p) of a class that nearly every image holds, bounded.
-_MOST_SHARE = 0.95
+# Of the absent classes that are asked about at all, how many are counted: about a fifth of the answers are 0.
+_ZERO_RATE = 0.25
 
 
 def subjects(record: Record, kind: Derived, *, annotated: Annotated, seed: int) -> tuple[str, ...]:
@@ -54,32 +52,41 @@ def _present(record: Record) -> list[str]:
     return sorted({item.label for item in record.objects if not item.difficult and _nameable(item.label)})
 
 
-def _absent(record: Record, annotated: Annotated, rng: np.random.Generator, count: int) -> list[str]:
-    """Up to `count` absent classes, drawn by the odds p / (1 - p) of being in an image.
+def _sampled(labels: Sequence[str], chances: Sequence[float], rng: np.random.Generator) -> list[str]:
+    """Each label with its chance, in random order.
 
-    So a class that is in p of the images is asked for about as often where it is absent as where it is
-    present, and its name does not tell the answer.
+    Systematic sampling (Madow 1949): how many are chosen is the sum of the chances, rounded up or down, so that
+    hardly a record is asked about what is there alone.
     """
-    options = [label for label in annotated.absent(record) if _nameable(label)]
-    shares = np.minimum([annotated.shares[label] for label in options], _MOST_SHARE)
-    odds = shares / (1 - shares)
-    chosen = rng.choice(len(options), min(count, len(options)), replace=False, p=odds / odds.sum()) if options else ()
-    return [options[i] for i in chosen]
+    order = rng.permutation(len(labels))
+    steps = np.floor(np.cumsum([0.0, *np.asarray(chances)[order]]) + rng.random())
+    return [labels[i] for i in order[np.diff(steps) > 0]]
+
+
+def _absent(record: Record, annotated: Annotated, rng: np.random.Generator, *, rate: float = 1.0) -> list[str]:
+    """Absent classes, each with the odds p / (1 - p) of being in an image (at most 1), times `rate`.
+
+    A class that p of the images hold is then asked for min(p, 1 - p) times an image where it is absent, which is
+    how often `_presence` asks for it where it is present: its name does not tell the answer.
+    """
+    labels = [label for label in annotated.absent(record) if _nameable(label)]
+    shares = [annotated.shares[label] for label in labels]
+    return _sampled(labels, [rate * min(1.0, p / max(1 - p, p)) for p in shares], rng)
 
 
 def _presence(record: Record, annotated: Annotated, rng: np.random.Generator) -> Sequence[str]:
-    """As many classes that are there as are not, where there are both; none that every image holds."""
-    present = [label for label in _present(record) if annotated.shares.get(label, 1) < 1]
-    absent = _absent(record, annotated, rng, max(len(present), 1))
-    if present and absent:
-        present = [present[i] for i in sorted(rng.choice(len(present), len(absent), replace=False))]
-    return [*present, *absent]
+    """Each class is asked for as often where it is as where it is not; one that every image holds, never."""
+    present = _present(record)
+    shares = [annotated.shares.get(label, 1.0) for label in present]
+    asked = _sampled(present, [(1 - p) / max(1 - p, p) for p in shares], rng)
+    return [*asked, *_absent(record, annotated, rng)]
 
 
 def _whole(record: Record, annotated: Annotated, rng: np.random.Generator) -> Sequence[str]:
-    """Classes all of whose objects are whole and not difficult, and one of which there are none."""
+    """Classes all of whose objects are whole and not difficult, and some of which there are none."""
     unsure = {item.label for item in record.objects if item.difficult or item.visible < 1}
-    return [label for label in _present(record) if label not in unsure] + _absent(record, annotated, rng, 1)
+    whole = [label for label in _present(record) if label not in unsure]
+    return [*whole, *_absent(record, annotated, rng, rate=_ZERO_RATE)]
 
 
 def _there(record: Record, annotated: Annotated, rng: np.random.Generator) -> Sequence[str]:
@@ -87,7 +94,7 @@ def _there(record: Record, annotated: Annotated, rng: np.random.Generator) -> Se
 
 
 def _not_there(record: Record, annotated: Annotated, rng: np.random.Generator) -> Sequence[str]:
-    return _absent(record, annotated, rng, _FALSE_PREMISES)
+    return _absent(record, annotated, rng)
 
 
 _SUBJECTS: Mapping[Derived, Callable[[Record, Annotated, np.random.Generator], Sequence[str]]] = {
