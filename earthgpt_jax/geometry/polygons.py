@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 import math
 
@@ -31,6 +32,43 @@ def rotated_to_polygon(*, cx: float, cy: float, w: float, h: float, angle: float
         centre - along + across,
     ]
     return canonical(np.concatenate(corners))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RotatedBox:
+    """Centre, sides and angle; `w >= h` lies along `angle`, radians in [-pi/2, pi/2), clockwise on screen.
+
+    The long side's direction has the period pi. Of a square, whose directions have the period pi/2, `angle` is
+    that of the side in [-pi/4, pi/4).
+    """
+
+    cx: float
+    cy: float
+    w: float
+    h: float
+    angle: float
+
+
+# Sides that differ by less (relatively) are those of a square: coordinates are f32.
+_SQUARE = 1e-4
+
+
+def polygon_to_rotated(polygon: np.ndarray) -> RotatedBox:
+    """The smallest oriented box around a quadrilateral; of a rectangle, itself.
+
+    Raises:
+        ValueError: the polygon spans no area.
+    """
+    corners = min_area_rect(np.asarray(polygon).reshape(-1, 2)).astype(np.float64).reshape(4, 2)
+    along, across = corners[1] - corners[0], corners[2] - corners[1]
+    w, h = float(np.hypot(*along)), float(np.hypot(*across))
+    angle, period = math.atan2(along[1], along[0]), math.pi
+    if abs(w - h) <= _SQUARE * max(w, h):
+        period = math.pi / 2
+    elif w < h:
+        w, h, angle = h, w, angle + math.pi / 2
+    cx, cy = corners.mean(axis=0).tolist()
+    return RotatedBox(cx=cx, cy=cy, w=w, h=h, angle=(angle + period / 2) % period - period / 2)
 
 
 def polygon_to_rect(polygon: np.ndarray) -> tuple[float, float, float, float]:

@@ -1,27 +1,29 @@
-"""Text as boxes."""
+"""Text as boxes: what is read, and the grammar of MMRS. The others are in `grammars`."""
 
 from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable
 
 import numpy as np
 
-from earthgpt_jax.geometry.frames import Square
+from earthgpt_jax.geometry.frames import Frame
 from earthgpt_jax.geometry.nouns import WORDS, singular
 from earthgpt_jax.geometry.polygons import BoxKind, degenerate, rect_to_polygon
 
 
 @dataclasses.dataclass(frozen=True)
 class ParsedBox:
-    """A box read from text: label ("" where none was given), 4 or 8 fractions of the padded square."""
+    """A box read from text: label ("" where none was given), 4 or 8 fractions of the frame.
+
+    The frame is what the model was shown: the padded square, or the whole image for models that do not pad.
+    """
 
     label: str
     coords: tuple[float, ...]
     kind: BoxKind
 
-    def pixels(self, square: Square) -> np.ndarray:
+    def pixels(self, square: Frame) -> np.ndarray:
         """The polygon f32[8] in pixels of the original image."""
         polygon = rect_to_polygon(*self.coords) if self.kind is BoxKind.HBB else np.asarray(self.coords)
         return square.to_pixels(polygon).astype(np.float32)
@@ -40,7 +42,8 @@ _BRACKET = re.compile(r"(?:<p>(?P<phrase>[^<>]*)</p>\s*)?\[(?P<body>[^\[\]]*)\]"
 _NUMBER = re.compile(r"\s*[0-9]+(\.[0-9]+)?\s*")
 
 
-def _read_mmrs(text: str) -> Parsed:
+def read_mmrs(text: str) -> Parsed:
+    """`<p>two ships</p>[x0,y0,x1,y1;...]`, four or eight fractions of the padded square; the phrase may be missing."""
     boxes, rejections = [], []
     end = 0
     for match in _BRACKET.finditer(text):
@@ -87,17 +90,3 @@ def _label(phrase: str) -> str:
         noun = " ".join(words[1:])
         return noun if words[0] in ("1", "one") else singular(noun)
     return " ".join(words)
-
-
-# A row a grammar: (name, does it look like it, reader). The first that fits reads.
-_GRAMMARS: tuple[tuple[str, Callable[[str], bool], Callable[[str], Parsed]], ...] = (
-    ("mmrs", lambda text: "[" in text, _read_mmrs),
-)
-
-
-def parse(text: str) -> Parsed:
-    """Reads the boxes of an answer, strictly: whatever is not exactly a box is rejected with its reason."""
-    for _, fits, read in _GRAMMARS:
-        if fits(text):
-            return read(text)
-    return Parsed("", (), ())

@@ -30,15 +30,15 @@ def _rounded(polygon: np.ndarray, *, square: Square, decimals: int, kind: BoxKin
     # Through text, which rounds the number itself; a product with 10**decimals would be rounded twice.
     steps = [int(f"{v:.{decimals}f}".replace(".", "")) for v in np.clip(square.to_fractions(numbers), 0.0, 1.0)]
     if kind is BoxKind.HBB:
-        return _widened(steps, end=10**decimals)
+        return widened(steps, end=10**decimals)
     if not degenerate(np.divide(steps, 10**decimals), width=1, height=1):
         return steps
     # Its direction is lost to rounding: the enclosing upright rectangle.
-    x0, y0, x1, y1 = _widened(polygon_to_rect(np.array(steps)), end=10**decimals)
+    x0, y0, x1, y1 = widened(polygon_to_rect(np.array(steps)), end=10**decimals)
     return [x0, y0, x1, y0, x1, y1, x0, y1]
 
 
-def _widened(rectangle: Sequence[float], *, end: int) -> list[int]:
+def widened(rectangle: Sequence[float], *, end: int) -> list[int]:
     """A side of no length grows by a step to the right or down; at the square's `end`, to the left or up."""
     x0, y0, x1, y1 = map(int, rectangle)
     x0, y0 = min(x0, end - 1), min(y0, end - 1)
