@@ -68,6 +68,7 @@ _JSON = re.compile(r'"bbox_2d"')
 _BRACE = re.compile(r"\{<")
 _TURNED, _TO_TURNED = functools.partial(meanings.turned, sign=1), functools.partial(meanings.to_turned, sign=1)
 _BACK, _TO_BACK = functools.partial(meanings.turned, sign=-1), functools.partial(meanings.to_turned, sign=-1)
+_FROM_RECT = (meanings.to_rect, _TO_TURNED, _TO_BACK)  # their first four numbers are upright corners
 
 GRAMMARS: Mapping[str, BoxGrammar] = {
     row.name: row
@@ -234,6 +235,3 @@ def _steps(row: BoxGrammar, polygon: np.ndarray, frame: Frame) -> list[int]:
     if row.numbers in _FROM_RECT:
         steps = widened(steps, end=end)
     return [*steps, *map(round, degrees)]
-
-
-_FROM_RECT = (meanings.to_rect, _TO_TURNED, _TO_BACK)

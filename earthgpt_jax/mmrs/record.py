@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import re
 from collections.abc import Mapping
 
 import numpy as np
@@ -103,7 +104,9 @@ class Annotated:
         A class whose name ends that of one that is there (`vehicle`, `large vehicle`) may be its hypernym, and
         is not absent.
         """
-        if Task.HBB not in record.tasks or record.id.split("/", 2)[-1] in self.doubtful:
+        native = record.id.split("/", 2)[-1]
+        scene = re.sub(r"@\d+,\d+$", "", native)  # a tile's
+        if Task.HBB not in record.tasks or {native, scene} & self.doubtful:
             return []
         present = {item.label for item in record.objects}
         return [

@@ -73,7 +73,8 @@ def test_one_class_is_detected_and_false_premises_are_denied():
 def test_nothing_is_absent_where_that_cannot_be_told():
     doubtful = dataclasses.replace(HALF, doubtful=frozenset({"1"}))
     partial = dataclasses.replace(RECORD, tasks=(Task.GROUNDING,))  # its objects are those that are described
-    for record, known in ((RECORD, UNKNOWN), (RECORD, doubtful), (partial, HALF)):
+    tile = dataclasses.replace(RECORD, id="made/train/1@512,0")
+    for record, known in ((RECORD, UNKNOWN), (RECORD, doubtful), (tile, doubtful), (partial, HALF)):
         answered = {q.answer for kind in NEED_CLASSES for q in _all(record, kind, known)}
         assert answered <= {"yes"}
     assert not any(_all(RECORD, kind, UNKNOWN) for kind in NEED_CLASSES)
