@@ -14,6 +14,7 @@ PLACES = st.floats(-100, 5000)
 
 
 @given(SIZES, SIZES, PLACES, PLACES, st.floats(-3000, 3000), st.floats(-3000, 3000), st.floats(0.01, 20))
+@settings(deadline=None)
 def test_every_frame_is_left_as_it_was_entered(width, height, x, y, left, top, scale):
     point = [x, y]
     for frame in (Square(width, height), Whole(width, height)):
@@ -23,6 +24,7 @@ def test_every_frame_is_left_as_it_was_entered(width, height, x, y, left, top, s
 
 
 @given(SIZES, SIZES, PLACES, PLACES, st.integers(1, 2000))
+@settings(deadline=None)
 def test_the_resized_square_holds_the_fractions_of_the_square(width, height, x, y, side):
     square = Square(width, height)
     there = square.resized(side).to_window([x, y])
