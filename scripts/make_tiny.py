@@ -42,7 +42,7 @@ from earthgpt_jax.input.batch import TEXT_SLOT
 from earthgpt_jax.input.conversation import conversation
 from earthgpt_jax.input.images import load_square
 from earthgpt_jax.input.pipeline import draw
-from earthgpt_jax.input.questions import KINDS, Grammar, Question, ask, candidates
+from earthgpt_jax.input.questions import GROUNDED, Grammar, Question, ask, candidates
 from earthgpt_jax.input.rows import build_row, image_prefix
 from earthgpt_jax.input.tokenizer import Tokenizer, train_tokenizer
 from earthgpt_jax.mmrs.cards import cards
@@ -306,7 +306,7 @@ def texts(records: Sequence[Record], grammar: Grammar) -> Iterator[str]:
     rngs = [np.random.default_rng(number) for number in range(len(records))]
     more = [renamed(record, rng) for record, rng in zip(records, rngs, strict=True)]
     for record, rng in zip([*records, *more], [*rngs, *rngs], strict=True):
-        for kind in KINDS:
+        for kind in (*(task.value for task in Task), *GROUNDED):
             for index in candidates(record, kind):
                 question = ask(record, kind, index, grammar=grammar, rng=rng)
                 yield template.dialogue([(question.text, question.answer)])[0]

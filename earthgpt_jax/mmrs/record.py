@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import re
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -82,3 +84,36 @@ class Record:
     turns: tuple[Turn, ...] = ()
     references: tuple[str, ...] = ()
     objects: tuple[Object, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Annotated:
+    """The classes that one dataset annotates: of an image without one of them it can be said that there is none.
+
+    Attributes:
+        shares: label -> share of the dataset's records that hold one; empty where that is not known for certain.
+        doubtful: native ids of images of which some object could not be used: it may have been of any class.
+    """
+
+    shares: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    doubtful: frozenset[str] = frozenset()
+
+    def absent(self, record: Record) -> list[str]:
+        """The classes that are surely not in a record's image, sorted; none where that cannot be told.
+
+        A class whose name ends that of one that is there (`vehicle`, `large vehicle`) may be its hypernym, and
+        is not absent.
+        """
+        native = record.id.split("/", 2)[-1]
+        scene = re.sub(r"@\d+,\d+$", "", native)  # a tile's
+        if Task.HBB not in record.tasks or {native, scene} & self.doubtful:
+            return []
+        present = {item.label for item in record.objects}
+        return [
+            label
+            for label in sorted(self.shares)
+            if label not in present and not any(other.endswith(f" {label}") for other in present)
+        ]
+
+
+UNKNOWN = Annotated()

@@ -16,6 +16,7 @@ import array
 import collections
 import contextlib
 import errno
+import functools
 import hashlib
 import io
 import json
@@ -33,8 +34,9 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 from earthgpt_jax.errors import EarthGPTError
 from earthgpt_jax.mmrs import digests, leaks
+from earthgpt_jax.mmrs.annotated import annotated
 from earthgpt_jax.mmrs.examples import FEATURES, to_example, to_record
-from earthgpt_jax.mmrs.record import Record, Task
+from earthgpt_jax.mmrs.record import Annotated, Record, Task
 
 VERSION = "1.0.0"
 MANIFEST, QUARANTINE = "manifest.json", "quarantine.jsonl"
@@ -157,7 +159,7 @@ def _counting(records: Iterable[Record], split: str, counts: dict, images: dict)
     """Passes records on, counts what is in them, and takes the digests of their images."""
     taken = images.setdefault(split, array.array("Q"))
     tally = counts.setdefault(
-        split, {kind: collections.Counter() for kind in ("total", "sensor", "task", "label", "object")}
+        split, {kind: collections.Counter() for kind in ("total", "sensor", "task", "label", "object", "holding")}
     )
     for record in records:
         tally["total"].update(
@@ -168,6 +170,7 @@ def _counting(records: Iterable[Record], split: str, counts: dict, images: dict)
         if record.label:
             tally["label"][record.label] += 1
         tally["object"].update(item.label for item in record.objects)
+        tally["holding"].update({item.label for item in record.objects})  # records, not objects
         taken.append(digests.digest(record.image))
         yield record
 
@@ -246,6 +249,12 @@ class RecordSource(Sequence[Record]):
         self.fingerprint: str = f"{values['fingerprint']}/{split}"
         self._length: int = values["counts"][split]["total"].get("records", 0)
         self._source: Any = None
+
+    @functools.cached_property
+    def annotated(self) -> Annotated:
+        """The classes that the dataset annotates."""
+        rows = (self._directory / QUARANTINE).read_text().splitlines()
+        return annotated(manifest(self._directory), map(json.loads, rows))
 
     def __len__(self) -> int:
         return self._length
@@ -333,6 +342,11 @@ class Together(Sequence[Record]):
             prints.append(hashlib.sha256(self._rows.astype("<i8").tobytes()).hexdigest())
         joined = hashlib.sha256("|".join(prints).encode()).hexdigest()[:16]
         self.fingerprint = prints[0] if len(prints) == 1 else joined
+
+    @property
+    def annotated(self) -> dict[str, Annotated]:
+        """Source -> the classes that it annotates."""
+        return {source.name: source.annotated for source in self._sources}
 
     def __len__(self) -> int:
         return len(self._rows)
