@@ -69,6 +69,32 @@ def min_area_rect(points: np.ndarray) -> np.ndarray:
     return canonical(np.asarray(rectangle.exterior.coords)[:4].reshape(-1))
 
 
+def clipped(polygon: np.ndarray, x0: float, y0: float, x1: float, y1: float) -> tuple[np.ndarray, float]:
+    """What of a box is inside the rectangle x0, y0, x1, y1: `(polygon f32[8], share of its area)`, same coordinates.
+
+    A box wholly inside comes back as it is. Of any other, the polygon is the smallest oriented box around what
+    is inside: upright boxes stay upright and inside; a slanted one may keep a corner beyond the border.
+    Nothing inside: share 0 and a polygon of NaN.
+
+    Raises:
+        ValueError: the polygon is no box (see `degenerate`).
+    """
+    if reason := degenerate(polygon, width=0, height=0):
+        raise ValueError(f"clipped: {reason}: {np.asarray(polygon).tolist()}")
+    whole = shapely.Polygon(np.asarray(polygon, np.float64).reshape(4, 2))
+    window = shapely.box(x0, y0, x1, y1)
+    if window.covers(whole):
+        return canonical(polygon), 1.0
+    inside = whole.intersection(window)
+    upright = whole.equals(whole.envelope)  # exactly so afterwards too
+    around = inside.envelope if upright else shapely.minimum_rotated_rectangle(inside)
+    if around.area:
+        corners = canonical(np.asarray(around.exterior.coords)[:4].reshape(-1))
+        if not degenerate(corners, width=0, height=0):
+            return corners, min(inside.area / whole.area, 1.0)
+    return np.full(8, np.nan, np.float32), 0.0  # nothing, a touch, or a sliver too thin for its numbers
+
+
 # Below what four decimals can write: the same function judges pixels and fractions of a square.
 _NO_AREA = 1e-9
 
