@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import sys
+from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
 
 NAME = "data"
 HELP = "list, build, check, count and look at datasets"
@@ -36,21 +37,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     build.add_argument("--size", type=int, default=128, help="synthetic: side of the images, px (default: 128)")
     build.add_argument("--seed", type=int, default=0, help="synthetic: another seed is another set (default: 0)")
 
-    helps = {
-        "check": "read everything back; exit status 1 if something is wrong",
-        "stats": "count records, tasks, labels and objects",
-        "preview": "draw a sheet of records with their boxes and texts",
-    }
-    for verb, text in helps.items():
-        below = verbs.add_parser(verb, help=text)
-        below.add_argument("dir", type=Path, help="a dataset directory, or a folder of several")
-        if verb == "preview":
-            below.add_argument("--out", type=Path, required=True, help="the PNG to write")
-            below.add_argument("--count", type=int, default=12, help="records on the sheet (default: 12)")
+    for name, verb in _verbs().items():
+        below = verbs.add_parser(name, help=verb.HELP, description=verb.DESCRIPTION)
+        verb.add_arguments(below)
+
+
+def _verbs() -> Mapping[str, ModuleType]:
+    """The verbs that look at data, each a module with HELP, DESCRIPTION, add_arguments(parser) and run(args)."""
+    from earthgpt_jax.cli.data import check, preview, stats
+
+    return {"check": check, "stats": stats, "preview": preview}
 
 
 def run(args: argparse.Namespace) -> int:
-    return {"list": _list, "build": _build, "check": _check, "stats": _stats, "preview": _preview}[args.verb](args)
+    return {"list": _list, "build": _build, **{name: verb.run for name, verb in _verbs().items()}}[args.verb](args)
 
 
 def _list(args: argparse.Namespace) -> int:
@@ -119,38 +119,3 @@ def _synthetic_splits(count: int | None, text: str | None) -> dict[str, int]:
             raise EarthGPTError(f"--splits {text}: expected SPLIT=COUNT, got {word!r}")
         splits[split] = int(number)
     return splits
-
-
-def _check(args: argparse.Namespace) -> int:
-    from earthgpt_jax.mmrs.inspection import complaints, directories
-
-    wrong = 0
-    for directory in directories(args.dir):
-        found = complaints(directory)
-        wrong += len(found)
-        for complaint in found:
-            print(f"{directory}: {complaint}")
-        if not found:
-            print(f"{directory}: fine")
-    return 1 if wrong else 0
-
-
-def _stats(args: argparse.Namespace) -> int:
-    from earthgpt_jax.mmrs.inspection import directories, statistics
-
-    print("\n\n".join(statistics(directory) for directory in directories(args.dir)))
-    return 0
-
-
-def _preview(args: argparse.Namespace) -> int:
-    from earthgpt_jax.errors import EarthGPTError
-    from earthgpt_jax.mmrs.inspection import directories
-    from earthgpt_jax.mmrs.preview import sheet
-
-    if args.count < 1:
-        raise EarthGPTError(f"--count: expected at least 1, got {args.count}")
-    if args.out.suffix.lower() != ".png" or not args.out.absolute().parent.is_dir():
-        raise EarthGPTError(f"--out {args.out}: expected the name of a PNG in a folder that exists")
-    sheet(directories(args.dir), count=args.count).save(args.out)
-    print(f"wrote {args.out}", file=sys.stderr)
-    return 0
