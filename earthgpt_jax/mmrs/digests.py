@@ -25,7 +25,12 @@ NONE = 0  # of a record without an image
 
 def digest(image: bytes) -> int:
     """The first 8 bytes of the sha256 of an image file's bytes; NONE if there is no image."""
-    return int.from_bytes(hashlib.sha256(image).digest()[:8], "little") if image else NONE
+    return shortened(hashlib.sha256(image).digest()) if image else NONE
+
+
+def shortened(sha256: bytes) -> int:
+    """The digest of an image whose sha256 is known."""
+    return int.from_bytes(sha256[:8], "little")
 
 
 def write(directory: Path, digests: Mapping[str, Sequence[int]]) -> None:

@@ -10,6 +10,8 @@ import tensorflow_datasets as tfds
 
 from earthgpt_jax.mmrs.record import Object, Record, Sensor, Task, Turn
 
+VERSION = "2.0.0"  # of the features; the first number rises when datasets have to be built anew
+
 FEATURES = {
     "id": tfds.features.Text(),
     "image": tfds.features.Text(),  # the original file's bytes, never re-encoded
