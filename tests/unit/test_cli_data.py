@@ -41,8 +41,11 @@ def _run(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, 
 
 def test_build_counts_and_repeats(native: Path, tmp_path: Path, capsys) -> None:
     out = tmp_path / "out"
-    status, said, _ = _run(capsys, "build", "ssdd_yolo", "--root", native, "--out", out)
-    assert status == 0
+    half = ("--max-quarantine", "0.5")
+    status, said, _ = _run(capsys, "build", "ssdd_yolo", "--root", native, "--out", out, *half)
+    assert status == 1  # something is in quarantine
+    assert "  1 x object: degenerate box: expected fractions and sides above N, got '...'" in said
+    assert [path.name for path in out.iterdir()] == ["ssdd_yolo"]
     rows = [line.split() for line in said.splitlines()]
     train = 2 - int(rows[1][7])  # one of the two that are not test may be val
     assert rows[1] == ["ssdd_yolo", "image", "5", "4", "1", "0", str(train), str(2 - train), "2"]
@@ -59,11 +62,11 @@ def test_build_counts_and_repeats(native: Path, tmp_path: Path, capsys) -> None:
     np.testing.assert_allclose(record.objects[0].polygon, [10, 12, 30, 12, 30, 18, 10, 18], atol=1e-4)
 
     status, said, _ = _run(capsys, "build", "all", "--root", native, "--out", out)
-    assert status == 0
+    assert status == 1  # as the first time
     assert "ssdd_yolo: already built and identical; nothing to do" in said
 
     status, said, _ = _run(capsys, "build", "ssdd_yolo", "--root", native / "sar" / "SSDD-yolo", "--out", out)
-    assert status == 0
+    assert status == 1
     assert "nothing to do" in said  # the same files, named by their own folder
 
     status, _, wrong = _run(
@@ -87,6 +90,8 @@ def test_check_stats_preview(native: Path, tmp_path: Path, capsys) -> None:
         "synthetic",
         "--root",
         native,
+        "--max-quarantine",
+        "0.5",
         "--splits",
         "train=3,test=1",
         "--size",
@@ -177,6 +182,6 @@ def test_counts_that_do_not_add_up_are_loud() -> None:
 @pytest.mark.realdata
 def test_all_real_samples_build_and_check(realdata: Path, tmp_path: Path, capsys) -> None:
     status, said, _ = _run(capsys, "build", "all", "--root", realdata, "--out", tmp_path / "out")
-    assert status == 0
+    assert status == 1  # two boxes of DOTA have no width
     assert ["hit_uav", "object", "916", "909", "0", "7"] in [line.split() for line in said.splitlines()]
     assert _run(capsys, "check", tmp_path / "out")[0] == 0
