@@ -34,7 +34,7 @@ from earthgpt_jax.mmrs.workers import Engine
 
 MANIFEST, QUARANTINE = "manifest.json", "quarantine.jsonl"
 DATASET = "earthgpt_records"
-_FORMAT = file_adapters.FileFormat.ARRAY_RECORD
+FORMAT = file_adapters.FileFormat.ARRAY_RECORD
 _TOOLS = ("array_record", "numpy", "pillow", "protobuf", "shapely", "tensorflow-datasets")
 
 
@@ -125,7 +125,7 @@ def run(job: Path) -> None:
     if finished(job):
         return
     temporary = chunks.partial(_shard(job))
-    file_adapters.ADAPTER_FOR_FORMAT[_FORMAT].write_examples(temporary, _examples(pickle.loads(job.read_bytes())))
+    file_adapters.ADAPTER_FOR_FORMAT[FORMAT].write_examples(temporary, _examples(pickle.loads(job.read_bytes())))
     with temporary.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         os.fsync(file.fileno())
@@ -205,11 +205,11 @@ def finish(
 
 def _stage(staged: Path, splits: Mapping[str, Layout], jobs: Mapping[str, Sequence[Path]]) -> dict[str, str]:
     """Moves the shards under the names that TFDS looks for, and writes its descriptions; name -> sha256."""
-    builder = Builder(data_dir=staged.parent, file_format=_FORMAT)
+    builder = Builder(data_dir=staged.parent, file_format=FORMAT)
     sums, infos = {}, []
     for split, layout in splits.items():
         template = naming.ShardedFileTemplate(
-            data_dir=staged, dataset_name=DATASET, split=split, filetype_suffix=_FORMAT.value
+            data_dir=staged, dataset_name=DATASET, split=split, filetype_suffix=FORMAT.value
         )
         lengths = []
         for position, job in enumerate(jobs[split]):
