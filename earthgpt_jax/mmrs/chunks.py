@@ -60,7 +60,7 @@ class NativeBatch:
                 tally.add(item)
                 yield item, ()
                 continue
-            complete = True
+            complete = getattr(item.entry, "complete", True)
             for event in judge(item, self.card, read=read):
                 tally.add(event)
                 complete &= not (isinstance(event, Rejected) and event.kind is Kind.OBJECT)
@@ -173,8 +173,10 @@ def _write(batch: Batch, hasher: _Hasher, write: Callable[[bytes], Any]) -> Inde
     for event, records in batch.events(hasher.read, made.tally):
         if isinstance(event, Rejected):
             made.rejected.append({**dataclasses.asdict(event), "kind": event.kind.value})
+        # Of the native image, also for its tiles: whoever has the image has what is in them.
+        digest = hasher.digest(event.image) if isinstance(event, Record) else digests.NONE
         for record in records:
-            add(made, record, split=record.split, digest=hasher.digest(record.image), write=write)
+            add(made, record, split=record.split, digest=digest, write=write)
     made.parts = dict(made.parts)
     return made
 

@@ -3,7 +3,8 @@
 Datasets share images under splits of their own (RSIVQA asks about those of RSICD), so that one's training
 images are another's test images. The digest is of the file's bytes: datasets pass images on as files, and
 decoding all of them once more made builds 39 % slower, hashing their bytes 2 %. The same image encoded
-anew, resized or cut is therefore another image here.
+anew, resized or cut is therefore another image here. Only tiles that a build cut from a scene have the digest of
+the scene's file.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import enum
 import io
+import re
 from collections.abc import Iterator
 
 import numpy as np
@@ -100,6 +101,11 @@ def cut(record: Record, tile: Tile, *, known: Objects, counter: collections.Coun
                 objects=objects,
             )
     counter["objects_in_no_tile"] += len(record.objects) - len(scene.found)
+
+
+def is_tile(record: Record) -> bool:
+    """Whether a record was cut from a larger scene, by its id."""
+    return re.search(r"@\d+,\d+$", record.id) is not None
 
 
 class _Scene:

@@ -19,9 +19,10 @@ from earthgpt_jax.geometry import degenerate, rect_to_polygon, rotated_to_polygo
 from earthgpt_jax.input.images import decode
 from earthgpt_jax.mmrs.build import build
 from earthgpt_jax.mmrs.cards import Images, Tile
+from earthgpt_jax.mmrs.digests import digest
 from earthgpt_jax.mmrs.inspection import complaints
 from earthgpt_jax.mmrs.record import Object, Record, Sensor, Task, Turn
-from earthgpt_jax.mmrs.store import RecordSource, manifest
+from earthgpt_jax.mmrs.store import RecordSource, image_digests, manifest
 from earthgpt_jax.mmrs.tiling import Objects, cut, large_images, windows
 from tests.natives import card
 
@@ -215,6 +216,12 @@ def test_a_build_cuts_and_counts_scenes(tmp_path: Path, monkeypatch: pytest.Monk
         splits[record.id.split("/", 2)[2].partition("@")[0]].add(record.split)
     assert {name: len(of_scene) for name, of_scene in splits.items()} == {"large": 1, "small": 1, "odd": 1}
     assert not complaints(folder)
+    for split, found_digests in image_digests(
+        folder
+    ).items():  # the scene's, so that other datasets' copies of it are found
+        names = [record.id.split("/", 2)[2].partition("@")[0] for record in RecordSource(folder, split)]
+        scenes = [digest((tmp_path / "d" / f"{name}.png").read_bytes()) for name in names]
+        assert found_digests.tolist() == scenes
     odd = [item.phrase for name, record in records.items() if "/odd@" in name for item in record.objects]
     assert odd == [""]  # a zeppelin was rejected somewhere
 
