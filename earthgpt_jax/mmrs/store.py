@@ -61,7 +61,7 @@ def write(
     """
     if out.exists():
         raise EarthGPTError(f"{out} exists already; name another folder, or delete it to build it anew")
-    with writing(out, left="nothing was left behind"):
+    with writing(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         # A name of its own, so that builds at the same time cannot mix; the dataset is nested deeper than the
         # search for datasets looks, so that what a killed build leaves is never taken for one.
@@ -85,7 +85,7 @@ def write(
 
 
 @contextlib.contextmanager
-def writing(out: Path, *, left: str) -> Iterator[None]:
+def writing(out: Path, *, left: str = "nothing was left behind") -> Iterator[None]:
     """Makes what the file system refuses an EarthGPTError about `out`, which says what was `left` behind."""
     try:
         yield

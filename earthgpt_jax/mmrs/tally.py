@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from earthgpt_jax.mmrs.readers import Dropped, Event, Kind, Native, Rejected
@@ -15,7 +15,7 @@ COUNTED = (Kind.IMAGE, Kind.OBJECT, Kind.QUESTION, Kind.CAPTION)
 COLUMNS = ("native", "kept", "quarantined", "dropped")
 
 
-def _counters(names) -> dict[str, collections.Counter]:
+def _counters(names: Iterable[str]) -> dict[str, collections.Counter]:
     return {name: collections.Counter() for name in names}
 
 
@@ -93,10 +93,12 @@ def _general(reason: str) -> str:
 
 @dataclasses.dataclass
 class Holdings:
-    """What the records of one split hold: `total`, `sensor`, `task`, `label`, `object`, each name -> count."""
+    """What the records of one split hold, each name -> count: `total`, `sensor`, `task`, `label`, `object` (objects
+    of a class) and `holding` (records with such objects).
+    """
 
     counters: dict[str, collections.Counter] = dataclasses.field(
-        default_factory=lambda: _counters(("total", "sensor", "task", "label", "object"))
+        default_factory=lambda: _counters(("total", "sensor", "task", "label", "object", "holding"))
     )
 
     def add(self, record: Record) -> None:
@@ -107,6 +109,7 @@ class Holdings:
         if record.label:
             self.counters["label"][record.label] += 1
         self.counters["object"].update(item.label for item in record.objects)
+        self.counters["holding"].update({item.label for item in record.objects})
 
     def update(self, other: Holdings) -> None:
         for kind, counter in other.counters.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -154,6 +155,10 @@ def test_list(native: Path, capsys) -> None:
         (["build", "synthetic", "--splits", "dev=3", "--out", "o"], "got 'dev'"),
         (["build", "synthetic", "--splits", "train=0", "--out", "o"], "at least one record"),
         (["build", "dota", "--count", "3", "--root", "r", "--out", "o"], "are for `build synthetic`"),
+        (["build", "dota", "--root", "r", "--out", "o", "--workers", "0"], "--workers: expected at least 1"),
+        (["build", "dota", "--root", "r", "--out", "o", "--max-quarantine", "2"], "a share from 0 to 1"),
+        (["build", "dota", "--root", "r", "--out", "o", "--beam-options=--x=1"], "are for --beam"),
+        (["build", "dota", "--root", "r", "--out", "o", "--beam", "--workers", "2"], "tell Beam by --beam-options"),
         (["check", "nowhere"], "there is no such folder"),
         (["stats", "."], "found none in it"),
         (["preview", ".", "--out", "x.jpg"], "expected the name of a PNG"),
@@ -185,3 +190,25 @@ def test_all_real_samples_build_and_check(realdata: Path, tmp_path: Path, capsys
     assert status == 1  # two boxes of DOTA have no width
     assert ["hit_uav", "object", "916", "909", "0", "7"] in [line.split() for line in said.splitlines()]
     assert _run(capsys, "check", tmp_path / "out")[0] == 0
+
+
+def test_beam_has_to_be_installed(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setitem(sys.modules, "apache_beam.options.pipeline_options", None)
+    status, _, wrong = _run(capsys, "build", "dota", "--root", tmp_path, "--out", tmp_path / "o", "--beam")
+    assert status == 2
+    assert "pip install 'earthgpt-jax[beam]'" in wrong
+
+
+def test_build_by_beam(native: Path, tmp_path: Path, capsys) -> None:
+    pytest.importorskip("apache_beam")
+    words = ("build", "ssdd_yolo", "--root", native, "--max-quarantine", "0.5", "--out")
+    options = ("--beam", "--beam-options=--runner=DirectRunner --direct_num_workers=1")
+    assert _run(capsys, *words, tmp_path / "beam", *options)[0] == 1
+    assert _run(capsys, *words, tmp_path / "local", "--workers", "1")[0] == 1
+    beam, local = (
+        {path.name: path.read_bytes() for path in (tmp_path / name / "ssdd_yolo").iterdir()}
+        for name in ("beam", "local")
+    )
+    assert beam == local
+    status, _, wrong = _run(capsys, *words, tmp_path / "x", "--beam", "--beam-options=runner=Nowhere")
+    assert (status, "expected --NAME=VALUE" in wrong) == (2, True)

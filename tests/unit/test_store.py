@@ -66,7 +66,7 @@ def test_the_manifest_counts_and_names_every_shard(built):
     out, _ = built
     values = manifest(out)
     assert values["counts"]["train"]["total"] == {"objects": 4, "records": 3, "references": 4, "turns": 2}
-    assert values["counts"]["train"]["object"] == {"bus": 2, "ship": 2}
+    assert values["counts"]["train"]["object"] == {"bus": 2, "ship": 2} == values["counts"]["train"]["holding"]
     assert values["origin"] == "here"
     assert set(values["shards"]) == {path.name for path in out.glob("*.array_record*")}
     assert {split: len(values) for split, values in store.image_digests(out).items()} == {"train": 3, "test": 1}

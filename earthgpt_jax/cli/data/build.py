@@ -26,7 +26,7 @@ examples:
   earthgpt data build hit_uav dota --root native --out datasets
   earthgpt data build all --root native --out datasets --workers 8
   earthgpt data build all --root /nfs/native --out /nfs/datasets \\
-      --beam --beam-options '--runner=FlinkRunner --flink_master=cluster:8081 --parallelism=64'
+      --beam --beam-options='--runner=FlinkRunner --flink_master=cluster:8081 --parallelism=64'
 """
 QUARANTINED = 1
 
@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "workers must see --root and --out under the same paths",
     )
     parser.add_argument(
-        "--beam-options", default="", metavar="'--runner=... ...'", help="what Beam is told (default: run it here)"
+        "--beam-options", default="", metavar="OPTIONS", help="what Beam is told, as above (default: run it here)"
     )
     parser.add_argument("--count", type=int, help="synthetic: training records; val a tenth, test a fifth of it")
     parser.add_argument("--splits", help="synthetic: records a split instead, e.g. train=600,val=50,test=300")
