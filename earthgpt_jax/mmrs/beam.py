@@ -6,6 +6,7 @@ elements of a pipeline are names of files only.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -41,13 +42,20 @@ class Beam:
             return
         import apache_beam as beam
 
-        with beam.Pipeline(options=self._options) as pipeline:
-            _ = (
-                pipeline
-                | "Jobs" >> beam.Create([str(job.absolute()) for job in jobs])
-                | "Spread" >> beam.Reshuffle()  # else a runner may keep them all on one worker
-                | "Run" >> beam.Map(_run, function=function)
-            )
+        try:
+            with beam.Pipeline(options=self._options) as pipeline:
+                _ = (
+                    pipeline
+                    | "Jobs" >> beam.Create([str(job.absolute()) for job in jobs])
+                    | "Spread" >> beam.Reshuffle()  # else a runner may keep them all on one worker
+                    | "Run" >> beam.Map(_run, function=function)
+                )
+        except Exception as error:
+            # A worker's error comes with more words behind it, from some runners within an error of their own.
+            text = f"{type(error).__name__}: {error}"
+            if said := re.search(rf"{EarthGPTError.__name__}: (.+?)(?: \[while running|$)", text, re.MULTILINE):
+                raise EarthGPTError(said[1]) from error
+            raise
         yield from jobs
 
 

@@ -190,10 +190,11 @@ def _build_one(card: Card, root: Path, out: Path, *, engine: Engine, max_quarant
             "origin": inputs.origin(described, files, text),
             **described,
             "absent": list(absent),
-            "inputs": {"files": text.count("\n"), "bytes": sum(files[name].st_size for name in inputs.read(text))},
+            "inputs": {"files": text.count("\n"), "bytes": sum(files[name].size for name in inputs.read(text))},
         }
-        read.finish(out, name=card.name, manifest=manifest, files={inputs.FILE: text})
-        os.utime(out / inputs.FILE, (began, began))  # later changes of native files are told by it
+        (work / inputs.FILE).write_text(text)
+        os.utime(work / inputs.FILE, (began, began))  # later changes of native files are told by it
+        read.finish(out, name=card.name, manifest=manifest, files=[work / inputs.FILE])
         aside.unlink(missing_ok=True)
     return read.built(card.name, absent=absent)
 
@@ -258,9 +259,7 @@ class _Read:
         for _, index in self.chunks():
             yield from index.rejected
 
-    def finish(
-        self, out: Path, *, name: str, manifest: Mapping[str, Any], files: Mapping[str, str] | None = None
-    ) -> None:
+    def finish(self, out: Path, *, name: str, manifest: Mapping[str, Any], files: Sequence[Path] = ()) -> None:
         shards.finish(
             self.work,
             self.chunks(),
@@ -283,12 +282,17 @@ def _read(batches: Iterable[chunks.Batch], work: Path, engine: Engine, *, salt: 
     """Turns batches into chunks, those that are there already excepted."""
     folder = work / "chunks"
     folder.mkdir(exist_ok=True)
-    listed = tqdm(batches, desc=f"{name}: annotations", unit="job", leave=False)
-    jobs = [chunks.write_job(folder, number, batch, salt=salt) for number, batch in enumerate(listed)]
+    sizes: dict[Path, int] = {}
+    with tqdm(desc=f"{name}: annotations", unit="image", leave=False) as bar:
+        for number, batch in enumerate(batches):
+            sizes[chunks.write_job(folder, number, batch, salt=salt)] = len(batch)
+            bar.update(len(batch))
+    jobs = list(sizes)
     open_jobs = [job for job in jobs if chunks.index(job) is None]
-    with tqdm(total=len(jobs), initial=len(jobs) - len(open_jobs), desc=name, unit="job", leave=False) as bar:
-        for _ in engine.run(chunks.run, open_jobs):
-            bar.update()
+    finished = sum(sizes.values()) - sum(map(sizes.__getitem__, open_jobs))
+    with tqdm(total=sum(sizes.values()), initial=finished, desc=name, unit="image", leave=False) as bar:
+        for job in engine.run(chunks.run, open_jobs):
+            bar.update(sizes[job])
     tally, sums = Tally(), {}
     for job in jobs:
         index = _index(job)
@@ -373,7 +377,7 @@ def _finished(out: Path, origin: Any) -> Built | None:
     )
 
 
-def _current(out: Path, base: Path, files: Mapping[str, os.stat_result], text: str) -> str:
+def _current(out: Path, base: Path, files: Mapping[str, inputs.Status], text: str) -> str:
     return inputs.current(base, files, text, since=(out / inputs.FILE).stat().st_mtime) if text else text
 
 

@@ -41,6 +41,9 @@ class Batch(Protocol):
     def events(self, read: Read, tally: Tally) -> Iterator[tuple[Event, Iterable[Record]]]:
         """Every event, counted in `tally`, and the records that are stored for it."""
 
+    def __len__(self) -> int:
+        """How many units it has, more or less."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class NativeBatch:
@@ -66,6 +69,9 @@ class NativeBatch:
                 complete &= not (isinstance(event, Rejected) and event.kind is Kind.OBJECT)
                 yield event, self._stored(event, complete, tally) if isinstance(event, Record) else ()
 
+    def __len__(self) -> int:
+        return len(self.items)
+
     def _stored(self, record: Record, complete: bool, tally: Tally) -> Iterable[Record]:
         if self.card.tile is None:
             return (record,)
@@ -88,6 +94,9 @@ class SyntheticBatch:
                 tally.add(Native(kind=kind, count=count))
             tally.add(record)
             yield record, (record,)
+
+    def __len__(self) -> int:
+        return self.stop - self.start
 
 
 def stamp(path: Path) -> Stamp:

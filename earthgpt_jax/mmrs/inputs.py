@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from earthgpt_jax.mmrs.cards import Card
 from earthgpt_jax.mmrs.readers import WORDS
@@ -21,13 +20,25 @@ from earthgpt_jax.mmrs.readers.events import is_image
 FILE = "inputs.sha256"
 
 
-def listing(base: Path, card: Card) -> dict[str, os.stat_result]:
+class Status(NamedTuple):
+    """Bytes of a file, and when it or its status last changed (seconds since the epoch)."""
+
+    size: int
+    touched: float
+
+
+def listing(base: Path, card: Card) -> dict[str, Status]:
     """Name below `base` -> status of every file that the card's layout covers, in order."""
     found: set[Path] = set()
     for part in card.parts:
         for path in (base / value for role, value in part.items() if role not in WORDS):
             found.update(below for below in path.rglob("*") if below.is_file()) if path.is_dir() else found.add(path)
-    return {path.relative_to(base).as_posix(): path.stat() for path in sorted(found) if path.is_file()}
+    return {path.relative_to(base).as_posix(): _status(path) for path in sorted(found) if path.is_file()}
+
+
+def _status(path: Path) -> Status:
+    status = path.stat()
+    return Status(status.st_size, max(status.st_mtime, status.st_ctime))
 
 
 def parsed(base: Path, names: Iterable[str]) -> dict[str, str]:
@@ -54,19 +65,19 @@ def read(text: str) -> dict[str, str]:
     return {name: digest for digest, _, name in (line.partition("  ") for line in text.splitlines())}
 
 
-def origin(described: Any, files: Mapping[str, os.stat_result], text: str) -> str:
+def origin(described: Any, files: Mapping[str, Status], text: str) -> str:
     """A digest of what a dataset is made from: its card and readers, names and sizes of all files, what was read."""
-    sizes = [(name, status.st_size) for name, status in files.items()]
+    sizes = [(name, status.size) for name, status in files.items()]
     return digest([described, sizes, hashlib.sha256(text.encode()).hexdigest()])
 
 
-def current(base: Path, files: Mapping[str, os.stat_result], text: str, *, since: float) -> str:
+def current(base: Path, files: Mapping[str, Status], text: str, *, since: float) -> str:
     """`text`, with the sums of those files taken anew that were touched since, in seconds since the epoch.
 
     A file's status changes with its content, and cannot be set back as its time can; so what is older is not read.
     """
     sums = read(text)
-    touched = {n for n in sums if (s := files.get(n)) is None or max(s.st_mtime, s.st_ctime) >= since}
+    touched = {n for n in sums if (s := files.get(n)) is None or s.touched >= since}
     return write(sums | {name: sha256(base / name) for name in touched})
 
 

@@ -25,6 +25,7 @@ from tensorflow_datasets.core import file_adapters, naming
 from tensorflow_datasets.core.dataset_builder import FileReaderBuilder
 from tensorflow_datasets.core.splits import SplitDict, SplitInfo
 from tensorflow_datasets.core.utils.shard_utils import ShardConfig, get_shard_boundaries
+from tqdm import tqdm
 
 from earthgpt_jax import __version__
 from earthgpt_jax.mmrs import chunks, digests
@@ -159,7 +160,7 @@ def finish(
     manifest: Mapping[str, Any],
     quarantine: Iterable[Mapping[str, Any]] = (),
     order: Sequence[str] = (),
-    files: Mapping[str, str] | None = None,
+    files: Sequence[Path] = (),
 ) -> None:
     """Writes the shards of all chunks and everything beside them, then gives the whole its name, `out`.
 
@@ -169,7 +170,7 @@ def finish(
         manifest: more to be said in manifest.json.
         quarantine: one mapping an entry.
         order: of the splits; others come behind.
-        files: more files, name -> text.
+        files: more files of `work`, which are moved.
 
     Raises:
         OSError: the disk is full, or `out` came into being meanwhile.
@@ -179,7 +180,9 @@ def finish(
     shards_folder, staged = work / "shards", work / "dataset"
     shards_folder.mkdir(exist_ok=True)
     jobs = write_jobs(shards_folder, splits)
-    for _ in engine.run(run, [job for of_split in jobs.values() for job in of_split if not finished(job)]):
+    open_jobs = [job for of_split in jobs.values() for job in of_split if not finished(job)]
+    described = {"desc": f"{name}: shards", "unit": "shard", "leave": False, "disable": len(open_jobs) < 2}
+    for _ in tqdm(engine.run(run, open_jobs), total=len(open_jobs), **described):
         pass
     if staged.exists():
         shutil.rmtree(staged)
@@ -188,8 +191,8 @@ def finish(
     with (staged / QUARANTINE).open("w") as file:
         file.writelines(json.dumps(entry) + "\n" for entry in quarantine)
     digests.write(staged, {split: layout.digests for split, layout in splits.items()})
-    for file_name, text in (files or {}).items():
-        (staged / file_name).write_text(text)
+    for path in files:
+        os.replace(path, staged / path.name)
     values = {
         "name": name,
         "version": VERSION,

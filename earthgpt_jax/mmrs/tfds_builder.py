@@ -4,8 +4,8 @@
 
 writes `OUT/earthgpt_records/hit_uav/<version>/`, a dataset directory like any other. Nothing is downloaded:
 `--manual_dir` is the folder of the native datasets. A build that was stopped goes on from where it was.
-The program `tfds` imports TensorFlow when it starts (as of 4.9.10), so it has to be installed; building does not
-use it.
+The program `tfds` imports TensorFlow, Beam and mlcroissant when it starts (as of 4.9.10): the extra `tfds`. Building
+uses none of them.
 """
 
 from __future__ import annotations

@@ -78,6 +78,8 @@ def test_beam_gives_the_same_bytes(tmp_path: Path, found: Card) -> None:
 
     engine = Beam(["--runner=DirectRunner"])
     assert _build(tmp_path, found, "beam", engine=engine) == _build(tmp_path, found, "one")
+    with pytest.raises(EarthGPTError, match=r"^what a user can mend$"):
+        list(engine.run(_complains, [tmp_path / "job"]))
 
 
 # Builds again and again, killed at its first, second, third, ... rename, until a build comes through; each killed
@@ -136,7 +138,7 @@ def test_a_build_killed_anywhere_goes_on_to_the_same_bytes(tmp_path: Path) -> No
     environment = {**os.environ, "PYTHONPATH": f"{root}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
     words = [sys.executable, "-c", _KILLED, str(tmp_path)]
     done = subprocess.run(words, env=environment, check=True, capture_output=True, text=True)
-    assert int(done.stdout) == 3 * 3 + 4 * 3 + 1  # jobs and their chunks, shards of three splits, the dataset
+    assert int(done.stdout) == 3 * 3 + 4 * 3 + 2  # jobs and their chunks, shards of three splits, the dataset
 
 
 def test_what_is_finished_is_used_again_and_what_changed_is_not(tmp_path: Path, found: Card) -> None:
@@ -216,6 +218,10 @@ def test_errors_of_workers_arrive(tmp_path: Path) -> None:
         list(engine.run(_dies, jobs))
     with pytest.raises(EarthGPTError, match="at least 1"):
         Local(0)
+
+
+def _complains(job: Path) -> None:
+    raise EarthGPTError("what a user can mend")
 
 
 def _dies(job: Path) -> None:
