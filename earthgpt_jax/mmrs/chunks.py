@@ -21,7 +21,6 @@ from typing import Any, Protocol
 
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.example_serializer import ExampleSerializer
-from tensorflow_datasets.proto import tf_example_pb2
 
 from earthgpt_jax.mmrs import digests, tiling
 from earthgpt_jax.mmrs.cards import Card
@@ -209,8 +208,8 @@ def serialize(record: Record) -> bytes:
     give other bytes, and with them another fingerprint, in every process.
     """
     features, serializer = _codec()
-    data = serializer.serialize_example(features.encode_example(to_example(record)))
-    return tf_example_pb2.Example.FromString(data).SerializeToString(deterministic=True)
+    example = serializer.get_tf_example(features.encode_example(to_example(record)))
+    return example.SerializeToString(deterministic=True)
 
 
 @functools.cache
