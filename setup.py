@@ -44,7 +44,11 @@ EXTRAS = {
     "cuda": ["jax[cuda12]>=0.10.2,<0.11"],
     # For work with PyTorch-side checkpoints; no command needs it yet.
     "convert": ["torch>=2.8,<3", "transformers>=5.17,<6"],
+    "beam": ["apache-beam>=2.70,<3"],
+    # What the program `tfds` imports when it starts.
+    "tfds": ["apache-beam>=2.70,<3", "mlcroissant>=1.1,<2", "tensorflow>=2.20,<3"],
     "test": [
+        "apache-beam>=2.70,<3",
         "hypothesis>=6.130,<7",
         "mypy>=2.4,<3",
         "pytest>=9,<10",

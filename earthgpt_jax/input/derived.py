@@ -84,6 +84,8 @@ def _presence(record: Record, annotated: Annotated, rng: np.random.Generator) ->
 
 def _whole(record: Record, annotated: Annotated, rng: np.random.Generator) -> Sequence[str]:
     """Classes all of whose objects are whole and not difficult, and some of which there are none."""
+    if not record.complete:
+        return []
     unsure = {item.label for item in record.objects if item.difficult or item.visible < 1}
     whole = [label for label in _present(record) if label not in unsure]
     return [*whole, *_absent(record, annotated, rng, rate=_ZERO_RATE)]

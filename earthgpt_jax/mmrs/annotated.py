@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import collections
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from earthgpt_jax.mmrs.record import UNKNOWN, Annotated, Task
 
 
-def annotated(manifest: Mapping[str, Any], quarantine: Iterable[Mapping[str, Any]]) -> Annotated:
-    """The classes that have objects in some split of a built dataset, by its manifest and its quarantine's rows.
+def annotated(manifest: Mapping[str, Any]) -> Annotated:
+    """The classes that have objects in some split of a built dataset, by its manifest.
 
     What its card lists is not enough (a release may annotate fewer), and a card with `open_classes` says that the
     list is not certain: then, and for sets built before their records were counted by class, nothing is known.
@@ -22,7 +22,4 @@ def annotated(manifest: Mapping[str, Any], quarantine: Iterable[Mapping[str, Any
     holding: collections.Counter[str] = collections.Counter()
     for counts in splits:
         holding.update(counts.get("holding", {}))
-    return Annotated(
-        shares={label: count / total for label, count in sorted(holding.items())},
-        doubtful=frozenset(row["id"] for row in quarantine if row.get("kind") == "object"),
-    )
+    return Annotated(shares={label: count / total for label, count in sorted(holding.items())})

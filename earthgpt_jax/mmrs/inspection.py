@@ -11,7 +11,7 @@ from tqdm import tqdm
 from earthgpt_jax.errors import EarthGPTError
 from earthgpt_jax.geometry import degenerate
 from earthgpt_jax.input.images import decode
-from earthgpt_jax.mmrs import digests, leaks, store
+from earthgpt_jax.mmrs import digests, leaks, store, tiling
 from earthgpt_jax.mmrs.record import Record, Task
 
 
@@ -64,7 +64,7 @@ def complaints(directory: Path) -> list[str]:
     for split in values["counts"]:
         source = tqdm(store.RecordSource(directory, split), desc=f"{values['name']}/{split}", leave=False)
         for record, expected in zip(source, digests_of[split], strict=True):
-            if digests.digest(record.image) != expected:
+            if not tiling.is_tile(record) and digests.digest(record.image) != expected:
                 found.append(f"{record.id}: {digests.FILE} is of another image")
             found += [f"{record.id}: {text}" for text in _wrong(record)]
             if record.id in seen:

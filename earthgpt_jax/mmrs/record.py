@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-import re
 from collections.abc import Mapping
 
 import numpy as np
@@ -70,6 +69,8 @@ class Record:
             orientation has both `hbb` and `obb`; a horizontal annotation has `hbb` only.
         label: scene class, lower case; "" where unknown.
         references: captions of the whole image.
+        complete: every object of the classes that the source annotates is among `objects`; where one was rejected,
+            lies in a region that nobody annotated, or is left out at a tile's border, nothing can be called absent.
     """
 
     id: str
@@ -84,6 +85,7 @@ class Record:
     turns: tuple[Turn, ...] = ()
     references: tuple[str, ...] = ()
     objects: tuple[Object, ...] = ()
+    complete: bool = True
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -92,11 +94,9 @@ class Annotated:
 
     Attributes:
         shares: label -> share of the dataset's records that hold one; empty where that is not known for certain.
-        doubtful: native ids of images of which some object could not be used: it may have been of any class.
     """
 
     shares: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    doubtful: frozenset[str] = frozenset()
 
     def absent(self, record: Record) -> list[str]:
         """The classes that are surely not in a record's image, sorted; none where that cannot be told.
@@ -104,9 +104,7 @@ class Annotated:
         A class whose name ends that of one that is there (`vehicle`, `large vehicle`) may be its hypernym, and
         is not absent.
         """
-        native = record.id.split("/", 2)[-1]
-        scene = re.sub(r"@\d+,\d+$", "", native)  # a tile's
-        if Task.HBB not in record.tasks or {native, scene} & self.doubtful:
+        if Task.HBB not in record.tasks or not record.complete:
             return []
         present = {item.label for item in record.objects}
         return [

@@ -71,13 +71,13 @@ def test_one_class_is_detected_and_false_premises_are_denied():
 
 
 def test_nothing_is_absent_where_that_cannot_be_told():
-    doubtful = dataclasses.replace(HALF, doubtful=frozenset({"1"}))
+    doubtful = dataclasses.replace(RECORD, complete=False)
     partial = dataclasses.replace(RECORD, tasks=(Task.GROUNDING,))  # its objects are those that are described
-    tile = dataclasses.replace(RECORD, id="made/train/1@512,0")
-    for record, known in ((RECORD, UNKNOWN), (RECORD, doubtful), (tile, doubtful), (partial, HALF)):
+    for record, known in ((RECORD, UNKNOWN), (doubtful, HALF), (partial, HALF)):
         answered = {q.answer for kind in NEED_CLASSES for q in _all(record, kind, known)}
         assert answered <= {"yes"}
     assert not any(_all(RECORD, kind, UNKNOWN) for kind in NEED_CLASSES)
+    assert not _all(doubtful, "count")
     trucks = Annotated(shares={"vehicle": 0.5, "large vehicle": 0.5, "ship": 0.5})
     assert trucks.absent(_record(_object("large vehicle"))) == ["ship"]  # a large vehicle is a vehicle
     assert trucks.absent(_record(_object("vehicle"))) == ["large vehicle", "ship"]
@@ -144,14 +144,13 @@ def test_the_pipeline_draws_them_by_the_records_source(many):
 
 def test_what_a_built_dataset_annotates(tmp_path):
     records = [RECORD, dataclasses.replace(RECORD, id="made/train/2", objects=()), _record(name="made/train/3")]
-    rejected = {"id": "3", "kind": "object", "reason": "", "file": ""}
-    store.write({"train": records}, out=tmp_path / "made", name="made", quarantine=[rejected])
+    store.write({"train": records}, out=tmp_path / "made", name="made")
     source = store.RecordSource(tmp_path / "made", "train")
-    assert source.annotated == Annotated(shares={"bridge": 1 / 3, "ship": 1 / 3}, doubtful=frozenset({"3"}))
+    assert source.annotated == Annotated(shares={"bridge": 1 / 3, "ship": 1 / 3})
     values = store.manifest(tmp_path / "made")
-    assert annotated(values | {"card": {"open_classes": True}}, []) == UNKNOWN
+    assert annotated(values | {"card": {"open_classes": True}}) == UNKNOWN
     values["counts"]["train"]["task"] = {"grounding": 3}
-    assert annotated(values, []) == UNKNOWN
+    assert annotated(values) == UNKNOWN
 
 
 def test_every_kind_has_a_form_of_answer():
