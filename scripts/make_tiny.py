@@ -41,7 +41,7 @@ from earthgpt_jax.geometry import BoxKind, Square, format_boxes
 from earthgpt_jax.input.batch import TEXT_SLOT
 from earthgpt_jax.input.conversation import conversation
 from earthgpt_jax.input.images import load_square
-from earthgpt_jax.input.pipeline import draw
+from earthgpt_jax.input.pipeline import InputSpec, draw
 from earthgpt_jax.input.questions import GROUNDED, Grammar, Question, ask, candidates
 from earthgpt_jax.input.rows import build_row, image_prefix
 from earthgpt_jax.input.tokenizer import Tokenizer, train_tokenizer
@@ -70,7 +70,7 @@ from earthgpt_jax.models.perception import Projector
 from earthgpt_jax.ops.attention import visible
 from earthgpt_jax.ops.losses import next_token_loss
 from earthgpt_jax.sharding.mesh import data_parallel
-from earthgpt_jax.training.loop import input_spec, train
+from earthgpt_jax.training.loop import train
 
 GRID = 8
 RANKS = 6  # nothing, first to fifth
@@ -418,7 +418,7 @@ class Corpus:
         as_map = rng.random() < MAP_SHARE
         if not as_map:
             record = renamed(record, rng) if rng.random() < 0.5 else record
-        spec = dataclasses.replace(input_spec(self.config), task_weights=TEXT_KINDS[kind], max_questions=8)
+        spec = dataclasses.replace(InputSpec.of(self.config), task_weights=TEXT_KINDS[kind], max_questions=8)
         prefix = self._map_prefix() if as_map else self._text_prefix(record, kind, rng)
         return self._row(draw(record, spec=spec, rng=rng), prefix, index if as_map else None)[0]
 

@@ -19,6 +19,7 @@ GROUNDED = {"grounded_caption": BoxKind.HBB, "grounded_caption_obb": BoxKind.OBB
 KINDS = (*(task.value for task in Task), *GROUNDED, *(kind.value for kind in Derived))
 _LISTING = {Derived.CLASS_HBB: BoxKind.HBB, Derived.CLASS_OBB: BoxKind.OBB}
 _ORIENTED = {Derived.CLASS_OBB, Derived.ABSENT_OBB}
+LISTS_BOXES = frozenset({Task.HBB.value, Task.OBB.value, *GROUNDED, *_LISTING})  # kinds whose answers list boxes
 # Kind -> the task whose truth it needs: of a grounded caption, its boxes'.
 _TASKS = {
     **{task.value: task for task in Task},

@@ -30,6 +30,7 @@ import tensorflow_datasets as tfds
 from earthgpt_jax.errors import EarthGPTError
 from earthgpt_jax.mmrs import chunks, digests, leaks, shards
 from earthgpt_jax.mmrs.annotated import annotated
+from earthgpt_jax.mmrs.cards import Role
 from earthgpt_jax.mmrs.examples import VERSION, to_record
 from earthgpt_jax.mmrs.record import Annotated, Record, Task
 from earthgpt_jax.mmrs.shards import MANIFEST, QUARANTINE
@@ -200,8 +201,9 @@ def open_source(directory: Path, split: str, *, tasks: Collection[Task] = ()) ->
     Datasets without the split, without images, or with nothing for `tasks` (where given) are left out.
     Of several datasets' training records, those are left out (and counted in a warning) whose image is in an
     evaluation split of any dataset of the folder, whatever its tasks: the same file, and where an audit was run
-    (`mmrs.audit`) the same pixels, and near copies of another dataset's images. A dataset alone keeps its
-    published splits, and evaluation splits are always whole.
+    (`mmrs.audit`) the same pixels, and near copies of another dataset's images. Datasets whose card says
+    `zero_shot` are not trained on beside others. A dataset alone keeps its published splits, and evaluation splits
+    are always whole.
 
     Raises:
         EarthGPTError: nothing is left; says what was looked at. Or a dataset among several has no digests.
@@ -213,7 +215,12 @@ def open_source(directory: Path, split: str, *, tasks: Collection[Task] = ()) ->
     held_out = _held_out(folders) if guarded else [None] * len(folders)
     chosen, passed = [], []
     for folder, leaked in zip(folders, held_out, strict=True):
-        counts = manifest(folder)["counts"].get(split, {})
+        values = manifest(folder)
+        if guarded and values.get("card", {}).get("role") == Role.ZERO_SHOT:
+            _log.warning("data %s: not trained on, as its card says zero_shot; name it alone to do so", folder)
+            passed.append(folder.name)
+            continue
+        counts = values["counts"].get(split, {})
         usable = counts.get("task", {}).keys() & {str(task) for task in tasks or Task}
         source = RecordSource(folder, split) if usable else None
         if source is not None and len(source) and source[0].image:

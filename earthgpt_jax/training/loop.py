@@ -81,7 +81,7 @@ def train(config: Config, workdir: Path) -> Path:
     first = int(state.step)
     _truncate_metrics(workdir, first)
 
-    batches = train_iterator(source, spec=input_spec(config, source.annotated), tokenizer=tokenizer, start_step=first)
+    batches = train_iterator(source, spec=InputSpec.of(config, source.annotated), tokenizer=tokenizer, start_step=first)
     with contextlib.ExitStack() as stack:
         stack.callback(checkpoints.close)
         log = stack.enter_context(_Log(config, workdir, first))
@@ -115,24 +115,6 @@ def train(config: Config, workdir: Path) -> Path:
 def device_batch(batch: Batch, sharding: NamedSharding) -> DeviceBatch:
     """The batch's arrays on the devices, split by rows."""
     return jax.device_put(DeviceBatch(*(getattr(batch, name) for name in DeviceBatch._fields)), sharding)
-
-
-def input_spec(config: Config, annotated: Mapping[str, Annotated] | None = None) -> InputSpec:
-    """What the input pipeline needs to know of a recipe, and of the classes of its sources."""
-    data = config.data
-    return InputSpec(
-        tokens_per_row=data.tokens_per_row,
-        batch_size=data.batch_size,
-        image_size=config.model.image_size,
-        visual_tokens=config.model.visual_tokens,
-        task_weights=data.task_weights,
-        max_questions=data.max_questions,
-        decimals=data.decimals,
-        max_boxes=data.max_boxes,
-        conversation=data.conversation,
-        seed=config.seed,
-        annotated=annotated or {},
-    )
 
 
 def _warn_of_unknown_classes(config: Config, annotated: Mapping[str, Annotated]) -> None:

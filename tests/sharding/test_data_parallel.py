@@ -9,12 +9,12 @@ import optax
 import pytest
 
 from earthgpt_jax import params as params_lib
-from earthgpt_jax.input.pipeline import train_iterator
+from earthgpt_jax.input.pipeline import InputSpec, train_iterator
 from earthgpt_jax.input.tokenizer import Tokenizer
 from earthgpt_jax.mmrs.store import open_source
 from earthgpt_jax.models import earthgpt, io
 from earthgpt_jax.sharding.mesh import data_parallel
-from earthgpt_jax.training.loop import device_batch, input_spec
+from earthgpt_jax.training.loop import device_batch
 from earthgpt_jax.training.stages import trained_paths
 from earthgpt_jax.training.step import State, make_step
 from tests import nano
@@ -40,7 +40,7 @@ def test_two_steps_on_four_devices_and_on_one(tmp_path):
         trained, frozen = jax.device_put(params_lib.split(initial, rules), place.whole)
         state = jax.device_put(State(jnp.zeros((), jnp.int32), trained, optimizer.init(trained)), place.whole)
         batches = train_iterator(
-            open_source(data, "train"), spec=input_spec(config), tokenizer=Tokenizer(parent.tokenizer)
+            open_source(data, "train"), spec=InputSpec.of(config), tokenizer=Tokenizer(parent.tokenizer)
         )
         for _, (_, batch) in zip(range(2), batches, strict=False):
             state, _ = step(state, frozen, device_batch(batch, place.batch))

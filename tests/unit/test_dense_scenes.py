@@ -8,10 +8,12 @@ import pytest
 from earthgpt_jax.config import load
 from earthgpt_jax.errors import EarthGPTError
 from earthgpt_jax.geometry import BoxKind, Square, format_detection, parse, rect_to_polygon, shortlist
-from earthgpt_jax.input.pipeline import InputSpec, train_iterator
+from earthgpt_jax.input.conversation import conversation
+from earthgpt_jax.input.pipeline import InputSpec, fitted, train_iterator
 from earthgpt_jax.input.questions import Grammar, ask
+from earthgpt_jax.input.rows import turn_ids
 from earthgpt_jax.input.tokenizer import Tokenizer, train_tokenizer
-from earthgpt_jax.mmrs.record import Task
+from earthgpt_jax.mmrs.record import Object, Task
 from earthgpt_jax.mmrs.synthetic import SyntheticSource
 from tests import nano
 
@@ -70,6 +72,37 @@ def test_batches_report_what_is_not_listed(tmp_path):
         question = ask(records[0], kind, 0, grammar=Grammar(decimals=2, max_boxes=2))
         assert len(parse(question.answer).boxes) == 2 and question.unlisted == len(records[0].objects) - 2
     assert Task.HBB in records[0].tasks
+
+
+@pytest.mark.parametrize("kind", ["hbb", "obb", "grounded_caption", "class_hbb"])
+def test_an_answer_longer_than_a_row_lists_what_there_is_room_for(tmp_path, kind):
+    path = tmp_path / "tokenizer.model"
+    train_tokenizer(nano.dialogues(), vocab_size=512, path=path)
+    tokenizer, template = Tokenizer(path), conversation("plain")
+    ships = [Object(label="ship", polygon=rect_to_polygon(8 * i, 50, 8 * i + 2 + i / 2, 54 + i)) for i in range(12)]
+    record = dataclasses.replace(SyntheticSource("train", 1)[0], objects=tuple(ships), references=("A port.",))
+    spec = InputSpec(
+        tokens_per_row=300, batch_size=1, image_size=32, visual_tokens=17, task_weights={kind: 1.0}, seed=3,
+        max_questions=1, decimals=2, conversation="plain",
+    )  # fmt: skip
+
+    def length(question):
+        return len(turn_ids(tokenizer, template, question.text, question.answer)[0])
+
+    asked = ask(record, kind, 0, grammar=Grammar(decimals=2), rng=np.random.default_rng(2))
+    alone = ask(record, kind, 0, grammar=Grammar(decimals=2, max_boxes=1))
+    for room in range(length(asked) - 1, length(dataclasses.replace(alone, text=asked.text)) - 1, -29):
+        question = fitted(asked, record, spec=spec, tokenizer=tokenizer, room=room)
+        count = len(parse(question.answer).boxes)
+        assert length(question) <= room and question.text == asked.text
+        assert 1 <= count < 12 and question.unlisted == 12 - count
+        if count < 11:  # as many as there is room for
+            more = ask(record, kind, 0, grammar=Grammar(decimals=2, max_boxes=count + 1))
+            assert length(dataclasses.replace(more, text=asked.text)) > room
+    assert fitted(asked, record, spec=spec, tokenizer=tokenizer, room=length(asked)) is asked
+    assert fitted(asked, record, spec=spec, tokenizer=tokenizer, room=20) is asked  # not one box fits: left out
+    _, batch = next(train_iterator([record], spec=spec, tokenizer=tokenizer, threads=0))
+    assert batch.left_out == 0 and batch.unlisted > 0
 
 
 def test_the_cap_is_a_setting_of_a_recipe_and_off_by_default():

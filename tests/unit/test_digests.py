@@ -74,6 +74,20 @@ def test_a_dataset_holds_out_its_images_whatever_it_is_asked_for(tmp_path):
     assert _images(folder, "train", tasks=[Task.CAPTION]) == [("captions", b"1"), ("captions", b"3")]
 
 
+def test_zero_shot_benchmarks_are_not_trained_on_beside_others(tmp_path, caplog):
+    folder = _folder(tmp_path, {"captions": {"train": [b"1"]}})
+    write(
+        {"train": [_record("bench", "train", b"9")]},
+        out=tmp_path / "bench",
+        name="bench",
+        manifest={"card": {"role": "zero_shot"}},
+    )
+    with caplog.at_level(logging.WARNING):
+        assert _images(folder, "train") == [("captions", b"1")]
+    assert "bench: not trained on, as its card says zero_shot" in caplog.text
+    assert _images(folder / "bench", "train") == [("bench", b"9")]
+
+
 def test_the_fingerprint_depends_on_what_is_left_out(tmp_path):
     """A run is not resumed with other training records."""
     train = {"train": [b"1", b"2", b"3"]}

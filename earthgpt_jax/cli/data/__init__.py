@@ -45,16 +45,21 @@ def run(args: argparse.Namespace) -> int:
     return {"list": _list, **{name: verb.run for name, verb in _verbs().items()}}[args.verb](args)
 
 
+_SYNTHETIC = ("synthetic", "own", "all", "all", "procedural scenes, drawn by this program; needs no files")
+
+
 def _list(args: argparse.Namespace) -> int:
     from earthgpt_jax.mmrs.cards import cards
+    from earthgpt_jax.mmrs.tables import aligned
 
     found = cards()
-    width = max(map(len, found))
-    print(f"{'synthetic':<{width}}  all sensors  all tasks; drawn by this program, needs no files")
+    rows = [("source", "role", "sensor", "tasks", "what it is (folder)"), _SYNTHETIC]
     for name, card in found.items():
-        tasks = ",".join(task.value for task in card.tasks)
         there = ""
         if args.root:
             there = "  [there]" if (args.root / card.folder).is_dir() else "  [absent]"
-        print(f"{name:<{width}}  {card.sensor.value:<11}  {tasks:<14}  {card.title} ({card.folder}){there}")
+        variants = f"; variants: {', '.join(card.variants)}" if card.variants else ""
+        title = f"{card.title} ({card.folder}){variants}{there}"
+        rows.append((name, card.role.value, card.sensor.value, ",".join(task.value for task in card.tasks), title))
+    print("\n".join(aligned(rows, left=len(_SYNTHETIC))))
     return 0

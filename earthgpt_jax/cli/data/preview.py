@@ -55,16 +55,20 @@ def run(args: argparse.Namespace) -> int:
         sheet(records).save(out)
     else:
         from earthgpt_jax.config import load
+        from earthgpt_jax.input.pipeline import InputSpec
         from earthgpt_jax.input.tokenizer import Tokenizer
+        from earthgpt_jax.mmrs.annotated import annotated
         from earthgpt_jax.mmrs.gallery import page
+        from earthgpt_jax.mmrs.store import manifest
         from earthgpt_jax.resources import assets_path
-        from earthgpt_jax.training.loop import input_spec
 
         text = page(
             records,
             title=", ".join(folder.name for folder in folders),
             recipe=args.config,
-            spec=input_spec(load(args.config)),
+            spec=InputSpec.of(
+                load(args.config), {values["name"]: annotated(values) for values in map(manifest, folders)}
+            ),
             tokenizer=Tokenizer(args.tokenizer or assets_path("tiny", "tokenizer.model")),
         )
         out.parent.mkdir(exist_ok=True)
