@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import enum
 import hashlib
 import re
@@ -281,8 +282,10 @@ def select(names: Sequence[str]) -> tuple[Card, ...]:
     known = cards()
     unknown = [name for name in names if name.partition(":")[0] not in known and not _is_file(name)]
     if unknown:
+        near = {close for name in unknown for close in difflib.get_close_matches(name, known, n=1)}
+        hint = f"; did you mean {', '.join(sorted(near))}?" if near else ""
         raise EarthGPTError(
-            f"no card for {', '.join(unknown)}; there are: {', '.join(known)}. "
+            f"no card for {', '.join(unknown)}{hint or '.'} There are: {', '.join(known)}. "
             "A card of your own is named by its file, which ends in .yaml"
         )
     chosen = tuple(load_card(Path(name)) if _is_file(name) else _known(name, known) for name in names)
