@@ -42,7 +42,7 @@ REQUIRES = [
 EXTRAS = {
     "tpu": ["jax[tpu]>=0.10.2,<0.11"],
     "cuda": ["jax[cuda12]>=0.10.2,<0.11"],
-    # For work with PyTorch-side checkpoints; no command needs it yet.
+    # For .pth files, and for comparing what was exported.
     "convert": ["torch>=2.8,<3", "transformers>=5.17,<6"],
     "beam": ["apache-beam>=2.70,<3"],
     # What the program `tfds` imports when it starts.
