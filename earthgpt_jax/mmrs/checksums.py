@@ -54,15 +54,27 @@ def read(path: Path) -> dict[str, str]:
         EarthGPTError: it cannot be read, or a line is none of such a list.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise EarthGPTError(f"{path}: expected a list of sha256 sums, it cannot be read: {error}") from error
+    return parse(text, where=str(path))
+
+
+def parse(text: str, *, where: str) -> dict[str, str]:
+    """The inverse of `write`.
+
+    Args:
+        where: the text is from, for the message.
+
+    Raises:
+        EarthGPTError: a line is none of such a list.
+    """
     found = {}
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(text.splitlines(), start=1):
         match = _LINE.fullmatch(line)
         if match is None:
             raise EarthGPTError(
-                f"{path}, line {number}: expected `<sha256>  <file>` as sha256sum writes, got {line!r:.60}"
+                f"{where}, line {number}: expected `<sha256>  <file>` as sha256sum writes, got {line!r:.60}"
             )
         name = match["name"]
         if match["escaped"]:

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import collections
 import dataclasses
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from tqdm import tqdm
 
 from earthgpt_jax.errors import EarthGPTError
-from earthgpt_jax.mmrs import checksums
-from earthgpt_jax.mmrs.build import Tally
+from earthgpt_jax.mmrs import checksums, inputs
 from earthgpt_jax.mmrs.cards import EXPECTED, SPLITS, Card
-from earthgpt_jax.mmrs.readers import Kind, Rejected, absent_parts, locate, read
+from earthgpt_jax.mmrs.readers import Kind, absent_parts, locate, paths_of, read
 from earthgpt_jax.mmrs.tables import aligned
+from earthgpt_jax.mmrs.tally import Tally
 
 _COUNTED_AS = {f"{kind}s": kind.value for kind in (Kind.IMAGE, Kind.OBJECT, Kind.QUESTION, Kind.CAPTION)}
 _SHOWN = 10  # of a list of files
@@ -115,7 +113,7 @@ class Report:
 
 def present(card: Card, root: Path) -> bool:
     """Is anything of the card's layout in its folder below `root`? Cards may share a folder."""
-    return any((root / card.folder / value).exists() for part in card.parts for value in part.values())
+    return any((root / card.folder / path).exists() for part in card.parts for path in paths_of(part))
 
 
 def examine(card: Card, *, root: Path, listed: Mapping[str, str] | None = None) -> Report:
@@ -127,7 +125,7 @@ def examine(card: Card, *, root: Path, listed: Mapping[str, str] | None = None) 
     """
     try:
         base = locate(root, card)
-        tally, quarantined = _count(card, root)
+        tally = _count(card, root)
         sums, unlisted = _compare(card, root, base, listed) if listed is not None else ((), 0)
     except EarthGPTError as error:
         return Report(card=card, failure=str(error))
@@ -135,25 +133,18 @@ def examine(card: Card, *, root: Path, listed: Mapping[str, str] | None = None) 
         card=card,
         absent=absent_parts(base, card),
         figures=tuple(_figures(card, tally)),
-        quarantined=dict(quarantined.most_common()),
+        quarantined=dict(tally.quarantined.most_common()),
         sums=tuple(sums),
         unlisted=unlisted,
     )
 
 
-def _count(card: Card, root: Path) -> tuple[Tally, collections.Counter[str]]:
-    tally, quarantined = Tally(), collections.Counter[str]()
+def _count(card: Card, root: Path) -> Tally:
+    tally = Tally()
     for event in tqdm(read(root, card), desc=card.name, unit="item", leave=False):
         tally.add(event)
-        if isinstance(event, Rejected):
-            quarantined[f"{event.kind}: {_general(event.reason)}"] += event.count
     tally.check(card.name)
-    return tally, quarantined
-
-
-def _general(reason: str) -> str:
-    """A table of reasons must not have a row for each item."""
-    return re.sub(r"\d+(\.\d+)?", "N", re.sub(r"'[^']*'|\"[^\"]*\"", "'...'", reason))
+    return tally
 
 
 def _figures(card: Card, tally: Tally) -> Iterator[Figure]:
@@ -175,10 +166,7 @@ def files(card: Card, root: Path) -> tuple[str, ...]:
         EarthGPTError: the dataset is not there.
     """
     base = locate(root, card)
-    found: set[Path] = set()
-    for path in (base / value for part in card.parts for value in part.values()):
-        found.update((below for below in path.rglob("*") if below.is_file()) if path.is_dir() else [path])
-    return tuple(sorted(path.relative_to(root).as_posix() for path in found if path.is_file()))
+    return tuple((base / name).relative_to(root).as_posix() for name in inputs.listing(base, card))
 
 
 def _compare(card: Card, root: Path, base: Path, listed: Mapping[str, str]) -> tuple[list[str], int]:
@@ -187,6 +175,6 @@ def _compare(card: Card, root: Path, base: Path, listed: Mapping[str, str]) -> t
     known = [name for name in there if name in listed]
     found = checksums.sums(root, known, title=card.name)
     wrong = [f"sha256 differs: {name}" for name in known if found[name] != listed[name]]
-    covered = [base / value for part in card.parts for value in part.values()]
+    covered = [base / path for part in card.parts for path in paths_of(part)]
     lost = [n for n in listed if not (root / n).is_file() and any((root / n).is_relative_to(c) for c in covered)]
     return wrong + [f"listed, but not there: {name}" for name in sorted(lost)], len(there) - len(known)

@@ -13,8 +13,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from earthgpt_jax.mmrs import checksums
 from earthgpt_jax.mmrs.cards import Card
-from earthgpt_jax.mmrs.readers import WORDS
+from earthgpt_jax.mmrs.readers import paths_of
 from earthgpt_jax.mmrs.readers.events import is_image
 
 FILE = "inputs.sha256"
@@ -31,7 +32,7 @@ def listing(base: Path, card: Card) -> dict[str, Status]:
     """Name below `base` -> status of every file that the card's layout covers, in order."""
     found: set[Path] = set()
     for part in card.parts:
-        for path in (base / value for role, value in part.items() if role not in WORDS):
+        for path in (base / value for value in paths_of(part)):
             found.update(below for below in path.rglob("*") if below.is_file()) if path.is_dir() else found.add(path)
     return {path.relative_to(base).as_posix(): _status(path) for path in sorted(found) if path.is_file()}
 
@@ -57,12 +58,12 @@ def sha256(path: Path) -> str:
 
 def write(sums: Mapping[str, str]) -> str:
     """The text of `FILE`."""
-    return "".join(f"{digest}  {name}\n" for name, digest in sorted(sums.items()) if digest)
+    return checksums.write({name: digest for name, digest in sums.items() if digest})
 
 
 def read(text: str) -> dict[str, str]:
     """The inverse of `write`."""
-    return {name: digest for digest, _, name in (line.partition("  ") for line in text.splitlines())}
+    return checksums.parse(text, where=FILE)
 
 
 def origin(described: Any, files: Mapping[str, Status], text: str) -> str:

@@ -37,7 +37,6 @@ from earthgpt_jax.mmrs.readers.events import Dropped, Entry, Event, Kind, Native
 
 __all__ = [
     "FORMATS",
-    "WORDS",
     "Dropped",
     "Event",
     "Kind",
@@ -48,6 +47,7 @@ __all__ = [
     "absent_parts",
     "judge",
     "locate",
+    "paths_of",
     "plan",
     "read",
 ]
@@ -88,7 +88,7 @@ def locate(root: Path, card: Card) -> Path:
     if below.is_dir():
         return below
     # A layout of the folder itself ("." only) would fit any folder, so there the name has to agree too.
-    parts = [_paths(part) for part in card.parts]
+    parts = [paths_of(part) for part in card.parts]
     named = root.resolve().name == Path(card.folder).name
     if any(all((root / path).exists() for path in paths) and (named or paths != {"."}) for paths in parts):
         return root
@@ -100,10 +100,11 @@ def locate(root: Path, card: Card) -> Path:
 
 def absent_parts(base: Path, card: Card) -> tuple[str, ...]:
     """The paths of a card's layout that are not below `base`: many releases come in pieces."""
-    return tuple(sorted({path for part in card.parts for path in _paths(part) if not (base / path).exists()}))
+    return tuple(sorted({path for part in card.parts for path in paths_of(part) if not (base / path).exists()}))
 
 
-def _paths(part: Mapping[str, str]) -> set[str]:
+def paths_of(part: Mapping[str, str]) -> set[str]:
+    """The paths of one part of a card's layout, below the dataset's folder."""
     return {path for role, path in part.items() if role not in WORDS}
 
 
@@ -130,7 +131,7 @@ def plan(root: Path, card: Card) -> Iterator[Unit | Event]:
         raise EarthGPTError(f"card {card.name}: unknown format {card.format!r}; known: {', '.join(FORMATS)}")
     base = locate(root, card)
     absent = set(absent_parts(base, card))
-    layouts = [layout for layout in card.parts if not absent & _paths(layout)]
+    layouts = [layout for layout in card.parts if not absent & paths_of(layout)]
     if not layouts:
         raise EarthGPTError(f"card {card.name}: {base} lacks {', '.join(sorted(absent))}; see the card's layout")
     if card.images is Images.FILES and any("images" not in layout for layout in layouts):
