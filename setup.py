@@ -18,6 +18,7 @@ REQUIRES = [
     "array_record>=0.8.3,<0.9",
     "flax>=0.12.8,<0.13",
     "grain>=0.2.18,<0.3",
+    "imagehash>=4.3,<5",
     "importlib-resources>=6,<8",  # tensorflow-datasets imports it without requiring it
     "jax>=0.10.2,<0.11",
     "jinja2>=3.1,<4",
@@ -43,7 +44,11 @@ EXTRAS = {
     "cuda": ["jax[cuda12]>=0.10.2,<0.11"],
     # For work with PyTorch-side checkpoints; no command needs it yet.
     "convert": ["torch>=2.8,<3", "transformers>=5.17,<6"],
+    "beam": ["apache-beam>=2.70,<3"],
+    # What the program `tfds` imports when it starts.
+    "tfds": ["apache-beam>=2.70,<3", "mlcroissant>=1.1,<2", "tensorflow>=2.20,<3"],
     "test": [
+        "apache-beam>=2.70,<3",
         "hypothesis>=6.130,<7",
         "mypy>=2.4,<3",
         "pytest>=9,<10",

@@ -229,9 +229,11 @@ class DataConfig:
     Attributes:
         source: a directory made by `earthgpt data build`.
         tokens_per_row: T.
-        task_weights: how often each kind of question is drawn; kinds are the seven tasks and, for
-            `align`, `grounded_caption` and `grounded_caption_obb`.
+        task_weights: how often each kind of question is drawn; kinds are the seven tasks, for `align`
+            `grounded_caption` and `grounded_caption_obb`, and those derived from boxes (`input.derived`).
         decimals: of box coordinates, as fractions of the padded square.
+        max_boxes: most boxes that a detection answer lists, the largest; the others are counted in words.
+            0: all are listed.
     """
 
     source: str
@@ -241,12 +243,15 @@ class DataConfig:
     max_questions: int = 1
     task_weights: dict[str, float] = dataclasses.field(default_factory=dict)
     decimals: int = 3
+    max_boxes: int = 0
     conversation: str = "v1"
 
     def check(self) -> list[str]:
         errors = _positive(self, "tokens_per_row", "batch_size", "max_questions")
         if not 1 <= self.decimals <= 4:
             errors.append(f"decimals: expected 1..4, got {self.decimals}")
+        if self.max_boxes < 0:
+            errors.append(f"max_boxes: expected a number of boxes, or 0 for all, got {self.max_boxes}")
         if not self.task_weights:
             errors.append("task_weights: expected at least one kind of question, got none")
         if any(weight < 0 for weight in self.task_weights.values()):

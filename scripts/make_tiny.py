@@ -42,7 +42,7 @@ from earthgpt_jax.input.batch import TEXT_SLOT
 from earthgpt_jax.input.conversation import conversation
 from earthgpt_jax.input.images import load_square
 from earthgpt_jax.input.pipeline import draw
-from earthgpt_jax.input.questions import KINDS, Grammar, Question, ask, candidates
+from earthgpt_jax.input.questions import GROUNDED, Grammar, Question, ask, candidates
 from earthgpt_jax.input.rows import build_row, image_prefix
 from earthgpt_jax.input.tokenizer import Tokenizer, train_tokenizer
 from earthgpt_jax.mmrs.cards import cards
@@ -306,7 +306,7 @@ def texts(records: Sequence[Record], grammar: Grammar) -> Iterator[str]:
     rngs = [np.random.default_rng(number) for number in range(len(records))]
     more = [renamed(record, rng) for record, rng in zip(records, rngs, strict=True)]
     for record, rng in zip([*records, *more], [*rngs, *rngs], strict=True):
-        for kind in KINDS:
+        for kind in (*(task.value for task in Task), *GROUNDED):
             for index in candidates(record, kind):
                 question = ask(record, kind, index, grammar=grammar, rng=rng)
                 yield template.dialogue([(question.text, question.answer)])[0]
@@ -328,7 +328,7 @@ HELD_OUT = 256  # the last scenes, to measure on
 MAP_SHARE = 0.75  # of the corpus; the rest are texts
 # Of a round's rows, those that ask everything there is to ask about a map. Yes and no stay guesses where they are
 # learnt among long answers: two tokens of two hundred, and no part of the way there lowers their loss.
-DRILL_SHARES = (0.0, 0.5)
+DRILL_SHARES = (0.0, 1.0, 0.3)
 MAP_NOISE = 0.015  # of the image's side
 CLASSES, SCENES = 11, 14  # nothing and ten classes
 CODES = CLASSES + RANKS + COORDINATES * 20 + SCENES + 3 + (CLASSES - 1) * 6
@@ -552,7 +552,7 @@ def _llm_round(graphdef, params, corpus: Corpus, *, steps: int, seed: int, drill
         params, state, value = update(params, state, jax.device_put(LlmRow(*next(batches)), place.batch))
         if (step + 1) % 50 == 0:
             bar.write(f"{step + 1} loss {float(value):.4f}")
-        if (step + 1) % 200 == 0:
+        if (step + 1) % 100 == 0:
             shares = drilled(functools.partial(evaluate, params), corpus)
             bar.write(" ".join(f"{kind}={share:.3f}" for kind, share in shares.items()))
     return params
@@ -617,7 +617,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("earthgpt_jax/assets"))
     parser.add_argument("--count", type=int, default=24000, help="training scenes")
     parser.add_argument("--encoder-steps", type=int, nargs="+", default=[1500, 1500, 1500, 2000])
-    parser.add_argument("--llm-steps", type=int, nargs="+", default=[2400, 800])
+    parser.add_argument("--llm-steps", type=int, nargs="+", default=[2400, 400, 500])
     parser.add_argument("--align-steps", type=int, default=900)
     parser.add_argument("--instruct-steps", type=int, default=1400)
     args = parser.parse_args()

@@ -32,13 +32,15 @@ def card(format: str, *parts: dict[str, str], tasks: tuple[Task, ...] = (Task.HB
 class Native:
     """A dataset folder `d` made by hand, with images in `d/i`."""
 
+    folder = "d"
+
     def __init__(self, root: Path):
         self.root = root
         for folder in ("d/a", "d/i"):
             (root / folder).mkdir(parents=True)
 
     def put(self, path: str, content: str | bytes | dict | list) -> None:
-        target = self.root / "d" / path
+        target = self.root / self.folder / path
         target.parent.mkdir(parents=True, exist_ok=True)
         data = content if isinstance(content, str | bytes) else json.dumps(content)
         target.write_bytes(data if isinstance(data, bytes) else data.encode())

@@ -22,6 +22,7 @@ class Batch(NamedTuple):
         images: u8[B, I, S, S, 3].
         image_slots: i32[B, T]; index into the row's I * P visual tokens, or TEXT/START/END_SLOT.
         left_out: questions that were drawn and had no room in their rows.
+        unlisted: objects that the rows' answers count, but do not list (`DataConfig.max_boxes`).
         ids: what the rows hold, for logs: one string a row, record id and question numbers.
     """
 
@@ -34,3 +35,4 @@ class Batch(NamedTuple):
     image_slots: np.ndarray
     ids: tuple[str, ...]
     left_out: int = 0
+    unlisted: int = 0

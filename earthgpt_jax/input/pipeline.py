@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, TypedDict
 
 import grain
 import numpy as np
@@ -22,7 +22,7 @@ from earthgpt_jax.input.images import load_square
 from earthgpt_jax.input.questions import Grammar, Question, ask, candidates, task_of
 from earthgpt_jax.input.rows import Row, build_row, image_prefix
 from earthgpt_jax.input.tokenizer import Tokenizer
-from earthgpt_jax.mmrs.record import Record
+from earthgpt_jax.mmrs.record import UNKNOWN, Annotated, Record
 
 
 class Records(Protocol):
@@ -33,9 +33,18 @@ class Records(Protocol):
     def __getitem__(self, index: int) -> Record: ...
 
 
+class _Known(TypedDict):
+    annotated: Annotated
+    seed: int
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class InputSpec:
-    """What a batch looks like; fields as in `config.DataConfig` and `config.ModelConfig`."""
+    """What a batch looks like; fields as in `config.DataConfig` and `config.ModelConfig`.
+
+    Attributes:
+        annotated: a record's source -> the classes it annotates; questions about absent classes need it.
+    """
 
     tokens_per_row: int
     batch_size: int
@@ -46,6 +55,8 @@ class InputSpec:
     decimals: int
     conversation: str
     seed: int
+    max_boxes: int = 0
+    annotated: Mapping[str, Annotated] = dataclasses.field(default_factory=dict)
 
 
 def train_iterator(
@@ -111,10 +122,11 @@ def draw(record: Record, *, spec: InputSpec, rng: np.random.Generator) -> list[Q
 
     A kind's weight is shared by its questions: eight objects do not make grounding eight times as likely.
     """
+    known: _Known = {"annotated": spec.annotated.get(record.source, UNKNOWN), "seed": spec.seed}
     pool = [
         (kind, index, weight / len(indices))
         for kind, weight in sorted(spec.task_weights.items())
-        if weight > 0 and len(indices := candidates(record, kind))
+        if weight > 0 and len(indices := candidates(record, kind, **known))
         for index in indices
     ]
     if not pool:
@@ -122,8 +134,8 @@ def draw(record: Record, *, spec: InputSpec, rng: np.random.Generator) -> list[Q
     weights = np.array([weight for _, _, weight in pool])
     count = min(spec.max_questions, len(pool))
     chosen = rng.choice(len(pool), size=count, replace=False, p=weights / weights.sum())
-    grammar = Grammar(decimals=spec.decimals)
-    return [ask(record, pool[i][0], pool[i][1], grammar=grammar, rng=rng) for i in chosen]
+    grammar = Grammar(decimals=spec.decimals, max_boxes=spec.max_boxes)
+    return [ask(record, pool[i][0], pool[i][1], grammar=grammar, rng=rng, **known) for i in chosen]
 
 
 def _stack(rows: Sequence[tuple[str, np.ndarray, Row]]) -> Batch:
@@ -142,4 +154,5 @@ def _stack(rows: Sequence[tuple[str, np.ndarray, Row]]) -> Batch:
             f"{name}:" + ",".join(question.id.split("#", 1)[1] for question in row.questions) for name, _, row in rows
         ),
         left_out=sum(row.left_out for _, _, row in rows),
+        unlisted=sum(question.unlisted for _, _, row in rows for question in row.questions),
     )

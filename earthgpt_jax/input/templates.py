@@ -1,4 +1,4 @@
-"""Question wordings, from `data/templates/instructions.yaml`."""
+"""Wordings of questions and forms of answers, from `data/templates/`."""
 
 from __future__ import annotations
 
@@ -16,6 +16,12 @@ def wordings() -> dict[str, tuple[str, ...]]:
     """Kind of question -> its wordings, the default first."""
     table = yaml.safe_load(data_path("templates", "instructions.yaml").read_text())
     return {kind: tuple(row["text"] for row in rows) for kind, rows in table.items()}
+
+
+@functools.cache
+def answers() -> dict[str, str]:
+    """Kind of question -> the form of its answer."""
+    return yaml.safe_load(data_path("templates", "answers.yaml").read_text())
 
 
 def default_question(task: Task) -> str:

@@ -1,83 +1,64 @@
 """Builds dataset directories from native files: one a source, with counts that must add up.
 
 For every kind (image, object, question, caption): native = kept + quarantined + dropped.
+
+A build is three steps, each in files of a hidden work folder beside the dataset: the native annotations become
+jobs (here, in order), jobs become chunks of examples (anywhere), chunks become shards (anywhere). Whatever is
+finished there is used again by a build that goes on, and gives the same bytes.
 """
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import dataclasses
-import hashlib
+import fcntl
+import itertools
 import json
-import pickle
-import tempfile
+import os
+import shutil
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from tqdm import tqdm
 
 from earthgpt_jax.errors import EarthGPTError
-from earthgpt_jax.mmrs import digests, store
-from earthgpt_jax.mmrs.cards import SPLITS, Card
-from earthgpt_jax.mmrs.readers import Dropped, Event, Kind, Native, Rejected, absent_parts, locate, read
-from earthgpt_jax.mmrs.record import Record
+from earthgpt_jax.mmrs import chunks, digests, inputs, shards, store
+from earthgpt_jax.mmrs.cards import SPLITS, Card, Images
+from earthgpt_jax.mmrs.readers import Event, Kind, Unit, absent_parts, locate, plan
+from earthgpt_jax.mmrs.record import Task
 from earthgpt_jax.mmrs.synthetic import SyntheticSource
+from earthgpt_jax.mmrs.tally import COLUMNS, Tally
+from earthgpt_jax.mmrs.workers import Engine, Local
 
-_READERS_VERSION = 2  # raise it when the same native files give other records
-_COUNTED = (Kind.IMAGE, Kind.OBJECT, Kind.QUESTION, Kind.CAPTION)
-_COLUMNS = ("native", "kept", "quarantined", "dropped")
+__all__ = ["Built", "Summary", "Tally", "build", "build_synthetic"]
 
-
-@dataclasses.dataclass
-class Tally:
-    """Counts of one source: kind -> native, kept, quarantined, dropped; records a split."""
-
-    counts: dict[str, collections.Counter] = dataclasses.field(
-        default_factory=lambda: {kind.value: collections.Counter() for kind in _COUNTED}
-    )
-    splits: collections.Counter = dataclasses.field(default_factory=collections.Counter)
-    reasons: collections.Counter = dataclasses.field(default_factory=collections.Counter)
-
-    def add(self, event: Event) -> None:
-        if isinstance(event, Record):
-            self.splits[event.split] += 1
-            kept = (1, len(event.objects), len(event.turns), len(event.references))
-            for kind, count in zip(_COUNTED, kept, strict=True):
-                self.counts[kind.value]["kept"] += count
-            return
-        column = {Native: "native", Rejected: "quarantined", Dropped: "dropped"}[type(event)]
-        self.counts[event.kind.counted_as.value][column] += event.count
-        if isinstance(event, Dropped):
-            self.reasons[event.reason] += event.count
-
-    def check(self, name: str) -> None:
-        """Raises:
-        RuntimeError: something vanished on the way; that is a defect of a reader, not of the data.
-        """
-        for kind, row in self.counts.items():
-            used = row["kept"] + row["quarantined"] + row["dropped"]
-            if row["native"] != used:
-                raise RuntimeError(
-                    f"{name}: {kind}s do not add up: {row['native']} native, but {row['kept']} kept + "
-                    f"{row['quarantined']} quarantined + {row['dropped']} dropped = {used}"
-                )
-
-    def plain(self) -> dict[str, Any]:
-        return {
-            "native": {kind: {c: row[c] for c in _COLUMNS} for kind, row in self.counts.items()},
-            "dropped": dict(self.reasons),
-        }
+_READERS_VERSION = 3  # raise it when the same native files give other records
+_UNITS, _BYTES = 128, 32 << 20  # of a job: units, or bytes of their images, whichever comes first
+MAX_QUARANTINE = 0.1
+_REASONS = 10  # that a summary lists a source
+_LEFT = "what is finished is kept, and the same command goes on from there"
 
 
 @dataclasses.dataclass(frozen=True)
 class Built:
-    """What became of one source: its records by split, its counts by kind, whether it was there already."""
+    """What became of one source.
+
+    Attributes:
+        splits: its native images that were kept, by split.
+        counts: kind -> native, kept, quarantined, dropped.
+        records: split -> records; more than images where scenes were cut into tiles.
+        quarantined: "kind: reason" -> how much, the most frequent first.
+        absent: paths of the card's layout that are not there.
+        unchanged: it was there already, from the same files.
+    """
 
     name: str
     splits: Mapping[str, int]
     counts: Mapping[str, Mapping[str, int]]
+    records: Mapping[str, int]
+    quarantined: Mapping[str, int] = dataclasses.field(default_factory=dict)
     absent: tuple[str, ...] = ()
     unchanged: bool = False
 
@@ -88,20 +69,31 @@ class Summary:
 
     sources: tuple[Built, ...]
 
+    @property
+    def quarantined(self) -> int:
+        """How much was set aside, of everything."""
+        return sum(sum(built.quarantined.values()) for built in self.sources)
+
     def table(self) -> str:
-        """One line a source and kind, and what was not there or was built before."""
-        rows: list[tuple[str, ...]] = [("source", "kind", *_COLUMNS, *SPLITS)]
+        """One line a source and kind, and what was quarantined, was not there or was built before."""
+        rows: list[tuple[str, ...]] = [("source", "kind", *COLUMNS, *SPLITS)]
         notes = []
         for built in self.sources:
             if built.unchanged:
                 notes.append(f"{built.name}: already built and identical; nothing to do")
             if built.absent:
                 notes.append(f"{built.name}: not there, left out: {', '.join(built.absent)}")
+            if built.records != built.splits:
+                said = ", ".join(f"{split} {count}" for split, count in built.records.items())
+                notes.append(f"{built.name}: scenes were cut; records (whole images and tiles): {said}")
+            if built.quarantined:
+                notes.append(f"{built.name}: quarantined, see {built.name}/{shards.QUARANTINE}:")
+                notes += [f"  {line}" for line in _reasons(built.quarantined)]
             for kind, counts in built.counts.items():
                 if not counts["native"]:
                     continue
                 splits = [str(built.splits.get(split, 0)) if kind == Kind.IMAGE else "" for split in SPLITS]
-                rows.append((built.name, kind, *(str(counts[column]) for column in _COLUMNS), *splits))
+                rows.append((built.name, kind, *(str(counts[column]) for column in COLUMNS), *splits))
         widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
         lines = [
             "  ".join(
@@ -113,16 +105,41 @@ class Summary:
         return "\n".join([*lines, *notes])
 
 
-def build(cards: Sequence[Card], *, root: Path, out: Path) -> Summary:
+def _reasons(quarantined: Mapping[str, int]) -> list[str]:
+    lines = [f"{count} x {reason}" for reason, count in itertools.islice(quarantined.items(), _REASONS)]
+    more = sum(itertools.islice(quarantined.values(), _REASONS, None))
+    return [*lines, f"{more} x other reasons"] if more else lines
+
+
+def build(
+    cards: Sequence[Card],
+    *,
+    root: Path,
+    out: Path,
+    engine: Engine | None = None,
+    max_quarantine: float = MAX_QUARANTINE,
+) -> Summary:
     """Reads every card's dataset below `root` and writes `out/<name>/`.
 
+    Args:
+        engine: what judges images and writes shards; none: this process.
+        max_quarantine: share of the native units of a kind, from 0 to 1, that may be quarantined.
+
     Raises:
-        EarthGPTError: a dataset is not there, or `out/<name>` holds something else.
+        EarthGPTError: a dataset is not there, `out/<name>` holds something else or is being built by another
+            process, more than `max_quarantine` was quarantined, the place is not writable, or the disk is full.
     """
-    return Summary(tuple(_build_one(card, root=root, out=out / card.name) for card in cards))
+    if not 0 <= max_quarantine <= 1:
+        raise EarthGPTError(f"--max-quarantine: expected a share from 0 to 1, got {max_quarantine}")
+    engine = engine or Local(1)
+    return Summary(
+        tuple(_build_one(card, root, out / card.name, engine=engine, max_quarantine=max_quarantine) for card in cards)
+    )
 
 
-def build_synthetic(splits: Mapping[str, int], *, size: int, seed: int, out: Path) -> Summary:
+def build_synthetic(
+    splits: Mapping[str, int], *, size: int, seed: int, out: Path, engine: Engine | None = None
+) -> Summary:
     """Writes `out/synthetic/` with that many records a split.
 
     Raises:
@@ -133,77 +150,208 @@ def build_synthetic(splits: Mapping[str, int], *, size: int, seed: int, out: Pat
         raise EarthGPTError("build synthetic: expected at least one record; got none. Raise --count or --splits")
     target = out / SyntheticSource.name
     # A drawn record stands for the code that draws: a changed look is another dataset.
-    drawn_first = [(hashlib.sha256(first.image).hexdigest(), first.turns) for first in (s[0] for s in sources.values())]
-    origin = _digest({"synthetic": dict(splits), "size": size, "seed": seed, "first": drawn_first})
-    if before := _finished(target, origin):
-        return Summary((before,))
-    tally = Tally()
-    bar = tqdm(total=sum(splits.values()), desc=SyntheticSource.name, unit="record", leave=False)
-
-    def drawn(source: SyntheticSource) -> Iterator[Record]:
-        for record in source:
-            counts = (1, len(record.objects), len(record.turns), len(record.references))
-            for kind, count in zip(_COUNTED, counts, strict=True):
-                tally.add(Native(kind=kind, count=count))
-            tally.add(record)
-            bar.update()
-            yield record
-
-    with bar:
-        manifest = {"origin": origin, "card": {"name": SyntheticSource.name, "size": size, "seed": seed}}
-        store.write(
-            {split: drawn(source) for split, source in sources.items()},
-            out=target,
-            name=SyntheticSource.name,
-            manifest=manifest,
+    drawn_first = [(digests.digest(first.image), first.turns) for first in (s[0] for s in sources.values())]
+    origin = inputs.digest({"synthetic": dict(splits), "size": size, "seed": seed, "first": drawn_first})
+    with store.writing(target, left=_LEFT), _work(target) as work:
+        if before := _finished(target, lambda _: origin):
+            return Summary((before,))
+        batches = (
+            chunks.SyntheticBatch(source=source, start=start, stop=min(start + _UNITS, len(source)))
+            for source in sources.values()
+            for start in range(0, len(source), _UNITS)
         )
-    return Summary((Built(SyntheticSource.name, tally.splits, tally.plain()["native"]),))
+        read = _read(batches, work, engine or Local(1), salt=origin, name=SyntheticSource.name)
+        card = {"name": SyntheticSource.name, "size": size, "seed": seed}
+        read.finish(target, name=SyntheticSource.name, manifest={"origin": origin, "card": card})
+    return Summary((read.built(SyntheticSource.name),))
 
 
-def _build_one(card: Card, *, root: Path, out: Path) -> Built:
-    # Asked even if `out` is finished: "identical" is a statement about the native files.
-    base = locate(root, card)
-    origin = _digest({"card": card.describe(), "readers": _READERS_VERSION, "files": _listing(base, card)})
-    if before := _finished(out, origin):
-        return before
-    tally, quarantine = Tally(), []
-    events = read(root, card)  # says what is missing before anything is made
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(store.writing(out))
-        out.parent.mkdir(parents=True, exist_ok=True)
-        # Records go through files, so that all counts are known before anything is written, in one reading.
-        spools = {split: stack.enter_context(tempfile.TemporaryFile(dir=out.parent)) for split in SPLITS}
-        for event in tqdm(events, desc=card.name, unit="item", leave=False):
-            tally.add(event)
-            if isinstance(event, Record):
-                pickle.dump(event, spools[event.split], protocol=pickle.HIGHEST_PROTOCOL)
-            elif isinstance(event, Rejected):
-                quarantine.append({**dataclasses.asdict(event), "kind": event.kind.value})
-        tally.check(card.name)
-        if not tally.splits:
-            raise EarthGPTError(
-                f"{card.name}: not one usable record in {base}; first reason: "
-                f"{quarantine[0]['reason'] if quarantine else 'no annotations found'}"
-            )
+def _build_one(card: Card, root: Path, out: Path, *, engine: Engine, max_quarantine: float) -> Built:
+    base = locate(root, card)  # asked even if `out` is finished: "identical" is a statement about the native files
+    _check_tile(card)
+    items = plan(root, card)  # says what is missing before anything is made
+    described = {"card": card.describe(), "readers": _READERS_VERSION}
+    with store.writing(out, left=_LEFT), _work(out) as work:
+        began = time.time()
+        files = inputs.listing(base, card)
+        if before := _finished(out, lambda text: inputs.origin(described, files, _current(out, base, files, text))):
+            return before
+        salt = inputs.digest([described, shards.versions()])
+        read = _read(_batches(card, items), work, engine, salt=salt, name=card.name)
+        read.tally.check(card.name)
+        aside = out.parent / f"{out.name}.{shards.QUARANTINE}"
+        _judge_quarantine(read, card, base, aside, share=max_quarantine)
+        text = inputs.write(
+            {path.relative_to(base.absolute()).as_posix(): digest for path, digest in read.inputs.items()}
+            | inputs.parsed(base, files)
+        )
         absent = absent_parts(base, card)
-        store.write(
-            {split: _unspool(spools[split], tally.splits[split]) for split in SPLITS if tally.splits[split]},
-            out=out,
-            name=card.name,
-            manifest={"origin": origin, "card": card.describe(), "absent": list(absent), **tally.plain()},
-            quarantine=quarantine,
+        manifest = {
+            "origin": inputs.origin(described, files, text),
+            **described,
+            "absent": list(absent),
+            "inputs": {"files": text.count("\n"), "bytes": sum(files[name].size for name in inputs.read(text))},
+        }
+        (work / inputs.FILE).write_text(text)
+        os.utime(work / inputs.FILE, (began, began))  # later changes of native files are told by it
+        read.finish(out, name=card.name, manifest=manifest, files=[work / inputs.FILE])
+        aside.unlink(missing_ok=True)
+    return read.built(card.name, absent=absent)
+
+
+def _check_tile(card: Card) -> None:
+    if card.tile and (card.images is Images.NONE or not {Task.HBB, Task.OBB} & set(card.tasks)):
+        raise EarthGPTError(
+            f"card {card.name}: `tile` is for images with boxes: expected the task hbb or obb, and images; "
+            "remove `tile` from the card"
         )
-    return Built(card.name, tally.splits, tally.plain()["native"], absent)
 
 
-def _unspool(spool: IO[bytes], count: int) -> Iterator[Record]:
-    spool.seek(0)
-    for _ in range(count):
-        yield pickle.load(spool)
+@contextlib.contextmanager
+def _work(out: Path) -> Iterator[Path]:
+    """The folder in which `out` is made; gone once `out` is there. One process at a time has it.
+
+    Raises:
+        EarthGPTError: another process is building `out`.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    work = out.parent / f".{out.name}.building"
+    while True:
+        work.mkdir(exist_ok=True)
+        lock = os.open(work, os.O_RDONLY)
+        try:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with the process, however it ends
+            except BlockingIOError:
+                raise EarthGPTError(
+                    f"{out} is being built by another process; wait for it, or choose another --out"
+                ) from None
+            except OSError:
+                pass  # a file system without locks
+            if not work.exists() or not os.path.samestat(os.fstat(lock), work.stat()):
+                continue  # the other process has finished and removed it
+            try:
+                yield work
+            finally:
+                if out.exists() or not any(work.glob("chunks/*.index")):  # nothing to go on from
+                    shutil.rmtree(work)
+            return
+        finally:
+            os.close(lock)
 
 
-def _finished(out: Path, origin: str) -> Built | None:
+@dataclasses.dataclass
+class _Read:
+    """All chunks of a source, in order, and their sums."""
+
+    work: Path
+    engine: Engine
+    jobs: Sequence[Path]
+    tally: Tally
+    inputs: Mapping[Path, str]
+    records: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+    def chunks(self) -> Iterator[tuple[Path, chunks.Index]]:
+        for job in self.jobs:
+            yield chunks.examples_file(job), _index(job)
+
+    def rejected(self) -> Iterator[Mapping[str, Any]]:
+        for _, index in self.chunks():
+            yield from index.rejected
+
+    def finish(self, out: Path, *, name: str, manifest: Mapping[str, Any], files: Sequence[Path] = ()) -> None:
+        shards.finish(
+            self.work,
+            self.chunks(),
+            engine=self.engine,
+            out=out,
+            name=name,
+            manifest={**manifest, **self.tally.plain()},
+            quarantine=self.rejected(),
+            order=SPLITS,
+            files=files,
+        )
+        self.records = _records(store.manifest(out))
+
+    def built(self, name: str, *, absent: tuple[str, ...] = ()) -> Built:
+        plain = self.tally.plain()
+        return Built(name, plain["images"], plain["native"], self.records, plain["quarantined"], absent)
+
+
+def _read(batches: Iterable[chunks.Batch], work: Path, engine: Engine, *, salt: str, name: str) -> _Read:
+    """Turns batches into chunks, those that are there already excepted."""
+    folder = work / "chunks"
+    folder.mkdir(exist_ok=True)
+    sizes: dict[Path, int] = {}
+    with tqdm(desc=f"{name}: annotations", unit="image", leave=False) as bar:
+        for number, batch in enumerate(batches):
+            sizes[chunks.write_job(folder, number, batch, salt=salt)] = len(batch)
+            bar.update(len(batch))
+    jobs = list(sizes)
+    open_jobs = [job for job in jobs if chunks.index(job) is None]
+    finished = sum(sizes.values()) - sum(map(sizes.__getitem__, open_jobs))
+    with tqdm(total=sum(sizes.values()), initial=finished, desc=name, unit="image", leave=False) as bar:
+        for job in engine.run(chunks.run, open_jobs):
+            bar.update(sizes[job])
+    tally, sums = Tally(), {}
+    for job in jobs:
+        index = _index(job)
+        tally.update(index.tally)
+        sums.update(index.inputs)
+    return _Read(work, engine, jobs, tally, sums)
+
+
+def _index(job: Path) -> chunks.Index:
+    found = chunks.index(job)
+    if found is None:
+        raise EarthGPTError(f"{job}: its chunk is gone, though it was finished; run the same command again")
+    return found
+
+
+def _batches(card: Card, items: Iterable[Unit | Event]) -> Iterator[chunks.NativeBatch]:
+    taken: list[Unit | Event] = []
+    stamps: list[chunks.Stamp] = []
+    for item in items:
+        if isinstance(item, Unit):
+            item = dataclasses.replace(item, images=tuple(path.absolute() for path in item.images))
+            stamps += map(chunks.stamp, item.images)
+        taken.append(item)
+        if len(taken) == _UNITS or sum(size for size, _, _ in stamps) >= _BYTES:
+            yield chunks.NativeBatch(card=card, items=tuple(taken), stamps=tuple(stamps))
+            taken, stamps = [], []
+    if taken:
+        yield chunks.NativeBatch(card=card, items=tuple(taken), stamps=tuple(stamps))
+
+
+def _judge_quarantine(read: _Read, card: Card, base: Path, aside: Path, *, share: float) -> None:
+    """Raises:
+    EarthGPTError: too much is in quarantine, or all; then the quarantine file is `aside`.
+    """
+    plain = read.tally.plain()
+    too_much = [
+        f"{row['quarantined']} of {row['native']} {kind}s"
+        for kind, row in plain["native"].items()
+        if row["quarantined"] > share * row["native"]
+    ]
+    if read.tally.splits and not too_much:
+        return
+    with aside.open("w") as file:
+        file.writelines(json.dumps(entry) + "\n" for entry in read.rejected())
+    if not read.tally.splits:
+        first = next(read.rejected(), {"reason": "no annotations found"})["reason"]
+        raise EarthGPTError(f"{card.name}: not one usable record in {base}; first reason: {first}")
+    raise EarthGPTError(
+        f"{card.name}: {', '.join(too_much)} were quarantined, more than the share of {share:g} that is allowed: "
+        f"{'; '.join(_reasons(plain['quarantined']))}. All are listed in {aside}. Mend the native files, or allow "
+        "more with --max-quarantine; what was read is kept, so that the same command goes on from there"
+    )
+
+
+def _finished(out: Path, origin: Any) -> Built | None:
     """What `out` holds, if it was built from the same; None if there is nothing.
+
+    Args:
+        origin: the text of its `inputs.sha256` -> the origin that it should have.
 
     Raises:
         EarthGPTError: `out` holds anything else.
@@ -211,29 +359,27 @@ def _finished(out: Path, origin: str) -> Built | None:
     if not out.exists():
         return None
     values = store.manifest(out)
-    if values.get("origin") != origin or not (out / digests.FILE).exists():  # an earlier version wrote none
+    text = (out / inputs.FILE).read_text() if (out / inputs.FILE).is_file() else ""
+    if values.get("origin") != origin(text) or not (out / digests.FILE).exists():
         raise EarthGPTError(
             f"{out}: expected no such folder or one built from the same files and card; it holds another build. "
             "Choose another --out, or delete this folder and run the same command again"
         )
-    splits = {split: counts["total"].get("records", 0) for split, counts in values["counts"].items()}
-    return Built(values["name"], splits, values.get("native", {}), tuple(values.get("absent", ())), unchanged=True)
+    native, records = values.get("native", {}), _records(values)
+    return Built(
+        values["name"],
+        values.get("images", records),
+        native,
+        records,
+        values.get("quarantined", {}),
+        tuple(values.get("absent", ())),
+        unchanged=True,
+    )
 
 
-def _listing(base: Path, card: Card) -> list[tuple[str, int, int]]:
-    """(path, bytes, time of change) of the files that the card reads; contents would take as long as a build."""
-    found: set[Path] = set()
-    for part in card.parts:
-        for path in (base / value for value in part.values()):
-            found.update(_files(path))
-    return [(path.relative_to(base).as_posix(), (s := path.stat()).st_size, s.st_mtime_ns) for path in sorted(found)]
+def _current(out: Path, base: Path, files: Mapping[str, inputs.Status], text: str) -> str:
+    return inputs.current(base, files, text, since=(out / inputs.FILE).stat().st_mtime) if text else text
 
 
-def _files(path: Path) -> Iterable[Path]:
-    if path.is_dir():
-        return (below for below in path.rglob("*") if below.is_file())
-    return (path,) if path.is_file() else ()
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
+def _records(values: Mapping[str, Any]) -> dict[str, int]:
+    return {split: counts["total"].get("records", 0) for split, counts in values["counts"].items()}

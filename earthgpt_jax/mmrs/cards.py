@@ -209,6 +209,9 @@ def _fields(values: Mapping[str, Any], *, where: str) -> dict[str, Any]:
     for key in ("parts", "classes", "notes", "unverified"):
         if key in values:
             values[key] = tuple(values[key])
+    # A colon makes a mapping of a note, which then says something else than it seems to.
+    if odd := [note for note in values.get("notes", ()) if not isinstance(note, str)]:
+        raise EarthGPTError(f"{where}: notes: expected text, got {odd[0]!r}; quote a note that holds a colon")
     for key in ("synonyms", "drop", "fields"):
         if key in values:
             values[key] = {str(name): str(text) for name, text in values[key].items()}
@@ -270,23 +273,30 @@ def cards() -> dict[str, Card]:
 def select(names: Sequence[str]) -> tuple[Card, ...]:
     """The cards of these names, in this order; a name that ends in .yaml is the file of a card of one's own.
 
+    Behind a colon stands the variant: `dior:rotated`.
+
     Raises:
-        EarthGPTError: a name without card, or a card of one's own under the name of another.
+        EarthGPTError: a name without card or variant, or a card of one's own under the name of another.
     """
     known = cards()
-    unknown = [name for name in names if name not in known and not _is_file(name)]
+    unknown = [name for name in names if name.partition(":")[0] not in known and not _is_file(name)]
     if unknown:
         raise EarthGPTError(
             f"no card for {', '.join(unknown)}; there are: {', '.join(known)}. "
             "A card of your own is named by its file, which ends in .yaml"
         )
-    chosen = tuple(load_card(Path(name)) if _is_file(name) else known[name] for name in names)
+    chosen = tuple(load_card(Path(name)) if _is_file(name) else _known(name, known) for name in names)
     for name, card in zip(names, chosen, strict=True):
         if _is_file(name) and card.name in known:
             raise EarthGPTError(
                 f"card {name}: expected a name of its own, got {card.name!r}, which is taken; rename it"
             )
     return chosen
+
+
+def _known(name: str, known: Mapping[str, Card]) -> Card:
+    name, _, variant = name.partition(":")
+    return known[name].variant(variant) if variant else known[name]
 
 
 def _is_file(name: str) -> bool:

@@ -10,6 +10,8 @@ import tensorflow_datasets as tfds
 
 from earthgpt_jax.mmrs.record import Object, Record, Sensor, Task, Turn
 
+VERSION = "2.0.0"  # of the features; the first number rises when datasets have to be built anew
+
 FEATURES = {
     "id": tfds.features.Text(),
     "image": tfds.features.Text(),  # the original file's bytes, never re-encoded
@@ -20,6 +22,7 @@ FEATURES = {
     "split": tfds.features.Text(),
     "tasks": tfds.features.Sequence(tfds.features.Text()),
     "label": tfds.features.Text(),
+    "complete": np.bool_,
     "references": tfds.features.Sequence(tfds.features.Text()),
     "turns": tfds.features.Sequence(
         {"question": tfds.features.Text(), "answer": tfds.features.Text(), "type": tfds.features.Text()}
@@ -48,6 +51,7 @@ def to_example(record: Record) -> dict[str, Any]:
         "split": record.split,
         "tasks": [task.value for task in record.tasks],
         "label": record.label,
+        "complete": record.complete,
         "references": list(record.references),
         "turns": [{"question": t.question, "answer": t.answer, "type": t.type} for t in record.turns],
         "objects": [
@@ -76,6 +80,7 @@ def to_record(example: Mapping[str, Any]) -> Record:
         split=_text(example["split"]),
         tasks=tuple(Task(_text(task)) for task in example["tasks"]),
         label=_text(example["label"]),
+        complete=bool(example["complete"]),
         references=tuple(_text(text) for text in example["references"]),
         turns=tuple(
             Turn(question=_text(question), answer=_text(answer), type=_text(kind))

@@ -4,28 +4,19 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
-from pathlib import Path
 
 from PIL import Image, ImageDraw
 
 from earthgpt_jax.input.images import decode
-from earthgpt_jax.mmrs import store
 from earthgpt_jax.mmrs.record import Object, Record
 
 _SIDE, _TEXT, _GAP, _COLUMNS = 384, 92, 8, 4
 _LINES, _WIDTH = 7, 60  # of text under an image
-_COLOURS = ("#ff3b30", "#34c759", "#0a84ff", "#ffcc00", "#ff2dff", "#00e5ff", "#ff9500", "#b8ff3b")
+COLOURS = ("#ff3b30", "#34c759", "#0a84ff", "#ffcc00", "#ff2dff", "#00e5ff", "#ff9500", "#b8ff3b")
 
 
-def sheet(directories: Sequence[Path], *, count: int) -> Image.Image:
-    """Up to `count` records, spread evenly over the directories, their splits, and each split's length."""
-    sources = [store.RecordSource(d, split) for d in directories for split in store.manifest(d)["counts"]]
-    shares = [count // len(sources) + (i < count % len(sources)) for i in range(len(sources))]
-    records = [
-        source[len(source) * i // share]
-        for source, share in zip(sources, (min(s, len(x)) for s, x in zip(shares, sources, strict=True)), strict=True)
-        for i in range(share)
-    ]
+def sheet(records: Sequence[Record]) -> Image.Image:
+    """A picture of every record, row by row."""
     columns = min(_COLUMNS, len(records))
     rows = -(-len(records) // columns)
     canvas = Image.new("RGB", (columns * (_SIDE + _GAP) + _GAP, rows * (_SIDE + _TEXT + _GAP) + _GAP), "white")
@@ -38,7 +29,7 @@ def sheet(directories: Sequence[Path], *, count: int) -> Image.Image:
 
 def _tile(record: Record) -> Image.Image:
     tile = Image.new("RGB", (_SIDE, _SIDE + _TEXT), "white")
-    width, height = _extent(record)
+    width, height = extent(record)
     scale = _SIDE / max(width, height)
     size = max(1, round(width * scale)), max(1, round(height * scale))
     if record.image:
@@ -49,7 +40,7 @@ def _tile(record: Record) -> Image.Image:
     labels = sorted({item.label for item in record.objects})
     for item in record.objects:
         points = [float(value) * scale for value in item.polygon]
-        colour = _COLOURS[labels.index(item.label) % len(_COLOURS)]
+        colour = COLOURS[labels.index(item.label) % len(COLOURS)]
         draw.polygon(points, outline=colour, width=1 if item.difficult else 2)
     tile.paste(image, ((_SIDE - size[0]) // 2, (_SIDE - size[1]) // 2))
     lines = [line for text in _texts(record) for line in textwrap.wrap(text, _WIDTH)[:3]]
@@ -57,7 +48,7 @@ def _tile(record: Record) -> Image.Image:
     return tile
 
 
-def _extent(record: Record) -> tuple[float, float]:
+def extent(record: Record) -> tuple[float, float]:
     """The image's size; the boxes' extent where only annotations ship without one."""
     if record.width and record.height:
         return record.width, record.height

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -68,6 +69,8 @@ class Record:
             orientation has both `hbb` and `obb`; a horizontal annotation has `hbb` only.
         label: scene class, lower case; "" where unknown.
         references: captions of the whole image.
+        complete: every object of the classes that the source annotates is among `objects`; where one was rejected,
+            lies in a region that nobody annotated, or is left out at a tile's border, nothing can be called absent.
     """
 
     id: str
@@ -82,3 +85,33 @@ class Record:
     turns: tuple[Turn, ...] = ()
     references: tuple[str, ...] = ()
     objects: tuple[Object, ...] = ()
+    complete: bool = True
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Annotated:
+    """The classes that one dataset annotates: of an image without one of them it can be said that there is none.
+
+    Attributes:
+        shares: label -> share of the dataset's records that hold one; empty where that is not known for certain.
+    """
+
+    shares: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+    def absent(self, record: Record) -> list[str]:
+        """The classes that are surely not in a record's image, sorted; none where that cannot be told.
+
+        A class whose name ends that of one that is there (`vehicle`, `large vehicle`) may be its hypernym, and
+        is not absent.
+        """
+        if Task.HBB not in record.tasks or not record.complete:
+            return []
+        present = {item.label for item in record.objects}
+        return [
+            label
+            for label in sorted(self.shares)
+            if label not in present and not any(other.endswith(f" {label}") for other in present)
+        ]
+
+
+UNKNOWN = Annotated()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,14 @@ from jax.sharding import NamedSharding
 from tqdm import tqdm
 
 from earthgpt_jax import params as params_lib
-from earthgpt_jax.config import Config, to_dict
+from earthgpt_jax.config import Config, resolve, to_dict
 from earthgpt_jax.errors import EarthGPTError
 from earthgpt_jax.input.batch import Batch
+from earthgpt_jax.input.derived import NEED_CLASSES
 from earthgpt_jax.input.pipeline import InputSpec, train_iterator
 from earthgpt_jax.input.questions import task_of
 from earthgpt_jax.input.tokenizer import Tokenizer
+from earthgpt_jax.mmrs.record import Annotated
 from earthgpt_jax.mmrs.store import open_source
 from earthgpt_jax.models import earthgpt, io
 from earthgpt_jax.sharding.mesh import data_parallel
@@ -32,6 +35,8 @@ from earthgpt_jax.training.optim import optimizer as make_optimizer
 from earthgpt_jax.training.optim import schedule
 from earthgpt_jax.training.stages import trained_paths
 from earthgpt_jax.training.step import DeviceBatch, State, make_step
+
+_log = logging.getLogger(__name__)
 
 
 def train(config: Config, workdir: Path) -> Path:
@@ -62,6 +67,7 @@ def train(config: Config, workdir: Path) -> Path:
 
     wanted = {task_of(kind) for kind, weight in config.data.task_weights.items() if weight > 0}
     source = open_source(Path(config.data.source), config.data.split, tasks=sorted(wanted))
+    _warn_of_unknown_classes(config, source.annotated)
     tokenizer = Tokenizer(start.tokenizer)
     identity = {"data": source.fingerprint, "tokenizer": tokenizer.fingerprint, "frozen": frozen_print}
     # Only now, when model and data were found fit: a start that failed leaves no claim on the folder.
@@ -75,7 +81,7 @@ def train(config: Config, workdir: Path) -> Path:
     first = int(state.step)
     _truncate_metrics(workdir, first)
 
-    batches = train_iterator(source, spec=input_spec(config), tokenizer=tokenizer, start_step=first)
+    batches = train_iterator(source, spec=input_spec(config, source.annotated), tokenizer=tokenizer, start_step=first)
     with contextlib.ExitStack() as stack:
         stack.callback(checkpoints.close)
         log = stack.enter_context(_Log(config, workdir, first))
@@ -111,8 +117,8 @@ def device_batch(batch: Batch, sharding: NamedSharding) -> DeviceBatch:
     return jax.device_put(DeviceBatch(*(getattr(batch, name) for name in DeviceBatch._fields)), sharding)
 
 
-def input_spec(config: Config) -> InputSpec:
-    """What the input pipeline needs to know of a recipe."""
+def input_spec(config: Config, annotated: Mapping[str, Annotated] | None = None) -> InputSpec:
+    """What the input pipeline needs to know of a recipe, and of the classes of its sources."""
     data = config.data
     return InputSpec(
         tokens_per_row=data.tokens_per_row,
@@ -122,9 +128,22 @@ def input_spec(config: Config) -> InputSpec:
         task_weights=data.task_weights,
         max_questions=data.max_questions,
         decimals=data.decimals,
+        max_boxes=data.max_boxes,
         conversation=data.conversation,
         seed=config.seed,
+        annotated=annotated or {},
     )
+
+
+def _warn_of_unknown_classes(config: Config, annotated: Mapping[str, Annotated]) -> None:
+    kinds = sorted(kind for kind in NEED_CLASSES if config.data.task_weights.get(kind, 0) > 0)
+    silent = sorted(name for name, classes in annotated.items() if not classes.shares)
+    if kinds and silent:
+        _log.warning(
+            "data %s: no questions of %s about %s: which classes these annotate is not known for certain "
+            "(no horizontal boxes, a card with open_classes, or built by an earlier version)",
+            *(config.data.source, ", ".join(kinds), ", ".join(silent)),
+        )
 
 
 def read_losses(workdir: Path) -> list[tuple[int, float]]:
@@ -138,7 +157,9 @@ def _refuse_other(config: Config, workdir: Path) -> None:
     path = workdir / "config.json"
     if not path.exists():
         return
-    differing = list(_differences(json.loads(path.read_text()), to_dict(config)))
+    # Fields that the file is older than have their default, which is what that version did.
+    before = to_dict(resolve(json.loads(path.read_text()), where=str(path)))
+    differing = list(_differences(before, to_dict(config)))
     if differing:
         raise EarthGPTError(
             f"workdir {workdir} was made with another config: {'; '.join(differing[:6])}. "
@@ -209,6 +230,7 @@ class _Log:
             **values,
             "lr": float(self._schedule(jnp.asarray(step))),
             "left_out": batch.left_out,
+            "unlisted": batch.unlisted,
             "ids": list(batch.ids),
         }
         self._file.write(json.dumps(line) + "\n")

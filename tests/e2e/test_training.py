@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -46,6 +47,32 @@ def test_frozen_arrays_keep_every_bit_and_trained_ones_move(world):
     adapters = tuned.keys() - aligned.keys()
     assert adapters and all("/adapter/" in path for path in adapters)
     assert any(np.any(tuned[path] != (1.0 if path.endswith("scale") else 0.0)) for path in adapters)
+
+
+def test_a_run_of_a_version_that_knew_fewer_settings_is_the_same_run(world, tmp_path):
+    work = tmp_path / "align"
+    shutil.copytree(world["root"] / "align", work)
+    values = json.loads((work / "config.json").read_text())
+    assert values["data"].pop("max_boxes") == 0
+    (work / "config.json").write_text(json.dumps(values))
+    assert train(world["align"], work) == work / "model"
+    values["data"]["max_questions"] = 7
+    (work / "config.json").write_text(json.dumps(values))
+    with pytest.raises(EarthGPTError, match=r"data\.max_questions was 7, is 3"):
+        train(world["align"], work)
+
+
+def test_derived_questions_and_a_cap_train_and_are_logged(world, tmp_path, caplog):
+    weights = "{'hbb': 1.0, 'presence': 1.0, 'absent_hbb': 1.0, 'count': 1.0}"
+    config = nano.config(
+        "instruct", f"data.source={world['data']}", f"init={world['aligned']}", f"data.task_weights={weights}",
+        "data.max_boxes=1", "optim.steps=3", "data.tokens_per_row=300",
+    )  # fmt: skip
+    train(config, tmp_path / "run")
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    asked = {part.split("#")[0] for line in lines for ids in line["ids"] for part in ids.split(":")[1].split(",")}
+    assert asked >= {"hbb", "presence"} and any(line["unlisted"] for line in lines)
+    assert "no questions of" not in caplog.text  # the synthetic source's classes are known
 
 
 def test_checkpoints_hold_trained_paths_only(world):

@@ -10,12 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from earthgpt_jax.cli.main import main
 from earthgpt_jax.geometry import rect_to_polygon
 from earthgpt_jax.input.questions import Grammar, ask, candidates
 from earthgpt_jax.mmrs.agreement import compare
 from earthgpt_jax.mmrs.cards import cards
 from earthgpt_jax.mmrs.readers import read
 from earthgpt_jax.mmrs.record import Object, Record, Sensor, Task, Turn
+from earthgpt_jax.mmrs.store import write
 
 
 def _record(name: str, image: bytes, *tasks: Task, split: str = "train", **truth) -> Record:
@@ -139,3 +141,21 @@ def test_a_faithful_copy_of_real_data_agrees(name: str, realdata: Path, tmp_path
     held_out = {kind: count for kind, count in found.counts().items() if kind.startswith("trains on")}
     assert sum(held_out.values()) == leaks
     assert set(found.counts()) == set(held_out)
+
+
+def test_the_command_compares_dataset_directories(tmp_path: Path, capsys) -> None:
+    task = Task.CLASSIFICATION
+    native = [_record("n", b"a", task, label="port"), _record("n", b"b", task, split="test", label="sea")]
+    released = [_record("r", b"a", task, label="port"), _record("r", b"b", task, label="lake")]
+    write({"train": native[:1], "test": native[1:]}, out=tmp_path / "n", name="n")
+    write({"train": released}, out=tmp_path / "r", name="r")
+    words = ["data", "check", str(tmp_path / "r"), "--against", str(tmp_path / "n")]
+    assert main(words) == 1
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == f"{tmp_path / 'r'}: 2 images are in {tmp_path / 'n'}, 0 are not"
+    assert sorted(said[1:3]) == ["  1: another class", "  1: trains on what the source holds out as test"]
+    assert said[3:] == [
+        "  r/train/b, n/test/b: trains on what the source holds out as test: train, test",
+        "  r/train/b, n/test/b: another class: 'lake', 'sea'",
+    ]
+    assert main([*words[:2], str(tmp_path / "n"), "--against", str(tmp_path / "n")]) == 0

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from earthgpt_jax.errors import EarthGPTError
-from earthgpt_jax.mmrs.cards import SPLITS, SplitRule, cards, load_card, select
+from earthgpt_jax.mmrs.cards import SPLITS, Role, SplitRule, cards, load_card, select
 from earthgpt_jax.mmrs.readers import FORMATS
 from earthgpt_jax.mmrs.record import Task
 
@@ -41,11 +41,43 @@ def test_every_card_and_variant_is_whole() -> None:
             assert each.format in FORMATS
             assert each.parts
             assert each.licence
+            assert each.obtain
             assert each.notes
             assert all(label == label.lower() for label in each.classes)
             named = bool(each.classes) or each.open_classes
             assert named == bool(set(each.tasks) - {Task.CAPTION, Task.VQA})
+            # Counts of official splits say nothing about this project's own.
+            assert each.split_rule is SplitRule.NATIVE or not set(SPLITS) & set(each.expected)
     assert found["hit_uav"].parts[0]["annotations"] == "rotate_xml"
+
+
+SOURCES = {  # of MMRS-1M: 5 of captions, 4 of questions, 7 of classes, 17 of detection, 1 of grounding
+    "nwpu_captions", "rsicd", "rsitmd", "sydney_captions", "ucm_captions",
+    "floodnet_vqa", "rsvqa_lr", "rsivqa", "crsvqa",
+    "nwpu_resisc45", "eurosat", "ucmerced", "whu_rs19", "rsscn7", "dscr", "fgscr42",
+    "dota", "dior", "fair1m", "nwpu_vhr10", "hrrsd", "rsod", "ucas_aod", "visdrone", "air_sarship", "ssdd", "hrsid",
+    "hit_uav", "sea_shipping", "infrared_security", "aerial_mancar", "double_light_vehicle", "oceanic_ship",
+    "dior_rsvg",
+}  # fmt: skip
+ZERO_SHOT = {"clrs", "nasc_tg2", "rsvqa_hr", "mar20", "hrsc2016"}
+
+
+def test_roles_are_those_of_earthgpt() -> None:
+    found = cards()
+    assert len(SOURCES) == 34
+    assert {name for name, card in found.items() if card.role is Role.TRAINED} == SOURCES
+    assert {name for name, card in found.items() if card.role is Role.ZERO_SHOT} == ZERO_SHOT
+    assert Counter(found[name].sensor.value for name in SOURCES) == {"optical": 25, "sar": 3, "infrared": 6}
+
+
+def test_what_is_not_known_is_said_in_one_place() -> None:
+    for name, card in cards().items():
+        prose = " ".join((card.title, card.licence, card.obtain, *card.notes)).lower()
+        assert "unverified" not in prose, name
+        assert "to be had" not in prose, name
+        for entry in card.unverified:
+            kind = entry.partition(".")[2]
+            assert not kind or kind in card.expected, (name, entry)
 
 
 def test_labels(tmp_path: Path) -> None:
@@ -83,6 +115,7 @@ def test_native_and_name_splits(tmp_path: Path) -> None:
         (CARD.replace("sensor: sar", "sensor: sonar"), "'sonar' is not a valid Sensor"),
         (CARD.replace("title: X\n", ""), "incomplete.*title"),
         (CARD.replace("Boat: ship", "Boat: boat"), "synonyms lead to boat"),
+        (CARD + "notes: [a trap: here]", "expected text, got .*quote a note that holds a colon"),
     ],
 )
 def test_mistakes_are_named(tmp_path: Path, text: str, message: str) -> None:
@@ -94,8 +127,17 @@ def test_unknown_names() -> None:
     assert [card.name for card in select(["dota", "hit_uav"])] == ["dota", "hit_uav"]
     with pytest.raises(EarthGPTError, match=r"no card for nonsense; there are: .*dota"):
         select(["nonsense"])
-    with pytest.raises(EarthGPTError, match="no variant 'z'; it has normal_xml"):
+    with pytest.raises(EarthGPTError, match="no variant 'z'; it has official, normal_xml"):
         cards()["hit_uav"].variant("z")
+    with pytest.raises(EarthGPTError, match="no card for nonsense:z"):
+        select(["nonsense:z"])
+
+
+def test_a_variant_is_named_behind_a_colon() -> None:
+    (rotated,) = select(["dior:rotated"])
+    assert (rotated.name, rotated.format) == ("dior", "rotated_voc")
+    with pytest.raises(EarthGPTError, match="no variant 'z'"):
+        select(["dior:z"])
 
 
 def test_a_card_of_ones_own_is_named_by_its_file(tmp_path: Path) -> None:

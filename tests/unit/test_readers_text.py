@@ -137,6 +137,40 @@ def test_rows_of_questions(native: Native) -> None:
         native.read(card("qa_rows", part, tasks=(Task.VQA,), fields={"picture": "img"}))
 
 
+def test_lines_of_questions(tmp_path: Path) -> None:
+    found = cards()["crsvqa"].variant("text")
+    native = Native(tmp_path)
+    native.folder = found.folder
+    for name in ("1", "2", "3"):
+        native.put(f"data/image/{name}.png", png())
+    native.put("data/text/1.txt", "What is the theme of this scene\uff1f\r\nport\r\nhow many ships?\r\n3\r\n\r\n")
+    native.put("data/text/2.txt", "what is left of the ship?\nwater\nwhere?\n")
+    native.put("data/text/3.txt", "")
+    native.put("data/text/4.txt", "a?\nb\n")
+    records, rejected, _ = native.read(found)
+    assert [(turn.question, turn.answer) for turn in records["1"].turns] == [
+        ("What is the theme of this scene?", "port"),
+        ("how many ships?", "3"),
+    ]
+    assert [turn.answer for turn in records["2"].turns] == ["water"]
+    assert why(rejected) == {
+        "2": ["question: line 3: no answer"],
+        "3": ["image: nothing of it is left for vqa"],
+        "4": ["image: missing image '4'", "question: its image or annotation was rejected: missing image '4'"],
+    }
+
+
+def test_rsivqa_as_released(tmp_path: Path) -> None:
+    found = cards()["rsivqa"].variant("release")
+    native = Native(tmp_path)
+    native.folder = found.folder
+    native.put("HRRSD/OPT2017/JPEGImages/05530.jpg", png())
+    native.put("RSIVQA/HRRSD/opt_val_vqa.txt", "05530: does this picture contain bridge?no\n")
+    records, _, _ = native.read(found)
+    (turn,) = records["HRRSD/05530"].turns
+    assert (turn.question, turn.answer) == ("does this picture contain bridge?", "no")
+
+
 # ----------------------------------------------------------------------------------------------- classes
 def _tiff(bands: int) -> bytes:
     """A little-endian TIFF of 2x2 pixels of 16 bits with so many bands, as the multispectral EuroSAT has 13."""
@@ -350,7 +384,7 @@ FOLDERS = {  # how the release writes some classes, and what they are called her
     "ucmerced": {"storagetanks": "storage tanks", "mobilehomepark": "mobile home park", "river": "river"},
     "whu_rs19": {"footballField": "football field", "railwayStation": "railway station", "Airport": "airport"},
     "clrs": {"bare-land": "bare land", "railway-station": "railway station", "park": "park"},
-    "nasc_tg2": {"beach": "beach", "snow_berg": "snow berg"},
+    "nasc_tg2": {"beach": "beach", "rectangularfarmland": "rectangular farmland"},
     "dscr": {"0": "0"},
     "fgscr42": {"Ro-Ro_Ship": "ro ro ship"},
 }

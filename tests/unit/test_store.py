@@ -3,8 +3,10 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,7 +23,8 @@ def _record(number: int, **changes) -> Record:
         "source": "s", "split": "train", "tasks": (Task.VQA, Task.OBB), "label": "harbor",
         "turns": (Turn(question="schön?", answer="yes", type="presence"),), "references": ("a", "b c"),
         "objects": (
-            Object(label="ship", polygon=np.arange(8, dtype=np.float32) / 3, difficult=True, phrase="the ship"),
+            Object(label="ship", polygon=np.arange(8, dtype=np.float32) / 3, difficult=True, phrase="the ship",
+                   visible=0.5),
             Object(label="bus", polygon=np.ones(8, np.float32)),
         ),
     }  # fmt: skip
@@ -31,7 +34,8 @@ def _record(number: int, **changes) -> Record:
 def _same(a: Record, b: Record) -> bool:
     plain = ("id", "image", "height", "width", "sensor", "source", "split", "tasks", "label", "turns", "references")
     return all(getattr(a, name) == getattr(b, name) for name in plain) and all(
-        (x.label, x.difficult, x.phrase) == (y.label, y.difficult, y.phrase) and np.array_equal(x.polygon, y.polygon)
+        (x.label, x.difficult, x.phrase, x.visible) == (y.label, y.difficult, y.phrase, y.visible)
+        and np.array_equal(x.polygon, y.polygon)
         for x, y in zip(a.objects, b.objects, strict=True)
     )
 
@@ -62,7 +66,7 @@ def test_the_manifest_counts_and_names_every_shard(built):
     out, _ = built
     values = manifest(out)
     assert values["counts"]["train"]["total"] == {"objects": 4, "records": 3, "references": 4, "turns": 2}
-    assert values["counts"]["train"]["object"] == {"bus": 2, "ship": 2}
+    assert values["counts"]["train"]["object"] == {"bus": 2, "ship": 2} == values["counts"]["train"]["holding"]
     assert values["origin"] == "here"
     assert set(values["shards"]) == {path.name for path in out.glob("*.array_record*")}
     assert {split: len(values) for split, values in store.image_digests(out).items()} == {"train": 3, "test": 1}
@@ -103,10 +107,14 @@ def test_another_process_writes_the_same_bytes_and_without_tensorflow(tmp_path):
 def test_a_build_that_was_killed_is_no_dataset(built, tmp_path, monkeypatch):
     """Also not in the last moment, when all files are there and only the name is missing."""
 
-    def killed(*_):
-        raise KeyboardInterrupt
+    rename = os.replace
 
-    monkeypatch.setattr(store.os, "replace", killed)
+    def killed(source, target):
+        if Path(target) == tmp_path / "s":
+            raise KeyboardInterrupt
+        rename(source, target)
+
+    monkeypatch.setattr(os, "replace", killed)
     monkeypatch.setattr(store.tempfile.TemporaryDirectory, "cleanup", lambda self: self._finalizer.detach())
     with pytest.raises(KeyboardInterrupt):
         write({"train": [_record(1)]}, out=tmp_path / "s", name="s")
@@ -136,7 +144,7 @@ def test_what_goes_wrong_leaves_nothing_behind(built, tmp_path, monkeypatch):
         write({"train": [_record(1)]}, out=tmp_path / "file" / "s", name="s")
     (tmp_path / "file").unlink()
 
-    monkeypatch.setattr(store.os, "replace", full)
+    monkeypatch.setattr(os, "replace", full)
     with pytest.raises(EarthGPTError, match="the disk is full; nothing was left behind"):
         write({"train": [_record(1)]}, out=tmp_path / "full", name="s")
 
@@ -158,3 +166,13 @@ def test_a_folder_that_is_no_dataset_says_so(built, tmp_path):
         RecordSource(built[0] / "manifest.json", "train")
     with pytest.raises(EarthGPTError, match="no split 'val'; it has train, test"):
         RecordSource(built[0], "val")
+
+
+def test_a_folder_of_an_earlier_version_has_to_be_built_anew(built, tmp_path):
+    """Records of version 1 lack a feature; TFDS would say so in its own words, and late."""
+    shutil.copytree(built[0], tmp_path / "s")
+    values = manifest(tmp_path / "s")
+    for old in ({**values, "version": "1.0.0"}, {key: values[key] for key in values if key != "version"}):
+        (tmp_path / "s" / "manifest.json").write_text(json.dumps(old))
+        with pytest.raises(EarthGPTError, match=r"version 2\.0\.0, got 1\.0\.0: it was built by an earlier version"):
+            RecordSource(tmp_path / "s", "train")

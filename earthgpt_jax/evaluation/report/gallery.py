@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import base64
 import collections
 import dataclasses
-import io
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from PIL import Image
 
 from earthgpt_jax.errors import EarthGPTError
 from earthgpt_jax.evaluation.metrics import classification
@@ -18,6 +15,7 @@ from earthgpt_jax.evaluation.metrics.grounding import iou
 from earthgpt_jax.evaluation.predictions import Prediction, Truth
 from earthgpt_jax.geometry import BoxKind, Square, parse, polygon_to_rect, rect_to_polygon
 from earthgpt_jax.input.images import decode
+from earthgpt_jax.mmrs.pictures import data_uri, points
 from earthgpt_jax.mmrs.record import Record, Sensor, Task
 
 _LONGEST_SIDE = 640  # of a picture on the page; boxes keep the coordinates of the original
@@ -114,10 +112,10 @@ def _case(record: Record, predictions: Sequence[Prediction]) -> Case:
             for item in _asked_for(prediction):  # drawn as it is scored: upright unless oriented boxes are asked for
                 upright = prediction.task != Task.OBB
                 polygon = rect_to_polygon(*polygon_to_rect(np.asarray(item.polygon))) if upright else item.polygon
-                truth.append(Box(label=item.label, points=_points(polygon)))
+                truth.append(Box(label=item.label, points=points(polygon)))
             square = Square(prediction.width, prediction.height)
             got += [
-                Box(label=box.label, points=_points(box.pixels(square))) for box in parse(prediction.prediction).boxes
+                Box(label=box.label, points=points(box.pixels(square))) for box in parse(prediction.prediction).boxes
             ]
     return Case(
         title=record.id,
@@ -144,20 +142,12 @@ def _truth(prediction: Prediction) -> str:
     return " / ".join(prediction.references) if prediction.task == Task.CAPTION else prediction.answer
 
 
-def _points(polygon: Sequence[float] | np.ndarray) -> str:
-    return " ".join(f"{x:.1f},{y:.1f}" for x, y in np.asarray(polygon).reshape(-1, 2))
-
-
 def _data_uri(record: Record) -> str:
     """PNG, whatever the original was (browsers do not show TIFF), no larger than a page needs."""
     try:
-        image = Image.fromarray(decode(record.image))
+        return data_uri(decode(record.image), longest_side=_LONGEST_SIDE)
     except EarthGPTError as error:
         raise EarthGPTError(f"record {record.id}: {error}") from error
-    image.thumbnail((_LONGEST_SIDE, _LONGEST_SIDE))
-    out = io.BytesIO()
-    image.save(out, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(out.getvalue()).decode()
 
 
 def _verdict(prediction: Prediction) -> str:

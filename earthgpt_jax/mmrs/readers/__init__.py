@@ -6,6 +6,7 @@ For every kind, native = kept + quarantined + dropped (`mmrs.build` insists on i
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -14,46 +15,67 @@ from earthgpt_jax.mmrs.cards import Card, Images
 from earthgpt_jax.mmrs.readers import (
     captions,
     coco,
+    dior_rsvg,
     dota,
     floodnet,
     folders,
     hit_uav_json,
+    lists,
     llava,
     nwpu_captions,
+    qa_lines,
     qa_rows,
     rsivqa,
     rsvqa,
     vhr10,
+    visdrone,
     voc,
     yolo,
 )
-from earthgpt_jax.mmrs.readers.assemble import Assembler
+from earthgpt_jax.mmrs.readers.assemble import Planner, Unit, judge
 from earthgpt_jax.mmrs.readers.events import Dropped, Entry, Event, Kind, Native, Part, Rejected
 
-__all__ = ["FORMATS", "Dropped", "Event", "Kind", "Native", "Part", "Rejected", "absent_parts", "locate", "read"]
+__all__ = [
+    "FORMATS",
+    "WORDS",
+    "Dropped",
+    "Event",
+    "Kind",
+    "Native",
+    "Part",
+    "Rejected",
+    "Unit",
+    "absent_parts",
+    "judge",
+    "locate",
+    "plan",
+    "read",
+]
 
 Parser = Callable[[Part, Card], Iterator[Entry | Event]]
 
 FORMATS: Mapping[str, Parser] = {
-    "voc": voc.parse_upright,
-    "rotated_voc": voc.parse_rotated,
-    "polygon_voc": voc.parse_polygons,
+    **dict.fromkeys(voc.DIALECTS, voc.parse),
+    "dior_rsvg": dior_rsvg.parse,
     "coco": coco.parse,
     "hit_uav_json": hit_uav_json.parse,
     "yolo": yolo.parse,
     "dota": dota.parse,
+    "ucas_aod": dota.parse_ucas_aod,
     "captions": captions.parse,
     "nwpu_captions": nwpu_captions.parse,
     "rsvqa": rsvqa.parse,
     "rsivqa": rsivqa.parse,
     "folders": folders.parse,
     "vhr10": vhr10.parse,
+    "visdrone": visdrone.parse,
     "floodnet": floodnet.parse,
     "qa_rows": qa_rows.parse,
+    "qa_lines": qa_lines.parse,
     "llava": llava.parse,
 }
 
-_WORDS = ("split", "prefix", "only")  # entries of a layout that are not paths
+WORDS = ("split", "prefix", "only", "label")  # entries of a layout that are not paths
 
 
 def locate(root: Path, card: Card) -> Path:
@@ -82,11 +104,21 @@ def absent_parts(base: Path, card: Card) -> tuple[str, ...]:
 
 
 def _paths(part: Mapping[str, str]) -> set[str]:
-    return {path for role, path in part.items() if role not in _WORDS}
+    return {path for role, path in part.items() if role not in WORDS}
 
 
 def read(root: Path, card: Card) -> Iterator[Event]:
-    """Everything of one dataset, in the order of its native files.
+    """Everything of one dataset, in the order of its native files: every item of `plan`, judged.
+
+    Raises:
+        EarthGPTError: as `plan`.
+    """
+    items = plan(root, card)
+    return itertools.chain.from_iterable(judge(item, card) if isinstance(item, Unit) else (item,) for item in items)
+
+
+def plan(root: Path, card: Card) -> Iterator[Unit | Event]:
+    """The units of one dataset, to be judged in any process, among what is known without judging; no image is read.
 
     Args:
         root: the folder below which `card.folder` lies, or that folder.
@@ -103,15 +135,15 @@ def read(root: Path, card: Card) -> Iterator[Event]:
         raise EarthGPTError(f"card {card.name}: {base} lacks {', '.join(sorted(absent))}; see the card's layout")
     if card.images is Images.FILES and any("images" not in layout for layout in layouts):
         raise EarthGPTError(f"card {card.name}: every part of the layout needs `images`, or `images: none`")
-    return _events(base, card, layouts)
+    return _plan(base, card, layouts)
 
 
-def _events(base: Path, card: Card, layouts: list[Mapping[str, str]]) -> Iterator[Event]:
-    assembler = Assembler(card, base)
+def _plan(base: Path, card: Card, layouts: list[Mapping[str, str]]) -> Iterator[Unit | Event]:
+    planner = Planner(card, base)
     for layout in layouts:
-        paths = {role: base / path for role, path in layout.items() if role not in _WORDS}
-        words = {word: layout[word] for word in _WORDS if word in layout}
+        paths = {role: base / path for role, path in layout.items() if role not in WORDS}
+        words = {word: layout[word] for word in WORDS if word in layout}
         part = Part(base=base, paths=paths, **words)
         images = paths["images"] if card.images is Images.FILES else None
-        yield from assembler.records(FORMATS[card.format](part, card), images)
-    yield from assembler.unlisted()
+        yield from planner.units(lists.assign(FORMATS[card.format](part, card), part), images)
+    yield from planner.unlisted()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ from earthgpt_jax.input.images import decode
 from earthgpt_jax.mmrs.cards import Card, Images, Unlisted
 from earthgpt_jax.mmrs.readers.events import Dropped, Entry, Event, Kind, Native, RawObject, Rejected, is_image
 from earthgpt_jax.mmrs.record import Object, Record, Task, Turn
+from earthgpt_jax.mmrs.tiling import large_images
 
 _OBJECT_TASKS = (Task.GROUNDING, Task.REGION_CAPTION)
 _ILLEGIBLE = "wrong encoding: expected UTF-8"
@@ -54,24 +55,37 @@ class ImageFolder:
         return found
 
 
-class Assembler:
-    """Judges the entries of one dataset."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Unit:
+    """One entry and the image files that bear its name; all that is needed to judge it, in any process."""
+
+    entry: Entry
+    images: tuple[Path, ...] = ()
+
+
+class Planner:
+    """Pairs the entries of one dataset with their images; what depends on other entries is decided here."""
 
     def __init__(self, card: Card, root: Path):
         self._card, self._root = card, root
         self._folders: dict[Path, ImageFolder] = {}
         self._seen: set[str] = set()
 
-    def records(self, entries: Iterable[Entry | Event], images: Path | None) -> Iterator[Event]:
+    def units(self, entries: Iterable[Entry | Event], images: Path | None) -> Iterator[Unit | Event]:
         """Entries of one part; what a parser rejected itself passes through."""
         folder = None
         if images is not None:
             folder = self._folders.setdefault(images, self._folders.get(images) or ImageFolder(images))
         for entry in entries:
-            if isinstance(entry, Entry):
-                yield from self._judge(entry, folder)
-            else:
+            if not isinstance(entry, Entry):
                 yield entry
+                continue
+            paths = folder.find(entry.image) if folder and entry.image else []
+            if not entry.problem:
+                if entry.id in self._seen:
+                    entry = dataclasses.replace(entry, problem=f"the id {entry.id} occurs twice")
+                self._seen.add(entry.id)
+            yield Unit(entry=entry, images=tuple(paths))
 
     def unlisted(self) -> Iterator[Event]:
         """Image files that no entry of any part named; to be asked last."""
@@ -86,13 +100,28 @@ class Assembler:
                     file = str(path.relative_to(self._root))
                     yield Rejected(id=path.stem, kind=Kind.IMAGE, reason="no annotation names it", file=file)
 
-    def _judge(self, entry: Entry, folder: ImageFolder | None) -> Iterator[Event]:
+
+def judge(unit: Unit, card: Card, *, read: Callable[[Path], bytes] = Path.read_bytes) -> Iterator[Event]:
+    """Everything that becomes of one unit; depends on nothing but the unit, its image and the card.
+
+    Args:
+        read: how an image file is read; raises OSError.
+    """
+    return _Judge(card, read).events(unit)
+
+
+class _Judge:
+    def __init__(self, card: Card, read: Callable[[Path], bytes]):
+        self._card, self._read = card, read
+
+    def events(self, unit: Unit) -> Iterator[Event]:
+        entry = unit.entry
         yield Native(kind=Kind.IMAGE)
         parts = {Kind.OBJECT: entry.objects, Kind.QUESTION: entry.turns, Kind.CAPTION: entry.captions}
         for kind, items in parts.items():
             if items:
                 yield Native(kind=kind, count=len(items))
-        kind, problem, data, (width, height) = self._image(entry, folder)
+        kind, problem, data, (width, height) = self._image(entry, unit.images)
         if problem:
             yield Rejected(id=entry.id, kind=kind, reason=problem, file=entry.file)
             for kind, items in parts.items():
@@ -138,17 +167,14 @@ class Assembler:
             turns=tuple(turns),
             references=captions,
             objects=objects,
+            complete=entry.complete and not complaints,
         )
 
-    def _image(self, entry: Entry, folder: ImageFolder | None) -> tuple[Kind, str, bytes, tuple[int, int]]:
+    def _image(self, entry: Entry, paths: Sequence[Path]) -> tuple[Kind, str, bytes, tuple[int, int]]:
         """(kind, problem or "", bytes, (width, height))."""
         nothing = b"", (0, 0)
-        paths = folder.find(entry.image) if folder and entry.image else []
         if entry.problem:
             return Kind.ANNOTATION, entry.problem, *nothing
-        if entry.id in self._seen:
-            return Kind.ANNOTATION, f"the id {entry.id} occurs twice", *nothing
-        self._seen.add(entry.id)
         if entry.label and not self._card.label(entry.label):
             return Kind.ANNOTATION, f"unknown class {entry.label!r}", *nothing
         if self._card.images is Images.NONE:
@@ -157,8 +183,9 @@ class Assembler:
             reason = f"several images are called {entry.image!r}" if paths else f"missing image {entry.image!r}"
             return Kind.IMAGE, reason, *nothing
         try:
-            data = paths[0].read_bytes()
-            height, width = decode(data).shape[:2]
+            data = self._read(paths[0])
+            with large_images(self._card.tile):
+                height, width = decode(data).shape[:2]
         except OSError as error:
             return Kind.IMAGE, f"image cannot be read: {error.strerror}", *nothing
         except (EarthGPTError, Image.DecompressionBombError) as error:  # the latter: cut such scenes into tiles
@@ -182,8 +209,11 @@ class Assembler:
             label = self._card.label(raw.name)
             present[label] += 1
             polygon, problem = self._polygon(raw, entry, width, height)
-            if polygon is None or not label:
+            if not _legible(raw.name, raw.phrase):
+                problem = problem or _ILLEGIBLE
+            elif not label:
                 problem = problem or f"unknown class {raw.name!r}"
+            if polygon is None or problem:
                 events.append(Rejected(id=entry.id, kind=Kind.OBJECT, reason=problem, file=entry.file))
                 continue
             difficult = raw.difficult >= self._card.difficult_from
@@ -192,7 +222,7 @@ class Assembler:
         # An object of unknown class might be of any, so then nothing is said.
         named = [
             dataclasses.replace(item, phrase=f"the only {item.label}")
-            if not item.phrase and present[item.label] == 1 and not present[""]
+            if not item.phrase and present[item.label] == 1 and not present[""] and entry.complete
             else item
             for item in kept
         ]

@@ -2,6 +2,9 @@
 
 `imagesource:` and `gsd:` header lines may stand first (tiles and DOTA 2.0 have none). Corners may lie
 outside of the image. In tiles, difficult 2 marks an object cut by the tile's border.
+
+UCAS-AOD writes `x1 y1 ... x4 y4 theta x y w h`: the corners are read, not the angle (degrees) and the upright box
+(its left top, width and height); the class is that of the folder, `label` in the card's layout.
 """
 
 from __future__ import annotations
@@ -12,20 +15,17 @@ import numpy as np
 
 from earthgpt_jax.mmrs.cards import Card
 from earthgpt_jax.mmrs.readers.events import Entry, Part, RawObject, number
+from earthgpt_jax.mmrs.readers.lines import entries
 
 _HEADERS = ("imagesource", "gsd", "acquisition dates")
 
 
 def parse(part: Part, card: Card) -> Iterator[Entry]:
-    for path, text in part.texts("annotations", ".txt"):
-        lines = [line.strip() for line in text.splitlines()]
-        yield Entry(
-            id=part.prefix + path.stem,
-            image=path.stem,
-            file=part.name(path),
-            split=part.split,
-            objects=tuple(_object(line) for line in lines if line and not _is_header(line)),
-        )
+    return entries(part, _object)
+
+
+def parse_ucas_aod(part: Part, card: Card) -> Iterator[Entry]:
+    return entries(part, lambda line: _unnamed(line, part.label))
 
 
 def _is_header(line: str) -> bool:
@@ -33,7 +33,9 @@ def _is_header(line: str) -> bool:
     return bool(colon) and name.strip().lower() in _HEADERS
 
 
-def _object(line: str) -> RawObject:
+def _object(line: str) -> RawObject | None:
+    if _is_header(line):
+        return None
     fields = line.split()
     if len(fields) < 9:
         return RawObject(name="", polygon=None, problem=f"expected 8 coordinates and a class, got {len(fields)} fields")
@@ -43,3 +45,13 @@ def _object(line: str) -> RawObject:
     except ValueError as error:
         return RawObject(name=fields[8], polygon=None, problem=str(error))
     return RawObject(name=fields[8], polygon=polygon, difficult=difficult)
+
+
+def _unnamed(line: str, label: str) -> RawObject:
+    fields = line.split()
+    try:
+        if len(fields) != 13:
+            raise ValueError(f"expected 8 coordinates, an angle and x, y, w, h, got {len(fields)} fields")
+        return RawObject(name=label, polygon=np.array([number(field) for field in fields[:8]]))
+    except ValueError as error:
+        return RawObject(name=label, polygon=None, problem=str(error))

@@ -97,6 +97,7 @@ class Entry:
         problem: why the annotation as a whole cannot be used.
         fractions: polygons are fractions of the image.
         squared: polygons are fractions of the square that the image is padded to.
+        complete: every object of the card's classes is annotated, so one that is alone of its class is the only one.
     """
 
     id: str
@@ -111,6 +112,7 @@ class Entry:
     captions: tuple[str, ...] = ()
     fractions: bool = False
     squared: bool = False
+    complete: bool = True
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -123,6 +125,7 @@ class Part:
         split: the native split of everything in it; "" if it has none.
         prefix: comes before native ids, where parts would share them.
         only: a pattern; of a file about many images, the part is those whose native path matches.
+        label: the class of all its objects, where the files do not say it.
     """
 
     base: Path
@@ -130,6 +133,7 @@ class Part:
     split: str = ""
     prefix: str = ""
     only: str = ""
+    label: str = ""
 
     def name(self, path: Path) -> str:
         """A file relative to the dataset folder, as messages show it."""

@@ -8,31 +8,25 @@ from collections.abc import Iterator
 from earthgpt_jax.geometry import rect_to_polygon
 from earthgpt_jax.mmrs.cards import Card
 from earthgpt_jax.mmrs.readers.events import Entry, Part, RawObject, number
+from earthgpt_jax.mmrs.readers.lines import entries
 
 _ROW = re.compile(r"\(([^(),]*),([^(),]*)\),\(([^(),]*),([^(),]*)\),(\d+)")
 
 
 def parse(part: Part, card: Card) -> Iterator[Entry]:
-    for path, text in part.texts("annotations", ".txt"):
-        yield Entry(
-            id=part.prefix + path.stem,
-            image=path.stem,
-            file=part.name(path),
-            split=part.split,
-            objects=tuple(_object(line, card) for line in text.splitlines() if line.strip()),
-        )
+    return entries(part, lambda line: _object(line, card))
 
 
 def _object(line: str, card: Card) -> RawObject:
     match = _ROW.fullmatch(re.sub(r"\s", "", line))
     if not match:
-        return RawObject(name="", polygon=None, problem=f"expected (x1,y1),(x2,y2),c, got {line.strip()!r}")
+        return RawObject(name="", polygon=None, problem=f"expected (x1,y1),(x2,y2),c, got {line!r}")
     index = int(match[5])
     name = card.classes[index - 1] if 1 <= index <= len(card.classes) else match[5]
     try:
         x0, y0, x1, y1 = (number(match[i]) for i in range(1, 5))
         if x0 >= x1 or y0 >= y1:
-            raise ValueError(f"degenerate box: expected min < max, got {line.strip()!r}")
+            raise ValueError(f"degenerate box: expected min < max, got {line!r}")
     except ValueError as error:
         return RawObject(name=name, polygon=None, problem=str(error))
     return RawObject(name=name, polygon=rect_to_polygon(x0, y0, x1, y1))

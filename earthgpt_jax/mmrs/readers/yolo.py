@@ -10,20 +10,11 @@ from collections.abc import Iterator
 from earthgpt_jax.geometry import rect_to_polygon
 from earthgpt_jax.mmrs.cards import Card
 from earthgpt_jax.mmrs.readers.events import Entry, Part, RawObject, number
+from earthgpt_jax.mmrs.readers.lines import entries
 
 
 def parse(part: Part, card: Card) -> Iterator[Entry]:
-    for path, text in part.texts("annotations", ".txt"):
-        if path.name == "classes.txt":  # labelling tools leave it beside
-            continue
-        yield Entry(
-            id=part.prefix + path.stem,
-            image=path.stem,
-            file=part.name(path),
-            split=part.split,
-            objects=tuple(_object(line, card) for line in text.splitlines() if line.strip()),
-            fractions=True,
-        )
+    return entries(part, lambda line: _object(line, card), fractions=True)
 
 
 def _object(line: str, card: Card) -> RawObject:
@@ -33,10 +24,10 @@ def _object(line: str, card: Card) -> RawObject:
         name = card.classes[int(name)]
     try:
         if len(fields) != 5:
-            raise ValueError(f"expected `class cx cy w h`, got {line.strip()!r}")
+            raise ValueError(f"expected `class cx cy w h`, got {line!r}")
         cx, cy, w, h = (number(field) for field in fields[1:])
         if w <= 0 or h <= 0 or max(cx, cy, w, h) > 1 or min(cx, cy) < 0:
-            raise ValueError(f"degenerate box: expected fractions and sides above 0, got {line.strip()!r}")
+            raise ValueError(f"degenerate box: expected fractions and sides above 0, got {line!r}")
     except ValueError as error:
         return RawObject(name=name, polygon=None, problem=str(error))
     return RawObject(name=name, polygon=rect_to_polygon(cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2))

@@ -1,0 +1,60 @@
+"""`earthgpt data`: list, build, check, count and look at datasets."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+
+NAME = "data"
+HELP = "list, build, check, count and look at datasets"
+DESCRIPTION = """\
+Turns datasets in their native formats into dataset directories, OUT/<source>/, that training and
+evaluation read. Each source has a card (data/sources/*.yaml) that says where its files lie and how
+they are read. What cannot be used goes to quarantine.jsonl with its reason; the counts add up.
+
+examples:
+  earthgpt data list
+  earthgpt data build synthetic --count 600 --out datasets
+  earthgpt data build hit_uav dota --root native --out datasets
+  earthgpt data build all --root native --out datasets
+  earthgpt data preview datasets/hit_uav --out look.html
+  earthgpt data audit datasets
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="list | build | check | stats | preview | audit")
+    listing = verbs.add_parser("list", help="the sources there are cards for")
+    listing.add_argument("--root", type=Path, help="also say which of them lie below this folder")
+
+    for name, verb in _verbs().items():
+        below = verbs.add_parser(name, help=verb.HELP, description=verb.DESCRIPTION)
+        verb.add_arguments(below)
+
+
+def _verbs() -> Mapping[str, ModuleType]:
+    """The verbs with many words, each a module with HELP, DESCRIPTION, add_arguments(parser) and run(args)."""
+    from earthgpt_jax.cli.data import audit, build, check, preview, stats
+
+    return {"build": build, "check": check, "stats": stats, "preview": preview, "audit": audit}
+
+
+def run(args: argparse.Namespace) -> int:
+    return {"list": _list, **{name: verb.run for name, verb in _verbs().items()}}[args.verb](args)
+
+
+def _list(args: argparse.Namespace) -> int:
+    from earthgpt_jax.mmrs.cards import cards
+
+    found = cards()
+    width = max(map(len, found))
+    print(f"{'synthetic':<{width}}  all sensors  all tasks; drawn by this program, needs no files")
+    for name, card in found.items():
+        tasks = ",".join(task.value for task in card.tasks)
+        there = ""
+        if args.root:
+            there = "  [there]" if (args.root / card.folder).is_dir() else "  [absent]"
+        print(f"{name:<{width}}  {card.sensor.value:<11}  {tasks:<14}  {card.title} ({card.folder}){there}")
+    return 0

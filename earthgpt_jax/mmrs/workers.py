@@ -1,0 +1,84 @@
+"""Runs a function on files: here, in processes of this machine. `mmrs.beam` does the same on a cluster."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Protocol
+
+from earthgpt_jax.errors import EarthGPTError
+
+Function = Callable[[Path], None]
+
+
+class Engine(Protocol):
+    """What runs the pieces of a build. A function leaves its result in files and can be run again."""
+
+    def run(self, function: Function, jobs: Sequence[Path]) -> Iterator[Path]:
+        """Yields each job once it is done, in any order; raises what the function raised."""
+
+
+class Local:
+    """This process, or `count` others, started when there is more than one job and kept until `close`."""
+
+    def __init__(self, count: int):
+        if count < 1:
+            raise EarthGPTError(f"--workers: expected at least 1, got {count}")
+        self._count = count
+        self._pool: concurrent.futures.ProcessPoolExecutor | None = None
+
+    def run(self, function: Function, jobs: Sequence[Path]) -> Iterator[Path]:
+        if self._count == 1 or len(jobs) < 2:
+            for job in jobs:
+                function(job)
+                yield job
+            return
+        if self._pool is None:
+            self._pool = concurrent.futures.ProcessPoolExecutor(
+                self._count, mp_context=multiprocessing.get_context("spawn"), initializer=_prepare
+            )
+        futures = {self._pool.submit(function, job): job for job in jobs}
+        try:
+            for future in concurrent.futures.as_completed(futures):
+                future.result()
+                yield futures.pop(future)
+        except BrokenProcessPool as error:
+            raise EarthGPTError(
+                f"a worker was killed, most likely for want of memory; try fewer than --workers {self._count}. "
+                "What is finished is kept: the same command goes on from there"
+            ) from error
+
+    def close(self) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+            self._pool = None
+
+    def __enter__(self) -> Local:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def cores() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _prepare() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent has it too, and ends us
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+
+
+def _die_with_parent() -> None:
+    """A parent that was killed cannot end us, and the pool's own pipes never close."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

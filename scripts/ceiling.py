@@ -1,0 +1,33 @@
+"""Prints what perfect boxes score after they were written as text: `python scripts/ceiling.py DATASETS`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from earthgpt_jax.evaluation.ceiling import table
+from earthgpt_jax.geometry import BoxKind
+from earthgpt_jax.mmrs.inspection import directories
+from earthgpt_jax.mmrs.record import Record, Task
+from earthgpt_jax.mmrs.store import RecordSource, manifest
+
+
+def records(folder: Path) -> list[Record]:
+    """All records with boxes, of every split of every dataset in the folder."""
+    found = []
+    for directory in directories(folder):
+        for split in manifest(directory)["counts"]:
+            found += [record for record in RecordSource(directory, split) if Task.HBB in record.tasks]
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("datasets", type=Path, help="a dataset directory of `earthgpt data build`, or a folder of them")
+    known = records(parser.parse_args().datasets)
+    for kind, title in ((BoxKind.HBB, "Horizontal boxes"), (BoxKind.OBB, "Oriented boxes")):
+        print(f"### {title}\n\n{table(known, kind)}\n")
+
+
+if __name__ == "__main__":
+    main()

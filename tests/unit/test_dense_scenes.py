@@ -1,0 +1,79 @@
+"""Detection answers of scenes with more objects than shall be listed."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from earthgpt_jax.config import load
+from earthgpt_jax.errors import EarthGPTError
+from earthgpt_jax.geometry import BoxKind, Square, format_detection, parse, rect_to_polygon, shortlist
+from earthgpt_jax.input.pipeline import InputSpec, train_iterator
+from earthgpt_jax.input.questions import Grammar, ask
+from earthgpt_jax.input.tokenizer import Tokenizer, train_tokenizer
+from earthgpt_jax.mmrs.record import Task
+from earthgpt_jax.mmrs.synthetic import SyntheticSource
+from tests import nano
+
+SQUARE = Square(100, 100)
+SHIPS = [rect_to_polygon(10 * i, 50, 10 * i + side, 50 + side) for i, side in enumerate((3, 9, 5, 7, 5))]
+GROUPS = {"ship": SHIPS, "bus": [rect_to_polygon(0, 0, 2, 2)] * 3}
+
+
+def _text(most: int) -> str:
+    chosen = shortlist(GROUPS, most=most)
+    return format_detection(chosen.groups, square=SQUARE, decimals=2, kind=BoxKind.HBB, rest=chosen.rest)
+
+
+def test_the_largest_are_listed_in_the_order_of_all_and_the_others_counted():
+    assert _text(3) == (
+        "There are <p>three ships</p>[0.10,0.50,0.19,0.59;0.20,0.50,0.25,0.55;0.30,0.50,0.37,0.57] in the image; "
+        "not listed: three buses and two more ships."
+    )  # of two equals, the left one
+    assert _text(7).endswith(" in the image; not listed: one more bus.")
+    assert _text(1).startswith("There is <p>one ship</p>[")
+
+
+@pytest.mark.parametrize("most", [1, 4, 7, 8, 99])
+def test_listed_and_counted_are_all(most):
+    parsed = parse(_text(most))
+    assert len(parsed.boxes) == min(most, 8) and not parsed.rejections
+    assert (_text(most) == format_detection(GROUPS, square=SQUARE, decimals=2, kind=BoxKind.HBB)) == (most >= 8)
+
+
+def test_the_order_of_the_annotation_changes_nothing():
+    mixed = {label: boxes[::-1] for label, boxes in reversed(GROUPS.items())}
+    for most in range(1, 9):
+        one, two = shortlist(GROUPS, most=most), shortlist(mixed, most=most)
+        assert one.rest == two.rest
+        assert {k: np.array(v).tolist() for k, v in one.groups.items()} == {
+            k: np.array(v).tolist() for k, v in two.groups.items()
+        }
+
+
+def test_batches_report_what_is_not_listed(tmp_path):
+    path = tmp_path / "tokenizer.model"
+    train_tokenizer(nano.dialogues(), vocab_size=512, path=path)
+    source = SyntheticSource("train", 30)
+    records = [record for record in (source[i] for i in range(30)) if len(record.objects) >= 3][:4]
+    spec = InputSpec(
+        tokens_per_row=900, batch_size=4, image_size=32, visual_tokens=17, task_weights={"hbb": 1.0}, seed=3,
+        max_questions=1, decimals=2, conversation="plain", max_boxes=2,
+    )  # fmt: skip
+    _, batch = next(train_iterator(records, spec=spec, tokenizer=Tokenizer(path), threads=0))
+    assert batch.unlisted == sum(len(record.objects) - 2 for record in records) and batch.left_out == 0
+    _, whole = next(
+        train_iterator(records, spec=dataclasses.replace(spec, max_boxes=0), tokenizer=Tokenizer(path), threads=0)
+    )
+    assert whole.unlisted == 0 and whole.tokens.astype(bool).sum() > batch.tokens.astype(bool).sum()
+    for kind in ("hbb", "obb", "grounded_caption"):
+        question = ask(records[0], kind, 0, grammar=Grammar(decimals=2, max_boxes=2))
+        assert len(parse(question.answer).boxes) == 2 and question.unlisted == len(records[0].objects) - 2
+    assert Task.HBB in records[0].tasks
+
+
+def test_the_cap_is_a_setting_of_a_recipe_and_off_by_default():
+    assert load("tiny:instruct").data.max_boxes == 0
+    assert load("tiny:instruct", ["--config.data.max_boxes=20"]).data.max_boxes == 20
+    with pytest.raises(EarthGPTError, match="max_boxes: expected a number of boxes, or 0 for all, got -1"):
+        load("tiny:instruct", ["--config.data.max_boxes=-1"])
