@@ -61,30 +61,36 @@ def pack(counts: Mapping[Size, int], *, tokens: int, images: int) -> tuple[Patte
 
 
 def _fill(sizes: Sequence[Size], left: np.ndarray, *, room: Size) -> list[int]:
-    """Indices of sizes, no more often than `left`, that fill the room best: a subset sum, the longest tried first."""
+    """Indices of sizes, no more often than `left`, that fill the room best: a subset sum, the longest tried first.
+
+    Sets of sums are bits of an integer: `tokens` of `images` is bit `images * stride + tokens`, and to add a size is
+    to shift. A stride is twice the room, so that what is too long stands where no sum is.
+    """
     tokens, images = room
-    parent = np.full((images + 1, tokens + 1), -1, np.int32)  # the last size of a sum; -1: none
-    reached = np.zeros(parent.shape, bool)
-    reached[0, 0] = True
-    for index in reversed(np.flatnonzero(left)):
+    stride = 2 * (tokens + 1)
+    lane = (1 << (tokens + 1)) - 1
+    allowed = sum(lane << (used * stride) for used in range(images + 1))
+    full = sum(1 << (used * stride + tokens) for used in range(images + 1))
+    reached, steps = 1, []
+    for index in reversed(np.flatnonzero(left).tolist()):
         length, shown = sizes[index]
         new = reached
         for _ in range(min(int(left[index]), tokens // length)):
-            moved = np.zeros_like(reached)
-            moved[shown:, length:] = new[: images + 1 - shown, : tokens + 1 - length]
-            new = moved & ~reached
-            if not new.any():
+            new = (new << (shown * stride + length)) & allowed & ~reached
+            if not new:
                 break
-            parent[new] = index
             reached |= new
-        if reached[:, tokens].any():
+            steps.append((index, new))
+        if reached & full:
             break
-    total = int(np.flatnonzero(reached.any(axis=0))[-1])
-    used = int(np.flatnonzero(reached[:, total])[0])
-    chosen = []
-    while parent[used, total] >= 0:
-        chosen.append(int(parent[used, total]))
-        total, used = total - sizes[chosen[-1]][0], used - sizes[chosen[-1]][1]
+    lanes = [reached >> (used * stride) & lane for used in range(images + 1)]
+    total = max(found.bit_length() for found in lanes) - 1
+    used = next(used for used, found in enumerate(lanes) if found.bit_length() == total + 1)
+    chosen, bit = [], used * stride + total
+    for index, new in reversed(steps):  # a sum was reached in a later step than the one that it continues
+        if new >> bit & 1:
+            chosen.append(index)
+            bit -= sizes[index][1] * stride + sizes[index][0]
     return chosen
 
 
@@ -102,12 +108,14 @@ class PackPlan:
     """
 
     def __init__(self, lengths: np.ndarray, images: np.ndarray, *, tokens: int, max_images: int, seed: int):
-        sizes = np.stack([np.asarray(lengths, np.int64), np.asarray(images, np.int64)], axis=1)
-        kinds, self._kind, counts = np.unique(sizes, axis=0, return_inverse=True, return_counts=True)
-        self._kind = self._kind.reshape(-1)
-        names = [(int(length), int(image)) for length, image in kinds]
+        lengths, images = np.asarray(lengths, np.int64), np.asarray(images, np.int64)
+        base = int(images.max(initial=0)) + 1
+        codes, kind, counts = np.unique(lengths * base + images, return_inverse=True, return_counts=True)
+        # Sixteen bits, where they do, are sorted in linear time.
+        self._kind = kind.reshape(-1).astype(np.min_scalar_type(len(codes)))
+        names = [divmod(int(code), base) for code in codes]
         self.patterns = pack(dict(zip(names, counts.tolist(), strict=True)), tokens=tokens, images=max_images)
-        self.tokens, self._seed, self._size = tokens, seed, len(sizes)
+        self.tokens, self._seed, self._size = tokens, seed, len(lengths)
         self._ends = np.cumsum([pattern.rows for pattern in self.patterns])
         # For each slot of each pattern: where its samples begin in the samples sorted by size.
         taken = np.concatenate([[0], np.cumsum(counts)])[:-1]
@@ -119,7 +127,7 @@ class PackPlan:
                 starts[slot] = taken[index[size]]
                 taken[index[size]] += pattern.rows
             self._starts.append(starts)
-        self.occupancy = float(sizes[:, 0].sum()) / max(1, self.rows * tokens)
+        self.occupancy = float(lengths.sum()) / max(1, self.rows * tokens)
 
     @property
     def rows(self) -> int:
