@@ -166,8 +166,8 @@ class RecordSource(Sequence[Record]):
     """
 
     def __init__(self, directory: Path, split: str):
-        self._directory, self._split = Path(directory), split
-        values = manifest(self._directory)
+        self.directory, self.split = Path(directory), split
+        values = manifest(self.directory)
         if split not in values["counts"]:
             raise EarthGPTError(f"data {directory}: no split {split!r}; it has {', '.join(values['counts']) or 'none'}")
         self.name: str = values["name"]
@@ -178,7 +178,7 @@ class RecordSource(Sequence[Record]):
     @functools.cached_property
     def annotated(self) -> Annotated:
         """The classes that the dataset annotates."""
-        return annotated(manifest(self._directory))
+        return annotated(manifest(self.directory))
 
     def __len__(self) -> int:
         return self._length
@@ -187,7 +187,7 @@ class RecordSource(Sequence[Record]):
         if not -self._length <= index < self._length:
             raise IndexError(index)
         if self._source is None:
-            self._source = tfds.builder_from_directory(str(self._directory)).as_data_source(split=self._split)
+            self._source = tfds.builder_from_directory(str(self.directory)).as_data_source(split=self.split)
         return to_record(self._source[int(index) % self._length])
 
     def __getstate__(self) -> dict[str, Any]:
@@ -271,6 +271,12 @@ class Together(Sequence[Record]):
     def annotated(self) -> dict[str, Annotated]:
         """Source -> the classes that it annotates."""
         return {source.name: source.annotated for source in self._sources}
+
+    def parts(self) -> Iterator[tuple[RecordSource, np.ndarray]]:
+        """Each source, and the numbers of its records that occur, i64[n] in their order."""
+        for source, start in zip(self._sources, self._starts.tolist(), strict=False):
+            first, last = np.searchsorted(self._rows, (start, start + len(source)))
+            yield source, self._rows[first:last] - start
 
     def __len__(self) -> int:
         return len(self._rows)
