@@ -11,7 +11,6 @@ import yaml
 from earthgpt_jax.mmrs.record import Task
 from earthgpt_jax.resources import data_path
 
-
 _FILES = ("instructions.yaml", "answers.yaml")
 
 

@@ -55,9 +55,7 @@ def planned(
     for source, records in together.parts():
         found = lengths(source, asking=asking, workers=workers)
         sources.append(Source(name=source.name, index=found.index, records=records, identity=found.identity))
-    prefix, _ = image_prefix(
-        tokenizer, conversation(data.conversation), visual_tokens=config.model.visual_tokens
-    )  # fmt: skip
+    prefix, _ = image_prefix(tokenizer, conversation(data.conversation), visual_tokens=config.model.visual_tokens)
     room = Room(shared=len(prefix), tokens_per_row=data.tokens_per_row, max_questions=data.max_questions)
     return Plan(
         sources,
