@@ -87,7 +87,7 @@ class LengthIndex:
         """Of all that is in it."""
         digest = hashlib.sha256(repr(self.kinds).encode())
         for values in self.arrays().values():
-            digest.update(np.ascontiguousarray(values))
+            digest.update(values.tobytes())
         return digest.hexdigest()[:16]
 
     def arrays(self) -> dict[str, np.ndarray]:

@@ -64,7 +64,7 @@ class Plan:
         epochs: the packing of each epoch of the cycle.
 
     Raises:
-        EarthGPTError: no question to ask is short enough for a row.
+        EarthGPTError: two sources of one name; no question to ask is short enough for a row.
     """
 
     def __init__(
@@ -76,6 +76,11 @@ class Plan:
         images_per_row: int,
         seed: int,
     ):
+        names = collections.Counter(source.name for source in sources)
+        if twice := [name for name, count in names.items() if count > 1]:
+            raise EarthGPTError(
+                f"plan: expected every source once, got {', '.join(twice)} twice; leave one of them out"
+            )
         self.sources, self.room = tuple(sources), room
         self.weights, self.images_per_row, self._seed = dict(weights), images_per_row, seed
         self.cycle: Cycle[tuple[str, str]] = cycle(

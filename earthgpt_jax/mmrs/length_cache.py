@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import io
@@ -62,7 +63,7 @@ def lengths(source: store.RecordSource, *, asking: Asking, workers: int | None =
 
 
 def _user_cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "earthgpt"
+    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "earthgpt")
 
 
 def _measured(source: store.RecordSource, asking: Asking, workers: int | None) -> LengthIndex:
@@ -128,9 +129,9 @@ def _write(places: tuple[Path, ...], name: str, index: LengthIndex, identity: Ma
 
 
 def _prune(place: Path, name: str) -> None:
-    """Deletes the oldest files of the same split above `KEPT`; another process may be doing so, too."""
+    """Deletes the oldest files of the same split above `KEPT`."""
     split = name.rpartition("-")[0]
-    files = [path for path in place.iterdir() if re.fullmatch(re.escape(split) + r"-[0-9a-f]{16}\.npz", path.name)]
-    ages = sorted(files, key=lambda path: path.stat().st_mtime if path.exists() else 0.0)
-    for path in ages[:-KEPT]:
-        path.unlink(missing_ok=True)
+    with contextlib.suppress(FileNotFoundError):  # another process does so, too
+        files = [path for path in place.iterdir() if re.fullmatch(re.escape(split) + r"-[0-9a-f]{16}\.npz", path.name)]
+        for path in sorted(files, key=lambda path: path.stat().st_mtime_ns)[:-KEPT]:
+            path.unlink()

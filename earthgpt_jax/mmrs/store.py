@@ -3,8 +3,8 @@
 A finished dataset directory holds what TFDS writes (`tfds.builder_from_directory` opens it),
 `manifest.json` (counts, fingerprint, sha256 of every shard), `quarantine.jsonl` (what could not be
 used, with its reason), `digests.npz` (which records hold the same image) and, of native files,
-`inputs.sha256`. It appears under its name only when it is complete. What an audit adds later (`looks.npz`,
-`leaks.jsonl`, a verdict in the manifest) changes neither records nor fingerprint.
+`inputs.sha256`. It appears under its name only when it is complete. What is added later (an audit's `looks.npz`,
+`leaks.jsonl` and verdict in the manifest; `lengths-*.npz`) changes neither records nor fingerprint.
 
 Datasets in a folder are read together, and then no image of an evaluation split is trained on: see
 `open_source`.
@@ -160,6 +160,11 @@ def image_digests(directory: Path) -> dict[str, np.ndarray]:
 
 class RecordSource(Sequence[Record]):
     """Random access to one split; opens lazily and pickles, so worker processes can hold it.
+
+    Attributes:
+        directory, split: as given.
+        name: the dataset's.
+        fingerprint: of the dataset and the split.
 
     Raises:
         EarthGPTError: not a finished dataset directory, or no such split.

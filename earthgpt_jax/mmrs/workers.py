@@ -15,7 +15,8 @@ from typing import Any, Protocol, TypeVar
 from earthgpt_jax.errors import EarthGPTError
 
 Function = Callable[[Path], None]
-_Item, _Result = TypeVar("_Item"), TypeVar("_Result")
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 
 
 class Engine(Protocol):

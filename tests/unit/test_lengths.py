@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 from pathlib import Path
 
 import numpy as np
@@ -165,3 +166,8 @@ def test_a_read_only_dataset_is_cached_with_the_user(dataset, tmp_path, monkeypa
 
 def test_other_processes_give_the_same_in_order():
     assert list(mapped(abs, range(-8, 0), workers=2)) == list(range(8, 0, -1))
+
+
+def test_a_killed_worker_is_an_error_and_no_wait():
+    with pytest.raises(EarthGPTError, match="one of 2 workers was killed"):
+        list(mapped(os._exit, [1] * 8, workers=2))

@@ -133,6 +133,11 @@ def test_questions_longer_than_a_row_are_counted():
         _plan(_source("one", [[70]]))
 
 
+def test_a_source_occurs_once():
+    with pytest.raises(EarthGPTError, match="got one twice"):
+        _plan(_source("one", [[5]]), _source("one", [[6]]))
+
+
 def test_identities_tell_what_differs():
     one, two = _source("one", [[5, 6]] * 5), _source("two", [[7]] * 5)
     before = _plan(one, two).identity()

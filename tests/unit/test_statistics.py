@@ -139,7 +139,7 @@ def test_a_plan_is_compared_with_padding(tmp_path: Path, capsys) -> None:
     assert "training does not pack by this plan yet" in said
     rows = {line[4:].split("  ")[0]: line.split() for line in said.splitlines()}
     whole, batch, buckets, packed = (
-        rows[name] for name in ("padded to T", "padded to the longest of 32", "8 length buckets", "packed by the plan")
+        rows[name] for name in ("padded to T", "padded to the longest of 16", "8 length buckets", "packed by the plan")
     )
     samples = int(whole[-5])
     assert (whole[-4], int(packed[-4])) == (str(640 * samples), 640 * int(packed[-5]))
