@@ -13,16 +13,12 @@ none came out as near (pHash alone: 6 of 5,050 of SAR); of 4,005 thermal ones 7 
 
 from __future__ import annotations
 
-import concurrent.futures
 import dataclasses
 import functools
 import hashlib
 import io
 import logging
-import multiprocessing
-import os
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import imagehash
@@ -33,6 +29,7 @@ from tqdm import tqdm
 from earthgpt_jax.errors import EarthGPTError
 from earthgpt_jax.input.images import decode
 from earthgpt_jax.mmrs import store
+from earthgpt_jax.mmrs.workers import mapped
 
 FILE = "looks.npz"
 NONE = 0  # of a record without a picture, or with one that shows nothing
@@ -98,24 +95,14 @@ def looks(directory: Path, *, workers: int | None = None) -> dict[str, Looks]:
         for start in range(0, length, _CHUNK)
     ]
     arrays = {split: np.zeros((length, len(_COLUMNS)), np.uint64) for split, length in lengths.items()}
-    workers = min(workers or os.cpu_count() or 1, len(chunks) // 4)  # a process takes seconds to start
     with tqdm(total=sum(lengths.values()), desc=f"{values['name']}: looks", unit="image", leave=False) as bar:
-        for (split, start, stop), found in zip(chunks, _mapped(directory, chunks, workers), strict=True):
+        found_all = mapped(functools.partial(_chunk, directory), chunks, workers=workers)
+        for (split, start, stop), found in zip(chunks, found_all, strict=True):
             arrays[split][start:stop] = found
             bar.update(stop - start)
     taken = {split: Looks(**dict(zip(_COLUMNS, array.T, strict=True))) for split, array in arrays.items()}
     _write(directory / FILE, key, taken)
     return taken
-
-
-def _mapped(directory: Path, chunks: list[tuple[str, int, int]], workers: int) -> Iterator[np.ndarray]:
-    task = functools.partial(_chunk, directory)
-    if workers < 2:
-        yield from map(task, chunks)
-        return
-    context = multiprocessing.get_context("spawn")  # readers of shards hold threads, which a fork would break
-    with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool:
-        yield from pool.map(task, chunks)
 
 
 @functools.lru_cache(maxsize=2)

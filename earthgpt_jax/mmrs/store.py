@@ -3,8 +3,8 @@
 A finished dataset directory holds what TFDS writes (`tfds.builder_from_directory` opens it),
 `manifest.json` (counts, fingerprint, sha256 of every shard), `quarantine.jsonl` (what could not be
 used, with its reason), `digests.npz` (which records hold the same image) and, of native files,
-`inputs.sha256`. It appears under its name only when it is complete. What an audit adds later (`looks.npz`,
-`leaks.jsonl`, a verdict in the manifest) changes neither records nor fingerprint.
+`inputs.sha256`. It appears under its name only when it is complete. What is added later (an audit's `looks.npz`,
+`leaks.jsonl` and verdict in the manifest; `lengths-*.npz`) changes neither records nor fingerprint.
 
 Datasets in a folder are read together, and then no image of an evaluation split is trained on: see
 `open_source`.
@@ -162,13 +162,18 @@ def image_digests(directory: Path) -> dict[str, np.ndarray]:
 class RecordSource(Sequence[Record]):
     """Random access to one split; opens lazily and pickles, so worker processes can hold it.
 
+    Attributes:
+        directory, split: as given.
+        name: the dataset's.
+        fingerprint: of the dataset and the split.
+
     Raises:
         EarthGPTError: not a finished dataset directory, or no such split.
     """
 
     def __init__(self, directory: Path, split: str):
-        self._directory, self._split = Path(directory), split
-        values = manifest(self._directory)
+        self.directory, self.split = Path(directory), split
+        values = manifest(self.directory)
         if split not in values["counts"]:
             raise EarthGPTError(f"data {directory}: no split {split!r}; it has {', '.join(values['counts']) or 'none'}")
         self.name: str = values["name"]
@@ -179,7 +184,7 @@ class RecordSource(Sequence[Record]):
     @functools.cached_property
     def annotated(self) -> Annotated:
         """The classes that the dataset annotates."""
-        return annotated(manifest(self._directory))
+        return annotated(manifest(self.directory))
 
     def __len__(self) -> int:
         return self._length
@@ -188,7 +193,7 @@ class RecordSource(Sequence[Record]):
         if not -self._length <= index < self._length:
             raise IndexError(index)
         if self._source is None:
-            self._source = tfds.builder_from_directory(str(self._directory)).as_data_source(split=self._split)
+            self._source = tfds.builder_from_directory(str(self.directory)).as_data_source(split=self.split)
         return to_record(self._source[int(index) % self._length])
 
     def __getstate__(self) -> dict[str, Any]:
@@ -278,6 +283,12 @@ class Together(Sequence[Record]):
     def annotated(self) -> dict[str, Annotated]:
         """Source -> the classes that it annotates."""
         return {source.name: source.annotated for source in self._sources}
+
+    def parts(self) -> Iterator[tuple[RecordSource, np.ndarray]]:
+        """Each source, and the numbers of its records that occur, i64[n] in their order."""
+        for source, start in zip(self._sources, self._starts.tolist(), strict=False):
+            first, last = np.searchsorted(self._rows, (start, start + len(source)))
+            yield source, self._rows[first:last] - start
 
     def __len__(self) -> int:
         return len(self._rows)

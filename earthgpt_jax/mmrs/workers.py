@@ -10,11 +10,13 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 from earthgpt_jax.errors import EarthGPTError
 
 Function = Callable[[Path], None]
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 
 
 class Engine(Protocol):
@@ -40,9 +42,7 @@ class Local:
                 yield job
             return
         if self._pool is None:
-            self._pool = concurrent.futures.ProcessPoolExecutor(
-                self._count, mp_context=multiprocessing.get_context("spawn"), initializer=_prepare
-            )
+            self._pool = _processes(self._count)
         futures = {self._pool.submit(function, job): job for job in jobs}
         try:
             for future in concurrent.futures.as_completed(futures):
@@ -66,9 +66,42 @@ class Local:
         self.close()
 
 
+def mapped(
+    function: Callable[[_Item], _Result], items: Sequence[_Item], *, workers: int | None = None, fewest: int = 4
+) -> Iterator[_Result]:
+    """The results of a picklable function, in the order of `items`.
+
+    Args:
+        workers: processes, at most; None: one a core.
+        fewest: items for each process, which takes seconds to start; where there are fewer, fewer are started.
+
+    Raises:
+        EarthGPTError: a worker was killed.
+    """
+    count = min(cores() if workers is None else workers, len(items) // fewest)
+    if count < 2:
+        yield from map(function, items)
+        return
+    with _processes(count) as pool:
+        try:
+            yield from pool.map(function, items)
+        except BrokenProcessPool as error:
+            raise EarthGPTError(
+                f"one of {count} workers was killed, most likely for want of memory; try fewer (--workers)"
+            ) from error
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
 def cores() -> int:
     """How many this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _processes(count: int) -> concurrent.futures.ProcessPoolExecutor:
+    """Spawned, since readers of shards hold threads, which a fork would break."""
+    context: Any = multiprocessing.get_context("spawn")
+    return concurrent.futures.ProcessPoolExecutor(count, mp_context=context, initializer=_prepare)
 
 
 def _prepare() -> None:

@@ -12,10 +12,12 @@ import pytest
 from earthgpt_jax.cli.main import main
 from earthgpt_jax.geometry import rect_to_polygon, rotated_to_polygon
 from earthgpt_jax.input.tokenizer import Tokenizer
+from earthgpt_jax.mmrs.occupancy import padded
 from earthgpt_jax.mmrs.record import Object, Record, Sensor, Task, Turn
 from earthgpt_jax.mmrs.statistics import Statistics, measure
 from earthgpt_jax.mmrs.store import write
 from earthgpt_jax.resources import assets_path
+from tests import nano
 
 TOKENIZER = assets_path("tiny", "tokenizer.model")
 
@@ -121,3 +123,51 @@ def test_what_the_user_can_mend(datasets: Path, tmp_path: Path, monkeypatch, cap
     monkeypatch.chdir(tmp_path)
     assert main(["data", "stats", str(datasets), *words]) == 2
     assert message in capsys.readouterr().err
+
+
+def _planned(capsys, *words: object) -> tuple[int, str, str]:
+    capsys.readouterr()
+    status = main(["data", "stats", *map(str, words)])
+    return status, *capsys.readouterr()
+
+
+def test_a_plan_is_compared_with_padding(tmp_path: Path, capsys) -> None:
+    nano.dataset(tmp_path / "synthetic", train=6, test=0)
+    words = (tmp_path, "--plan", "--tokens-per-row", 640, "--images-per-row", 4, "--workers", 1)
+    status, said, _ = _planned(capsys, *words)
+    assert status == 0
+    assert "training does not pack by this plan yet" in said
+    rows = {line[4:].split("  ")[0]: line.split() for line in said.splitlines()}
+    whole, batch, buckets, packed = (
+        rows[name] for name in ("padded to T", "padded to the longest of 16", "8 length buckets", "packed by the plan")
+    )
+    samples = int(whole[-5])
+    assert (whole[-4], int(packed[-4])) == (str(640 * samples), 640 * int(packed[-5]))
+    assert float(whole[-3]) < float(batch[-3]) <= float(buckets[-3]) < float(packed[-3]) <= 1
+    held = [line.split() for line in said.split("images of the plan's rows")[1].split("an image with")[0].splitlines()]
+    assert sum(int(row[0]) * int(row[1]) for row in held if len(row) == 4) == samples
+    assert _planned(capsys, *words)[1] == said  # from the lengths that were kept
+
+
+def test_padding_by_hand() -> None:
+    tokens = np.array([10, 30, 79, 80])
+    whole, batch, buckets = padded(tokens, tokens_per_row=80, batch_size=4).values()
+    assert (whole.tolist(), batch.tolist(), buckets.tolist()) == ([80] * 4, [80] * 4, [10, 30, 80, 80])
+    alone = padded(tokens, tokens_per_row=80, batch_size=1)["padded to the longest of 1"]
+    assert sorted(alone.tolist()) == tokens.tolist()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--workers", "2"], "--workers is for --plan"),
+        (["--plan", "--json", "x.json"], "--json and --html are of the statistics"),
+        (["--plan", "--images-per-row", "0"], "--images-per-row: expected at least 1"),
+        (["--plan", "--tokens-per-row", "20"], "data.tokens_per_row: expected room for"),
+        (["--plan", "--config", "tiny:instruct"], "no dataset with images"),
+    ],
+)
+def test_what_the_user_can_mend_of_a_plan(tmp_path: Path, capsys, words, message) -> None:
+    write({"val": [_record("b/val/1", Task.CAPTION, references=("ships .",))]}, out=tmp_path / "b", name="b")
+    status, _, wrong = _planned(capsys, tmp_path, *words)
+    assert status == 2 and message in wrong

@@ -176,3 +176,16 @@ def test_a_folder_of_an_earlier_version_has_to_be_built_anew(built, tmp_path):
         (tmp_path / "s" / "manifest.json").write_text(json.dumps(old))
         with pytest.raises(EarthGPTError, match=r"version 2\.0\.0, got 1\.0\.0: it was built by an earlier version"):
             RecordSource(tmp_path / "s", "train")
+
+
+def test_parts_of_several_datasets_say_which_records_occur(tmp_path):
+    for name, count in (("a", 3), ("b", 2), ("c", 4)):
+        records = [_record(number, id=f"{name}/train/{number}") for number in range(count)]
+        write({"train": records}, out=tmp_path / name, name=name)
+    left_out = np.array([0, 1, 0, 1, 1, 0, 0, 0, 1], bool)
+    together = store.Together([RecordSource(tmp_path / name, "train") for name in "abc"], left_out=left_out)
+    found = [(source.name, records.tolist()) for source, records in together.parts()]
+    assert found == [("a", [0, 2]), ("b", []), ("c", [0, 1, 2])]
+    assert [f"{name}/train/{number}" for name, numbers in found for number in numbers] == [r.id for r in together]
+    whole = store.Together([RecordSource(tmp_path / "b", "train")])
+    assert [records.tolist() for _, records in whole.parts()] == [[0, 1]]

@@ -12,11 +12,21 @@ Measures what dataset directories hold: records, sensors, tasks and classes by s
 pixels and by COCO's small, medium and large, aspects, objects an image; lengths of questions and answers
 in tokens, by kind of question. Of several datasets also all together.
 
+With --plan, instead: how full rows would be if several images with their questions shared one, as a
+recipe asks them, against one image a row; images a row, tokens an image, samples of each source and
+questions longer than a row. It is an estimate of what packing would save: training does not pack by
+this plan yet. Lengths of questions are kept beside the shards (lengths-*.npz) for the next time.
+
 examples:
   earthgpt data stats datasets
   earthgpt data stats datasets/hit_uav --html stats.html --json stats.json
   earthgpt data stats datasets --tokenizer Llama-2-13b-hf/tokenizer.model
+  earthgpt data stats datasets --plan --config earthgpt_13b:instruct --tokens-per-row 4096
 """
+
+
+_CONFIG = "tiny:instruct"
+_OF_PLAN = ("config", "tokens_per_row", "images_per_row", "workers")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,9 +34,44 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tokenizer", type=Path, help="a SentencePiece model (default: the embedded one)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures as JSON too")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write a page with tables and plots too")
+    parser.add_argument("--plan", action="store_true", help="estimate what packing images into rows would save")
+    parser.add_argument("--config", help=f"--plan: the recipe that asks (default: {_CONFIG})")
+    parser.add_argument("--tokens-per-row", type=int, metavar="N", help="--plan: T (default: the recipe's)")
+    parser.add_argument("--images-per-row", type=int, metavar="N", help="--plan: at most (default: what has room)")
+    parser.add_argument("--workers", type=int, metavar="N", help="--plan: processes that measure (default: one a core)")
 
 
 def run(args: argparse.Namespace) -> int:
+    return _plan(args) if args.plan else _measure(args)
+
+
+def _plan(args: argparse.Namespace) -> int:
+    from earthgpt_jax.config import load
+    from earthgpt_jax.errors import EarthGPTError
+    from earthgpt_jax.input.tokenizer import Tokenizer
+    from earthgpt_jax.mmrs import occupancy
+    from earthgpt_jax.resources import assets_path
+
+    if args.json or args.html:
+        raise EarthGPTError("--json and --html are of the statistics; leave them out, or --plan")
+    for name in _OF_PLAN[1:]:
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise EarthGPTError(f"--{name.replace('_', '-')}: expected at least 1, got {value}")
+    wide = [] if args.tokens_per_row is None else [f"--config.data.tokens_per_row={args.tokens_per_row}"]
+    config = load(args.config or _CONFIG, wide)
+    plan = occupancy.planned(
+        args.dir,
+        config,
+        tokenizer=Tokenizer(args.tokenizer or assets_path("tiny", "tokenizer.model")),
+        images_per_row=args.images_per_row,
+        workers=args.workers,
+    )
+    print(occupancy.text(plan, batch_size=config.data.batch_size))
+    return 0
+
+
+def _measure(args: argparse.Namespace) -> int:
     import json
 
     from earthgpt_jax.errors import EarthGPTError
@@ -35,6 +80,8 @@ def run(args: argparse.Namespace) -> int:
     from earthgpt_jax.mmrs.inspection import directories
     from earthgpt_jax.resources import assets_path
 
+    if given := [name for name in _OF_PLAN if getattr(args, name) is not None]:
+        raise EarthGPTError(f"--{given[0].replace('_', '-')} is for --plan; add it, or leave this out")
     for option, path in (("--json", args.json), ("--html", args.html)):
         if path and (path.is_dir() or not path.absolute().parent.is_dir()):
             raise EarthGPTError(f"{option} {path}: expected the name of a file in a folder that exists")

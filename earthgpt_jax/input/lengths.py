@@ -1,0 +1,140 @@
+"""How long every question is that can be asked: the tokens of its turn behind the shared prefix of its image.
+
+From this alone rows are planned, without reading a record. A question's wording depends on its record, kind and
+index and the seed (`templates.wording_rng`), so its length is the same in every epoch.
+"""
+
+from __future__ import annotations
+
+import array
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from earthgpt_jax.errors import EarthGPTError
+from earthgpt_jax.input import templates
+from earthgpt_jax.input.conversation import conversation
+from earthgpt_jax.input.questions import Grammar, ask, candidates, task_of
+from earthgpt_jax.input.rows import turn_ids
+from earthgpt_jax.input.tokenizer import Tokenizer
+from earthgpt_jax.mmrs.record import UNKNOWN, Annotated, Record
+
+_VERSION = 1  # raise it when code gives the same question another text
+_COLUMNS = {"record": np.int32, "kind": np.uint8, "index": np.uint16, "tokens": np.uint16}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Asking:
+    """Which questions are asked, and how they are written; fields as in `pipeline.InputSpec`.
+
+    Raises:
+        EarthGPTError: an unknown kind or conversation.
+    """
+
+    kinds: tuple[str, ...]
+    tokenizer: Tokenizer
+    conversation: str
+    grammar: Grammar
+    seed: int
+
+    def __post_init__(self) -> None:
+        conversation(self.conversation)
+        for kind in self.kinds:
+            task_of(kind)
+
+    def identity(self) -> dict[str, Any]:
+        """Everything that the questions' lengths depend on, besides the records."""
+        return {
+            "tokenizer": self.tokenizer.fingerprint,
+            "conversation": self.conversation,
+            "conversation text": fingerprint(conversation(self.conversation).dialogue([("{question}", "{answer}")])),
+            "decimals": self.grammar.decimals,
+            "max_boxes": self.grammar.max_boxes,
+            "templates": templates.fingerprint(),
+            "kinds": list(self.kinds),
+            "seed": self.seed,
+            "version": _VERSION,
+        }
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class LengthIndex:
+    """The questions of R records, sorted by record, kind and index.
+
+    Attributes:
+        record: i32[Q], the record's number.
+        kind: u8[Q], into `kinds`.
+        index: u16[Q], as `questions.ask` takes it.
+        tokens: u16[Q], of the turn behind the shared prefix.
+        digests: u64[R], of the records' ids.
+    """
+
+    kinds: tuple[str, ...]
+    record: np.ndarray
+    kind: np.ndarray
+    index: np.ndarray
+    tokens: np.ndarray
+    digests: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.record)
+
+    def fingerprint(self) -> str:
+        """Of all that is in it."""
+        digest = hashlib.sha256(repr(self.kinds).encode())
+        for values in self.arrays().values():
+            digest.update(values.tobytes())
+        return digest.hexdigest()[:16]
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """By name, all but `kinds`."""
+        return {name: getattr(self, name) for name in (*_COLUMNS, "digests")}
+
+
+def fingerprint(values: Any) -> str:
+    """Of plain values."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def measure(
+    records: Sequence[Record], *, asking: Asking, annotated: Annotated = UNKNOWN, start: int = 0
+) -> LengthIndex:
+    """The index of a run of records, whose first has the number `start`.
+
+    Raises:
+        EarthGPTError: a number that its type does not hold; names the question.
+    """
+    template = conversation(asking.conversation)
+    known: Mapping[str, Any] = {"annotated": annotated, "seed": asking.seed}
+    columns = {name: array.array(np.dtype(dtype).char) for name, dtype in _COLUMNS.items()}
+    digests = np.zeros(len(records), np.uint64)
+    for number, record in enumerate(records):
+        digests[number] = int.from_bytes(hashlib.sha256(record.id.encode()).digest()[:8], "little")
+        for place, kind in enumerate(asking.kinds):
+            for index in candidates(record, kind, **known):
+                rng = templates.wording_rng(record.id, kind, index, seed=asking.seed)
+                said = ask(record, kind, index, grammar=asking.grammar, rng=rng, **known)
+                length = len(turn_ids(asking.tokenizer, template, said.text, said.answer)[0])
+                try:
+                    for column, value in zip(columns.values(), (start + number, place, index, length), strict=True):
+                        column.append(value)
+                except OverflowError:
+                    raise EarthGPTError(
+                        f"question {said.id}: expected an index and a number of tokens below 2^16, got {index} and "
+                        f"{length}; let data.max_boxes list fewer boxes, or leave the record out of the dataset"
+                    ) from None
+    return LengthIndex(
+        kinds=asking.kinds,
+        digests=digests,
+        **{name: np.array(column, _COLUMNS[name]) for name, column in columns.items()},
+    )
+
+
+def joined(parts: Sequence[LengthIndex]) -> LengthIndex:
+    """Of consecutive runs of records, at least one, the whole."""
+    columns = {name: np.concatenate([part.arrays()[name] for part in parts]) for name in parts[0].arrays()}
+    return LengthIndex(kinds=parts[0].kinds, **columns)

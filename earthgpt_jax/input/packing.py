@@ -1,0 +1,160 @@
+"""Which samples share a row: a packing of lengths, computed once, and from it any row of any epoch.
+
+Packing depends on how many samples there are of each length, not on which they are, and that is the same in
+every epoch. So the patterns (rows of 900 + 700 + 448 tokens: 312 of them) are solved once; an epoch only
+deals its shuffled samples out to them. Every epoch has the same number of rows, and any row is found without
+the rows before it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from earthgpt_jax.errors import EarthGPTError
+
+Size = tuple[int, int]  # tokens, images
+
+
+@dataclasses.dataclass(frozen=True)
+class Pattern:
+    """`rows` rows that hold one sample of each of `sizes`."""
+
+    sizes: tuple[Size, ...]
+    rows: int
+
+
+def pack(counts: Mapping[Size, int], *, tokens: int, images: int) -> tuple[Pattern, ...]:
+    """Rows for `counts` samples of each size, nearly full ones.
+
+    Again and again the longest sample left opens a row, the fullest company for it is found among all that is left
+    (minimum bin slack: Gupta and Ho, 1999), and as many rows are filled alike as there are samples for. The time
+    depends on the number of sizes, not of samples.
+
+    Raises:
+        EarthGPTError: a sample is larger than a row.
+    """
+    sizes = sorted(size for size, count in counts.items() if count)
+    for length, shown in sizes:
+        if length > tokens or shown > images:
+            raise EarthGPTError(
+                f"packing: {counts[length, shown]} samples of {length} tokens and {shown} images do not fit into rows "
+                f"of {tokens} tokens and {images} images; make rows longer, or split such samples"
+            )
+    left = np.array([counts[size] for size in sizes], np.int64)
+    patterns = []
+    for first in reversed(range(len(sizes))):
+        length, shown = sizes[first]
+        while left[first]:
+            left[first] -= 1
+            company = _fill(sizes, left, room=(tokens - length, images - shown))
+            left[first] += 1
+            used, times = np.unique([first, *company], return_counts=True)
+            rows = int((left[used] // times).min())
+            left[used] -= rows * times
+            patterns.append(Pattern(tuple(sizes[i] for i in (first, *company)), rows))
+    return tuple(patterns)
+
+
+def _fill(sizes: Sequence[Size], left: np.ndarray, *, room: Size) -> list[int]:
+    """Indices of sizes, no more often than `left`, that fill the room best: a subset sum, the longest tried first.
+
+    Sets of sums are bits of an integer: `tokens` of `images` is bit `images * stride + tokens`, and to add a size is
+    to shift. A stride is twice the room, so that what is too long stands where no sum is.
+    """
+    tokens, images = room
+    stride = 2 * (tokens + 1)
+    lane = (1 << (tokens + 1)) - 1
+    allowed = sum(lane << (used * stride) for used in range(images + 1))
+    full = sum(1 << (used * stride + tokens) for used in range(images + 1))
+    reached, steps = 1, []
+    for index in reversed(np.flatnonzero(left).tolist()):
+        length, shown = sizes[index]
+        new = reached
+        for _ in range(min(int(left[index]), tokens // length)):
+            new = (new << (shown * stride + length)) & allowed & ~reached
+            if not new:
+                break
+            reached |= new
+            steps.append((index, new))
+        if reached & full:
+            break
+    lanes = [reached >> (used * stride) & lane for used in range(images + 1)]
+    total = max(found.bit_length() for found in lanes) - 1
+    used = next(used for used, found in enumerate(lanes) if found.bit_length() == total + 1)
+    chosen, bit = [], used * stride + total
+    for index, new in reversed(steps):  # a sum was reached in a later step than the one that it continues
+        if new >> bit & 1:
+            chosen.append(index)
+            bit -= sizes[index][1] * stride + sizes[index][0]
+    return chosen
+
+
+class PackPlan:
+    """The rows of every epoch over samples of known sizes.
+
+    Args:
+        lengths: i[N], tokens of each sample, shared image tokens included.
+        images: i[N], images of each sample.
+        tokens: T, of a row.
+        max_images: I, of a row.
+        seed: another seed is another order and another company in every row.
+
+    Every sample occurs exactly once in an epoch. The order depends on (seed, epoch) alone.
+    """
+
+    def __init__(self, lengths: np.ndarray, images: np.ndarray, *, tokens: int, max_images: int, seed: int):
+        lengths, images = np.asarray(lengths, np.int64), np.asarray(images, np.int64)
+        base = int(images.max(initial=0)) + 1
+        codes, kind, counts = np.unique(lengths * base + images, return_inverse=True, return_counts=True)
+        # Sixteen bits, where they do, are sorted in linear time.
+        self._kind = kind.reshape(-1).astype(np.min_scalar_type(len(codes)))
+        names = [divmod(int(code), base) for code in codes]
+        self.patterns = pack(dict(zip(names, counts.tolist(), strict=True)), tokens=tokens, images=max_images)
+        self.tokens, self._seed, self._size = tokens, seed, len(lengths)
+        self._ends = np.cumsum([pattern.rows for pattern in self.patterns])
+        # For each slot of each pattern: where its samples begin in the samples sorted by size.
+        taken = np.concatenate([[0], np.cumsum(counts)])[:-1]
+        index = {name: i for i, name in enumerate(names)}
+        self._starts: list[np.ndarray] = []
+        for pattern in self.patterns:
+            starts = np.empty(len(pattern.sizes), np.int64)
+            for slot, size in enumerate(pattern.sizes):
+                starts[slot] = taken[index[size]]
+                taken[index[size]] += pattern.rows
+            self._starts.append(starts)
+        self.occupancy = float(lengths.sum()) / max(1, self.rows * tokens)
+
+    @property
+    def rows(self) -> int:
+        """Of an epoch."""
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def __getitem__(self, row: int) -> Sequence[int]:
+        """The samples of row `row`, counted through all epochs."""
+        epoch, place = divmod(int(row), self.rows)
+        rows, samples = self._order(epoch)
+        slot = int(rows[place])
+        which = int(np.searchsorted(self._ends, slot, side="right"))
+        within = slot - (int(self._ends[which - 1]) if which else 0)
+        return samples[self._starts[which] + within].tolist()
+
+    @functools.cached_property
+    def _order(self):
+        @functools.lru_cache(maxsize=2)
+        def order(epoch: int) -> tuple[np.ndarray, np.ndarray]:
+            rng = np.random.default_rng((self._seed, epoch))
+            rows, shuffled = rng.permutation(self.rows), rng.permutation(self._size)
+            return rows, shuffled[np.argsort(self._kind[shuffled], kind="stable")]
+
+        return order
+
+    def fingerprint(self) -> str:
+        """Of everything that the order depends on."""
+        digest = hashlib.sha256(repr((self.tokens, self._seed, self.patterns)).encode())
+        digest.update(self._kind.astype("<i4").tobytes())
+        return digest.hexdigest()[:16]

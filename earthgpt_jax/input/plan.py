@@ -1,0 +1,186 @@
+"""The plan of a run: which samples of which sources stand in any row, found without the rows before it.
+
+A cycle is a few epochs, after which every question was asked by its weight; each epoch of it has its own samples and
+packing, and every further cycle another order and other company in the rows.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from earthgpt_jax.errors import EarthGPTError
+from earthgpt_jax.input.lengths import LengthIndex
+from earthgpt_jax.input.packing import PackPlan
+from earthgpt_jax.input.samples import Cycle, Room, Samples, cycle, samples
+
+_VERSION = 1  # raise it when the same inputs give other rows
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Source:
+    """One source of a mixture.
+
+    Attributes:
+        records: i64[n], sorted, of the index's records those that occur.
+        weight: how often an epoch of the plan goes through the source; multiplies the weights of the kinds.
+        identity: what the index depends on, for `Plan.identity`.
+    """
+
+    name: str
+    index: LengthIndex
+    records: np.ndarray
+    weight: float = 1.0
+    identity: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Placed:
+    """A sample in a row: a record of a source, by their numbers, and the questions as `(kind, index)`."""
+
+    source: int
+    record: int
+    questions: tuple[tuple[str, int], ...]
+
+
+class Plan:
+    """The rows of all epochs.
+
+    Args:
+        sources: with names of their own.
+        weights: kind -> how often an epoch asks each question of it.
+        room: of a sample; a row has the same tokens.
+        images_per_row: I, at most.
+        seed: of all orders.
+
+    Attributes:
+        cycle: the epochs until all weights are met, and what rounding loses; its keys are (source, kind).
+        samples: of each epoch of the cycle, of each source.
+        epochs: the packing of each epoch of the cycle.
+
+    Raises:
+        EarthGPTError: two sources of one name; no question to ask is short enough for a row.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        *,
+        weights: Mapping[str, float],
+        room: Room,
+        images_per_row: int,
+        seed: int,
+    ):
+        names = collections.Counter(source.name for source in sources)
+        if twice := [name for name, count in names.items() if count > 1]:
+            raise EarthGPTError(
+                f"plan: expected every source once, got {', '.join(twice)} twice; leave one of them out"
+            )
+        self.sources, self.room = tuple(sources), room
+        self.weights, self.images_per_row, self._seed = dict(weights), images_per_row, seed
+        self.cycle: Cycle[tuple[str, str]] = cycle(
+            {(source.name, kind): source.weight * weight for source in sources for kind, weight in weights.items()}
+        )
+        self.samples = [
+            [self._drawn(source, epoch=epoch, seed=seed) for source in sources] for epoch in range(self.cycle.epochs)
+        ]
+        self.epochs = [
+            PackPlan(
+                np.concatenate([each.tokens for each in drawn]), np.concatenate([each.images for each in drawn]),
+                tokens=room.tokens_per_row, max_images=images_per_row, seed=seed + epoch,
+            )
+            for epoch, drawn in enumerate(self.samples)
+        ]  # fmt: skip
+        self._starts = [np.cumsum([0, *map(len, drawn)]) for drawn in self.samples]
+        self._ends = np.cumsum([epoch.rows for epoch in self.epochs])
+        if not self.rows:
+            raise EarthGPTError(
+                f"plan: no question of the kinds {', '.join(weights) or 'none'} has room in rows of "
+                f"{room.tokens_per_row} tokens, {room.shared} of them an image's; make rows longer, or ask other kinds"
+            )
+
+    def _drawn(self, source: Source, *, epoch: int, seed: int) -> Samples:
+        times = {kind: count for (name, kind), count in self.cycle.times.items() if name == source.name}
+        return samples(
+            source.index, times=times, epoch=epoch, epochs=self.cycle.epochs, room=self.room, seed=seed,
+            records=source.records,
+        )  # fmt: skip
+
+    @property
+    def rows(self) -> int:
+        """Of a cycle."""
+        return int(self._ends[-1])
+
+    @property
+    def left_out(self) -> dict[str, int]:
+        """Kind -> questions longer than a row."""
+        total: collections.Counter[str] = collections.Counter()
+        for each in self.samples[0]:
+            total.update(each.left_out)
+        return dict(total)
+
+    @property
+    def occupancy(self) -> float:
+        """Share of the cycle's tokens that are not padding."""
+        return sum(epoch.occupancy * epoch.rows for epoch in self.epochs) / self.rows
+
+    def __getitem__(self, row: int) -> tuple[Placed, ...]:
+        """What stands in row `row`, counted through all cycles."""
+        number, place = divmod(int(row), self.rows)
+        epoch = int(np.searchsorted(self._ends, place, side="right"))
+        packing, starts = self.epochs[epoch], self._starts[epoch]
+        within = place - int(self._ends[epoch]) + packing.rows
+        placed = []
+        for sample in packing[number * packing.rows + within]:
+            source = int(np.searchsorted(starts, sample, side="right")) - 1
+            drawn, local = self.samples[epoch][source], sample - int(starts[source])
+            index = self.sources[source].index
+            asked = tuple((index.kinds[index.kind[q]], int(index.index[q])) for q in drawn.of(local))
+            placed.append(Placed(source=source, record=int(drawn.record[local]), questions=asked))
+        return tuple(placed)
+
+    def passes(self, rows: int) -> dict[str, float]:
+        """Source -> how often its questions of weight 1 were asked after so many rows."""
+        epochs = rows / self.rows * self.cycle.epochs
+        return {source.name: epochs * source.weight for source in self.sources}
+
+    def identity(self) -> dict[str, Any]:
+        """Everything that the rows depend on, by name."""
+        said: dict[str, Any] = {
+            "tokens_per_row": self.room.tokens_per_row,
+            "images_per_row": self.images_per_row,
+            "max_questions": self.room.max_questions,
+            "tokens of an image and the system text": self.room.shared,
+            "seed": self._seed,
+            "sources": [source.name for source in self.sources],
+            "version": _VERSION,
+            # NumPy may change its streams from version to version.
+            "permutations": np.random.default_rng(self._seed).permutation(8).tolist(),
+            "packing": [epoch.fingerprint() for epoch in self.epochs],
+        }
+        said |= {f"weight of {kind}": weight for kind, weight in sorted(self.weights.items())}
+        for source in self.sources:
+            own = {
+                **source.identity,
+                "weight": source.weight,
+                "questions": source.index.fingerprint(),
+                "records": hashlib.sha256(np.asarray(source.records, "<i8").tobytes()).hexdigest()[:16],
+            }
+            said |= {f"{source.name}: {name}": value for name, value in own.items()}
+        return said
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What is not the same in two identities of plans, a line each; [] if they are equal."""
+    names = [*before, *(name for name in now if name not in before)]
+    nothing = "nothing"
+    return [
+        f"{name}: {before.get(name, nothing)} before, {now.get(name, nothing)} now"
+        for name in names
+        if before.get(name, nothing) != now.get(name, nothing)
+    ]

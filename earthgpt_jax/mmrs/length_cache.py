@@ -1,0 +1,137 @@
+"""The length index of a dataset directory's split: computed in parallel, kept beside the shards."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import io
+import json
+import logging
+import os
+import re
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from earthgpt_jax.errors import EarthGPTError
+from earthgpt_jax.input.lengths import Asking, LengthIndex, fingerprint, joined, measure
+from earthgpt_jax.mmrs import store
+from earthgpt_jax.mmrs.workers import mapped
+
+KEPT = 4  # files of a split, the newest: one a way of asking
+_CHUNK = 64  # records a task of a worker process
+_log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Indexed:
+    """A length index, and everything it depends on."""
+
+    index: LengthIndex
+    identity: Mapping[str, Any]
+
+
+def lengths(source: store.RecordSource, *, asking: Asking, workers: int | None = None) -> Indexed:
+    """The length index of a split, read from its file if there is one of the same identity.
+
+    Where the dataset's folder cannot be written to, the file is in `$XDG_CACHE_HOME/earthgpt`; where that cannot
+    either, it is computed each time. A damaged file is computed anew, with a warning.
+
+    Args:
+        workers: processes; None: one a core.
+
+    Raises:
+        EarthGPTError: a question that an index cannot hold; a worker was killed.
+    """
+    shares = source.annotated.shares
+    identity = {"dataset": source.fingerprint, "classes": fingerprint(dict(shares)), **asking.identity()}
+    name = f"lengths-{source.split}-{fingerprint(identity)}.npz"
+    places = (source.directory, _user_cache() / fingerprint(source.fingerprint))
+    for place in places:
+        index = _read(place / name, identity, records=len(source))
+        if index is not None:
+            return Indexed(index=index, identity=identity)
+    index = _measured(source, asking, workers)
+    _write(places, name, index, identity)
+    return Indexed(index=index, identity=identity)
+
+
+def _user_cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "earthgpt")
+
+
+def _measured(source: store.RecordSource, asking: Asking, workers: int | None) -> LengthIndex:
+    starts = range(0, len(source), _CHUNK)
+    parts = []
+    with tqdm(total=len(source), desc=f"{source.name}: lengths", unit="record", leave=False) as bar:
+        task = functools.partial(_chunk, source.directory, source.split, asking)
+        for part in mapped(task, starts, workers=workers):
+            parts.append(part)
+            bar.update(len(part.digests))
+    return joined(parts or [measure([], asking=asking)])
+
+
+@functools.lru_cache(maxsize=2)
+def _source(directory: Path, split: str) -> store.RecordSource:
+    """Once a process, since opening shards takes longer than reading a chunk."""
+    return store.RecordSource(directory, split)
+
+
+def _chunk(directory: Path, split: str, asking: Asking, start: int) -> LengthIndex:
+    source = _source(directory, split)
+    records = [source[number] for number in range(start, min(start + _CHUNK, len(source)))]
+    return measure(records, asking=asking, annotated=source.annotated, start=start)
+
+
+def _read(path: Path, identity: Mapping[str, Any], *, records: int) -> LengthIndex | None:
+    """None where there is no such file, or it is not what its name says."""
+    try:
+        with np.load(path) as file:
+            found = dict(file)
+        if json.loads(str(found.pop("identity"))) != identity:
+            raise ValueError("it is of other questions")
+        index = LengthIndex(kinds=tuple(identity["kinds"]), **found)
+        if len(index.digests) != records or {len(index.arrays()[name]) for name in ("kind", "index", "tokens")} != {
+            len(index)
+        }:
+            raise ValueError("it is of other records")
+        return index
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        _log.warning("%s is damaged (%s); computing it anew", path, error)
+        return None
+
+
+def _write(places: tuple[Path, ...], name: str, index: LengthIndex, identity: Mapping[str, Any]) -> None:
+    """In the first place that takes it."""
+    arrays: dict[str, Any] = {"identity": np.array(json.dumps(identity)), **index.arrays()}
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    reasons = []
+    for place in places:
+        try:
+            with store.writing(place):
+                place.mkdir(parents=True, exist_ok=True)
+            store.replace(place / name, buffer.getvalue())
+        except EarthGPTError as error:
+            reasons.append(str(error))
+        else:
+            _prune(place, name)
+            return
+    _log.warning("lengths of questions are not kept, and will be computed again: %s", "; ".join(reasons))
+
+
+def _prune(place: Path, name: str) -> None:
+    """Deletes the oldest files of the same split above `KEPT`."""
+    split = name.rpartition("-")[0]
+    with contextlib.suppress(FileNotFoundError):  # another process does so, too
+        files = [path for path in place.iterdir() if re.fullmatch(re.escape(split) + r"-[0-9a-f]{16}\.npz", path.name)]
+        for path in sorted(files, key=lambda path: path.stat().st_mtime_ns)[:-KEPT]:
+            path.unlink()
