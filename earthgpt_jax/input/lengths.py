@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import array
 import dataclasses
+import functools
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,7 @@ import numpy as np
 from earthgpt_jax.errors import EarthGPTError
 from earthgpt_jax.input import templates
 from earthgpt_jax.input.conversation import conversation
+from earthgpt_jax.input.fitting import fitted
 from earthgpt_jax.input.questions import Grammar, ask, candidates, task_of
 from earthgpt_jax.input.rows import turn_ids
 from earthgpt_jax.input.tokenizer import Tokenizer
@@ -31,6 +33,9 @@ _COLUMNS = {"record": np.int32, "kind": np.uint8, "index": np.uint16, "tokens": 
 class Asking:
     """Which questions are asked, and how they are written; fields as in `pipeline.InputSpec`.
 
+    Attributes:
+        room: tokens that a row has for one turn; longer detections list fewer boxes (`fitting`).
+
     Raises:
         EarthGPTError: an unknown kind or conversation.
     """
@@ -39,6 +44,7 @@ class Asking:
     tokenizer: Tokenizer
     conversation: str
     grammar: Grammar
+    room: int
     seed: int
 
     def __post_init__(self) -> None:
@@ -54,6 +60,7 @@ class Asking:
             "conversation text": fingerprint(conversation(self.conversation).dialogue([("{question}", "{answer}")])),
             "decimals": self.grammar.decimals,
             "max_boxes": self.grammar.max_boxes,
+            "room": self.room,
             "templates": templates.fingerprint(),
             "kinds": list(self.kinds),
             "seed": self.seed,
@@ -110,6 +117,15 @@ def measure(
     """
     template = conversation(asking.conversation)
     known: Mapping[str, Any] = {"annotated": annotated, "seed": asking.seed}
+    fit = functools.partial(
+        fitted,
+        room=asking.room,
+        tokenizer=asking.tokenizer,
+        template=template,
+        grammar=asking.grammar,
+        annotated=annotated,
+        seed=asking.seed,
+    )
     columns = {name: array.array(np.dtype(dtype).char) for name, dtype in _COLUMNS.items()}
     digests = np.zeros(len(records), np.uint64)
     for number, record in enumerate(records):
@@ -117,7 +133,7 @@ def measure(
         for place, kind in enumerate(asking.kinds):
             for index in candidates(record, kind, **known):
                 rng = templates.wording_rng(record.id, kind, index, seed=asking.seed)
-                said = ask(record, kind, index, grammar=asking.grammar, rng=rng, **known)
+                said = fit(ask(record, kind, index, grammar=asking.grammar, rng=rng, **known), record)
                 length = len(turn_ids(asking.tokenizer, template, said.text, said.answer)[0])
                 try:
                     for column, value in zip(columns.values(), (start + number, place, index, length), strict=True):

@@ -7,7 +7,6 @@ nothing, so a run's data position is one integer.
 
 from __future__ import annotations
 
-import bisect
 import dataclasses
 import functools
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,9 +19,10 @@ from earthgpt_jax.config import Config
 from earthgpt_jax.errors import EarthGPTError
 from earthgpt_jax.input.batch import Batch
 from earthgpt_jax.input.conversation import conversation
+from earthgpt_jax.input.fitting import fitted
 from earthgpt_jax.input.images import load_square
-from earthgpt_jax.input.questions import LISTS_BOXES, Grammar, Question, ask, candidates, task_of
-from earthgpt_jax.input.rows import Row, build_row, image_prefix, turn_ids
+from earthgpt_jax.input.questions import Grammar, Question, ask, candidates, task_of
+from earthgpt_jax.input.rows import Row, build_row, image_prefix
 from earthgpt_jax.input.tokenizer import Tokenizer
 from earthgpt_jax.mmrs.record import UNKNOWN, Annotated, Record
 
@@ -125,9 +125,16 @@ def _row(number: int, *, source: Records, spec: InputSpec, tokenizer: Tokenizer)
     template = conversation(spec.conversation)
     prefix = image_prefix(tokenizer, template, visual_tokens=spec.visual_tokens)
     room = spec.tokens_per_row - len(prefix[0])
-    drawn = draw(record, spec=spec, rng=rng)
+    fit = functools.partial(
+        fitted,
+        room=room,
+        tokenizer=tokenizer,
+        template=template,
+        grammar=Grammar(decimals=spec.decimals, max_boxes=spec.max_boxes),
+        **_known(record, spec),
+    )
     row = build_row(
-        [fitted(question, record, spec=spec, tokenizer=tokenizer, room=room) for question in drawn],
+        [fit(question, record) for question in draw(record, spec=spec, rng=rng)],
         prefix=prefix,
         tokenizer=tokenizer,
         conversation=template,
@@ -140,12 +147,16 @@ def _row(number: int, *, source: Records, spec: InputSpec, tokenizer: Tokenizer)
     return record.id, image, row
 
 
+def _known(record: Record, spec: InputSpec) -> _Known:
+    return {"annotated": spec.annotated.get(record.source, UNKNOWN), "seed": spec.seed}
+
+
 def draw(record: Record, *, spec: InputSpec, rng: np.random.Generator) -> list[Question]:
     """Up to `max_questions` different questions, kinds drawn by weight, in random order.
 
     A kind's weight is shared by its questions: eight objects do not make grounding eight times as likely.
     """
-    known: _Known = {"annotated": spec.annotated.get(record.source, UNKNOWN), "seed": spec.seed}
+    known = _known(record, spec)
     pool = [
         (kind, index, weight / len(indices))
         for kind, weight in sorted(spec.task_weights.items())
@@ -159,34 +170,6 @@ def draw(record: Record, *, spec: InputSpec, rng: np.random.Generator) -> list[Q
     chosen = rng.choice(len(pool), size=count, replace=False, p=weights / weights.sum())
     grammar = Grammar(decimals=spec.decimals, max_boxes=spec.max_boxes)
     return [ask(record, pool[i][0], pool[i][1], grammar=grammar, rng=rng, **known) for i in chosen]
-
-
-def fitted(question: Question, record: Record, *, spec: InputSpec, tokenizer: Tokenizer, room: int) -> Question:
-    """The question, its answer listing no more boxes than `room` tokens hold: the largest; the others are counted.
-
-    One whose answer lists no boxes, or that is too long with a single box, stays as it is.
-    """
-    template = conversation(spec.conversation)
-
-    def fits(answer: str) -> bool:
-        # A token is at least a character: most texts need not be encoded to be known to fit.
-        return len(template.dialogue([(question.text, answer)])[0]) < room or (
-            len(turn_ids(tokenizer, template, question.text, answer)[0]) <= room
-        )
-
-    if question.task not in LISTS_BOXES or fits(question.answer):
-        return question
-    known: _Known = {"annotated": spec.annotated.get(record.source, UNKNOWN), "seed": spec.seed}
-    index = int(question.id.rsplit("#", 1)[1])
-
-    def shorter(boxes: int) -> Question:
-        grammar = Grammar(decimals=spec.decimals, max_boxes=boxes)
-        listed = ask(record, question.task, index, grammar=grammar, **known)
-        return dataclasses.replace(listed, text=question.text)  # in the wording that was drawn
-
-    most = len(record.objects) - question.unlisted
-    count = bisect.bisect_left(range(1, most), True, key=lambda boxes: not fits(shorter(boxes).answer))
-    return shorter(count) if count else question
 
 
 def _stack(rows: Sequence[tuple[str, np.ndarray, Row]]) -> Batch:

@@ -43,11 +43,14 @@ def planned(
     """
     data = config.data
     weights = {kind: weight for kind, weight in sorted(data.task_weights.items()) if weight > 0}
+    prefix, _ = image_prefix(tokenizer, conversation(data.conversation), visual_tokens=config.model.visual_tokens)
+    room = Room(shared=len(prefix), tokens_per_row=data.tokens_per_row, max_questions=data.max_questions)
     asking = Asking(
         kinds=tuple(weights),
         tokenizer=tokenizer,
         conversation=data.conversation,
         grammar=Grammar(decimals=data.decimals, max_boxes=data.max_boxes),
+        room=room.tokens_per_row - room.shared,
         seed=config.seed,
     )
     together = open_source(directory, data.split, tasks=sorted({task_of(kind) for kind in weights}))
@@ -55,8 +58,6 @@ def planned(
     for source, records in together.parts():
         found = lengths(source, asking=asking, workers=workers)
         sources.append(Source(name=source.name, index=found.index, records=records, identity=found.identity))
-    prefix, _ = image_prefix(tokenizer, conversation(data.conversation), visual_tokens=config.model.visual_tokens)
-    room = Room(shared=len(prefix), tokens_per_row=data.tokens_per_row, max_questions=data.max_questions)
     return Plan(
         sources,
         weights=weights,

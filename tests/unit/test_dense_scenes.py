@@ -1,6 +1,7 @@
 """Detection answers of scenes with more objects than shall be listed."""
 
 import dataclasses
+import functools
 
 import numpy as np
 import pytest
@@ -9,11 +10,12 @@ from earthgpt_jax.config import load
 from earthgpt_jax.errors import EarthGPTError
 from earthgpt_jax.geometry import BoxKind, Square, format_detection, parse, rect_to_polygon, shortlist
 from earthgpt_jax.input.conversation import conversation
-from earthgpt_jax.input.pipeline import InputSpec, fitted, train_iterator
+from earthgpt_jax.input.fitting import fitted
+from earthgpt_jax.input.pipeline import InputSpec, train_iterator
 from earthgpt_jax.input.questions import Grammar, ask
 from earthgpt_jax.input.rows import turn_ids
 from earthgpt_jax.input.tokenizer import Tokenizer, train_tokenizer
-from earthgpt_jax.mmrs.record import Object, Task
+from earthgpt_jax.mmrs.record import UNKNOWN, Object, Task
 from earthgpt_jax.mmrs.synthetic import SyntheticSource
 from tests import nano
 
@@ -89,18 +91,20 @@ def test_an_answer_longer_than_a_row_lists_what_there_is_room_for(tmp_path, kind
     def length(question):
         return len(turn_ids(tokenizer, template, question.text, question.answer)[0])
 
+    known = {"annotated": UNKNOWN, "seed": 3}
+    fit = functools.partial(fitted, tokenizer=tokenizer, template=template, grammar=Grammar(decimals=2), **known)
     asked = ask(record, kind, 0, grammar=Grammar(decimals=2), rng=np.random.default_rng(2))
     alone = ask(record, kind, 0, grammar=Grammar(decimals=2, max_boxes=1))
     for room in range(length(asked) - 1, length(dataclasses.replace(alone, text=asked.text)) - 1, -29):
-        question = fitted(asked, record, spec=spec, tokenizer=tokenizer, room=room)
+        question = fit(asked, record, room=room)
         count = len(parse(question.answer).boxes)
         assert length(question) <= room and question.text == asked.text
         assert 1 <= count < 12 and question.unlisted == 12 - count
         if count < 11:  # as many as there is room for
             more = ask(record, kind, 0, grammar=Grammar(decimals=2, max_boxes=count + 1))
             assert length(dataclasses.replace(more, text=asked.text)) > room
-    assert fitted(asked, record, spec=spec, tokenizer=tokenizer, room=length(asked)) is asked
-    assert fitted(asked, record, spec=spec, tokenizer=tokenizer, room=20) is asked  # not one box fits: left out
+    assert fit(asked, record, room=length(asked)) is asked
+    assert fit(asked, record, room=20) is asked  # not one box fits: left out
     _, batch = next(train_iterator([record], spec=spec, tokenizer=tokenizer, threads=0))
     assert batch.left_out == 0 and batch.unlisted > 0
 

@@ -28,6 +28,7 @@ ASKING = Asking(
     tokenizer=Tokenizer(assets_path("tiny", "tokenizer.model")),
     conversation="plain",
     grammar=Grammar(),
+    room=2048,
     seed=3,
 )
 ANNOTATED = Annotated(shares={"ship": 0.5, "unicorn": 0.5})
@@ -47,6 +48,13 @@ def dataset(tmp_path: Path, records) -> store.RecordSource:
 
 def _same(a: LengthIndex, b: LengthIndex) -> bool:
     return a.kinds == b.kinds and all(np.array_equal(a.arrays()[name], b.arrays()[name]) for name in a.arrays())
+
+
+def test_no_detection_is_longer_than_its_room(records):
+    boxes = dataclasses.replace(ASKING, kinds=("hbb", "obb"), room=100)
+    long, short = (measure(records, asking=dataclasses.replace(boxes, room=room)).tokens for room in (2048, 100))
+    assert long.max() > 100 >= short.max()
+    np.testing.assert_array_equal(short[long <= 100], long[long <= 100])
 
 
 def test_every_question_is_as_long_as_a_row_makes_it(records):
@@ -128,6 +136,7 @@ def test_another_way_of_asking_has_another_file_and_only_a_few_are_kept(dataset)
         dataclasses.replace(asking, conversation="v1"),
         dataclasses.replace(asking, grammar=Grammar(decimals=2)),
         dataclasses.replace(asking, grammar=Grammar(max_boxes=1)),
+        dataclasses.replace(asking, room=100),
         dataclasses.replace(asking, kinds=kinds[::-1]),
         dataclasses.replace(asking, seed=4),
     ]

@@ -103,7 +103,7 @@ def test_rows_can_be_built_as_planned():
     records = [SyntheticSource("train", 8, size=48)[i] for i in range(8)]
     tokenizer = Tokenizer(assets_path("tiny", "tokenizer.model"))
     kinds = ("caption", "grounding", "hbb", "vqa")
-    asking = Asking(kinds=kinds, tokenizer=tokenizer, conversation="v1", grammar=Grammar(), seed=1)
+    asking = Asking(kinds=kinds, tokenizer=tokenizer, conversation="v1", grammar=Grammar(), room=400, seed=1)
     prefix = image_prefix(tokenizer, conversation("v1"), visual_tokens=17)
     room = Room(shared=len(prefix[0]), tokens_per_row=500, max_questions=4)
     source = Source(name="s", index=measure(records, asking=asking), records=np.arange(8))
