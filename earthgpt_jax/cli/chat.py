@@ -29,14 +29,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from earthgpt_jax.errors import EarthGPTError
     from earthgpt_jax.inference.engine import Engine
-    from earthgpt_jax.input.images import load_square
+    from earthgpt_jax.input.images import load_square, read_image
 
     if args.max_new_tokens < 1:
         raise EarthGPTError(f"--max-new-tokens: expected at least 1, got {args.max_new_tokens}")
-    if not args.image.is_file():
-        raise EarthGPTError(f"--image {args.image}: no such file")
+    data = read_image(args.image)
     engine = Engine.from_model_dir(args.model, batch_size=1)
-    image = load_square(args.image.read_bytes(), engine.image_size)
+    image = load_square(data, engine.image_size)
     interactive = args.question is None and sys.stdin.isatty()
     for question in args.question or _lines(interactive):
         answer = engine.answer([(image, question)], max_new_tokens=args.max_new_tokens)[0]

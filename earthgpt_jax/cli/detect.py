@@ -30,16 +30,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from PIL import Image, ImageDraw
 
-    from earthgpt_jax.errors import EarthGPTError
     from earthgpt_jax.geometry import Square, parse
     from earthgpt_jax.inference.engine import Engine
-    from earthgpt_jax.input.images import decode, load_square
+    from earthgpt_jax.input.images import decode, load_square, read_image
     from earthgpt_jax.input.templates import default_question
     from earthgpt_jax.mmrs.record import Task
 
-    if not args.image.is_file():
-        raise EarthGPTError(f"--image {args.image}: no such file")
-    data = args.image.read_bytes()
+    data = read_image(args.image)
     picture = decode(data)
     engine = Engine.from_model_dir(args.model, batch_size=1)
     question = default_question(Task(args.boxes))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -35,6 +36,24 @@ def decode(data: bytes) -> np.ndarray:
         ) from error
     except (OSError, SyntaxError, ValueError) as error:
         raise EarthGPTError(f"image of {len(data)} bytes cannot be decoded: {error}") from error
+
+
+def read_image(path: Path) -> bytes:
+    """The bytes of an image file, which decode.
+
+    Raises:
+        EarthGPTError: no such file, unreadable, or not an image; names the file.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        reason = "no such file" if isinstance(error, FileNotFoundError) else f"cannot be read: {error.strerror}"
+        raise EarthGPTError(f"image {path}: {reason}") from error
+    try:
+        decode(data)
+    except EarthGPTError as error:
+        raise EarthGPTError(f"image {path}: {error}") from error
+    return data
 
 
 def _stretch(band: np.ndarray) -> np.ndarray:

@@ -251,7 +251,9 @@ def load_card(path: Path) -> Card:
     where = f"card {path}"
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
+    except OSError as error:
+        raise EarthGPTError(f"{where}: cannot be read: {error.strerror}") from error
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise EarthGPTError(f"{where}: cannot be read as YAML: {error}") from error
     if not isinstance(values, dict):
         raise EarthGPTError(f"{where}: expected a mapping, got {type(values).__name__}")

@@ -73,7 +73,9 @@ def test_wrong_input_is_answered_in_one_line(world, capsys):
     assert "no such file" in _fails(capsys, "chat", "--image", root / "none.png", "--question", "?")
     torn = root / "torn.png"
     torn.write_bytes(image.read_bytes()[:500])
-    assert "cannot be decoded" in _fails(capsys, "detect", "--image", torn, "--model", model)
+    assert f"image {torn}: image of 500 bytes cannot be decoded" in _fails(
+        capsys, "detect", "--image", torn, "--model", model
+    )
     assert "an embedded model: tiny-base, tiny" in _fails(
         capsys, "chat", "--image", image, "--model", root / "nowhere", "--question", "?"
     )
