@@ -147,7 +147,7 @@ def test_a_card_of_ones_own_is_named_by_its_file(tmp_path: Path) -> None:
     path.write_text(CARD.replace("name: x", "name: dota"))
     with pytest.raises(EarthGPTError, match="expected a name of its own, got 'dota'"):
         select([str(path)])
-    with pytest.raises(EarthGPTError, match="absent.yaml: cannot be read: No such file"):
+    with pytest.raises(EarthGPTError, match=r"absent\.yaml: cannot be read: No such file"):
         select([str(tmp_path / "absent.yaml")])
 
 
