@@ -7,7 +7,8 @@ Every step is skipped where its result exists, and all of them are seeded:
   encoders   ViT and ConvNeXt, trained on a dense pretext task (what is in this cell, where are its
              corners, which of its class is it), stand-ins for DINOv2 and CLIP; the heads are thrown away
   llm        LLaMA, trained as a language model on scenes written out, as text or as a map of symbols, then
-             questions and answers about them; it never sees an image
+             questions and answers about them, and, in a round of its own, on everything there is to ask about
+             a map; it never sees an image
   base       encoders + LLM + untrained projector = `tiny-base`
   align      the recipe `tiny:align`, long
   instruct   the recipe `tiny:instruct`, long = `tiny`
@@ -39,7 +40,7 @@ from earthgpt_jax import params as params_lib
 from earthgpt_jax.config import AdapterConfig, Config, DType, load
 from earthgpt_jax.geometry import BoxKind, Square, format_boxes
 from earthgpt_jax.input.batch import TEXT_SLOT
-from earthgpt_jax.input.conversation import conversation
+from earthgpt_jax.input.conversation import Conversation, conversation
 from earthgpt_jax.input.images import load_square
 from earthgpt_jax.input.pipeline import InputSpec, draw
 from earthgpt_jax.input.questions import GROUNDED, Grammar, Question, ask, candidates
@@ -429,22 +430,24 @@ class Corpus:
         asked = [ask(record, Task.VQA.value, i, grammar=grammar, rng=rng) for i in range(len(record.turns))]
         return self._row(asked, self._map_prefix(), index)
 
+    @property
+    def _template(self) -> Conversation:
+        return conversation(self.config.data.conversation)
+
     def _map_prefix(self) -> tuple[np.ndarray, np.ndarray]:
-        template = conversation(self.config.data.conversation)
-        return image_prefix(self.tokens, template, visual_tokens=1 + GRID**2)
+        return image_prefix(self.tokens, self._template, visual_tokens=1 + GRID**2)
 
     def _text_prefix(self, record: Record, kind: BoxKind, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         scene = scene_text(record, kind, self.config.data.decimals, rng)
-        system = self.tokens.encode(conversation(self.config.data.conversation).prefix)
-        ids = np.array([self.tokens.bos_id, *self.tokens.encode(scene), *system], np.int32)
+        words = [self.tokens.bos_id, *self.tokens.encode(scene), *self.tokens.encode(self._template.prefix)]
+        ids = np.array(words, np.int32)
         return ids, np.full_like(ids, TEXT_SLOT)
 
     def _row(self, asked: Sequence[Question], prefix, index: int | None) -> tuple[LlmRow, tuple[Question, ...]]:
         """`index`: the scene whose map the row reads; None where the prefix is text."""
         row = build_row(
-            asked, prefix=prefix, tokenizer=self.tokens, conversation=conversation(self.config.data.conversation),
-            tokens_per_row=self.length,
-        )  # fmt: skip
+            asked, prefix=prefix, tokenizer=self.tokens, conversation=self._template, tokens_per_row=self.length
+        )
         # A language model reads everything: a text's own words are worth something, answers most.
         unsupervised = 0.1 if index is None else 0.0
         weights = np.where((row.segments > 0) & (row.loss_weights == 0), unsupervised, row.loss_weights)
@@ -469,7 +472,7 @@ class Reader(nnx.Module):
 
 
 def llm(workdir: Path, config: Config, *, rounds: Sequence[int], count: int) -> Path:
-    """The LLM stand-in, in rounds as the encoders are."""
+    """The LLM stand-in, in rounds as the encoders are; `DRILL_SHARES` says what each round reads."""
     path = workdir / "llm.npz"
     if path.exists():
         return path
@@ -617,7 +620,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("earthgpt_jax/assets"))
     parser.add_argument("--count", type=int, default=24000, help="training scenes")
     parser.add_argument("--encoder-steps", type=int, nargs="+", default=[1500, 1500, 1500, 2000])
-    parser.add_argument("--llm-steps", type=int, nargs="+", default=[2400, 400, 500])
+    parser.add_argument("--llm-steps", type=int, nargs="+", default=[2400, 400, 500], help="of each round")
     parser.add_argument("--align-steps", type=int, default=900)
     parser.add_argument("--instruct-steps", type=int, default=1400)
     args = parser.parse_args()

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from PIL import Image
 
-from earthgpt_jax.mmrs.build import Tally
 from earthgpt_jax.mmrs.cards import Card
 from earthgpt_jax.mmrs.readers import Dropped, Rejected, read
 from earthgpt_jax.mmrs.record import Record, Sensor, Task
+from earthgpt_jax.mmrs.tally import Tally
 
 
 def png(width: int = 40, height: int = 30) -> bytes:

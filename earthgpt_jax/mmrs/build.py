@@ -32,8 +32,6 @@ from earthgpt_jax.mmrs.synthetic import SyntheticSource
 from earthgpt_jax.mmrs.tally import COLUMNS, Tally
 from earthgpt_jax.mmrs.workers import Engine, Local
 
-__all__ = ["Built", "Summary", "Tally", "build", "build_synthetic"]
-
 _READERS_VERSION = 3  # raise it when the same native files give other records
 _UNITS, _BYTES = 128, 32 << 20  # of a job: units, or bytes of their images, whichever comes first
 MAX_QUARANTINE = 0.1

@@ -11,10 +11,10 @@ import pytest
 from PIL import Image
 
 from earthgpt_jax.cli.main import main
-from earthgpt_jax.mmrs.build import Tally
 from earthgpt_jax.mmrs.readers import Dropped, Kind, Native, Rejected
 from earthgpt_jax.mmrs.store import RecordSource
 from earthgpt_jax.mmrs.synthetic import SyntheticSource
+from earthgpt_jax.mmrs.tally import Tally
 
 
 @pytest.fixture

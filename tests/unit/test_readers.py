@@ -11,10 +11,10 @@ from PIL import Image
 
 from earthgpt_jax.errors import EarthGPTError
 from earthgpt_jax.geometry import canonical, polygon_to_rect
-from earthgpt_jax.mmrs.build import Tally
 from earthgpt_jax.mmrs.cards import Card, Images, Orientation, SplitRule, Unlisted, cards
 from earthgpt_jax.mmrs.readers import absent_parts, locate, read
 from earthgpt_jax.mmrs.record import Record, Task
+from earthgpt_jax.mmrs.tally import Tally
 from tests.natives import Native, card, png, why
 
 

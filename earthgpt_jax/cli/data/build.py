@@ -32,7 +32,11 @@ QUARANTINED = 1
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", nargs="+", help="names of cards, `synthetic`, or `all` that lie below --root")
+    parser.add_argument(
+        "source",
+        nargs="+",
+        help="names of cards, NAME:VARIANT, files of cards, `synthetic`, or `all` cards whose files lie below --root",
+    )
     parser.add_argument("--root", type=Path, help="the folder of the native datasets, or of the one to build")
     parser.add_argument("--out", type=Path, required=True, help="where the dataset directories go")
     parser.add_argument("--workers", type=int, help="processes of this machine (default: one a core)")

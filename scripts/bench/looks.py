@@ -1,0 +1,115 @@
+"""How many changed copies `earthgpt data audit` misses, and how many different images it takes for copies.
+
+    python scripts/bench/looks.py DATASETS
+
+DATASETS is a folder that `earthgpt data build` wrote. Every distinct image is changed in twelve ways and compared with
+itself, and with every other image of its sensor, by the audit's own hashes and limits. Prints a Markdown table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import functools
+import io
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from earthgpt_jax.input.images import decode
+from earthgpt_jax.mmrs import store
+from earthgpt_jax.mmrs.inspection import directories
+from earthgpt_jax.mmrs.looks import CONFIRMED, NEAR, NONE, look
+
+
+def scaled(image: Image.Image, factor: float) -> Image.Image:
+    size = (max(8, round(image.width * factor)), max(8, round(image.height * factor)))
+    return image.resize(size, Image.Resampling.BICUBIC)
+
+
+def jpeg(image: Image.Image, quality: int) -> Image.Image:
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=quality)
+    return Image.open(buffer).convert("RGB")
+
+
+def cropped(image: Image.Image, share: float) -> Image.Image:
+    """Without this share of the width and height on each side."""
+    dx, dy = int(image.width * share), int(image.height * share)
+    return image.crop((dx, dy, image.width - dx, image.height - dy))
+
+
+def stretched(image: Image.Image) -> Image.Image:
+    pixels = np.asarray(image, np.float32)
+    low, high = np.percentile(pixels, (2, 98))
+    return Image.fromarray(np.clip((pixels - low) / max(high - low, 1) * 255, 0, 255).astype(np.uint8))
+
+
+def brightened(image: Image.Image) -> Image.Image:
+    return Image.fromarray((255 * (np.asarray(image) / 255) ** 0.7).astype(np.uint8))
+
+
+CHANGES: Mapping[str, Callable[[Image.Image], Image.Image]] = {
+    "JPEG of quality 90": functools.partial(jpeg, quality=90),
+    "JPEG of quality 50": functools.partial(jpeg, quality=50),
+    "half the size": functools.partial(scaled, factor=0.5),
+    "twice the size": functools.partial(scaled, factor=2.0),
+    "224 x 224 pixels": lambda image: image.resize((224, 224), Image.Resampling.BILINEAR),
+    "half the size, JPEG of quality 75": lambda image: jpeg(scaled(image, 0.5), 75),
+    "grey": lambda image: image.convert("L").convert("RGB"),
+    "gamma of 0.7": brightened,
+    "stretched between the 2nd and 98th percentile": stretched,
+    "cut by 1 % on each side": functools.partial(cropped, share=0.01),
+    "cut by 2 % on each side": functools.partial(cropped, share=0.02),
+    "cut by 5 % on each side": functools.partial(cropped, share=0.05),
+}
+
+
+def hashes(image: Image.Image) -> tuple[int, int]:
+    buffer = io.BytesIO()
+    image.save(buffer, "BMP")
+    return look(buffer.getvalue())[1:]
+
+
+def alike(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """bool, of u64[..., 2] pairs of pHash and dHash, as the audit judges them."""
+    bits = np.bitwise_count(a ^ b)
+    return (bits[..., 0] <= NEAR) & (bits[..., 1] <= CONFIRMED)
+
+
+def distinct(folder: Path) -> dict[str, list[Image.Image]]:
+    """Sensor -> images that differ in their pixels and show something."""
+    found: dict[str, dict[int, Image.Image]] = collections.defaultdict(dict)
+    for directory in directories(folder):
+        for split in store.manifest(directory)["counts"]:
+            for record in store.RecordSource(directory, split):
+                pixels, phash, _ = look(record.image)
+                if phash != NONE:
+                    found[record.sensor.value].setdefault(pixels, Image.fromarray(decode(record.image)))
+    return {sensor: list(images.values()) for sensor, images in found.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("datasets", type=Path)
+    images = distinct(parser.parse_args().datasets)
+    columns: dict[str, list[str]] = {}
+    for sensor, own in images.items():
+        base = np.array([hashes(image) for image in own], np.uint64)
+        column = columns[f"{sensor}, {len(own)}"] = []
+        for change in tqdm(CHANGES.values(), desc=sensor, leave=False):
+            changed = np.array([hashes(change(image)) for image in own], np.uint64)
+            column.append(f"{100 * (1 - alike(base, changed).mean()):.1f} %")
+        first, second = np.triu_indices(len(own), 1)
+        column.append(f"{int(alike(base[first], base[second]).sum())} of {len(first):,} pairs")
+    print(f"| | {' | '.join(columns)} |\n|---|{'---:|' * len(columns)}")
+    titles = [*(f"missed: {name}" for name in CHANGES), "different images taken for near copies"]
+    for title, *cells in zip(titles, *columns.values(), strict=True):
+        print(f"| {title} | {' | '.join(cells)} |")
+
+
+if __name__ == "__main__":
+    main()
