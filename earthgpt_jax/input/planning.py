@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 
 from earthgpt_jax.config import Config
+from earthgpt_jax.errors import EarthGPTError
 from earthgpt_jax.input.conversation import conversation
 from earthgpt_jax.input.lengths import Asking
 from earthgpt_jax.input.plan import Plan, Source
@@ -31,9 +32,18 @@ class Planned:
 
 
 def asking_of(config: Config, tokenizer: Tokenizer) -> tuple[Asking, Room]:
-    """How a recipe asks, and the room that a sample has."""
+    """How a recipe asks, and the room that a sample has.
+
+    Raises:
+        EarthGPTError: rows too short for what every sample begins with; an unknown kind or conversation.
+    """
     data = config.data
     prefix, _ = image_prefix(tokenizer, conversation(data.conversation), visual_tokens=config.model.visual_tokens)
+    if len(prefix) >= data.tokens_per_row:
+        raise EarthGPTError(
+            f"data.tokens_per_row: expected more than the {len(prefix)} tokens of image and system text "
+            f"({data.conversation!r}) that every sample begins with, got {data.tokens_per_row}; make rows longer"
+        )
     room = Room(shared=len(prefix), tokens_per_row=data.tokens_per_row, max_questions=data.max_questions)
     asking = Asking(
         kinds=tuple(kind for kind, weight in sorted(data.task_weights.items()) if weight > 0),

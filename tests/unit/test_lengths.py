@@ -14,7 +14,7 @@ from earthgpt_jax.errors import EarthGPTError
 from earthgpt_jax.input.conversation import conversation
 from earthgpt_jax.input.lengths import Asking, LengthIndex, joined, measure
 from earthgpt_jax.input.questions import KINDS, Grammar, ask, candidates
-from earthgpt_jax.input.rows import build_row, image_prefix
+from earthgpt_jax.input.rows import build_sample, image_prefix
 from earthgpt_jax.input.templates import wording_rng
 from earthgpt_jax.input.tokenizer import Tokenizer
 from earthgpt_jax.mmrs import length_cache, store
@@ -73,11 +73,8 @@ def test_every_question_is_as_long_as_a_row_makes_it(records):
         record = records[number]
         rng = wording_rng(record.id, KINDS[kind], at, seed=ASKING.seed)
         question = ask(record, KINDS[kind], at, grammar=ASKING.grammar, rng=rng, **known)
-        row = build_row(
-            [question], prefix=prefix, tokenizer=ASKING.tokenizer, conversation=conversation("plain"),
-            tokens_per_row=4000,
-        )  # fmt: skip
-        assert int((row.branches == 1).sum()) == tokens
+        sample = build_sample([question], prefix=prefix, tokenizer=ASKING.tokenizer, conversation=conversation("plain"))
+        assert int((sample.branches == 1).sum()) == tokens
 
 
 def test_it_is_small_and_joins_from_runs(records):
