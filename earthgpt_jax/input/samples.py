@@ -116,28 +116,29 @@ def samples(
     """
     rate = np.array([times.get(kind, 0) for kind in index.kinds], np.int64)[index.kind]
     if records is not None:
-        wanted = np.zeros(len(index.digests), bool)
-        wanted[records] = True
-        rate[~wanted[index.record]] = 0
-    long = (rate > 0) & (index.tokens.astype(np.int64) + room.shared > room.tokens_per_row)
+        rate[~chosen(index, records)] = 0
+    long = (rate > 0) & ~fits(index, room)
     left_out = collections.Counter(index.kinds[kind] for kind in index.kind[long].tolist())
     rate[long] = 0
+    pool = np.flatnonzero(rate)
+    rate = rate[pool]
 
-    keys = _keys(index, seed)
+    keys = _keys(index, pool, seed)
     phase = (keys % np.uint64(epochs)).astype(np.int64)  # spreads what is not asked in every epoch
     repeats = ((epoch + 1) * rate + phase) // epochs - (epoch * rate + phase) // epochs
-    asked = np.repeat(np.arange(len(index)), repeats)
-    again = np.arange(len(asked)) - np.repeat(np.cumsum(repeats) - repeats, repeats)  # 0 the first time, 1, ...
-    shuffled = _mixed(keys[asked] + _mixed(np.uint64(epoch + 1) + (again.astype(np.uint64) << np.uint64(32))))
-    order = np.lexsort((shuffled, again, index.record[asked]))
-    asked, again = asked[order], again[order]
+    drawn = np.repeat(np.arange(len(pool)), repeats)
+    again = np.arange(len(drawn)) - np.repeat(np.cumsum(repeats) - repeats, repeats)  # 0 the first time, 1, ...
+    shuffled = _mixed(keys[drawn] + _mixed(np.uint64(epoch + 1) + (again.astype(np.uint64) << np.uint64(32))))
+    order = _sorted(index.record[pool[drawn]], again, shuffled)
+    asked, again = pool[drawn[order]], again[order]
 
-    opens = _cut(index.record[asked], index.tokens[asked].astype(np.int64), _previous(asked, again), room)
+    record, tokens = index.record[asked], index.tokens[asked].astype(np.int64)
+    opens = _cut(record, tokens, _previous(asked, again), room)
     first = np.flatnonzero(opens)
     count = np.diff(np.append(first, len(asked)))
-    tokens = np.add.reduceat(index.tokens[asked].astype(np.int64), first) if len(first) else np.zeros(0, np.int64)
+    tokens = np.add.reduceat(tokens, first) if len(first) else np.zeros(0, np.int64)
     return Samples(
-        record=index.record[asked[first]],
+        record=record[first],
         first=first,
         count=count.astype(np.int32),
         tokens=(tokens + room.shared).astype(np.int32),
@@ -147,11 +148,48 @@ def samples(
     )
 
 
-def _keys(index: LengthIndex, seed: int) -> np.ndarray:
-    """u64[Q], a random number of each question, by its record's id, its kind and index, and the seed alone."""
+def chosen(index: LengthIndex, records: np.ndarray) -> np.ndarray:
+    """bool[Q], the questions about these records."""
+    wanted = np.zeros(len(index.digests), bool)
+    wanted[records] = True
+    return wanted[index.record]
+
+
+def fits(index: LengthIndex, room: Room) -> np.ndarray:
+    """bool[Q], the questions that are no longer than a row."""
+    return index.tokens <= max(0, room.tokens_per_row - room.shared)
+
+
+def _keys(index: LengthIndex, pool: np.ndarray, seed: int) -> np.ndarray:
+    """u64[P], a random number of each question, by its record's id, its kind and index, and the seed alone."""
     names = [hashlib.sha256(f"{seed}/{kind}".encode()).digest()[:8] for kind in index.kinds]
     kinds = np.array([int.from_bytes(name, "little") for name in names], np.uint64)
-    return _mixed(index.digests[index.record] ^ _mixed(kinds[index.kind] + index.index.astype(np.uint64)))
+    own = _mixed(kinds[index.kind[pool]] + index.index[pool].astype(np.uint64))
+    return _mixed(index.digests[index.record[pool]] ^ own)
+
+
+def _sorted(record: np.ndarray, again: np.ndarray, shuffled: np.ndarray) -> np.ndarray:
+    """i64[A], an order by record, which they come in, then by `again`, then by the random number.
+
+    All of it in one number, in whose last bits is the place in the record, since such are sorted several times
+    faster than columns.
+    """
+    if not len(record):
+        return np.zeros(0, np.int64)
+    begins = np.flatnonzero(np.append(True, record[1:] != record[:-1]))
+    counts = np.diff(np.append(begins, len(record)))
+    begin = np.repeat(begins, counts)
+    number, place = np.repeat(np.arange(len(begins)), counts), np.arange(len(record)) - begin
+    bits = [int(values.max()).bit_length() for values in (number, again, place)]
+    high, low = np.uint64(64 - bits[0]), np.uint64(bits[2])
+    middle = np.uint64(64 - bits[0] - bits[1])
+    codes = (shuffled >> np.uint64(bits[0] + bits[1])) >> low << low | place.astype(np.uint64)
+    if bits[1]:
+        codes |= again.astype(np.uint64) << middle
+    if bits[0]:
+        codes |= number.astype(np.uint64) << high
+    codes.sort()
+    return begin + (codes & np.uint64((1 << bits[2]) - 1)).astype(np.int64)
 
 
 def _mixed(values: np.ndarray) -> np.ndarray:
@@ -165,10 +203,12 @@ def _mixed(values: np.ndarray) -> np.ndarray:
 
 def _previous(asked: np.ndarray, again: np.ndarray) -> np.ndarray:
     """i64[A], the place where the same question was asked before; -1 the first time."""
-    order = np.lexsort((again, asked))
-    before = np.empty(len(asked), np.int64)
-    before[order[1:]] = order[:-1]
-    before[again == 0] = -1
+    before = np.full(len(asked), -1, np.int64)
+    if again.any():
+        often = np.flatnonzero(np.isin(asked, asked[again > 0]))
+        order = often[np.lexsort((again[often], asked[often]))]
+        before[order[1:]] = order[:-1]
+        before[again == 0] = -1
     return before
 
 

@@ -1,0 +1,151 @@
+"""Samples that no row has yet, and of them the fullest company for one that opens a row."""
+
+from __future__ import annotations
+
+import collections
+import itertools
+from collections.abc import Iterator, Mapping
+
+Size = tuple[int, int]  # tokens, images
+
+
+class Remaining:
+    """Samples by size, of which some are taken again and again.
+
+    Args:
+        counts: size -> samples; none is larger than a row.
+        tokens: T, of a row.
+    """
+
+    def __init__(self, counts: Mapping[Size, int], *, tokens: int):
+        self._left = {size: count for size, count in sorted(counts.items()) if count}
+        self._tokens = tokens
+        shown = {images for _, images in self._left}
+        self._images = shown.pop() if len(shown) == 1 else None  # of every sample, where it is the same
+        # Sets of lengths are the bits of an integer: bit t of one, bit T - t of the other.
+        self._present = sum(1 << length for length, _ in self._left) if self._images is not None else 0
+        self._mirrored = sum(1 << (tokens - length) for length, _ in self._left) if self._images is not None else 0
+
+    def longest(self) -> Size | None:
+        """Of the samples that are left; None if none are."""
+        return next(reversed(self._left), None)
+
+    def take(self, sizes: collections.Counter[Size]) -> int:
+        """Takes these samples as often as they are there, and says how often."""
+        times = min(self._left[size] // count for size, count in sizes.items())
+        for size, count in sizes.items():
+            self._left[size] -= times * count
+            if not self._left[size]:
+                del self._left[size]
+                if self._images is not None:
+                    self._present ^= 1 << size[0]
+                    self._mirrored ^= 1 << (self._tokens - size[0])
+        return times
+
+    def company(self, first: Size, *, images: int) -> list[Size]:
+        """What fills a row best that `first` opens: nothing more of the samples left would fit.
+
+        Args:
+            images: I, of a row.
+        """
+        room, shown = self._tokens - first[0], images - first[1]
+        self._left[first] -= 1
+        try:
+            if self._images is None:
+                return _fill(self._left, room=(room, shown))
+            most = shown // self._images if self._images else room
+            lengths = self._largest(room, most) or self._exact(room, most)
+            if lengths is None:
+                return _fill(self._left, room=(room, shown))
+            return [(length, self._images) for length in lengths]
+        finally:
+            self._left[first] += 1
+
+    def _largest(self, room: int, most: int) -> list[int] | None:
+        """The longest that are left, where as many as a row shows do not fill it."""
+        every = itertools.chain.from_iterable(
+            itertools.repeat(length, count) for (length, _), count in reversed(self._left.items())
+        )
+        chosen = []
+        for length in itertools.islice(every, most):
+            room -= length
+            if room < 0:
+                return None
+            chosen.append(length)
+        return chosen
+
+    def _exact(self, room: int, most: int) -> list[int] | None:
+        """Lengths that fill the room to the token, as few and as long ones as are found at once."""
+        (longest, _), (shortest, _) = next(reversed(self._left)), next(iter(self._left))
+        for count in range(-(-room // longest), min(most, room // shortest) + 1):
+            for lengths in self._sums(room, count, shortest=shortest, longest=longest):
+                wanted = collections.Counter(lengths)
+                if all(self._left[length, self._images] >= times for length, times in wanted.items()):
+                    return lengths
+        return None
+
+    def _sums(self, room: int, count: int, *, shortest: int, longest: int) -> Iterator[list[int]]:
+        """So many lengths whose sum is the room; one may stand there more often than there are samples of it.
+
+        All but three are the longest that leave room for the others; the next is tried from the longest on; the last
+        two are a lookup.
+        """
+        chosen: list[int] = []
+        while count > 3:
+            count -= 1
+            chosen.append(self._below(room - count * shortest))
+            room -= chosen[-1]
+        if count == 1 and self._present >> room & 1:
+            yield [room]
+        if count == 2 and (length := self._half(room)):
+            yield [length, room - length]
+        if count == 3:
+            length = self._below(room - 2 * shortest)
+            while length >= max(1, room - 2 * longest):
+                if half := self._half(room - length):
+                    yield [*chosen, length, half, room - length - half]
+                length = self._below(length - 1)
+
+    def _below(self, length: int) -> int:
+        """The longest length up to this one; 0 if there is none."""
+        return max(0, (self._present & ((2 << length) - 1)).bit_length() - 1)
+
+    def _half(self, total: int) -> int:
+        """The longest length that another one makes up to the total; 0 if there is none."""
+        return max(0, (self._present & (self._mirrored >> (self._tokens - total))).bit_length() - 1)
+
+
+def _fill(left: Mapping[Size, int], *, room: Size) -> list[Size]:
+    """Sizes, no more often than `left`, that fill the room best: a subset sum, the longest tried first.
+
+    Sets of sums are bits of an integer: `tokens` of `images` is bit `images * stride + tokens`, and to add a size is
+    to shift. A stride is twice the room, so that what is too long stands where no sum is.
+    """
+    tokens, images = room
+    stride = 2 * (tokens + 1)
+    lane = (1 << (tokens + 1)) - 1
+    allowed = sum(lane << (used * stride) for used in range(images + 1))
+    full = sum(1 << (used * stride + tokens) for used in range(images + 1))
+    reached, steps = 1, []
+    for size, count in reversed(left.items()):
+        length, shown = size
+        if length > tokens:
+            continue
+        new = reached
+        for _ in range(min(count, tokens // length)):
+            new = (new << (shown * stride + length)) & allowed & ~reached
+            if not new:
+                break
+            reached |= new
+            steps.append((size, new))
+        if reached & full:
+            break
+    lanes = [reached >> (used * stride) & lane for used in range(images + 1)]
+    total = max(found.bit_length() for found in lanes) - 1
+    used = next(used for used, found in enumerate(lanes) if found.bit_length() == total + 1)
+    chosen, bit = [], used * stride + total
+    for size, new in reversed(steps):  # a sum was reached in a later step than the one that it continues
+        if new >> bit & 1:
+            chosen.append(size)
+            bit -= size[1] * stride + size[0]
+    return chosen
