@@ -53,6 +53,8 @@ class Remaining:
         try:
             if self._images is None:
                 return _fill(self._left, room=(room, shown))
+            if room < next(iter(self._left))[0]:
+                return []
             most = shown // self._images if self._images else room
             lengths = self._largest(room, most) or self._exact(room, most)
             if lengths is None:
@@ -75,7 +77,7 @@ class Remaining:
         return chosen
 
     def _exact(self, room: int, most: int) -> list[int] | None:
-        """Lengths that fill the room to the token, as few and as long ones as are found at once."""
+        """Lengths that fill the room to the token, as few as are found at once."""
         (longest, _), (shortest, _) = next(reversed(self._left)), next(iter(self._left))
         for count in range(-(-room // longest), min(most, room // shortest) + 1):
             for lengths in self._sums(room, count, shortest=shortest, longest=longest):
@@ -87,32 +89,37 @@ class Remaining:
     def _sums(self, room: int, count: int, *, shortest: int, longest: int) -> Iterator[list[int]]:
         """So many lengths whose sum is the room; one may stand there more often than there are samples of it.
 
-        All but three are the longest that leave room for the others; the next is tried from the longest on; the last
-        two are a lookup.
+        All but three are near their share of the room; the shortest of three is tried from a third of it down; the
+        last two are a lookup. What is short is left for rows that nothing else fills.
         """
         chosen: list[int] = []
         while count > 3:
-            count -= 1
-            chosen.append(self._below(room - count * shortest))
-            room -= chosen[-1]
+            chosen.append(self._below(room // count))
+            room, count = room - chosen[-1], count - 1
         if count == 1 and self._present >> room & 1:
             yield [room]
-        if count == 2 and (length := self._half(room)):
-            yield [length, room - length]
-        if count == 3:
-            length = self._below(room - 2 * shortest)
-            while length >= max(1, room - 2 * longest):
-                if half := self._half(room - length):
-                    yield [*chosen, length, half, room - length - half]
+        elif count == 2:
+            yield from ([length, room - length] for length in self._halves(room))
+        elif count == 3:
+            least = max(shortest, room - 2 * longest)
+            length = self._below(room // 3)
+            while length >= least:
+                if half := next(self._halves(room - length), 0):
+                    yield [*chosen, half, room - length - half, length]
                 length = self._below(length - 1)
 
     def _below(self, length: int) -> int:
         """The longest length up to this one; 0 if there is none."""
         return max(0, (self._present & ((2 << length) - 1)).bit_length() - 1)
 
-    def _half(self, total: int) -> int:
-        """The longest length that another one makes up to the total; 0 if there is none."""
-        return max(0, (self._present & (self._mirrored >> (self._tokens - total))).bit_length() - 1)
+    def _halves(self, total: int) -> Iterator[int]:
+        """Lengths of at least half of the total that another one makes up to it, from the shortest on."""
+        half = -(-total // 2)
+        found = (self._present & (self._mirrored >> (self._tokens - total))) >> half
+        while found:
+            lowest = found & -found
+            yield half + lowest.bit_length() - 1
+            found ^= lowest
 
 
 def _fill(left: Mapping[Size, int], *, room: Size) -> list[Size]:

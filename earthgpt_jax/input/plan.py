@@ -17,7 +17,7 @@ import numpy as np
 from earthgpt_jax.errors import EarthGPTError
 from earthgpt_jax.input.lengths import LengthIndex
 from earthgpt_jax.input.packing import PackPlan
-from earthgpt_jax.input.samples import Cycle, Room, Samples, cycle, samples
+from earthgpt_jax.input.samples import Cycle, Drawing, Room, Samples, by_kind, cycle
 
 _VERSION = 1  # raise it when the same inputs give other rows
 
@@ -86,9 +86,8 @@ class Plan:
         self.cycle: Cycle[tuple[str, str]] = cycle(
             {(source.name, kind): source.weight * weight for source in sources for kind, weight in weights.items()}
         )
-        self.samples = [
-            [self._drawn(source, epoch=epoch, seed=seed) for source in sources] for epoch in range(self.cycle.epochs)
-        ]
+        drawings = [self._drawing(source) for source in sources]
+        self.samples = [[drawing.epoch(epoch) for drawing in drawings] for epoch in range(self.cycle.epochs)]
         self.epochs = [
             PackPlan(
                 np.concatenate([each.tokens for each in drawn]), np.concatenate([each.images for each in drawn]),
@@ -104,10 +103,10 @@ class Plan:
                 f"{room.tokens_per_row} tokens, {room.shared} of them an image's; make rows longer, or ask other kinds"
             )
 
-    def _drawn(self, source: Source, *, epoch: int, seed: int) -> Samples:
+    def _drawing(self, source: Source) -> Drawing:
         times = {kind: count for (name, kind), count in self.cycle.times.items() if name == source.name}
-        return samples(
-            source.index, times=times, epoch=epoch, epochs=self.cycle.epochs, room=self.room, seed=seed,
+        return Drawing(
+            source.index, times=times, epochs=self.cycle.epochs, room=self.room, seed=self._seed,
             records=source.records,
         )  # fmt: skip
 

@@ -26,10 +26,10 @@ _KINDS = {
     "classification": (1.0, 1, 25),
     "count": (0.5, 4, 30),
     "hbb": (1.0, 1, 400),
-    "presence": (0.25, 6, 20),
+    "presence": (0.5, 6, 20),
     "vqa": (1.0, 8, 35),
 }
-_WEIGHTS = (1.0, 2.0, 0.5, 1.5)  # of sources, in turn
+_WEIGHTS = (1.0, 2.0, 0.5, 1.0)  # of sources, in turn
 _ROOM = Room(shared=295, tokens_per_row=2048, max_questions=8)
 
 
