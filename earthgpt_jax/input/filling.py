@@ -78,11 +78,11 @@ class Remaining:
 
     def _exact(self, room: int, most: int) -> list[int] | None:
         """Lengths that fill the room to the token, as few as are found at once."""
-        (longest, _), (shortest, _) = next(reversed(self._left)), next(iter(self._left))
+        (longest, shown), (shortest, _) = next(reversed(self._left)), next(iter(self._left))
         for count in range(-(-room // longest), min(most, room // shortest) + 1):
             for lengths in self._sums(room, count, shortest=shortest, longest=longest):
-                wanted = collections.Counter(lengths)
-                if all(self._left[length, self._images] >= times for length, times in wanted.items()):
+                wanted = collections.Counter((length, shown) for length in lengths)
+                if all(self._left[size] >= times for size, times in wanted.items()):
                     return lengths
         return None
 
@@ -122,7 +122,7 @@ class Remaining:
             found ^= lowest
 
 
-def _fill(left: Mapping[Size, int], *, room: Size) -> list[Size]:
+def _fill(left: dict[Size, int], *, room: Size) -> list[Size]:
     """Sizes, no more often than `left`, that fill the room best: a subset sum, the longest tried first.
 
     Sets of sums are bits of an integer: `tokens` of `images` is bit `images * stride + tokens`, and to add a size is

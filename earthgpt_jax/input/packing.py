@@ -47,9 +47,8 @@ def pack(counts: Mapping[Size, int], *, tokens: int, images: int) -> tuple[Patte
             )
     remaining, patterns = Remaining(counts, tokens=tokens), []
     while (first := remaining.longest()) is not None:
-        sizes = collections.Counter([first, *remaining.company(first, images=images)])
-        rows = remaining.take(sizes)
-        patterns.append(Pattern(tuple(sizes.elements()), rows))
+        row = collections.Counter([first, *remaining.company(first, images=images)])
+        patterns.append(Pattern(tuple(row.elements()), remaining.take(row)))
     return tuple(patterns)
 
 

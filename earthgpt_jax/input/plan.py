@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,7 +18,7 @@ import numpy as np
 from earthgpt_jax.errors import EarthGPTError
 from earthgpt_jax.input.lengths import LengthIndex
 from earthgpt_jax.input.packing import PackPlan
-from earthgpt_jax.input.samples import Cycle, Drawing, Room, Samples, by_kind, cycle
+from earthgpt_jax.input.samples import Cycle, Drawing, Room, by_kind, cycle
 
 _VERSION = 1  # raise it when the same inputs give other rows
 
@@ -144,9 +145,24 @@ class Plan:
         return tuple(placed)
 
     def passes(self, rows: int) -> dict[str, float]:
-        """Source -> how often its questions of weight 1 were asked after so many rows."""
-        epochs = rows / self.rows * self.cycle.epochs
-        return {source.name: epochs * source.weight for source in self.sources}
+        """Source -> how often it was gone through after so many rows: questions asked, over those of one pass.
+
+        One pass asks each question as often as the weight of its kind says. After a whole cycle this is `weight`
+        times its epochs, but for what rounding changed; within one it is in proportion.
+        """
+        return {name: passed * rows / self.rows for name, passed in self._passed.items()}
+
+    @functools.cached_property
+    def _passed(self) -> dict[str, float]:
+        """Source -> passes of a cycle."""
+        passed = {}
+        for place, source in enumerate(self.sources):
+            asked: collections.Counter[str] = collections.Counter()
+            for epoch in self.samples:
+                asked.update(by_kind(source.index, epoch[place].questions))
+            once = sum(self.weights[kind] * n / self.cycle.times[source.name, kind] for kind, n in asked.items())
+            passed[source.name] = asked.total() / once if asked else 0.0
+        return passed
 
     def identity(self) -> dict[str, Any]:
         """Everything that the rows depend on, by name."""

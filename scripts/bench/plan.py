@@ -50,6 +50,7 @@ def _index(rng: np.random.Generator, *, records: int) -> LengthIndex:
         index=index[order].astype(np.uint16),
         tokens=tokens[order].astype(np.uint16),
         digests=rng.integers(0, 2**63, records).astype(np.uint64),
+        sensors=np.zeros(records, np.uint8),
     )
 
 

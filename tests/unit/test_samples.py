@@ -28,6 +28,7 @@ def _index(records) -> LengthIndex:
         index=np.arange(len(rows)).astype(np.uint16),
         tokens=tokens.astype(np.uint16),
         digests=np.arange(7, 7 + len(records)).astype(np.uint64) ** 5,
+        sensors=np.zeros(len(records), np.uint8),
     )
 
 
