@@ -147,6 +147,10 @@ def test_a_plan_is_compared_with_padding(tmp_path: Path, capsys) -> None:
     held = [line.split() for line in said.split("images of the plan's rows")[1].split("an image with")[0].splitlines()]
     assert sum(int(row[0]) * int(row[1]) for row in held if len(row) == 4) == samples
     assert _planned(capsys, *words)[1] == said  # from the lengths that were kept
+    (tmp_path / "m.yaml").write_text("rule: explicit\nweights: {synthetic: 0.5}\nsensors: {sar: 4.0}\n")
+    said = _planned(capsys, *words, "--mixture", tmp_path / "m.yaml")[1]
+    sources = {line.split()[0]: line.split() for line in said.split("  sources\n")[1].splitlines() if line.strip()}
+    assert sources["synthetic/sar"][2:4] == ["2", "2"] and sources["synthetic/optical"][2:4] == ["0.5", "0.5"]
 
 
 def test_padding_by_hand() -> None:
@@ -161,6 +165,8 @@ def test_padding_by_hand() -> None:
     ("words", "message"),
     [
         (["--workers", "2"], "--workers is for --plan"),
+        (["--mixture", "mmrs"], "--mixture is for --plan"),
+        (["--plan", "--mixture", "mrs"], "did you mean 'mmrs'"),
         (["--plan", "--json", "x.json"], "--json and --html are of the statistics"),
         (["--plan", "--images-per-row", "0"], "--images-per-row: expected at least 1"),
         (["--plan", "--tokens-per-row", "20"], "data.tokens_per_row: expected room for"),
