@@ -150,7 +150,7 @@ def test_a_plan_is_compared_with_padding(tmp_path: Path, capsys) -> None:
     (tmp_path / "m.yaml").write_text("rule: explicit\nweights: {synthetic: 0.5}\nsensors: {sar: 4.0}\n")
     said = _planned(capsys, *words, "--mixture", tmp_path / "m.yaml")[1]
     sources = {line.split()[0]: line.split() for line in said.split("  sources\n")[1].splitlines() if line.strip()}
-    assert sources["synthetic/sar"][2:4] == ["2", "2"] and sources["synthetic/optical"][2:4] == ["0.5", "0.5"]
+    assert sources["synthetic/sar"][2:4] == ["2", "2"] and sources["synthetic/infrared"][2:4] == ["0.5", "0.5"]
 
 
 def test_padding_by_hand() -> None:
