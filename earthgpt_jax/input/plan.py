@@ -18,7 +18,7 @@ import numpy as np
 from earthgpt_jax.errors import EarthGPTError
 from earthgpt_jax.input.lengths import LengthIndex
 from earthgpt_jax.input.packing import PackPlan
-from earthgpt_jax.input.samples import Cycle, Drawing, Room, by_kind, cycle
+from earthgpt_jax.input.samples import Cycle, Drawing, Room, about, by_kind, cycle
 
 _VERSION = 1  # raise it when the same inputs give other rows
 
@@ -60,7 +60,8 @@ class Plan:
         seed: of all orders.
 
     Attributes:
-        cycle: the epochs until all weights are met, and what rounding loses; its keys are (source, kind).
+        cycle: the epochs until all weights are met, and what rounding loses; its keys are (source, kind), where
+            there are such questions.
         samples: of each epoch of the cycle, of each source.
         epochs: the packing of each epoch of the cycle.
 
@@ -85,7 +86,12 @@ class Plan:
         self.sources, self.room = tuple(sources), room
         self.weights, self.images_per_row, self._seed = dict(weights), images_per_row, seed
         self.cycle: Cycle[tuple[str, str]] = cycle(
-            {(source.name, kind): source.weight * weight for source in sources for kind, weight in weights.items()}
+            {
+                (source.name, kind): source.weight * weights[kind]
+                for source in sources
+                for kind in by_kind(source.index, about(source.index, source.records))
+                if kind in weights
+            }
         )
         drawings = [self._drawing(source) for source in sources]
         self.samples = [[drawing.epoch(epoch) for drawing in drawings] for epoch in range(self.cycle.epochs)]

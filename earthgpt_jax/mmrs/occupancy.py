@@ -67,13 +67,17 @@ def tables(plan: Plan, *, batch_size: int) -> Iterator[_Table]:
         [_source(plan, place, total=int(tokens.sum())) for place in range(len(plan.sources))],
     )
     yield "kinds", ("", "weight", "questions", "longer than a row, left out"), _kinds(plan)
-    lost: list[tuple[str, ...]] = [
-        (name, kind, f"{want:.4g}", f"{got:.4g}")
-        for (name, kind), (want, got) in plan.cycle.lost.items()
-        if abs(got - want) > _MISSED * want
-    ]
-    if lost:
-        yield f"weights that {epochs} epochs miss by more than {_MISSED:.0%}", ("", "kind", "wanted", "got"), lost
+    if lost := _lost(plan):
+        yield f"weights that {epochs} epochs miss by more than {_MISSED:.0%}", ("", "wanted", "got", "kinds"), lost
+
+
+def _lost(plan: Plan) -> list[tuple[str, ...]]:
+    """A line for the kinds of a source that rounding changes alike."""
+    alike: dict[tuple[str, ...], list[str]] = {}
+    for (name, kind), (want, got) in plan.cycle.lost.items():
+        if abs(got - want) > _MISSED * want:
+            alike.setdefault((name, f"{want:.4g}", f"{got:.4g}"), []).append(kind)
+    return [(*said, ", ".join(kinds)) for said, kinds in alike.items()]
 
 
 def _images(plan: Plan) -> Mapping[int, int]:
