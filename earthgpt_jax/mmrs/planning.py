@@ -30,7 +30,7 @@ _log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Planned:
-    """A plan and its data.
+    """The rows of a run, and how each is made.
 
     Attributes:
         sources: of each of `plan.sources`, what its records are read from; the sensors of a dataset share one.
@@ -38,6 +38,7 @@ class Planned:
 
     plan: Plan
     sources: tuple[RecordSource, ...]
+    asking: Asking
 
     @property
     def annotated(self) -> dict[str, Annotated]:
@@ -45,32 +46,47 @@ class Planned:
         return {source.name: source.annotated for source in self.sources}
 
 
-def planned(config: Config, directory: Path, *, tokenizer: Tokenizer, workers: int | None = None) -> Planned:
-    """The plan of a recipe over a dataset directory, or over a folder of them.
-
-    Questions whose lengths are not known yet are measured, with a bar of progress.
-
-    Args:
-        directory: in place of `config.data.source`.
-        workers: processes that measure; None: one a core.
+def asking_of(config: Config, tokenizer: Tokenizer) -> tuple[Asking, Room]:
+    """How a recipe asks, and the room that a sample has.
 
     Raises:
-        EarthGPTError: there is nothing to read or to ask, as `open_source` and `Plan` say; the mixture is no mixture
-            (`load_mixture`), or needs a dataset that is not there.
+        EarthGPTError: rows too short for what every sample begins with; an unknown kind or conversation.
     """
     data = config.data
-    mixture = load_mixture(data.mixture)
-    kinds = {kind: weight for kind, weight in sorted(data.task_weights.items()) if weight > 0}
     prefix, _ = image_prefix(tokenizer, conversation(data.conversation), visual_tokens=config.model.visual_tokens)
+    if len(prefix) >= data.tokens_per_row:
+        raise EarthGPTError(
+            f"data.tokens_per_row: expected more than the {len(prefix)} tokens of image and system text "
+            f"({data.conversation!r}) that every sample begins with, got {data.tokens_per_row}; make rows longer"
+        )
     room = Room(shared=len(prefix), tokens_per_row=data.tokens_per_row, max_questions=data.max_questions)
     asking = Asking(
-        kinds=tuple(kinds),
+        kinds=tuple(kind for kind, weight in sorted(data.task_weights.items()) if weight > 0),
         tokenizer=tokenizer,
         conversation=data.conversation,
         grammar=Grammar(decimals=data.decimals, max_boxes=data.max_boxes),
         room=room.tokens_per_row - room.shared,
         seed=config.seed,
     )
+    return asking, room
+
+
+def planned(config: Config, *, tokenizer: Tokenizer, workers: int | None = None) -> Planned:
+    """The plan of a recipe over its data: a dataset directory, or a folder of them.
+
+    Questions whose lengths are not known yet are measured, with a bar of progress.
+
+    Args:
+        workers: processes that measure; None: one a core.
+
+    Raises:
+        EarthGPTError: there is nothing to read or to ask, as `open_source` and `Plan` say; the mixture is no mixture
+            (`load_mixture`), or needs a dataset that is not there.
+    """
+    data, directory = config.data, Path(config.data.source)
+    mixture = load_mixture(data.mixture)
+    asking, room = asking_of(config, tokenizer)
+    kinds = {kind: data.task_weights[kind] for kind in asking.kinds}
     together = open_source(directory, data.split, tasks=sorted({task_of(kind) for kind in kinds}))
     parts = _chosen(dict(together.parts()), mixture, directory, named=data.mixture)
     found = {source: lengths(source, asking=asking, workers=workers) for source in parts}
@@ -90,7 +106,7 @@ def planned(config: Config, directory: Path, *, tokenizer: Tokenizer, workers: i
         images_per_row=data.images_per_row or max(1, data.tokens_per_row // (room.shared + 1)),
         seed=config.seed,
     )
-    return Planned(plan=plan, sources=tuple(source for source, _ in split))
+    return Planned(plan=plan, sources=tuple(source for source, _ in split), asking=asking)
 
 
 def _chosen(

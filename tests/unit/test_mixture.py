@@ -60,7 +60,8 @@ def _config(mixture: object = "", *overrides: str) -> Config:
 
 def _planned(folder: Path, mixture: object = "", *overrides: str) -> Planned:
     tokenizer = Tokenizer(assets_path("tiny", "tokenizer.model"))
-    return planned(_config(mixture, *overrides), folder, tokenizer=tokenizer, workers=1)
+    config = _config(mixture, f"data.source={str(folder)!r}", *overrides)
+    return planned(config, tokenizer=tokenizer, workers=1)
 
 
 def _file(path: Path, text: str) -> Path:

@@ -62,11 +62,11 @@ def _plan(args: argparse.Namespace) -> int:
         value = getattr(args, name)
         if value is not None and value < 1:
             raise EarthGPTError(f"--{name.replace('_', '-')}: expected at least 1, got {value}")
-    given = {name: getattr(args, name) for name in _FIELDS}
+    given = {"source": str(args.dir)} | {name: getattr(args, name) for name in _FIELDS}
     fields = [f"--config.data.{name}={value!r}" for name, value in given.items() if value is not None]
     config = load(args.config or _CONFIG, fields)
     tokenizer = Tokenizer(args.tokenizer or assets_path("tiny", "tokenizer.model"))
-    plan = planned(config, args.dir, tokenizer=tokenizer, workers=args.workers).plan
+    plan = planned(config, tokenizer=tokenizer, workers=args.workers).plan
     print(occupancy.text(plan, batch_size=config.data.batch_size))
     return 0
 
