@@ -241,7 +241,9 @@ class DataConfig:
     """What is read and how it is asked.
 
     Attributes:
-        source: a directory made by `earthgpt data build`.
+        source: a directory made by `earthgpt data build`, or a folder of them.
+        mixture: which datasets of a folder are trained on, and how often: a name from `data/mixtures`, or a file;
+            "": whatever is there, each once an epoch.
         tokens_per_row: T.
         batch_size: rows a step, of all hosts together.
         images_per_row: at most; 0: as many as a row has room for.
@@ -259,6 +261,7 @@ class DataConfig:
 
     source: str
     split: str = "train"
+    mixture: str = ""
     tokens_per_row: int = 2048
     batch_size: int = 128
     images_per_row: int = 0
@@ -282,6 +285,10 @@ class DataConfig:
             errors.append(f"decimals: expected 1..4, got {self.decimals}")
         if self.max_boxes < 0:
             errors.append(f"max_boxes: expected a number of boxes, or 0 for all, got {self.max_boxes}")
+        if self.images_per_row < 0:
+            errors.append(
+                f"images_per_row: expected a number of images, or 0 for all with room, got {self.images_per_row}"
+            )
         if not self.task_weights:
             errors.append("task_weights: expected at least one kind of question, got none")
         if any(weight < 0 for weight in self.task_weights.values()):
@@ -401,12 +408,12 @@ def recipe(name: str) -> ml_collections.ConfigDict:
 
 def resolve(values: Mapping[str, Any], *, where: str = "config") -> Config:
     """Frozen dataclasses from nested plain values; the inverse of `to_dict`."""
-    return _build_checked(Config, values, where=where)
+    return checked(Config, values, where=where)
 
 
 def resolve_model(values: Mapping[str, Any], *, where: str = "model config") -> ModelConfig:
     """Like `resolve`, for a model's config alone."""
-    return _build_checked(ModelConfig, values, where=where)
+    return checked(ModelConfig, values, where=where)
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -454,7 +461,13 @@ def _apply(values: dict[str, Any], override: str) -> None:
     node[last] = value
 
 
-def _build_checked(cls: type, values: Mapping[str, Any], *, where: str) -> Any:
+def checked(cls: type, values: Mapping[str, Any], *, where: str) -> Any:
+    """A frozen dataclass from plain values, its `check()` asked.
+
+    Raises:
+        EarthGPTError: any field is unknown, missing, of the wrong type or impossible; everything found is in the one
+            message.
+    """
     errors: list[str] = []
     built = _build(cls, values, "", errors)
     if len(errors) == 1:

@@ -12,7 +12,7 @@ import functools
 import itertools
 import logging
 from collections.abc import Generator, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import grain
 import numpy as np
@@ -24,10 +24,8 @@ from earthgpt_jax.input.batch import Batch
 from earthgpt_jax.input.conversation import conversation
 from earthgpt_jax.input.images import load_square
 from earthgpt_jax.input.lengths import Asking
-from earthgpt_jax.input.plan import Placed, Plan
-from earthgpt_jax.input.planning import Planned
+from earthgpt_jax.input.plan import Placed, Plan, Planned, Records
 from earthgpt_jax.input.rows import Sample, build_row, build_sample, image_prefix
-from earthgpt_jax.mmrs.record import Annotated, Record
 
 _log = logging.getLogger(__name__)
 _ROWS_AHEAD = 8  # of each worker process, or of the threads
@@ -53,18 +51,6 @@ class InputSpec:
             turns=config.data.turns,
             damaged=config.data.damaged,
         )
-
-
-class Records(Protocol):
-    """Random access to the records of a dataset, such as `mmrs.store.RecordSource`."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def annotated(self) -> Annotated: ...
-
-    def __getitem__(self, index: int) -> Record: ...
 
 
 class _Made(NamedTuple):

@@ -12,8 +12,8 @@ import pytest
 
 from earthgpt_jax import params as params_lib
 from earthgpt_jax.input.pipeline import InputSpec, Rows, train_batches
-from earthgpt_jax.input.planning import planned
 from earthgpt_jax.input.tokenizer import Tokenizer
+from earthgpt_jax.mmrs.planning import planned
 from earthgpt_jax.models import earthgpt, io
 from earthgpt_jax.sharding.mesh import data_parallel
 from earthgpt_jax.training.feed import device_batch

@@ -28,6 +28,7 @@ def _source(name: str, lengths, *, weight: float = 1.0) -> Source:
     index = LengthIndex(
         kinds=("a", "b"),
         digests=np.arange(len(lengths), dtype=np.uint64) + len(name),
+        sensors=np.zeros(len(lengths), np.uint8),
         **{key: values.astype(types[key]) for key, values in columns.items()},
     )
     return Source(
