@@ -61,6 +61,14 @@ class TrainedAttention(enum.StrEnum):
     QKV = "qkv"
 
 
+class Augment(enum.StrEnum):
+    """Which symmetries of the square training draws from, an image at a time."""
+
+    NONE = "none"
+    FLIPS = "flips"
+    FLIPS_AND_TURNS = "flips+turns"
+
+
 class DType(enum.StrEnum):
     FLOAT32 = "float32"
     BFLOAT16 = "bfloat16"
@@ -234,6 +242,8 @@ class DataConfig:
         decimals: of box coordinates, as fractions of the padded square.
         max_boxes: most boxes that a detection answer lists, the largest; the others are counted in words.
             0: all are listed.
+        augment: `flips` (left-right, up-down, both) or `flips+turns` (all eight symmetries of the square), drawn
+            for every sample, boxes included; a sample whose text speaks of a direction stays as it is.
     """
 
     source: str
@@ -245,6 +255,7 @@ class DataConfig:
     decimals: int = 3
     max_boxes: int = 0
     conversation: str = "v1"
+    augment: Augment = Augment.NONE
 
     def check(self) -> list[str]:
         errors = _positive(self, "tokens_per_row", "batch_size", "max_questions")
