@@ -164,7 +164,7 @@ def image_digests(directory: Path) -> dict[str, np.ndarray]:
 class RecordSource(Sequence[Record]):
     """Random access to one split; opens lazily and pickles, so worker processes can hold it.
 
-    A process that has read a record must not fork: ArrayRecord's threads are not in the child, whose reading hangs.
+    A process that has read a record must not fork workers: reading in the child crashes or hangs (array_record 0.8.6).
 
     Attributes:
         directory, split: as given.
