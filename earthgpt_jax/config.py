@@ -75,6 +75,14 @@ class Damaged(enum.StrEnum):
     SKIP = "skip"
 
 
+class Augment(enum.StrEnum):
+    """Which symmetries of the square training draws from, an image at a time."""
+
+    NONE = "none"
+    FLIPS = "flips"
+    FLIPS_AND_TURNS = "flips+turns"
+
+
 class DType(enum.StrEnum):
     FLOAT32 = "float32"
     BFLOAT16 = "bfloat16"
@@ -255,6 +263,8 @@ class DataConfig:
         decimals: of box coordinates, as fractions of the padded square.
         max_boxes: most boxes that a detection answer lists, the largest; the others are counted in words.
             0: all are listed.
+        augment: `flips` (left-right, up-down, both) or `flips+turns` (all eight symmetries of the square), drawn
+            for every sample, boxes included; a sample whose text speaks of a direction stays as it is.
         damaged: what happens about records and images that cannot be read.
         workers: processes of each host that make rows; 0: threads of the training process. Changes no batch.
     """
@@ -271,6 +281,7 @@ class DataConfig:
     decimals: int = 3
     max_boxes: int = 0
     conversation: str = "v1"
+    augment: Augment = Augment.NONE
     damaged: Damaged = Damaged.REFUSE
     workers: int = 0
 

@@ -132,8 +132,8 @@ def _planned(capsys, *words: object) -> tuple[int, str, str]:
 
 
 def test_a_plan_is_compared_with_padding(tmp_path: Path, capsys) -> None:
-    nano.dataset(tmp_path / "synthetic", train=6, test=0)
-    words = (tmp_path, "--plan", "--tokens-per-row", 640, "--images-per-row", 4, "--workers", 1)
+    nano.dataset(tmp_path / "synthetic", train=40, test=0)
+    words = (tmp_path, "--plan", "--tokens-per-row", 1280, "--images-per-row", 9, "--workers", 1)
     status, said, _ = _planned(capsys, *words)
     assert status == 0
     assert "What training packs" in said
@@ -143,8 +143,8 @@ def test_a_plan_is_compared_with_padding(tmp_path: Path, capsys) -> None:
     )
     samples = float(whole[-5])
     # Means of the epochs of a cycle, with one decimal.
-    assert float(whole[-4]) == pytest.approx(640 * samples, abs=32)
-    assert float(packed[-4]) == pytest.approx(640 * float(packed[-5]), abs=32)
+    assert float(whole[-4]) == pytest.approx(1280 * samples, abs=64)
+    assert float(packed[-4]) == pytest.approx(1280 * float(packed[-5]), abs=64)
     assert float(whole[-3]) < float(batch[-3]) <= float(buckets[-3]) < float(packed[-3]) <= 1
     held = [line.split() for line in said.split("images of the plan's rows")[1].split("an image with")[0].splitlines()]
     assert sum(int(row[0]) * float(row[1]) for row in held if len(row) == 4) == pytest.approx(samples, abs=0.3)
