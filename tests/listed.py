@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from earthgpt_jax.config import Damaged, Turns
+from earthgpt_jax.config import Augment, Damaged, Turns
 from earthgpt_jax.input.conversation import conversation
 from earthgpt_jax.input.lengths import Asking, measure
 from earthgpt_jax.input.pipeline import Assembler, InputSpec, Rows
@@ -50,6 +50,7 @@ def rows(
     annotated: Annotated = UNKNOWN,
     turns: Turns = Turns.INDEPENDENT,
     damaged: Damaged = Damaged.REFUSE,
+    augment: Augment = Augment.NONE,
 ) -> Rows:
     """The rows of a plan over one source."""
     shared = len(image_prefix(tokenizer, conversation(chat), visual_tokens=visual_tokens)[0])
@@ -64,7 +65,12 @@ def rows(
         images_per_row=images_per_row, seed=seed,
     )  # fmt: skip
     spec = InputSpec(
-        batch_size=batch_size, image_size=image_size, visual_tokens=visual_tokens, turns=turns, damaged=damaged
+        batch_size=batch_size,
+        image_size=image_size,
+        visual_tokens=visual_tokens,
+        turns=turns,
+        damaged=damaged,
+        augment=augment,
     )
     assemble = Assembler(
         sources=[Listed("listed", records, annotated)], asking=asking, spec=spec, tokens_per_row=tokens_per_row,

@@ -2,7 +2,7 @@
 
 An image seen from above is as likely in any of its eight symmetries (the dihedral group D4): no pixel is
 interpolated, no box grows, and the text of boxes keeps its number of characters. Whoever says "left" must not be
-flipped: see `speaks_of_direction`.
+flipped: see `holds_turned`.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from collections.abc import Mapping
 import numpy as np
 
 from earthgpt_jax.config import Augment
-from earthgpt_jax.geometry import canonical
-from earthgpt_jax.mmrs.record import Record
+from earthgpt_jax.geometry import AUTO, canonical, parse
+from earthgpt_jax.input.questions import Question
+from earthgpt_jax.mmrs.record import Record, Task
 
 
 class Symmetry(enum.Enum):
@@ -117,3 +118,21 @@ def speaks_of_direction(text: str) -> bool:
     right" would teach a lie. Kinds of boxes ("horizontal bounding box") and their numbers are no directions.
     """
     return _DIRECTION.search(text) is not None
+
+
+_AS_WRITTEN = frozenset({Task.VQA.value, Task.CAPTION.value})  # kinds in a source's own words
+
+
+def holds_turned(question: Question) -> bool:
+    """Whether a question and its answer stay true when the image and the record's boxes are flipped or turned.
+
+    Not where they speak of a direction, or where a source's own words quote boxes, which nobody turns.
+    """
+    said = f"{question.text}\n{question.answer}"
+    quoted = question.task in _AS_WRITTEN and any(mark in said for mark in "[({<")
+    return not speaks_of_direction(said) and not (quoted and _boxes(said))
+
+
+def _boxes(text: str) -> bool:
+    found = parse(text, grammar=AUTO)
+    return bool(found.boxes or found.rejections)

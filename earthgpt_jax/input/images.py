@@ -77,8 +77,13 @@ def pad_to_square(image: np.ndarray, fill: tuple[int, int, int] = FILL) -> np.nd
 
 
 def load_square(data: bytes, size: int) -> np.ndarray:
-    """uint8[size, size, 3]: decoded, padded to square, bicubic (Pillow, antialiased)."""
-    square = pad_to_square(decode(data))
+    """uint8[size, size, 3]: decoded, then as `to_square`."""
+    return to_square(decode(data), size)
+
+
+def to_square(image: np.ndarray, size: int) -> np.ndarray:
+    """uint8[h, w, 3] -> uint8[size, size, 3]: padded to square, bicubic (Pillow, antialiased)."""
+    square = pad_to_square(image)
     if square.shape[0] == size:
         return square
     return np.asarray(Image.fromarray(square).resize((size, size), Image.Resampling.BICUBIC))

@@ -18,13 +18,15 @@ import grain
 import numpy as np
 from absl import flags
 
-from earthgpt_jax.config import Config, Damaged, Turns
+from earthgpt_jax.config import Augment, Config, Damaged, Turns
 from earthgpt_jax.errors import EarthGPTError
+from earthgpt_jax.input.augment import Symmetry, draw, holds_turned
 from earthgpt_jax.input.batch import Batch
 from earthgpt_jax.input.conversation import conversation
-from earthgpt_jax.input.images import load_square
+from earthgpt_jax.input.images import decode, to_square
 from earthgpt_jax.input.lengths import Asking
 from earthgpt_jax.input.plan import Placed, Plan, Planned, Records
+from earthgpt_jax.input.questions import Question
 from earthgpt_jax.input.rows import Sample, build_row, build_sample, image_prefix
 
 _log = logging.getLogger(__name__)
@@ -39,6 +41,7 @@ class InputSpec:
     image_size: int
     visual_tokens: int
     turns: Turns = Turns.INDEPENDENT
+    augment: Augment = Augment.NONE
     damaged: Damaged = Damaged.REFUSE
 
     @classmethod
@@ -49,6 +52,7 @@ class InputSpec:
             image_size=config.model.image_size,
             visual_tokens=config.model.visual_tokens,
             turns=config.data.turns,
+            augment=config.data.augment,
             damaged=config.data.damaged,
         )
 
@@ -76,13 +80,17 @@ class Assembler:
     tokens_per_row: int
     images_per_row: int
 
-    def __call__(self, placed: Sequence[Placed]) -> Batch:
+    def __call__(self, placed: Sequence[Placed], *, number: int = 0) -> Batch:
         """The row.
+
+        Args:
+            number: of the row; what is random in it depends on that and the seed.
 
         Raises:
             EarthGPTError: a record or an image that cannot be read, unless `spec` skips them; names it.
         """
-        made = [each for at in placed if (each := self._made(at)) is not None]
+        rngs = [np.random.default_rng((self.asking.seed, number, place)) for place in range(len(placed))]
+        made = [each for at, rng in zip(placed, rngs, strict=True) if (each := self._made(at, rng)) is not None]
         row = build_row(
             [each.sample for each in made],
             tokens_per_row=self.tokens_per_row,
@@ -99,14 +107,14 @@ class Assembler:
             ids=(tuple(each.id for each in made),),
         )
 
-    def _made(self, placed: Placed) -> _Made | None:
+    def _made(self, placed: Placed, rng: np.random.Generator) -> _Made | None:
         """None where it is damaged and skipped."""
-        source, asking = self.sources[placed.source], self.asking
+        source = self.sources[placed.source]
         name = f"record {placed.record} of {source.name}"
         try:
             record = source[placed.record]
             name = f"record {record.id}"
-            image = load_square(record.image, self.spec.image_size)
+            pixels = decode(record.image)
         except EarthGPTError as error:
             told = f"{name}: {error}; `earthgpt data check` finds all such records"
             if self.spec.damaged is Damaged.SKIP:
@@ -115,19 +123,33 @@ class Assembler:
             raise EarthGPTError(f"{told}, and --config.data.damaged=skip trains without them") from error
         # A dialogue in the record's own order; independent questions in the plan's.
         questions = sorted(placed.questions) if self.spec.turns is Turns.DIALOGUE else placed.questions
-        asked = [asking.question(record, kind, at, annotated=source.annotated) for kind, at in questions]
-        sample = build_sample(
-            asked,
-            prefix=self._prefix,
-            tokenizer=asking.tokenizer,
-            conversation=conversation(asking.conversation),
-            turns=self.spec.turns,
-        )
+
+        def asked(symmetry: Symmetry) -> tuple[list[Question], Sample]:
+            turned = symmetry.record(record)
+            said = [self.asking.question(turned, *question, annotated=source.annotated) for question in questions]
+            return said, self._sample(said)
+
+        said, sample = asked(Symmetry.IDENTITY)
+        symmetry = draw(self.spec.augment, rng)
+        if symmetry is not Symmetry.IDENTITY and all(map(holds_turned, said)):
+            other, turned = asked(symmetry)
+            # The plan counts on the length; of equally large boxes others may be listed, in longer words.
+            if len(turned) == len(sample):
+                said, sample, pixels = other, turned, symmetry.pixels(pixels)
         return _Made(
             id=f"{record.id}:" + ",".join(f"{kind}#{at}" for kind, at in questions),
             sample=sample,
-            image=image,
-            unlisted=sum(question.unlisted for question in asked),
+            image=to_square(pixels, self.spec.image_size),
+            unlisted=sum(question.unlisted for question in said),
+        )
+
+    def _sample(self, asked: Sequence[Question]) -> Sample:
+        return build_sample(
+            asked,
+            prefix=self._prefix,
+            tokenizer=self.asking.tokenizer,
+            conversation=conversation(self.asking.conversation),
+            turns=self.spec.turns,
         )
 
     @functools.cached_property
@@ -154,7 +176,7 @@ class Rows:
         return cls(plan=plan, assemble=assemble)
 
     def __getitem__(self, number: int) -> Batch:
-        return self.assemble(self.plan[number])
+        return self.assemble(self.plan[number], number=number)
 
 
 def train_batches(

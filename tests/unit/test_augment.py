@@ -23,7 +23,8 @@ from earthgpt_jax.geometry import (
     rect_to_polygon,
     rotated_to_polygon,
 )
-from earthgpt_jax.input.augment import ALLOWED, Symmetry, draw, speaks_of_direction
+from earthgpt_jax.input.augment import ALLOWED, Symmetry, draw, holds_turned, speaks_of_direction
+from earthgpt_jax.input.questions import Question
 from earthgpt_jax.input.templates import answers, wordings
 from earthgpt_jax.mmrs.cards import cards
 from earthgpt_jax.mmrs.record import Object, Record, Sensor, Task
@@ -274,3 +275,19 @@ def test_real_texts_with_a_side_are_heard_and_most_others_are_not(realdata):
         assert len(must) >= sided
         assert set(must) <= set(heard)
         assert len(heard) <= most * len(texts)
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "answer", "holds"),
+    [
+        ("vqa", "How many ships are there?", "3", True),
+        ("vqa", "Is a ship on the left?", "yes", False),
+        ("vqa", "What is at [0.10,0.20,0.30,0.40]?", "a ship", False),  # a source's own words
+        ("hbb", "Where is it?", "There is <p>one ship</p>[0.10,0.20,0.30,0.40] in the image.", True),  # ours are turned
+        ("caption", "Describe it.", "A port (with ships).", True),
+        ("caption", "Describe it.", "Ships north of a port.", False),
+    ],
+)
+def test_what_holds_when_the_image_is_turned(kind, text, answer, holds):
+    question = Question(id=f"r#{kind}#0", record_id="r", task=kind, kind="", text=text, answer=answer, references=())
+    assert holds_turned(question) is holds

@@ -12,14 +12,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from earthgpt_jax.config import Damaged, Turns
+from earthgpt_jax.config import Augment, Damaged, Turns
 from earthgpt_jax.errors import EarthGPTError
+from earthgpt_jax.input.augment import Symmetry
 from earthgpt_jax.input.batch import END_SLOT, START_SLOT, TEXT_SLOT
 from earthgpt_jax.input.conversation import conversation
 from earthgpt_jax.input.images import load_square
 from earthgpt_jax.input.pipeline import join, train_batches
 from earthgpt_jax.input.rows import image_prefix, turn_ids
 from earthgpt_jax.input.tokenizer import Tokenizer, train_tokenizer
+from earthgpt_jax.mmrs.record import Task
 from earthgpt_jax.mmrs.synthetic import SyntheticSource
 from tests import nano
 from tests.listed import rows
@@ -170,6 +172,56 @@ def test_shapes_and_dtypes_are_the_contract(records, tokenizer):
     assert batch.unlisted.shape == batch.damaged.shape == (4,) == (len(batch.ids),)
 
 
+# ------------------------------------------------------------------------------------------ augmentation
+def test_images_and_boxes_turn_together_and_the_plan_stays(records, tokenizer):
+    """Of every sample exactly one symmetry explains both its pixels and its text."""
+    options = {"weights": {"hbb": 1.0, "obb": 1.0}, "tokens_per_row": 400, "image_size": 48, "images_per_row": 2}
+    plain, turned = (
+        rows(records, tokenizer, augment=augment, **options) for augment in (Augment.NONE, Augment.FLIPS_AND_TURNS)
+    )
+    drawn = collections.Counter()
+    for number in range(plain.plan.rows):
+        one, two = plain[number], turned[number]
+        for name in ("segments", "positions", "branches", "loss_weights", "image_slots"):
+            np.testing.assert_array_equal(getattr(one, name), getattr(two, name))
+        assert one.ids == two.ids
+        for place, sample in enumerate(plain.plan[number]):
+            record = records[sample.record]
+            inside = one.segments[0] == place + 1
+            fits = [
+                symmetry
+                for symmetry in Symmetry
+                if np.array_equal(symmetry.pixels(one.images[0, place]), two.images[0, place])
+                and _tokens(plain, sample, symmetry.record(record)) == two.tokens[0][inside].tolist()
+            ]
+            assert len(fits) == 1, record.id
+            drawn[fits[0]] += 1
+    assert len(drawn) >= 6
+    again = rows(records, tokenizer, augment=Augment.FLIPS_AND_TURNS, **options)
+    assert _same(again[3], turned[3])
+    other = rows(records, tokenizer, augment=Augment.FLIPS_AND_TURNS, **options)[3 + plain.plan.rows]
+    assert not _same(other, turned[3])
+
+
+def _tokens(made, sample, record) -> list[int]:
+    template = conversation("plain")
+    tokens = image_prefix(tokenizer_ := made.assemble.asking.tokenizer, template, visual_tokens=VISUAL)[0].tolist()
+    for kind, index in sample.questions:
+        said = made.assemble.asking.question(record, kind, index, annotated=made.assemble.sources[0].annotated)
+        tokens += turn_ids(tokenizer_, template, said.text, said.answer)[0]
+    return tokens
+
+
+def test_who_speaks_of_a_direction_is_not_turned(records, tokenizer):
+    told = [
+        dataclasses.replace(record, references=("The ship is on the left.",), tasks=(Task.CAPTION,))
+        for record in records
+    ]
+    made = rows(told, tokenizer, weights={"caption": 1.0}, augment=Augment.FLIPS)
+    plain = rows(told, tokenizer, weights={"caption": 1.0})
+    assert all(_same(made[number], plain[number]) for number in range(plain.plan.rows))
+
+
 # ------------------------------------------------------------------------- position, threads, workers
 def test_a_batch_depends_on_plan_and_step_alone(records, tokenizer):
     straight = _batches(rows(records, tokenizer, weights=WEIGHTS), 9)
@@ -266,9 +318,9 @@ class _Spy:
             raise AttributeError(name)
         return getattr(self.__dict__["inner"], name)
 
-    def __call__(self, placed):
+    def __call__(self, placed, *, number):
         import sys
 
         bridge = sys.modules.get("jax._src.xla_bridge")
         made = bridge is not None and bridge.backends_are_initialized()
-        return self.inner(placed)._replace(ids=(("a backend" if made else "no backend",),))
+        return self.inner(placed, number=number)._replace(ids=(("a backend" if made else "no backend",),))

@@ -147,7 +147,7 @@ def test_a_plan_is_compared_with_padding(tmp_path: Path, capsys) -> None:
     assert float(packed[-4]) == pytest.approx(1280 * float(packed[-5]), abs=64)
     assert float(whole[-3]) < float(batch[-3]) <= float(buckets[-3]) < float(packed[-3]) <= 1
     held = [line.split() for line in said.split("images of the plan's rows")[1].split("an image with")[0].splitlines()]
-    assert sum(int(row[0]) * float(row[1]) for row in held if len(row) == 4) == pytest.approx(samples, abs=0.3)
+    assert sum(int(row[0]) * float(row[1]) for row in held if len(row) == 4) == pytest.approx(samples, abs=1)
     assert _planned(capsys, *words)[1] == said  # from the lengths that were kept
     (tmp_path / "m.yaml").write_text("rule: explicit\nweights: {synthetic: 0.5}\nsensors: {sar: 4.0}\n")
     said = _planned(capsys, *words, "--mixture", tmp_path / "m.yaml")[1]
