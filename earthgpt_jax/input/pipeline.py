@@ -28,6 +28,7 @@ from earthgpt_jax.input.lengths import Asking
 from earthgpt_jax.input.plan import Placed, Plan, Planned, Records
 from earthgpt_jax.input.questions import Question
 from earthgpt_jax.input.rows import Sample, build_row, build_sample, image_prefix
+from earthgpt_jax.mmrs.workers import prepare
 
 _log = logging.getLogger(__name__)
 _ROWS_AHEAD = 8  # of each worker process, or of the threads
@@ -205,7 +206,8 @@ def train_batches(
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()  # Grain reads its own
         dataset = dataset.mp_prefetch(
-            grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=_ROWS_AHEAD)
+            grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=_ROWS_AHEAD),
+            worker_init_fn=lambda *_: prepare(),
         )
     iterator = iter(dataset)
     try:

@@ -101,10 +101,11 @@ def cores() -> int:
 def _processes(count: int) -> concurrent.futures.ProcessPoolExecutor:
     """Spawned, since readers of shards hold threads, which a fork would break."""
     context: Any = multiprocessing.get_context("spawn")
-    return concurrent.futures.ProcessPoolExecutor(count, mp_context=context, initializer=_prepare)
+    return concurrent.futures.ProcessPoolExecutor(count, mp_context=context, initializer=prepare)
 
 
-def _prepare() -> None:
+def prepare() -> None:
+    """To be called in a worker process: it ends with its parent, and leaves an interrupt to it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent has it too, and ends us
     threading.Thread(target=_die_with_parent, daemon=True).start()
 
