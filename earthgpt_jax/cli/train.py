@@ -11,12 +11,18 @@ HELP = "train a stage of a recipe; resumes by itself"
 OVERRIDES = True
 DESCRIPTION = """\
 Trains one stage: `align` (projector, attention, norms on image-caption pairs), then `instruct`
-(adapters on instructions). The same command continues a run that was stopped, bit for bit.
+(adapters on instructions). The same command continues a run that was stopped, bit for bit, on any
+number of hosts and worker processes.
+
+WORKDIR then holds config.json (the recipe), plan.txt (what an epoch of it holds), metrics.jsonl and
+tb/ (loss, rate, epoch), checkpoints/, and at the end model/.
 
 examples:
   earthgpt train --config tiny:align --workdir runs/align --config.data.source=DATA
   earthgpt train --config tiny:instruct --workdir runs/instruct --config.data.source=DATA \\
       --config.init=runs/align/model
+  earthgpt train --config tiny_real:instruct --workdir runs/real --config.data.source=DATASETS \\
+      --config.data.mixture=mmrs_balanced --config.data.augment=flips --config.data.workers=2
 """
 
 
