@@ -11,8 +11,8 @@ HELP = "train a stage of a recipe; resumes by itself"
 OVERRIDES = True
 DESCRIPTION = """\
 Trains one stage: `align` (projector, attention, norms on image-caption pairs), then `instruct`
-(adapters on instructions). The same command continues a run that was stopped, bit for bit, on any
-number of hosts and worker processes.
+(adapters on instructions). The same command continues a run that was stopped, bit for bit; on another
+number of hosts, but for the order of sums. Worker processes change nothing.
 
 WORKDIR then holds config.json (the recipe), plan.txt (what an epoch of it holds), metrics.jsonl and
 tb/ (loss, rate, epoch), checkpoints/, and at the end model/.
