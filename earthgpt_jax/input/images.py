@@ -6,10 +6,12 @@ import io
 from pathlib import Path
 
 import numpy as np
+import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
 from earthgpt_jax.errors import EarthGPTError
 from earthgpt_jax.geometry import Square
+from earthgpt_jax.input.resize import resize_square
 
 FILL = (122, 116, 104)  # CLIP's mean colour, as LLaMA2-Accessory pads
 
@@ -22,6 +24,8 @@ def decode(data: bytes) -> np.ndarray:
     Raises:
         EarthGPTError: not an image, cut short, or larger than Pillow opens.
     """
+    if (pixels := _jpeg(data)) is not None:
+        return pixels
     try:
         with Image.open(io.BytesIO(data)) as image:
             image.load()
@@ -36,6 +40,22 @@ def decode(data: bytes) -> np.ndarray:
         ) from error
     except (OSError, SyntaxError, ValueError) as error:
         raise EarthGPTError(f"image of {len(data)} bytes cannot be decoded: {error}") from error
+
+
+def _jpeg(data: bytes) -> np.ndarray | None:
+    """uint8[h, w, 3] of a plain JPEG file, the pixels that Pillow gives (it holds the same decoder, behind two copies).
+
+    None for whatever is not plain, for Pillow to decode or to refuse: other colours than YCbCr and grey, damage, size.
+    """
+    if not simplejpeg.is_jpeg(data):
+        return None
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+        if colours not in ("YCbCr", "Gray") or height * width > (Image.MAX_IMAGE_PIXELS or np.inf):
+            return None
+        return simplejpeg.decode_jpeg(data, "RGB")
+    except ValueError:
+        return None
 
 
 def read_image(path: Path) -> bytes:
@@ -77,11 +97,9 @@ def pad_to_square(image: np.ndarray, fill: tuple[int, int, int] = FILL) -> np.nd
 
 
 def load_square(data: bytes, size: int) -> np.ndarray:
-    """uint8[size, size, 3]: decoded, padded to square, bicubic (Pillow, antialiased)."""
-    square = pad_to_square(decode(data))
-    if square.shape[0] == size:
-        return square
-    return np.asarray(Image.fromarray(square).resize((size, size), Image.Resampling.BICUBIC))
+    """uint8[size, size, 3]: decoded, padded to square, bicubic (Pillow's, antialiased; see `resize_square`)."""
+    image = decode(data)
+    return pad_to_square(image) if max(image.shape[:2]) == size else resize_square(image, size, FILL)
 
 
 def grey_square(size: int) -> np.ndarray:

@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
+from tensorflow_datasets.core.decode import DeserializeMethod
 
 from earthgpt_jax.errors import EarthGPTError
 from earthgpt_jax.mmrs import chunks, digests, leaks, shards
@@ -193,7 +194,8 @@ class RecordSource(Sequence[Record]):
         if not -self._length <= index < self._length:
             raise IndexError(index)
         if self._source is None:
-            self._source = tfds.builder_from_directory(str(self.directory)).as_data_source(split=self.split)
+            builder = tfds.builder_from_directory(str(self.directory))
+            self._source = builder.as_data_source(split=self.split, deserialize_method=DeserializeMethod.RAW_BYTES)
         return to_record(self._source[int(index) % self._length])
 
     def __getstate__(self) -> dict[str, Any]:
