@@ -26,7 +26,7 @@ def get_config(stage: str = "align") -> ConfigDict:
     config.data = ConfigDict()
     config.data.source = "data/captions" if stage == "align" else "data/mmrs"
     config.data.tokens_per_row = 2048
-    config.data.batch_size = 128
+    config.data.batch_size = 32  # rows, of some four images each: SPHINX's 128 images
     config.data.max_questions = 8
     config.data.decimals = 3
     config.data.conversation = "v1"
@@ -39,7 +39,7 @@ def get_config(stage: str = "align") -> ConfigDict:
         }  # fmt: skip
 
     config.optim = ConfigDict()
-    config.optim.steps = 8000  # about one epoch of MMRS-1M at this batch size
+    config.optim.steps = 8000  # a million images; `earthgpt data stats --plan` tells what an epoch of your data is
     config.optim.warmup_steps = 240
     config.optim.peak_lr = 2e-5
     config.optim.clip_norm = 8.0

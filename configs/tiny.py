@@ -24,22 +24,17 @@ def get_config(stage: str = "align") -> ConfigDict:
     config.data.source = "data/synthetic"
     config.data.tokens_per_row = 384
     config.data.batch_size = 16
-    # Independent questions that share their image in a row; few enough that long answers find room too.
+    config.data.images_per_row = 2
     config.data.max_questions = 3 if stage == "align" else 8
     config.data.decimals = 2  # 0.01 of 128 px: a 16-px object keeps an IoU ceiling above 0.8
     config.data.conversation = "plain"
-    if stage == "align":
-        config.data.task_weights = {"caption": 1.0, "grounded_caption": 1.0, "grounded_caption_obb": 1.0}
+    if stage == "align":  # each image has four captions: one of them an epoch, in each form
+        config.data.task_weights = {"caption": 0.25, "grounded_caption": 0.25, "grounded_caption_obb": 0.25}
     else:
         config.data.task_weights = {
-            "classification": 1.0,
-            "caption": 0.5,
-            "vqa": 6.0,  # two tokens an answer, against a hundred of a detection
-            "region_caption": 0.5,
-            "grounding": 2.5,
-            "hbb": 2.0,
-            "obb": 2.5,
-        }
+            "classification": 1.0, "caption": 0.25, "vqa": 1.0, "region_caption": 0.25, "grounding": 1.0, "hbb": 1.0,
+            "obb": 1.0,
+        }  # fmt: skip
 
     config.optim = ConfigDict()
     config.optim.steps = 400

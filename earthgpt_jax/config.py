@@ -61,6 +61,20 @@ class TrainedAttention(enum.StrEnum):
     QKV = "qkv"
 
 
+class Turns(enum.StrEnum):
+    """Whether the questions about an image see the image and themselves only, or as a dialogue those before them."""
+
+    INDEPENDENT = "independent"
+    DIALOGUE = "dialogue"
+
+
+class Damaged(enum.StrEnum):
+    """What training does about a record or an image that cannot be read."""
+
+    REFUSE = "refuse"
+    SKIP = "skip"
+
+
 class DType(enum.StrEnum):
     FLOAT32 = "float32"
     BFLOAT16 = "bfloat16"
@@ -229,25 +243,41 @@ class DataConfig:
     Attributes:
         source: a directory made by `earthgpt data build`.
         tokens_per_row: T.
-        task_weights: how often each kind of question is drawn; kinds are the seven tasks, for `align`
-            `grounded_caption` and `grounded_caption_obb`, and those derived from boxes (`input.derived`).
+        batch_size: rows a step, of all hosts together.
+        images_per_row: at most; 0: as many as a row has room for.
+        max_questions: about one image in a row, at most; it occurs in further rows with the others.
+        turns: whether questions about an image are independent of each other or a dialogue.
+        task_weights: kind -> how often each question of it is asked an epoch: 1 once, 2 twice, 0.5 every other
+            epoch. Kinds are the seven tasks, for `align` `grounded_caption` and `grounded_caption_obb`, and those
+            derived from boxes (`input.derived`).
         decimals: of box coordinates, as fractions of the padded square.
         max_boxes: most boxes that a detection answer lists, the largest; the others are counted in words.
             0: all are listed.
+        damaged: what happens about records and images that cannot be read.
+        workers: processes of each host that make rows; 0: threads of the training process. Changes no batch.
     """
 
     source: str
     split: str = "train"
     tokens_per_row: int = 2048
     batch_size: int = 128
+    images_per_row: int = 0
     max_questions: int = 1
+    turns: Turns = Turns.INDEPENDENT
     task_weights: dict[str, float] = dataclasses.field(default_factory=dict)
     decimals: int = 3
     max_boxes: int = 0
     conversation: str = "v1"
+    damaged: Damaged = Damaged.REFUSE
+    workers: int = 0
 
     def check(self) -> list[str]:
         errors = _positive(self, "tokens_per_row", "batch_size", "max_questions")
+        errors += [
+            f"{name}: expected a number of {what}, or 0, got {getattr(self, name)}"
+            for name, what in (("images_per_row", "images"), ("workers", "processes"))
+            if getattr(self, name) < 0
+        ]
         if not 1 <= self.decimals <= 4:
             errors.append(f"decimals: expected 1..4, got {self.decimals}")
         if self.max_boxes < 0:

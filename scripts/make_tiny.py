@@ -22,7 +22,7 @@ import dataclasses
 import functools
 import multiprocessing
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -42,9 +42,8 @@ from earthgpt_jax.geometry import BoxKind, Square, format_boxes
 from earthgpt_jax.input.batch import TEXT_SLOT
 from earthgpt_jax.input.conversation import Conversation, conversation
 from earthgpt_jax.input.images import load_square
-from earthgpt_jax.input.pipeline import InputSpec, draw
 from earthgpt_jax.input.questions import GROUNDED, Grammar, Question, ask, candidates
-from earthgpt_jax.input.rows import build_row, image_prefix
+from earthgpt_jax.input.rows import build_row, build_sample, image_prefix, turn_ids
 from earthgpt_jax.input.tokenizer import Tokenizer, train_tokenizer
 from earthgpt_jax.mmrs.cards import cards
 from earthgpt_jax.mmrs.record import Record, Task
@@ -419,9 +418,9 @@ class Corpus:
         as_map = rng.random() < MAP_SHARE
         if not as_map:
             record = renamed(record, rng) if rng.random() < 0.5 else record
-        spec = dataclasses.replace(InputSpec.of(self.config), task_weights=TEXT_KINDS[kind], max_questions=8)
         prefix = self._map_prefix() if as_map else self._text_prefix(record, kind, rng)
-        return self._row(draw(record, spec=spec, rng=rng), prefix, index if as_map else None)[0]
+        asked = draw(record, TEXT_KINDS[kind], grammar=Grammar(decimals=self.config.data.decimals), rng=rng)
+        return self._row(asked, prefix, index if as_map else None)[0]
 
     def drill(self, index: int, rng: np.random.Generator) -> tuple[LlmRow, tuple[Question, ...]]:
         """A map and everything there is to ask about it, as far as there is room."""
@@ -445,15 +444,37 @@ class Corpus:
 
     def _row(self, asked: Sequence[Question], prefix, index: int | None) -> tuple[LlmRow, tuple[Question, ...]]:
         """`index`: the scene whose map the row reads; None where the prefix is text."""
-        row = build_row(
-            asked, prefix=prefix, tokenizer=self.tokens, conversation=self._template, tokens_per_row=self.length
-        )
+        held, room = [], self.length - len(prefix[0])
+        for question in asked:
+            tokens = len(turn_ids(self.tokens, self._template, question.text, question.answer)[0])
+            if tokens <= room:
+                held.append(question)
+                room -= tokens
+        sample = build_sample(held, prefix=prefix, tokenizer=self.tokens, conversation=self._template)
+        row = build_row([sample], tokens_per_row=self.length, visual_tokens=1 + GRID**2)
         # A language model reads everything: a text's own words are worth something, answers most.
         unsupervised = 0.1 if index is None else 0.0
         weights = np.where((row.segments > 0) & (row.loss_weights == 0), unsupervised, row.loss_weights)
         codes = np.zeros_like(map_codes(self.dense, 0)) if index is None else map_codes(self.dense, index)
         columns = (row.tokens, row.positions, row.segments, row.branches, weights.astype(np.float32), row.image_slots)
-        return LlmRow(*columns, codes), row.questions
+        return LlmRow(*columns, codes), tuple(held)
+
+
+def draw(
+    record: Record, weights: Mapping[str, float], *, grammar: Grammar, rng: np.random.Generator, most: int = 8
+) -> list[Question]:
+    """Different questions, kinds drawn by weight, in random order; a kind's weight is shared by its questions."""
+    pool = [
+        (kind, index, weight / len(indices))
+        for kind, weight in sorted(weights.items())
+        if len(indices := candidates(record, kind))
+        for index in indices
+    ]
+    if not pool:
+        return []
+    chances = np.array([weight for _, _, weight in pool])
+    chosen = rng.choice(len(pool), size=min(most, len(pool)), replace=False, p=chances / chances.sum())
+    return [ask(record, *pool[i][:2], grammar=grammar, rng=rng) for i in chosen]
 
 
 class Reader(nnx.Module):

@@ -40,7 +40,8 @@ def run(args: argparse.Namespace) -> int:
     from earthgpt_jax.evaluation.compare import compare
     from earthgpt_jax.mmrs.store import open_source, write
     from earthgpt_jax.mmrs.synthetic import SyntheticSource
-    from earthgpt_jax.training.loop import read_losses, train
+    from earthgpt_jax.training.log import read_losses
+    from earthgpt_jax.training.loop import train
 
     for name in ("train_images", "test_images", "steps", "batch_size"):
         if getattr(args, name) < 1:

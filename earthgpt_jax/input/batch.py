@@ -16,14 +16,14 @@ class Batch(NamedTuple):
     Attributes:
         tokens: i32[B, T]; 0 in image slots and in padding.
         positions: i32[B, T]; restart per sample, branches continue from their shared prefix.
-        segments: i32[B, T]; 0 is padding.
-        branches: i32[B, T]; 0 is shared, 1, 2, ... are independent questions about the shared image.
+        segments: i32[B, T]; 1, 2, ... are the row's samples, 0 is padding.
+        branches: i32[B, T]; within a segment 0 is shared, 1, 2, ... are independent questions about its image.
         loss_weights: f32[B, T]; weight of tokens[b, t] as a target (its logits stand at t - 1).
-        images: u8[B, I, S, S, 3].
+        images: u8[B, I, S, S, 3]; the i-th is the i-th sample's, those behind the last sample's are padding.
         image_slots: i32[B, T]; index into the row's I * P visual tokens, or TEXT/START/END_SLOT.
-        left_out: questions that were drawn and had no room in their rows.
-        unlisted: objects that the rows' answers count, but do not list (`DataConfig.max_boxes`).
-        ids: what the rows hold, for logs: one string a row, record id and question numbers.
+        unlisted: i32[B], objects that a row's answers count, but do not list (`DataConfig.max_boxes`, `input.fitting`).
+        damaged: i32[B], samples that could not be read and are missing in a row (`DataConfig.damaged`).
+        ids: of each row the questions of its samples in order, a string each: `record_id:kind#index,kind#index`.
     """
 
     tokens: np.ndarray
@@ -33,6 +33,6 @@ class Batch(NamedTuple):
     loss_weights: np.ndarray
     images: np.ndarray
     image_slots: np.ndarray
-    ids: tuple[str, ...]
-    left_out: int = 0
-    unlisted: int = 0
+    unlisted: np.ndarray
+    damaged: np.ndarray
+    ids: tuple[tuple[str, ...], ...]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import array
 import dataclasses
-import functools
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -20,7 +19,7 @@ from earthgpt_jax.errors import EarthGPTError
 from earthgpt_jax.input import templates
 from earthgpt_jax.input.conversation import conversation
 from earthgpt_jax.input.fitting import fitted
-from earthgpt_jax.input.questions import Grammar, ask, candidates, task_of
+from earthgpt_jax.input.questions import Grammar, Question, ask, candidates, task_of
 from earthgpt_jax.input.rows import turn_ids
 from earthgpt_jax.input.tokenizer import Tokenizer
 from earthgpt_jax.mmrs.record import UNKNOWN, Annotated, Record
@@ -31,7 +30,7 @@ _COLUMNS = {"record": np.int32, "kind": np.uint8, "index": np.uint16, "tokens": 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Asking:
-    """Which questions are asked, and how they are written; fields as in `pipeline.InputSpec`.
+    """Which questions are asked, and how they are written; fields as in `config.DataConfig`.
 
     Attributes:
         room: tokens that a row has for one turn; longer detections list fewer boxes (`fitting`).
@@ -51,6 +50,19 @@ class Asking:
         conversation(self.conversation)
         for kind in self.kinds:
             task_of(kind)
+
+    def question(self, record: Record, kind: str, index: int, *, annotated: Annotated) -> Question:
+        """The question, worded and answered the same whenever it is asked; `index` as `questions.ask` takes it."""
+        known: Mapping[str, Any] = {"grammar": self.grammar, "annotated": annotated, "seed": self.seed}
+        rng = templates.wording_rng(record.id, kind, index, seed=self.seed)
+        return fitted(
+            ask(record, kind, index, rng=rng, **known),
+            record,
+            room=self.room,
+            tokenizer=self.tokenizer,
+            template=conversation(self.conversation),
+            **known,
+        )
 
     def identity(self) -> dict[str, Any]:
         """Everything that the questions' lengths depend on, besides the records."""
@@ -90,6 +102,10 @@ class LengthIndex:
     def __len__(self) -> int:
         return len(self.record)
 
+    def named(self, questions: np.ndarray) -> tuple[tuple[str, int], ...]:
+        """Questions by their numbers i[n], each as `(kind, index)`."""
+        return tuple((self.kinds[self.kind[number]], int(self.index[number])) for number in questions.tolist())
+
     def fingerprint(self) -> str:
         """Of all that is in it."""
         digest = hashlib.sha256(repr(self.kinds).encode())
@@ -116,24 +132,13 @@ def measure(
         EarthGPTError: a number that its type does not hold; names the question.
     """
     template = conversation(asking.conversation)
-    known: Mapping[str, Any] = {"annotated": annotated, "seed": asking.seed}
-    fit = functools.partial(
-        fitted,
-        room=asking.room,
-        tokenizer=asking.tokenizer,
-        template=template,
-        grammar=asking.grammar,
-        annotated=annotated,
-        seed=asking.seed,
-    )
     columns = {name: array.array(np.dtype(dtype).char) for name, dtype in _COLUMNS.items()}
     digests = np.zeros(len(records), np.uint64)
     for number, record in enumerate(records):
         digests[number] = int.from_bytes(hashlib.sha256(record.id.encode()).digest()[:8], "little")
         for place, kind in enumerate(asking.kinds):
-            for index in candidates(record, kind, **known):
-                rng = templates.wording_rng(record.id, kind, index, seed=asking.seed)
-                said = fit(ask(record, kind, index, grammar=asking.grammar, rng=rng, **known), record)
+            for index in candidates(record, kind, annotated=annotated, seed=asking.seed):
+                said = asking.question(record, kind, index, annotated=annotated)
                 length = len(turn_ids(asking.tokenizer, template, said.text, said.answer)[0])
                 try:
                     for column, value in zip(columns.values(), (start + number, place, index, length), strict=True):

@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import hashlib
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -142,6 +143,9 @@ class PackPlan:
         which = int(np.searchsorted(self._ends, slot, side="right"))
         within = slot - (int(self._ends[which - 1]) if which else 0)
         return samples[self._starts[which] + within].tolist()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_order"}  # made again where needed
 
     @functools.cached_property
     def _order(self):

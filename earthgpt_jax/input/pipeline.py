@@ -1,192 +1,212 @@
-"""The Grain pipeline: records -> Batches. A step's batch depends on the seed and the step alone.
+"""The Grain pipeline: rows of a plan -> Batches. A step's batch depends on the plan and the step alone.
 
-Rows are a random-access dataset: row r is record `order(epoch)[r % n]`, and every random draw for it
-comes from a generator seeded by (seed, r). Prefetch, threads and the step a run starts from change
-nothing, so a run's data position is one integer.
+Row r of step s is row `s * batch_size + r` of the plan, and every random draw for it comes from a generator seeded by
+that number. Hosts, worker processes, threads and the step that a run starts from change nothing, so a run's data
+position is one integer.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Protocol, TypedDict
+import itertools
+import logging
+from collections.abc import Generator, Sequence
+from typing import Protocol
 
 import grain
 import numpy as np
+from absl import flags
 
-from earthgpt_jax.config import Config
+from earthgpt_jax.config import Config, Damaged, Turns
 from earthgpt_jax.errors import EarthGPTError
 from earthgpt_jax.input.batch import Batch
 from earthgpt_jax.input.conversation import conversation
-from earthgpt_jax.input.fitting import fitted
 from earthgpt_jax.input.images import load_square
-from earthgpt_jax.input.questions import Grammar, Question, ask, candidates, task_of
-from earthgpt_jax.input.rows import Row, build_row, image_prefix
-from earthgpt_jax.input.tokenizer import Tokenizer
-from earthgpt_jax.mmrs.record import UNKNOWN, Annotated, Record
+from earthgpt_jax.input.lengths import Asking
+from earthgpt_jax.input.plan import Placed, Plan
+from earthgpt_jax.input.planning import Planned
+from earthgpt_jax.input.questions import Question
+from earthgpt_jax.input.rows import Sample, build_row, build_sample, image_prefix
+from earthgpt_jax.mmrs.record import Annotated, Record
 
-
-class Records(Protocol):
-    """Random access to records."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> Record: ...
-
-
-class _Known(TypedDict):
-    annotated: Annotated
-    seed: int
+_log = logging.getLogger(__name__)
+_ROWS_AHEAD = 8  # of each worker process, or of the threads
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class InputSpec:
-    """What a batch looks like; fields as in `config.DataConfig` and `config.ModelConfig`.
+    """What a batch looks like, beside its plan; fields as in `config.DataConfig` and `config.ModelConfig`."""
 
-    Attributes:
-        annotated: a record's source -> the classes it annotates; questions about absent classes need it.
-    """
-
-    tokens_per_row: int
     batch_size: int
     image_size: int
     visual_tokens: int
-    task_weights: Mapping[str, float]
-    max_questions: int
-    decimals: int
-    conversation: str
-    seed: int
-    max_boxes: int = 0
-    annotated: Mapping[str, Annotated] = dataclasses.field(default_factory=dict)
+    turns: Turns = Turns.INDEPENDENT
+    damaged: Damaged = Damaged.REFUSE
 
     @classmethod
-    def of(cls, config: Config, annotated: Mapping[str, Annotated] | None = None) -> InputSpec:
-        """Of a recipe, and of the classes of its sources."""
-        data = config.data
+    def of(cls, config: Config) -> InputSpec:
+        """Of a recipe."""
         return cls(
-            tokens_per_row=data.tokens_per_row,
-            batch_size=data.batch_size,
+            batch_size=config.data.batch_size,
             image_size=config.model.image_size,
             visual_tokens=config.model.visual_tokens,
-            task_weights=data.task_weights,
-            max_questions=data.max_questions,
-            decimals=data.decimals,
-            max_boxes=data.max_boxes,
-            conversation=data.conversation,
-            seed=config.seed,
-            annotated=annotated or {},
+            turns=config.data.turns,
+            damaged=config.data.damaged,
         )
 
 
-def train_iterator(
-    source: Records, *, spec: InputSpec, tokenizer: Tokenizer, start_step: int = 0, threads: int = 4
-) -> Iterator[tuple[int, Batch]]:
-    """`(step, batch)` from `start_step` on, without end.
+class Records(Protocol):
+    """Random access to the records of a dataset, such as `mmrs.store.RecordSource`."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def annotated(self) -> Annotated: ...
+
+    def __getitem__(self, index: int) -> Record: ...
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Assembler:
+    """What a plan says stands in a row -> that row, as a Batch of one; pickles, so that worker processes can hold it.
+
+    Attributes:
+        sources: what `Placed.source` counts.
+    """
+
+    sources: Sequence[Records]
+    asking: Asking
+    spec: InputSpec
+    tokens_per_row: int
+    images_per_row: int
+
+    def __call__(self, placed: Sequence[Placed]) -> Batch:
+        """The row.
+
+        Raises:
+            EarthGPTError: a record or an image that cannot be read, unless `spec` skips them; names it.
+        """
+        made = [sample for each in placed if (sample := self._sample(each)) is not None]
+        row = build_row(
+            [sample for sample, _, _ in made],
+            tokens_per_row=self.tokens_per_row,
+            visual_tokens=self.spec.visual_tokens,
+        )
+        images = np.zeros((1, self.images_per_row, self.spec.image_size, self.spec.image_size, 3), np.uint8)
+        for place, (_, image, _) in enumerate(made):
+            images[0, place] = image
+        unlisted = sum(question.unlisted for _, _, asked in made for question in asked)
+        return Batch(
+            **{field.name: getattr(row, field.name)[None] for field in dataclasses.fields(row)},
+            images=images,
+            unlisted=np.array([unlisted], np.int32),
+            damaged=np.array([len(placed) - len(made)], np.int32),
+            ids=(tuple(_name(asked) for _, _, asked in made),),
+        )
+
+    def _sample(self, placed: Placed) -> tuple[Sample, np.ndarray, list[Question]] | None:
+        """Its tokens, its image and its questions; None where it is damaged and skipped."""
+        source, asking = self.sources[placed.source], self.asking
+        name = f"record {placed.record} of {source.name}"
+        try:
+            record = source[placed.record]
+            name = f"record {record.id}"
+            image = load_square(record.image, self.spec.image_size)
+        except EarthGPTError as error:
+            told = f"{name}: {error}; `earthgpt data check` finds all such records"
+            if self.spec.damaged is Damaged.SKIP:
+                _log.warning("%s; left out", told)
+                return None
+            raise EarthGPTError(f"{told}, and --config.data.damaged=skip trains without them") from error
+        # A dialogue in the record's own order; independent questions in the plan's.
+        questions = sorted(placed.questions) if self.spec.turns is Turns.DIALOGUE else placed.questions
+        asked = [asking.question(record, kind, at, annotated=source.annotated) for kind, at in questions]
+        sample = build_sample(
+            asked,
+            prefix=self._prefix,
+            tokenizer=asking.tokenizer,
+            conversation=conversation(asking.conversation),
+            turns=self.spec.turns,
+        )
+        return sample, image, asked
+
+    @functools.cached_property
+    def _prefix(self) -> tuple[np.ndarray, np.ndarray]:
+        template = conversation(self.asking.conversation)
+        return image_prefix(self.asking.tokenizer, template, visual_tokens=self.spec.visual_tokens)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rows:
+    """Random access to the rows of a plan, counted through all epochs, each a Batch of one row."""
+
+    plan: Plan
+    assemble: Assembler
+
+    @classmethod
+    def of(cls, planned: Planned, spec: InputSpec) -> Rows:
+        """Of a planned run."""
+        plan = planned.plan
+        assemble = Assembler(
+            sources=planned.sources, asking=planned.asking, spec=spec, tokens_per_row=plan.room.tokens_per_row,
+            images_per_row=plan.images_per_row,
+        )  # fmt: skip
+        return cls(plan=plan, assemble=assemble)
+
+    def __getitem__(self, number: int) -> Batch:
+        return self.assemble(self.plan[number])
+
+
+def train_batches(
+    rows: Rows, *, start_step: int = 0, local: Sequence[int] | None = None, workers: int = 0, threads: int = 4
+) -> Generator[tuple[int, Batch]]:
+    """`(step, batch)` from `start_step` on, without end; close it to end the workers.
+
+    Args:
+        local: which rows of each batch, in order, are wanted here; None: all.
+        workers: processes that make rows; 0: `threads` threads of this one.
 
     Raises:
-        EarthGPTError: an empty source, an unknown kind in `task_weights`, rows too short for what every
-            row begins with, an image that does not decode.
+        EarthGPTError: what a row raises; a worker that was killed.
     """
-    if not len(source):
-        raise EarthGPTError("training data: the split has no records; build it, or name another split")
-    for kind in spec.task_weights:
-        task_of(kind)  # refuses what it does not know
-    prefix, _ = image_prefix(tokenizer, conversation(spec.conversation), visual_tokens=spec.visual_tokens)
-    if len(prefix) >= spec.tokens_per_row:
-        raise EarthGPTError(
-            f"data.tokens_per_row: expected more than the {len(prefix)} tokens of image and system text "
-            f"({spec.conversation!r}) that every row begins with, got {spec.tokens_per_row}; make rows longer"
+    size = rows.assemble.spec.batch_size
+    wanted = range(size) if local is None else local
+    count = len(wanted)
+
+    def numbered(place: int) -> Batch:
+        step, within = divmod(int(place), count)
+        return rows[step * size + wanted[within]]
+
+    options = grain.ReadOptions(num_threads=threads if workers == 0 else 1, prefetch_buffer_size=_ROWS_AHEAD)
+    dataset = grain.MapDataset.range(start_step * count, 2**62).map(numbered).to_iter_dataset(options)
+    if workers:
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()  # Grain reads its own
+        dataset = dataset.mp_prefetch(
+            grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=_ROWS_AHEAD)
         )
-    row = functools.partial(_row, source=source, spec=spec, tokenizer=tokenizer)
-    dataset = grain.MapDataset.range(start_step * spec.batch_size, 2**31).map(row).batch(
-        spec.batch_size, batch_fn=_stack
-    )  # fmt: skip
-    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=4)
-    iterator = iter(dataset.to_iter_dataset(options))
-    return zip(_count(start_step), iterator, strict=False)
-
-
-def _count(start: int) -> Iterator[int]:
-    while True:
-        yield start
-        start += 1
-
-
-@functools.lru_cache(maxsize=4)
-def _order(length: int, seed: int, epoch: int) -> np.ndarray:
-    return np.random.default_rng((seed, epoch)).permutation(length)
-
-
-def _row(number: int, *, source: Records, spec: InputSpec, tokenizer: Tokenizer) -> tuple[str, np.ndarray, Row]:
-    epoch, position = divmod(int(number), len(source))
-    record = source[int(_order(len(source), spec.seed, epoch)[position])]
-    rng = np.random.default_rng((spec.seed, 1, int(number)))
-    template = conversation(spec.conversation)
-    prefix = image_prefix(tokenizer, template, visual_tokens=spec.visual_tokens)
-    room = spec.tokens_per_row - len(prefix[0])
-    fit = functools.partial(
-        fitted,
-        room=room,
-        tokenizer=tokenizer,
-        template=template,
-        grammar=Grammar(decimals=spec.decimals, max_boxes=spec.max_boxes),
-        **_known(record, spec),
-    )
-    row = build_row(
-        [fit(question, record) for question in draw(record, spec=spec, rng=rng)],
-        prefix=prefix,
-        tokenizer=tokenizer,
-        conversation=template,
-        tokens_per_row=spec.tokens_per_row,
-    )
+    iterator = iter(dataset)
     try:
-        image = load_square(record.image, spec.image_size)
-    except EarthGPTError as error:
-        raise EarthGPTError(f"record {record.id}: {error}; `earthgpt data check` finds all such records") from error
-    return record.id, image, row
+        for step in itertools.count(start_step):
+            yield step, join([next(iterator) for _ in range(count)])
+    except RuntimeError as error:
+        if "terminated unexpectedly" not in str(error):
+            raise
+        raise EarthGPTError(
+            f"data: one of {workers} worker processes was killed, most likely for want of memory; start the same "
+            "command again with fewer (--config.data.workers), it goes on from its last checkpoint"
+        ) from error
+    finally:
+        iterator.close()
 
 
-def _known(record: Record, spec: InputSpec) -> _Known:
-    return {"annotated": spec.annotated.get(record.source, UNKNOWN), "seed": spec.seed}
+def join(parts: Sequence[Batch]) -> Batch:
+    """Batches one behind the other, as one."""
+    arrays = {name: np.concatenate([getattr(part, name) for part in parts]) for name in Batch._fields if name != "ids"}
+    return Batch(**arrays, ids=tuple(itertools.chain.from_iterable(part.ids for part in parts)))
 
 
-def draw(record: Record, *, spec: InputSpec, rng: np.random.Generator) -> list[Question]:
-    """Up to `max_questions` different questions, kinds drawn by weight, in random order.
-
-    A kind's weight is shared by its questions: eight objects do not make grounding eight times as likely.
-    """
-    known = _known(record, spec)
-    pool = [
-        (kind, index, weight / len(indices))
-        for kind, weight in sorted(spec.task_weights.items())
-        if weight > 0 and len(indices := candidates(record, kind, **known))
-        for index in indices
-    ]
-    if not pool:
-        return []
-    weights = np.array([weight for _, _, weight in pool])
-    count = min(spec.max_questions, len(pool))
-    chosen = rng.choice(len(pool), size=count, replace=False, p=weights / weights.sum())
-    grammar = Grammar(decimals=spec.decimals, max_boxes=spec.max_boxes)
-    return [ask(record, pool[i][0], pool[i][1], grammar=grammar, rng=rng, **known) for i in chosen]
-
-
-def _stack(rows: Sequence[tuple[str, np.ndarray, Row]]) -> Batch:
-    def column(name: str) -> np.ndarray:
-        return np.stack([getattr(row, name) for _, _, row in rows])
-
-    return Batch(
-        tokens=column("tokens"),
-        positions=column("positions"),
-        segments=column("segments"),
-        branches=column("branches"),
-        loss_weights=column("loss_weights"),
-        images=np.stack([image for _, image, _ in rows])[:, None],
-        image_slots=column("image_slots"),
-        ids=tuple(
-            f"{name}:" + ",".join(question.id.split("#", 1)[1] for question in row.questions) for name, _, row in rows
-        ),
-        left_out=sum(row.left_out for _, _, row in rows),
-        unlisted=sum(question.unlisted for _, _, row in rows for question in row.questions),
-    )
+def _name(asked: Sequence[Question]) -> str:
+    return f"{asked[0].record_id}:" + ",".join(question.id.split("#", 1)[1] for question in asked)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -139,15 +139,21 @@ class Plan:
         for sample in packing[number * packing.rows + within]:
             source = int(np.searchsorted(starts, sample, side="right")) - 1
             drawn, local = self.samples[epoch][source], sample - int(starts[source])
-            index = self.sources[source].index
-            asked = tuple((index.kinds[index.kind[q]], int(index.index[q])) for q in drawn.of(local))
+            asked = self.sources[source].index.named(drawn.of(local))
             placed.append(Placed(source=source, record=int(drawn.record[local]), questions=asked))
         return tuple(placed)
 
+    def epoch(self, rows: int) -> float:
+        """How many epochs so many rows are."""
+        return rows / self.rows * self.cycle.epochs
+
     def passes(self, rows: int) -> dict[str, float]:
         """Source -> how often its questions of weight 1 were asked after so many rows."""
-        epochs = rows / self.rows * self.cycle.epochs
-        return {source.name: epochs * source.weight for source in self.sources}
+        return {source.name: self.epoch(rows) * source.weight for source in self.sources}
+
+    def digest(self, rows: Iterable[int]) -> str:
+        """Of what stands in some rows, for logs: equal where the rows are, whoever makes them."""
+        return hashlib.sha256(repr([self[row] for row in rows]).encode()).hexdigest()[:8]
 
     def identity(self) -> dict[str, Any]:
         """Everything that the rows depend on, by name."""

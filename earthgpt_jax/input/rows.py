@@ -1,7 +1,7 @@
-"""One image and independent questions about it -> one row of tokens.
+"""Samples and rows: images with questions about them -> a row of tokens.
 
-`[BOS][start_img] P visual [end_img] system` is shared (branch 0); each question with its answer is a
-branch of its own whose positions continue from the shared prefix.
+A sample is `[BOS][start_img] P visual [end_img] system`, and its turns behind it: independent questions, each of them a
+branch that continues from the shared beginning, or a dialogue. A row is samples one behind the other, a segment each.
 """
 
 from __future__ import annotations
@@ -12,15 +12,35 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from earthgpt_jax.config import Turns
+from earthgpt_jax.errors import EarthGPTError
 from earthgpt_jax.input.batch import END_SLOT, START_SLOT, TEXT_SLOT
 from earthgpt_jax.input.conversation import Conversation
 from earthgpt_jax.input.questions import Question
 from earthgpt_jax.input.tokenizer import Tokenizer
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One image and its turns as L tokens, each array [L].
+
+    Attributes:
+        image_slots: visual tokens count from 0.
+    """
+
+    tokens: np.ndarray
+    positions: np.ndarray
+    branches: np.ndarray
+    loss_weights: np.ndarray
+    image_slots: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Row:
-    """The per-token arrays of a Batch row, each [T], the questions in it, and how many had no room."""
+    """The per-token arrays of a Batch row, each [T]."""
 
     tokens: np.ndarray
     positions: np.ndarray
@@ -28,8 +48,6 @@ class Row:
     branches: np.ndarray
     loss_weights: np.ndarray
     image_slots: np.ndarray
-    questions: tuple[Question, ...]
-    left_out: int
 
 
 @functools.lru_cache(maxsize=16)
@@ -72,45 +90,68 @@ def prompt(
     return np.concatenate([tokens, turn]), np.concatenate([slots, np.full_like(turn, TEXT_SLOT)])
 
 
-def build_row(
+def build_sample(
     asked: Sequence[Question],
     *,
     prefix: tuple[np.ndarray, np.ndarray],
     tokenizer: Tokenizer,
     conversation: Conversation,
-    tokens_per_row: int,
-) -> Row:
-    """Packs questions into T tokens, in order; one that does not fit any more is left out, never cut.
+    turns: Turns = Turns.INDEPENDENT,
+) -> Sample:
+    """An image's questions behind what they share, in order.
 
     Args:
         prefix: the shared part's tokens and image slots, from `image_prefix`.
+        turns: whether a question sees those before it.
     """
-    shared_ids, slots = prefix
-    shared = len(shared_ids)
-    tokens, positions, branches, weights = [*shared_ids], [*range(shared)], [0] * shared, [0.0] * shared
-    packed = []
-    for question in asked:
-        ids, loss = turn_ids(tokenizer, conversation, question.text, question.answer)
-        if len(tokens) + len(ids) > tokens_per_row:
-            continue
-        packed.append(question)
-        tokens += ids
-        weights += loss
-        positions += range(shared, shared + len(ids))
-        branches += [len(packed)] * len(ids)
-
-    def padded(values: Sequence[float], dtype: type, fill: int = 0) -> np.ndarray:
-        out: np.ndarray = np.full(tokens_per_row, fill, dtype)
-        out[: len(values)] = values
-        return out
-
-    return Row(
-        tokens=padded(tokens, np.int32),
-        positions=padded(positions, np.int32),
-        segments=padded([1] * len(tokens), np.int32),
-        branches=padded(branches, np.int32),
-        loss_weights=padded(weights, np.float32),
-        image_slots=padded([*slots], np.int32, TEXT_SLOT),
-        questions=tuple(packed),
-        left_out=len(asked) - len(packed),
+    shared, slots = prefix
+    encoded = [turn_ids(tokenizer, conversation, question.text, question.answer) for question in asked]
+    lengths = [len(ids) for ids, _ in encoded]
+    tokens = np.concatenate([shared, *(ids for ids, _ in encoded)]).astype(np.int32)
+    if turns is Turns.DIALOGUE:
+        positions, branches = np.arange(len(tokens)), np.zeros(len(tokens))
+    else:
+        ordered = [np.arange(len(shared)), *(np.arange(len(shared), len(shared) + length) for length in lengths)]
+        positions = np.concatenate(ordered)
+        branches = np.repeat(np.arange(1 + len(asked)), [len(shared), *lengths])
+    return Sample(
+        tokens=tokens,
+        positions=positions.astype(np.int32),
+        branches=branches.astype(np.int32),
+        loss_weights=np.concatenate([np.zeros(len(shared)), *(loss for _, loss in encoded)]).astype(np.float32),
+        image_slots=np.concatenate([slots, np.full(sum(lengths), TEXT_SLOT)]).astype(np.int32),
     )
+
+
+def build_row(samples: Sequence[Sample], *, tokens_per_row: int, visual_tokens: int) -> Row:
+    """Samples one behind the other, padded to T tokens; the i-th one's image has the slots i * P to i * P + P - 1.
+
+    Raises:
+        EarthGPTError: they are longer than a row.
+    """
+    used = sum(map(len, samples))
+    if used > tokens_per_row:
+        raise EarthGPTError(
+            f"row: expected samples of {tokens_per_row} tokens together, got {used}; ask fewer questions"
+        )
+
+    def joined(name: str, fill: int = 0) -> np.ndarray:
+        return _padded([getattr(sample, name) for sample in samples], tokens_per_row, fill)
+
+    slots = joined("image_slots", TEXT_SLOT)
+    segments = _padded(
+        [np.full(len(sample), number, np.int32) for number, sample in enumerate(samples, 1)], tokens_per_row
+    )
+    return Row(
+        tokens=joined("tokens"),
+        positions=joined("positions"),
+        segments=segments,
+        branches=joined("branches"),
+        loss_weights=joined("loss_weights"),
+        image_slots=np.where(slots >= 0, slots + (segments - 1) * visual_tokens, slots),
+    )
+
+
+def _padded(parts: Sequence[np.ndarray], length: int, fill: int = 0) -> np.ndarray:
+    values = np.concatenate(parts) if parts else np.zeros(0, np.int32)
+    return np.pad(values, (0, length - len(values)), constant_values=fill)

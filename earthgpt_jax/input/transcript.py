@@ -1,4 +1,4 @@
-"""A row of a batch as text again: what the model reads, token by token, and what it is to answer."""
+"""A sample of a batch as text again: what the model reads, token by token, and what it is to answer."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class Span:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Transcript:
-    """One row.
+    """One sample of a row.
 
     Attributes:
-        tokens: how many of the row's are used, those of images included.
-        visual: how many of them are an image's.
+        tokens: how many it has, those of its image included.
+        visual: how many of them are its image's.
         shared: the text before the questions.
         questions: each independent question with its answer.
     """
@@ -35,9 +35,9 @@ class Transcript:
     questions: tuple[tuple[Span, ...], ...]
 
 
-def transcript(batch: Batch, row: int, *, tokenizer: Tokenizer) -> Transcript:
-    """Decodes the ids of one row; special tokens have no text."""
-    used = batch.segments[row] > 0
+def transcript(batch: Batch, row: int, *, tokenizer: Tokenizer, segment: int = 1) -> Transcript:
+    """Decodes the ids of one sample of independent questions; special tokens have no text."""
+    used = batch.segments[row] == segment
     branches, slots = batch.branches[row], batch.image_slots[row]
     text = [
         _spans(batch.tokens[row][chosen], batch.loss_weights[row][chosen] > 0, tokenizer)

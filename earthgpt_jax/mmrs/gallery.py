@@ -11,14 +11,20 @@ from collections.abc import Iterator, Mapping, Sequence
 import jinja2
 import numpy as np
 
+from earthgpt_jax.config import Config
 from earthgpt_jax.geometry import Square, parse, polygon_to_rect, rect_to_polygon
+from earthgpt_jax.input.batch import Batch
 from earthgpt_jax.input.images import decode
-from earthgpt_jax.input.pipeline import InputSpec, train_iterator
+from earthgpt_jax.input.lengths import measure
+from earthgpt_jax.input.pipeline import Assembler, InputSpec
+from earthgpt_jax.input.plan import Placed
+from earthgpt_jax.input.planning import asking_of
+from earthgpt_jax.input.samples import samples
 from earthgpt_jax.input.tokenizer import Tokenizer
 from earthgpt_jax.input.transcript import Span, transcript
 from earthgpt_jax.mmrs.pictures import Encoding, data_uri, points
 from earthgpt_jax.mmrs.preview import COLOURS, extent
-from earthgpt_jax.mmrs.record import Object, Record, Task
+from earthgpt_jax.mmrs.record import UNKNOWN, Annotated, Object, Record, Task
 
 _LONGEST_SIDE = 1024  # of an original on the page
 
@@ -55,7 +61,12 @@ class Asked:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Seen:
-    """What the model sees of a record in one step."""
+    """What the model sees of a record in one row.
+
+    Attributes:
+        left_out: questions that are longer than a row.
+        later: questions that are asked in other rows.
+    """
 
     square: Picture
     tokens: int
@@ -64,6 +75,7 @@ class Seen:
     shared: str
     asked: tuple[Asked, ...]
     left_out: int
+    later: int
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -78,11 +90,15 @@ class Shown:
     seen: Seen | None
 
 
-def page(records: Sequence[Record], *, title: str, recipe: str, spec: InputSpec, tokenizer: Tokenizer) -> str:
+def page(
+    records: Sequence[Record], *, title: str, recipe: str, config: Config, tokenizer: Tokenizer,
+    annotated: Mapping[str, Annotated] | None = None,
+) -> str:  # fmt: skip
     """The HTML page; everything in it is inline, and it has no JavaScript.
 
     Args:
-        recipe: the name of the recipe behind `spec`, for the page.
+        recipe: the name of `config`, for the page.
+        annotated: a record's source -> the classes it annotates; questions about absent classes need it.
 
     Raises:
         EarthGPTError: an image does not decode, or the recipe's rows are too short.
@@ -91,44 +107,72 @@ def page(records: Sequence[Record], *, title: str, recipe: str, spec: InputSpec,
         loader=jinja2.PackageLoader("earthgpt_jax.mmrs", "pages"), autoescape=True, trim_blocks=True,
         lstrip_blocks=True, undefined=jinja2.StrictUndefined,
     )  # fmt: skip
-    views = seen(records, spec=spec, tokenizer=tokenizer)
+    views = seen(records, config=config, tokenizer=tokenizer, annotated=annotated or {})
     shown = [_shown(record, views.get(record.id)) for record in records]
-    return environment.get_template("gallery.html").render(title=title, recipe=recipe, spec=spec, shown=shown)
+    return environment.get_template("gallery.html").render(title=title, recipe=recipe, data=config.data, shown=shown)
 
 
-def seen(records: Sequence[Record], *, spec: InputSpec, tokenizer: Tokenizer) -> dict[str, Seen]:
-    """Record id -> its row in a training run's first epoch over these records; without those that have no image."""
-    usable = [record for record in records if record.image]
-    if not usable:
-        return {}
-    alone = dataclasses.replace(spec, batch_size=1)
-    batches = train_iterator(usable, spec=alone, tokenizer=tokenizer, threads=1)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Alone:
+    """A record as a dataset of its own."""
+
+    name: str
+    annotated: Annotated
+    record: Record
+
+    def __getitem__(self, index: int) -> Record:
+        return self.record
+
+
+def seen(
+    records: Sequence[Record], *, config: Config, tokenizer: Tokenizer, annotated: Mapping[str, Annotated]
+) -> dict[str, Seen]:
+    """Record id -> the first of the samples that an epoch makes of it; without those records that have no image."""
+    asking, room = asking_of(config, tokenizer)
+    times = dict.fromkeys(asking.kinds, 1)
     found = {}
-    for _, (_, batch) in zip(usable, batches, strict=False):
-        read = transcript(batch, 0, tokenizer=tokenizer)
-        pixels = batch.images[0, 0]
-        boxes: list[Drawn] = []
-        asked = []
-        for number, spans in enumerate(read.questions):
-            colour = COLOURS[number % len(COLOURS)]
-            own = [
-                Drawn(points=points(box.pixels(Square(*pixels.shape[:2]))), colour=colour, title=box.label)
-                for box in parse("".join(span.text for span in spans)).boxes
-            ]
-            boxes += own
-            asked.append(Asked(colour=colour, spans=spans, boxes=len(own)))
-        caption = f"the padded square, {pixels.shape[1]} px, with the boxes of the dialogue"
-        # One row a batch: its id is "record:questions".
-        found[batch.ids[0].rpartition(":")[0]] = Seen(
-            square=_picture(caption, pixels, boxes, encoding=Encoding.PNG),
-            tokens=read.tokens,
-            tokens_per_row=spec.tokens_per_row,
-            visual=read.visual,
-            shared=read.shared,
-            asked=tuple(asked),
-            left_out=batch.left_out,
+    for record in records:
+        if not record.image:
+            continue
+        known = annotated.get(record.source, UNKNOWN)
+        index = measure([record], asking=asking, annotated=known)
+        made = samples(index, times=times, epoch=0, epochs=1, room=room, seed=config.seed)
+        first = made.of(0) if len(made) else np.zeros(0, np.int64)
+        assemble = Assembler(
+            sources=[_Alone(name=record.source, annotated=known, record=record)], asking=asking,
+            spec=InputSpec.of(config), tokens_per_row=room.tokens_per_row, images_per_row=1,
+        )  # fmt: skip
+        batch = assemble([Placed(source=0, record=0, questions=index.named(first))])
+        found[record.id] = _seen(
+            batch, tokenizer, left_out=sum(made.left_out.values()), later=len(made.questions) - len(first)
         )
     return found
+
+
+def _seen(batch: Batch, tokenizer: Tokenizer, *, left_out: int, later: int) -> Seen:
+    read = transcript(batch, 0, tokenizer=tokenizer)
+    pixels = batch.images[0, 0]
+    boxes: list[Drawn] = []
+    asked = []
+    for number, spans in enumerate(read.questions):
+        colour = COLOURS[number % len(COLOURS)]
+        own = [
+            Drawn(points=points(box.pixels(Square(*pixels.shape[:2]))), colour=colour, title=box.label)
+            for box in parse("".join(span.text for span in spans)).boxes
+        ]
+        boxes += own
+        asked.append(Asked(colour=colour, spans=spans, boxes=len(own)))
+    caption = f"the padded square, {pixels.shape[1]} px, with the boxes of the dialogue"
+    return Seen(
+        square=_picture(caption, pixels, boxes, encoding=Encoding.PNG),
+        tokens=read.tokens,
+        tokens_per_row=batch.tokens.shape[1],
+        visual=read.visual,
+        shared=read.shared,
+        asked=tuple(asked),
+        left_out=left_out,
+        later=later,
+    )
 
 
 def _shown(record: Record, view: Seen | None) -> Shown:

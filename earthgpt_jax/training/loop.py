@@ -3,40 +3,41 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import logging
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tensorboardX
-from jax.sharding import NamedSharding
-from tqdm import tqdm
+from jax.experimental import multihost_utils
 
 from earthgpt_jax import params as params_lib
 from earthgpt_jax.config import Config, resolve, to_dict
 from earthgpt_jax.errors import EarthGPTError
 from earthgpt_jax.input.batch import Batch
 from earthgpt_jax.input.derived import NEED_CLASSES
-from earthgpt_jax.input.pipeline import InputSpec, train_iterator
-from earthgpt_jax.input.questions import task_of
+from earthgpt_jax.input.pipeline import InputSpec, Rows, train_batches
+from earthgpt_jax.input.plan import differences
+from earthgpt_jax.input.planning import Planned, planned
 from earthgpt_jax.input.tokenizer import Tokenizer
-from earthgpt_jax.mmrs.record import Annotated
-from earthgpt_jax.mmrs.store import open_source
+from earthgpt_jax.mmrs.occupancy import text
 from earthgpt_jax.models import earthgpt, io
-from earthgpt_jax.sharding.mesh import data_parallel
+from earthgpt_jax.sharding.mesh import data_parallel, local_rows
 from earthgpt_jax.training.checkpoints import Checkpoints
+from earthgpt_jax.training.feed import placed
 from earthgpt_jax.training.initial import initial
+from earthgpt_jax.training.log import Log
 from earthgpt_jax.training.optim import optimizer as make_optimizer
-from earthgpt_jax.training.optim import schedule
 from earthgpt_jax.training.stages import trained_paths
-from earthgpt_jax.training.step import DeviceBatch, State, make_step
+from earthgpt_jax.training.step import State, make_step
 
 _log = logging.getLogger(__name__)
+# Settings that may differ when a run is resumed: they change no batch and no update of a sound dataset.
+_FREE = ("data.workers ", "data.damaged ", "checkpoint.", "log_every ")
 
 
 def train(config: Config, workdir: Path) -> Path:
@@ -46,7 +47,8 @@ def train(config: Config, workdir: Path) -> Path:
       1. `model/` of the same config: nothing to do.
       2. a checkpoint of the same config: resume behind it, bit for bit as if never stopped.
       3. nothing: start from `config.init` or `config.init_from`.
-    A work directory of another config is refused.
+    A work directory of another config is refused. With several processes (`jax.distributed`) each calls this with
+    the same config and a work directory that all of them see; the batches are those of a single one.
     """
     _refuse_other(config, workdir)
     finished = workdir / "model"
@@ -62,64 +64,76 @@ def train(config: Config, workdir: Path) -> Path:
     place = data_parallel(config.data.batch_size // config.optim.microbatches)
     trained, frozen = jax.device_put((trained, frozen), place.whole)
     optimizer = make_optimizer(config.optim, trained_rules)
-    step_fn = jax.jit(make_step(graphdef, optimizer, microbatches=config.optim.microbatches), donate_argnums=0)
+    step_fn = jax.jit(
+        make_step(graphdef, optimizer, microbatches=config.optim.microbatches, rows=place.batch), donate_argnums=0
+    )
     state = jax.device_put(State(jnp.zeros((), jnp.int32), trained, optimizer.init(trained)), place.whole)
 
-    wanted = {task_of(kind) for kind, weight in config.data.task_weights.items() if weight > 0}
-    source = open_source(Path(config.data.source), config.data.split, tasks=sorted(wanted))
-    _warn_of_unknown_classes(config, source.annotated)
-    tokenizer = Tokenizer(start.tokenizer)
-    identity = {"data": source.fingerprint, "tokenizer": tokenizer.fingerprint, "frozen": frozen_print}
+    data = planned(config, tokenizer=Tokenizer(start.tokenizer))
+    _warn_of_unknown_classes(config, data)
+    identity = data.plan.identity() | {"frozen weights": frozen_print}
     # Only now, when model and data were found fit: a start that failed leaves no claim on the folder.
-    workdir.mkdir(parents=True, exist_ok=True)
-    (workdir / "config.json").write_text(json.dumps(to_dict(config), indent=1) + "\n")
+    _together("found fit")
+    leads = jax.process_index() == 0
+    if leads:
+        workdir.mkdir(parents=True, exist_ok=True)
+        (workdir / "config.json").write_text(json.dumps(to_dict(config), indent=1) + "\n")
+        (workdir / "plan.txt").write_text(text(data.plan, batch_size=config.data.batch_size) + "\n")
     checkpoints = Checkpoints(workdir, config.checkpoint)
     latest = checkpoints.latest()
     if latest is not None:
         state, extra = checkpoints.restore(latest, state)
-        _same_identity(extra["identity"], identity, workdir)
+        _refuse_other_data(extra["identity"], identity, workdir)
     first = int(state.step)
-    _truncate_metrics(workdir, first)
 
-    batches = train_iterator(source, spec=InputSpec.of(config, source.annotated), tokenizer=tokenizer, start_step=first)
+    batches = train_batches(
+        Rows.of(data, InputSpec.of(config)),
+        start_step=first,
+        local=local_rows(place.batch, config.data.batch_size),
+        workers=config.data.workers,
+    )
     with contextlib.ExitStack() as stack:
         stack.callback(checkpoints.close)
-        log = stack.enter_context(_Log(config, workdir, first))
-        for step, batch in batches:
-            if step >= config.optim.steps:
-                break
-            state, metrics = step_fn(state, frozen, device_batch(batch, place.batch))
-            log(step, batch, metrics)
+        stack.callback(batches.close)
+        log = stack.enter_context(Log(config, workdir, plan=data.plan, first=first)) if leads else None
+        for step, batch, arrays in placed(itertools.islice(batches, config.optim.steps - first), place.batch):
+            state, metrics = step_fn(state, frozen, arrays)
+            values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+            _refuse_nan(step, values["loss"], batch)
+            if log:
+                log(step, values)
             if (step + 1) % config.checkpoint.every_steps == 0 or step + 1 == config.optim.steps:
                 checkpoints.save(step + 1, state, {"data_position": step + 1, "identity": identity})
-    arrays = io.as_numpy(params_lib.merge(state.trained, frozen))
-    io.write(
-        finished,
-        arrays,
-        model=config.model,
-        decimals=config.data.decimals,
-        conversation=config.data.conversation,
-        tokenizer=start.tokenizer,
-        about={
-            "recipe": config.recipe,
-            "stage": config.stage.value,
-            "steps": config.optim.steps,
-            "source": source.name,
-            "data": source.fingerprint,
-            "parent": start.about,
-        },
-    )
+    if leads:
+        io.write(
+            finished,
+            io.as_numpy(params_lib.merge(state.trained, frozen)),
+            model=config.model,
+            decimals=config.data.decimals,
+            conversation=config.data.conversation,
+            tokenizer=start.tokenizer,
+            about={
+                "recipe": config.recipe,
+                "stage": config.stage.value,
+                "steps": config.optim.steps,
+                "source": ", ".join(dict.fromkeys(source.name for source in data.sources)),
+                "data": [source.fingerprint for source in dict.fromkeys(data.sources)],
+                "parent": start.about,
+            },
+        )
+    _together("finished")
     return finished
 
 
-def device_batch(batch: Batch, sharding: NamedSharding) -> DeviceBatch:
-    """The batch's arrays on the devices, split by rows."""
-    return jax.device_put(DeviceBatch(*(getattr(batch, name) for name in DeviceBatch._fields)), sharding)
+def _together(name: str) -> None:
+    """Waits until every process is here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
 
 
-def _warn_of_unknown_classes(config: Config, annotated: Mapping[str, Annotated]) -> None:
+def _warn_of_unknown_classes(config: Config, data: Planned) -> None:
     kinds = sorted(kind for kind in NEED_CLASSES if config.data.task_weights.get(kind, 0) > 0)
-    silent = sorted(name for name, classes in annotated.items() if not classes.shares)
+    silent = sorted({source.name for source in data.sources if not source.annotated.shares})
     if kinds and silent:
         _log.warning(
             "data %s: no questions of %s about %s: which classes these annotate is not known for certain "
@@ -128,10 +142,13 @@ def _warn_of_unknown_classes(config: Config, annotated: Mapping[str, Annotated])
         )
 
 
-def read_losses(workdir: Path) -> list[tuple[int, float]]:
-    """`(step, loss)` of every step of a run so far."""
-    lines = (workdir / "metrics.jsonl").read_text().splitlines()
-    return [(values["step"], values["loss"]) for values in map(json.loads, lines)]
+def _refuse_nan(step: int, loss: float, batch: Batch) -> None:
+    if not np.isfinite(loss):
+        held = [sample for row in batch.ids for sample in row]
+        raise EarthGPTError(
+            f"step {step}: the loss is {loss}; lower optim.peak_lr, or look at the batch: {', '.join(held[:4])}"
+            + (f" and {len(held) - 4} more" if len(held) > 4 else "")
+        )
 
 
 def _refuse_other(config: Config, workdir: Path) -> None:
@@ -141,7 +158,7 @@ def _refuse_other(config: Config, workdir: Path) -> None:
         return
     # Fields that the file is older than have their default, which is what that version did.
     before = to_dict(resolve(json.loads(path.read_text()), where=str(path)))
-    differing = list(_differences(before, to_dict(config)))
+    differing = [line for line in _differences(before, to_dict(config)) if not line.startswith(_FREE)]
     if differing:
         raise EarthGPTError(
             f"workdir {workdir} was made with another config: {'; '.join(differing[:6])}. "
@@ -157,71 +174,12 @@ def _differences(old: Any, new: Any, path: str = "") -> Iterator[str]:
         yield f"{path} was {old!r}, is {new!r}"
 
 
-def _same_identity(saved: dict[str, str], now: dict[str, str], workdir: Path) -> None:
-    differing = [f"{name} was {saved[name]}, is {now[name]}" for name in now if saved.get(name) != now[name]]
-    if differing:
+def _refuse_other_data(saved: dict[str, Any], now: dict[str, Any], workdir: Path) -> None:
+    """A data position means the same rows only in the same plan."""
+    changed = differences(saved, now)
+    if changed:
         raise EarthGPTError(
-            f"cannot resume {workdir}: fingerprints differ ({'; '.join(differing)}). "
-            "Put the original data and model back, or start in another --workdir."
+            f"cannot resume {workdir}: what its rows depend on has changed ({'; '.join(changed[:6])}"
+            + (f"; and {len(changed) - 6} more" if len(changed) > 6 else "")
+            + "). Put the original data and model back, or start in another --workdir."
         )
-
-
-def _truncate_metrics(workdir: Path, step: int) -> None:
-    """Drops the lines of steps that a resumed run will do again."""
-    path = workdir / "metrics.jsonl"
-    if path.exists():
-        kept = []
-        for line in path.read_text().splitlines():
-            with contextlib.suppress(json.JSONDecodeError):  # a line cut off by a kill
-                if json.loads(line)["step"] <= step:
-                    kept.append(line + "\n")
-        partial = path.with_suffix(".partial")
-        partial.write_text("".join(kept))
-        partial.replace(path)
-
-
-class _Log:
-    """metrics.jsonl, TensorBoard and the progress bar."""
-
-    def __init__(self, config: Config, workdir: Path, first: int):
-        self._config = config
-        self._schedule = schedule(config.optim)
-        self._file = (workdir / "metrics.jsonl").open("a")
-        self._board = tensorboardX.SummaryWriter(str(workdir / "tb"), purge_step=first)
-        self._bar = tqdm(total=config.optim.steps, initial=first, desc=config.stage.value, unit="step")
-        self._tokens, self._since = 0, time.monotonic()
-
-    def __enter__(self) -> _Log:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.close()
-        self._board.close()
-        self._file.close()
-
-    def __call__(self, step: int, batch: Batch, metrics: dict[str, jax.Array]) -> None:
-        """Every step is a line: a run that was killed can be compared with one that was not."""
-        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        if not np.isfinite(values["loss"]):
-            raise EarthGPTError(
-                f"step {step}: the loss is {values['loss']}; lower optim.peak_lr, or look at the batch: "
-                + ", ".join(batch.ids[:4])
-            )
-        line = {
-            "step": step + 1,
-            **values,
-            "lr": float(self._schedule(jnp.asarray(step))),
-            "left_out": batch.left_out,
-            "unlisted": batch.unlisted,
-            "ids": list(batch.ids),
-        }
-        self._file.write(json.dumps(line) + "\n")
-        self._tokens += int(values["tokens"])
-        self._bar.update()
-        if (step + 1) % self._config.log_every == 0 or step + 1 == self._config.optim.steps:
-            self._file.flush()
-            seconds = max(time.monotonic() - self._since, 1e-9)
-            self._bar.set_postfix(loss=f"{values['loss']:.3f}", tok_s=f"{self._tokens / seconds:,.0f}")
-            for name in ("loss", "grad_norm", "lr"):
-                self._board.add_scalar(name, line[name], step + 1)
-            self._tokens, self._since = 0, time.monotonic()

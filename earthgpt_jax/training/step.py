@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
 
 from earthgpt_jax.models.earthgpt import EarthGPT, Features
 from earthgpt_jax.ops.attention import visible
@@ -40,6 +41,8 @@ class DeviceBatch(NamedTuple):
     loss_weights: jax.Array
     images: jax.Array
     image_slots: jax.Array
+    unlisted: jax.Array
+    damaged: jax.Array
 
 
 def forward(model: EarthGPT, features: Features, batch: DeviceBatch) -> jax.Array:
@@ -51,10 +54,47 @@ def forward(model: EarthGPT, features: Features, batch: DeviceBatch) -> jax.Arra
     return model.llm.logits(x)
 
 
+def encode_used(encode: Callable[[jax.Array], Features], images: jax.Array, *, used: jax.Array) -> Features:
+    """Features of B*I images of which only the first `used[b]` of each row are encoded; those of padding are zero.
+
+    Args:
+        encode: of u8[N, S, S, 3]; not differentiated.
+        images: u8[B, I, S, S, 3].
+        used: i32[B].
+    """
+    rows, per_row = images.shape[:2]
+    flat = images.reshape(-1, *images.shape[2:])
+    if per_row == 1:
+        return encode(flat)
+    real = (jnp.arange(per_row) < used[:, None]).reshape(-1)
+    order = jnp.argsort(~real, stable=True)  # real ones first
+    chunk = rows  # as many at a time as rows of one image would be
+    empty = jax.tree.map(lambda x: jnp.zeros((len(flat), *x.shape[1:]), x.dtype), jax.eval_shape(encode, flat))
+
+    def some(number: jax.Array, features: Features) -> Features:
+        chosen = jax.lax.dynamic_slice_in_dim(order, number * chunk, chunk)
+        return jax.tree.map(lambda all_, new: all_.at[chosen].set(new), features, encode(flat[chosen]))
+
+    return jax.lax.fori_loop(0, -(-jnp.sum(real) // chunk), some, empty)
+
+
+def _encoders(params: Params) -> dict[str, jax.Array | None]:
+    """The encoders' parameters; of the others the paths alone, so that nothing of them is moved or gathered."""
+    return {path: value if path.startswith(("vit/", "convnext/")) else None for path, value in params.items()}
+
+
 def make_step(
-    graphdef: nnx.GraphDef, optimizer: optax.GradientTransformation, *, microbatches: int
+    graphdef: nnx.GraphDef,
+    optimizer: optax.GradientTransformation,
+    *,
+    microbatches: int,
+    rows: NamedSharding | None = None,
 ) -> Callable[[State, Params, DeviceBatch], tuple[State, dict[str, jax.Array]]]:
-    """`step(state, frozen, batch) -> (state, metrics)`, to be jitted with the state donated."""
+    """`step(state, frozen, batch) -> (state, metrics)`, to be jitted with the state donated.
+
+    Args:
+        rows: how a microbatch is split over devices; None: not at all.
+    """
 
     def loss_sums(trained: Params, frozen: Params, features: Features, batch: DeviceBatch):
         model = merge_module(graphdef, merge(trained, frozen))
@@ -62,13 +102,19 @@ def make_step(
 
     gradient = jax.value_and_grad(loss_sums, has_aux=True)
 
-    def encode(trained: Params, frozen: Params, images: jax.Array) -> Features:
-        # Outside of the differentiated function: no residual of a frozen encoder is ever kept.
-        return merge_module(graphdef, merge(trained, frozen)).encode(images.reshape(-1, *images.shape[2:]))
+    def encode(encoders: dict, images: jax.Array, segments: jax.Array) -> Features:
+        return encode_used(merge_module(graphdef, encoders).encode, images, used=jnp.max(segments, axis=1))
+
+    if rows is not None:  # each device the images of its own rows, however many they are
+        encode = jax.shard_map(
+            encode, mesh=rows.mesh, in_specs=(PartitionSpec(), rows.spec, rows.spec), out_specs=rows.spec,
+            check_vma=False,
+        )  # fmt: skip
 
     def step(state: State, frozen: Params, batch: DeviceBatch) -> tuple[State, dict[str, jax.Array]]:
         def accumulate(sums, part: DeviceBatch):
-            features = encode(state.trained, frozen, part.images)
+            # Outside of the differentiated function: no residual of a frozen encoder is ever kept.
+            features = encode(_encoders(merge(state.trained, frozen)), part.images, part.segments)
             (loss, weight), gradients = gradient(state.trained, frozen, features, part)
             return jax.tree.map(jnp.add, sums, (loss, weight, gradients)), None
 
@@ -86,6 +132,9 @@ def make_step(
             "grad_norm": optax.tree.norm(gradients),
             "supervised_tokens": weight,
             "tokens": jnp.sum(batch.segments > 0),
+            "images": jnp.sum(jnp.max(batch.segments, axis=1)),
+            "unlisted": jnp.sum(batch.unlisted),
+            "damaged": jnp.sum(batch.damaged),
         }
         return State(state.step + 1, trained, optimizer_state), metrics
 

@@ -55,7 +55,6 @@ def run(args: argparse.Namespace) -> int:
         sheet(records).save(out)
     else:
         from earthgpt_jax.config import load
-        from earthgpt_jax.input.pipeline import InputSpec
         from earthgpt_jax.input.tokenizer import Tokenizer
         from earthgpt_jax.mmrs.annotated import annotated
         from earthgpt_jax.mmrs.gallery import page
@@ -66,9 +65,8 @@ def run(args: argparse.Namespace) -> int:
             records,
             title=", ".join(folder.name for folder in folders),
             recipe=args.config,
-            spec=InputSpec.of(
-                load(args.config), {values["name"]: annotated(values) for values in map(manifest, folders)}
-            ),
+            config=load(args.config),
+            annotated={values["name"]: annotated(values) for values in map(manifest, folders)},
             tokenizer=Tokenizer(args.tokenizer or assets_path("tiny", "tokenizer.model")),
         )
         out.parent.mkdir(exist_ok=True)

@@ -1,0 +1,81 @@
+"""What a run says of itself: metrics.jsonl, TensorBoard, the progress bar."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax.numpy as jnp
+import tensorboardX
+from tqdm import tqdm
+
+from earthgpt_jax.config import Config
+from earthgpt_jax.input.plan import Plan
+from earthgpt_jax.training.optim import schedule
+
+
+class Log:
+    """Of the steps from `first` on; lines of steps that are done again are dropped."""
+
+    def __init__(self, config: Config, workdir: Path, *, plan: Plan, first: int):
+        _truncate(workdir / "metrics.jsonl", first)
+        self._config, self._plan = config, plan
+        self._schedule = schedule(config.optim)
+        self._file = (workdir / "metrics.jsonl").open("a")
+        self._board = tensorboardX.SummaryWriter(str(workdir / "tb"), purge_step=first)
+        self._bar = tqdm(total=config.optim.steps, initial=first, desc=config.stage.value, unit="step")
+        self._tokens, self._since = 0, time.monotonic()
+
+    def __enter__(self) -> Log:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+        self._board.close()
+        self._file.close()
+
+    def __call__(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Every step is a line: a run that was killed can be compared with one that was not."""
+        size = self._config.data.batch_size
+        line: dict[str, object] = {
+            "step": step + 1,
+            **metrics,
+            "lr": float(self._schedule(jnp.asarray(step))),
+            "epoch": self._plan.epoch((step + 1) * size),
+            "data": self._plan.digest(range(step * size, (step + 1) * size)),
+        }
+        self._tokens += int(metrics["tokens"])
+        self._bar.update()
+        shown = (step + 1) % self._config.log_every == 0 or step + 1 == self._config.optim.steps
+        if shown:
+            line["epochs"] = self._plan.passes((step + 1) * size)
+        self._file.write(json.dumps(line) + "\n")
+        if shown:
+            self._file.flush()
+            seconds = max(time.monotonic() - self._since, 1e-9)
+            self._bar.set_postfix(loss=f"{metrics['loss']:.3f}", tok_s=f"{self._tokens / seconds:,.0f}")
+            for name in ("loss", "grad_norm", "lr", "epoch"):
+                self._board.add_scalar(name, line[name], step + 1)
+            self._tokens, self._since = 0, time.monotonic()
+
+
+def read_losses(workdir: Path) -> list[tuple[int, float]]:
+    """`(step, loss)` of every step of a run so far."""
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    return [(values["step"], values["loss"]) for values in map(json.loads, lines)]
+
+
+def _truncate(path: Path, step: int) -> None:
+    """Drops the lines of steps that a resumed run will do again."""
+    if path.exists():
+        kept = []
+        for line in path.read_text().splitlines():
+            with contextlib.suppress(json.JSONDecodeError):  # a line cut off by a kill
+                if json.loads(line)["step"] <= step:
+                    kept.append(line + "\n")
+        partial = path.with_suffix(".partial")
+        partial.write_text("".join(kept))
+        partial.replace(path)
