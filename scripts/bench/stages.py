@@ -1,0 +1,1 @@
+def profile(d): return ""
