@@ -88,10 +88,12 @@ def _stretch(band: np.ndarray) -> np.ndarray:
 def pad_to_square(image: np.ndarray, fill: tuple[int, int, int] = FILL) -> np.ndarray:
     """uint8[h, w, 3] -> uint8[s, s, 3], s = max(h, w), the image in the middle (see `geometry.Square`)."""
     height, width = image.shape[:2]
+    if height == width:
+        return image
     square = Square(width, height)
     left, top = square.offset
     canvas = np.empty((square.side, square.side, 3), np.uint8)
-    canvas[:] = fill
+    canvas.reshape(square.side, -1)[:] = np.tile(np.array(fill, np.uint8), square.side)  # a pixel at a time is slow
     canvas[top : top + height, left : left + width] = image
     return canvas
 

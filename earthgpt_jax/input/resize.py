@@ -17,8 +17,7 @@ from earthgpt_jax.geometry import Square
 
 _BITS = 22
 _HALF = 1 << (_BITS - 1)
-_ROWS, _TILE = 64, 64  # rows that are resized side by side, and columns that are turned at once: they fit a L1 cache
-_BLOCK = 16  # output columns that are turned back at once
+_ROWS, _BLOCK = 64, 16  # rows side by side, and columns that are turned at once: so many fit a core's first cache
 
 
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -99,33 +98,34 @@ def _horizontal(
     """u8[h, w * 3], between columns of `fill`, -> u8[h, size * 3]."""
     height, length = pixels.shape
     size = len(first)
-    turned = np.empty((side * 3, _ROWS), np.uint8)  # _ROWS rows of the padded image, as columns
-    for j in range(side * 3):
-        turned[j] = fill[j % 3]
-    done = np.empty((_BLOCK * 3, _ROWS), np.uint8)
-    sums = np.empty(_ROWS, np.int32)
+    # Some rows of the padded image with their columns as lines: a line is a column's reds, its greens, its blues.
+    turned = np.empty((side, 3 * _ROWS), np.uint8)
+    turned[:] = np.repeat(fill, _ROWS)
+    done = np.empty((_BLOCK, 3 * _ROWS), np.uint8)
+    sums = np.empty(3 * _ROWS, np.int32)
     for y in range(0, height, _ROWS):
         rows = min(_ROWS, height - y)
-        for tile in range(0, length, _TILE):
+        for tile in range(0, length // 3, _BLOCK):
             for i in range(rows):
-                for j in range(tile, min(tile + _TILE, length)):
-                    turned[left * 3 + j, i] = pixels[y + i, j]
+                for x in range(tile, min(tile + _BLOCK, length // 3)):
+                    for channel in range(3):
+                        turned[left + x, channel * _ROWS + i] = pixels[y + i, x * 3 + channel]
         for block in range(0, size, _BLOCK):
             columns = min(_BLOCK, size - block)
-            for x in range(block, block + columns):
-                for channel in range(3):
-                    sums[:] = _HALF
-                    for t in range(count[x]):
-                        weight = weights[x, t]
-                        values = turned[(first[x] + t) * 3 + channel]
-                        for i in range(_ROWS):
-                            sums[i] += np.int32(values[i]) * weight
-                    target = done[(x - block) * 3 + channel]
-                    for i in range(_ROWS):
-                        target[i] = min(max(sums[i] >> _BITS, 0), 255)
+            for x in range(columns):
+                sums[:] = _HALF
+                for t in range(count[block + x]):
+                    weight = weights[block + x, t]
+                    values = turned[first[block + x] + t]
+                    for i in range(3 * _ROWS):
+                        sums[i] += np.int32(values[i]) * weight
+                target = done[x]
+                for i in range(3 * _ROWS):
+                    target[i] = min(max(sums[i] >> _BITS, 0), 255)
             for i in range(rows):
-                for j in range(columns * 3):
-                    out[y + i, block * 3 + j] = done[j, i]
+                for x in range(columns):
+                    for channel in range(3):
+                        out[y + i, (block + x) * 3 + channel] = done[x, channel * _ROWS + i]
 
 
 @_compiled

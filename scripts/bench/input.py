@@ -93,7 +93,10 @@ def table(results: Mapping[tuple[str, int], Sequence[Mapping[str, float]]], unit
     speeds = {key: [each[unit] / each["seconds"] for each in runs] for key, runs in results.items()}
     middle = {key: statistics.median(values) for key, values in speeds.items()}
     best = max(value for (name, _), value in middle.items() if name != "ours")
-    lines = [f"| | workers | {unit}/s, median | lowest | highest | x the best of the others |", "|---|--:|--:|--:|--:|--:|"]
+    lines = [
+        f"| | workers | {unit}/s, median | lowest | highest | x the best of the others |",
+        "|---|--:|--:|--:|--:|--:|",
+    ]
     for (name, workers), values in speeds.items():
         key = name, workers
         lines.append(

@@ -52,9 +52,7 @@ def ours(work: Path, *, workers: int) -> Iterator[Made]:
         texts = []
         for tokens, segments, branches in zip(batch.tokens, batch.segments, batch.branches, strict=True):
             mark = segments.astype(np.int64) * 1000 + branches
-            texts += [
-                tokens[mark == value].tolist() for value in np.unique(mark[(branches > 0) & (segments > 0)])
-            ]
+            texts += [tokens[mark == value].tolist() for value in np.unique(mark[(branches > 0) & (segments > 0)])]
         yield images, texts
     batches.close()
 
@@ -167,7 +165,9 @@ def hugging_face(work: Path, *, workers: int) -> Iterator[Made]:
     tokenizer = _processor()
 
     def transform(batch: Mapping[str, list]) -> dict[str, list]:
-        items = [_item(square(image), texts, tokenizer) for image, texts in zip(batch["image"], batch["texts"], strict=True)]
+        items = [
+            _item(square(image), texts, tokenizer) for image, texts in zip(batch["image"], batch["texts"], strict=True)
+        ]
         return {key: [item[key] for item in items] for key in ("image", "ids")}
 
     table = datasets.load_from_disk(str(work / "arrow"))
