@@ -28,7 +28,8 @@ def _rounded(polygon: np.ndarray, *, square: Square, decimals: int, kind: BoxKin
     """A box in whole steps of 10**-decimals of the square's side, never without area."""
     numbers = polygon_to_rect(polygon) if kind is BoxKind.HBB else canonical(polygon)
     # Through text, which rounds the number itself; a product with 10**decimals would be rounded twice.
-    steps = [int(f"{v:.{decimals}f}".replace(".", "")) for v in np.clip(square.to_fractions(numbers), 0.0, 1.0)]
+    fractions = np.clip(square.to_fractions(numbers), 0.0, 1.0).tolist()
+    steps = [int(f"{v:.{decimals}f}".replace(".", "")) for v in fractions]
     if kind is BoxKind.HBB:
         return widened(steps, end=10**decimals)
     if not degenerate(np.divide(steps, 10**decimals), width=1, height=1):

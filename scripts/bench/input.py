@@ -6,14 +6,13 @@
 DATASETS is a folder that `earthgpt data build` wrote. All contestants make the same samples (rows of the 13B recipe's
 plan, in its order) of the same bytes: read, tokenise, decode, pad to square, resize to 512 px, batch. First every image
 and every token id of the first batches is compared, then each contestant runs in processes of its own, on two cores,
-one after the other, as often as `--repeats` says. The clock starts with the first batch. Needs the packages `torch` and
-`datasets`. Prints Markdown tables; with `--profile`, of where the time of one image goes.
+one after the other, as often as `--repeats` says. The clock starts behind the first 128 images. Needs the packages
+`torch` and `datasets`. Prints Markdown tables; with `--profile`, of where the time of one image goes.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import itertools
 import json
 import os
@@ -27,11 +26,13 @@ from pathlib import Path
 
 import loaders
 import numpy as np
+import psutil
 import stages
 
 WORKERS = (0, 1, 2)
 PAIRS = "torch DataLoader, a sample for each question"
 CORES = 2
+WARM = 128  # images before the clock starts: as many as processes may have made while others were starting
 
 
 def compare(work: Path, *, batches: int) -> int:
@@ -40,29 +41,22 @@ def compare(work: Path, *, batches: int) -> int:
     Raises:
         AssertionError: a contestant makes another pixel or another id than ours.
     """
-    count = 0
-
-    def stream(name: str):
-        for images, texts in loaders.CONTESTANTS[name](work, workers=0):
-            yield images, texts
-
-    reference = list(itertools.islice(stream("ours"), batches))
+    reference = list(itertools.islice(loaders.CONTESTANTS["ours"](work, workers=0), batches))
     images = np.concatenate([made[0] for made in reference])
     texts = [ids for made in reference for ids in made[1]]
     shared = len(_prefix(work))
     for name in loaders.CONTESTANTS:
         if name in ("ours", PAIRS):
             continue
-        seen, ids = 0, []
-        for batch, more in stream(name):
+        seen, ids = 0, list[list[int]]()
+        for batch, more in loaders.CONTESTANTS[name](work, workers=0):
             if seen + len(batch) > len(images):
                 break
             np.testing.assert_array_equal(batch, images[seen : seen + len(batch)], err_msg=name)
             seen, ids = seen + len(batch), ids + more
         assert [each[shared:] for each in ids] == texts[: len(ids)], name
-        assert seen > 0
-        count = seen
-    return count
+        assert seen > len(images) - loaders.IMAGES_PER_BATCH, name
+    return len(images)
 
 
 def _prefix(work: Path) -> Sequence[int]:
@@ -73,14 +67,23 @@ def _prefix(work: Path) -> Sequence[int]:
 
 
 def run(name: str, *, work: Path, workers: int) -> Mapping[str, float]:
-    """Images, questions and seconds of all batches behind the first."""
+    """Images, questions, seconds and CPU seconds behind the first `WARM` images."""
     made = iter(loaders.CONTESTANTS[name](work, workers=workers))
-    next(made)
-    began, images, questions = time.perf_counter(), 0, 0
+    warm = 0
+    while warm < WARM:
+        warm += len(next(made)[0])
+    images, questions, began, cpu = 0, 0, time.perf_counter(), _cpu()
     for batch, texts in made:
         images += len(batch)
         questions += len(texts)
-    return {"images": images, "questions": questions, "seconds": time.perf_counter() - began}
+        used = _cpu() - cpu  # while the workers are there
+    return {"images": images, "questions": questions, "seconds": time.perf_counter() - began, "cpu": used}
+
+
+def _cpu() -> float:
+    """CPU seconds of this process and of its children so far."""
+    own = psutil.Process()
+    return sum(sum(process.cpu_times()[:2]) for process in (own, *own.children(recursive=True)))
 
 
 def in_its_own_process(name: str, *, work: Path, workers: int) -> Mapping[str, float]:
@@ -90,18 +93,21 @@ def in_its_own_process(name: str, *, work: Path, workers: int) -> Mapping[str, f
 
 
 def table(results: Mapping[tuple[str, int], Sequence[Mapping[str, float]]], unit: str) -> str:
+    """Speeds of all runs, and CPU time, which other work on the machine changes less."""
     speeds = {key: [each[unit] / each["seconds"] for each in runs] for key, runs in results.items()}
+    costs = {key: statistics.median(1e3 * each["cpu"] / each[unit] for each in runs) for key, runs in results.items()}
     middle = {key: statistics.median(values) for key, values in speeds.items()}
-    best = max(value for (name, _), value in middle.items() if name != "ours")
+    others = [key for key in results if key[0] != "ours"]
+    fastest, cheapest = max(middle[key] for key in others), min(costs[key] for key in others)
     lines = [
-        f"| | workers | {unit}/s, median | lowest | highest | x the best of the others |",
-        "|---|--:|--:|--:|--:|--:|",
+        f"| | workers | {unit}/s, median | lowest to highest | to the fastest other "
+        "| CPU ms each | to the cheapest other |",
+        "|---|--:|--:|--:|--:|--:|--:|",
     ]
-    for (name, workers), values in speeds.items():
-        key = name, workers
+    for key, values in speeds.items():
         lines.append(
-            f"| {name} | {workers} | {middle[key]:.0f} | {min(values):.0f} | {max(values):.0f} "
-            f"| {middle[key] / best:.2f} |"
+            f"| {key[0]} | {key[1]} | {middle[key]:.0f} | {min(values):.0f} to {max(values):.0f} "
+            f"| {middle[key] / fastest:.2f} x | {costs[key]:.2f} | {cheapest / costs[key]:.2f} x |"
         )
     return "\n".join(lines)
 
@@ -125,7 +131,7 @@ def main() -> None:
         print(json.dumps(run(args.run, work=args.work, workers=args.workers)))
         return
 
-    with tempfile.TemporaryDirectory() as folder, contextlib.chdir("."):
+    with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         loaders.prepare(args.datasets, work, batches=args.batches)
         print(f"{compare(work, batches=6)} images and their texts are equal for all contestants\n")

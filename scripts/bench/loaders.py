@@ -154,7 +154,7 @@ def torch_shards(work: Path, *, workers: int) -> Iterator[Made]:
 
 
 def torch_pairs(work: Path, *, workers: int) -> Iterator[Made]:
-    """PyTorch's DataLoader, image files, a sample for every question: its image is decoded again."""
+    """PyTorch's DataLoader, image files, a sample for every question, whose image is decoded again; as many images."""
     return _loaded(Files(work, "pairs.json"), workers=workers)
 
 
@@ -193,7 +193,7 @@ def prepare(datasets: Path, work: Path, *, batches: int) -> None:
     assemble, asking = found.assemble, found.assemble.asking
     template = conversation(asking.conversation)
     (work / "images").mkdir(parents=True)
-    samples, names = [], {}
+    samples, names = [], dict[str, str]()
     for number in range(batches * ROWS_PER_BATCH):
         for placed in found.plan[number]:
             source: Any = assemble.sources[placed.source]
@@ -208,7 +208,7 @@ def prepare(datasets: Path, work: Path, *, batches: int) -> None:
                     "file": name, "texts": [template.dialogue([(q.text, q.answer)])[0] for q in questions],
                 }
             )  # fmt: skip
-    pairs = [sample | {"texts": [text]} for sample in samples for text in sample["texts"]]
+    pairs = [sample | {"texts": [text]} for sample in samples for text in sample["texts"]][: len(samples)]
     for name, value in (
         ("about.json", {"datasets": os.path.abspath(datasets), "batches": batches}),
         ("samples.json", samples),

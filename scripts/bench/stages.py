@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import io
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -121,15 +122,13 @@ def _saved(image: Image.Image, kind: str, **options) -> bytes:
 
 def assembling(rows, *, count: int = 16) -> Taken:
     """Of a row's images, per image: what is left when everything else is taken off, and joining rows to a batch."""
-    placed = [rows.plan[number] for number in range(count)]
-    whole, parts, images = 0.0, 0.0, 0
-    made = []
-    for row in placed:
-        samples = [each for each in row]
-        whole += took(lambda row=row: rows.assemble(row))
-        parts += took(lambda samples=samples: [rows.assemble._sample(each) for each in samples])
-        images += len(samples)
-        made.append(rows.assemble(row))
+    whole, parts, images, made = 0.0, 0.0, 0, []
+    for number in range(count):
+        placed = rows.plan[number]
+        whole += took(functools.partial(rows.assemble, placed))
+        parts += sum(took(functools.partial(rows.assemble._sample, each)) for each in placed)
+        images += len(placed)
+        made.append(rows.assemble(placed))
     return {
         "row": (whole - parts) / images,
         "batch": took(lambda: join(made)) / images,
