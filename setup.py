@@ -47,6 +47,8 @@ EXTRAS = {
     # For .pth files, and for comparing what was exported.
     "convert": ["torch>=2.8,<3", "transformers>=5.17,<6"],
     "beam": ["apache-beam>=2.70,<3"],
+    # What scripts/bench/input.py compares with, and counts CPU time by.
+    "bench": ["datasets>=5.2,<6", "psutil>=7,<8", "torch>=2.8,<3"],
     # What the program `tfds` imports when it starts.
     "tfds": ["apache-beam>=2.70,<3", "mlcroissant>=1.1,<2", "tensorflow>=2.20,<3"],
     "test": [
