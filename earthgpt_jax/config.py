@@ -75,6 +75,14 @@ class Damaged(enum.StrEnum):
     SKIP = "skip"
 
 
+class Augment(enum.StrEnum):
+    """Which symmetries of the square training draws from, an image at a time."""
+
+    NONE = "none"
+    FLIPS = "flips"
+    FLIPS_AND_TURNS = "flips+turns"
+
+
 class DType(enum.StrEnum):
     FLOAT32 = "float32"
     BFLOAT16 = "bfloat16"
@@ -241,7 +249,9 @@ class DataConfig:
     """What is read and how it is asked.
 
     Attributes:
-        source: a directory made by `earthgpt data build`.
+        source: a directory made by `earthgpt data build`, or a folder of them.
+        mixture: which datasets of a folder are trained on, and how often: a name from `data/mixtures`, or a file;
+            "": whatever is there, each once an epoch.
         tokens_per_row: T.
         batch_size: rows a step, of all hosts together.
         images_per_row: at most; 0: as many as a row has room for.
@@ -253,12 +263,15 @@ class DataConfig:
         decimals: of box coordinates, as fractions of the padded square.
         max_boxes: most boxes that a detection answer lists, the largest; the others are counted in words.
             0: all are listed.
+        augment: `flips` (left-right, up-down, both) or `flips+turns` (all eight symmetries of the square), drawn
+            for every sample, boxes included; a sample whose text speaks of a direction stays as it is.
         damaged: what happens about records and images that cannot be read.
         workers: processes of each host that make rows; 0: threads of the training process. Changes no batch.
     """
 
     source: str
     split: str = "train"
+    mixture: str = ""
     tokens_per_row: int = 2048
     batch_size: int = 128
     images_per_row: int = 0
@@ -268,6 +281,7 @@ class DataConfig:
     decimals: int = 3
     max_boxes: int = 0
     conversation: str = "v1"
+    augment: Augment = Augment.NONE
     damaged: Damaged = Damaged.REFUSE
     workers: int = 0
 
@@ -282,6 +296,10 @@ class DataConfig:
             errors.append(f"decimals: expected 1..4, got {self.decimals}")
         if self.max_boxes < 0:
             errors.append(f"max_boxes: expected a number of boxes, or 0 for all, got {self.max_boxes}")
+        if self.images_per_row < 0:
+            errors.append(
+                f"images_per_row: expected a number of images, or 0 for all with room, got {self.images_per_row}"
+            )
         if not self.task_weights:
             errors.append("task_weights: expected at least one kind of question, got none")
         if any(weight < 0 for weight in self.task_weights.values()):
@@ -401,12 +419,12 @@ def recipe(name: str) -> ml_collections.ConfigDict:
 
 def resolve(values: Mapping[str, Any], *, where: str = "config") -> Config:
     """Frozen dataclasses from nested plain values; the inverse of `to_dict`."""
-    return _build_checked(Config, values, where=where)
+    return checked(Config, values, where=where)
 
 
 def resolve_model(values: Mapping[str, Any], *, where: str = "model config") -> ModelConfig:
     """Like `resolve`, for a model's config alone."""
-    return _build_checked(ModelConfig, values, where=where)
+    return checked(ModelConfig, values, where=where)
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -454,7 +472,13 @@ def _apply(values: dict[str, Any], override: str) -> None:
     node[last] = value
 
 
-def _build_checked(cls: type, values: Mapping[str, Any], *, where: str) -> Any:
+def checked(cls: type, values: Mapping[str, Any], *, where: str) -> Any:
+    """A frozen dataclass from plain values, its `check()` asked.
+
+    Raises:
+        EarthGPTError: any field is unknown, missing, of the wrong type or impossible; everything found is in the one
+            message.
+    """
     errors: list[str] = []
     built = _build(cls, values, "", errors)
     if len(errors) == 1:

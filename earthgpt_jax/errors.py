@@ -1,4 +1,4 @@
-"""The one exception type whose message is meant for the user."""
+"""The exceptions whose message is meant for the user."""
 
 
 class EarthGPTError(Exception):
@@ -7,3 +7,7 @@ class EarthGPTError(Exception):
     The command line prints it as a single `error: ...` line and exits with status 2; anything else
     that escapes is a defect of ours and keeps its traceback.
     """
+
+
+class DamagedRecord(EarthGPTError):
+    """A record that its shard does not give back; the dataset's others may be well, and can be used without it."""

@@ -23,7 +23,7 @@ def model_card(model: ModelDir, *, adapter: str, scores: Mapping[str, Any] | Non
         scores: nested figures; every number in it becomes a row.
     """
     runs, known = list(_lineage(model.about)), cards()
-    names = sorted({str(run.get("source", "")) for run in runs} - {""})
+    names = sorted({name for run in runs for name in str(run.get("source", "")).split(", ")} - {""})
     has_adapter = model.model.adapter.kind is not AdapterKind.NONE
     environment = jinja2.Environment(undefined=jinja2.ChainableUndefined, keep_trailing_newline=True)
     return environment.from_string(TEMPLATE.read_text()).render(

@@ -22,9 +22,10 @@ from earthgpt_jax.input.fitting import fitted
 from earthgpt_jax.input.questions import Grammar, Question, ask, candidates, task_of
 from earthgpt_jax.input.rows import turn_ids
 from earthgpt_jax.input.tokenizer import Tokenizer
-from earthgpt_jax.mmrs.record import UNKNOWN, Annotated, Record
+from earthgpt_jax.mmrs.record import UNKNOWN, Annotated, Record, Sensor
 
-_VERSION = 1  # raise it when code gives the same question another text
+SENSORS = tuple(Sensor)
+_VERSION = 2  # raise it when code gives the same question another text, or the index has other columns
 _COLUMNS = {"record": np.int32, "kind": np.uint8, "index": np.uint16, "tokens": np.uint16}
 
 
@@ -90,6 +91,7 @@ class LengthIndex:
         index: u16[Q], as `questions.ask` takes it.
         tokens: u16[Q], of the turn behind the shared prefix.
         digests: u64[R], of the records' ids.
+        sensors: u8[R], into `SENSORS`.
     """
 
     kinds: tuple[str, ...]
@@ -98,6 +100,7 @@ class LengthIndex:
     index: np.ndarray
     tokens: np.ndarray
     digests: np.ndarray
+    sensors: np.ndarray
 
     def __len__(self) -> int:
         return len(self.record)
@@ -115,7 +118,7 @@ class LengthIndex:
 
     def arrays(self) -> dict[str, np.ndarray]:
         """By name, all but `kinds`."""
-        return {name: getattr(self, name) for name in (*_COLUMNS, "digests")}
+        return {name: getattr(self, name) for name in (*_COLUMNS, "digests", "sensors")}
 
 
 def fingerprint(values: Any) -> str:
@@ -151,6 +154,7 @@ def measure(
     return LengthIndex(
         kinds=asking.kinds,
         digests=digests,
+        sensors=np.array([SENSORS.index(record.sensor) for record in records], np.uint8),
         **{name: np.array(column, _COLUMNS[name]) for name, column in columns.items()},
     )
 

@@ -8,6 +8,7 @@ the rows before it.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
 import hashlib
@@ -17,8 +18,7 @@ from typing import Any
 import numpy as np
 
 from earthgpt_jax.errors import EarthGPTError
-
-Size = tuple[int, int]  # tokens, images
+from earthgpt_jax.input.filling import Remaining, Size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,53 +46,11 @@ def pack(counts: Mapping[Size, int], *, tokens: int, images: int) -> tuple[Patte
                 f"packing: {counts[length, shown]} samples of {length} tokens and {shown} images do not fit into rows "
                 f"of {tokens} tokens and {images} images; make rows longer, or split such samples"
             )
-    left = np.array([counts[size] for size in sizes], np.int64)
-    patterns = []
-    for first in reversed(range(len(sizes))):
-        length, shown = sizes[first]
-        while left[first]:
-            left[first] -= 1
-            company = _fill(sizes, left, room=(tokens - length, images - shown))
-            left[first] += 1
-            used, times = np.unique([first, *company], return_counts=True)
-            rows = int((left[used] // times).min())
-            left[used] -= rows * times
-            patterns.append(Pattern(tuple(sizes[i] for i in (first, *company)), rows))
+    remaining, patterns = Remaining(counts, tokens=tokens), []
+    while (first := remaining.longest()) is not None:
+        row = collections.Counter([first, *remaining.company(first, images=images)])
+        patterns.append(Pattern(tuple(row.elements()), remaining.take(row)))
     return tuple(patterns)
-
-
-def _fill(sizes: Sequence[Size], left: np.ndarray, *, room: Size) -> list[int]:
-    """Indices of sizes, no more often than `left`, that fill the room best: a subset sum, the longest tried first.
-
-    Sets of sums are bits of an integer: `tokens` of `images` is bit `images * stride + tokens`, and to add a size is
-    to shift. A stride is twice the room, so that what is too long stands where no sum is.
-    """
-    tokens, images = room
-    stride = 2 * (tokens + 1)
-    lane = (1 << (tokens + 1)) - 1
-    allowed = sum(lane << (used * stride) for used in range(images + 1))
-    full = sum(1 << (used * stride + tokens) for used in range(images + 1))
-    reached, steps = 1, []
-    for index in reversed(np.flatnonzero(left).tolist()):
-        length, shown = sizes[index]
-        new = reached
-        for _ in range(min(int(left[index]), tokens // length)):
-            new = (new << (shown * stride + length)) & allowed & ~reached
-            if not new:
-                break
-            reached |= new
-            steps.append((index, new))
-        if reached & full:
-            break
-    lanes = [reached >> (used * stride) & lane for used in range(images + 1)]
-    total = max(found.bit_length() for found in lanes) - 1
-    used = next(used for used, found in enumerate(lanes) if found.bit_length() == total + 1)
-    chosen, bit = [], used * stride + total
-    for index, new in reversed(steps):  # a sum was reached in a later step than the one that it continues
-        if new >> bit & 1:
-            chosen.append(index)
-            bit -= sizes[index][1] * stride + sizes[index][0]
-    return chosen
 
 
 class PackPlan:
@@ -111,9 +69,12 @@ class PackPlan:
     def __init__(self, lengths: np.ndarray, images: np.ndarray, *, tokens: int, max_images: int, seed: int):
         lengths, images = np.asarray(lengths, np.int64), np.asarray(images, np.int64)
         base = int(images.max(initial=0)) + 1
-        codes, kind, counts = np.unique(lengths * base + images, return_inverse=True, return_counts=True)
+        every = lengths * base + images
+        times = np.bincount(every, minlength=1)
+        codes = np.flatnonzero(times)
+        counts, places = times[codes], np.cumsum(times > 0) - 1
         # Sixteen bits, where they do, are sorted in linear time.
-        self._kind = kind.reshape(-1).astype(np.min_scalar_type(len(codes)))
+        self._kind = places.astype(np.min_scalar_type(len(codes)))[every]
         names = [divmod(int(code), base) for code in codes]
         self.patterns = pack(dict(zip(names, counts.tolist(), strict=True)), tokens=tokens, images=max_images)
         self.tokens, self._seed, self._size = tokens, seed, len(lengths)

@@ -12,7 +12,7 @@ import functools
 import itertools
 import logging
 from collections.abc import Generator, Sequence
-from typing import Protocol
+from typing import NamedTuple
 
 import grain
 import numpy as np
@@ -24,11 +24,8 @@ from earthgpt_jax.input.batch import Batch
 from earthgpt_jax.input.conversation import conversation
 from earthgpt_jax.input.images import load_square
 from earthgpt_jax.input.lengths import Asking
-from earthgpt_jax.input.plan import Placed, Plan
-from earthgpt_jax.input.planning import Planned
-from earthgpt_jax.input.questions import Question
+from earthgpt_jax.input.plan import Placed, Plan, Planned, Records
 from earthgpt_jax.input.rows import Sample, build_row, build_sample, image_prefix
-from earthgpt_jax.mmrs.record import Annotated, Record
 
 _log = logging.getLogger(__name__)
 _ROWS_AHEAD = 8  # of each worker process, or of the threads
@@ -56,16 +53,13 @@ class InputSpec:
         )
 
 
-class Records(Protocol):
-    """Random access to the records of a dataset, such as `mmrs.store.RecordSource`."""
+class _Made(NamedTuple):
+    """A sample, its image u8[S, S, 3], and what a Batch says of it."""
 
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def annotated(self) -> Annotated: ...
-
-    def __getitem__(self, index: int) -> Record: ...
+    id: str
+    sample: Sample
+    image: np.ndarray
+    unlisted: int
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -88,26 +82,25 @@ class Assembler:
         Raises:
             EarthGPTError: a record or an image that cannot be read, unless `spec` skips them; names it.
         """
-        made = [sample for each in placed if (sample := self._sample(each)) is not None]
+        made = [each for at in placed if (each := self._made(at)) is not None]
         row = build_row(
-            [sample for sample, _, _ in made],
+            [each.sample for each in made],
             tokens_per_row=self.tokens_per_row,
             visual_tokens=self.spec.visual_tokens,
         )
         images = np.zeros((1, self.images_per_row, self.spec.image_size, self.spec.image_size, 3), np.uint8)
-        for place, (_, image, _) in enumerate(made):
-            images[0, place] = image
-        unlisted = sum(question.unlisted for _, _, asked in made for question in asked)
+        for place, each in enumerate(made):
+            images[0, place] = each.image
         return Batch(
             **{field.name: getattr(row, field.name)[None] for field in dataclasses.fields(row)},
             images=images,
-            unlisted=np.array([unlisted], np.int32),
+            unlisted=np.array([sum(each.unlisted for each in made)], np.int32),
             damaged=np.array([len(placed) - len(made)], np.int32),
-            ids=(tuple(_name(asked) for _, _, asked in made),),
+            ids=(tuple(each.id for each in made),),
         )
 
-    def _sample(self, placed: Placed) -> tuple[Sample, np.ndarray, list[Question]] | None:
-        """Its tokens, its image and its questions; None where it is damaged and skipped."""
+    def _made(self, placed: Placed) -> _Made | None:
+        """None where it is damaged and skipped."""
         source, asking = self.sources[placed.source], self.asking
         name = f"record {placed.record} of {source.name}"
         try:
@@ -130,7 +123,12 @@ class Assembler:
             conversation=conversation(asking.conversation),
             turns=self.spec.turns,
         )
-        return sample, image, asked
+        return _Made(
+            id=f"{record.id}:" + ",".join(f"{kind}#{at}" for kind, at in questions),
+            sample=sample,
+            image=image,
+            unlisted=sum(question.unlisted for question in asked),
+        )
 
     @functools.cached_property
     def _prefix(self) -> tuple[np.ndarray, np.ndarray]:
@@ -206,7 +204,3 @@ def join(parts: Sequence[Batch]) -> Batch:
     """Batches one behind the other, as one."""
     arrays = {name: np.concatenate([getattr(part, name) for part in parts]) for name in Batch._fields if name != "ids"}
     return Batch(**arrays, ids=tuple(itertools.chain.from_iterable(part.ids for part in parts)))
-
-
-def _name(asked: Sequence[Question]) -> str:
-    return f"{asked[0].record_id}:" + ",".join(question.id.split("#", 1)[1] for question in asked)

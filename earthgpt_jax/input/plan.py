@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from earthgpt_jax.errors import EarthGPTError
-from earthgpt_jax.input.lengths import LengthIndex
+from earthgpt_jax.input.lengths import Asking, LengthIndex
 from earthgpt_jax.input.packing import PackPlan
-from earthgpt_jax.input.samples import Cycle, Room, Samples, cycle, samples
+from earthgpt_jax.input.samples import Cycle, Drawing, Room, about, by_kind, cycle
+from earthgpt_jax.mmrs.record import Annotated, Record
 
 _VERSION = 1  # raise it when the same inputs give other rows
 
@@ -59,7 +61,8 @@ class Plan:
         seed: of all orders.
 
     Attributes:
-        cycle: the epochs until all weights are met, and what rounding loses; its keys are (source, kind).
+        cycle: the epochs until all weights are met, and what rounding loses; its keys are (source, kind), where
+            there are such questions.
         samples: of each epoch of the cycle, of each source.
         epochs: the packing of each epoch of the cycle.
 
@@ -84,11 +87,15 @@ class Plan:
         self.sources, self.room = tuple(sources), room
         self.weights, self.images_per_row, self._seed = dict(weights), images_per_row, seed
         self.cycle: Cycle[tuple[str, str]] = cycle(
-            {(source.name, kind): source.weight * weight for source in sources for kind, weight in weights.items()}
+            {
+                (source.name, kind): source.weight * weights[kind]
+                for source in sources
+                for kind in by_kind(source.index, about(source.index, source.records))
+                if kind in weights
+            }
         )
-        self.samples = [
-            [self._drawn(source, epoch=epoch, seed=seed) for source in sources] for epoch in range(self.cycle.epochs)
-        ]
+        drawings = [self._drawing(source) for source in sources]
+        self.samples = [[drawing.epoch(epoch) for drawing in drawings] for epoch in range(self.cycle.epochs)]
         self.epochs = [
             PackPlan(
                 np.concatenate([each.tokens for each in drawn]), np.concatenate([each.images for each in drawn]),
@@ -104,10 +111,10 @@ class Plan:
                 f"{room.tokens_per_row} tokens, {room.shared} of them an image's; make rows longer, or ask other kinds"
             )
 
-    def _drawn(self, source: Source, *, epoch: int, seed: int) -> Samples:
+    def _drawing(self, source: Source) -> Drawing:
         times = {kind: count for (name, kind), count in self.cycle.times.items() if name == source.name}
-        return samples(
-            source.index, times=times, epoch=epoch, epochs=self.cycle.epochs, room=self.room, seed=seed,
+        return Drawing(
+            source.index, times=times, epochs=self.cycle.epochs, room=self.room, seed=self._seed,
             records=source.records,
         )  # fmt: skip
 
@@ -148,8 +155,24 @@ class Plan:
         return rows / self.rows * self.cycle.epochs
 
     def passes(self, rows: int) -> dict[str, float]:
-        """Source -> how often its questions of weight 1 were asked after so many rows."""
-        return {source.name: self.epoch(rows) * source.weight for source in self.sources}
+        """Source -> how often it was gone through after so many rows: questions asked, over those of one pass.
+
+        One pass asks each question as often as the weight of its kind says. After a whole cycle this is `weight`
+        times its epochs, but for what rounding changed; within one it is in proportion.
+        """
+        return {name: passed * rows / self.rows for name, passed in self._passed.items()}
+
+    @functools.cached_property
+    def _passed(self) -> dict[str, float]:
+        """Source -> passes of a cycle."""
+        passed = {}
+        for place, source in enumerate(self.sources):
+            asked: collections.Counter[str] = collections.Counter()
+            for epoch in self.samples:
+                asked.update(by_kind(source.index, epoch[place].questions))
+            once = sum(self.weights[kind] * n / self.cycle.times[source.name, kind] for kind, n in asked.items())
+            passed[source.name] = asked.total() / once if asked else 0.0
+        return passed
 
     def digest(self, rows: Iterable[int]) -> str:
         """Of what stands in some rows, for logs: equal where the rows are, whoever makes them."""
@@ -179,6 +202,31 @@ class Plan:
             }
             said |= {f"{source.name}: {name}": value for name, value in own.items()}
         return said
+
+
+class Records(Protocol):
+    """Random access to the records of a dataset, such as `mmrs.store.RecordSource`."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def annotated(self) -> Annotated: ...
+
+    def __getitem__(self, index: int) -> Record: ...
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Planned:
+    """The rows of a run, and how each is made.
+
+    Attributes:
+        sources: of each of `plan.sources`, what its records are read from; the sensors of a dataset share one.
+    """
+
+    plan: Plan
+    sources: tuple[Records, ...]
+    asking: Asking
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

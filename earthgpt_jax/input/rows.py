@@ -135,8 +135,8 @@ def build_row(samples: Sequence[Sample], *, tokens_per_row: int, visual_tokens: 
             f"row: expected samples of {tokens_per_row} tokens together, got {used}; ask fewer questions"
         )
 
-    def joined(name: str, fill: int = 0) -> np.ndarray:
-        return _padded([getattr(sample, name) for sample in samples], tokens_per_row, fill)
+    def joined(name: str, fill: int = 0, dtype: type = np.int32) -> np.ndarray:
+        return _padded([getattr(sample, name) for sample in samples], tokens_per_row, fill, dtype)
 
     slots = joined("image_slots", TEXT_SLOT)
     segments = _padded(
@@ -147,11 +147,11 @@ def build_row(samples: Sequence[Sample], *, tokens_per_row: int, visual_tokens: 
         positions=joined("positions"),
         segments=segments,
         branches=joined("branches"),
-        loss_weights=joined("loss_weights"),
+        loss_weights=joined("loss_weights", dtype=np.float32),
         image_slots=np.where(slots >= 0, slots + (segments - 1) * visual_tokens, slots),
     )
 
 
-def _padded(parts: Sequence[np.ndarray], length: int, fill: int = 0) -> np.ndarray:
-    values = np.concatenate(parts) if parts else np.zeros(0, np.int32)
+def _padded(parts: Sequence[np.ndarray], length: int, fill: int = 0, dtype: type = np.int32) -> np.ndarray:
+    values = np.concatenate([*parts, np.zeros(0, dtype)])
     return np.pad(values, (0, length - len(values)), constant_values=fill)

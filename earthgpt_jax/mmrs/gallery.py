@@ -18,11 +18,11 @@ from earthgpt_jax.input.images import decode
 from earthgpt_jax.input.lengths import measure
 from earthgpt_jax.input.pipeline import Assembler, InputSpec
 from earthgpt_jax.input.plan import Placed
-from earthgpt_jax.input.planning import asking_of
-from earthgpt_jax.input.samples import samples
+from earthgpt_jax.input.samples import Drawing
 from earthgpt_jax.input.tokenizer import Tokenizer
 from earthgpt_jax.input.transcript import Span, transcript
 from earthgpt_jax.mmrs.pictures import Encoding, data_uri, points
+from earthgpt_jax.mmrs.planning import asking_of
 from earthgpt_jax.mmrs.preview import COLOURS, extent
 from earthgpt_jax.mmrs.record import UNKNOWN, Annotated, Object, Record, Task
 
@@ -136,7 +136,7 @@ def seen(
             continue
         known = annotated.get(record.source, UNKNOWN)
         index = measure([record], asking=asking, annotated=known)
-        made = samples(index, times=times, epoch=0, epochs=1, room=room, seed=config.seed)
+        made = Drawing(index, times=times, epochs=1, room=room, seed=config.seed).epoch(0)
         first = made.of(0) if len(made) else np.zeros(0, np.int64)
         assemble = Assembler(
             sources=[_Alone(name=record.source, annotated=known, record=record)], asking=asking,

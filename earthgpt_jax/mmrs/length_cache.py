@@ -97,9 +97,10 @@ def _read(path: Path, identity: Mapping[str, Any], *, records: int) -> LengthInd
         if json.loads(str(found.pop("identity"))) != identity:
             raise ValueError("it is of other questions")
         index = LengthIndex(kinds=tuple(identity["kinds"]), **found)
-        if len(index.digests) != records or {len(index.arrays()[name]) for name in ("kind", "index", "tokens")} != {
-            len(index)
-        }:
+        by_record, by_question = ("digests", "sensors"), ("kind", "index", "tokens")
+        if any(len(getattr(index, column)) != records for column in by_record) or any(
+            len(getattr(index, column)) != len(index) for column in by_question
+        ):
             raise ValueError("it is of other records")
         return index
     except (FileNotFoundError, NotADirectoryError):

@@ -1,70 +1,19 @@
-"""What packing saves on dataset directories: the plan's rows beside one sample a row, padded; as tables."""
+"""What packing saves: the plan's rows beside one sample a row, padded; as tables."""
 
 from __future__ import annotations
 
 import collections
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 
-from earthgpt_jax.config import Config
-from earthgpt_jax.input.conversation import conversation
-from earthgpt_jax.input.lengths import Asking
-from earthgpt_jax.input.plan import Plan, Source
-from earthgpt_jax.input.questions import Grammar, task_of
-from earthgpt_jax.input.rows import image_prefix
-from earthgpt_jax.input.samples import Room
-from earthgpt_jax.input.tokenizer import Tokenizer
-from earthgpt_jax.mmrs.length_cache import lengths
-from earthgpt_jax.mmrs.store import open_source
+from earthgpt_jax.input.plan import Plan
+from earthgpt_jax.input.samples import by_kind
 from earthgpt_jax.mmrs.tables import aligned
 
 _BUCKETS = 8  # of equal width
+_MISSED = 0.01  # by so much of a weight rounding is told
 _Table = tuple[str, Sequence[str], list[tuple[str, ...]]]
-
-
-def planned(
-    directory: Path,
-    config: Config,
-    *,
-    tokenizer: Tokenizer,
-    images_per_row: int | None = None,
-    workers: int | None = None,
-) -> Plan:
-    """The plan of a recipe over a dataset directory, or over a folder of them, as training would read it.
-
-    Args:
-        images_per_row: at most; None: as many as a row has room for.
-        workers: processes that measure lengths where they are not known yet; None: one a core.
-
-    Raises:
-        EarthGPTError: there is nothing to read or to ask, as `open_source` and `Plan` say.
-    """
-    data = config.data
-    weights = {kind: weight for kind, weight in sorted(data.task_weights.items()) if weight > 0}
-    prefix, _ = image_prefix(tokenizer, conversation(data.conversation), visual_tokens=config.model.visual_tokens)
-    room = Room(shared=len(prefix), tokens_per_row=data.tokens_per_row, max_questions=data.max_questions)
-    asking = Asking(
-        kinds=tuple(weights),
-        tokenizer=tokenizer,
-        conversation=data.conversation,
-        grammar=Grammar(decimals=data.decimals, max_boxes=data.max_boxes),
-        room=room.tokens_per_row - room.shared,
-        seed=config.seed,
-    )
-    together = open_source(directory, data.split, tasks=sorted({task_of(kind) for kind in weights}))
-    sources = []
-    for source, records in together.parts():
-        found = lengths(source, asking=asking, workers=workers)
-        sources.append(Source(name=source.name, index=found.index, records=records, identity=found.identity))
-    return Plan(
-        sources,
-        weights=weights,
-        room=room,
-        images_per_row=images_per_row or max(1, data.tokens_per_row // (room.shared + 1)),
-        seed=config.seed,
-    )
 
 
 def padded(tokens: np.ndarray, *, tokens_per_row: int, batch_size: int, seed: int = 0) -> dict[str, np.ndarray]:
@@ -114,16 +63,21 @@ def tables(plan: Plan, *, batch_size: int) -> Iterator[_Table]:
     )
     yield (
         "sources",
-        ("", "records", "weight", "samples", "questions", "full rows", "share of tokens"),
+        ("", "records", "weight", "passes", "samples", "questions", "full rows", "share of tokens"),
         [_source(plan, place, total=int(tokens.sum())) for place in range(len(plan.sources))],
     )
     yield "kinds", ("", "weight", "questions", "longer than a row, left out"), _kinds(plan)
-    if lost := plan.cycle.lost:
-        yield (
-            f"weights that {epochs} epochs do not meet",
-            ("", "kind", "wanted", "got"),
-            [(name, kind, f"{want:.4g}", f"{got:.4g}") for (name, kind), (want, got) in lost.items()],
-        )
+    if lost := _lost(plan):
+        yield f"weights that {epochs} epochs miss by more than {_MISSED:.0%}", ("", "wanted", "got", "kinds"), lost
+
+
+def _lost(plan: Plan) -> list[tuple[str, ...]]:
+    """A line for the kinds of a source that rounding changes alike."""
+    alike: dict[tuple[str, ...], list[str]] = {}
+    for (name, kind), (want, got) in plan.cycle.lost.items():
+        if abs(got - want) > _MISSED * want:
+            alike.setdefault((name, f"{want:.4g}", f"{got:.4g}"), []).append(kind)
+    return [(*said, ", ".join(kinds)) for said, kinds in alike.items()]
 
 
 def _images(plan: Plan) -> Mapping[int, int]:
@@ -141,7 +95,8 @@ def _source(plan: Plan, place: int, *, total: int) -> tuple[str, ...]:
     return (
         source.name,
         str(len(source.records)),
-        f"{source.weight:g}",
+        f"{source.weight:.4g}",
+        f"{plan.passes(plan.rows)[source.name] / plan.cycle.epochs:.4g}",
         *(_count(sum(len(of) for of in each), plan.cycle.epochs) for each in (drawn, [d.questions for d in drawn])),
         f"{tokens / plan.room.tokens_per_row / plan.cycle.epochs:.1f}",
         f"{100 * tokens / total:.1f} %",
@@ -152,8 +107,7 @@ def _kinds(plan: Plan) -> list[tuple[str, ...]]:
     asked: collections.Counter[str] = collections.Counter()
     for epoch in plan.samples:
         for source, each in zip(plan.sources, epoch, strict=True):
-            counts = np.bincount(source.index.kind[each.questions], minlength=len(source.index.kinds))
-            asked.update(dict(zip(source.index.kinds, counts.tolist(), strict=True)))
+            asked.update(by_kind(source.index, each.questions))
     return [
         (kind, f"{weight:g}", _count(asked[kind], plan.cycle.epochs), str(plan.left_out.get(kind, 0)))
         for kind, weight in plan.weights.items()
@@ -167,7 +121,7 @@ def _count(total: int, epochs: int) -> str:
 def text(plan: Plan, *, batch_size: int) -> str:
     """All tables, for a terminal."""
     lines = [
-        "An estimate of what packing would save: training does not pack by this plan yet. Counts are of an epoch"
+        "What training packs, beside what padding would cost. Counts are of an epoch"
         + (f", the mean of {plan.cycle.epochs}." if plan.cycle.epochs > 1 else ".")
     ]
     for title, columns, rows in tables(plan, batch_size=batch_size):

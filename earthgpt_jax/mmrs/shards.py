@@ -199,6 +199,7 @@ def finish(
         "fingerprint": hashlib.sha256(json.dumps(sums, sort_keys=True).encode()).hexdigest()[:16],
         "counts": {split: layout.holdings.plain() for split, layout in splits.items()},
         "shards": sums,
+        "sizes": {shard: (staged / shard).stat().st_size for shard in sums},
         "versions": versions(),
         **manifest,
     }
@@ -224,6 +225,11 @@ def _stage(staged: Path, splits: Mapping[str, Layout], jobs: Mapping[str, Sequen
     builder.info.set_splits(SplitDict(infos))
     builder.info.write_to_directory(staged)
     return dict(sorted(sums.items()))
+
+
+def of_split(names: Iterable[str], split: str) -> list[str]:
+    """Which of the shards' names are a split's, in their order."""
+    return sorted(name for name in names if name.startswith(f"{DATASET}-{split}.{FORMAT.value}-"))
 
 
 def versions() -> dict[str, str]:

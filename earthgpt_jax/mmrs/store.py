@@ -1,7 +1,7 @@
 """Records in ArrayRecord shards, written and read through TFDS, without TensorFlow.
 
 A finished dataset directory holds what TFDS writes (`tfds.builder_from_directory` opens it),
-`manifest.json` (counts, fingerprint, sha256 of every shard), `quarantine.jsonl` (what could not be
+`manifest.json` (counts, fingerprint, sha256 and size of every shard), `quarantine.jsonl` (what could not be
 used, with its reason), `digests.npz` (which records hold the same image) and, of native files,
 `inputs.sha256`. It appears under its name only when it is complete. What is added later (an audit's `looks.npz`,
 `leaks.jsonl` and verdict in the manifest; `lengths-*.npz`) changes neither records nor fingerprint.
@@ -22,13 +22,13 @@ import os
 import tempfile
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.decode import DeserializeMethod
 
-from earthgpt_jax.errors import EarthGPTError
+from earthgpt_jax.errors import DamagedRecord, EarthGPTError
 from earthgpt_jax.mmrs import chunks, digests, leaks, shards
 from earthgpt_jax.mmrs.annotated import annotated
 from earthgpt_jax.mmrs.cards import Role
@@ -43,6 +43,7 @@ __all__ = [
 ]  # fmt: skip
 
 _log = logging.getLogger(__name__)
+_SHOWN = 5  # shards of a message
 
 
 def write(
@@ -163,13 +164,19 @@ def image_digests(directory: Path) -> dict[str, np.ndarray]:
 class RecordSource(Sequence[Record]):
     """Random access to one split; opens lazily and pickles, so worker processes can hold it.
 
+    A process that has read a record must not fork workers: reading in the child crashes or hangs (array_record 0.8.6).
+
     Attributes:
         directory, split: as given.
         name: the dataset's.
         fingerprint: of the dataset and the split.
 
     Raises:
-        EarthGPTError: not a finished dataset directory, or no such split.
+        EarthGPTError: not a finished dataset directory, no such split, or a shard of it is missing or has another
+            size than when it was built.
+        DamagedRecord: at reading, a record that its shard does not give back. ArrayRecord's own checksums (of every
+            record, its header and the shard's table of records) are what tells; that a whole shard is another one's,
+            `earthgpt data check` finds.
     """
 
     def __init__(self, directory: Path, split: str):
@@ -180,7 +187,9 @@ class RecordSource(Sequence[Record]):
         self.name: str = values["name"]
         self.fingerprint: str = f"{values['fingerprint']}/{split}"
         self._length: int = values["counts"][split]["total"].get("records", 0)
-        self._source: Any = None
+        self._shards = shards.of_split(values["shards"], split)
+        self._opened: _Opened | None = None
+        _check_files(self.directory, self._shards, values.get("sizes", {}))
 
     @functools.cached_property
     def annotated(self) -> Annotated:
@@ -193,13 +202,70 @@ class RecordSource(Sequence[Record]):
     def __getitem__(self, index: int) -> Record:  # type: ignore[override]
         if not -self._length <= index < self._length:
             raise IndexError(index)
-        if self._source is None:
+        if self._opened is None:
+            self._opened = self._open()
+        number = int(index) % self._length
+        try:
+            data = self._opened.examples[number]
+        except (RuntimeError, ValueError, IndexError, OSError) as error:  # IndexError would end an iteration silently
+            raise self._damaged(number, " ".join(str(error).split())) from error
+        if not data:  # of a shard cut to a certain length, instead of an error
+            raise self._damaged(number, "nothing comes back; the shard is cut short")
+        return to_record(data)
+
+    def _open(self) -> _Opened:
+        try:
             builder = tfds.builder_from_directory(str(self.directory))
-            self._source = builder.as_data_source(split=self.split, deserialize_method=DeserializeMethod.RAW_BYTES)
-        return to_record(self._source[int(index) % self._length])
+            lengths = list(builder.info.splits[self.split].shard_lengths)
+            examples = builder.as_data_source(self.split, deserialize_method=DeserializeMethod.RAW_BYTES)
+        except Exception as error:  # whatever TFDS, json and protobuf make of a damaged description
+            text = " ".join(f"{type(error).__name__}: {error}".split())
+            raise EarthGPTError(
+                f"data {self.directory}: TFDS cannot open it ({text}); build the folder anew"
+            ) from error
+        if sum(lengths) != self._length or len(lengths) != len(self._shards):
+            raise EarthGPTError(
+                f"data {self.directory}, split {self.split!r}: {MANIFEST} says {self._length} records in "
+                f"{len(self._shards)} shards, dataset_info.json {sum(lengths)} in {len(lengths)}; build the folder anew"
+            )
+        return _Opened(examples, np.cumsum(lengths))
+
+    def _damaged(self, number: int, reason: str) -> DamagedRecord:
+        assert self._opened is not None
+        shard = self._shards[int(np.searchsorted(self._opened.ends, number, side="right"))]
+        return DamagedRecord(
+            f"{self.directory / shard}: record {number} of split {self.split!r} cannot be read: {reason}. "
+            f"`earthgpt data check {self.directory}` names every damaged shard; copy or build them anew, or leave "
+            "damaged records out with --config.data.damaged=skip"
+        )
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_source": None}
+        return self.__dict__ | {"_opened": None}
+
+
+class _Opened(NamedTuple):
+    """Examples as bytes, and the number behind the last record of each shard."""
+
+    examples: Sequence[bytes]
+    ends: np.ndarray
+
+
+def _check_files(directory: Path, names: Iterable[str], sizes: Mapping[str, int]) -> None:
+    """Raises EarthGPTError if a shard is missing, or has not its size where that is known."""
+    wrong = []
+    for name in names:
+        try:
+            size = (directory / name).stat().st_size
+        except OSError as error:
+            wrong.append(f"{name}: expected a file, got {error.strerror}")
+            continue
+        if size != sizes.get(name, size):
+            wrong.append(f"{name}: expected {sizes[name]} bytes, got {size}")
+    if wrong:
+        shown = "; ".join(wrong[:_SHOWN]) + (f"; and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else "")
+        raise EarthGPTError(
+            f"data {directory}: {shown}. `earthgpt data check {directory}` compares all shards; copy or build them anew"
+        )
 
 
 def open_source(directory: Path, split: str, *, tasks: Collection[Task] = ()) -> Together:

@@ -21,10 +21,10 @@ from earthgpt_jax.errors import EarthGPTError
 from earthgpt_jax.input.batch import Batch
 from earthgpt_jax.input.derived import NEED_CLASSES
 from earthgpt_jax.input.pipeline import InputSpec, Rows, train_batches
-from earthgpt_jax.input.plan import differences
-from earthgpt_jax.input.planning import Planned, planned
+from earthgpt_jax.input.plan import Planned, differences
 from earthgpt_jax.input.tokenizer import Tokenizer
 from earthgpt_jax.mmrs.occupancy import text
+from earthgpt_jax.mmrs.planning import planned
 from earthgpt_jax.models import earthgpt, io
 from earthgpt_jax.sharding.mesh import data_parallel, local_rows
 from earthgpt_jax.training.checkpoints import Checkpoints
@@ -117,7 +117,7 @@ def train(config: Config, workdir: Path) -> Path:
                 "stage": config.stage.value,
                 "steps": config.optim.steps,
                 "source": ", ".join(dict.fromkeys(source.name for source in data.sources)),
-                "data": [source.fingerprint for source in dict.fromkeys(data.sources)],
+                "data": {part.name: part.identity.get("dataset", "") for part in data.plan.sources},
                 "parent": start.about,
             },
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -15,6 +16,8 @@ from earthgpt_jax.models.earthgpt import EarthGPT, Features
 from earthgpt_jax.ops.attention import visible
 from earthgpt_jax.ops.losses import next_token_loss
 from earthgpt_jax.params import Params, merge, merge_module
+
+_ENCODED = 8  # images at a time, at most
 
 
 class State(NamedTuple):
@@ -62,13 +65,13 @@ def encode_used(encode: Callable[[jax.Array], Features], images: jax.Array, *, u
         images: u8[B, I, S, S, 3].
         used: i32[B].
     """
-    rows, per_row = images.shape[:2]
+    per_row = images.shape[1]
     flat = images.reshape(-1, *images.shape[2:])
     if per_row == 1:
         return encode(flat)
     real = (jnp.arange(per_row) < used[:, None]).reshape(-1)
     order = jnp.argsort(~real, stable=True)  # real ones first
-    chunk = rows  # as many at a time as rows of one image would be
+    chunk = math.gcd(len(flat), _ENCODED)
     empty = jax.tree.map(lambda x: jnp.zeros((len(flat), *x.shape[1:]), x.dtype), jax.eval_shape(encode, flat))
 
     def some(number: jax.Array, features: Features) -> Features:

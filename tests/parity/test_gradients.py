@@ -14,7 +14,7 @@ from earthgpt_jax.convert import exporter, tables
 from earthgpt_jax.convert.fold import folded_config
 from earthgpt_jax.input.conversation import conversation
 from earthgpt_jax.input.questions import Question
-from earthgpt_jax.input.rows import Row, build_row, image_prefix
+from earthgpt_jax.input.rows import Row, build_row, build_sample, image_prefix
 from earthgpt_jax.input.tokenizer import Tokenizer
 from earthgpt_jax.models import earthgpt, io
 from earthgpt_jax.ops.attention import visible
@@ -41,10 +41,9 @@ def _shaken(path, model: ModelConfig) -> dict[str, np.ndarray]:
 def _row(path, model: ModelConfig) -> Row:
     """One image, one question: to a causal model the row is a plain sequence."""
     tokenizer, chat = Tokenizer(io.describe(path).tokenizer), conversation("plain")
-    return build_row(
-        [QUESTION], prefix=image_prefix(tokenizer, chat, visual_tokens=model.visual_tokens), tokenizer=tokenizer,
-        conversation=chat, tokens_per_row=96,
-    )  # fmt: skip
+    prefix = image_prefix(tokenizer, chat, visual_tokens=model.visual_tokens)
+    sample = build_sample([QUESTION], prefix=prefix, tokenizer=tokenizer, conversation=chat)
+    return build_row([sample], tokens_per_row=96, visual_tokens=model.visual_tokens)
 
 
 def _ours(model: ModelConfig, arrays: dict, row: Row, image: np.ndarray, trained: set[str]) -> tuple[float, dict]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,12 +11,12 @@ import optax
 import pytest
 
 from earthgpt_jax import params as params_lib
-from earthgpt_jax.input.pipeline import InputSpec, train_iterator
+from earthgpt_jax.input.pipeline import InputSpec, Rows, train_batches
 from earthgpt_jax.input.tokenizer import Tokenizer
-from earthgpt_jax.mmrs.store import open_source
+from earthgpt_jax.mmrs.planning import planned
 from earthgpt_jax.models import earthgpt, io
 from earthgpt_jax.sharding.mesh import data_parallel
-from earthgpt_jax.training.loop import device_batch
+from earthgpt_jax.training.feed import device_batch
 from earthgpt_jax.training.stages import trained_paths
 from earthgpt_jax.training.step import State, make_step
 from tests import nano
@@ -32,17 +34,16 @@ def test_two_steps_on_four_devices_and_on_one(tmp_path):
     parent, initial = io.initial_params(base, config.model, seed=0)
     rules = trained_paths(config, initial)
     optimizer = optax.sgd(0.1)  # Adam's first steps are as long for a gradient of rounding errors as for any
-    step = jax.jit(make_step(earthgpt.abstract(config.model)[0], optimizer, microbatches=1))
+
+    made = Rows.of(planned(config, tokenizer=Tokenizer(parent.tokenizer)), InputSpec.of(config))
 
     def run(batch_size: int) -> dict[str, np.ndarray]:
         """Placed as a batch of that size would be: 4 gives four devices, 1 gives one."""
         place = data_parallel(batch_size)
+        step = jax.jit(make_step(earthgpt.abstract(config.model)[0], optimizer, microbatches=1, rows=place.batch))
         trained, frozen = jax.device_put(params_lib.split(initial, rules), place.whole)
         state = jax.device_put(State(jnp.zeros((), jnp.int32), trained, optimizer.init(trained)), place.whole)
-        batches = train_iterator(
-            open_source(data, "train"), spec=InputSpec.of(config), tokenizer=Tokenizer(parent.tokenizer)
-        )
-        for _, (_, batch) in zip(range(2), batches, strict=False):
+        for _, batch in itertools.islice(train_batches(made), 2):
             state, _ = step(state, frozen, device_batch(batch, place.batch))
         return {path: np.asarray(value) for path, value in state.trained.items()}
 

@@ -11,13 +11,14 @@ from earthgpt_jax.errors import EarthGPTError
 from earthgpt_jax.geometry import BoxKind, Square, format_detection, parse, rect_to_polygon, shortlist
 from earthgpt_jax.input.conversation import conversation
 from earthgpt_jax.input.fitting import fitted
-from earthgpt_jax.input.pipeline import InputSpec, train_iterator
+from earthgpt_jax.input.pipeline import train_batches
 from earthgpt_jax.input.questions import Grammar, ask
 from earthgpt_jax.input.rows import turn_ids
 from earthgpt_jax.input.tokenizer import Tokenizer, train_tokenizer
 from earthgpt_jax.mmrs.record import UNKNOWN, Object, Task
 from earthgpt_jax.mmrs.synthetic import SyntheticSource
 from tests import nano
+from tests.listed import rows
 
 SQUARE = Square(100, 100)
 SHIPS = [rect_to_polygon(10 * i, 50, 10 * i + side, 50 + side) for i, side in enumerate((3, 9, 5, 7, 5))]
@@ -60,16 +61,11 @@ def test_batches_report_what_is_not_listed(tmp_path):
     train_tokenizer(nano.dialogues(), vocab_size=512, path=path)
     source = SyntheticSource("train", 30)
     records = [record for record in (source[i] for i in range(30)) if len(record.objects) >= 3][:4]
-    spec = InputSpec(
-        tokens_per_row=900, batch_size=4, image_size=32, visual_tokens=17, task_weights={"hbb": 1.0}, seed=3,
-        max_questions=1, decimals=2, conversation="plain", max_boxes=2,
-    )  # fmt: skip
-    _, batch = next(train_iterator(records, spec=spec, tokenizer=Tokenizer(path), threads=0))
-    assert batch.unlisted == sum(len(record.objects) - 2 for record in records) and batch.left_out == 0
-    _, whole = next(
-        train_iterator(records, spec=dataclasses.replace(spec, max_boxes=0), tokenizer=Tokenizer(path), threads=0)
-    )
-    assert whole.unlisted == 0 and whole.tokens.astype(bool).sum() > batch.tokens.astype(bool).sum()
+    made = {most: rows(records, Tokenizer(path), weights={"hbb": 1.0}, tokens_per_row=900, images_per_row=1,
+                       grammar=Grammar(decimals=2, max_boxes=most)) for most in (0, 2)}  # fmt: skip
+    (_, whole), (_, batch) = (next(train_batches(each)) for each in made.values())
+    assert batch.unlisted.sum() == sum(len(record.objects) - 2 for record in records) and not whole.unlisted.any()
+    assert whole.tokens.astype(bool).sum() > batch.tokens.astype(bool).sum()
     for kind in ("hbb", "obb", "grounded_caption"):
         question = ask(records[0], kind, 0, grammar=Grammar(decimals=2, max_boxes=2))
         assert len(parse(question.answer).boxes) == 2 and question.unlisted == len(records[0].objects) - 2
@@ -83,10 +79,6 @@ def test_an_answer_longer_than_a_row_lists_what_there_is_room_for(tmp_path, kind
     tokenizer, template = Tokenizer(path), conversation("plain")
     ships = [Object(label="ship", polygon=rect_to_polygon(8 * i, 50, 8 * i + 2 + i / 2, 54 + i)) for i in range(12)]
     record = dataclasses.replace(SyntheticSource("train", 1)[0], objects=tuple(ships), references=("A port.",))
-    spec = InputSpec(
-        tokens_per_row=300, batch_size=1, image_size=32, visual_tokens=17, task_weights={kind: 1.0}, seed=3,
-        max_questions=1, decimals=2, conversation="plain",
-    )  # fmt: skip
 
     def length(question):
         return len(turn_ids(tokenizer, template, question.text, question.answer)[0])
@@ -105,8 +97,8 @@ def test_an_answer_longer_than_a_row_lists_what_there_is_room_for(tmp_path, kind
             assert length(dataclasses.replace(more, text=asked.text)) > room
     assert fit(asked, record, room=length(asked)) is asked
     assert fit(asked, record, room=20) is asked  # not one box fits: left out
-    _, batch = next(train_iterator([record], spec=spec, tokenizer=tokenizer, threads=0))
-    assert batch.left_out == 0 and batch.unlisted > 0
+    batch = rows([record], tokenizer, weights={kind: 1.0}, tokens_per_row=300)[0]
+    assert batch.unlisted.tolist()[0] > 0
 
 
 def test_the_cap_is_a_setting_of_a_recipe_and_off_by_default():

@@ -8,7 +8,6 @@ import pytest
 
 from earthgpt_jax.geometry import parse, rect_to_polygon
 from earthgpt_jax.input.derived import NEED_CLASSES, Derived
-from earthgpt_jax.input.pipeline import InputSpec, draw
 from earthgpt_jax.input.questions import Grammar, ask, candidates
 from earthgpt_jax.input.templates import answers, wordings
 from earthgpt_jax.mmrs import store
@@ -126,20 +125,6 @@ def test_what_is_asked_depends_on_the_id_and_the_seed_alone(many):
 
     assert asked(records[:50], 0) == asked(again, 0)
     assert asked(records[:50], 0) != asked(records[:50], 1)
-
-
-def test_the_pipeline_draws_them_by_the_records_source(many):
-    records, known = many
-    spec = InputSpec(
-        tokens_per_row=120, batch_size=4, image_size=32, visual_tokens=17, max_questions=9, decimals=2, seed=0,
-        task_weights=dict.fromkeys(map(str, Derived), 1.0), conversation="plain", annotated={"made": known},
-    )  # fmt: skip
-
-    def drawn(spec):
-        return {q.task for record in records[:40] for q in draw(record, spec=spec, rng=np.random.default_rng(0))}
-
-    assert drawn(spec) == set(Derived)
-    assert drawn(dataclasses.replace(spec, annotated={"another": known})) == set(Derived) - NEED_CLASSES
 
 
 def test_what_a_built_dataset_annotates(tmp_path):

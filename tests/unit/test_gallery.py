@@ -11,11 +11,10 @@ import pytest
 from PIL import Image
 
 from earthgpt_jax.cli.main import main
-from earthgpt_jax.config import load
+from earthgpt_jax.config import Config, load
 from earthgpt_jax.errors import EarthGPTError
 from earthgpt_jax.geometry import rect_to_polygon, rotated_to_polygon
 from earthgpt_jax.input.conversation import conversation
-from earthgpt_jax.input.pipeline import InputSpec, train_iterator
 from earthgpt_jax.input.tokenizer import Tokenizer
 from earthgpt_jax.input.transcript import transcript
 from earthgpt_jax.mmrs.gallery import page, seen
@@ -23,6 +22,7 @@ from earthgpt_jax.mmrs.record import Object, Record, Sensor, Task, Turn
 from earthgpt_jax.mmrs.selection import Wanted, choose
 from earthgpt_jax.mmrs.store import write
 from earthgpt_jax.resources import assets_path
+from tests.listed import rows
 
 TILTED = rotated_to_polygon(cx=40, cy=30, w=30, h=10, angle=0.5)
 
@@ -53,23 +53,23 @@ def tokenizer() -> Tokenizer:
     return Tokenizer(assets_path("tiny", "tokenizer.model"))
 
 
-def _spec(**changes) -> InputSpec:
-    values = {
-        "tokens_per_row": 400, "batch_size": 4, "image_size": 32, "visual_tokens": 5, "max_questions": 8, "decimals": 2,
-        "task_weights": {task.value: 1.0 for task in Task}, "conversation": "plain", "seed": 0,
-    }  # fmt: skip
-    return InputSpec(**{**values, **changes})
+def _config(weights: dict, **changes) -> Config:
+    data = {"tokens_per_row": 400, "decimals": 2, "conversation": "plain", "task_weights": weights, **changes}
+    model = ["model.image_size=32", "model.vit.image_size=32"]  # five visual tokens
+    overrides = [*model, *(f"data.{name}={value}" for name, value in data.items())]
+    return load("tiny:instruct", [f"--config.{override}" for override in overrides])
 
 
-def _page(record: Record, tokenizer: Tokenizer, **changes) -> str:
-    return page([record], title="t", recipe="r", spec=_spec(**changes), tokenizer=tokenizer)
+def _page(record: Record, tokenizer: Tokenizer, weights: dict | None = None, **changes) -> str:
+    config = _config(weights or {task.value: 1.0 for task in Task}, **changes)
+    return page([record], title="t", recipe="r", config=config, tokenizer=tokenizer)
 
 
 def test_a_transcript_is_the_dialogue(tokenizer: Tokenizer) -> None:
     turns = (Turn(question="How many ships are there?", answer="3"), Turn(question="Is it a port?", answer="yes"))
     for name in ("plain", "v1"):
-        spec = _spec(batch_size=1, conversation=name, task_weights={"vqa": 1.0})
-        _, batch = next(train_iterator([_record("q", Task.VQA, turns=turns)], spec=spec, tokenizer=tokenizer))
+        record = _record("q", Task.VQA, turns=turns)
+        batch = rows([record], tokenizer, weights={"vqa": 1.0}, chat=name, visual_tokens=5)[0]
         read = transcript(batch, 0, tokenizer=tokenizer)
         template = conversation(name)
         assert read.shared == template.prefix
@@ -101,8 +101,8 @@ def test_boxes_upright_and_oriented_difficult_and_cut(tokenizer: Tokenizer) -> N
 
 def test_the_square_shows_the_boxes_of_the_answers(tokenizer: Tokenizer) -> None:
     """Pixel 60, 40 of 80x60 lies at (0.75, 0.625) of the padded square: at (24, 20) of its 32 pixels."""
-    only = {"task_weights": {"hbb": 1.0}, "decimals": 3}
-    view = seen([_ships()], spec=_spec(**only), tokenizer=tokenizer)["d/train/ships"]
+    config = _config({"hbb": 1.0}, decimals=3)
+    view = seen([_ships()], config=config, tokenizer=tokenizer, annotated={})["d/train/ships"]
     assert (view.square.width, view.square.height, view.visual) == (32, 32, 5)
     bridge = next(box for box in view.square.boxes if box.title == "bridge")
     assert bridge.points == "24.0,20.0 32.0,20.0 32.0,28.0 24.0,28.0"
@@ -111,10 +111,10 @@ def test_the_square_shows_the_boxes_of_the_answers(tokenizer: Tokenizer) -> None
 
 
 def test_what_has_no_room_and_what_is_not_asked(tokenizer: Tokenizer) -> None:
-    narrow = _page(_ships(), tokenizer, tokens_per_row=14, task_weights={"hbb": 1.0})
-    assert "1 of the questions drawn had no room" in narrow
+    narrow = _page(_ships(), tokenizer, weights={"hbb": 1.0}, tokens_per_row=22)
+    assert "1 longer than a row, never asked" in narrow
     assert "No question had room in the row." in narrow
-    assert "Recipe r asks nothing about it." in _page(_ships(), tokenizer, task_weights={"vqa": 1.0})
+    assert "Recipe r asks nothing about it." in _page(_ships(), tokenizer, weights={"vqa": 1.0})
     unseen = _page(_record("a", Task.HBB, image=b"", height=0, width=0, objects=_ships().objects), tokenizer)
     assert "No image ships" in unseen
     assert "upright boxes; no image ships" in unseen

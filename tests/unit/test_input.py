@@ -2,7 +2,6 @@
 
 import dataclasses
 import io
-import itertools
 import json
 
 import numpy as np
@@ -14,9 +13,8 @@ from earthgpt_jax.errors import EarthGPTError
 from earthgpt_jax.input.batch import END_SLOT, START_SLOT, TEXT_SLOT
 from earthgpt_jax.input.conversation import conversation
 from earthgpt_jax.input.images import FILL, decode, load_square, pad_to_square
-from earthgpt_jax.input.pipeline import InputSpec, draw, train_iterator
 from earthgpt_jax.input.questions import KINDS, Grammar, ask, candidates, questions
-from earthgpt_jax.input.rows import build_row, image_prefix, prompt, turn_ids
+from earthgpt_jax.input.rows import build_sample, image_prefix, prompt, turn_ids
 from earthgpt_jax.input.templates import wordings
 from earthgpt_jax.input.tokenizer import Tokenizer, train_tokenizer
 from earthgpt_jax.mmrs.record import Task
@@ -26,7 +24,6 @@ from tests import nano
 
 GRAMMAR = Grammar(decimals=2)
 PLAIN = conversation("plain")
-WEIGHTS = {"classification": 1.0, "vqa": 3.0, "hbb": 1.0, "grounding": 1.0}
 
 
 @pytest.fixture(scope="module")
@@ -40,14 +37,6 @@ def tokenizer(tmp_path_factory):
     path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.model"
     train_tokenizer(nano.dialogues(), vocab_size=640, path=path)
     return Tokenizer(path)
-
-
-def _spec(**changes) -> InputSpec:
-    values = {
-        "tokens_per_row": 160, "batch_size": 4, "image_size": 64, "visual_tokens": 17, "task_weights": WEIGHTS,
-        "max_questions": 4, "decimals": 2, "conversation": "plain", "seed": 0,
-    }  # fmt: skip
-    return InputSpec(**values | changes)
 
 
 def _png(array: np.ndarray, **options) -> bytes:
@@ -175,14 +164,14 @@ def test_a_record_without_objects_is_not_asked_where_they_are():
 
 
 # ------------------------------------------------------------------------------------------------ rows
-def test_rows_cut_no_question_and_ids_equal_the_joint_tokenisation(records, tokenizer):
+def test_ids_of_a_sample_equal_the_joint_tokenisation(records, tokenizer):
     for record in records[:8]:
         asked = questions(record, grammar=GRAMMAR)
         prefix = image_prefix(tokenizer, PLAIN, visual_tokens=17)
-        row = build_row(asked, prefix=prefix, tokenizer=tokenizer, conversation=PLAIN, tokens_per_row=400)
+        row = build_sample(asked, prefix=prefix, tokenizer=tokenizer, conversation=PLAIN)
         shared = len(prefix[0])
-        assert row.segments.sum() <= 400 and len(row.questions) >= 2
-        for branch, question in enumerate(row.questions, start=1):
+        assert len(asked) >= 2
+        for branch, question in enumerate(asked, start=1):
             inside = row.branches == branch
             joint = tokenizer.encode(PLAIN.dialogue([(question.text, question.answer)])[0])
             assert [*tokenizer.encode(PLAIN.prefix), *row.tokens[inside]] == joint
@@ -208,66 +197,6 @@ def test_a_prompt_is_the_beginning_of_its_training_row(records, tokenizer):
         row = [*prefix, *ids]
         assert row[: len(tokens)] == tokens.tolist()
         assert len(ids) - int(sum(weights)) == len(tokens) - len(prefix)  # the answer starts right there
-
-
-# -------------------------------------------------------------------------------------------- pipeline
-def _batches(records, tokenizer, *, start_step=0, count=5, **changes):
-    iterator = train_iterator(
-        records,
-        spec=_spec(**changes),
-        tokenizer=tokenizer,
-        start_step=start_step,
-        threads=changes.pop("threads", 2),
-    )
-    return list(itertools.islice(iterator, count))
-
-
-def _same(one, two) -> bool:
-    return one.ids == two.ids and all(np.array_equal(a, b) for a, b in zip(one[:7], two[:7], strict=True))
-
-
-def test_a_batch_depends_on_seed_and_step_alone(records, tokenizer):
-    straight = _batches(records, tokenizer, count=9)
-    late = _batches(records, tokenizer, start_step=7, count=2)
-    assert [step for step, _ in late] == [7, 8]
-    assert all(_same(a[1], b[1]) for a, b in zip(straight[7:], late, strict=True))
-    other = _batches(records, tokenizer, count=1, seed=1)
-    assert not _same(straight[0][1], other[0][1])
-
-
-@pytest.mark.parametrize("threads", [0, 1, 4])
-def test_threads_change_nothing(records, tokenizer, threads):
-    reference = list(itertools.islice(train_iterator(records, spec=_spec(), tokenizer=tokenizer, threads=2), 4))
-    got = list(itertools.islice(train_iterator(records, spec=_spec(), tokenizer=tokenizer, threads=threads), 4))
-    assert all(_same(a[1], b[1]) for a, b in zip(reference, got, strict=True))
-
-
-def test_an_epoch_holds_every_record_once(records, tokenizer):
-    ids = [name.split(":")[0] for _, batch in _batches(records, tokenizer, count=12) for name in batch.ids]
-    everything = sorted(record.id for record in records)
-    assert sorted(ids[:24]) == everything and sorted(ids[24:]) == everything and ids[:24] != ids[24:]
-
-
-def test_shapes_and_dtypes_are_the_contract(records, tokenizer):
-    batch = _batches(records, tokenizer, count=1)[0][1]
-    for name in ("tokens", "positions", "segments", "branches", "image_slots"):
-        assert getattr(batch, name).shape == (4, 160) and getattr(batch, name).dtype == np.int32
-    assert batch.loss_weights.dtype == np.float32
-    assert batch.images.shape == (4, 1, 64, 64, 3) and batch.images.dtype == np.uint8
-
-
-def test_weights_choose_the_kinds(records):
-    rng = np.random.default_rng(0)
-    only = {q.task for r in records for q in draw(r, spec=_spec(task_weights={"hbb": 1.0, "vqa": 0.0}), rng=rng)}
-    assert only == {"hbb"}
-    assert not draw(records[0], spec=_spec(task_weights={}), rng=rng)
-
-
-def test_errors_name_what_is_wrong(records, tokenizer):
-    with pytest.raises(EarthGPTError, match="did you mean 'grounding'"):
-        train_iterator(records, spec=_spec(task_weights={"groundin": 1.0}), tokenizer=tokenizer)
-    with pytest.raises(EarthGPTError, match="no records"):
-        train_iterator([], spec=_spec(), tokenizer=tokenizer)
 
 
 def test_load_square_resizes(records):

@@ -12,9 +12,9 @@ import pytest
 
 from earthgpt_jax.errors import EarthGPTError
 from earthgpt_jax.input.conversation import conversation
-from earthgpt_jax.input.lengths import Asking, LengthIndex, joined, measure
+from earthgpt_jax.input.lengths import SENSORS, Asking, LengthIndex, joined, measure
 from earthgpt_jax.input.questions import KINDS, Grammar, ask, candidates
-from earthgpt_jax.input.rows import build_row, image_prefix
+from earthgpt_jax.input.rows import build_sample, image_prefix
 from earthgpt_jax.input.templates import wording_rng
 from earthgpt_jax.input.tokenizer import Tokenizer
 from earthgpt_jax.mmrs import length_cache, store
@@ -73,16 +73,16 @@ def test_every_question_is_as_long_as_a_row_makes_it(records):
         record = records[number]
         rng = wording_rng(record.id, KINDS[kind], at, seed=ASKING.seed)
         question = ask(record, KINDS[kind], at, grammar=ASKING.grammar, rng=rng, **known)
-        row = build_row(
-            [question], prefix=prefix, tokenizer=ASKING.tokenizer, conversation=conversation("plain"),
-            tokens_per_row=4000,
-        )  # fmt: skip
-        assert int((row.branches == 1).sum()) == tokens
+        sample = build_sample([question], prefix=prefix, tokenizer=ASKING.tokenizer, conversation=conversation("plain"))
+        assert int((sample.branches == 1).sum()) == tokens
 
 
 def test_it_is_small_and_joins_from_runs(records):
     whole = measure(records, asking=ASKING)
-    assert sum(values[0].nbytes for name, values in whole.arrays().items() if name != "digests") == 9
+    by_record = {"digests", "sensors"}
+    assert sum(values[0].nbytes for name, values in whole.arrays().items() if name not in by_record) == 9
+    assert whole.sensors.nbytes == len(records)
+    assert [SENSORS[place] for place in whole.sensors] == [record.sensor for record in records]
     assert _same(whole, joined([measure(records[:2], asking=ASKING), measure(records[2:], asking=ASKING, start=2)]))
 
 

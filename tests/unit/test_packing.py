@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import itertools
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from earthgpt_jax.errors import EarthGPTError
+from earthgpt_jax.input.filling import Remaining
 from earthgpt_jax.input.packing import PackPlan, Pattern, pack
 
 SIZES = st.dictionaries(st.tuples(st.integers(1, 60), st.integers(0, 3)), st.integers(0, 40), max_size=12)
@@ -46,6 +48,22 @@ def test_every_sample_is_packed_and_no_row_is_too_large(counts):
         for size in pattern.sizes:
             packed[size] += pattern.rows
     assert packed == collections.Counter({size: count for size, count in counts.items() if count})
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(3, 40), min_size=1, max_size=9), st.integers(0, 1), st.integers(1, 6))
+def test_no_company_is_fuller(lengths, shown, images):
+    """Against all subsets of the samples that are left."""
+    remaining = Remaining(collections.Counter((length, shown) for length in lengths), tokens=40)
+    first = remaining.longest()
+    company = remaining.company(first, images=images)
+    assert first == (max(lengths), shown)
+    others = sorted(lengths)[:-1]
+    assert not collections.Counter(length for length, _ in company) - collections.Counter(others)
+    most = images - 1 if shown else len(others)
+    sums = {sum(some) for count in range(most + 1) for some in itertools.combinations(others, count)}
+    assert len(company) <= most
+    assert sum(length for length, _ in company) == max(total for total in sums if total <= 40 - first[0])
 
 
 @settings(deadline=None)

@@ -1,105 +1,274 @@
-"""What a batch holds is accounted for, and comes from the seed and the position alone."""
+"""What a batch holds is what the plan says, and comes from the plan and the position alone."""
 
 import collections
 import dataclasses
 import itertools
+import multiprocessing
+import os
+import signal
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from earthgpt_jax.config import Damaged, Turns
 from earthgpt_jax.errors import EarthGPTError
+from earthgpt_jax.input.batch import END_SLOT, START_SLOT, TEXT_SLOT
 from earthgpt_jax.input.conversation import conversation
-from earthgpt_jax.input.pipeline import InputSpec, draw, train_iterator
+from earthgpt_jax.input.images import load_square
+from earthgpt_jax.input.pipeline import join, train_batches
 from earthgpt_jax.input.rows import image_prefix, turn_ids
 from earthgpt_jax.input.tokenizer import Tokenizer, train_tokenizer
-from earthgpt_jax.mmrs.record import Task
 from earthgpt_jax.mmrs.synthetic import SyntheticSource
 from tests import nano
+from tests.listed import rows
 
-SPEC = InputSpec(
-    tokens_per_row=120, batch_size=4, image_size=32, visual_tokens=17, task_weights={"caption": 1.0, "obb": 2.0},
-    max_questions=4, decimals=2, conversation="plain", seed=3,
-)  # fmt: skip
+WEIGHTS = {"caption": 0.5, "classification": 1.0, "grounding": 1.0, "obb": 1.0, "vqa": 1.0}
+VISUAL = 17
 
 
 @pytest.fixture(scope="module")
 def records():
-    source = SyntheticSource("train", 16)
-    return [source[i] for i in range(16)]
+    source = SyntheticSource("train", 24, size=48)
+    return [source[i] for i in range(24)]
 
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
     path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.model"
-    train_tokenizer(nano.dialogues(), vocab_size=512, path=path)
+    train_tokenizer(nano.dialogues(), vocab_size=640, path=path)
     return Tokenizer(path)
 
 
-def _batches(records, tokenizer, count, **changes):
-    iterator = train_iterator(records, spec=dataclasses.replace(SPEC, **changes), tokenizer=tokenizer, threads=2)
-    return [batch for _, batch in itertools.islice(iterator, count)]
+def _batches(made, count, **options):
+    return [batch for _, batch in itertools.islice(train_batches(made, **options), count)]
 
 
-def test_every_question_drawn_is_in_the_batch_or_counted_as_left_out(records, tokenizer):
-    pools = {r.id: len(r.references) + (Task.OBB in r.tasks) for r in records}
-    left_out = 0
-    for batch in _batches(records, tokenizer, 8):
-        drawn = sum(min(SPEC.max_questions, pools[name.split(":")[0]]) for name in batch.ids)
-        assert int(batch.branches.max(axis=1).sum()) + batch.left_out == drawn
-        left_out += batch.left_out
-    assert left_out > 0  # these rows are short
-    assert all(batch.left_out == 0 for batch in _batches(records, tokenizer, 2, tokens_per_row=2000))
+def _same(one, two) -> bool:
+    return one.ids == two.ids and all(np.array_equal(a, b) for a, b in zip(one[:-1], two[:-1], strict=True))
 
 
-def test_ids_say_what_the_rows_hold(records, tokenizer):
-    """Each row can be made again from its id and position alone."""
-    template, by_id = conversation("plain"), {r.id: r for r in records}
-    (batch,) = _batches(records, tokenizer, 1)
-    shared = len(image_prefix(tokenizer, template, visual_tokens=17)[0])
-    for number, name in enumerate(batch.ids):
-        record_id, packed = name.split(":")
-        questions = draw(by_id[record_id], spec=SPEC, rng=np.random.default_rng((SPEC.seed, 1, number)))
-        ids = {q.id.split("#", 1)[1]: q for q in questions}
-        tokens = [
-            token
-            for key in packed.split(",")
-            for token in turn_ids(tokenizer, template, ids[key].text, ids[key].answer)[0]
+def _asked(plan, row):
+    return [[f"{kind}#{index}" for kind, index in sample.questions] for sample in plan[row]]
+
+
+def _question(made, sample, kind, index):
+    source = made.assemble.sources[sample.source]
+    return made.assemble.asking.question(source[sample.record], kind, index, annotated=source.annotated)
+
+
+# ------------------------------------------------------------------------------------- what rows hold
+def test_rows_hold_what_the_plan_says(records, tokenizer):
+    made = rows(records, tokenizer, weights=WEIGHTS)
+    (batch,) = _batches(made, 1)
+    for number, held in enumerate(batch.ids):
+        placed = made.plan[number]
+        assert [name.rpartition(":")[0] for name in held] == [records[sample.record].id for sample in placed]
+        assert [name.rpartition(":")[2].split(",") for name in held] == _asked(made.plan, number)
+
+
+@given(
+    seed=st.integers(0, 5),
+    tokens_per_row=st.sampled_from([150, 260, 500]),
+    images_per_row=st.integers(1, 4),
+    turns=st.sampled_from(list(Turns)),
+    number=st.integers(0, 200),
+)
+@settings(max_examples=40, deadline=None)
+def test_a_row_is_whole_samples_and_its_slots_point_at_their_images(
+    records, tokenizer, seed, tokens_per_row, images_per_row, turns, number
+):
+    made = rows(
+        records, tokenizer, weights=WEIGHTS, seed=seed, tokens_per_row=tokens_per_row, images_per_row=images_per_row,
+        turns=turns,
+    )  # fmt: skip
+    template, shared = conversation("plain"), made.plan.room.shared
+    prefix, prefix_slots = image_prefix(tokenizer, template, visual_tokens=VISUAL)
+    placed, batch = made.plan[number], made[number]
+    tokens, segments, slots = batch.tokens[0], batch.segments[0], batch.image_slots[0]
+    assert 1 <= len(placed) <= images_per_row
+    assert batch.tokens.shape == (1, tokens_per_row)
+    # Segments are 1, 2, ... one behind the other, then padding.
+    used = int((segments > 0).sum())
+    assert segments[:used].tolist() == sorted(segments[:used].tolist()) and not segments[used:].any()
+    assert sorted({*segments[:used].tolist()}) == [*range(1, len(placed) + 1)]
+    for name, fill in (
+        ("tokens", 0),
+        ("positions", 0),
+        ("branches", 0),
+        ("loss_weights", 0),
+        ("image_slots", TEXT_SLOT),
+    ):
+        assert (getattr(batch, name)[0, used:] == fill).all(), name
+    for place, sample in enumerate(placed):
+        inside = segments == place + 1
+        record = records[sample.record]
+        np.testing.assert_array_equal(batch.images[0, place], load_square(record.image, 32))
+        own = slots[inside][:shared]
+        assert own[own >= 0].tolist() == [*range(place * VISUAL, (place + 1) * VISUAL)]
+        np.testing.assert_array_equal(np.where(own >= 0, 0, own), np.where(prefix_slots >= 0, 0, prefix_slots))
+        assert (slots[inside][shared:] == TEXT_SLOT).all()
+        assert tokens[inside][:shared].tolist() == prefix.tolist()
+        # Behind it the turns: branches of their own, or one text.
+        questions = sorted(sample.questions) if turns is Turns.DIALOGUE else sample.questions
+        start = shared
+        for branch, (kind, index) in enumerate(questions, start=1):
+            said = _question(made, sample, kind, index)
+            ids, loss = turn_ids(tokenizer, template, said.text, said.answer)
+            span = slice(start, start + len(ids))
+            assert tokens[inside][span].tolist() == ids
+            assert batch.loss_weights[0][inside][span].tolist() == loss
+            begins = start if turns is Turns.DIALOGUE else shared
+            assert batch.positions[0][inside][span].tolist() == [*range(begins, begins + len(ids))]
+            assert set(batch.branches[0][inside][span].tolist()) == {0 if turns is Turns.DIALOGUE else branch}
+            start += len(ids)
+        assert start == int(inside.sum())
+        assert batch.positions[0][inside][:shared].tolist() == [*range(shared)]
+        assert not batch.branches[0][inside][:shared].any() and not batch.loss_weights[0][inside][:shared].any()
+    assert not batch.images[0, len(placed) :].any()
+    assert (slots == START_SLOT).sum() == (slots == END_SLOT).sum() == len(placed)
+
+
+def test_a_dialogue_is_tokenised_as_one_text(records, tokenizer):
+    made = rows(records, tokenizer, weights={"vqa": 1.0}, turns=Turns.DIALOGUE, tokens_per_row=400)
+    template = conversation("plain")
+    for number in range(4):
+        batch = made[number]
+        for place, sample in enumerate(made.plan[number], start=1):
+            turns = [_question(made, sample, *question) for question in sorted(sample.questions)]
+            text, spans = template.dialogue([(turn.text, turn.answer) for turn in turns])
+            inside = batch.segments[0] == place
+            words = inside & (batch.image_slots[0] == TEXT_SLOT)
+            assert batch.tokens[0][words].tolist() == [tokenizer.bos_id, *tokenizer.encode(text)]
+            supervised = tokenizer.decode(batch.tokens[0][words & (batch.loss_weights[0] > 0)].tolist())
+            assert supervised.replace(" ", "") == "".join(text[a:b] for a, b in spans).replace(" ", "")
+
+
+def test_an_epoch_asks_every_question_by_its_weight(records, tokenizer):
+    made = rows(records, tokenizer, weights=WEIGHTS)
+    assert made.plan.cycle.epochs == 2
+    seen = collections.Counter(
+        name.rpartition(":")[0] + "#" + question
+        for number in range(made.plan.rows)
+        for name in made[number].ids[0]
+        for question in name.rpartition(":")[2].split(",")
+    )
+    times = {"caption": 1, "classification": 2, "grounding": 2, "obb": 2, "vqa": 2}
+    left_out = made.plan.left_out
+    index = made.plan.sources[0].index
+    assert len(seen) == len(index) - sum(left_out.values())
+    assert all(count == times[name.split("#")[1]] for name, count in seen.items())
+
+
+def test_shapes_and_dtypes_are_the_contract(records, tokenizer):
+    (batch,) = _batches(rows(records, tokenizer, weights=WEIGHTS), 1)
+    for name in ("tokens", "positions", "segments", "branches", "image_slots"):
+        assert getattr(batch, name).shape == (4, 160) and getattr(batch, name).dtype == np.int32, name
+    assert batch.loss_weights.dtype == np.float32
+    assert batch.images.shape == (4, 3, 32, 32, 3) and batch.images.dtype == np.uint8
+    assert batch.unlisted.shape == batch.damaged.shape == (4,) == (len(batch.ids),)
+
+
+# ------------------------------------------------------------------------- position, threads, workers
+def test_a_batch_depends_on_plan_and_step_alone(records, tokenizer):
+    straight = _batches(rows(records, tokenizer, weights=WEIGHTS), 9)
+    late = list(itertools.islice(train_batches(rows(records, tokenizer, weights=WEIGHTS), start_step=7), 2))
+    assert [step for step, _ in late] == [7, 8]
+    assert all(_same(a, b) for a, (_, b) in zip(straight[7:], late, strict=True))
+    assert not _same(straight[0], _batches(rows(records, tokenizer, weights=WEIGHTS, seed=1), 1)[0])
+
+
+@pytest.mark.parametrize("options", [{"threads": 0}, {"threads": 1}, {"workers": 1}, {"workers": 2}])
+def test_threads_and_workers_change_nothing(records, tokenizer, options):
+    made = rows(records, tokenizer, weights=WEIGHTS)
+    for start in (0, 1000):
+        expected = _batches(made, 2, start_step=start)
+        got = _batches(made, 2, start_step=start, **options)
+        assert all(_same(a, b) for a, b in zip(expected, got, strict=True))
+
+
+@pytest.mark.parametrize("hosts", [2, 4])
+def test_hosts_make_the_rows_of_one(records, tokenizer, hosts):
+    made = rows(records, tokenizer, weights=WEIGHTS, batch_size=8)
+    for start in (0, 1, 1000):
+        (whole,) = _batches(made, 1, start_step=start)
+        each = 8 // hosts
+        parts = [
+            _batches(made, 1, start_step=start, local=range(host * each, (host + 1) * each))[0] for host in range(hosts)
         ]
-        assert batch.tokens[number, shared : shared + len(tokens)].tolist() == tokens
+        assert _same(whole, join(parts))
 
 
-def test_every_kind_is_drawn_by_its_weight_whatever_the_number_of_its_questions(records):
-    """The first of each draw: a kind with several questions is no likelier than its weight says."""
-    record = next(r for r in records if len(r.objects) >= 3)
-    rng, counts = np.random.default_rng(0), collections.Counter()
-    spec = dataclasses.replace(SPEC, task_weights={"hbb": 1.0, "grounding": 1.0, "vqa": 2.0}, max_questions=1)
-    for _ in range(2000):
-        (question,) = draw(record, spec=spec, rng=rng)
-        counts[question.task] += 1
-    for kind, share in (("hbb", 0.25), ("grounding", 0.25), ("vqa", 0.5)):
-        assert counts[kind] / 2000 == pytest.approx(share, abs=0.05)
+# ------------------------------------------------------------------------------------------- failures
+def _broken(records):
+    return [dataclasses.replace(records[0], image=b"no image"), *records[1:]]
 
 
-def test_no_question_is_drawn_twice_and_kinds_without_truth_are_ignored(records):
-    rng = np.random.default_rng(0)
-    spec = dataclasses.replace(SPEC, task_weights={"vqa": 1.0, "hbb": 1.0, "obb": 1.0}, max_questions=99)
-    for record in records:
-        upright = dataclasses.replace(record, tasks=tuple(task for task in record.tasks if task is not Task.OBB))
-        ids = [q.id for q in draw(upright, spec=spec, rng=rng)]
-        assert len(set(ids)) == len(ids) == len(record.turns) + 1
-        assert not any("#obb#" in name for name in ids)
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_image_that_does_not_decode_names_its_record(records, tokenizer, workers):
+    made = rows(_broken(records), tokenizer, weights=WEIGHTS)
+    with pytest.raises(EarthGPTError, match=rf"record {records[0].id}: .*no format that Pillow knows.*damaged=skip"):
+        _batches(made, made.plan.rows // 4, workers=workers)
 
 
-def test_an_image_that_does_not_decode_names_its_record(records, tokenizer):
-    broken = [dataclasses.replace(records[0], image=b"no image")]
-    with pytest.raises(EarthGPTError, match=records[0].id):
-        next(train_iterator(broken, spec=SPEC, tokenizer=tokenizer, threads=0))
+def test_damaged_samples_are_skipped_and_counted_if_asked_for(records, tokenizer, caplog):
+    sound = rows(records, tokenizer, weights=WEIGHTS)
+    made = rows(_broken(records), tokenizer, weights=WEIGHTS, damaged=Damaged.SKIP)
+    missing = 0
+    for number in range(made.plan.rows):
+        placed, batch = made.plan[number], made[number]
+        gone = sum(sample.record == 0 for sample in placed)
+        missing += gone
+        assert batch.damaged.tolist() == [gone]
+        assert len(batch.ids[0]) == int(batch.segments.max()) == len(placed) - gone
+        if not gone:
+            assert _same(batch, sound[number])
+    assert missing > 0
+    assert f"record {records[0].id}" in caplog.text and "left out" in caplog.text
 
 
-@pytest.mark.parametrize("name", ["plain", "v1"])
-def test_rows_too_short_for_their_beginning_are_refused_at_once(records, tokenizer, name):
-    shared = len(image_prefix(tokenizer, conversation(name), visual_tokens=17)[0])
-    spec = dataclasses.replace(SPEC, conversation=name, tokens_per_row=shared)
-    with pytest.raises(EarthGPTError, match=f"more than the {shared} tokens"):
-        train_iterator(records, spec=spec, tokenizer=tokenizer)
-    next(train_iterator(records, spec=dataclasses.replace(spec, tokens_per_row=shared + 1), tokenizer=tokenizer))
+def test_a_row_of_nothing_but_damage_is_padding(records, tokenizer):
+    made = rows(_broken(records)[:1], tokenizer, weights={"obb": 1.0}, damaged=Damaged.SKIP, tokens_per_row=400)
+    batch = made[0]
+    assert not batch.segments.any() and not batch.loss_weights.any() and not batch.images.any()
+    assert batch.damaged.tolist() == [1] and batch.ids == ((),)
+
+
+def test_a_worker_that_is_killed_is_an_error_not_a_hang(records, tokenizer):
+    made = rows(records, tokenizer, weights=WEIGHTS)
+    batches = train_batches(made, workers=2)
+    next(batches)
+    children = multiprocessing.active_children()
+    assert len(children) >= 2
+    os.kill(children[0].pid, signal.SIGKILL)
+    with pytest.raises(EarthGPTError, match="one of 2 worker processes was killed, most likely for want of memory"):
+        collections.deque(itertools.islice(batches, 500), maxlen=0)  # what was made before may still come
+    assert not multiprocessing.active_children()
+
+
+def test_no_worker_has_a_device(records, tokenizer):
+    """Grain imports jax for its trees where it is installed; no backend is ever made."""
+    made = rows(records, tokenizer, weights=WEIGHTS)
+    spying = dataclasses.replace(made, assemble=_Spy(made.assemble))
+    (batch,) = _batches(spying, 1, workers=1)
+    assert {name for row in batch.ids for name in row} == {"no backend"}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Spy:
+    """An assembler that says in `ids` whether jax holds a device here."""
+
+    inner: object
+
+    def __getattr__(self, name):
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(self.__dict__["inner"], name)
+
+    def __call__(self, placed):
+        import sys
+
+        bridge = sys.modules.get("jax._src.xla_bridge")
+        made = bridge is not None and bridge.backends_are_initialized()
+        return self.inner(placed)._replace(ids=(("a backend" if made else "no backend",),))

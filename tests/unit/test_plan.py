@@ -12,16 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from earthgpt_jax.errors import EarthGPTError
-from earthgpt_jax.input.conversation import conversation
-from earthgpt_jax.input.lengths import Asking, LengthIndex, measure
+from earthgpt_jax.input.lengths import LengthIndex
 from earthgpt_jax.input.plan import Plan, Source, differences
-from earthgpt_jax.input.questions import Grammar, ask
-from earthgpt_jax.input.rows import build_row, image_prefix
 from earthgpt_jax.input.samples import Room
-from earthgpt_jax.input.templates import wording_rng
-from earthgpt_jax.input.tokenizer import Tokenizer
-from earthgpt_jax.mmrs.synthetic import SyntheticSource
-from earthgpt_jax.resources import assets_path
 
 ROOM = Room(shared=10, tokens_per_row=60, max_questions=3)
 
@@ -35,6 +28,7 @@ def _source(name: str, lengths, *, weight: float = 1.0) -> Source:
     index = LengthIndex(
         kinds=("a", "b"),
         digests=np.arange(len(lengths), dtype=np.uint64) + len(name),
+        sensors=np.zeros(len(lengths), np.uint8),
         **{key: values.astype(types[key]) for key, values in columns.items()},
     )
     return Source(
@@ -96,34 +90,6 @@ def test_rows_are_random_access_and_cycles_differ():
 def test_passes_are_counted_by_source():
     plan = _plan(_source("one", [[5]] * 4), _source("two", [[5]] * 4, weight=0.5))
     assert plan.passes(plan.rows) == {"one": 2.0, "two": 1.0}  # a cycle is two epochs
-
-
-def test_rows_can_be_built_as_planned():
-    """The tokens of a planned sample are those of the row that is built from it."""
-    records = [SyntheticSource("train", 8, size=48)[i] for i in range(8)]
-    tokenizer = Tokenizer(assets_path("tiny", "tokenizer.model"))
-    kinds = ("caption", "grounding", "hbb", "vqa")
-    asking = Asking(kinds=kinds, tokenizer=tokenizer, conversation="v1", grammar=Grammar(), room=400, seed=1)
-    prefix = image_prefix(tokenizer, conversation("v1"), visual_tokens=17)
-    room = Room(shared=len(prefix[0]), tokens_per_row=500, max_questions=4)
-    source = Source(name="s", index=measure(records, asking=asking), records=np.arange(8))
-    plan = Plan([source], weights=dict.fromkeys(kinds, 1.0), room=room, images_per_row=4, seed=1)
-    for row in range(plan.rows):
-        total = 0
-        for sample in plan[row]:
-            record = records[sample.record]
-            asked = [
-                ask(record, kind, at, grammar=Grammar(), seed=1, rng=wording_rng(record.id, kind, at, seed=1))
-                for kind, at in sample.questions
-            ]
-            built = build_row(
-                asked, prefix=prefix, tokenizer=tokenizer, conversation=conversation("v1"), tokens_per_row=500
-            )
-            assert built.left_out == 0
-            total += int((built.segments > 0).sum())
-        assert total <= 500
-    sizes = sum(int(each.tokens.sum()) for each in plan.samples[0])
-    assert plan.occupancy == pytest.approx(sizes / plan.rows / 500)
 
 
 def test_questions_longer_than_a_row_are_counted():

@@ -1,13 +1,15 @@
-"""Rows for any text: ids are those of a joint tokenisation, and no question is ever cut."""
+"""Samples and rows for any text: ids are those of a joint tokenisation, and no question is ever cut."""
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from earthgpt_jax.config import Turns
+from earthgpt_jax.errors import EarthGPTError
 from earthgpt_jax.input.conversation import SEPARATOR, conversation
 from earthgpt_jax.input.questions import Question
-from earthgpt_jax.input.rows import build_row, image_prefix, prompt, turn_ids
+from earthgpt_jax.input.rows import build_row, build_sample, image_prefix, prompt, turn_ids
 from earthgpt_jax.input.tokenizer import Tokenizer, train_tokenizer
 from tests import nano
 
@@ -31,11 +33,6 @@ def _question(number: int, text: str, answer: str) -> Question:
     return Question(
         id=f"r#vqa#{number}", record_id="r", task="vqa", kind="", text=text, answer=answer, references=(answer,)
     )
-
-
-def _row(asked, tokenizer, template, length):
-    prefix = image_prefix(tokenizer, template, visual_tokens=VISUAL)
-    return build_row(asked, prefix=prefix, tokenizer=tokenizer, conversation=template, tokens_per_row=length)
 
 
 def _check_joint(tokenizer: Tokenizer, name: str, question: str, answer: str) -> None:
@@ -67,40 +64,49 @@ def test_a_turn_is_tokenised_as_in_the_joint_text_by_a_32000_piece_tokenizer(gol
 
 
 @given(
-    turns=st.lists(st.tuples(st.text("abc ?", max_size=30), st.text("xyz .", max_size=60)), max_size=6),
-    length=st.integers(20, 160),
+    dialogues=st.lists(
+        st.lists(st.tuples(st.text("abc ?", max_size=30), st.text("xyz .", max_size=60)), max_size=4), max_size=4
+    ),
+    turns=st.sampled_from(Turns),
+    spare=st.integers(0, 50),
 )
 @settings(max_examples=80, deadline=None)
-def test_a_row_holds_whole_questions_and_counts_the_others(tokenizer, turns, length):
+def test_a_row_is_samples_one_behind_the_other(tokenizer, dialogues, turns, spare):
     template = conversation("plain")
-    shared = len(image_prefix(tokenizer, template, visual_tokens=VISUAL)[0])
-    asked = [_question(number, *turn) for number, turn in enumerate(turns)]
-    row = _row(asked, tokenizer, template, length)
+    prefix = image_prefix(tokenizer, template, visual_tokens=VISUAL)
+    samples = [
+        build_sample(
+            [_question(number, *turn) for number, turn in enumerate(asked)], prefix=prefix, tokenizer=tokenizer,
+            conversation=template, turns=turns,
+        )
+        for asked in dialogues
+    ]  # fmt: skip
+    used = sum(map(len, samples))
+    row = build_row(samples, tokens_per_row=used + spare, visual_tokens=VISUAL)
+    assert row.segments.tolist() == [i for i, sample in enumerate(samples, 1) for _ in range(len(sample))] + [0] * spare
+    for place, (sample, asked) in enumerate(zip(samples, dialogues, strict=True)):
+        inside = row.segments == place + 1
+        for name in ("tokens", "positions", "branches", "loss_weights"):
+            assert getattr(row, name)[inside].tolist() == getattr(sample, name).tolist()
+        slots = row.image_slots[inside]
+        assert slots[slots >= 0].tolist() == [*range(place * VISUAL, (place + 1) * VISUAL)]
+        ids = [turn_ids(tokenizer, template, *turn) for turn in asked]
+        assert sample.tokens.tolist() == [*prefix[0], *(token for tokens, _ in ids for token in tokens)]
+        assert sample.loss_weights.tolist() == [0.0] * len(prefix[0]) + [w for _, loss in ids for w in loss]
+        if turns is Turns.DIALOGUE:
+            assert sample.positions.tolist() == [*range(len(sample))] and not sample.branches.any()
+        else:
+            assert sample.branches.max() == len(asked)
+            for branch, (tokens, _) in enumerate(ids, 1):
+                positions = sample.positions[sample.branches == branch].tolist()
+                assert positions == [*range(len(prefix[0]), len(prefix[0]) + len(tokens))]
+    if used:
+        with pytest.raises(EarthGPTError, match=f"expected samples of {used - 1} tokens together, got {used}"):
+            build_row(samples, tokens_per_row=used - 1, visual_tokens=VISUAL)
 
-    assert len(row.questions) + row.left_out == len(asked)
-    assert [q for q in asked if q in row.questions] == list(row.questions)  # the order drawn
-    used = int(row.segments.sum())
-    assert used <= length and row.segments.tolist() == [1] * used + [0] * (length - used)
-    assert set(row.branches.tolist()) == set(range(len(row.questions) + 1))
-    for branch, question in enumerate(row.questions, start=1):
-        inside = row.branches == branch
-        ids, weights = turn_ids(tokenizer, template, question.text, question.answer)
-        assert row.tokens[inside].tolist() == ids and row.loss_weights[inside].tolist() == weights
-        assert row.positions[inside].tolist() == list(range(shared, shared + len(ids)))
-    for question in asked:  # whatever is missing did not fit behind the rest
-        if question not in row.questions:
-            assert used + len(turn_ids(tokenizer, template, question.text, question.answer)[0]) > length
 
-
-def test_a_question_too_long_for_any_row_leaves_room_for_the_next(tokenizer):
-    asked = [_question(0, "Where?", "here " * 200), _question(1, "Is it?", "yes")]
-    row = _row(asked, tokenizer, conversation("plain"), 64)
-    assert [q.id for q in row.questions] == ["r#vqa#1"] and row.left_out == 1
-    assert row.loss_weights.sum() > 0
-
-
-def test_dtypes_and_an_empty_row(tokenizer):
-    row = _row([], tokenizer, conversation("plain"), 40)
-    assert not row.loss_weights.any() and row.left_out == 0
+def test_dtypes_and_an_empty_row():
+    row = build_row([], tokens_per_row=40, visual_tokens=VISUAL)
+    assert not row.loss_weights.any() and row.loss_weights.dtype == np.float32
     for name in ("tokens", "positions", "segments", "branches", "image_slots"):
         assert getattr(row, name).dtype == np.int32 and getattr(row, name).shape == (40,)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from earthgpt_jax.input.lengths import LengthIndex
-from earthgpt_jax.input.samples import Room, cycle, samples
+from earthgpt_jax.input.samples import Drawing, Room, cycle
 
 KINDS = ("a", "b", "c")
 ROOM = Room(shared=10, tokens_per_row=50, max_questions=3)
@@ -28,14 +28,13 @@ def _index(records) -> LengthIndex:
         index=np.arange(len(rows)).astype(np.uint16),
         tokens=tokens.astype(np.uint16),
         digests=np.arange(7, 7 + len(records)).astype(np.uint64) ** 5,
+        sensors=np.zeros(len(records), np.uint8),
     )
 
 
 def _drawn(index, turns, *, seed=0, records=None):
-    return [
-        samples(index, times=turns.times, epoch=epoch, epochs=turns.epochs, room=ROOM, seed=seed, records=records)
-        for epoch in range(turns.epochs)
-    ]
+    drawing = Drawing(index, times=turns.times, epochs=turns.epochs, room=ROOM, seed=seed, records=records)
+    return [drawing.epoch(epoch) for epoch in range(turns.epochs)]
 
 
 @pytest.mark.parametrize(
@@ -112,6 +111,6 @@ def test_the_seed_and_the_epoch_change_the_order():
     index = _index([[(0, 5)] * 9] * 4)
     turns = cycle({"a": 1.0})
     first, other = (_drawn(index, turns, seed=seed)[0].questions.tolist() for seed in (0, 1))
-    second = samples(index, times={"a": 2}, epoch=1, epochs=2, room=ROOM, seed=0).questions.tolist()
+    second = Drawing(index, times={"a": 2}, epochs=2, room=ROOM, seed=0).epoch(1).questions.tolist()
     assert first == _drawn(index, turns, seed=0)[0].questions.tolist()
     assert len({tuple(first), tuple(other), tuple(second)}) == 3

@@ -132,21 +132,27 @@ def _planned(capsys, *words: object) -> tuple[int, str, str]:
 
 
 def test_a_plan_is_compared_with_padding(tmp_path: Path, capsys) -> None:
-    nano.dataset(tmp_path / "synthetic", train=6, test=0)
-    words = (tmp_path, "--plan", "--tokens-per-row", 640, "--images-per-row", 4, "--workers", 1)
+    nano.dataset(tmp_path / "synthetic", train=40, test=0)
+    words = (tmp_path, "--plan", "--tokens-per-row", 1280, "--images-per-row", 9, "--workers", 1)
     status, said, _ = _planned(capsys, *words)
     assert status == 0
-    assert "training does not pack by this plan yet" in said
+    assert "What training packs" in said
     rows = {line[4:].split("  ")[0]: line.split() for line in said.splitlines()}
     whole, batch, buckets, packed = (
         rows[name] for name in ("padded to T", "padded to the longest of 16", "8 length buckets", "packed by the plan")
     )
-    samples = int(whole[-5])
-    assert (whole[-4], int(packed[-4])) == (str(640 * samples), 640 * int(packed[-5]))
+    samples = float(whole[-5])
+    # Means of the epochs of a cycle, with one decimal.
+    assert float(whole[-4]) == pytest.approx(1280 * samples, abs=64)
+    assert float(packed[-4]) == pytest.approx(1280 * float(packed[-5]), abs=64)
     assert float(whole[-3]) < float(batch[-3]) <= float(buckets[-3]) < float(packed[-3]) <= 1
     held = [line.split() for line in said.split("images of the plan's rows")[1].split("an image with")[0].splitlines()]
-    assert sum(int(row[0]) * int(row[1]) for row in held if len(row) == 4) == samples
+    assert sum(int(row[0]) * float(row[1]) for row in held if len(row) == 4) == pytest.approx(samples, abs=0.3)
     assert _planned(capsys, *words)[1] == said  # from the lengths that were kept
+    (tmp_path / "m.yaml").write_text("rule: explicit\nweights: {synthetic: 0.5}\nsensors: {sar: 4.0}\n")
+    said = _planned(capsys, *words, "--mixture", tmp_path / "m.yaml")[1]
+    sources = {line.split()[0]: line.split() for line in said.split("  sources\n")[1].splitlines() if line.strip()}
+    assert sources["synthetic/sar"][2:4] == ["2", "2"] and sources["synthetic/infrared"][2:4] == ["0.5", "0.5"]
 
 
 def test_padding_by_hand() -> None:
@@ -161,6 +167,8 @@ def test_padding_by_hand() -> None:
     ("words", "message"),
     [
         (["--workers", "2"], "--workers is for --plan"),
+        (["--mixture", "mmrs"], "--mixture is for --plan"),
+        (["--plan", "--mixture", "mrs"], "did you mean 'mmrs'"),
         (["--plan", "--json", "x.json"], "--json and --html are of the statistics"),
         (["--plan", "--images-per-row", "0"], "--images-per-row: expected at least 1"),
         (["--plan", "--tokens-per-row", "20"], "data.tokens_per_row: expected room for"),

@@ -12,21 +12,23 @@ Measures what dataset directories hold: records, sensors, tasks and classes by s
 pixels and by COCO's small, medium and large, aspects, objects an image; lengths of questions and answers
 in tokens, by kind of question. Of several datasets also all together.
 
-With --plan, instead: how full rows would be if several images with their questions shared one, as a
-recipe asks them, against one image a row; images a row, tokens an image, samples of each source and
-questions longer than a row. It is an estimate of what packing would save: training does not pack by
-this plan yet. Lengths of questions are kept beside the shards (lengths-*.npz) for the next time.
+With --plan, instead: what training packs. How full the rows of a recipe are, in which several images
+with their questions stand, against one image a row; images a row, tokens an image, how often an epoch
+goes through each source of the mixture, and questions longer than a row. Lengths of questions are kept
+beside the shards (lengths-*.npz) for the next time, and for training.
 
 examples:
   earthgpt data stats datasets
   earthgpt data stats datasets/hit_uav --html stats.html --json stats.json
   earthgpt data stats datasets --tokenizer Llama-2-13b-hf/tokenizer.model
   earthgpt data stats datasets --plan --config earthgpt_13b:instruct --tokens-per-row 4096
+  earthgpt data stats datasets --plan --mixture mmrs_balanced
 """
 
 
 _CONFIG = "tiny:instruct"
-_OF_PLAN = ("config", "tokens_per_row", "images_per_row", "workers")
+_FIELDS = ("mixture", "tokens_per_row", "images_per_row")  # of a recipe's data
+_OF_PLAN = ("config", *_FIELDS, "workers")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,10 +36,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tokenizer", type=Path, help="a SentencePiece model (default: the embedded one)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures as JSON too")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write a page with tables and plots too")
-    parser.add_argument("--plan", action="store_true", help="estimate what packing images into rows would save")
+    parser.add_argument("--plan", action="store_true", help="what training packs into rows")
     parser.add_argument("--config", help=f"--plan: the recipe that asks (default: {_CONFIG})")
+    parser.add_argument("--mixture", help="--plan: a name, or a YAML file (default: the recipe's)")
     parser.add_argument("--tokens-per-row", type=int, metavar="N", help="--plan: T (default: the recipe's)")
-    parser.add_argument("--images-per-row", type=int, metavar="N", help="--plan: at most (default: what has room)")
+    parser.add_argument("--images-per-row", type=int, metavar="N", help="--plan: at most (default: the recipe's)")
     parser.add_argument("--workers", type=int, metavar="N", help="--plan: processes that measure (default: one a core)")
 
 
@@ -50,23 +53,20 @@ def _plan(args: argparse.Namespace) -> int:
     from earthgpt_jax.errors import EarthGPTError
     from earthgpt_jax.input.tokenizer import Tokenizer
     from earthgpt_jax.mmrs import occupancy
+    from earthgpt_jax.mmrs.planning import planned
     from earthgpt_jax.resources import assets_path
 
     if args.json or args.html:
         raise EarthGPTError("--json and --html are of the statistics; leave them out, or --plan")
-    for name in _OF_PLAN[1:]:
+    for name in ("tokens_per_row", "images_per_row", "workers"):
         value = getattr(args, name)
         if value is not None and value < 1:
             raise EarthGPTError(f"--{name.replace('_', '-')}: expected at least 1, got {value}")
-    wide = [] if args.tokens_per_row is None else [f"--config.data.tokens_per_row={args.tokens_per_row}"]
-    config = load(args.config or _CONFIG, wide)
-    plan = occupancy.planned(
-        args.dir,
-        config,
-        tokenizer=Tokenizer(args.tokenizer or assets_path("tiny", "tokenizer.model")),
-        images_per_row=args.images_per_row,
-        workers=args.workers,
-    )
+    given = {"source": str(args.dir)} | {name: getattr(args, name) for name in _FIELDS}
+    fields = [f"--config.data.{name}={value!r}" for name, value in given.items() if value is not None]
+    config = load(args.config or _CONFIG, fields)
+    tokenizer = Tokenizer(args.tokenizer or assets_path("tiny", "tokenizer.model"))
+    plan = planned(config, tokenizer=tokenizer, workers=args.workers).plan
     print(occupancy.text(plan, batch_size=config.data.batch_size))
     return 0
 

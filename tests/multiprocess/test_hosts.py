@@ -1,0 +1,62 @@
+"""Training on several hosts, as processes: the batches, the losses and the checkpoints of one."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import portpicker
+import pytest
+
+from earthgpt_jax.models import io
+from earthgpt_jax.training.loop import train
+from tests import nano
+
+pytestmark = pytest.mark.multiprocess
+DEVICES = 8  # of all hosts together
+
+
+def _run(hosts: int, workdir, *overrides: str, kill_at: int = -1, workers: int = 0) -> None:
+    address = f"127.0.0.1:{portpicker.pick_unused_port()}"
+    flags = f"--xla_force_host_platform_device_count={DEVICES // hosts}"
+    environment = os.environ | {
+        "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo"
+    }  # fmt: skip
+    words = [str(workdir), str(kill_at), *overrides, f"data.workers={workers}"]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.multiprocess.host", address, str(hosts), str(host), *words],
+            env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for host in range(hosts)
+    ]  # fmt: skip
+    outputs = [process.communicate(timeout=300)[0] for process in processes]
+    wanted = -signal.SIGKILL if kill_at >= 0 else 0
+    codes = [process.returncode for process in processes]
+    # Where one host is killed, the others may be ended by the coordinator before they are.
+    assert wanted in codes if kill_at >= 0 else set(codes) == {0}, "\n".join(output[-1500:] for output in outputs)
+
+
+def test_four_hosts_then_two_then_one_train_what_one_trains(tmp_path):
+    data, base = nano.dataset(tmp_path / "data"), nano.model_dir(tmp_path / "base", nano.config("align").model)
+    overrides = (f"data.source={data}", f"init={base}", "data.batch_size=8", "data.tokens_per_row=180")
+    alone = train(nano.config("align", *overrides), tmp_path / "alone")
+    workdir = tmp_path / "hosts"
+    _run(4, workdir, *overrides, kill_at=2)  # behind the checkpoint of step 2
+    _run(2, workdir, *overrides, kill_at=4, workers=1)  # behind that of step 4
+    _run(1, workdir, *overrides, workers=2)
+    one, several = (
+        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("alone", "hosts")
+    )
+    assert [line["data"] for line in several] == [line["data"] for line in one] and len(one) == 6
+    for name in ("tokens", "images", "supervised_tokens"):
+        assert [line[name] for line in several] == [line[name] for line in one], name
+    np.testing.assert_allclose([line["loss"] for line in several], [line["loss"] for line in one], atol=1e-5)
+    expected, (_, found) = io.read(alone)[1], io.read(workdir / "model")
+    for path, value in expected.items():
+        np.testing.assert_allclose(found[path], value, atol=2e-5, err_msg=path)

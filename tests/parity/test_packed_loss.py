@@ -1,0 +1,156 @@
+"""What packing must not change: the loss of every sample and question, and the gradients. fp32, 1e-5."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from earthgpt_jax import params as params_lib
+from earthgpt_jax.config import Turns
+from earthgpt_jax.input.batch import Batch
+from earthgpt_jax.input.pipeline import Rows, join
+from earthgpt_jax.input.plan import Placed
+from earthgpt_jax.input.tokenizer import Tokenizer
+from earthgpt_jax.mmrs.synthetic import SyntheticSource
+from earthgpt_jax.models import earthgpt, io
+from earthgpt_jax.sharding.mesh import data_parallel
+from earthgpt_jax.training.feed import device_batch
+from earthgpt_jax.training.stages import trained_paths
+from earthgpt_jax.training.step import encode_used, forward
+from tests import nano
+from tests.listed import rows
+
+KINDS = {"caption": 1.0, "classification": 1.0, "grounding": 1.0, "hbb": 1.0, "vqa": 1.0}
+TOLERANCE = 1e-5
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A model none of whose leaves is at its starting value, and packed rows of its data."""
+    config = nano.config("instruct", "model.adapter.kind='scale+bias'")
+    path = nano.model_dir(tmp_path_factory.mktemp("world") / "model", config.model)
+    description, arrays = io.read(path)
+    rng = np.random.default_rng(0)
+    arrays = {key: value + 0.05 * rng.standard_normal(value.shape).astype(np.float32) for key, value in arrays.items()}
+    source = SyntheticSource("train", 6, size=64)
+    made = {
+        turns: rows(
+            [source[i] for i in range(6)], Tokenizer(description.tokenizer), weights=KINDS, tokens_per_row=420,
+            images_per_row=4, image_size=64, visual_tokens=config.model.visual_tokens, max_questions=4, turns=turns,
+        )
+        for turns in Turns
+    }  # fmt: skip
+    return config, {key: jnp.asarray(value) for key, value in arrays.items()}, made
+
+
+def _functions(config, params):
+    """`losses(batch) -> f32[B, T]`, each token's as a target, and `gradients(batch)` of their sum."""
+    graphdef, _ = earthgpt.abstract(config.model)
+    trained, frozen = params_lib.split(params, trained_paths(config, params))
+
+    def losses(trained, batch):
+        model = params_lib.merge_module(graphdef, params_lib.merge(trained, frozen))
+        features = encode_used(model.encode, batch.images, used=jnp.max(batch.segments, axis=1))
+        logits = forward(model, jax.lax.stop_gradient(features), batch)[:, :-1]
+        picked = jnp.take_along_axis(jax.nn.log_softmax(logits), batch.tokens[:, 1:, None], axis=-1)[..., 0]
+        return jnp.pad(-picked, ((0, 0), (1, 0))) * batch.loss_weights
+
+    each = jax.jit(losses)
+    summed = jax.jit(jax.grad(lambda trained, batch: losses(trained, batch).sum()))
+    place = data_parallel(1).batch
+    return (lambda batch: np.asarray(each(trained, device_batch(batch, place)))), (
+        lambda batch: summed(trained, device_batch(batch, place))
+    )
+
+
+def _alone(made: Rows, row: int, *, questions: bool) -> list[Batch]:
+    """Each sample of a row, or each of its questions with the image, in a row of its own."""
+    return [
+        made.assemble([part])
+        for sample in made.plan[row]
+        for part in (
+            [dataclasses.replace(sample, questions=(question,)) for question in sample.questions]
+            if questions
+            else [sample]
+        )
+    ]
+
+
+def _sample_losses(batch: Batch, losses: np.ndarray) -> list[float]:
+    """The loss of each sample of a row, in order."""
+    return [float(losses[0][batch.segments[0] == segment].sum()) for segment in range(1, int(batch.segments.max()) + 1)]
+
+
+@pytest.mark.parametrize("turns", list(Turns))
+def test_packed_samples_have_the_losses_and_gradients_of_samples_alone(world, turns):
+    config, params, made = world[0], world[1], world[2][turns]
+    losses, gradients = _functions(config, params)
+    chosen = sorted(range(made.plan.rows), key=lambda row: -len(made.plan[row]))[:3]
+    assert len(made.plan[chosen[0]]) >= 2
+    packed = [made[row] for row in chosen]
+    alone = [part for row in chosen for part in _alone(made, row, questions=False)]
+    one = [loss for batch in packed for loss in _sample_losses(batch, losses(batch))]
+    two = [float(losses(batch).sum()) for batch in alone]
+    tokens = [float(batch.loss_weights.sum()) for batch in alone]
+    np.testing.assert_allclose(np.array(one) / tokens, np.array(two) / tokens, atol=TOLERANCE, rtol=0)
+    _same_gradients(gradients, packed, alone)
+
+
+def test_independent_questions_have_the_losses_and_gradients_of_rows_of_their_own(world):
+    config, params, made = world[0], world[1], world[2][Turns.INDEPENDENT]
+    losses, gradients = _functions(config, params)
+    chosen = range(3)
+    packed = [made[row] for row in chosen]
+    alone = [part for row in chosen for part in _alone(made, row, questions=True)]
+    one, two = [], []
+    for batch in packed:
+        found = losses(batch)[0]
+        for segment in range(1, int(batch.segments.max()) + 1):
+            inside = batch.segments[0] == segment
+            for branch in range(1, int(batch.branches[0][inside].max()) + 1):
+                one.append(found[inside & (batch.branches[0] == branch)].sum())
+    for batch in alone:
+        two.append(losses(batch).sum())
+    assert len(one) == len(two) > len(packed) * 2
+    tokens = np.array([batch.loss_weights.sum() for batch in alone])
+    np.testing.assert_allclose(np.array(one) / tokens, np.array(two) / tokens, atol=TOLERANCE, rtol=0)
+    _same_gradients(gradients, packed, alone)
+
+
+def test_a_dialogue_is_not_independent_questions(world):
+    """The other way round: what must see the turns before it does."""
+    config, params, made = world[0], world[1], world[2][Turns.DIALOGUE]
+    losses, _ = _functions(config, params)
+    row = next(row for row in range(made.plan.rows) if len(made.plan[row][0].questions) > 1)
+    whole = _sample_losses(made[row], losses(made[row]))[0]
+    first = Placed(source=0, record=made.plan[row][0].record, questions=made.plan[row][0].questions)
+    parts = [made.assemble([dataclasses.replace(first, questions=(question,))]) for question in first.questions]
+    assert abs(whole - sum(float(losses(part).sum()) for part in parts)) > 1e-3
+
+
+def _same_gradients(gradients, packed: list[Batch], alone: list[Batch]) -> None:
+    """Summed over all rows, relative to the largest entry of each path."""
+    one, two = (
+        jax.tree.map(lambda *parts: sum(np.asarray(part, np.float64) for part in parts), *map(gradients, batches))
+        for batches in (packed, alone)
+    )
+    for path, value in two.items():
+        scale = float(np.abs(value).max())
+        assert scale > 0, path
+        np.testing.assert_allclose(one[path] / scale, value / scale, atol=TOLERANCE, rtol=0, err_msg=path)
+
+
+def test_images_of_padding_change_nothing(world):
+    """Whatever stands where no image is."""
+    config, params, made = world[0], world[1], world[2][Turns.INDEPENDENT]
+    losses, _ = _functions(config, params)
+    batch = join([made[row] for row in range(4)])
+    noise = np.random.default_rng(0).integers(0, 255, batch.images.shape, np.uint8)
+    real = np.arange(batch.images.shape[1]) < batch.segments.max(axis=1)[:, None]
+    assert not real.all()
+    noisy = batch._replace(images=np.where(real[..., None, None, None], batch.images, noise))
+    np.testing.assert_array_equal(losses(batch), losses(noisy))
