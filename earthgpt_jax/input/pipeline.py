@@ -175,7 +175,9 @@ def train_batches(
 
     def numbered(place: int) -> Batch:
         step, within = divmod(int(place), count)
-        return rows[step * size + wanted[within]]
+        row = rows[step * size + wanted[within]]
+        used = max(1, int(row.segments.max()))  # padding images need not travel between processes
+        return row._replace(images=row.images[:, :used])
 
     options = grain.ReadOptions(num_threads=threads if workers == 0 else 1, prefetch_buffer_size=_ROWS_AHEAD)
     dataset = grain.MapDataset.range(start_step * count, 2**62).map(numbered).to_iter_dataset(options)
@@ -188,7 +190,8 @@ def train_batches(
     iterator = iter(dataset)
     try:
         for step in itertools.count(start_step):
-            yield step, join([next(iterator) for _ in range(count)])
+            parts = [next(iterator) for _ in range(count)]
+            yield step, join(parts, images_per_row=rows.assemble.images_per_row)
     except RuntimeError as error:
         if "terminated unexpectedly" not in str(error):
             raise
@@ -200,7 +203,14 @@ def train_batches(
         iterator.close()
 
 
-def join(parts: Sequence[Batch]) -> Batch:
-    """Batches one behind the other, as one."""
-    arrays = {name: np.concatenate([getattr(part, name) for part in parts]) for name in Batch._fields if name != "ids"}
-    return Batch(**arrays, ids=tuple(itertools.chain.from_iterable(part.ids for part in parts)))
+def join(parts: Sequence[Batch], *, images_per_row: int = 0) -> Batch:
+    """Batches one behind the other, as one; rows of fewer images than `images_per_row` or any other's get padding."""
+    names = [name for name in Batch._fields if name not in ("images", "ids")]
+    arrays = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
+    most = max(images_per_row, *(part.images.shape[1] for part in parts))
+    images = np.zeros((sum(len(part.images) for part in parts), most, *parts[0].images.shape[2:]), np.uint8)
+    row = 0
+    for part in parts:
+        images[row : row + len(part.images), : part.images.shape[1]] = part.images
+        row += len(part.images)
+    return Batch(**arrays, images=images, ids=tuple(itertools.chain.from_iterable(part.ids for part in parts)))

@@ -18,8 +18,8 @@ from PIL import Image
 
 from earthgpt_jax.config import Config, load
 from earthgpt_jax.input.pipeline import InputSpec, Rows, train_batches
-from earthgpt_jax.input.planning import planned
 from earthgpt_jax.input.tokenizer import Tokenizer
+from earthgpt_jax.mmrs.planning import planned
 from earthgpt_jax.resources import assets_path
 
 ROWS_PER_BATCH, IMAGES_PER_BATCH = 4, 16

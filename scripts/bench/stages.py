@@ -126,12 +126,12 @@ def assembling(rows, *, count: int = 16) -> Taken:
     for number in range(count):
         placed = rows.plan[number]
         whole += took(functools.partial(rows.assemble, placed))
-        parts += sum(took(functools.partial(rows.assemble._sample, each)) for each in placed)
+        parts += sum(took(functools.partial(rows.assemble._made, each)) for each in placed)
         images += len(placed)
         made.append(rows.assemble(placed))
     return {
         "row": (whole - parts) / images,
-        "batch": took(lambda: join(made)) / images,
+        "batch": took(lambda: join(made, images_per_row=rows.plan.images_per_row)) / images,
         "all of it": whole / images,
     }
 
