@@ -42,21 +42,21 @@ def compare(work: Path, *, batches: int) -> int:
         AssertionError: a contestant makes another pixel or another id than ours.
     """
     reference = list(itertools.islice(loaders.CONTESTANTS["ours"](work, workers=0), batches))
-    images = np.concatenate([made[0] for made in reference])
-    texts = [ids for made in reference for ids in made[1]]
+    images = np.concatenate([part for made in reference for part in made.images])
+    texts = [ids for made in reference for ids in made.ids()]
     shared = len(_prefix(work))
     for name in loaders.CONTESTANTS:
         if name in ("ours", PAIRS):
             continue
         seen, ids = 0, list[list[int]]()
-        for batch, more in loaders.CONTESTANTS[name](work, workers=0):
-            if seen + len(batch) > len(images):
+        for made in loaders.CONTESTANTS[name](work, workers=0):
+            if seen + len(made) > len(images):
                 break
-            np.testing.assert_array_equal(batch, images[seen : seen + len(batch)], err_msg=name)
-            seen, ids = seen + len(batch), ids + more
+            np.testing.assert_array_equal(made.images[0], images[seen : seen + len(made)], err_msg=name)
+            seen, ids = seen + len(made), ids + made.ids()
         assert [each[shared:] for each in ids] == texts[: len(ids)], name
         assert seen > len(images) - loaders.IMAGES_PER_BATCH, name
-    return len(images)
+    return seen
 
 
 def _prefix(work: Path) -> Sequence[int]:
@@ -71,11 +71,11 @@ def run(name: str, *, work: Path, workers: int) -> Mapping[str, float]:
     made = iter(loaders.CONTESTANTS[name](work, workers=workers))
     warm = 0
     while warm < WARM:
-        warm += len(next(made)[0])
+        warm += len(next(made))
     images, questions, began, cpu = 0, 0, time.perf_counter(), _cpu()
-    for batch, texts in made:
+    for batch in made:
         images += len(batch)
-        questions += len(texts)
+        questions += batch.questions
         used = _cpu() - cpu  # while the workers are there
     return {"images": images, "questions": questions, "seconds": time.perf_counter() - began, "cpu": used}
 

@@ -6,6 +6,8 @@ finished; they tokenise, decode, pad, resize and collate. They make no loss weig
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import io
 import json
 import os
@@ -17,6 +19,7 @@ import numpy as np
 from PIL import Image
 
 from earthgpt_jax.config import Config, load
+from earthgpt_jax.input.batch import Batch
 from earthgpt_jax.input.pipeline import InputSpec, Rows, train_batches
 from earthgpt_jax.input.tokenizer import Tokenizer
 from earthgpt_jax.mmrs.planning import planned
@@ -24,7 +27,24 @@ from earthgpt_jax.resources import assets_path
 
 ROWS_PER_BATCH, IMAGES_PER_BATCH = 4, 16
 SIZE, FILL = 512, (122, 116, 104)
-Made = tuple[np.ndarray, list[list[int]]]  # u8[N, S, S, 3], and the ids of every text of every image in order
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Made:
+    """A batch.
+
+    Attributes:
+        images: u8[n, S, S, 3] each.
+        questions: how many texts.
+        ids: of every text of every image in order; made when called, since only the comparison wants it.
+    """
+
+    images: Sequence[np.ndarray]
+    questions: int
+    ids: Callable[[], list[list[int]]]
+
+    def __len__(self) -> int:
+        return sum(map(len, self.images))
 
 
 def recipe(datasets: str) -> Config:
@@ -48,13 +68,22 @@ def ours(work: Path, *, workers: int) -> Iterator[Made]:
     for _ in range(about["batches"]):
         _, batch = next(batches)
         used = batch.segments.max(axis=1)
-        images = np.concatenate([row[:count] for row, count in zip(batch.images, used, strict=True)])
-        texts = []
-        for tokens, segments, branches in zip(batch.tokens, batch.segments, batch.branches, strict=True):
-            mark = segments.astype(np.int64) * 1000 + branches
-            texts += [tokens[mark == value].tolist() for value in np.unique(mark[(branches > 0) & (segments > 0)])]
-        yield images, texts
+        starts = (batch.branches > 0) & (np.diff(batch.branches, axis=1, prepend=0) != 0)
+        yield Made(
+            images=[row[:count] for row, count in zip(batch.images, used, strict=True)],
+            questions=int(starts.sum()),
+            ids=functools.partial(_turns, batch),
+        )
     batches.close()
+
+
+def _turns(batch: Batch) -> list[list[int]]:
+    """The ids of every turn, without the prefix that an image's turns share."""
+    found = []
+    for tokens, segments, branches in zip(batch.tokens, batch.segments, batch.branches, strict=True):
+        turn = segments.astype(np.int64) * 1000 + branches
+        found += [tokens[turn == value].tolist() for value in np.unique(turn[branches > 0])]
+    return found
 
 
 def square(image: Image.Image) -> np.ndarray:
@@ -139,8 +168,13 @@ def _loaded(dataset: Any, *, workers: int, convert: Callable = collate) -> Itera
         dataset, batch_size=IMAGES_PER_BATCH, num_workers=workers, collate_fn=convert, persistent_workers=workers > 0
     )
     for batch in loader:
-        ids = [row[:length].tolist() for row, length in zip(batch["ids"], batch["lengths"].tolist(), strict=True)]
-        yield batch["images"].numpy(), ids
+        yield Made(
+            images=[batch["images"].numpy()], questions=len(batch["ids"]), ids=functools.partial(_trimmed, batch)
+        )
+
+
+def _trimmed(batch: Mapping[str, Any]) -> list[list[int]]:
+    return [row[:length].tolist() for row, length in zip(batch["ids"], batch["lengths"].tolist(), strict=True)]
 
 
 def torch_files(work: Path, *, workers: int) -> Iterator[Made]:
