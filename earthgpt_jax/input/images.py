@@ -3,7 +3,7 @@
 Squares are resized on the host. A square of 512 px is 0.79 MB, 0.05 ms of a PCIe link of 15 GB/s, so there are no bytes
 to save: files of 800 px and more would be sent as 1.9 MB and more, files of 256 px as 0.2 MB. To resize on the device,
 originals would have to come in shapes known beforehand, padded to the largest or in buckets of a compiled step each.
-The host needs 0.5 ms (256 px) to 3 ms (1,024 px) of one core an image, by the sums that evaluation and
+The host needs 0.5 ms (256 px) to 5 ms (1,024 px) of one core an image, by the sums that evaluation and
 LLaMA2-Accessory form, too.
 """
 

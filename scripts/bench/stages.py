@@ -16,11 +16,12 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from tensorflow_datasets.core.decode import DeserializeMethod
 
+from earthgpt_jax.geometry import writing
 from earthgpt_jax.input.conversation import conversation
 from earthgpt_jax.input.images import FILL, decode, pad_to_square
 from earthgpt_jax.input.lengths import Asking
 from earthgpt_jax.input.pipeline import InputSpec, join
-from earthgpt_jax.input.questions import candidates
+from earthgpt_jax.input.questions import Question, candidates
 from earthgpt_jax.input.resize import resize_square
 from earthgpt_jax.input.rows import build_sample, image_prefix
 from earthgpt_jax.mmrs.examples import to_record
@@ -77,7 +78,11 @@ class Profiler:
             for kind in self.asking.kinds
             for at in candidates(record, kind, annotated=source.annotated, seed=self.asking.seed)
         ][:_QUESTIONS]
-        ask = lambda: [self.asking.question(record, *each, annotated=source.annotated) for each in asked]  # noqa: E731
+
+        def ask() -> list[Question]:
+            writing._rounded.cache_clear()
+            return [self.asking.question(record, *each, annotated=source.annotated) for each in asked]
+
         questions, template = ask(), conversation(self.asking.conversation)
         prefix = image_prefix(self.asking.tokenizer, template, visual_tokens=self.spec.visual_tokens)
         read = took(lambda: raw[index])
