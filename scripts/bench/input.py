@@ -76,8 +76,8 @@ def run(name: str, *, work: Path, workers: int) -> Mapping[str, float]:
     for batch in made:
         images += len(batch)
         questions += batch.questions
-        used = _cpu() - cpu  # while the workers are there
-    return {"images": images, "questions": questions, "seconds": time.perf_counter() - began, "cpu": used}
+        seconds, used = time.perf_counter() - began, _cpu() - cpu  # while the workers are there, without their end
+    return {"images": images, "questions": questions, "seconds": seconds, "cpu": used}
 
 
 def _cpu() -> float:
