@@ -24,6 +24,7 @@ REQUIRES = [
     "jinja2>=3.1,<4",
     "ml_collections>=1.1,<2",
     "ml_dtypes>=0.5.3,<0.7",
+    "numba>=0.61,<0.69",
     "numpy>=2.1,<3",
     "optax>=0.2.8,<0.3",
     "orbax-checkpoint>=0.12.8,<0.13",
@@ -34,6 +35,7 @@ REQUIRES = [
     "scipy>=1.14,<2",
     "sentencepiece>=0.2.1,<0.3",
     "shapely>=2.1,<3",
+    "simplejpeg>=1.8,<2",
     "tensorboardX>=2.6.4,<3",
     "tensorflow-datasets>=4.9.10,<4.10",
     "tqdm>=4.66,<5",
@@ -45,6 +47,8 @@ EXTRAS = {
     # For .pth files, and for comparing what was exported.
     "convert": ["torch>=2.8,<3", "transformers>=5.17,<6"],
     "beam": ["apache-beam>=2.70,<3"],
+    # What scripts/bench/input.py compares with, and counts CPU time by.
+    "bench": ["datasets>=5.2,<6", "psutil>=7,<8", "torch>=2.8,<3"],
     # What the program `tfds` imports when it starts.
     "tfds": ["apache-beam>=2.70,<3", "mlcroissant>=1.1,<2", "tensorflow>=2.20,<3"],
     "test": [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
@@ -19,16 +20,23 @@ def format_boxes(polygons: Iterable[np.ndarray], *, square: Square, decimals: in
     Boxes go from top to bottom, then from left to right, by their text's first corner as printed. A box that
     rounding leaves without area is widened by a step, so `parse` takes every box that is written.
     """
-    rows = [_rounded(polygon, square=square, decimals=decimals, kind=kind) for polygon in polygons]
+    arrays = [np.asarray(polygon) for polygon in polygons]
+    rows = [_rounded(each.tobytes(), each.dtype.str, square, decimals, kind) for each in arrays]
     rows.sort(key=lambda row: (row[1], row[0], row))
     return "[" + ";".join(",".join(f"{n / 10**decimals:.{decimals}f}" for n in row) for row in rows) + "]"
 
 
-def _rounded(polygon: np.ndarray, *, square: Square, decimals: int, kind: BoxKind) -> list[int]:
+@functools.lru_cache(maxsize=4096)  # a dense scene's boxes are written several times until they have room
+def _rounded(polygon: bytes, dtype: str, square: Square, decimals: int, kind: BoxKind) -> tuple[int, ...]:
     """A box in whole steps of 10**-decimals of the square's side, never without area."""
+    return tuple(_steps(np.frombuffer(polygon, dtype), square=square, decimals=decimals, kind=kind))
+
+
+def _steps(polygon: np.ndarray, *, square: Square, decimals: int, kind: BoxKind) -> list[int]:
     numbers = polygon_to_rect(polygon) if kind is BoxKind.HBB else canonical(polygon)
     # Through text, which rounds the number itself; a product with 10**decimals would be rounded twice.
-    steps = [int(f"{v:.{decimals}f}".replace(".", "")) for v in np.clip(square.to_fractions(numbers), 0.0, 1.0)]
+    fractions = np.clip(square.to_fractions(numbers), 0.0, 1.0).tolist()
+    steps = [int(f"{v:.{decimals}f}".replace(".", "")) for v in fractions]
     if kind is BoxKind.HBB:
         return widened(steps, end=10**decimals)
     if not degenerate(np.divide(steps, 10**decimals), width=1, height=1):

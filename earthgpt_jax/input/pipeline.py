@@ -18,6 +18,7 @@ import grain
 import numpy as np
 from absl import flags
 
+from earthgpt_jax import processes
 from earthgpt_jax.config import Augment, Config, Damaged, Turns
 from earthgpt_jax.errors import EarthGPTError
 from earthgpt_jax.input.augment import Symmetry, draw, holds_turned
@@ -28,7 +29,6 @@ from earthgpt_jax.input.lengths import Asking
 from earthgpt_jax.input.plan import Placed, Plan, Planned, Records
 from earthgpt_jax.input.questions import Question
 from earthgpt_jax.input.rows import Sample, build_row, build_sample, image_prefix
-from earthgpt_jax.mmrs.workers import prepare
 
 _log = logging.getLogger(__name__)
 _ROWS_AHEAD = 8  # of each worker process, or of the threads
@@ -198,7 +198,9 @@ def train_batches(
 
     def numbered(place: int) -> Batch:
         step, within = divmod(int(place), count)
-        return rows[step * size + wanted[within]]
+        row = rows[step * size + wanted[within]]
+        used = max(1, int(row.segments.max()))  # padding images need not travel between processes
+        return row._replace(images=row.images[:, :used])
 
     options = grain.ReadOptions(num_threads=threads if workers == 0 else 1, prefetch_buffer_size=_ROWS_AHEAD)
     dataset = grain.MapDataset.range(start_step * count, 2**62).map(numbered).to_iter_dataset(options)
@@ -207,12 +209,13 @@ def train_batches(
             flags.FLAGS.mark_as_parsed()  # Grain reads its own
         dataset = dataset.mp_prefetch(
             grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=_ROWS_AHEAD),
-            worker_init_fn=lambda *_: prepare(),
+            worker_init_fn=lambda *_: processes.prepare(),
         )
     iterator = iter(dataset)
     try:
         for step in itertools.count(start_step):
-            yield step, join([next(iterator) for _ in range(count)])
+            parts = [next(iterator) for _ in range(count)]
+            yield step, join(parts, images_per_row=rows.assemble.images_per_row)
     except RuntimeError as error:
         if "terminated unexpectedly" not in str(error):
             raise
@@ -224,7 +227,14 @@ def train_batches(
         iterator.close()
 
 
-def join(parts: Sequence[Batch]) -> Batch:
-    """Batches one behind the other, as one."""
-    arrays = {name: np.concatenate([getattr(part, name) for part in parts]) for name in Batch._fields if name != "ids"}
-    return Batch(**arrays, ids=tuple(itertools.chain.from_iterable(part.ids for part in parts)))
+def join(parts: Sequence[Batch], *, images_per_row: int = 0) -> Batch:
+    """Batches one behind the other, as one; rows of fewer images than `images_per_row` or any other's get padding."""
+    names = [name for name in Batch._fields if name not in ("images", "ids")]
+    arrays = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
+    most = max(images_per_row, *(part.images.shape[1] for part in parts))
+    images = np.zeros((sum(len(part.images) for part in parts), most, *parts[0].images.shape[2:]), np.uint8)
+    row = 0
+    for part in parts:
+        images[row : row + len(part.images), : part.images.shape[1]] = part.images
+        row += len(part.images)
+    return Batch(**arrays, images=images, ids=tuple(itertools.chain.from_iterable(part.ids for part in parts)))

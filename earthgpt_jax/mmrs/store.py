@@ -211,7 +211,7 @@ class RecordSource(Sequence[Record]):
             raise self._damaged(number, " ".join(str(error).split())) from error
         if not data:  # of a shard cut to a certain length, instead of an error
             raise self._damaged(number, "nothing comes back; the shard is cut short")
-        return to_record(self._opened.features.deserialize_example_np(data))
+        return to_record(data)
 
     def _open(self) -> _Opened:
         try:
@@ -228,7 +228,7 @@ class RecordSource(Sequence[Record]):
                 f"data {self.directory}, split {self.split!r}: {MANIFEST} says {self._length} records in "
                 f"{len(self._shards)} shards, dataset_info.json {sum(lengths)} in {len(lengths)}; build the folder anew"
             )
-        return _Opened(examples, builder.info.features, np.cumsum(lengths))
+        return _Opened(examples, np.cumsum(lengths))
 
     def _damaged(self, number: int, reason: str) -> DamagedRecord:
         assert self._opened is not None
@@ -244,10 +244,9 @@ class RecordSource(Sequence[Record]):
 
 
 class _Opened(NamedTuple):
-    """Examples as bytes, how they are decoded, and the number behind the last record of each shard."""
+    """Examples as bytes, and the number behind the last record of each shard."""
 
     examples: Sequence[bytes]
-    features: Any
     ends: np.ndarray
 
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 import concurrent.futures
 import multiprocessing
 import os
-import signal
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+from earthgpt_jax import processes
 from earthgpt_jax.errors import EarthGPTError
 
 Function = Callable[[Path], None]
@@ -101,18 +100,4 @@ def cores() -> int:
 def _processes(count: int) -> concurrent.futures.ProcessPoolExecutor:
     """Spawned, since readers of shards hold threads, which a fork would break."""
     context: Any = multiprocessing.get_context("spawn")
-    return concurrent.futures.ProcessPoolExecutor(count, mp_context=context, initializer=prepare)
-
-
-def prepare() -> None:
-    """To be called in a worker process: it ends with its parent, and leaves an interrupt to it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent has it too, and ends us
-    threading.Thread(target=_die_with_parent, daemon=True).start()
-
-
-def _die_with_parent() -> None:
-    """A parent that was killed cannot end us, and the pool's own pipes never close."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
+    return concurrent.futures.ProcessPoolExecutor(count, mp_context=context, initializer=processes.prepare)

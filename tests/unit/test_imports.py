@@ -16,7 +16,7 @@ PACKAGE = "earthgpt_jax"
 
 # A part imports parts of its own row and of the rows below it, never above.
 LAYERS = (
-    {"geometry", "params", "config", "resources", "errors", ""},  # "": the package's own __init__
+    {"geometry", "params", "config", "resources", "errors", "processes", ""},  # "": the package's own __init__
     {"ops", "sharding"},
     {"inference", "models", "input", "mmrs"},
     {"training", "evaluation", "plan", "convert"},
@@ -27,7 +27,7 @@ RANK = {part: rank for rank, parts in enumerate(LAYERS) for part in parts}
 FOR_ALL = {f"{PACKAGE}.mmrs.record"}  # the type that every part speaks of
 
 # Parts that run in worker processes, which must not touch a device.
-DEVICE_FREE = {"mmrs", "input", "geometry", "resources", "errors"}
+DEVICE_FREE = {"mmrs", "input", "geometry", "resources", "errors", "processes"}
 DEVICE_PACKAGES = {"jax", "jaxlib", "flax", "optax", "orbax"}
 TORCH_PACKAGES = {"torch", "transformers", "timm"}
 

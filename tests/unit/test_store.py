@@ -6,13 +6,17 @@ import pickle
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 
+from earthgpt_jax.cli.main import main
 from earthgpt_jax.errors import EarthGPTError
 from earthgpt_jax.mmrs import store
+from earthgpt_jax.mmrs.examples import to_example
 from earthgpt_jax.mmrs.record import Object, Record, Sensor, Task, Turn
 from earthgpt_jax.mmrs.store import RecordSource, manifest, write
 
@@ -60,6 +64,45 @@ def test_records_come_back_to_the_bit_in_order(built):
             source[len(records)]
     clone = pickle.loads(pickle.dumps(RecordSource(out, "train")))
     assert _same(clone[2], splits["train"][2])
+
+
+def _through_tfds(folder: Path, split: str) -> Iterator[dict]:
+    yield from tfds.builder_from_directory(str(folder)).as_data_source(split=split)
+
+
+def _agree(record: Record, example: dict) -> None:
+    """Every field of TFDS's own decoding against the record's."""
+    as_written = to_example(record)
+    assert example.keys() == as_written.keys()
+    for key, value in as_written.items():
+        if key not in ("objects", "turns"):
+            expected = [_bytes(v) for v in value] if isinstance(value, list) else _bytes(value)
+            got = example[key]
+            assert (got.tolist() if isinstance(got, np.ndarray) else got) == expected, key
+            continue
+        for part, column in example[key].items():
+            np.testing.assert_array_equal(column, [_bytes(item[part]) for item in value] or column[:0], part)
+            assert len(column) == len(value)
+
+
+def _bytes(value):
+    return value.encode() if isinstance(value, str) else value
+
+
+def test_records_are_what_tfds_decodes(built):
+    out, splits = built
+    for split in splits:
+        for record, example in zip(RecordSource(out, split), _through_tfds(out, split), strict=True):
+            _agree(record, example)
+
+
+@pytest.mark.realdata
+def test_real_records_are_what_tfds_decodes(realdata, tmp_path):
+    assert main(["data", "build", "hit_uav", "rsicd", "rsvqa_lr", "--root", str(realdata), "--out", str(tmp_path)]) == 0
+    for folder in tmp_path.iterdir():
+        for split in manifest(folder)["counts"]:
+            for record, example in zip(RecordSource(folder, split), _through_tfds(folder, split), strict=True):
+                _agree(record, example)
 
 
 def test_the_manifest_counts_and_names_every_shard(built):
