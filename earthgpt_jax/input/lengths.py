@@ -127,17 +127,20 @@ def fingerprint(values: Any) -> str:
 
 
 def measure(
-    records: Sequence[Record], *, asking: Asking, annotated: Annotated = UNKNOWN, start: int = 0
+    records: Sequence[Record | None], *, asking: Asking, annotated: Annotated = UNKNOWN, start: int = 0
 ) -> LengthIndex:
-    """The index of a run of records, whose first has the number `start`.
+    """The index of a run of records, whose first has the number `start`; of None, nothing is asked.
 
     Raises:
         EarthGPTError: a number that its type does not hold; names the question.
     """
     template = conversation(asking.conversation)
     columns = {name: array.array(np.dtype(dtype).char) for name, dtype in _COLUMNS.items()}
-    digests = np.zeros(len(records), np.uint64)
+    digests, sensors = np.zeros(len(records), np.uint64), np.zeros(len(records), np.uint8)
     for number, record in enumerate(records):
+        if record is None:
+            continue
+        sensors[number] = SENSORS.index(record.sensor)
         digests[number] = int.from_bytes(hashlib.sha256(record.id.encode()).digest()[:8], "little")
         for place, kind in enumerate(asking.kinds):
             for index in candidates(record, kind, annotated=annotated, seed=asking.seed):
@@ -154,7 +157,7 @@ def measure(
     return LengthIndex(
         kinds=asking.kinds,
         digests=digests,
-        sensors=np.array([SENSORS.index(record.sensor) for record in records], np.uint8),
+        sensors=sensors,
         **{name: np.array(column, _COLUMNS[name]) for name, column in columns.items()},
     )
 

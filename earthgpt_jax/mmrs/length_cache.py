@@ -19,9 +19,11 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from earthgpt_jax.errors import EarthGPTError
+from earthgpt_jax.config import Damaged
+from earthgpt_jax.errors import DamagedRecord, EarthGPTError
 from earthgpt_jax.input.lengths import Asking, LengthIndex, fingerprint, joined, measure
 from earthgpt_jax.mmrs import store
+from earthgpt_jax.mmrs.record import Record
 from earthgpt_jax.mmrs.workers import mapped
 
 KEPT = 4  # files of a split, the newest: one a way of asking
@@ -37,7 +39,9 @@ class Indexed:
     identity: Mapping[str, Any]
 
 
-def lengths(source: store.RecordSource, *, asking: Asking, workers: int | None = None) -> Indexed:
+def lengths(
+    source: store.RecordSource, *, asking: Asking, workers: int | None = None, damaged: Damaged = Damaged.REFUSE
+) -> Indexed:
     """The length index of a split, read from its file if there is one of the same identity.
 
     Where the dataset's folder cannot be written to, the file is in `$XDG_CACHE_HOME/earthgpt`; where that cannot
@@ -45,9 +49,10 @@ def lengths(source: store.RecordSource, *, asking: Asking, workers: int | None =
 
     Args:
         workers: processes; None: one a core.
+        damaged: whether records that cannot be read are left out, which is not kept for when they can be again.
 
     Raises:
-        EarthGPTError: a question that an index cannot hold; a worker was killed.
+        EarthGPTError: a question that an index cannot hold; a worker was killed; a record cannot be read.
     """
     shares = source.annotated.shares
     identity = {"dataset": source.fingerprint, "classes": fingerprint(dict(shares)), **asking.identity()}
@@ -57,8 +62,11 @@ def lengths(source: store.RecordSource, *, asking: Asking, workers: int | None =
         index = _read(place / name, identity, records=len(source))
         if index is not None:
             return Indexed(index=index, identity=identity)
-    index = _measured(source, asking, workers)
-    _write(places, name, index, identity)
+    index, missing = _measured(source, asking, workers, damaged)
+    if missing:
+        _log.warning("data %s: nothing is asked about %d records that cannot be read", source.directory, missing)
+    else:
+        _write(places, name, index, identity)
     return Indexed(index=index, identity=identity)
 
 
@@ -66,15 +74,19 @@ def _user_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "earthgpt")
 
 
-def _measured(source: store.RecordSource, asking: Asking, workers: int | None) -> LengthIndex:
+def _measured(
+    source: store.RecordSource, asking: Asking, workers: int | None, damaged: Damaged
+) -> tuple[LengthIndex, int]:
+    """The index, and how many records are missing in it."""
     starts = range(0, len(source), _CHUNK)
-    parts = []
+    parts, missing = [], 0
     with tqdm(total=len(source), desc=f"{source.name}: lengths", unit="record", leave=False) as bar:
-        task = functools.partial(_chunk, source.directory, source.split, asking)
-        for part in mapped(task, starts, workers=workers):
+        task = functools.partial(_chunk, source.directory, source.split, asking, damaged)
+        for part, lost in mapped(task, starts, workers=workers):
             parts.append(part)
+            missing += lost
             bar.update(len(part.digests))
-    return joined(parts or [measure([], asking=asking)])
+    return joined(parts or [measure([], asking=asking)]), missing
 
 
 @functools.lru_cache(maxsize=2)
@@ -83,10 +95,17 @@ def _source(directory: Path, split: str) -> store.RecordSource:
     return store.RecordSource(directory, split)
 
 
-def _chunk(directory: Path, split: str, asking: Asking, start: int) -> LengthIndex:
+def _chunk(directory: Path, split: str, asking: Asking, damaged: Damaged, start: int) -> tuple[LengthIndex, int]:
     source = _source(directory, split)
-    records = [source[number] for number in range(start, min(start + _CHUNK, len(source)))]
-    return measure(records, asking=asking, annotated=source.annotated, start=start)
+    records: list[Record | None] = []
+    for number in range(start, min(start + _CHUNK, len(source))):
+        try:
+            records.append(source[number])
+        except DamagedRecord:
+            if damaged is Damaged.REFUSE:
+                raise
+            records.append(None)
+    return measure(records, asking=asking, annotated=source.annotated, start=start), records.count(None)
 
 
 def _read(path: Path, identity: Mapping[str, Any], *, records: int) -> LengthIndex | None:

@@ -69,7 +69,7 @@ def planned(config: Config, *, tokenizer: Tokenizer, workers: int | None = None)
     kinds = {kind: data.task_weights[kind] for kind in asking.kinds}
     together = open_source(directory, data.split, tasks=sorted({task_of(kind) for kind in kinds}))
     parts = _chosen(dict(together.parts()), mixture, directory, named=data.mixture)
-    found = {source: lengths(source, asking=asking, workers=workers) for source in parts}
+    found = {source: lengths(source, asking=asking, workers=workers, damaged=data.damaged) for source in parts}
     asked = {
         source.name: _asked(found[source], records, kinds=kinds, room=room) for source, records in parts.items()
     }  # fmt: skip

@@ -296,7 +296,7 @@ def open_source(directory: Path, split: str, *, tasks: Collection[Task] = ()) ->
         counts = values["counts"].get(split, {})
         usable = counts.get("task", {}).keys() & {str(task) for task in tasks or Task}
         source = RecordSource(folder, split) if usable else None
-        if source is not None and len(source) and source[0].image:
+        if source is not None and _has_images(source):
             chosen.append((source, np.zeros(len(source), bool) if leaked is None else leaked))
         else:
             passed.append(folder.name)
@@ -315,6 +315,14 @@ def open_source(directory: Path, split: str, *, tasks: Collection[Task] = ()) ->
             f"data {directory}: all its training images are in evaluation splits too; put fewer datasets together"
         )
     return together
+
+
+def _has_images(source: RecordSource) -> bool:
+    """Whether images ship, as the first record that can be read tells; what to do about the others is the reader's."""
+    for record in range(len(source)):
+        with contextlib.suppress(DamagedRecord):
+            return bool(source[record].image)
+    return len(source) > 0
 
 
 def _held_out(folders: Sequence[Path]) -> list[np.ndarray]:

@@ -10,10 +10,17 @@ import shutil
 import numpy as np
 import pytest
 
+from earthgpt_jax.config import Damaged
 from earthgpt_jax.errors import DamagedRecord, EarthGPTError
+from earthgpt_jax.input.lengths import Asking
+from earthgpt_jax.input.questions import Grammar
+from earthgpt_jax.input.tokenizer import Tokenizer
+from earthgpt_jax.mmrs import length_cache
 from earthgpt_jax.mmrs.chunks import serialize
+from earthgpt_jax.mmrs.length_cache import lengths
 from earthgpt_jax.mmrs.store import MANIFEST, RecordSource, write
 from earthgpt_jax.mmrs.synthetic import SyntheticSource
+from earthgpt_jax.resources import assets_path
 
 COUNT = 4
 BLOCK = 1 << 16  # the last one holds ArrayRecord's postscript
@@ -158,3 +165,21 @@ def test_what_describes_the_shards_is_not_trusted_blindly(copy):
     path.write_text(good[: len(good) // 2])
     with pytest.raises(EarthGPTError, match="TFDS cannot open it"):
         RecordSource(folder, "train")[0]
+
+
+def test_lengths_of_what_cannot_be_read_are_refused_or_left_out_and_not_kept(intact, copy, caplog):
+    folder, shard = copy
+    shard.write_bytes(_flipped(intact[2], _chunks(intact[2], COUNT)[1] + 60, 1))
+    asking = Asking(
+        kinds=("vqa",), tokenizer=Tokenizer(assets_path("tiny", "tokenizer.model")), conversation="plain",
+        grammar=Grammar(), room=300, seed=0,
+    )  # fmt: skip
+    with pytest.raises(DamagedRecord, match="record 1 of split 'train' cannot be read"):
+        lengths(RecordSource(folder, "train"), asking=asking, workers=1)
+    found = lengths(RecordSource(folder, "train"), asking=asking, workers=1, damaged=Damaged.SKIP).index
+    assert {*found.record.tolist()} == {0, 2, 3} and len(found.digests) == COUNT
+    assert "nothing is asked about 1 records" in caplog.text
+    shard.write_bytes(intact[2])  # mended: all are asked about again
+    mended = RecordSource(folder, "train")
+    length_cache._source.cache_clear()
+    assert {*lengths(mended, asking=asking, workers=1, damaged=Damaged.SKIP).index.record.tolist()} == {0, 1, 2, 3}
