@@ -105,7 +105,8 @@ def evaluate(
         EarthGPTError: `out` is of another model, data or set of questions; a question comes twice; nothing is asked.
     """
     _check(asked, out)
-    done = _resume(out, {**header, "asked": _digest(asked)})
+    digest = predictions_lib.digest((item.question.id, item.question.text, item.question.answer) for item in asked)
+    done = _resume(out, {**header, "asked": digest})
     with out.open("a", encoding="utf-8") as file, tqdm(
         total=len(asked), initial=len(done), desc=label, unit="question"
     ) as bar:  # fmt: skip
@@ -135,12 +136,6 @@ def _check(asked: Sequence[Asked], out: Path) -> None:
             f"{out}: {len(twice)} question ids come more than once, the first is {twice[0]}; "
             "was the same dataset given twice?"
         )
-
-
-def _digest(asked: Sequence[Asked]) -> str:
-    """Of ids, wordings and truth, in any order."""
-    lines = sorted(json.dumps([item.question.id, item.question.text, item.question.answer]) for item in asked)
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
 def _batches(asked: Sequence[Asked], size: int) -> Iterator[tuple[str, list[Asked]]]:

@@ -44,8 +44,9 @@ def test_scores_do_not_depend_on_the_order(answered):
     table = scores.score(answered)
     assert set(table) == {task.value for task in Task}
     assert table == scores.score(answered[::-1])
-    for task, (metric, _) in scores.HEADLINE.items():
-        assert metric in table[task.value]["all"], task
+    for task in Task:
+        assert scores.HEADLINE[task][0] in table[task.value]["all"], task
+    assert scores.HEADLINE.keys() == scores.METRICS.keys()
     assert sum(table["vqa"][s]["n"] for s in ("optical", "sar", "infrared")) == table["vqa"]["all"]["n"]
 
 
