@@ -54,6 +54,7 @@ def run(args: argparse.Namespace) -> int:
         per_image={task.value: args.per_image for task in Task},
         batch_size=args.batch_size,
         images=args.limit,
+        extras=(scores.Extra.AP,),
     )
     (args.out / "scores.json").write_text(json.dumps(result.scores, indent=1) + "\n")
     report.write(

@@ -147,6 +147,13 @@ def read(path: Path) -> tuple[dict[str, Any], list[Prediction]]:
     return values[0]["header"], predictions
 
 
+def write(path: Path, predictions: Sequence[Prediction], *, header: Mapping[str, Any]) -> None:
+    """A whole file at once; the header also gets the number and the digest of the questions."""
+    asked = digest((p.id, p.question, p.answer) for p in predictions)
+    first = json.dumps({"header": {**header, "questions": len(predictions), "asked": asked}}) + "\n"
+    path.write_text(first + "".join(map(to_line, predictions)), encoding="utf-8")
+
+
 def digest(questions: Iterable[tuple[str, str, str]]) -> str:
     """Of (id, wording, truth) of questions, in any order."""
     lines = sorted(json.dumps(list(question)) for question in questions)
@@ -205,3 +212,10 @@ def same_ids(ours: Iterable[str], theirs: Iterable[str], *, where: Path, of: Pat
 
 def _truth(p: Prediction) -> tuple:
     return p.question, p.answer, p.references, p.objects, p.object_index, p.width, p.height
+
+
+def whole(path: Path) -> list[Prediction]:
+    """The predictions of a file that is whole by its header (`check`)."""
+    header, found = read(path)
+    check(header, found, where=path)
+    return found

@@ -97,11 +97,11 @@ def matching(prediction: Prediction, kind: BoxKind) -> Matched:
         found[label] = [box for i, box in enumerate(found[label]) if i not in pairs]
         sizes[label] = [size for i, size in enumerate(sizes[label]) if i not in pairs]
     for label, boxes in found.items():
-        ignored = (ious(boxes, [truth for truth, _ in difficult[label]], kind) >= THRESHOLD).any(axis=1).tolist()
+        on = ious(boxes, [truth for truth, _ in difficult[label]], kind) >= THRESHOLD
         events += [
             Event(outcome=Outcome.SPURIOUS, label=label, size=size)
-            for size, nothing in zip(sizes[label], ignored, strict=True)
-            if not nothing
+            for size, objects in zip(sizes[label], on, strict=True)
+            if not objects.any()
         ]
     present = required.keys() | {label for label, objects in difficult.items() if objects}
     return Matched(

@@ -9,10 +9,10 @@ import numpy as np
 from earthgpt_jax.errors import EarthGPTError
 from earthgpt_jax.evaluation.metrics.classification import normalise
 from earthgpt_jax.evaluation.metrics.counts import Counts, Figures, Metric, ratio, rows_by
-from earthgpt_jax.evaluation.metrics.overlap import SLACK, hbb_ious
+from earthgpt_jax.evaluation.metrics.overlap import SLACK, ious
 from earthgpt_jax.evaluation.metrics.reading import boxes_of, extent, frame_of, numbers, pixels_of, size_of
 from earthgpt_jax.evaluation.predictions import Prediction, Truth
-from earthgpt_jax.geometry import BoxKind
+from earthgpt_jax.geometry import MMRS, BoxKind
 
 PERCENT = (50, 60, 70, 80, 90)
 
@@ -25,29 +25,40 @@ def target(prediction: Prediction) -> Truth:
 
 
 def _pair(prediction: Prediction) -> tuple[np.ndarray | None, np.ndarray]:
-    """(the box answered, the box asked for); None where the answer is not exactly one horizontal box."""
-    truth = numbers(np.asarray(target(prediction).polygon), BoxKind.HBB)
+    """(the box answered, the box asked for); None where the answer is not exactly one box that may be answered.
+
+    Grammars that write every box with an angle are answered to in polygons; in ours, an upright box is asked for.
+    """
+    polygon = np.asarray(target(prediction).polygon)
     parsed = boxes_of(prediction)
-    if len(parsed.boxes) != 1 or parsed.rejections or parsed.boxes[0].kind is not BoxKind.HBB:
-        return None, truth
-    return pixels_of(parsed.boxes[0], frame_of(prediction)), truth
+    oriented = len(parsed.boxes) == 1 and parsed.boxes[0].kind is BoxKind.OBB
+    if len(parsed.boxes) != 1 or parsed.rejections or (oriented and prediction.grammar == MMRS):
+        return None, numbers(polygon, BoxKind.HBB)
+    kind = parsed.boxes[0].kind
+    return pixels_of(parsed.boxes[0], frame_of(prediction)), numbers(polygon, kind)
+
+
+def _iou(given: np.ndarray | None, truth: np.ndarray) -> float:
+    return (
+        0.0 if given is None else float(ious([given], [truth], BoxKind.HBB if len(truth) == 4 else BoxKind.OBB)[0, 0])
+    )
 
 
 def iou(prediction: Prediction) -> float | None:
-    """IoU with the object asked for; None where the answer is not exactly one horizontal box."""
+    """IoU with the object asked for; None where the answer is not exactly one box of the kind asked for."""
     given, truth = _pair(prediction)
-    return None if given is None else float(hbb_ious(given[None], truth[None])[0, 0])
+    return None if given is None else _iou(given, truth)
 
 
 def _counts(predictions: Sequence[Prediction]) -> Counts:
     pairs = [_pair(prediction) for prediction in predictions]
-    ious = np.array([0.0 if g is None else hbb_ious(g[None], t[None])[0, 0] for g, t in pairs])
+    overlaps = np.array([_iou(*pair) for pair in pairs])
     areas = np.array([extent(t) + (0.0 if g is None else extent(g)) for g, t in pairs])
-    shared = areas * ious / (1 + ious)  # of IoU = shared / (areas - shared)
+    shared = areas * overlaps / (1 + overlaps)  # of IoU = shared / (areas - shared)
     return {
         "n": np.ones(len(pairs)),
-        **{f"hits{p}": (ious >= p / 100 - SLACK).astype(float) for p in PERCENT},
-        "iou": ious,
+        **{f"hits{p}": (overlaps >= p / 100 - SLACK).astype(float) for p in PERCENT},
+        "iou": overlaps,
         "shared": shared,
         "joined": areas - shared,
         "parsed": np.array([g is not None for g, _ in pairs], float),
