@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -69,7 +70,12 @@ def run(args: argparse.Namespace) -> int:
             f"{args.file}: expected answers about {args.data} ({args.split}), digest {source.fingerprint}, got answers "
             f"about a dataset of digest {said}; name that one"
         )
-    notes = [f"{len(answered)} answers of {args.file.name}."]
+    notes = [
+        f"{len(answered)} answers of {args.file.name}, sha256 {hashlib.sha256(args.file.read_bytes()).hexdigest()}."
+    ]
+    notes += [f"{name}: {json.dumps(value)}" for name, value in header.items() if name not in ("questions", "asked")]
+    if answered[0].width <= 1:
+        notes.append("The file gives no sizes of images: IoU is of fractions, and objects have no size.")
     card = benchmarks.benchmark(args.benchmark) if args.benchmark else None
     if card is not None:
         answered = benchmarks.chosen(answered, card, where=args.file)
@@ -94,7 +100,7 @@ def run(args: argparse.Namespace) -> int:
     if args.peer:
         tables.append(report.by_rule(args.peer, answered, model))
     for extra in tables:
-        print(f"\n## {extra.title}\n\n{scores.markdown_table([extra.head, *extra.rows])}")
+        print(f"\n## {extra.title}\n\n{scores.markdown_table([extra.head, *extra.rows])}\n\n{extra.note}")
     print("\n" + "\n".join(f"- {note}" for note in notes))
     everything = {
         task: groups | scores.breakdown(answered, samples=args.samples).get(task, {}) for task, groups in table.items()

@@ -89,15 +89,16 @@ def by_rule(peer: str, predictions: Sequence[Prediction], model: Scores) -> Tabl
     theirs, of_random = peers.apply(peer, predictions), peers.apply(peer, random)
     ranked = any(rule.ours.startswith("ap") for rule in peers.rules(peer).values())
     ours_of_random = score(random, extras=(Extra.AP,) if ranked else ())
-    rows = []
+    rows, said = [], []
     for task, rule in peers.rules(peer).items():
         if task in theirs:
             rows.append(
                 [f"{task}, {rule.ours}", figure(model[task]["all"].get(rule.ours)), figure(theirs[task]),
-                 figure(ours_of_random[task]["all"].get(rule.ours)), figure(of_random[task]), rule.says, rule.file]
+                 figure(ours_of_random[task]["all"].get(rule.ours)), figure(of_random[task])]
             )  # fmt: skip
-    head = ["task", "our rule", f"{peer}'s rule", "random, ours", f"random, {peer}'s", "difference", "file"]
-    note = "" if rows else f"{peer} has no rule for the tasks of this file."
+            said.append(f"{task}: {rule.says} ({rule.file}).")
+    head = ["task", "our rule", f"{peer}'s rule", "random, our rule", f"random, {peer}'s rule"]
+    note = " ".join(said) or f"{peer} has no rule for the tasks of this file."
     return Table(title=f"The same answers by the published rule of {peer}", head=head, rows=rows, note=note)
 
 
