@@ -70,9 +70,8 @@ def run(args: argparse.Namespace) -> int:
             f"{args.file}: expected answers about {args.data} ({args.split}), digest {source.fingerprint}, got answers "
             f"about a dataset of digest {said}; name that one"
         )
-    notes = [
-        f"{len(answered)} answers of {args.file.name}, sha256 {hashlib.sha256(args.file.read_bytes()).hexdigest()}."
-    ]
+    sha256 = hashlib.sha256(args.file.read_bytes()).hexdigest()
+    notes = [f"{len(answered)} answers of {args.file.name}, sha256 {sha256}."]
     notes += [f"{name}: {json.dumps(value)}" for name, value in header.items() if name not in ("questions", "asked")]
     if answered[0].width <= 1:
         notes.append("The file gives no sizes of images: IoU is of fractions, and objects have no size.")

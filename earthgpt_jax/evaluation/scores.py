@@ -18,7 +18,7 @@ from earthgpt_jax.errors import EarthGPTError
 from earthgpt_jax.evaluation.metrics import intervals as intervals_lib
 from earthgpt_jax.evaluation.metrics.captions import captions
 from earthgpt_jax.evaluation.metrics.classification import classification
-from earthgpt_jax.evaluation.metrics.counts import Counts, Metric, Scope, rows_by, totals
+from earthgpt_jax.evaluation.metrics.counts import Counts, Metric, rows_by, totals
 from earthgpt_jax.evaluation.metrics.detection import detection
 from earthgpt_jax.evaluation.metrics.grounding import grounding
 from earthgpt_jax.evaluation.metrics.java import java_captions
@@ -98,10 +98,7 @@ def score(predictions: Sequence[Prediction], *, samples: int = 0, extras: Collec
             if not chosen.any():
                 continue
             some = [rows[i] for i in np.flatnonzero(chosen)]
-            if metric.scope is Scope.CORPUS and len(some) < len(rows):
-                counts = metric.counts(some)
-            else:
-                counts = {name: column[chosen] for name, column in everything.items()}
+            counts = {name: column[chosen] for name, column in everything.items()} | dict(metric.in_corpus(some))
             cell = table.setdefault(task, {})[group] = _cell(metric, counts, some, samples)
             if Extra.AP in extras and task in _BOXES:
                 cell |= average_precisions(some, _BOXES[task])
@@ -122,7 +119,7 @@ def breakdown(predictions: Sequence[Prediction], *, samples: int = 0) -> Scores:
         metric = METRICS[task]
         groups = dict(metric.parts(rows)) if metric.parts else {}
         sources = [f"source: {p.source}" for p in rows]
-        if metric.scope is Scope.PREDICTION and len(set(sources)) > 1:
+        if metric.corpus is None and len(set(sources)) > 1:
             groups |= rows_by(sources, metric.counts(rows))
         for group, counts in groups.items():
             table.setdefault(task, {})[group] = _cell(metric, counts, rows, samples)

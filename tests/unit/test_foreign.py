@@ -70,7 +70,7 @@ def test_a_file_with_its_own_truth(tmp_path):
     path.write_text("\n".join(map(json.dumps, lines)))
     rows = foreign.read(path, form=FORMS["geochat"], task=Task.GROUNDING)
     assert scores.score(rows)["grounding"]["all"]["mean_iou"] == pytest.approx(0.75, abs=1e-6)
-    assert not [group for group in scores.breakdown(rows)["grounding"] if group.startswith("size")]
+    assert scores.breakdown(rows) == {}  # no sizes, no classes
     lhrs = tmp_path / "eval_save_file.json"
     lhrs.write_text(json.dumps([{"pred": "yes", "target": "yes", "types": "presence", "question_id": 7},
                                 {"pred": "no", "target": "yes", "types": "comp", "question_id": 8}]))  # fmt: skip
@@ -85,7 +85,7 @@ def test_a_file_with_its_own_truth(tmp_path):
     ("entries", "wrong"),
     [
         ([{"question_id": "r/1#grounding#1", "answer": ""}], "1 of 2 questions have no answer .r/2#grounding#0."),
-        ([{"question_id": n, "answer": ""} for n in ("r/1#grounding#1", "r/2#grounding#0", "x")], "1 ids are unknown .x."),
+        ([{"id": n, "text": ""} for n in ("r/1#grounding#1", "r/2#grounding#0", "x")], "1 ids are unknown .x."),
         ([{"question_id": "r/1#grounding#1", "answer": ""}] * 2, "id r/1#grounding#1 comes 2 times"),
         ([{"question_id": "r/1#grounding#1"}], "entry 1: expected one of prediction, answer, pred"),
         ([{"answer": "a"}], "entry 1: expected one of id, question_id"),

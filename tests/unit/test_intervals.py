@@ -96,10 +96,9 @@ def test_a_difficult_object_neither_adds_nor_costs():
     assert low == high == 1.0
 
 
-@pytest.mark.slow
 def test_a_hundred_thousand_answers_take_seconds():
     rows = _rows(np.arange(100_000) % 3 > 0, per_image=2)
     started = time.monotonic()
     low, high = _interval(rows, 1000)
-    assert time.monotonic() - started < 60
+    assert time.monotonic() - started < 30
     assert high - low < 0.01

@@ -7,6 +7,7 @@ Java's. METEOR and SPICE are in `java`.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping, Sequence
 
@@ -15,7 +16,7 @@ from pycocoevalcap.bleu.bleu_scorer import BleuScorer
 from pycocoevalcap.cider.cider import Cider
 from pycocoevalcap.rouge.rouge import Rouge
 
-from earthgpt_jax.evaluation.metrics.counts import Counts, Figures, Metric, Scope, ratio
+from earthgpt_jax.evaluation.metrics.counts import Counts, Figures, Metric, ratio
 from earthgpt_jax.evaluation.predictions import Prediction
 
 # Numbers keep their inner point or comma and words their inner hyphens, as in the Penn Treebank; signs that are not
@@ -26,6 +27,7 @@ _ORDERS = (1, 2, 3, 4)
 _SMALL, _TINY = 1e-9, 1e-15  # BleuScorer's, against division by zero
 
 
+@functools.lru_cache(maxsize=2**17)  # references are the same for a model and its baselines
 def tokenise(text: str) -> str:
     """Lower-case tokens, separated by single spaces; punctuation dropped, `doesn't` as `does n't`."""
     words = _TOKEN.findall(text.lower().replace("\u2019", "'"))
@@ -61,8 +63,11 @@ def _counts(predictions: Sequence[Prediction]) -> Counts:
         for name in ("correct", "guess"):
             columns[f"{name}{order}"] = np.array([item[name][order - 1] for item in bleu.ctest], float)
     columns["rouge_l"] = np.asarray(Rouge().compute_score(references, hypotheses)[1], float)
-    columns["cider"] = np.asarray(Cider().compute_score(references, hypotheses)[1], float)
     return columns
+
+
+def _cider(predictions: Sequence[Prediction]) -> Counts:
+    return {"cider": np.asarray(Cider().compute_score(*tokenised(predictions))[1], float)}
 
 
 def _figures(sums: Counts) -> Figures:
@@ -80,4 +85,4 @@ def _figures(sums: Counts) -> Figures:
     return figures | {name: ratio(sums[name], sums["n"]) for name in ("rouge_l", "cider")}
 
 
-captions = Metric(counts=_counts, figures=_figures, scope=Scope.CORPUS)
+captions = Metric(counts=_counts, figures=_figures, corpus=_cider)

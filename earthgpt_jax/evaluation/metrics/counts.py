@@ -7,7 +7,6 @@ every figure of a group and every interval comes from the one definition.
 from __future__ import annotations
 
 import dataclasses
-import enum
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -18,13 +17,6 @@ Counts = Mapping[str, np.ndarray]  # name -> f[n], one number a prediction; or t
 Figures = dict[str, np.ndarray]  # name -> as the sums
 
 
-class Scope(enum.StrEnum):
-    """Whether a prediction's counts depend on the others: those of CIDEr do, by its document frequencies."""
-
-    PREDICTION = "prediction"
-    CORPUS = "corpus"
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Metric:
     """One task's metrics.
@@ -32,19 +24,23 @@ class Metric:
     Attributes:
         counts: predictions -> numbers of each.
         figures: sums of `counts` -> figures; also over a leading axis of bootstrap samples.
+        corpus: more counts, which depend on the other predictions too: CIDEr's, by its document frequencies.
         parts: counts within predictions: of each class and size of the objects in them, as `class: ship`.
         whole: names of figures that are numbers of things, not shares.
     """
 
     counts: Callable[[Sequence[Prediction]], Counts]
     figures: Callable[[Counts], Figures]
+    corpus: Callable[[Sequence[Prediction]], Counts] | None = None
     parts: Callable[[Sequence[Prediction]], Mapping[str, Counts]] | None = None
-    scope: Scope = Scope.PREDICTION
     whole: frozenset[str] = frozenset()
 
     def __call__(self, predictions: Sequence[Prediction]) -> dict[str, float]:
         """The figures of some predictions."""
-        return self.plain(self.figures(totals(self.counts(predictions))))
+        return self.plain(self.figures(totals({**self.counts(predictions), **self.in_corpus(predictions)})))
+
+    def in_corpus(self, predictions: Sequence[Prediction]) -> Counts:
+        return self.corpus(predictions) if self.corpus else {}
 
     def plain(self, figures: Figures) -> dict[str, float]:
         return {name: int(value) if name in self.whole else float(value) for name, value in figures.items()}
