@@ -34,6 +34,7 @@ def run(args: argparse.Namespace) -> int:
     from earthgpt_jax.errors import EarthGPTError
     from earthgpt_jax.evaluation import report, scores
     from earthgpt_jax.evaluation.compare import compare
+    from earthgpt_jax.evaluation.metrics.intervals import SAMPLES
     from earthgpt_jax.mmrs.record import Task
     from earthgpt_jax.mmrs.store import open_source
 
@@ -56,15 +57,18 @@ def run(args: argparse.Namespace) -> int:
         images=args.limit,
         extras=(scores.Extra.AP,),
     )
-    (args.out / "scores.json").write_text(json.dumps(result.scores, indent=1) + "\n")
+    table = scores.with_breakdown(result.scores, result.predictions, samples=SAMPLES)
+    (args.out / "scores.json").write_text(json.dumps(table, indent=1) + "\n")
     report.write(
         args.out / "report.html",
         title=f"{args.model} on {test.name}, {args.split}",
-        runs={str(args.model): result.scores},
+        runs={str(args.model): table},
         curves={},
         gallery=report.cases(test, result.predictions, per_sensor=6),
         notes=[f"{min(args.limit or len(test), len(test))} of {len(test)} images of {test.name}, split {args.split}."],
         failures=report.failures(result.predictions),
+        predictions=result.predictions,
+        extremes=report.extremes(test, result.predictions, count=4),
     )
     print(scores.to_markdown(result.scores))
     print(f"\nscores: {args.out / 'scores.json'}\nreport: {args.out / 'report.html'}")

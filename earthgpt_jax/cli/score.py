@@ -101,9 +101,9 @@ def run(args: argparse.Namespace) -> int:
     for extra in tables:
         print(f"\n## {extra.title}\n\n{scores.markdown_table([extra.head, *extra.rows])}\n\n{extra.note}")
     print("\n" + "\n".join(f"- {note}" for note in notes))
-    everything = {
-        task: groups | scores.breakdown(answered, samples=args.samples).get(task, {}) for task, groups in table.items()
-    }
+    if not (args.json or args.report):
+        return 0
+    everything = scores.with_breakdown(table, answered, samples=args.samples)
     if args.json:
         _write(args.json, json.dumps(everything, indent=1) + "\n")
     if args.report:

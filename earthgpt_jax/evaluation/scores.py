@@ -126,6 +126,12 @@ def breakdown(predictions: Sequence[Prediction], *, samples: int = 0) -> Scores:
     return table
 
 
+def with_breakdown(table: Scores, predictions: Sequence[Prediction], *, samples: int) -> Scores:
+    """`table` with the groups of `breakdown` behind its own."""
+    parts = breakdown(predictions, samples=samples)
+    return {task: groups | parts.get(task, {}) for task, groups in table.items()}
+
+
 def _by_task(predictions: Sequence[Prediction]) -> dict[str, list[Prediction]]:
     """Rows by id, so that no figure can depend on the order in which questions were answered."""
     if not predictions:

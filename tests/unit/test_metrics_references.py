@@ -1,8 +1,10 @@
 """Our figures beside those of the programs that define them, on random answers."""
 
 import contextlib
+import dataclasses
 import io
 import json
+import re
 import shutil
 
 import numpy as np
@@ -104,6 +106,20 @@ def test_coco_ap_is_pycocotools(seed):
     assert len(expected) >= 5
     assert 0.1 < expected[0] < 0.9
     np.testing.assert_allclose(list(got.values()), expected, atol=1e-6)
+
+
+def test_upright_polygons_are_scored_as_boxes():
+    rows = _random_detections(np.random.default_rng(7), images=30, difficult=0.2)
+
+    def polygons(match):
+        x0, y0, x1, y1 = match[1].split(",")
+        return f"[{x0},{y0},{x1},{y0},{x1},{y1},{x0},{y1}]"
+
+    turned = [dataclasses.replace(r, task="obb", prediction=re.sub(r"\[(.*?)\]", polygons, r.prediction)) for r in rows]
+    as_boxes, as_polygons = coco(rows, BoxKind.HBB), coco(turned, BoxKind.OBB)
+    assert as_boxes["coco_ap"] > 0.1
+    for name, value in as_boxes.items():
+        assert as_polygons[name] == pytest.approx(value, abs=1e-6), name
 
 
 def test_iou_is_shapely():
