@@ -22,6 +22,7 @@ from earthgpt_jax.evaluation.metrics.ranking import Interpolation, Ranked, avera
 from earthgpt_jax.evaluation.metrics.reading import boxes_of, frame_of, numbers, pixels_of
 from earthgpt_jax.evaluation.predictions import Prediction
 from earthgpt_jax.geometry import GRAMMARS, BoxKind, polygon_to_rect, rect_to_polygon, write_boxes
+from earthgpt_jax.geometry.nouns import WORDS
 from earthgpt_jax.mmrs.record import Task
 
 Predictions = Sequence[Prediction]
@@ -196,6 +197,26 @@ def token_recall(answer: str, truth: str) -> float:
     return len(set(given) & set(wanted)) / len(wanted) if wanted else 0.0
 
 
+_SIGNS = ';/[]"{}()=+\\_-><@`,?!'
+
+
+def evalai(text: str) -> str:
+    """EvalAI's normaliser as LHRS-Bot has it, less its list of contractions."""
+    text = text.lower().replace(",", "").replace("?", "").replace("'s", " 's").replace("\n", " ").strip()
+    out = text
+    for sign in _SIGNS:
+        out = out.replace(sign, "" if f"{sign} " in text or f" {sign}" in text else " ")
+    words = re.sub(r"\.(?!\d)", "", out).split()
+    numbers = {"none": "0"} | {word: str(value) for value, word in enumerate(WORDS)}
+    return " ".join(numbers.get(word, word) for word in words if word not in ("a", "an", "the"))
+
+
+def _lhrs_vqa(predictions: Predictions) -> float:
+    """The answer is looked for in the truth, a text where a list is expected: any part of it is right."""
+    chosen = [p for p in predictions if p.kind not in ("count", "area")] or predictions
+    return float(np.mean([evalai(p.prediction) in p.answer for p in chosen]))
+
+
 def _earthdial_recall(predictions: Predictions) -> float:
     return float(np.mean([token_recall(p.prediction, p.answer) for p in predictions]))
 
@@ -239,6 +260,9 @@ PEERS: Mapping[str, Mapping[Task, Rule]] = {
             figure=_lhrs_classification, ours="top1", file="main_cls.py",
             says="the class that shares the longest substring is taken, so that any answer is some class; "
                  "the figure is the mean of the classes' recalls"),
+        Task.VQA: Rule(
+            figure=_lhrs_vqa, ours="accuracy", file="main_vqa.py",
+            says="an answer that is a part of the truth is right, an empty one always; no counts and areas"),
         Task.GROUNDING: Rule(
             figure=_lhrs_grounding, ours="pr50", file="main_vg.py",
             says=f"{_PLUS_ONE}, on fractions of the image; answers that cannot be read are left out"),

@@ -137,6 +137,13 @@ def test_lhrs_makes_a_class_of_anything_and_geochat_does_not():
     }
 
 
+def test_lhrs_calls_silence_right():
+    rows = [answer(text, id=text, task="vqa", kind="presence", answer="yes") for text in ("", "e", "The yes!", "no")]
+    assert peers.apply("lhrs", rows) == {"vqa": 0.75}
+    assert vqa(rows)["accuracy"] == 0.0
+    assert peers.evalai("Three, the ships.") == "3 ships"
+
+
 def test_counts_do_not_count_for_some():
     rows = [answer("3", id="0", task="vqa", kind="count", answer="4"),
             answer("Yes", id="1", task="vqa", kind="presence", answer="yes")]  # fmt: skip

@@ -50,11 +50,11 @@ def _mean(classes: Mapping[str, Ranked], rule: Interpolation) -> float:
 def ap_intervals(predictions: Sequence[Prediction], kind: BoxKind, *, samples: int) -> dict[str, list[float]]:
     """Of `ap50` and `ap40`, by the same bootstrap as the others'."""
     image = images([p.record_id for p in predictions])
-    boxes = sum(len(p.objects) + p.prediction.count("[") for p in predictions) + len(predictions)
-    step = max(1, _CHUNK // max(boxes, 1))
-    drawn = weights(image, samples=samples)
     found: dict[int, list[np.ndarray]] = {50: [], 40: []}
     ranked = {percent: rank(predictions, kind, threshold=percent / 100) for percent in found}
+    most = max(len(predictions), *(len(item.hits) for classes in ranked.values() for item in classes.values()), 1)
+    step = max(1, _CHUNK // most)
+    drawn = weights(image, samples=samples)
     for start in range(0, samples, step):
         some = np.stack([next(drawn) for _ in range(min(step, samples - start))])[:, image].astype(float)
         for percent, values in found.items():

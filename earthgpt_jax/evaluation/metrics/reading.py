@@ -15,7 +15,7 @@ SIZES: Mapping[str, float] = {"small": 32.0**2, "medium": 96.0**2, "large": np.i
 _FRAMES: Mapping[FrameKind, type[Square] | type[Whole]] = {FrameKind.SQUARE: Square, FrameKind.WHOLE: Whole}
 
 
-@functools.lru_cache(maxsize=2**17)
+@functools.lru_cache(maxsize=2**15)
 def _parse(text: str, grammar: str, size: tuple[int, int]) -> Parsed:
     return parse(text, grammar=grammar, size=size)
 
