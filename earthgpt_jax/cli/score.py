@@ -73,6 +73,8 @@ def run(args: argparse.Namespace) -> int:
     sha256 = hashlib.sha256(args.file.read_bytes()).hexdigest()
     notes = [f"{len(answered)} answers of {args.file.name}, sha256 {sha256}."]
     notes += [f"{name}: {json.dumps(value)}" for name, value in header.items() if name not in ("questions", "asked")]
+    if not args.form and "questions" not in header:
+        notes.append("The file's header does not say how many questions were asked; missing answers would not show.")
     if answered[0].width <= 1:
         notes.append("The file gives no sizes of images: IoU is of fractions, and objects have no size.")
     card = benchmarks.benchmark(args.benchmark) if args.benchmark else None

@@ -24,6 +24,7 @@ from earthgpt_jax.evaluation.metrics.grounding import grounding
 from earthgpt_jax.evaluation.metrics.java import java_captions
 from earthgpt_jax.evaluation.metrics.precision import ap_intervals, average_precisions
 from earthgpt_jax.evaluation.metrics.premises import premises
+from earthgpt_jax.evaluation.metrics.ranking import Interpolation, average_precision, rank
 from earthgpt_jax.evaluation.metrics.vqa import vqa
 from earthgpt_jax.evaluation.predictions import Prediction
 from earthgpt_jax.geometry import BoxKind
@@ -112,6 +113,7 @@ def score(predictions: Sequence[Prediction], *, samples: int = 0, extras: Collec
 def breakdown(predictions: Sequence[Prediction], *, samples: int = 0) -> Scores:
     """The metrics of each class, size and source; groups as `class: ship`, `size: small`, `source: dior`.
 
+    A class of boxes also has its AP at IoU 0.5.
     Captions have sources only; where there is a single source, it is left out.
     """
     table: Scores = {}
@@ -121,8 +123,13 @@ def breakdown(predictions: Sequence[Prediction], *, samples: int = 0) -> Scores:
         sources = [f"source: {p.source}" for p in rows]
         if metric.corpus is None and len(set(sources)) > 1:
             groups |= rows_by(sources, metric.counts(rows))
-        for group, counts in groups.items():
-            table.setdefault(task, {})[group] = _cell(metric, counts, rows, samples)
+        cells = {group: _cell(metric, counts, rows, samples) for group, counts in groups.items()}
+        if task in _BOXES:
+            for label, item in rank(rows, _BOXES[task]).items():
+                if item.objects.sum() and f"class: {label}" in cells:
+                    cells[f"class: {label}"]["ap50"] = float(average_precision(item, Interpolation.VOC12)[0])
+        if cells:
+            table[task] = cells
     return table
 
 

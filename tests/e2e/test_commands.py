@@ -49,7 +49,8 @@ def test_detect_writes_json_and_draws(world, capsys):
     assert drawn.stat().st_size > 100
 
 
-def test_eval_writes_scores_report_and_predictions_that_score_alike(world, capsys):
+def test_eval_writes_scores_report_and_predictions_that_score_alike(world, capsys, monkeypatch):
+    monkeypatch.setenv("PATH", "")  # without Java, which takes its time
     out = world["root"] / "eval"
     argv = ["eval", "--model", world["model"], "--data", world["data"], "--out", out, "--per-image", "1"]
     assert main([str(word) for word in [*argv, "--batch-size", "8"]]) == 0

@@ -53,7 +53,8 @@ def parts(task: str, groups: Mapping[str, Mapping[str, Any]]) -> Table | None:
     if not chosen:
         return None
     first = HEADLINE[task][0]
-    names = [first, *(name for name in next(iter(chosen.values())) if name not in (first, *BESIDE, "parse_rate"))]
+    there = dict.fromkeys(name for cell in chosen.values() for name in cell)
+    names = [first, *(name for name in there if name not in (first, *BESIDE, "parse_rate"))]
     rows = [
         [group, *(figure(cell.get(name), cell.get("intervals", {}).get(name) if name == first else None)
                   for name in names)]
