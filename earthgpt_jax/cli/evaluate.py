@@ -27,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, type=Path, help="predictions, scores.json and report.html go here")
     parser.add_argument("--limit", type=int, metavar="N", help="ask about N images only, spread over the split")
     parser.add_argument("--per-image", type=int, default=3, help="most questions an image of a task (default: 3)")
+    parser.add_argument("--false-premises", action="store_true", help="also ask for boxes of what is not there")
     parser.add_argument("--batch-size", type=int, default=50, help="questions answered at once (default: 50)")
 
 
@@ -35,6 +36,7 @@ def run(args: argparse.Namespace) -> int:
     from earthgpt_jax.evaluation import report, scores
     from earthgpt_jax.evaluation.compare import compare
     from earthgpt_jax.evaluation.metrics.intervals import SAMPLES
+    from earthgpt_jax.evaluation.runner import FALSE_PREMISES
     from earthgpt_jax.mmrs.record import Task
     from earthgpt_jax.mmrs.store import open_source
 
@@ -52,10 +54,11 @@ def run(args: argparse.Namespace) -> int:
         test,
         train,
         out=args.out,
-        per_image={task.value: args.per_image for task in Task},
+        per_image=dict.fromkeys((*Task, *FALSE_PREMISES), args.per_image),
         batch_size=args.batch_size,
         images=args.limit,
         extras=(scores.Extra.AP,),
+        derived=FALSE_PREMISES if args.false_premises else (),
     )
     table = scores.with_breakdown(result.scores, result.predictions, samples=SAMPLES)
     (args.out / "scores.json").write_text(json.dumps(table, indent=1) + "\n")

@@ -88,8 +88,8 @@ def run(args: argparse.Namespace) -> int:
             if card is not None:
                 other = benchmarks.chosen(other, card, where=path)
             predictions.check_same(other, answered, where=path, of=args.file)
-            beside[name] = scores.score(other)
-    beside["random"] = scores.score(baselines.shuffled(answered))
+            beside[name] = scores.score(other, extras=(scores.Extra.AP,))
+    beside["random"] = scores.score(baselines.shuffled(answered), extras=(scores.Extra.AP,))
     model = scores.score(answered, samples=args.samples, extras=tuple(scores.Extra))
     table = scores.assemble(model=model, **beside)
     if any(p.task in (Task.CAPTION, Task.REGION_CAPTION) for p in answered):

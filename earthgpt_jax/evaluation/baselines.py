@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -21,8 +21,15 @@ from earthgpt_jax.geometry import (
     polygon_to_rect,
     rect_to_polygon,
 )
+from earthgpt_jax.input.derived import Derived
 from earthgpt_jax.mmrs.record import Record, Task
 
+# What a question whose premise is false looks like.
+_ASKS_FOR: Mapping[str, str] = {
+    Derived.ABSENT_GROUNDING: Task.GROUNDING,
+    Derived.ABSENT_HBB: Task.HBB,
+    Derived.ABSENT_OBB: Task.OBB,
+}
 _SAMPLE = 300  # phrases compared with one another for their medoid
 _CANDIDATES, _IMAGES = 30, 120  # captions tried, and images they are tried on
 
@@ -57,7 +64,7 @@ class _Answers:
 
     def __call__(self, item: Asked) -> str:
         square = Square(item.record.width, item.record.height)
-        match item.question.task:
+        match _ASKS_FOR.get(item.question.task, item.question.task):
             case Task.CLASSIFICATION:
                 return self._label
             case Task.VQA:
@@ -70,10 +77,10 @@ class _Answers:
                 return format_boxes(
                     [square.to_pixels(self._any_box)], square=square, decimals=self._decimals, kind=BoxKind.HBB
                 )
-            case _:
+            case task:
                 box = canonical(square.to_pixels(self._box))
                 return format_detection(
-                    {self._object: [box]}, square=square, decimals=self._decimals, kind=BoxKind(item.question.task)
+                    {self._object: [box]}, square=square, decimals=self._decimals, kind=BoxKind(task)
                 )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from earthgpt_jax.evaluation import baselines, runner, scores
@@ -11,6 +11,7 @@ from earthgpt_jax.evaluation import predictions as answers_lib
 from earthgpt_jax.evaluation.metrics.intervals import SAMPLES
 from earthgpt_jax.evaluation.predictions import Prediction
 from earthgpt_jax.inference.engine import Engine
+from earthgpt_jax.input.derived import Derived
 from earthgpt_jax.mmrs.store import Together
 
 
@@ -32,6 +33,7 @@ def compare(
     batch_size: int,
     images: int | None = None,
     extras: Collection[scores.Extra] = (),
+    derived: Sequence[Derived] = (),
 ) -> Comparison:
     """Predictions (resumable, in `out`) and scores of a model, with the baselines beside each figure.
 
@@ -40,11 +42,14 @@ def compare(
         per_image: at most so many questions an image of a task.
         images: ask about so many images only, spread evenly over the records.
         extras: metrics that take more time.
+        derived: kinds of question beside the tasks'.
     """
     engine = Engine.from_model_dir(model, batch_size=batch_size)
     count = len(test) if images is None else min(images, len(test))
     chosen = [test[index * len(test) // count] for index in range(count)]
-    asked = runner.plan(chosen, decimals=engine.decimals, per_image=per_image)
+    asked = runner.plan(
+        chosen, decimals=engine.decimals, per_image=per_image, derived=derived, annotated=test.annotated
+    )
     header = {**engine.describe(), "data": test.fingerprint, "questions": len(asked)}
     if count < len(test):
         header["images"] = count

@@ -57,13 +57,13 @@ def parts(task: str, groups: Mapping[str, Mapping[str, Any]]) -> Table | None:
     names = [first, *(name for name in there if name not in (first, *BESIDE, "parse_rate"))]
     rows = [
         [group, *(figure(cell.get(name), cell.get("intervals", {}).get(name) if name == first else None)
-                  for name in names)]
+                  for name in names), figure(cell["n"])]
         for group, cell in chosen.items()
     ]  # fmt: skip
     note = "Sizes are COCO's: areas below 32² and 96² pixels of the original image." if any(
         group.startswith("size: ") for group in chosen
     ) else ""  # fmt: skip
-    return Table(title=f"{task}, by class, size and source", head=[task, *names], rows=rows, note=note)
+    return Table(title=f"{task}, by class, size and source", head=[task, *names, "n"], rows=rows, note=note)
 
 
 def published(card: Benchmark, model: Scores) -> Table:
