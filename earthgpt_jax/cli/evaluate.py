@@ -10,8 +10,8 @@ NAME = "eval"
 HELP = "answer a benchmark's questions and score the answers"
 DESCRIPTION = """\
 Asks a model every question of a split, scores the answers, and puts a constant baseline (learnt from
-the training split) and a blind one (the same model on a grey image) beside each figure. Answers are
-written as they come; a stopped evaluation continues.
+the training split), a random one (another question's right answer) and a blind one (the same model on
+a grey image) beside each figure. Answers are written as they come; a stopped evaluation continues.
 
 example:
   earthgpt eval --model runs/instruct/model --data DATA --split test --out runs/eval
