@@ -10,8 +10,8 @@ NAME = "eval"
 HELP = "answer a benchmark's questions and score the answers"
 DESCRIPTION = """\
 Asks a model every question of a split, scores the answers, and puts a constant baseline (learnt from
-the training split) and a blind one (the same model on a grey image) beside each figure. Answers are
-written as they come; a stopped evaluation continues.
+the training split), a random one (another question's right answer) and a blind one (the same model on
+a grey image) beside each figure. Answers are written as they come; a stopped evaluation continues.
 
 example:
   earthgpt eval --model runs/instruct/model --data DATA --split test --out runs/eval
@@ -27,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, type=Path, help="predictions, scores.json and report.html go here")
     parser.add_argument("--limit", type=int, metavar="N", help="ask about N images only, spread over the split")
     parser.add_argument("--per-image", type=int, default=3, help="most questions an image of a task (default: 3)")
+    parser.add_argument("--false-premises", action="store_true", help="also ask for boxes of what is not there")
     parser.add_argument("--batch-size", type=int, default=50, help="questions answered at once (default: 50)")
 
 
@@ -34,6 +35,8 @@ def run(args: argparse.Namespace) -> int:
     from earthgpt_jax.errors import EarthGPTError
     from earthgpt_jax.evaluation import report, scores
     from earthgpt_jax.evaluation.compare import compare
+    from earthgpt_jax.evaluation.metrics.intervals import SAMPLES
+    from earthgpt_jax.evaluation.runner import FALSE_PREMISES
     from earthgpt_jax.mmrs.record import Task
     from earthgpt_jax.mmrs.store import open_source
 
@@ -51,19 +54,24 @@ def run(args: argparse.Namespace) -> int:
         test,
         train,
         out=args.out,
-        per_image={task.value: args.per_image for task in Task},
+        per_image=dict.fromkeys((*Task, *FALSE_PREMISES), args.per_image),
         batch_size=args.batch_size,
         images=args.limit,
+        extras=(scores.Extra.AP,),
+        derived=FALSE_PREMISES if args.false_premises else (),
     )
-    (args.out / "scores.json").write_text(json.dumps(result.scores, indent=1) + "\n")
+    table = scores.with_breakdown(result.scores, result.predictions, samples=SAMPLES)
+    (args.out / "scores.json").write_text(json.dumps(table, indent=1) + "\n")
     report.write(
         args.out / "report.html",
         title=f"{args.model} on {test.name}, {args.split}",
-        runs={str(args.model): result.scores},
+        runs={str(args.model): table},
         curves={},
         gallery=report.cases(test, result.predictions, per_sensor=6),
         notes=[f"{min(args.limit or len(test), len(test))} of {len(test)} images of {test.name}, split {args.split}."],
         failures=report.failures(result.predictions),
+        predictions=result.predictions,
+        extremes=report.extremes(test, result.predictions, count=4),
     )
     print(scores.to_markdown(result.scores))
     print(f"\nscores: {args.out / 'scores.json'}\nreport: {args.out / 'report.html'}")

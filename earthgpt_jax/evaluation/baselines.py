@@ -1,17 +1,18 @@
-"""The constant baseline: the best answer that looks at nothing, learnt from training records."""
+"""Answers that look at nothing: the best constant one, learnt from training records, and random ones."""
 
 from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
 from earthgpt_jax.evaluation.metrics.captions import cider, tokenise
-from earthgpt_jax.evaluation.predictions import Prediction
+from earthgpt_jax.evaluation.predictions import FrameKind, Prediction
 from earthgpt_jax.evaluation.runner import Asked
 from earthgpt_jax.geometry import (
+    MMRS,
     BoxKind,
     Square,
     canonical,
@@ -20,8 +21,15 @@ from earthgpt_jax.geometry import (
     polygon_to_rect,
     rect_to_polygon,
 )
+from earthgpt_jax.input.derived import Derived
 from earthgpt_jax.mmrs.record import Record, Task
 
+# What a question whose premise is false looks like.
+_ASKS_FOR: Mapping[str, str] = {
+    Derived.ABSENT_GROUNDING: Task.GROUNDING,
+    Derived.ABSENT_HBB: Task.HBB,
+    Derived.ABSENT_OBB: Task.OBB,
+}
 _SAMPLE = 300  # phrases compared with one another for their medoid
 _CANDIDATES, _IMAGES = 30, 120  # captions tried, and images they are tried on
 
@@ -56,7 +64,7 @@ class _Answers:
 
     def __call__(self, item: Asked) -> str:
         square = Square(item.record.width, item.record.height)
-        match item.question.task:
+        match _ASKS_FOR.get(item.question.task, item.question.task):
             case Task.CLASSIFICATION:
                 return self._label
             case Task.VQA:
@@ -69,10 +77,10 @@ class _Answers:
                 return format_boxes(
                     [square.to_pixels(self._any_box)], square=square, decimals=self._decimals, kind=BoxKind.HBB
                 )
-            case _:
+            case task:
                 box = canonical(square.to_pixels(self._box))
                 return format_detection(
-                    {self._object: [box]}, square=square, decimals=self._decimals, kind=BoxKind(item.question.task)
+                    {self._object: [box]}, square=square, decimals=self._decimals, kind=BoxKind(task)
                 )
 
 
@@ -110,3 +118,42 @@ def _median_box(records: Sequence[Record], label: str | None) -> np.ndarray:
         if label in (None, item.label)
     ]
     return rect_to_polygon(*(np.median(boxes, axis=0) if boxes else (0.25, 0.25, 0.75, 0.75)))
+
+
+def shuffled(predictions: Sequence[Prediction], *, seed: int = 0) -> list[Prediction]:
+    """The random baseline: each question gets the right answer of another one of its task and type, drawn at random.
+
+    So answers are as frequent, and boxes as many, as large and where they are in the truth; nothing of the image is in
+    them. It needs nothing but the predictions' own file. No question gets its own answer, unless it is the only one.
+    """
+    groups: dict[tuple[str, str], list[Prediction]] = collections.defaultdict(list)
+    for p in sorted(predictions, key=lambda p: p.id):
+        groups[p.task, p.kind].append(p)
+    rng = np.random.default_rng(seed)
+    given = {}
+    for rows in groups.values():
+        order = rng.permutation(len(rows))
+        for place, following in zip(order, np.roll(order, -1), strict=True):
+            given[rows[place].id] = _right_answer(rows[following]) if len(rows) > 1 else ""
+    return [
+        dataclasses.replace(p, prediction=given[p.id], grammar=MMRS, frame=FrameKind.SQUARE.value, confidences=())
+        for p in predictions
+    ]
+
+
+def _right_answer(p: Prediction) -> str:
+    """Boxes are written anew, since an answer may be in any grammar."""
+    square, decimals = Square(p.width, p.height), 4
+    match p.task:
+        case Task.GROUNDING if p.object_index is not None:
+            polygon = np.asarray(p.objects[p.object_index].polygon)
+            return format_boxes([polygon], square=square, decimals=decimals, kind=BoxKind.HBB)
+        case Task.HBB | Task.OBB:
+            boxes: dict[str, list[np.ndarray]] = collections.defaultdict(list)
+            for item in p.objects:
+                boxes[item.label].append(np.asarray(item.polygon))
+            return format_detection(boxes, square=square, decimals=decimals, kind=BoxKind(p.task))
+        case Task.CAPTION | Task.REGION_CAPTION:
+            return p.references[0]
+        case _:
+            return p.answer

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
-from earthgpt_jax.evaluation.metrics.detection import THRESHOLD, hbb_ious, obb_ious
+from earthgpt_jax.evaluation.metrics.overlap import THRESHOLD, hbb_ious, obb_ious
 from earthgpt_jax.geometry import (
     BoxKind,
     Square,

@@ -1,14 +1,17 @@
-"""A model beside its baselines: the same questions to the model, to the model made blind, and to a constant."""
+"""A model beside its baselines: the same questions to it, to it made blind, to a constant and to chance."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from earthgpt_jax.evaluation import baselines, runner, scores
+from earthgpt_jax.evaluation import predictions as answers_lib
+from earthgpt_jax.evaluation.metrics.intervals import SAMPLES
 from earthgpt_jax.evaluation.predictions import Prediction
 from earthgpt_jax.inference.engine import Engine
+from earthgpt_jax.input.derived import Derived
 from earthgpt_jax.mmrs.store import Together
 
 
@@ -29,18 +32,24 @@ def compare(
     per_image: Mapping[str, int],
     batch_size: int,
     images: int | None = None,
+    extras: Collection[scores.Extra] = (),
+    derived: Sequence[Derived] = (),
 ) -> Comparison:
-    """Predictions (resumable, in `out`) and scores of a model, with constant and blind beside each figure.
+    """Predictions (resumable, in `out`) and scores of a model, with the baselines beside each figure.
 
     Args:
         train: where the constant answers are learnt from; never from the test records.
         per_image: at most so many questions an image of a task.
         images: ask about so many images only, spread evenly over the records.
+        extras: metrics that take more time.
+        derived: kinds of question beside the tasks'.
     """
     engine = Engine.from_model_dir(model, batch_size=batch_size)
     count = len(test) if images is None else min(images, len(test))
     chosen = [test[index * len(test) // count] for index in range(count)]
-    asked = runner.plan(chosen, decimals=engine.decimals, per_image=per_image)
+    asked = runner.plan(
+        chosen, decimals=engine.decimals, per_image=per_image, derived=derived, annotated=test.annotated
+    )
     header = {**engine.describe(), "data": test.fingerprint, "questions": len(asked)}
     if count < len(test):
         header["images"] = count
@@ -52,10 +61,12 @@ def compare(
         for view in runner.View
     }  # fmt: skip
     constant = baselines.constant(train, asked, decimals=engine.decimals)
+    answers_lib.write(out / "predictions_constant.jsonl", constant, header={"data": test.fingerprint})
     return Comparison(
         scores=scores.assemble(
-            model=scores.score(answered[runner.View.IMAGE]),
+            model=scores.score(answered[runner.View.IMAGE], samples=SAMPLES, extras=extras),
             constant=scores.score(constant),
+            random=scores.score(baselines.shuffled(answered[runner.View.IMAGE])),
             blind=scores.score(answered[runner.View.GREY]),
         ),
         predictions=answered[runner.View.IMAGE],

@@ -6,15 +6,26 @@ A line holds the truth beside the answer, so that scoring needs neither model no
 from __future__ import annotations
 
 import dataclasses
+import enum
+import hashlib
 import json
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from earthgpt_jax.errors import EarthGPTError
+from earthgpt_jax.geometry import MMRS
 from earthgpt_jax.input.questions import Question
 from earthgpt_jax.mmrs.record import Record
+
+
+class FrameKind(enum.StrEnum):
+    """What boxes in an answer are fractions of: the square that the image is padded to, or the image itself."""
+
+    SQUARE = "square"
+    WHOLE = "whole"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,6 +45,10 @@ class Prediction:
         kind: VQA question type, "" for other tasks.
         references: all right texts of a caption, else the answer alone.
         object_index: which of `objects` a region caption or grounding is about.
+        width, height: 1 where a file gives no sizes; its boxes are then fractions.
+        grammar, frame: of the boxes in the answer.
+        confidences: one a box of the answer; () where none are known.
+        synonyms: other right answers, declared by a benchmark.
     """
 
     id: str
@@ -50,6 +65,10 @@ class Prediction:
     object_index: int | None
     width: int
     height: int
+    grammar: str = MMRS
+    frame: str = FrameKind.SQUARE.value
+    confidences: tuple[float, ...] = ()
+    synonyms: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, record: Record, question: Question, prediction: str) -> Prediction:
@@ -84,9 +103,13 @@ def to_line(prediction: Prediction) -> str:
     return json.dumps(dataclasses.asdict(prediction), ensure_ascii=False) + "\n"
 
 
+_TUPLES = ("references", "confidences", "synonyms")
+
+
 def _from_values(values: dict[str, Any]) -> Prediction:
     objects = tuple(Truth(**{**item, "polygon": tuple(item["polygon"])}) for item in values["objects"])
-    return Prediction(**{**values, "objects": objects, "references": tuple(values["references"])})
+    tuples = {name: tuple(values[name]) for name in _TUPLES if name in values}
+    return Prediction(**{**values, "objects": objects, **tuples})
 
 
 def read(path: Path) -> tuple[dict[str, Any], list[Prediction]]:
@@ -122,3 +145,77 @@ def read(path: Path) -> tuple[dict[str, Any], list[Prediction]]:
                 "each question counts once, delete one of the two lines"
             )
     return values[0]["header"], predictions
+
+
+def write(path: Path, predictions: Sequence[Prediction], *, header: Mapping[str, Any]) -> None:
+    """A whole file at once; the header also gets the number and the digest of the questions."""
+    asked = digest((p.id, p.question, p.answer) for p in predictions)
+    first = json.dumps({"header": {**header, "questions": len(predictions), "asked": asked}}) + "\n"
+    path.write_text(first + "".join(map(to_line, predictions)), encoding="utf-8")
+
+
+def digest(questions: Iterable[tuple[str, str, str]]) -> str:
+    """Of (id, wording, truth) of questions, in any order."""
+    lines = sorted(json.dumps(list(question)) for question in questions)
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+
+
+def check(header: Mapping[str, Any], predictions: Sequence[Prediction], *, where: Path) -> None:
+    """That a file is whole: the answers are those to the questions that its header says were asked.
+
+    Headers say `questions`, their number, and `asked`, their digest; what a header does not say is not checked.
+
+    Raises:
+        EarthGPTError: questions without answer, or other questions or another truth than were asked.
+    """
+    number = header.get("questions")
+    if number is not None and number != len(predictions):
+        raise EarthGPTError(
+            f"{where}: expected answers to {number} questions, as its header says, got {len(predictions)}; "
+            "the same `earthgpt eval` command answers what is missing"
+        )
+    asked, found = header.get("asked"), digest((p.id, p.question, p.answer) for p in predictions)
+    if asked is not None and asked != found:
+        raise EarthGPTError(
+            f"{where}: expected the questions and truth of digest {asked}, as its header says, got {found}; "
+            "a question, an answer of the truth or an id was changed, or the file is joined of several"
+        )
+
+
+def check_same(predictions: Sequence[Prediction], questions: Sequence[Prediction], *, where: Path, of: Path) -> None:
+    """That two files answer the same questions, each once and with the same truth.
+
+    Raises:
+        EarthGPTError: names ids that are missing, that are too many, or whose question or truth differs.
+    """
+    ours, theirs = ({p.id: p for p in items} for items in (predictions, questions))
+    same_ids(ours, theirs, where=where, of=of)
+    differing = [name for name, p in ours.items() if _truth(p) != _truth(theirs[name])]
+    if differing:
+        raise EarthGPTError(
+            f"{where}: {len(differing)} questions have another wording or truth than in {of}, as {differing[0]}; "
+            "the two are of different datasets, or of different builds of one"
+        )
+
+
+def same_ids(ours: Iterable[str], theirs: Iterable[str], *, where: Path, of: Path) -> None:
+    """Raises EarthGPTError, naming some, if ids are missing from `ours` or unknown to `theirs`."""
+    have, want = set(ours), set(theirs)
+    said = [
+        f"{len(ids)} {what} ({', '.join(sorted(ids)[:3])}{', ...' if len(ids) > 3 else ''})"
+        for ids, what in ((want - have, f"of {len(want)} questions have no answer"), (have - want, "ids are unknown"))
+        if ids
+    ]
+    if said:
+        raise EarthGPTError(f"{where}: {'; '.join(said)}; expected each question of {of} once")
+
+
+def _truth(p: Prediction) -> tuple:
+    return p.question, p.answer, p.references, p.objects, p.object_index, p.width, p.height
+
+
+def whole(path: Path) -> list[Prediction]:
+    """The predictions of a file that is whole by its header (`check`)."""
+    header, found = read(path)
+    check(header, found, where=path)
+    return found

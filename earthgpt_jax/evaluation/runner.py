@@ -18,9 +18,10 @@ from tqdm import tqdm
 from earthgpt_jax.errors import EarthGPTError
 from earthgpt_jax.evaluation import predictions as predictions_lib
 from earthgpt_jax.evaluation.predictions import Prediction
+from earthgpt_jax.input.derived import Derived
 from earthgpt_jax.input.images import grey_square, load_square
-from earthgpt_jax.input.questions import Grammar, Question, questions
-from earthgpt_jax.mmrs.record import Record, Task
+from earthgpt_jax.input.questions import Grammar, Question, ask, candidates, questions
+from earthgpt_jax.mmrs.record import UNKNOWN, Annotated, Record, Task
 
 # Longest answer of a task, in tokens: boxes take one token a digit.
 MAX_NEW_TOKENS: Mapping[str, int] = {
@@ -31,7 +32,12 @@ MAX_NEW_TOKENS: Mapping[str, int] = {
     Task.GROUNDING: 48,
     Task.HBB: 256,
     Task.OBB: 448,
+    Derived.ABSENT_HBB: 256,
+    Derived.ABSENT_OBB: 448,
+    Derived.ABSENT_GROUNDING: 48,
 }
+# Questions about what is not there.
+FALSE_PREMISES = (Derived.ABSENT_HBB, Derived.ABSENT_OBB, Derived.ABSENT_GROUNDING)
 
 
 class View(enum.StrEnum):
@@ -67,13 +73,26 @@ def plan(
     decimals: int,
     per_image: Mapping[str, int] | None = None,
     tasks: Sequence[Task] = tuple(Task),
+    derived: Sequence[Derived] = (),
+    annotated: Mapping[str, Annotated] | None = None,
 ) -> list[Asked]:
-    """All questions of the records; at most `per_image[task]` an image, chosen by a hash of the id."""
+    """All questions of the records; at most `per_image[task]` an image, chosen by a hash of the id.
+
+    Args:
+        derived: kinds of question that are asked beside the tasks', of records that can be asked them.
+        annotated: source -> its classes, without which it cannot be told what is absent.
+    """
     limits = per_image or {}
     asked = []
     for index in range(len(records)):
         record = records[index]
-        everything = questions(record, grammar=Grammar(decimals=decimals), tasks=tasks)
+        grammar = Grammar(decimals=decimals)
+        classes = (annotated or {}).get(record.source, UNKNOWN)
+        everything = questions(record, grammar=grammar, tasks=tasks) + tuple(
+            ask(record, kind.value, place, grammar=grammar, annotated=classes)
+            for kind in derived
+            for place in candidates(record, kind.value, annotated=classes)
+        )
         for task, group in itertools.groupby(everything, key=lambda question: question.task):
             chosen = sorted(group, key=lambda question: hashlib.sha256(question.id.encode()).digest())
             asked += [Asked(record, question) for question in chosen[: limits.get(task)]]
@@ -105,7 +124,8 @@ def evaluate(
         EarthGPTError: `out` is of another model, data or set of questions; a question comes twice; nothing is asked.
     """
     _check(asked, out)
-    done = _resume(out, {**header, "asked": _digest(asked)})
+    digest = predictions_lib.digest((item.question.id, item.question.text, item.question.answer) for item in asked)
+    done = _resume(out, {**header, "asked": digest})
     with out.open("a", encoding="utf-8") as file, tqdm(
         total=len(asked), initial=len(done), desc=label, unit="question"
     ) as bar:  # fmt: skip
@@ -135,12 +155,6 @@ def _check(asked: Sequence[Asked], out: Path) -> None:
             f"{out}: {len(twice)} question ids come more than once, the first is {twice[0]}; "
             "was the same dataset given twice?"
         )
-
-
-def _digest(asked: Sequence[Asked]) -> str:
-    """Of ids, wordings and truth, in any order."""
-    lines = sorted(json.dumps([item.question.id, item.question.text, item.question.answer]) for item in asked)
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
 def _batches(asked: Sequence[Asked], size: int) -> Iterator[tuple[str, list[Asked]]]:

@@ -1,38 +1,54 @@
-"""Predictions -> scores: `{task: {sensor or "all": {metric: value, "n": questions}}}`.
+"""Predictions -> scores: `{task: {group: {metric: value, "n": questions}}}`.
 
-`assemble` puts the constant and the blind baseline of each cell beside it, as `"constant": {...}` and
+Groups are `all`, the sensors, and in `breakdown` classes, sizes and sources, as `class: ship`. Beside the figures,
+`intervals` holds their 95 % intervals. `assemble` puts the baselines of each cell beside it, as `"constant": {...}`,
 `"blind": {...}`; that is the form of scores.json.
 """
 
 from __future__ import annotations
 
 import collections
-import functools
-from collections.abc import Callable, Mapping, Sequence
+import enum
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from earthgpt_jax.errors import EarthGPTError
+from earthgpt_jax.evaluation.metrics import intervals as intervals_lib
 from earthgpt_jax.evaluation.metrics.captions import captions
 from earthgpt_jax.evaluation.metrics.classification import classification
+from earthgpt_jax.evaluation.metrics.counts import Counts, Metric, rows_by, totals
 from earthgpt_jax.evaluation.metrics.detection import detection
 from earthgpt_jax.evaluation.metrics.grounding import grounding
+from earthgpt_jax.evaluation.metrics.java import java_captions
+from earthgpt_jax.evaluation.metrics.precision import ap_intervals, average_precisions
+from earthgpt_jax.evaluation.metrics.premises import premises
+from earthgpt_jax.evaluation.metrics.ranking import Interpolation, average_precision, rank
 from earthgpt_jax.evaluation.metrics.vqa import vqa
 from earthgpt_jax.evaluation.predictions import Prediction
 from earthgpt_jax.geometry import BoxKind
+from earthgpt_jax.input.derived import Derived
 from earthgpt_jax.mmrs.record import Sensor, Task
 
-METRICS: Mapping[Task, Callable[[Sequence[Prediction]], dict[str, float]]] = {
+METRICS: Mapping[str, Metric] = {
     Task.CLASSIFICATION: classification,
     Task.CAPTION: captions,
     Task.VQA: vqa,
     Task.REGION_CAPTION: captions,
     Task.GROUNDING: grounding,
-    Task.HBB: functools.partial(detection, kind=BoxKind.HBB),
-    Task.OBB: functools.partial(detection, kind=BoxKind.OBB),
+    Task.HBB: detection[BoxKind.HBB],
+    Task.OBB: detection[BoxKind.OBB],
+    Derived.PRESENCE: vqa,
+    Derived.COUNT: vqa,
+    Derived.REGION_CLASS: classification,
+    Derived.ABSENT_HBB: premises,
+    Derived.ABSENT_OBB: premises,
+    Derived.ABSENT_GROUNDING: premises,
 }
 
 # What a table shows of each task: the metric that names it, and its title.
-HEADLINE: Mapping[Task, tuple[str, str]] = {
+HEADLINE: Mapping[str, tuple[str, str]] = {
     Task.CLASSIFICATION: ("top1", "classification, top-1"),
     Task.CAPTION: ("cider", "captions, CIDEr"),
     Task.VQA: ("accuracy", "VQA, accuracy"),
@@ -40,45 +56,119 @@ HEADLINE: Mapping[Task, tuple[str, str]] = {
     Task.GROUNDING: ("pr50", "grounding, Pr@0.5"),
     Task.HBB: ("f1", "horizontal boxes, F1@0.5"),
     Task.OBB: ("f1", "oriented boxes, F1@0.5"),
+    Derived.PRESENCE: ("accuracy", "presence, accuracy"),
+    Derived.COUNT: ("accuracy", "counts, accuracy"),
+    Derived.REGION_CLASS: ("top1", "class of a region, top-1"),
+    Derived.ABSENT_HBB: ("refused", "no such object (HBB), refused"),
+    Derived.ABSENT_OBB: ("refused", "no such object (OBB), refused"),
+    Derived.ABSENT_GROUNDING: ("refused", "no such object (grounding), refused"),
 }
+_CAPTIONS = (Task.CAPTION, Task.REGION_CAPTION)
+_BOXES: Mapping[str, BoxKind] = {Task.HBB: BoxKind.HBB, Task.OBB: BoxKind.OBB}
+BASELINES = ("constant", "random", "blind")
+# What a cell holds beside its figures.
+BESIDE = ("n", "intervals", *BASELINES)
 
 Scores = dict[str, dict[str, dict[str, Any]]]
 
 
-def score(predictions: Sequence[Prediction]) -> Scores:
+class Extra(enum.StrEnum):
+    """What takes time: average precisions; METEOR and SPICE, over all images and where they can be computed."""
+
+    AP = "ap"
+    JAVA = "java"
+
+
+def score(predictions: Sequence[Prediction], *, samples: int = 0, extras: Collection[Extra] = ()) -> Scores:
     """All metrics of every task that was asked, over all images and per sensor.
+
+    Args:
+        samples: bootstrap samples of the intervals; 0 for none.
+        extras: metrics that take more time.
 
     Raises:
         EarthGPTError: no predictions, a task that nothing here scores, or a question answered twice.
     """
+    table: Scores = {}
+    for task, rows in _by_task(predictions).items():
+        metric = METRICS[task]
+        everything = metric.counts(rows)
+        sensors = np.array([p.sensor for p in rows])
+        for group in ("all", *(str(sensor) for sensor in Sensor)):
+            chosen = np.ones(len(rows), bool) if group == "all" else sensors == group
+            if not chosen.any():
+                continue
+            some = [rows[i] for i in np.flatnonzero(chosen)]
+            counts = {name: column[chosen] for name, column in everything.items()} | dict(metric.in_corpus(some))
+            cell = table.setdefault(task, {})[group] = _cell(metric, counts, some, samples)
+            if Extra.AP in extras and task in _BOXES:
+                cell |= average_precisions(some, _BOXES[task])
+                if samples:
+                    cell["intervals"] |= ap_intervals(some, _BOXES[task], samples=samples)
+            if Extra.JAVA in extras and task in _CAPTIONS and group == "all":
+                cell |= java_captions(some)
+    return table
+
+
+def breakdown(predictions: Sequence[Prediction], *, samples: int = 0) -> Scores:
+    """The metrics of each class, size and source; groups as `class: ship`, `size: small`, `source: dior`.
+
+    A class of boxes also has its AP at IoU 0.5.
+    Captions have sources only; where there is a single source, it is left out.
+    """
+    table: Scores = {}
+    for task, rows in _by_task(predictions).items():
+        metric = METRICS[task]
+        groups = dict(metric.parts(rows)) if metric.parts else {}
+        sources = [f"source: {p.source}" for p in rows]
+        if metric.corpus is None and len(set(sources)) > 1:
+            groups |= rows_by(sources, metric.counts(rows))
+        cells = {group: _cell(metric, counts, rows, samples) for group, counts in groups.items()}
+        if task in _BOXES:
+            for label, item in rank(rows, _BOXES[task]).items():
+                if item.objects.sum() and f"class: {label}" in cells:
+                    cells[f"class: {label}"]["ap50"] = float(average_precision(item, Interpolation.VOC12)[0])
+        if cells:
+            table[task] = cells
+    return table
+
+
+def with_breakdown(table: Scores, predictions: Sequence[Prediction], *, samples: int) -> Scores:
+    """`table` with the groups of `breakdown` behind its own."""
+    parts = breakdown(predictions, samples=samples)
+    return {task: groups | parts.get(task, {}) for task, groups in table.items()}
+
+
+def _by_task(predictions: Sequence[Prediction]) -> dict[str, list[Prediction]]:
+    """Rows by id, so that no figure can depend on the order in which questions were answered."""
     if not predictions:
         raise EarthGPTError("there are no predictions to score; expected at least one answered question")
-    if unknown := {p.task for p in predictions} - {task.value for task in METRICS}:
-        known = ", ".join(task.value for task in METRICS)
+    if unknown := {p.task for p in predictions} - {str(task) for task in METRICS}:
+        known = ", ".join(METRICS)
         raise EarthGPTError(f"predictions of task {', '.join(sorted(unknown))} cannot be scored; known are {known}")
     if len({p.id for p in predictions}) != len(predictions):
         twice = collections.Counter(p.id for p in predictions).most_common(1)[0][0]
         raise EarthGPTError(f"question {twice!r} is answered twice; each may be scored only once")
-    table: Scores = {}
-    for task, metric in METRICS.items():
-        for group in ("all", *Sensor):
-            chosen = [p for p in predictions if p.task == task and group in ("all", p.sensor)]
-            if chosen:
-                # By id, so that no figure can depend on the order in which questions were answered.
-                values = metric(sorted(chosen, key=lambda p: p.id))
-                table.setdefault(task.value, {})[str(group)] = {**values, "n": len(chosen)}
-    return table
+    groups: dict[str, list[Prediction]] = {str(task): [] for task in METRICS}
+    for p in sorted(predictions, key=lambda p: p.id):
+        groups[p.task].append(p)
+    return {task: rows for task, rows in groups.items() if rows}
 
 
-def assemble(*, model: Scores, constant: Scores, blind: Scores) -> Scores:
-    """The model's scores with both baselines beside each cell."""
+def _cell(metric: Metric, counts: Counts, rows: Sequence[Prediction], samples: int) -> dict[str, Any]:
+    sums = totals(counts)
+    cell: dict[str, Any] = {**metric.plain(metric.figures(sums)), "n": int(sums["n"])}
+    if samples:
+        image = intervals_lib.images([p.record_id for p in rows])
+        cell["intervals"] = intervals_lib.intervals(metric, counts, image, samples=samples)
+    return cell
+
+
+def assemble(*, model: Scores, **baselines: Scores) -> Scores:
+    """The model's scores with the baselines beside each cell; names are of `BASELINES`."""
     return {
         task: {
-            group: {
-                **values,
-                "constant": constant.get(task, {}).get(group, {}),
-                "blind": blind.get(task, {}).get(group, {}),
-            }
+            group: {**values, **{name: table.get(task, {}).get(group, {}) for name, table in baselines.items()}}
             for group, values in groups.items()
         }
         for task, groups in model.items()
@@ -86,25 +176,39 @@ def assemble(*, model: Scores, constant: Scores, blind: Scores) -> Scores:
 
 
 def to_markdown(scores: Scores) -> str:
-    """A table of the headline metrics: each sensor, then constant and blind over all images."""
+    """A table of the headline metrics: each sensor, then the baselines over all images that there are."""
     groups = ["all", *(sensor.value for sensor in Sensor)]
-    rows = [["task", *groups, "constant", "blind", "parsed", "n"]]
+    beside = [name for name in BASELINES if any(name in groups["all"] for groups in scores.values())]
+    rows = [["task", *groups, *beside, "parsed", "n"]]
     for task, (metric, title) in HEADLINE.items():
-        cells = scores.get(task.value)
+        cells = scores.get(str(task))
         if cells:
             whole = cells["all"]
             rows.append(
                 [
                     title,
-                    *(_figure(cells.get(group, {}).get(metric)) for group in groups),
-                    *(_figure(whole.get(name, {}).get(metric)) for name in ("constant", "blind")),
-                    _figure(whole.get("parse_rate")),
+                    figure(whole.get(metric), whole.get("intervals", {}).get(metric)),
+                    *(figure(cells.get(group, {}).get(metric)) for group in groups[1:]),
+                    *(figure(whole.get(name, {}).get(metric)) for name in beside),
+                    figure(whole.get("parse_rate")),
                     str(whole["n"]),
                 ]
             )
-    rows.insert(1, ["---", *["---:"] * (len(rows[0]) - 1)])
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    return markdown_table(rows)
 
 
-def _figure(value: float | None) -> str:
-    return "" if value is None else f"{value:.3f}"
+def markdown_table(rows: Sequence[Sequence[str]]) -> str:
+    """The first row is the head; all columns but the first hold figures."""
+    head, *body = rows
+    return "\n".join(
+        "| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |"
+        for row in (head, ["---", *["---:"] * (len(head) - 1)], *body)
+    )
+
+
+def figure(value: float | None, interval: Sequence[float] | None = None) -> str:
+    """Shares with three digits, counts as they are, an interval in brackets."""
+    if value is None:
+        return ""
+    text = str(value) if isinstance(value, int) else f"{value:.3f}"
+    return text if interval is None else f"{text} [{interval[0]:.3f}, {interval[1]:.3f}]"

@@ -151,3 +151,53 @@ def test_a_large_image_is_shown_small_with_boxes_in_its_own_pixels():
     assert got[0].points == "300.0,450.0 600.0,450.0 600.0,600.0 300.0,600.0"
     shown = Image.open(io.BytesIO(base64.b64decode(case.image.split(",")[1])))
     assert (shown.size, shown.format, case.width, case.height) == ((640, 384), "PNG", 1500, 900)
+
+
+def _scored(rows):
+    table = scores.score(rows, samples=20, extras=(scores.Extra.AP,))
+    return scores.with_breakdown(scores.assemble(model=table, random=table), rows, samples=20)
+
+
+def test_the_whole_report_of_a_file(records, answered, tmp_path):
+    spoilt = dataclasses.replace(answered[0], prediction="harbour | bay")
+    rows = [spoilt, *answered[1:]]
+    extra = report.Table(title="Extra", head=["a", "b"], rows=[["x", "1"]], note="Below.")
+    report.write_both(
+        tmp_path, title="T", scores=_scored(rows), predictions=rows, records=records, notes=["n"], tables=[extra]
+    )
+    page, text = ((tmp_path / name).read_text() for name in ("report.html", "report.md"))
+    for shown in ("Extra", "Below.", "coco_ap", "size: small", "pr90", "n"):
+        assert shown in page and shown in text, shown
+    assert "Worst images" in page and "Best images" in page and page.count("data:image/png;base64,") >= 2
+    assert "Precision over recall, oriented boxes" in page and "<circle" in page
+    assert f'title="{spoilt.answer} → (no class): 1"' in page
+    assert f"| {spoilt.answer} → (no class) | 1 |" in text
+    columns = {len(re.findall(r"(?<!\\)\|", line)) for line in text.split("## caption")[0].splitlines()[-4:] if line}
+    assert len(columns) == 1
+
+
+def test_markdown_lists_every_answer_that_cannot_be_read(answered, tmp_path):
+    rows = [dataclasses.replace(row, prediction=f"[{i},`|") for i, row in enumerate(answered) if row.task == "hbb"]
+    report.write_both(tmp_path, title="T", scores=_scored(rows), predictions=rows, records=None)
+    text, page = ((tmp_path / name).read_text() for name in ("report.md", "report.html"))
+    assert text.count("the bracket is not closed") == page.count("the bracket is not closed") == len(rows)
+    assert f"{len(rows)} of {len(rows)}; they count as wrong." in text and "Gallery" not in page
+
+
+def test_the_worst_images_come_first(records, answered):
+    bad = {answered[-1].record_id, answered[0].record_id}
+    rows = [dataclasses.replace(row, prediction="") if row.record_id in bad else row for row in answered]
+    shown = report.extremes(records, rows, count=2)
+    assert {case.title.split(",")[0] for case in shown["Worst images"]} == bad
+    assert all(case.title.endswith("quality 0.00") for case in shown["Worst images"])
+    assert all(case.title.endswith("quality 1.00") for case in shown["Best images"])
+
+
+def test_a_peers_rule_stands_beside_ours_and_beside_chance(answered):
+    rows = [row for row in answered if row.task == "grounding"]
+    table = report.by_rule("lhrs", rows, scores.score(rows))
+    [[name, ours, theirs, random, their_random]] = table.rows
+    assert (name, ours, theirs) == ("grounding, pr50", "1.000", "1.000")
+    assert float(their_random) >= float(random)
+    assert "+1" in table.note and "main_vg.py" in table.note
+    assert report.by_rule("vhm", rows, scores.score(rows)).rows == []

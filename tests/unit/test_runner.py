@@ -7,6 +7,7 @@ from earthgpt_jax.errors import EarthGPTError
 from earthgpt_jax.evaluation import baselines, predictions, runner, scores
 from earthgpt_jax.evaluation.runner import View
 from earthgpt_jax.input.images import load_square
+from earthgpt_jax.mmrs.record import Annotated
 from earthgpt_jax.mmrs.synthetic import SyntheticSource
 
 HEADER = {"model": "m", "data": "d"}
@@ -183,3 +184,17 @@ def test_answers_do_not_depend_on_the_order_of_questions_and_other_questions_are
     assert (tmp_path / "a.jsonl").read_bytes() == (tmp_path / "b.jsonl").read_bytes()
     with pytest.raises(EarthGPTError, match="asked was"):
         runner.evaluate(Oracle(asked), asked[:13], out=tmp_path / "a.jsonl", **arguments)
+
+
+def test_false_premises_are_asked_where_it_is_known_what_is_not_there(records, tmp_path):
+    annotated = {"synthetic": Annotated(shares={"ship": 0.5, "airplane": 0.5, "truck": 0.5})}
+    arguments = {"decimals": 3, "tasks": (), "derived": runner.FALSE_PREMISES}
+    assert runner.plan(records, **arguments) == []
+    asked = runner.plan(records, annotated=annotated, per_image={"absent_hbb": 1}, **arguments)
+    assert {item.question.task for item in asked} == {"absent_hbb", "absent_obb", "absent_grounding"}
+    assert all(not {o.label for o in item.record.objects} & set(item.question.text.split()) for item in asked)
+    right = runner.evaluate(Oracle(asked), asked, out=tmp_path / "p.jsonl", header=HEADER, view=View.IMAGE, label="t")
+    table, constant = scores.score(right), scores.score(baselines.constant(records, asked, decimals=3))
+    for task in table:
+        assert (table[task]["all"]["refused"], table[task]["all"]["hallucinated"]) == (1.0, 0.0)
+        assert (constant[task]["all"]["refused"], constant[task]["all"]["hallucinated"]) == (0.0, 1.0)

@@ -10,6 +10,7 @@ from earthgpt_jax.evaluation import baselines, predictions, runner, scores
 from earthgpt_jax.evaluation.predictions import Prediction
 from earthgpt_jax.mmrs.record import Task
 from earthgpt_jax.mmrs.synthetic import SyntheticSource
+from tests.answers import answer, truth
 
 
 def _label(i: int, sensor: str, text: str) -> Prediction:
@@ -44,8 +45,9 @@ def test_scores_do_not_depend_on_the_order(answered):
     table = scores.score(answered)
     assert set(table) == {task.value for task in Task}
     assert table == scores.score(answered[::-1])
-    for task, (metric, _) in scores.HEADLINE.items():
-        assert metric in table[task.value]["all"], task
+    for task in Task:
+        assert scores.HEADLINE[task][0] in table[task.value]["all"], task
+    assert scores.HEADLINE.keys() == scores.METRICS.keys()
     assert sum(table["vqa"][s]["n"] for s in ("optical", "sar", "infrared")) == table["vqa"]["all"]["n"]
 
 
@@ -74,7 +76,23 @@ def test_a_file_is_scored_without_a_model(rows, tmp_path, capsys):
     path, out = tmp_path / "p.jsonl", tmp_path / "s.json"
     path.write_text(json.dumps({"header": {}}) + "\n" + "".join(map(predictions.to_line, rows)))
     assert main(["score", str(path), "--json", str(out)]) == 0
-    assert capsys.readouterr().out.strip() == scores.to_markdown(scores.score(rows))
-    assert json.loads(out.read_text()) == scores.score(rows)
+    assert "| classification, top-1 | 0.667 [" in capsys.readouterr().out
+    table = json.loads(out.read_text())["classification"]
+    assert table["sar"]["top1"] == 0.0 and table["class: harbor"]["n"] == 12
+    low, high = table["all"]["intervals"]["top1"]
+    assert low < 8 / 12 < high
     assert main(["score", str(path), "--json", str(tmp_path / "none" / "s.json")]) == 2
     assert "cannot be written" in capsys.readouterr().err
+
+
+def test_classes_sizes_and_sources_by_hand():
+    ships = (truth("ship", 0, 0, 10, 10), truth("ship", 100, 100, 150, 150), truth("car", 200, 200, 400, 400))
+    text = "<p>two ships</p>[0,0,0.02,0.02;0.9,0.9,0.99,0.99] <p>one car</p>[0.4,0.4,0.8,0.8]"
+    size = {"width": 500, "height": 500, "objects": ships}
+    rows = [answer(text, id="0", source="a", **size), answer("", id="1", source="b", **size)]
+    table = scores.breakdown(rows)["hbb"]
+    assert {name: (cell["boxes"], cell["objects"], cell["recall"]) for name, cell in table.items()} == {
+        "size: small": (1, 2, 0.5), "size: medium": (1, 2, 0.0), "size: large": (1, 2, 0.5),
+        "class: car": (1, 2, 0.5), "class: ship": (2, 4, 0.25), "source: a": (3, 3, 2 / 3), "source: b": (0, 3, 0.0),
+    }  # fmt: skip
+    assert table["class: ship"]["ap50"] == 0.25 * 0.5 and table["class: car"]["ap50"] == 0.5

@@ -4,54 +4,63 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+import enum
+import functools
+from collections.abc import Mapping, Sequence
 
 import numpy as np
-import shapely
 
 from earthgpt_jax.evaluation.metrics.classification import normalise
+from earthgpt_jax.evaluation.metrics.counts import Counts, Figures, Metric, ratio
+from earthgpt_jax.evaluation.metrics.overlap import THRESHOLD, ious
+from earthgpt_jax.evaluation.metrics.reading import boxes_of, frame_of, numbers, pixels_of, size_of
 from earthgpt_jax.evaluation.predictions import Prediction
-from earthgpt_jax.geometry import BoxKind, Square, parse, polygon_to_rect
-
-# IoU of a hit. The slack is for rounding alone: 0.5 in exact numbers may come out as 0.4999999.
-THRESHOLD = 0.5 - 1e-6
+from earthgpt_jax.geometry import BoxKind
 
 
-def hbb_ious(one: np.ndarray, two: np.ndarray) -> np.ndarray:
-    """IoU matrix f[M, N] of boxes f[M, 4] and f[N, 4] (x0, y0, x1, y1), continuous coordinates."""
-    low = np.maximum(one[:, None, :2], two[None, :, :2])
-    high = np.minimum(one[:, None, 2:], two[None, :, 2:])
-    shared = np.clip(high - low, 0, None).prod(-1)
-    areas = [np.clip(boxes[:, 2:] - boxes[:, :2], 0, None).prod(-1) for boxes in (one, two)]
-    return shared / np.maximum(areas[0][:, None] + areas[1][None] - shared, 1e-12)
+class Outcome(enum.StrEnum):
+    """What becomes of a box or an object: a box with an object of its own, a box too many, an object without a box."""
+
+    RIGHT = "right"
+    SPURIOUS = "spurious"
+    MISSED = "missed"
 
 
-def obb_ious(one: np.ndarray, two: np.ndarray) -> np.ndarray:
-    """IoU matrix f[M, N] of polygons f[M, 8] and f[N, 8], by shapely; invalid polygons have IoU 0."""
-    polygons = [np.asarray(shapely.polygons(boxes.reshape(-1, 4, 2))) for boxes in (one, two)]
-    result = np.zeros((len(one), len(two)))
-    valid = np.logical_and.outer(*(shapely.is_valid(shapes) for shapes in polygons))
-    i, j = np.nonzero(valid)
-    a, b = polygons[0][i], polygons[1][j]
-    shared = shapely.area(shapely.intersection(a, b))
-    result[i, j] = shared / np.maximum(shapely.area(a) + shapely.area(b) - shared, 1e-12)
-    return result
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Event:
+    """One outcome; label and size are the object's, of a spurious box its own ("" where it has none)."""
 
-
-_OVERLAP: Mapping[BoxKind, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
-    BoxKind.HBB: hbb_ious,
-    BoxKind.OBB: obb_ious,
-}
+    outcome: Outcome
+    label: str = ""
+    size: str = ""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Matched:
-    """One image: right boxes, boxes too many, objects missed, and whether every box could be read."""
+    """One image: what became of boxes and objects, and whether every box could be read.
 
-    right: int
-    spurious: int
-    missed: int
+    Attributes:
+        hallucinated: boxes of classes that have no object in the image.
+    """
+
+    events: tuple[Event, ...]
+    hallucinated: int
     parsed: bool
+
+    def _count(self, outcome: Outcome) -> int:
+        return sum(event.outcome is outcome for event in self.events)
+
+    @property
+    def right(self) -> int:
+        return self._count(Outcome.RIGHT)
+
+    @property
+    def spurious(self) -> int:
+        return self._count(Outcome.SPURIOUS)
+
+    @property
+    def missed(self) -> int:
+        return self._count(Outcome.MISSED)
 
 
 def matching(prediction: Prediction, kind: BoxKind) -> Matched:
@@ -61,51 +70,69 @@ def matching(prediction: Prediction, kind: BoxKind) -> Matched:
     A difficult object is neither required nor punished: it is never missed, and boxes that match no
     required object but lie on it (IoU at least 0.5) do not count, however many (as in Pascal VOC).
     """
-    parsed = parse(prediction.prediction)
-    square = Square(prediction.width, prediction.height)
-    boxes: dict[str, list[np.ndarray]] = collections.defaultdict(list)
+    parsed, frame = boxes_of(prediction), frame_of(prediction)
+    events: list[Event] = []
+    found: dict[str, list[np.ndarray]] = collections.defaultdict(list)
+    sizes: dict[str, list[str]] = collections.defaultdict(list)
     for box in parsed.boxes:
+        label = normalise(box.label)
         if box.kind is kind:
-            boxes[normalise(box.label)].append(square.to_pixels(box.coords))
-    required: dict[str, list[np.ndarray]] = collections.defaultdict(list)
-    difficult: dict[str, list[np.ndarray]] = collections.defaultdict(list)
-    for item in prediction.objects:
-        corners = np.asarray(item.polygon, np.float64)
-        numbers = np.asarray(polygon_to_rect(corners)) if kind is BoxKind.HBB else corners
-        (difficult if item.difficult else required)[normalise(item.label)].append(numbers)
+            found[label].append(pixels_of(box, frame))
+            sizes[label].append(size_of(found[label][-1], prediction))
+        else:
+            events.append(Event(outcome=Outcome.SPURIOUS, label=label))
+    events += [Event(outcome=Outcome.SPURIOUS)] * len(parsed.rejections)
 
-    right = ignored = 0
-    for label, found in boxes.items():
-        hit = _greedy(_ious(found, required[label], kind))
-        right += len(hit)
-        on_difficult = np.any(_ious(found, difficult[label], kind) >= THRESHOLD, axis=1).tolist()
-        ignored += sum(on_difficult[i] for i in range(len(found)) if i not in hit)
-    claims = len(parsed.boxes) + len(parsed.rejections)
+    required, difficult = (
+        collections.defaultdict(list, _objects(prediction, kind, difficult=flag)) for flag in (False, True)
+    )
+    for label, truths in required.items():
+        overlaps = ious(found[label], [truth for truth, _ in truths], kind)
+        pairs = greedy(overlaps)
+        served = set(pairs.values())
+        events += [
+            Event(outcome=Outcome.RIGHT if j in served else Outcome.MISSED, label=label, size=size)
+            for j, (_, size) in enumerate(truths)
+        ]
+        found[label] = [box for i, box in enumerate(found[label]) if i not in pairs]
+        sizes[label] = [size for i, size in enumerate(sizes[label]) if i not in pairs]
+    for label, boxes in found.items():
+        on = ious(boxes, [truth for truth, _ in difficult[label]], kind) >= THRESHOLD
+        events += [
+            Event(outcome=Outcome.SPURIOUS, label=label, size=size)
+            for size, objects in zip(sizes[label], on, strict=True)
+            if not objects.any()
+        ]
+    present = required.keys() | {label for label, objects in difficult.items() if objects}
     return Matched(
-        right=right,
-        spurious=claims - right - ignored,
-        missed=sum(map(len, required.values())) - right,
+        events=tuple(events),
+        hallucinated=sum(normalise(box.label) not in present for box in parsed.boxes),
         parsed=not parsed.rejections and bool(parsed.boxes or says_none(prediction.prediction)),
     )
 
 
-def _ious(found: list[np.ndarray], truths: list[np.ndarray], kind: BoxKind) -> np.ndarray:
-    """f[M, N], with N = 0 where there is no such object."""
-    return _OVERLAP[kind](np.stack(found), np.stack(truths)) if truths else np.zeros((len(found), 0))
+def _objects(prediction: Prediction, kind: BoxKind, *, difficult: bool) -> dict[str, list[tuple[np.ndarray, str]]]:
+    """Label -> (numbers of a box, its size) of the required, or of the difficult objects."""
+    groups: dict[str, list[tuple[np.ndarray, str]]] = {}
+    for item in prediction.objects:
+        if item.difficult == difficult:
+            box = numbers(np.asarray(item.polygon), kind)
+            groups.setdefault(normalise(item.label), []).append((box, size_of(box, prediction)))
+    return groups
 
 
-def _greedy(ious: np.ndarray) -> set[int]:
+def greedy(overlaps: np.ndarray) -> dict[int, int]:
     """The boxes (rows) that get an object of their own (columns), best pairs first."""
-    rows: set[int] = set()
-    columns: set[int] = set()
-    for flat in np.argsort(-ious, axis=None, kind="stable"):
-        i, j = divmod(int(flat), ious.shape[1])
-        if ious[i, j] < THRESHOLD:
+    pairs: dict[int, int] = {}
+    taken: set[int] = set()
+    for flat in np.argsort(-overlaps, axis=None, kind="stable"):
+        i, j = divmod(int(flat), overlaps.shape[1])
+        if overlaps[i, j] < THRESHOLD:
             break
-        if i not in rows and j not in columns:
-            rows.add(i)
-            columns.add(j)
-    return rows
+        if i not in pairs and j not in taken:
+            pairs[i] = j
+            taken.add(j)
+    return pairs
 
 
 def says_none(text: str) -> bool:
@@ -113,20 +140,67 @@ def says_none(text: str) -> bool:
     return text.strip().lower().rstrip(".") == "there are no objects in the image"
 
 
-def detection(predictions: Sequence[Prediction], kind: BoxKind) -> dict[str, float]:
+def _tally(matched: Sequence[Sequence[Event]]) -> Counts:
+    return {
+        **{
+            outcome.value: np.array([sum(event.outcome is outcome for event in events) for events in matched], float)
+            for outcome in Outcome
+        },
+        "n": np.ones(len(matched)),
+    }
+
+
+def _counts(predictions: Sequence[Prediction], kind: BoxKind) -> Counts:
+    matched = [matching(prediction, kind) for prediction in predictions]
+    return {
+        **_tally([m.events for m in matched]),
+        "hallucinated": np.array([m.hallucinated for m in matched], float),
+        "parsed": np.array([m.parsed for m in matched], float),
+    }
+
+
+def _figures(sums: Counts) -> Figures:
     """Micro-averaged over images; an image without objects counts the boxes claimed in it.
 
-    `boxes` and `objects` are what precision and recall are shares of (difficult objects left out).
+    `boxes` and `objects` are what precision and recall are shares of (difficult objects left out). `hallucinated` is
+    the number of boxes an image whose class has no object there.
     """
-    matched = [matching(prediction, kind) for prediction in predictions]
-    right, spurious, missed = (sum(getattr(m, name) for m in matched) for name in ("right", "spurious", "missed"))
-    precision = right / (right + spurious) if right + spurious else 0.0
-    recall = right / (right + missed) if right + missed else 0.0
-    return {
+    claimed, there = sums["right"] + sums["spurious"], sums["right"] + sums["missed"]
+    precision, recall = ratio(sums["right"], claimed), ratio(sums["right"], there)
+    figures = {
         "precision": precision,
         "recall": recall,
-        "f1": 2 * precision * recall / (precision + recall) if precision + recall else 0.0,
-        "boxes": right + spurious,
-        "objects": right + missed,
-        "parse_rate": sum(m.parsed for m in matched) / len(matched),
+        "f1": ratio(2 * precision * recall, precision + recall),
+        "boxes": claimed,
+        "objects": there,
     }
+    if "parsed" in sums:
+        figures |= {
+            "parse_rate": ratio(sums["parsed"], sums["n"]),
+            "hallucinated": ratio(sums["hallucinated"], sums["n"]),
+        }
+    return figures
+
+
+def _parts(predictions: Sequence[Prediction], kind: BoxKind) -> Mapping[str, Counts]:
+    """Of each class and COCO size; a spurious box is of the class and size that it claims."""
+    matched = [matching(prediction, kind).events for prediction in predictions]
+    groups = {}
+    for name in ("size", "class"):
+        field = {"size": "size", "class": "label"}[name]
+        for key in sorted({getattr(event, field) for events in matched for event in events} - {""}):
+            groups[f"{name}: {key}"] = _tally(
+                [[event for event in events if getattr(event, field) == key] for events in matched]
+            )
+    return groups
+
+
+detection: Mapping[BoxKind, Metric] = {
+    kind: Metric(
+        counts=functools.partial(_counts, kind=kind),
+        figures=_figures,
+        parts=functools.partial(_parts, kind=kind),
+        whole=frozenset({"boxes", "objects"}),
+    )
+    for kind in BoxKind
+}

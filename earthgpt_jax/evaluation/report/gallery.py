@@ -10,10 +10,12 @@ import numpy as np
 
 from earthgpt_jax.errors import EarthGPTError
 from earthgpt_jax.evaluation.metrics import classification
+from earthgpt_jax.evaluation.metrics.captions import captions
 from earthgpt_jax.evaluation.metrics.detection import matching
 from earthgpt_jax.evaluation.metrics.grounding import iou
+from earthgpt_jax.evaluation.metrics.reading import boxes_of, frame_of
 from earthgpt_jax.evaluation.predictions import Prediction, Truth
-from earthgpt_jax.geometry import BoxKind, Square, parse, polygon_to_rect, rect_to_polygon
+from earthgpt_jax.geometry import BoxKind, polygon_to_rect, rect_to_polygon
 from earthgpt_jax.input.images import decode
 from earthgpt_jax.mmrs.pictures import data_uri, points
 from earthgpt_jax.mmrs.record import Record, Sensor, Task
@@ -80,6 +82,42 @@ def cases(records: Sequence[Record], predictions: Sequence[Prediction], *, per_s
     return [case for group in found.values() for case in group]
 
 
+def extremes(records: Sequence[Record], predictions: Sequence[Prediction], *, count: int) -> dict[str, list[Case]]:
+    """The worst and the best images, `count` each, by the mean quality of their answers; of equals the first by id."""
+    by_record: dict[str, list[Prediction]] = collections.defaultdict(list)
+    for prediction in predictions:
+        by_record[prediction.record_id].append(prediction)
+    means = {name: float(np.mean([quality(p) for p in group])) for name, group in by_record.items()}
+    ranked = sorted(means, key=lambda name: (means[name], name))
+    count = min(count, len(ranked) // 2)
+    titles = {"Worst images": ranked[:count], "Best images": ranked[::-1][:count]}
+    wanted = {name for names in titles.values() for name in names}
+    found: dict[str, Case] = {}
+    for index in range(len(records)):
+        if len(found) == len(wanted):
+            break
+        record = records[index]
+        if record.id in wanted and record.image:
+            case = _case(record, by_record[record.id])
+            found[record.id] = dataclasses.replace(case, title=f"{case.title}, quality {means[record.id]:.2f}")
+    return {title: [found[name] for name in names if name in found] for title, names in titles.items()}
+
+
+def quality(prediction: Prediction) -> float:
+    """How good one answer is, 0 to 1: right or not, IoU, F1 of an image's boxes, ROUGE-L; for choosing images only."""
+    match prediction.task:
+        case Task.GROUNDING:
+            return iou(prediction) or 0.0
+        case Task.HBB | Task.OBB:
+            matched = matching(prediction, BoxKind(prediction.task))
+            wrong = matched.spurious + matched.missed
+            return 2 * matched.right / (2 * matched.right + wrong) if matched.right + wrong else float(matched.parsed)
+        case Task.CAPTION | Task.REGION_CAPTION:
+            return captions([prediction])["rouge_l"]
+        case _:
+            return float(classification.right(prediction))
+
+
 def failures(predictions: Sequence[Prediction]) -> list[Failure]:
     """Every answer that was asked for boxes and cannot be read, in the order of the predictions."""
     return [
@@ -96,7 +134,7 @@ def _readable(prediction: Prediction) -> bool:
 
 
 def _why(prediction: Prediction) -> str:
-    parsed = parse(prediction.prediction)
+    parsed = boxes_of(prediction)
     if parsed.rejections:
         return "; ".join(parsed.rejections)
     if not parsed.boxes:
@@ -113,10 +151,8 @@ def _case(record: Record, predictions: Sequence[Prediction]) -> Case:
                 upright = prediction.task != Task.OBB
                 polygon = rect_to_polygon(*polygon_to_rect(np.asarray(item.polygon))) if upright else item.polygon
                 truth.append(Box(label=item.label, points=points(polygon)))
-            square = Square(prediction.width, prediction.height)
-            got += [
-                Box(label=box.label, points=points(box.pixels(square))) for box in parse(prediction.prediction).boxes
-            ]
+            frame = frame_of(prediction)
+            got += [Box(label=box.label, points=points(box.pixels(frame))) for box in boxes_of(prediction).boxes]
     return Case(
         title=record.id,
         sensor=record.sensor.value,

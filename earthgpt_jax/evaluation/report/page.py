@@ -9,12 +9,13 @@ from typing import Any
 import jinja2
 import numpy as np
 
+from earthgpt_jax.evaluation.predictions import Prediction
+from earthgpt_jax.evaluation.report import plots
 from earthgpt_jax.evaluation.report.gallery import Case, Failure
-from earthgpt_jax.evaluation.scores import HEADLINE, Scores
-from earthgpt_jax.mmrs.record import Sensor
+from earthgpt_jax.evaluation.report.tables import GROUPS, Table, baselines_of, metrics, parts
+from earthgpt_jax.evaluation.scores import HEADLINE, Scores, figure
+from earthgpt_jax.mmrs.record import Sensor, Task
 
-_GROUPS = ("all", *(sensor.value for sensor in Sensor))
-_BESIDE = ("constant", "blind")
 _SHOWN_FAILURES = 50
 _CURVE = (420, 170)  # the plot's width and height
 
@@ -28,13 +29,20 @@ def write(
     gallery: Sequence[Case],
     notes: Sequence[str] = (),
     failures: Sequence[Failure] | None = None,
+    shown_failures: int = _SHOWN_FAILURES,
+    predictions: Sequence[Prediction] = (),
+    tables: Sequence[Table] = (),
+    extremes: Mapping[str, Sequence[Case]] | None = None,
 ) -> None:
     """Writes the page; everything in it is inline, and it has no JavaScript.
 
     Args:
-        runs: a model's name -> its scores with baselines (`scores.assemble`).
+        runs: a model's name -> its scores with baselines (`scores.assemble`), with or without `scores.breakdown`.
         curves: a run's name -> its `(step, loss)`; of equal steps the last counts.
         failures: answers whose boxes could not be read (`failures(predictions)`); None to say nothing of them.
+        predictions: of which confusions and precision-recall curves are shown.
+        tables: more tables, behind the scores.
+        extremes: a title -> images, as the worst and the best ones.
     """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("earthgpt_jax.evaluation", "report"), autoescape=True, trim_blocks=True,
@@ -43,33 +51,50 @@ def write(
     page = environment.get_template("page.html").render(
         title=title,
         notes=notes,
-        groups=_GROUPS,
-        runs=[{"name": name, "headline": _headline(scores), "metrics": _metrics(scores)}
-              for name, scores in runs.items()],
+        groups=GROUPS,
+        runs=[
+            {
+                "name": name,
+                "headline": _headline(scores),
+                "metrics": [metrics(task, groups) for task, groups in scores.items()],
+                "parts": [table for task, groups in scores.items() if (table := parts(task, groups))],
+            }
+            for name, scores in runs.items()
+        ],
+        tables=tables,
+        matrix=plots.matrix(predictions),
+        plots=[(task.value, found) for task in (Task.HBB, Task.OBB)
+               if (found := plots.precision_recall(predictions, task))],
+        side=plots.SIDE,
         curves=[curve for curve in (_curve(name, points) for name, points in curves.items()) if curve],
-        sensors=[(sensor.value, [case for case in gallery if case.sensor == sensor.value]) for sensor in Sensor],
-        failures=None if failures is None else failures[:_SHOWN_FAILURES],
+        galleries=[
+            *(("extreme", name, cases) for name, cases in (extremes or {}).items()),
+            *(("sensor", sensor.value, cases) for sensor in Sensor
+              if (cases := [case for case in gallery if case.sensor == sensor.value])),
+        ],
+        failures=None if failures is None else failures[:shown_failures],
         failed=len(failures or ()),
     )  # fmt: skip
     path.write_text(page, encoding="utf-8")
 
 
 def _headline(scores: Scores) -> list[dict[str, Any]]:
-    """One row a task: its main metric in each group, each with both baselines."""
+    """One row a task: its main metric in each group, with its interval and the baselines."""
     rows = []
     for task, (metric, title) in HEADLINE.items():
-        groups = scores.get(task.value)
+        groups = scores.get(str(task))
         if not groups:
             continue
         cells = []
-        for group in _GROUPS:
+        for group in GROUPS:
             values = groups.get(group, {})
-            beside = {name: values.get(name, {}).get(metric) for name in _BESIDE}
+            beside = {name: values.get(name, {}).get(metric) for name in baselines_of(groups)}
             known = [value for value in beside.values() if value is not None]
-            value = values.get(metric)
+            value, interval = values.get(metric), values.get("intervals", {}).get(metric)
             cells.append(
                 {
                     "value": _figure(value),
+                    "interval": f"{interval[0]:.3f} – {interval[1]:.3f}" if interval else "",
                     "beside": {name: _figure(figure) for name, figure in beside.items()} if known else {},
                     # A figure that looking at nothing reaches too says nothing of sight.
                     "idle": value is not None and bool(known) and value <= max(known),
@@ -82,30 +107,8 @@ def _headline(scores: Scores) -> list[dict[str, Any]]:
     return rows
 
 
-def _metrics(scores: Scores) -> list[tuple[str, list[tuple[str, list[str]]]]]:
-    """Task -> rows of (metric, figure in each group, constant and blind over all)."""
-    tables = []
-    for task, groups in scores.items():
-        whole = groups.get("all", {})
-        names = [name for name in whole if name not in ("n", *_BESIDE)]
-        rows = [
-            (
-                name,
-                [_figure(groups.get(group, {}).get(name)) for group in _GROUPS]
-                + [_figure(whole.get(beside, {}).get(name)) for beside in _BESIDE],
-            )
-            for name in names
-        ]
-        rows.append(("n", [_figure(groups.get(group, {}).get("n")) for group in _GROUPS] + ["", ""]))
-        tables.append((task, rows))
-    return tables
-
-
 def _figure(value: float | None) -> str:
-    """Shares with three digits, counts as they are."""
-    if value is None:
-        return "–"
-    return str(value) if isinstance(value, int) else f"{value:.3f}"
+    return figure(value) or "–"
 
 
 def _curve(name: str, points: Sequence[tuple[int, float]]) -> dict[str, Any] | None:

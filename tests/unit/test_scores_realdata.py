@@ -1,0 +1,71 @@
+"""Real annotations as answers: the truth scores full marks, on GeoChat's grid what that allows, chance nothing."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from earthgpt_jax.evaluation import baselines, foreign, peers, runner, scores
+from earthgpt_jax.evaluation.predictions import Prediction
+from earthgpt_jax.geometry import Whole, write_boxes
+from earthgpt_jax.mmrs.build import build
+from earthgpt_jax.mmrs.cards import SPLITS, select
+from earthgpt_jax.mmrs.record import Task
+from earthgpt_jax.mmrs.store import manifest, open_source
+
+pytestmark = pytest.mark.realdata
+
+
+@pytest.fixture(scope="module")
+def truth(realdata: Path, tmp_path_factory) -> list[Prediction]:
+    """The right answers about infrared images with upright and oriented boxes, and about Sentinel-2 tiles."""
+    out = tmp_path_factory.mktemp("built")
+    build(select(["hit_uav", "rsvqa_lr"]), root=_linked(realdata, out / "native"), out=out / "data")
+    rows = []
+    for folder in sorted((out / "data").iterdir()):
+        for split in SPLITS:
+            if manifest(folder)["counts"].get(split, {}).get("task"):
+                asked = runner.plan(open_source(folder, split), decimals=4, per_image={"vqa": 30})
+                rows += [Prediction.of(item.record, item.question, item.question.answer) for item in asked]
+    return rows
+
+
+def _linked(realdata: Path, native: Path) -> Path:
+    native.mkdir()
+    for name in ("ir", "optical"):
+        (native / name).symlink_to(realdata / name)
+    return native
+
+
+def test_the_truth_scores_full_marks_and_chance_nothing(truth):
+    table = scores.score(truth, extras=(scores.Extra.AP,))
+    assert table["vqa"]["all"]["accuracy"] == 1.0
+    for task in (Task.HBB, Task.OBB):
+        cell = table[task]["all"]
+        assert cell["objects"] > 300, task
+        for name in ("f1", "ap50", "ap40", "coco_ap50"):
+            assert cell[name] > 0.99, (task, name)
+    random = scores.score(baselines.shuffled(truth))
+    assert random["hbb"]["all"]["f1"] < 0.05 and random["vqa"]["all"]["accuracy"] < 0.7
+
+
+def test_the_truth_in_geochats_grammar_is_read_back(truth, tmp_path):
+    """A grid of 100 rounds away some of it; what is left is the grammar's own ceiling."""
+    chosen = [p for p in truth if p.task == Task.OBB]
+    path = tmp_path / "geochat.jsonl"
+    with path.open("w") as file:
+        for p in chosen:
+            frame = Whole(p.width, p.height)
+            texts = [
+                write_boxes([item.polygon], grammar="geochat", frame=frame, label=item.label) for item in p.objects
+            ]
+            file.write(json.dumps({"question_id": p.id, "answer": " ".join(texts)}) + "\n")
+    cell = scores.score(foreign.read(path, form=foreign.FORMS["geochat"], questions=chosen))["obb"]["all"]
+    assert cell["parse_rate"] == 1.0
+    assert 0.3 < cell["f1"] < 0.97
+
+
+def test_peers_call_chance_better_than_it_is(truth):
+    random = [p for p in baselines.shuffled(truth) if p.task == Task.VQA]
+    exact = scores.score(random)["vqa"]["all"]["accuracy"]
+    assert peers.apply("vrsbench", random)["vqa"] > exact
