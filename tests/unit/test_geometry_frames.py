@@ -6,7 +6,7 @@ import shapely
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from earthgpt_jax.evaluation.metrics.detection import hbb_ious, obb_ious
+from earthgpt_jax.evaluation.metrics.overlap import hbb_ious, obb_ious
 from earthgpt_jax.geometry import Square, Whole, Window, area, polygon_to_rect, rect_to_polygon, rotated_to_polygon
 
 SIZES = st.integers(1, 4000)
