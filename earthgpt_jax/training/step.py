@@ -9,11 +9,15 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+from jax.sharding import Mesh
 
+from earthgpt_jax.config import Config
 from earthgpt_jax.models.earthgpt import EarthGPT, Features
-from earthgpt_jax.ops.attention import visible
-from earthgpt_jax.ops.losses import next_token_loss
+from earthgpt_jax.models.llama import Execution
+from earthgpt_jax.ops.attention import choose, visible
+from earthgpt_jax.ops.losses import supervised_loss
 from earthgpt_jax.params import Params, merge, merge_module
+from earthgpt_jax.sharding.mesh import ROWS, constrain, use
 
 
 class State(NamedTuple):
@@ -42,23 +46,46 @@ class DeviceBatch(NamedTuple):
     image_slots: jax.Array
 
 
-def forward(model: EarthGPT, features: Features, batch: DeviceBatch) -> jax.Array:
-    """Logits f32[B, T, V] of packed rows whose images are encoded already."""
+def execution(config: Config, *, platform: str) -> Execution:
+    """How the blocks of a run of `config` are computed on devices of `platform`."""
+    attention = choose(
+        config.attention,
+        platform=platform,
+        dtype=config.model.dtype,
+        length=config.data.tokens_per_row,
+        head_dim=config.model.llm.head_dim,
+    )
+    return Execution(remat=config.remat, attention=attention)
+
+
+def hidden(model: EarthGPT, features: Features, batch: DeviceBatch, *, execution: Execution) -> jax.Array:
+    """[B, T, D] through the final norm, of packed rows whose images are encoded already."""
     rows = batch.tokens.shape[0]
     visual = model.perceive(features)  # B*I P D
     x = model.embed(batch.tokens, batch.image_slots, visual.reshape(rows, -1, visual.shape[-1]))
-    x, _ = model.llm(x, positions=batch.positions, mask=visible(batch.segments, batch.branches))
-    return model.llm.logits(x)
+    mask = visible(batch.segments, batch.branches)
+    x, _ = model.llm(constrain(x, ROWS), positions=batch.positions, mask=mask, execution=execution)
+    return x
 
 
 def make_step(
-    graphdef: nnx.GraphDef, optimizer: optax.GradientTransformation, *, microbatches: int
+    graphdef: nnx.GraphDef,
+    optimizer: optax.GradientTransformation,
+    *,
+    microbatches: int,
+    execution: Execution = Execution(),  # noqa: B008  (frozen)
+    mesh: Mesh | None = None,
 ) -> Callable[[State, Params, DeviceBatch], tuple[State, dict[str, jax.Array]]]:
-    """`step(state, frozen, batch) -> (state, metrics)`, to be jitted with the state donated."""
+    """`step(state, frozen, batch) -> (state, metrics)`, to be jitted with the state donated.
+
+    Args:
+        mesh: that the arguments are placed on; None for one device.
+    """
 
     def loss_sums(trained: Params, frozen: Params, features: Features, batch: DeviceBatch):
         model = merge_module(graphdef, merge(trained, frozen))
-        return next_token_loss(forward(model, features, batch), batch.tokens, batch.loss_weights)
+        x = hidden(model, features, batch, execution=execution)
+        return supervised_loss(x, model.llm.unembedding(), batch.tokens, batch.loss_weights)
 
     gradient = jax.value_and_grad(loss_sums, has_aux=True)
 
@@ -66,13 +93,15 @@ def make_step(
         # Outside of the differentiated function: no residual of a frozen encoder is ever kept.
         return merge_module(graphdef, merge(trained, frozen)).encode(images.reshape(-1, *images.shape[2:]))
 
+    @use(mesh)
     def step(state: State, frozen: Params, batch: DeviceBatch) -> tuple[State, dict[str, jax.Array]]:
         def accumulate(sums, part: DeviceBatch):
             features = encode(state.trained, frozen, part.images)
             (loss, weight), gradients = gradient(state.trained, frozen, features, part)
             return jax.tree.map(jnp.add, sums, (loss, weight, gradients)), None
 
-        parts = jax.tree.map(lambda x: x.reshape(microbatches, -1, *x.shape[1:]), batch)
+        # Every microbatches-th row: each device's rows stay where they are.
+        parts = jax.tree.map(lambda x: x.reshape(-1, microbatches, *x.shape[1:]).swapaxes(0, 1), batch)
         zero = (jnp.zeros(()), jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.trained))
         (loss, weight, gradients), _ = jax.lax.scan(accumulate, zero, parts)
 
