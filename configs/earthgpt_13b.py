@@ -38,6 +38,12 @@ def get_config(stage: str = "align") -> ConfigDict:
             "obb": 1.0,
         }  # fmt: skip
 
+    # `earthgpt plan` says what fits where; docs/scale.md has measured choices for each slice.
+    # align: trained weights and Adam's moments are 86 GB, so spread over everything. instruct: 27 GB of frozen
+    # weights, which four v5e chips hold together; where a chip holds them alone (v5p, H100), mesh.fsdp=1.
+    config.mesh = {"data": 1, "fsdp": -1} if stage == "align" else {"data": -1, "fsdp": 4}
+    config.remat = "full"
+
     config.optim = ConfigDict()
     config.optim.steps = 8000  # about one epoch of MMRS-1M at this batch size
     config.optim.warmup_steps = 240

@@ -351,6 +351,7 @@ class Config:
         init_from: instead of `init`, a foreign checkpoint each for `vit`, `convnext` and `llm` (and `projector`),
             or `model` for a whole one; what `earthgpt convert import` reads.
         frozen_dtype: of weights that this stage does not train.
+        mesh, remat, attention: how the devices share the work and what computes it; a run may resume with others.
     """
 
     recipe: str

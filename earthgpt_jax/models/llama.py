@@ -19,10 +19,18 @@ from earthgpt_jax.sharding.mesh import ROWS, constrain
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Execution:
-    """How the blocks run in training; nothing here changes a result beyond rounding."""
+    """How the LLM runs in training; nothing here changes a result beyond rounding.
+
+    Attributes:
+        loss_chunk: supervised positions of a row whose logits are held at a time.
+    """
 
     remat: Remat = Remat.NONE
-    attention: Kernel = Xla()
+    attention: Kernel = dataclasses.field(default_factory=Xla)
+    loss_chunk: int = 256
+
+
+PLAIN = Execution()
 
 
 class Cache(NamedTuple):
@@ -156,7 +164,7 @@ class Llama(nnx.Module):
         mask: jax.Array,
         cache: Cache | None = None,
         slot: jax.Array | int = 0,
-        execution: Execution = Execution(),
+        execution: Execution = PLAIN,
     ) -> tuple[jax.Array, Cache | None]:
         """Hidden states through the final norm, and the cache with this call's keys and values in it.
 

@@ -144,7 +144,8 @@ def choose(kernel: Kernel, *, platform: str, dtype: DType, length: int, head_dim
         _say_once(f"attention auto: {kernel} ({against})")
     elif obstacles[kernel]:
         raise EarthGPTError(f"attention: {kernel} does not fit: {'; '.join(obstacles[kernel])}. Take auto or xla.")
-    return {Kernel.SPLASH: Splash, Kernel.CUDNN: Cudnn, Kernel.XLA: Xla}[kernel]()
+    made: dict[Kernel, Attention] = {Kernel.SPLASH: Splash(), Kernel.CUDNN: Cudnn(), Kernel.XLA: Xla()}
+    return made[kernel]
 
 
 @functools.cache

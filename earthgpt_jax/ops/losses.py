@@ -10,8 +10,6 @@ import jax.numpy as jnp
 
 from earthgpt_jax.sharding.mesh import ROWS, constrain
 
-_CHUNK = 256  # supervised positions of a row at a time
-
 
 def next_token_loss(logits: jax.Array, tokens: jax.Array, loss_weights: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Weighted sum of next-token cross-entropies (nats) and the sum of weights, both f32[].
@@ -32,7 +30,7 @@ def next_token_loss(logits: jax.Array, tokens: jax.Array, loss_weights: jax.Arra
 
 
 def supervised_loss(
-    x: jax.Array, unembedding: jax.Array, tokens: jax.Array, loss_weights: jax.Array, *, chunk: int = _CHUNK
+    x: jax.Array, unembedding: jax.Array, tokens: jax.Array, loss_weights: jax.Array, *, chunk: int
 ) -> tuple[jax.Array, jax.Array]:
     """`next_token_loss` of `x @ unembedding`, computed where weights are not zero, `chunk` positions at a time.
 

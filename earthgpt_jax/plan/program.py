@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding
+from jax.sharding import AbstractMesh, Mesh, NamedSharding
 
 from earthgpt_jax import params as params_lib
 from earthgpt_jax.config import Config
@@ -19,7 +19,7 @@ from earthgpt_jax.models import earthgpt
 from earthgpt_jax.sharding import rules
 from earthgpt_jax.sharding.mesh import Placement, build_mesh
 from earthgpt_jax.training.optim import optimizer as make_optimizer
-from earthgpt_jax.training.stages import trained_paths
+from earthgpt_jax.training.stages import Trained, trained_paths
 from earthgpt_jax.training.step import DeviceBatch, State, execution, make_step
 
 GIB = 2**30
@@ -64,20 +64,23 @@ def with_rows(config: Config, rows: int) -> Config:
     )
 
 
-def abstract(config: Config, devices: Sequence[jax.Device]) -> Abstract:
-    """The arguments of the step of `config` on these devices.
+def abstract(config: Config, mesh: Mesh | AbstractMesh, *, trained: Mapping[str, Trained] | None = None) -> Abstract:
+    """The arguments of the step of `config` on a mesh.
+
+    Args:
+        trained: instead of what the stage trains.
 
     Raises:
-        EarthGPTError: the mesh does not fit the devices, the batch or the parameters.
+        EarthGPTError: the mesh does not fit the parameters.
     """
     _, shapes = earthgpt.abstract(config.model)
-    mesh = build_mesh(config.mesh, rows=config.data.batch_size // config.optim.microbatches, devices=devices)
-    placement = Placement(mesh=mesh, specs=rules.specs(config.model, shapes, sizes=dict(mesh.shape)))
-    trained_rules = trained_paths(config, shapes)
-    trained, frozen = params_lib.split(shapes, trained_rules)
-    frozen = {path: Shape(shape.shape, jnp.dtype(config.frozen_dtype)) for path, shape in frozen.items()}
-    optimizer = make_optimizer(config.optim, trained_rules)
-    state = State(Shape((), jnp.int32), trained, jax.eval_shape(optimizer.init, trained))  # type: ignore[arg-type]
+    placement = rules.placement(config.model, shapes, mesh=mesh)
+    chosen = trained_paths(config, shapes) if trained is None else trained
+    changing, fixed = params_lib.split(shapes, chosen)
+    frozen = {path: Shape(shape.shape, jnp.dtype(config.frozen_dtype)) for path, shape in fixed.items()}
+    moments = jax.eval_shape(make_optimizer(config.optim, chosen).init, changing)
+    shapes_of_state: Any = (Shape((), jnp.int32), changing, moments)
+    state = State(*shapes_of_state)
     return Abstract(
         placement=placement,
         state=_placed(state, placement.shardings(state)),
@@ -90,32 +93,40 @@ def batch_shapes(config: Config) -> DeviceBatch:
     """The arrays of a batch of `config`."""
     rows, length, side = config.data.batch_size, config.data.tokens_per_row, config.model.image_size
     whole, real = Shape((rows, length), np.int32), Shape((rows, length), np.float32)
-    return DeviceBatch(
-        tokens=whole,
-        positions=whole,
-        segments=whole,
-        branches=whole,
-        loss_weights=real,
-        images=Shape((rows, 1, side, side, 3), np.uint8),
-        image_slots=whole,
-    )  # type: ignore[arg-type]
+    arrays: dict[str, Any] = dict.fromkeys(DeviceBatch._fields, whole)
+    arrays |= {"loss_weights": real, "images": Shape((rows, 1, side, side, 3), np.uint8)}
+    return DeviceBatch(**arrays)
 
 
-def compiled(config: Config, devices: Sequence[jax.Device]) -> jax.stages.Compiled:
+def compiled(
+    config: Config,
+    devices: Sequence[jax.Device],
+    *,
+    trained: Mapping[str, Trained] | None = None,
+    loss_chunk: int | None = None,
+) -> jax.stages.Compiled:
     """The step of `config`, compiled for these devices.
+
+    Args:
+        trained: instead of what the stage trains.
+        loss_chunk: instead of `Execution.loss_chunk`.
 
     Raises:
         OutOfMemory: it does not fit their memory.
-        EarthGPTError: see `abstract`.
+        EarthGPTError: the mesh does not fit the devices, the batch or the parameters.
     """
-    given = abstract(config, devices)
+    mesh = build_mesh(config.mesh, rows=config.data.batch_size // config.optim.microbatches, devices=devices)
+    given = abstract(config, mesh, trained=trained)
     graphdef, shapes = earthgpt.abstract(config.model)
+    how = execution(config, platform=devices[0].platform)
+    if loss_chunk is not None:
+        how = dataclasses.replace(how, loss_chunk=loss_chunk)
     step = make_step(
         graphdef,
-        make_optimizer(config.optim, trained_paths(config, shapes)),
+        make_optimizer(config.optim, trained_paths(config, shapes) if trained is None else trained),
         microbatches=config.optim.microbatches,
-        execution=execution(config, platform=devices[0].platform),
-        mesh=given.placement.mesh,
+        execution=how,
+        mesh=mesh,
     )
     out = given.placement.shardings(given.state), given.placement.whole
     lowered = jax.jit(step, donate_argnums=0, out_shardings=out).lower(given.state, given.frozen, given.batch)

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from earthgpt_jax.config import MeshConfig
 from earthgpt_jax.errors import EarthGPTError
@@ -33,7 +33,7 @@ class Placement:
         specs: parameter path -> its axes (`rules.specs`); whatever is in no table is whole on every device.
     """
 
-    mesh: Mesh
+    mesh: Mesh | AbstractMesh
     specs: Mapping[str, PartitionSpec] = dataclasses.field(default_factory=dict)
 
     @property

@@ -5,14 +5,17 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import AbstractMesh, Mesh
 from jax.sharding import PartitionSpec as P
 
 from earthgpt_jax import params as params_lib
 from earthgpt_jax.config import AdapterKind, Fuse, Mlp, ModelConfig
 from earthgpt_jax.errors import EarthGPTError
+from earthgpt_jax.sharding.mesh import Placement
 
 LARGE = 4 * 2**20  # bytes; what is smaller may be whole on every device
 _INTO = "attn/[qkv]|mlp/(gate|up)"  # linears out of the residual stream ...
@@ -99,6 +102,11 @@ def specs(config: ModelConfig, shapes: Mapping[str, jax.ShapeDtypeStruct], *, si
             + "\nChoose other sizes under mesh, or another row of the table."
         )
     return chosen
+
+
+def placement(config: ModelConfig, shapes: Mapping[str, Any], *, mesh: Mesh | AbstractMesh) -> Placement:
+    """Where the parameters of `config` (and optimizer moments named after them) live on `mesh`; see `specs`."""
+    return Placement(mesh=mesh, specs=specs(config, shapes, sizes=dict(mesh.shape)))
 
 
 def _errors(path: str, spec: P, shape: tuple[int, ...], sizes: Mapping[str, int]) -> list[str]:

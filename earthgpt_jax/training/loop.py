@@ -28,13 +28,14 @@ from earthgpt_jax.input.tokenizer import Tokenizer
 from earthgpt_jax.mmrs.record import Annotated
 from earthgpt_jax.mmrs.store import open_source
 from earthgpt_jax.models import earthgpt, io
-from earthgpt_jax.sharding.mesh import data_parallel
+from earthgpt_jax.sharding import rules
+from earthgpt_jax.sharding.mesh import build_mesh
 from earthgpt_jax.training.checkpoints import Checkpoints
 from earthgpt_jax.training.initial import initial
 from earthgpt_jax.training.optim import optimizer as make_optimizer
 from earthgpt_jax.training.optim import schedule
 from earthgpt_jax.training.stages import trained_paths
-from earthgpt_jax.training.step import DeviceBatch, State, make_step
+from earthgpt_jax.training.step import DeviceBatch, State, execution, make_step
 
 _log = logging.getLogger(__name__)
 
@@ -59,11 +60,22 @@ def train(config: Config, workdir: Path) -> Path:
     trained, frozen = params_lib.split(start.params, trained_rules)
     frozen = params_lib.cast(frozen, config.frozen_dtype)
     frozen_print = params_lib.fingerprint(frozen)
-    place = data_parallel(config.data.batch_size // config.optim.microbatches)
-    trained, frozen = jax.device_put((trained, frozen), place.whole)
+    mesh = build_mesh(config.mesh, rows=config.data.batch_size // config.optim.microbatches)
+    place = rules.placement(config.model, start.params, mesh=mesh)
+    trained, frozen = place.put(trained), place.put(frozen)
     optimizer = make_optimizer(config.optim, trained_rules)
-    step_fn = jax.jit(make_step(graphdef, optimizer, microbatches=config.optim.microbatches), donate_argnums=0)
-    state = jax.device_put(State(jnp.zeros((), jnp.int32), trained, optimizer.init(trained)), place.whole)
+    state = place.put(State(jnp.zeros((), jnp.int32), trained, optimizer.init(trained)))
+    step_fn = jax.jit(
+        make_step(
+            graphdef,
+            optimizer,
+            microbatches=config.optim.microbatches,
+            execution=execution(config, platform=mesh.devices.flat[0].platform),
+            mesh=mesh,
+        ),
+        donate_argnums=0,
+        out_shardings=(place.shardings(state), place.whole),
+    )
 
     wanted = {task_of(kind) for kind, weight in config.data.task_weights.items() if weight > 0}
     source = open_source(Path(config.data.source), config.data.split, tasks=sorted(wanted))
@@ -141,7 +153,10 @@ def _refuse_other(config: Config, workdir: Path) -> None:
         return
     # Fields that the file is older than have their default, which is what that version did.
     before = to_dict(resolve(json.loads(path.read_text()), where=str(path)))
-    differing = list(_differences(before, to_dict(config)))
+    now = to_dict(config)
+    for where_it_ran in ("mesh", "remat", "attention"):  # no part of what is trained
+        before.pop(where_it_ran), now.pop(where_it_ran)
+    differing = list(_differences(before, now))
     if differing:
         raise EarthGPTError(
             f"workdir {workdir} was made with another config: {'; '.join(differing[:6])}. "

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from earthgpt_jax.config import Config
 from earthgpt_jax.models.earthgpt import EarthGPT, Features
-from earthgpt_jax.models.llama import Execution
+from earthgpt_jax.models.llama import PLAIN, Execution
 from earthgpt_jax.ops.attention import choose, visible
 from earthgpt_jax.ops.losses import supervised_loss
 from earthgpt_jax.params import Params, merge, merge_module
@@ -73,7 +73,7 @@ def make_step(
     optimizer: optax.GradientTransformation,
     *,
     microbatches: int,
-    execution: Execution = Execution(),  # noqa: B008  (frozen)
+    execution: Execution = PLAIN,
     mesh: Mesh | None = None,
 ) -> Callable[[State, Params, DeviceBatch], tuple[State, dict[str, jax.Array]]]:
     """`step(state, frozen, batch) -> (state, metrics)`, to be jitted with the state donated.
@@ -85,7 +85,7 @@ def make_step(
     def loss_sums(trained: Params, frozen: Params, features: Features, batch: DeviceBatch):
         model = merge_module(graphdef, merge(trained, frozen))
         x = hidden(model, features, batch, execution=execution)
-        return supervised_loss(x, model.llm.unembedding(), batch.tokens, batch.loss_weights)
+        return supervised_loss(x, model.llm.unembedding(), batch.tokens, batch.loss_weights, chunk=execution.loss_chunk)
 
     gradient = jax.value_and_grad(loss_sums, has_aux=True)
 

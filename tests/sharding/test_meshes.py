@@ -15,7 +15,7 @@ from earthgpt_jax.config import Config, MeshConfig, Stage
 from earthgpt_jax.models import earthgpt
 from earthgpt_jax.plan.program import batch_shapes
 from earthgpt_jax.sharding import rules
-from earthgpt_jax.sharding.mesh import Placement, build_mesh
+from earthgpt_jax.sharding.mesh import build_mesh
 from earthgpt_jax.training.stages import trained_paths
 from earthgpt_jax.training.step import DeviceBatch, State, execution, make_step
 from tests import nano
@@ -67,7 +67,7 @@ def _train(stage: Stage, mesh: tuple[int, int, int] | None) -> tuple[list[float]
         step = jax.jit(make())
     else:
         devices = build_mesh(MeshConfig(data=mesh[0], fsdp=mesh[1], tensor=mesh[2]), rows=8)
-        place = Placement(mesh=devices, specs=rules.specs(config.model, initial, sizes=dict(devices.shape)))
+        place = rules.placement(config.model, initial, mesh=devices)
         state, frozen, batch = place.put(state), place.put(frozen), jax.device_put(batch, place.batch)
         step = jax.jit(make(mesh=devices), out_shardings=(place.shardings(state), place.whole))
     losses = []
@@ -92,7 +92,7 @@ def test_large_parameters_really_are_spread():
     config = nano.config(Stage.INSTRUCT, *DIVIDING)
     _, params = earthgpt.init(config.model, seed=0)
     mesh = build_mesh(MeshConfig(data=1, fsdp=4, tensor=2), rows=4)
-    place = Placement(mesh=mesh, specs=rules.specs(config.model, params, sizes=dict(mesh.shape)))
+    place = rules.placement(config.model, params, mesh=mesh)
     put = place.put(params)
     for path, share in (("llm/blocks/mlp/down/kernel", 8), ("llm/head/kernel", 8), ("projector/linear/kernel", 4)):
         assert put[path].addressable_shards[0].data.size * share == params[path].size, path
