@@ -106,7 +106,9 @@ def _walk(computations: dict[str, list[_Instruction]], name: str, *, times: int)
 
 
 def _turns(computations: dict[str, list[_Instruction]], loop: _Instruction) -> int:
-    """Of a loop that counts from 0 in steps of 1 up to a constant, as `lax.scan` makes them; 1 of others."""
+    """What the compiler says; or of a loop that counts from 0 up to a constant, as scans do; 1 of others."""
+    if known := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.rest):
+        return int(known[1])
     condition = re.search(r"condition=%?([\w.\-]+)", loop.rest)
     instructions = computations.get(condition[1], []) if condition else []
     constants = {

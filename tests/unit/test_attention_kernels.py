@@ -58,7 +58,7 @@ def test_splash_is_the_plain_attention_forward_and_backward(length, kv_heads, he
 
 
 def test_cudnn_is_asked_for_what_the_plain_attention_does():
-    """No GPU here: the graph is lowered for one, and its mask compared in JAX's own XLA implementation."""
+    """Without a GPU JAX does not even lower cuDNN's call; its arguments, through JAX's own XLA implementation."""
     q, k, v = _qkv(2, 64, heads=4, kv_heads=2, head_dim=16)
     mask = visible(*_packed(2, 64))
     same = jax.nn.dot_product_attention(q, k, v, mask=Cudnn().prepare(mask), implementation="xla")
