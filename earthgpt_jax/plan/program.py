@@ -92,9 +92,14 @@ def abstract(config: Config, mesh: Mesh | AbstractMesh, *, trained: Mapping[str,
 def batch_shapes(config: Config) -> DeviceBatch:
     """The arrays of a batch of `config`."""
     rows, length, side = config.data.batch_size, config.data.tokens_per_row, config.model.image_size
-    whole, real = Shape((rows, length), np.int32), Shape((rows, length), np.float32)
-    arrays: dict[str, Any] = dict.fromkeys(DeviceBatch._fields, whole)
-    arrays |= {"loss_weights": real, "images": Shape((rows, 1, side, side, 3), np.uint8)}
+    images = 1  # a row
+    whole = Shape((rows, length), np.int32)
+    arrays: dict[str, Any] = dict.fromkeys(DeviceBatch._fields, Shape((rows,), np.int32))
+    arrays |= dict.fromkeys(("tokens", "positions", "segments", "branches", "image_slots"), whole)
+    arrays |= {
+        "loss_weights": Shape((rows, length), np.float32),
+        "images": Shape((rows, images, side, side, 3), np.uint8),
+    }
     return DeviceBatch(**arrays)
 
 

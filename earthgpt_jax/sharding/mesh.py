@@ -124,13 +124,13 @@ def use(mesh: Mesh | None) -> Iterator[None]:
 
 
 def constrain(x: jax.Array, *axes: str | tuple[str, ...] | None) -> jax.Array:
-    """`x` with its axes laid over those of the mesh in use (`use`); unchanged where none is.
+    """`x` with its axes laid over those of the mesh in use (`use`); unchanged where none is, and in a `shard_map`.
 
     The compiler spreads what the arguments' placement leaves open by guesses; this ends the guessing. A
     dimension that its axes do not divide stays whole.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    if not set(AXES) <= set(mesh.axis_names):
+    if not set(AXES) <= set(mesh.axis_names) or mesh.manual_axes:
         return x
     fitting = [
         axis

@@ -38,15 +38,16 @@ def _batch(config: Config) -> DeviceBatch:
         branches[row, visual + 2 : first] = 1 + (np.arange(first - visual - 2) > 9)
         positions[row, :first], positions[row, first:second] = np.arange(first), np.arange(second - first)
     weights = (segments > 0) * (slots == -1) * rng.integers(0, 3, segments.shape)
-    return DeviceBatch(
-        tokens=rng.integers(3, config.model.llm.vocab_size, segments.shape, np.int32),
-        positions=positions,
-        segments=segments,
-        branches=branches,
-        loss_weights=weights.astype(np.float32),
-        images=rng.integers(0, 256, shapes.images.shape, np.uint8),
-        image_slots=slots,
-    )  # type: ignore[arg-type]
+    arrays = {name: np.zeros(shape.shape, shape.dtype) for name, shape in shapes._asdict().items()} | {
+        "tokens": rng.integers(3, config.model.llm.vocab_size, segments.shape, np.int32),
+        "positions": positions,
+        "segments": segments,
+        "branches": branches,
+        "loss_weights": weights.astype(np.float32),
+        "images": rng.integers(0, 256, shapes.images.shape, np.uint8),
+        "image_slots": slots,
+    }
+    return DeviceBatch(**arrays)
 
 
 @functools.cache

@@ -132,3 +132,9 @@ def test_constraints_hold_where_they_divide_and_are_nothing_without_a_mesh():
         x = jax.device_put(np.zeros((rows, 6, 3)), NamedSharding(mesh, P()))
         assert inside(x).sharding.is_equivalent_to(NamedSharding(mesh, spec), 3)
     assert jax.jit(lambda x: constrain(x, "data"))(np.zeros(4)).sharding.is_fully_replicated
+
+
+def test_constraints_are_nothing_inside_a_shard_map():
+    mesh = build_mesh(MeshConfig(data=2, fsdp=2, tensor=2), rows=4)
+    local = jax.shard_map(lambda x: constrain(2 * x, "data"), mesh=mesh, in_specs=P("data"), out_specs=P("data"))
+    np.testing.assert_array_equal(jax.jit(use(mesh)(local))(np.arange(4.0)), 2 * np.arange(4.0))
