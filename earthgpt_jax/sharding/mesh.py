@@ -67,13 +67,14 @@ def build_mesh(config: MeshConfig, *, rows: int, devices: Sequence[jax.Device] |
     """The mesh of `config` over `devices` (default: all).
 
     Args:
-        rows: rows of a batch (of a microbatch). The default config takes as many devices as divide them.
+        rows: rows of a batch (of a microbatch). With the default config a process that is alone takes as many
+            devices as divide them.
 
     Raises:
         EarthGPTError: the axes do not multiply to the number of devices, or do not divide the rows; all together.
     """
     devices = jax.devices() if devices is None else list(devices)
-    if config == _DEFAULT:
+    if config == _DEFAULT and jax.process_count() == 1:
         devices = devices[: math.gcd(rows, len(devices))]
     sizes = resolve(config, devices=len(devices), rows=rows)
     slices = len({getattr(device, "slice_index", None) or 0 for device in devices})
@@ -109,8 +110,8 @@ def resolve(config: MeshConfig, *, devices: int, rows: int) -> tuple[int, int, i
 
 
 def data_parallel(rows: int) -> Placement:
-    """Everything whole on as many of this process's devices as divide `rows` evenly; the rows split over them."""
-    return Placement(mesh=build_mesh(_DEFAULT, rows=rows, devices=jax.local_devices()))
+    """Everything whole on every device; the rows split over them, see `build_mesh`."""
+    return Placement(mesh=build_mesh(_DEFAULT, rows=rows))
 
 
 @contextlib.contextmanager
