@@ -115,7 +115,7 @@ def data_parallel(rows: int) -> Placement:
 
 
 @contextlib.contextmanager
-def use(mesh: Mesh | None) -> Iterator[None]:
+def use(mesh: Mesh | AbstractMesh | None) -> Iterator[None]:
     """Inside a jitted function: `constrain` and kernels are about this mesh."""
     if mesh is None:
         yield

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 
 from earthgpt_jax.config import Config
 from earthgpt_jax.models.earthgpt import EarthGPT, Features
@@ -74,7 +74,7 @@ def make_step(
     *,
     microbatches: int,
     execution: Execution = PLAIN,
-    mesh: Mesh | None = None,
+    mesh: Mesh | AbstractMesh | None = None,
 ) -> Callable[[State, Params, DeviceBatch], tuple[State, dict[str, jax.Array]]]:
     """`step(state, frozen, batch) -> (state, metrics)`, to be jitted with the state donated.
 
