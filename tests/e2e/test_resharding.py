@@ -28,9 +28,7 @@ def test_resumed_on_another_mesh(tmp_path):
     lines = [[json.loads(line) for line in (where / "metrics.jsonl").open()] for where in (tmp_path / "whole", parts)]
     assert [line["step"] for line in lines[1]] == [1, 2, 3, 4, 5, 6]
     np.testing.assert_allclose(*([line["loss"] for line in run] for run in lines), atol=1e-4)
-    assert [line["loss"] for line in lines[0]][4:] != [line["loss"] for line in lines[1]][4:], (
-        "nothing was computed anew"
-    )
+    assert (parts / "checkpoints" / "6").is_dir(), "nothing was computed anew"
     expected, got = (load_file(path / "model.safetensors") for path in (finished, resumed))
     for path, value in expected.items():
         np.testing.assert_allclose(got[path], value, atol=1e-3, err_msg=path)
