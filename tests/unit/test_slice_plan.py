@@ -15,7 +15,7 @@ from earthgpt_jax.cli.main import main
 from earthgpt_jax.config import MeshConfig
 from earthgpt_jax.errors import EarthGPTError
 from earthgpt_jax.models import earthgpt
-from earthgpt_jax.plan import flops, hlo, report, slices
+from earthgpt_jax.plan import flops, hlo, program, report, slices
 from earthgpt_jax.sharding.mesh import build_mesh
 from earthgpt_jax.training.stages import Trained
 from tests import nano
@@ -118,7 +118,7 @@ def test_the_minimum_of_the_13b_stages_beside_full_fine_tuning():
     }
     outside = {stage: flops._before(configs[stage], rows=1, trained={}) for stage in configs}
     full = {p: Trained(group="all", decay=False) for p in earthgpt.abstract(configs["align"].model)[1] if "llm" in p}
-    projector = 2 * 6976 * 5120 * 257
+    projector = 2 * 6976 * 5120 * 257 * program.batch_shapes(configs["align"]).images.shape[1]
     assert flops.minimum(configs["align"], rows=1) == pytest.approx(
         2 * tokens * (2 * blocks + attention + 2 * head) + outside["align"] + projector, rel=1e-4
     )
