@@ -85,6 +85,9 @@ class RMSNorm(nnx.Module):
         return y.astype(x.dtype) * self.scale[...].astype(x.dtype)
 
 
+_unroll: ContextVar[bool] = ContextVar("unroll", default=False)
+
+
 def stack(make: Callable[[nnx.Rngs], M], *, depth: int, rngs: nnx.Rngs) -> M:
     """`depth` modules as one, every parameter with a leading L axis."""
 
@@ -112,9 +115,6 @@ def scan(
         return step(nnx.merge(graphdef, layer), carry, x)
 
     return jax.lax.scan(rematerialised(body, remat), carry, (state, xs), unroll=_unroll.get())
-
-
-_unroll: ContextVar[bool] = ContextVar("unroll", default=False)
 
 
 @contextlib.contextmanager

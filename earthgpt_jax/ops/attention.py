@@ -124,7 +124,7 @@ def choose(kernel: Kernel, *, platform: str, dtype: DType, length: int, head_dim
     Raises:
         EarthGPTError: a named kernel does not fit; `auto` always fits.
     """
-    from earthgpt_jax.ops.splash import Splash
+    from earthgpt_jax.ops.splash import Splash  # Pallas takes a second to import
 
     obstacles = {
         Kernel.SPLASH: [
