@@ -44,6 +44,8 @@ REQUIRES = [
 EXTRAS = {
     "tpu": ["jax[tpu]>=0.10.2,<0.11"],
     "cuda": ["jax[cuda12]>=0.10.2,<0.11"],
+    # The TPU compiler, for `earthgpt plan` on machines without a TPU.
+    "plan": ["libtpu>=0.0.42,<0.0.43; sys_platform == 'linux' and platform_machine == 'x86_64'"],
     # For .pth files, and for comparing what was exported.
     "convert": ["torch>=2.8,<3", "transformers>=5.17,<6"],
     "beam": ["apache-beam>=2.70,<3"],
@@ -54,6 +56,7 @@ EXTRAS = {
     "test": [
         "apache-beam>=2.70,<3",
         "hypothesis>=6.130,<7",
+        "libtpu>=0.0.42,<0.0.43; sys_platform == 'linux' and platform_machine == 'x86_64'",
         "mypy>=2.4,<3",
         "pytest>=9,<10",
         "pytest-xdist>=3.8,<4",

@@ -26,6 +26,7 @@ def get_config(stage: str = "align") -> ConfigDict:
     config.data = ConfigDict()
     config.data.source = "data/captions" if stage == "align" else "data/mmrs"
     config.data.tokens_per_row = 2048
+    config.data.images_per_row = 4  # more would fit; on mixed tasks four fill rows as well
     config.data.batch_size = 32  # rows, of some four images each: SPHINX's 128 images
     config.data.max_questions = 8
     config.data.decimals = 3
@@ -37,6 +38,12 @@ def get_config(stage: str = "align") -> ConfigDict:
             "classification": 1.0, "caption": 1.0, "vqa": 1.0, "region_caption": 1.0, "grounding": 1.0, "hbb": 1.0,
             "obb": 1.0,
         }  # fmt: skip
+
+    # `earthgpt plan` says what fits where; docs/scale.md has measured choices for each slice.
+    # align: trained weights and Adam's moments are 86 GB, so spread over everything. instruct: 27 GB of frozen
+    # weights, which four v5e chips hold together; where a chip holds them alone (v5p, H100), mesh.fsdp=1.
+    config.mesh = {"data": 1, "fsdp": -1} if stage == "align" else {"data": -1, "fsdp": 4}
+    config.remat = "full"
 
     config.optim = ConfigDict()
     config.optim.steps = 8000  # a million images; `earthgpt data stats --plan` tells what an epoch of your data is

@@ -15,6 +15,7 @@ def get_config(stage: str = "instruct") -> ConfigDict:
     config.recipe = "sphinx_light"
     config.init = "models/sphinx_light"
     config.data.decimals = 2
+    config.mesh = ConfigDict()  # small enough to be whole on every device
     config.model.vit.update({"dim": 1536, "depth": 40, "heads": 24, "ffn_dim": 4096, "mlp": "swiglu"})
     config.model.convnext.update({"depths": (3, 4, 30, 3), "dims": (384, 768, 1536, 3072), "norm_eps": 1e-5})
     config.model.perception = ConfigDict(

@@ -88,6 +88,30 @@ class DType(enum.StrEnum):
     BFLOAT16 = "bfloat16"
 
 
+class Remat(enum.StrEnum):
+    """What a block's forward pass keeps for its backward pass; the rest is computed again.
+
+    none: JAX's own choice, everything that any gradient reads. minimal: the outputs of the seven linears and of
+    attention, so that no matrix product is done twice. attention: the same without gate and up. full: a
+    block's input alone. offload: what `attention` keeps, in the host's memory.
+    """
+
+    NONE = "none"
+    MINIMAL = "minimal"
+    ATTENTION = "attention"
+    FULL = "full"
+    OFFLOAD = "offload"
+
+
+class Kernel(enum.StrEnum):
+    """What computes attention; `auto`: splash on TPUs, cuDNN on GPUs in bfloat16, XLA elsewhere."""
+
+    AUTO = "auto"
+    XLA = "xla"
+    SPLASH = "splash"
+    CUDNN = "cudnn"
+
+
 LINEARS = ("q", "k", "v", "o", "gate", "up", "down")
 
 
@@ -342,6 +366,31 @@ class CheckpointConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class MeshConfig:
+    """Devices along each axis; -1 (one of `data` and `fsdp`): all that the others leave.
+
+    Attributes:
+        data: rows of the batch; several slices lie along it.
+        fsdp: rows too, and every large weight in slices, gathered when needed.
+        tensor: heads, ffn channels and the vocabulary.
+    """
+
+    data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+
+    def check(self) -> list[str]:
+        errors = [
+            f"{name}: expected a positive number or -1, got {size}"
+            for name, size in (("data", self.data), ("fsdp", self.fsdp))
+            if size < 1 and size != -1
+        ]
+        if self.data == self.fsdp == -1:
+            errors.append("data, fsdp: expected -1 at one of them at most, got -1 at both")
+        return errors + _positive(self, "tensor")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
     """One training run.
 
@@ -350,6 +399,7 @@ class Config:
         init_from: instead of `init`, a foreign checkpoint each for `vit`, `convnext` and `llm` (and `projector`),
             or `model` for a whole one; what `earthgpt convert import` reads.
         frozen_dtype: of weights that this stage does not train.
+        mesh, remat, attention: how the devices share the work and what computes it; a run may resume with others.
     """
 
     recipe: str
@@ -362,6 +412,9 @@ class Config:
     checkpoint: CheckpointConfig = CheckpointConfig()
     trained_attention: TrainedAttention = TrainedAttention.QKVO
     frozen_dtype: DType = DType.BFLOAT16
+    mesh: MeshConfig = MeshConfig()
+    remat: Remat = Remat.NONE
+    attention: Kernel = Kernel.AUTO
     seed: int = 0
     log_every: int = 10
 
@@ -378,6 +431,9 @@ class Config:
                 f"optim.microbatches: expected a divisor of data.batch_size={self.data.batch_size}, "
                 f"got {self.optim.microbatches}"
             )
+        for name, heads in (("heads", self.model.llm.heads), ("kv_heads", self.model.llm.kv_heads)):
+            if heads % self.mesh.tensor:
+                errors.append(f"mesh.tensor: expected a divisor of model.llm.{name}={heads}, got {self.mesh.tensor}")
         if self.data.tokens_per_row < self.model.visual_tokens + 16:
             errors.append(
                 f"data.tokens_per_row: expected room for {self.model.visual_tokens + 3} image slots and text, "

@@ -54,6 +54,7 @@ COMMANDS = (
     ),
     Command("data", "earthgpt_jax.cli.data", "list, build, check, count and look at datasets"),
     Command("train", "earthgpt_jax.cli.train", "train a stage of a recipe; resumes by itself"),
+    Command("plan", "earthgpt_jax.cli.plan", "compile a recipe's step for a TPU slice: memory, FLOPs, collectives"),
     Command("eval", "earthgpt_jax.cli.evaluate", "answer a benchmark's questions and score the answers"),
     Command("score", "earthgpt_jax.cli.score", "score an existing predictions file, without a model"),
     Command("chat", "earthgpt_jax.cli.chat", "ask a model about an image"),

@@ -4,6 +4,8 @@
 EarthGPT's "bias and shift" on every linear is read here; scale starts at 1 and bias at 0, so a fresh
 adapter changes nothing. `bias`: LLaMA2-Accessory's bias tuning. `lora`: y + x A B, without
 alpha/r scaling, as in LLaMA2-Accessory.
+
+The vectors act in fp32, so that their gradients, sums over all tokens, are summed in fp32 across devices too.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ class ScaleBias(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(out_dim))
 
     def __call__(self, x: jax.Array, y: jax.Array) -> jax.Array:
-        return self.scale[...].astype(y.dtype) * (y + self.bias[...].astype(y.dtype))
+        return (self.scale[...] * (y.astype(jnp.float32) + self.bias[...])).astype(y.dtype)
 
 
 class Bias(nnx.Module):
@@ -29,7 +31,7 @@ class Bias(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(out_dim))
 
     def __call__(self, x: jax.Array, y: jax.Array) -> jax.Array:
-        return y + self.bias[...].astype(y.dtype)
+        return (y.astype(jnp.float32) + self.bias[...]).astype(y.dtype)
 
 
 class Lora(nnx.Module):

@@ -17,6 +17,7 @@ from earthgpt_jax.models.perception import Perception, Projector
 from earthgpt_jax.models.vit import ViT
 from earthgpt_jax.ops.resize import Method, resize
 from earthgpt_jax.params import Params, split_module
+from earthgpt_jax.sharding.mesh import ROWS, constrain
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -56,7 +57,7 @@ class EarthGPT(nnx.Module):
         The resizes are those of LLaMA2-Accessory's `llama_ens_light`: nearest for the CNN, bicubic
         without antialiasing for the ViT.
         """
-        config, pixels = self.config, images.astype(jnp.float32) / 255
+        config, pixels = self.config, constrain(images, ROWS).astype(jnp.float32) / 255
         vit = normalise(resize(pixels, config.vit.image_size, Method.BICUBIC_TORCH), IMAGENET_MEAN, IMAGENET_STD)
         cnn = normalise(resize(pixels, config.convnext.image_size, Method.NEAREST), CLIP_MEAN, CLIP_STD)
         dtype = jnp.dtype(config.dtype)
@@ -70,7 +71,7 @@ class EarthGPT(nnx.Module):
 
     def perceive(self, features: Features) -> jax.Array:
         """Visual tokens in the LLM's width, [N, P, D]."""
-        return self.projector(self.perception(features.vit, features.cnn))
+        return constrain(self.projector(self.perception(features.vit, features.cnn)), ROWS)
 
     def embed(self, tokens: jax.Array, image_slots: jax.Array, visual: jax.Array) -> jax.Array:
         """The LLM's input [B, T, D]: text, visual tokens and the two image marks, each in its slot.

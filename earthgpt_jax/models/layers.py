@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
-from earthgpt_jax.config import AdapterConfig, AdapterKind, DType
+from earthgpt_jax.config import AdapterConfig, AdapterKind, DType, Remat
 from earthgpt_jax.models.adapters import make_adapter
+from earthgpt_jax.models.remat import rematerialised
 
 M = TypeVar("M", bound=nnx.Module)
 
 
 class Linear(nnx.Module):
-    """y = x @ kernel (+ bias), then the adapter if there is one. Kernel [in, out]."""
+    """y = x @ kernel (+ bias), then the adapter if there is one. Kernel [in, out].
+
+    `name` is what `models.remat` knows the output by. It is given before the adapter: the gradient of a scale
+    reads W x, so keeping what comes after the scale would spare no product.
+    """
 
     def __init__(
         self,
@@ -28,6 +36,7 @@ class Linear(nnx.Module):
         use_bias: bool = True,
         std: float | None = None,
         adapter: AdapterConfig | None = None,
+        name: str | None = None,
     ):
         std = in_dim**-0.5 if std is None else std
         self.kernel = nnx.Param(std * jax.random.truncated_normal(rngs.params(), -2, 2, (in_dim, out_dim)))
@@ -36,12 +45,15 @@ class Linear(nnx.Module):
         if adapter is not None and adapter.kind is not AdapterKind.NONE:
             self.adapter = make_adapter(in_dim, out_dim, config=adapter, rngs=rngs)
         self.dtype = jnp.dtype(dtype)
+        self.name = name
 
     def __call__(self, x: jax.Array) -> jax.Array:
         x = x.astype(self.dtype)
         y = x @ self.kernel[...].astype(self.dtype)
         if hasattr(self, "bias"):
             y = y + self.bias[...].astype(self.dtype)
+        if self.name is not None:
+            y = checkpoint_name(y, self.name)
         return self.adapter(x, y) if hasattr(self, "adapter") else y
 
 
@@ -73,6 +85,9 @@ class RMSNorm(nnx.Module):
         return y.astype(x.dtype) * self.scale[...].astype(x.dtype)
 
 
+_unroll: ContextVar[bool] = ContextVar("unroll", default=False)
+
+
 def stack(make: Callable[[nnx.Rngs], M], *, depth: int, rngs: nnx.Rngs) -> M:
     """`depth` modules as one, every parameter with a leading L axis."""
 
@@ -84,7 +99,14 @@ def stack(make: Callable[[nnx.Rngs], M], *, depth: int, rngs: nnx.Rngs) -> M:
     return build(rngs)
 
 
-def scan(blocks: nnx.Module, step: Callable[[Any, Any, Any], tuple[Any, Any]], carry: Any, xs: Any = None) -> Any:
+def scan(
+    blocks: nnx.Module,
+    step: Callable[[Any, Any, Any], tuple[Any, Any]],
+    carry: Any,
+    xs: Any = None,
+    *,
+    remat: Remat = Remat.NONE,
+) -> Any:
     """`lax.scan` of `step(block, carry, x) -> (carry, y)` over a stacked module's L axis."""
     graphdef, state = nnx.split(blocks)
 
@@ -92,4 +114,14 @@ def scan(blocks: nnx.Module, step: Callable[[Any, Any, Any], tuple[Any, Any]], c
         layer, x = inputs
         return step(nnx.merge(graphdef, layer), carry, x)
 
-    return jax.lax.scan(body, carry, (state, xs))
+    return jax.lax.scan(rematerialised(body, remat), carry, (state, xs), unroll=_unroll.get())
+
+
+@contextlib.contextmanager
+def unrolled() -> Iterator[None]:
+    """Layers one after the other in what is traced inside: a compiler's counts see each of them."""
+    token = _unroll.set(True)
+    try:
+        yield
+    finally:
+        _unroll.reset(token)

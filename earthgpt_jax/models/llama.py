@@ -2,16 +2,35 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from earthgpt_jax.config import AdapterConfig, DType, LlamaConfig
+from earthgpt_jax.config import AdapterConfig, DType, LlamaConfig, Remat
 from earthgpt_jax.models.layers import Linear, RMSNorm, scan, stack
-from earthgpt_jax.ops.attention import attend
+from earthgpt_jax.ops.attention import Attention as Kernel
+from earthgpt_jax.ops.attention import Xla, attend
 from earthgpt_jax.ops.rope import rope
+from earthgpt_jax.sharding.mesh import ROWS, constrain
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Execution:
+    """How the LLM runs in training; nothing here changes a result beyond rounding.
+
+    Attributes:
+        loss_chunk: supervised positions of a row whose logits are held at a time.
+    """
+
+    remat: Remat = Remat.NONE
+    attention: Kernel = dataclasses.field(default_factory=Xla)
+    loss_chunk: int = 256
+
+
+PLAIN = Execution()
 
 
 class Cache(NamedTuple):
@@ -46,7 +65,7 @@ class _Linears(nnx.Module):
         adapter: AdapterConfig,
     ) -> Linear:
         chosen = adapter if name in adapter.targets else None
-        return Linear(in_dim, out_dim, rngs=rngs, dtype=dtype, use_bias=bias, adapter=chosen)
+        return Linear(in_dim, out_dim, rngs=rngs, dtype=dtype, use_bias=bias, adapter=chosen, name=name)
 
 
 class Attention(_Linears):
@@ -74,7 +93,8 @@ class Attention(_Linears):
         x: jax.Array,
         *,
         positions: jax.Array,
-        mask: jax.Array,
+        mask: Any,
+        kernel: Kernel,
         cache: Cache | None,
         layer: jax.Array,
         slot: jax.Array | int,
@@ -85,7 +105,7 @@ class Attention(_Linears):
             # Into the stacked cache, which is carried through the layers: written in place, never copied.
             cache = Cache(*(_write(old, new, layer=layer, slot=slot) for old, new in zip(cache, (k, v), strict=True)))
             k, v = (jax.lax.dynamic_index_in_dim(stacked, layer, keepdims=False) for stacked in cache)
-        out = attend(q, k, v, mask=mask, causal=cache is None)
+        out = kernel(q, k, v, mask=mask) if cache is None else attend(q, k, v, mask=mask)
         return self.o(out.reshape(*x.shape[:2], -1)), cache
 
 
@@ -116,8 +136,8 @@ class Block(nnx.Module):
 
     def __call__(self, x: jax.Array, **attention: Any) -> tuple[jax.Array, Cache | None]:
         out, cache = self.attn(self.attn_norm(x), **attention)
-        x = x + out
-        return x + self.mlp(self.mlp_norm(x)), cache
+        x = constrain(x + out, ROWS)
+        return constrain(x + self.mlp(self.mlp_norm(x)), ROWS), cache
 
 
 class Llama(nnx.Module):
@@ -144,6 +164,7 @@ class Llama(nnx.Module):
         mask: jax.Array,
         cache: Cache | None = None,
         slot: jax.Array | int = 0,
+        execution: Execution = PLAIN,
     ) -> tuple[jax.Array, Cache | None]:
         """Hidden states through the final norm, and the cache with this call's keys and values in it.
 
@@ -153,17 +174,23 @@ class Llama(nnx.Module):
             mask: bool[B, T, S]; S is T without a cache, the cache's slots with one. Without a cache it
                 must not show a token any later one.
             slot: where in the cache the T new entries go.
+            execution: of a call without a cache.
         """
+        kernel = execution.attention
+        seen = kernel.prepare(mask) if cache is None else mask
 
         def step(block: Block, carry: tuple, layer: jax.Array) -> tuple[tuple, None]:
             x, cache = carry
-            return block(x, positions=positions, mask=mask, cache=cache, layer=layer, slot=slot), None
+            attention = {"positions": positions, "mask": seen, "kernel": kernel, "cache": cache}
+            return block(x, **attention, layer=layer, slot=slot), None
 
-        (x, cache), _ = scan(self.blocks, step, (x, cache), jnp.arange(self.depth))
+        (x, cache), _ = scan(self.blocks, step, (x, cache), jnp.arange(self.depth), remat=execution.remat)
         return self.norm(x), cache
+
+    def unembedding(self) -> jax.Array:
+        """The head's kernel [D, V]; the embedding's transpose where the two are tied."""
+        return self.head.kernel[...] if hasattr(self, "head") else self.embed[...].T
 
     def logits(self, x: jax.Array) -> jax.Array:
         """[B, T, D] -> f32[B, T, V]."""
-        if hasattr(self, "head"):
-            return self.head(x).astype(jnp.float32)
-        return (x @ self.embed[...].astype(self.dtype).T).astype(jnp.float32)
+        return (x @ self.unembedding().astype(self.dtype)).astype(jnp.float32)

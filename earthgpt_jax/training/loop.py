@@ -26,18 +26,19 @@ from earthgpt_jax.input.tokenizer import Tokenizer
 from earthgpt_jax.mmrs.occupancy import text
 from earthgpt_jax.mmrs.planning import planned
 from earthgpt_jax.models import earthgpt, io
-from earthgpt_jax.sharding.mesh import data_parallel, local_rows
+from earthgpt_jax.sharding import rules
+from earthgpt_jax.sharding.mesh import build_mesh, local_rows
 from earthgpt_jax.training.checkpoints import Checkpoints
 from earthgpt_jax.training.feed import placed
 from earthgpt_jax.training.initial import initial
 from earthgpt_jax.training.log import Log
 from earthgpt_jax.training.optim import optimizer as make_optimizer
 from earthgpt_jax.training.stages import trained_paths
-from earthgpt_jax.training.step import State, make_step
+from earthgpt_jax.training.step import State, execution, make_step
 
 _log = logging.getLogger(__name__)
 # Settings that may differ when a run is resumed: they change no batch and no update of a sound dataset.
-_FREE = ("data.workers ", "data.damaged ", "checkpoint.", "log_every ")
+_FREE = ("data.workers ", "data.damaged ", "checkpoint.", "log_every ", "mesh.", "remat ", "attention ")
 
 
 def train(config: Config, workdir: Path) -> Path:
@@ -61,13 +62,22 @@ def train(config: Config, workdir: Path) -> Path:
     trained, frozen = params_lib.split(start.params, trained_rules)
     frozen = params_lib.cast(frozen, config.frozen_dtype)
     frozen_print = params_lib.fingerprint(frozen)
-    place = data_parallel(config.data.batch_size // config.optim.microbatches)
-    trained, frozen = jax.device_put((trained, frozen), place.whole)
+    mesh = build_mesh(config.mesh, rows=config.data.batch_size // config.optim.microbatches)
+    place = rules.placement(config.model, start.params, mesh=mesh)
+    trained, frozen = place.put(trained), place.put(frozen)
     optimizer = make_optimizer(config.optim, trained_rules)
+    state = place.put(State(jnp.zeros((), jnp.int32), trained, optimizer.init(trained)))
     step_fn = jax.jit(
-        make_step(graphdef, optimizer, microbatches=config.optim.microbatches, rows=place.batch), donate_argnums=0
+        make_step(
+            graphdef,
+            optimizer,
+            microbatches=config.optim.microbatches,
+            execution=execution(config, platform=mesh.devices.flat[0].platform),
+            mesh=mesh,
+        ),
+        donate_argnums=0,
+        out_shardings=(place.shardings(state), place.whole),
     )
-    state = jax.device_put(State(jnp.zeros((), jnp.int32), trained, optimizer.init(trained)), place.whole)
 
     data = planned(config, tokenizer=Tokenizer(start.tokenizer))
     _warn_of_unknown_classes(config, data)

@@ -10,12 +10,15 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
+from earthgpt_jax.config import Config
 from earthgpt_jax.models.earthgpt import EarthGPT, Features
-from earthgpt_jax.ops.attention import visible
-from earthgpt_jax.ops.losses import next_token_loss
+from earthgpt_jax.models.llama import PLAIN, Execution
+from earthgpt_jax.ops.attention import choose, visible
+from earthgpt_jax.ops.losses import supervised_loss
 from earthgpt_jax.params import Params, merge, merge_module
+from earthgpt_jax.sharding.mesh import ROWS, constrain, use
 
 _ENCODED = 8  # images at a time, at most
 
@@ -48,13 +51,26 @@ class DeviceBatch(NamedTuple):
     damaged: jax.Array
 
 
-def forward(model: EarthGPT, features: Features, batch: DeviceBatch) -> jax.Array:
-    """Logits f32[B, T, V] of packed rows whose images are encoded already."""
+def execution(config: Config, *, platform: str) -> Execution:
+    """How the blocks of a run of `config` are computed on devices of `platform`."""
+    attention = choose(
+        config.attention,
+        platform=platform,
+        dtype=config.model.dtype,
+        length=config.data.tokens_per_row,
+        head_dim=config.model.llm.head_dim,
+    )
+    return Execution(remat=config.remat, attention=attention)
+
+
+def hidden(model: EarthGPT, features: Features, batch: DeviceBatch, *, execution: Execution) -> jax.Array:
+    """[B, T, D] through the final norm, of packed rows whose images are encoded already."""
     rows = batch.tokens.shape[0]
     visual = model.perceive(features)  # B*I P D
     x = model.embed(batch.tokens, batch.image_slots, visual.reshape(rows, -1, visual.shape[-1]))
-    x, _ = model.llm(x, positions=batch.positions, mask=visible(batch.segments, batch.branches))
-    return model.llm.logits(x)
+    mask = visible(batch.segments, batch.branches)
+    x, _ = model.llm(constrain(x, ROWS), positions=batch.positions, mask=mask, execution=execution)
+    return x
 
 
 def encode_used(encode: Callable[[jax.Array], Features], images: jax.Array, *, used: jax.Array) -> Features:
@@ -81,9 +97,35 @@ def encode_used(encode: Callable[[jax.Array], Features], images: jax.Array, *, u
     return jax.lax.fori_loop(0, -(-jnp.sum(real) // chunk), some, empty)
 
 
-def _encoders(params: Params) -> dict[str, jax.Array | None]:
-    """The encoders' parameters; of the others the paths alone, so that nothing of them is moved or gathered."""
-    return {path: value if path.startswith(("vit/", "convnext/")) else None for path, value in params.items()}
+def _encode(graphdef: nnx.GraphDef, mesh: Mesh | AbstractMesh | None) -> Callable[..., Features]:
+    """`encode(params, images, segments) -> Features` of B*I images, by the encoders alone.
+
+    Each device encodes the images of its own rows, however many they are. Where the encoders lie in slices over
+    `fsdp`, they are gathered a layer at a time, once, and so all images go through together, those of padding too.
+    """
+
+    def every(encoders: dict, images: jax.Array, segments: jax.Array) -> Features:
+        return merge_module(graphdef, encoders).encode(images.reshape(-1, *images.shape[2:]))
+
+    def real(encoders: dict, images: jax.Array, segments: jax.Array) -> Features:
+        return encode_used(merge_module(graphdef, encoders).encode, images, used=jnp.max(segments, axis=1))
+
+    if mesh is None or mesh.size == 1:
+        chosen = real
+    elif mesh.shape["fsdp"] > 1:
+        chosen = every
+    else:
+        rows = PartitionSpec(ROWS)
+        chosen = jax.shard_map(
+            real, mesh=mesh, in_specs=(PartitionSpec(), rows, rows), out_specs=rows, check_vma=False
+        )  # fmt: skip
+
+    def encode(params: Params, images: jax.Array, segments: jax.Array) -> Features:
+        # Of other parameters the paths alone, so that nothing of them is moved or gathered.
+        encoders = {path: x if path.startswith(("vit/", "convnext/")) else None for path, x in params.items()}
+        return chosen(encoders, images, segments)
+
+    return encode
 
 
 def make_step(
@@ -91,37 +133,34 @@ def make_step(
     optimizer: optax.GradientTransformation,
     *,
     microbatches: int,
-    rows: NamedSharding | None = None,
+    execution: Execution = PLAIN,
+    mesh: Mesh | AbstractMesh | None = None,
 ) -> Callable[[State, Params, DeviceBatch], tuple[State, dict[str, jax.Array]]]:
     """`step(state, frozen, batch) -> (state, metrics)`, to be jitted with the state donated.
 
     Args:
-        rows: how a microbatch is split over devices; None: not at all.
+        mesh: that the arguments are placed on; None for one device.
     """
 
     def loss_sums(trained: Params, frozen: Params, features: Features, batch: DeviceBatch):
         model = merge_module(graphdef, merge(trained, frozen))
-        return next_token_loss(forward(model, features, batch), batch.tokens, batch.loss_weights)
+        x = hidden(model, features, batch, execution=execution)
+        return supervised_loss(x, model.llm.unembedding(), batch.tokens, batch.loss_weights, chunk=execution.loss_chunk)
 
     gradient = jax.value_and_grad(loss_sums, has_aux=True)
 
-    def encode(encoders: dict, images: jax.Array, segments: jax.Array) -> Features:
-        return encode_used(merge_module(graphdef, encoders).encode, images, used=jnp.max(segments, axis=1))
+    encode = _encode(graphdef, mesh)
 
-    if rows is not None:  # each device the images of its own rows, however many they are
-        encode = jax.shard_map(
-            encode, mesh=rows.mesh, in_specs=(PartitionSpec(), rows.spec, rows.spec), out_specs=rows.spec,
-            check_vma=False,
-        )  # fmt: skip
-
+    @use(mesh)
     def step(state: State, frozen: Params, batch: DeviceBatch) -> tuple[State, dict[str, jax.Array]]:
         def accumulate(sums, part: DeviceBatch):
             # Outside of the differentiated function: no residual of a frozen encoder is ever kept.
-            features = encode(_encoders(merge(state.trained, frozen)), part.images, part.segments)
+            features = encode(merge(state.trained, frozen), part.images, part.segments)
             (loss, weight), gradients = gradient(state.trained, frozen, features, part)
             return jax.tree.map(jnp.add, sums, (loss, weight, gradients)), None
 
-        parts = jax.tree.map(lambda x: x.reshape(microbatches, -1, *x.shape[1:]), batch)
+        # Every microbatches-th row: each device's rows stay where they are.
+        parts = jax.tree.map(lambda x: x.reshape(-1, microbatches, *x.shape[1:]).swapaxes(0, 1), batch)
         zero = (jnp.zeros(()), jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.trained))
         (loss, weight, gradients), _ = jax.lax.scan(accumulate, zero, parts)
 

@@ -133,7 +133,7 @@ def _trainer(config: Config, params: params_lib.Params) -> Callable[[Sequence[Ba
     place = data_parallel(1)
     trained, frozen = jax.device_put(params_lib.split(params, rules), place.whole)
     optimizer = make_optimizer(config.optim, rules)
-    step = jax.jit(make_step(graphdef, optimizer, microbatches=1, rows=place.batch), donate_argnums=0)
+    step = jax.jit(make_step(graphdef, optimizer, microbatches=1), donate_argnums=0)
     state = jax.device_put(State(jnp.zeros((), jnp.int32), trained, optimizer.init(trained)), place.whole)
 
     def run(batches: Sequence[Batch]) -> float:

@@ -17,10 +17,11 @@ from earthgpt_jax.input.plan import Placed
 from earthgpt_jax.input.tokenizer import Tokenizer
 from earthgpt_jax.mmrs.synthetic import SyntheticSource
 from earthgpt_jax.models import earthgpt, io
+from earthgpt_jax.models.llama import PLAIN
 from earthgpt_jax.sharding.mesh import data_parallel
 from earthgpt_jax.training.feed import device_batch
 from earthgpt_jax.training.stages import trained_paths
-from earthgpt_jax.training.step import encode_used, forward
+from earthgpt_jax.training.step import encode_used, hidden
 from tests import nano
 from tests.listed import rows
 
@@ -55,7 +56,8 @@ def _functions(config, params):
     def losses(trained, batch):
         model = params_lib.merge_module(graphdef, params_lib.merge(trained, frozen))
         features = encode_used(model.encode, batch.images, used=jnp.max(batch.segments, axis=1))
-        logits = forward(model, jax.lax.stop_gradient(features), batch)[:, :-1]
+        x = hidden(model, jax.lax.stop_gradient(features), batch, execution=PLAIN)
+        logits = model.llm.logits(x)[:, :-1]
         picked = jnp.take_along_axis(jax.nn.log_softmax(logits), batch.tokens[:, 1:, None], axis=-1)[..., 0]
         return jnp.pad(-picked, ((0, 0), (1, 0))) * batch.loss_weights
 

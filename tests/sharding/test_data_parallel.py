@@ -40,7 +40,7 @@ def test_two_steps_on_four_devices_and_on_one(tmp_path):
     def run(batch_size: int) -> dict[str, np.ndarray]:
         """Placed as a batch of that size would be: 4 gives four devices, 1 gives one."""
         place = data_parallel(batch_size)
-        step = jax.jit(make_step(earthgpt.abstract(config.model)[0], optimizer, microbatches=1, rows=place.batch))
+        step = jax.jit(make_step(earthgpt.abstract(config.model)[0], optimizer, microbatches=1, mesh=place.mesh))
         trained, frozen = jax.device_put(params_lib.split(initial, rules), place.whole)
         state = jax.device_put(State(jnp.zeros((), jnp.int32), trained, optimizer.init(trained)), place.whole)
         for _, batch in itertools.islice(train_batches(made), 2):
