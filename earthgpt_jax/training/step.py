@@ -97,35 +97,9 @@ def encode_used(encode: Callable[[jax.Array], Features], images: jax.Array, *, u
     return jax.lax.fori_loop(0, -(-jnp.sum(real) // chunk), some, empty)
 
 
-def _encode(graphdef: nnx.GraphDef, mesh: Mesh | AbstractMesh | None) -> Callable[..., Features]:
-    """`encode(params, images, segments) -> Features` of B*I images, by the encoders alone.
-
-    Each device encodes the images of its own rows, however many they are. Where the encoders lie in slices over
-    `fsdp`, they are gathered a layer at a time, once, and so all images go through together, those of padding too.
-    """
-
-    def every(encoders: dict, images: jax.Array, segments: jax.Array) -> Features:
-        return merge_module(graphdef, encoders).encode(images.reshape(-1, *images.shape[2:]))
-
-    def real(encoders: dict, images: jax.Array, segments: jax.Array) -> Features:
-        return encode_used(merge_module(graphdef, encoders).encode, images, used=jnp.max(segments, axis=1))
-
-    if mesh is None or mesh.size == 1:
-        chosen = real
-    elif mesh.shape["fsdp"] > 1:
-        chosen = every
-    else:
-        rows = PartitionSpec(ROWS)
-        chosen = jax.shard_map(
-            real, mesh=mesh, in_specs=(PartitionSpec(), rows, rows), out_specs=rows, check_vma=False
-        )  # fmt: skip
-
-    def encode(params: Params, images: jax.Array, segments: jax.Array) -> Features:
-        # Of other parameters the paths alone, so that nothing of them is moved or gathered.
-        encoders = {path: x if path.startswith(("vit/", "convnext/")) else None for path, x in params.items()}
-        return chosen(encoders, images, segments)
-
-    return encode
+def _encoders(params: Params) -> dict[str, jax.Array | None]:
+    """The encoders' parameters; of the others the paths alone, so that nothing of them is moved or gathered."""
+    return {path: value if path.startswith(("vit/", "convnext/")) else None for path, value in params.items()}
 
 
 def make_step(
@@ -149,13 +123,20 @@ def make_step(
 
     gradient = jax.value_and_grad(loss_sums, has_aux=True)
 
-    encode = _encode(graphdef, mesh)
+    def encode(encoders: dict, images: jax.Array, segments: jax.Array) -> Features:
+        return encode_used(merge_module(graphdef, encoders).encode, images, used=jnp.max(segments, axis=1))
+
+    if mesh is not None:  # each device the images of its own rows, however many they are
+        rows = PartitionSpec(ROWS)
+        encode = jax.shard_map(
+            encode, mesh=mesh, in_specs=(PartitionSpec(), rows, rows), out_specs=rows, check_vma=False
+        )  # fmt: skip
 
     @use(mesh)
     def step(state: State, frozen: Params, batch: DeviceBatch) -> tuple[State, dict[str, jax.Array]]:
         def accumulate(sums, part: DeviceBatch):
             # Outside of the differentiated function: no residual of a frozen encoder is ever kept.
-            features = encode(merge(state.trained, frozen), part.images, part.segments)
+            features = encode(_encoders(merge(state.trained, frozen)), part.images, part.segments)
             (loss, weight), gradients = gradient(state.trained, frozen, features, part)
             return jax.tree.map(jnp.add, sums, (loss, weight, gradients)), None
 

@@ -63,7 +63,7 @@ def test_memory_stays_within_its_budget(case):
 @pytest.mark.parametrize("case", CASES)
 def test_the_state_is_updated_in_place(case):
     memory = program.memory(_program(*case))
-    assert memory.output - memory.aliased < 4096  # only the metrics are new
+    assert memory.output - memory.aliased < 8192  # only the metrics are new
 
 
 def test_replicated_frozen_weights_are_never_gathered_and_only_adapters_are_reduced():
