@@ -25,7 +25,7 @@ SMALL = (
     "model.llm.vocab_size=4096", "model.vit.dim=256", "model.vit.depth=2", "model.vit.heads=4", "model.vit.ffn_dim=512",
     "model.perception.vit_layers=(0,1)", "model.convnext.depths=(1,1,1,1)", "model.convnext.dims=(32,64,128,256)",
     "model.image_size=256", "model.convnext.image_size=256", "model.perception.cnn_stages=(2,3)",
-    "data.tokens_per_row=512",
+    "data.tokens_per_row=512", "data.images_per_row=1",
 )  # fmt: skip
 MIB = 2**20
 
@@ -98,7 +98,7 @@ def test_the_command_says_what_a_step_needs_and_what_does_not_fit(capsys):
     assert values["fits"] is True and 0 < values["hbm_gib_per_chip"] < values["hbm_limit_gib"] == 15.75
     assert values["estimate"] == "compiler estimate"
     assert values["collectives"]["all-gather"] + values["collectives"]["collective-permute"] > 0
-    assert main([*base, "--per-chip-batch", "512"]) == 1
+    assert main([*base, "--per-chip-batch", "4096"]) == 1
     values = json.loads(capsys.readouterr().out)
     assert values["fits"] is False and "Ran out of memory" in values["compiler_message"]
     assert values["hbm_gib_per_chip"] > values["hbm_limit_gib"]
