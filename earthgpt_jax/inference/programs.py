@@ -1,4 +1,4 @@
-"""The three compiled programs of generation, on a state of fixed size: prefixes in, questions in, tokens out.
+"""The compiled programs of generation, on a state of fixed size: images in, questions in, tokens out.
 
 G images are in work at a time, M rows belong to each; rows B = G * M. Every device has its share of the images with
 their rows, and runs for itself: no program communicates.
@@ -26,12 +26,14 @@ from earthgpt_jax.models.earthgpt import EarthGPT
 from earthgpt_jax.models.llama import Cache, empty_cache
 from earthgpt_jax.params import Params, merge_module
 
-_SMALLEST = 16  # question bucket
+# Whatever is within these has the same programs.
+_LEAST_QUESTION, _LEAST_QUESTION_SLOTS, _LEAST_ANSWER_SLOTS = 16, 64, 16
+_MOST_ENCODES = 8
 
 
-def bucket(length: int) -> int:
-    """Slots that a question of this length is padded to: a power of two."""
-    return max(_SMALLEST, 1 << (length - 1).bit_length())
+def bucket(length: int, least: int = _LEAST_QUESTION) -> int:
+    """What a length is padded to: a power of two."""
+    return max(least, 1 << (length - 1).bit_length())
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -78,10 +80,10 @@ class Layout:
         return cls(
             images=images,
             rows_per_image=share,
-            question_slots=bucket(longest_question),
-            answer_slots=longest_answer,
+            question_slots=bucket(longest_question, _LEAST_QUESTION_SLOTS),
+            answer_slots=bucket(longest_answer, _LEAST_ANSWER_SLOTS),
             inserts=-(-images * share // 4),
-            encodes=-(-images // 4),
+            encodes=min(-(-images // 4), _MOST_ENCODES),
         )
 
 
@@ -134,18 +136,40 @@ class Programs:
 
     Attributes:
         start: `() -> (prefixes, rows)`, nothing in them.
-        encode: `(params, prefixes, images u8[E, S, S, 3], slot i32[E]) -> prefixes`; slot G: no image.
+        encode: `(params, images u8[E, S, S, 3]) -> visual tokens [E, P, D]`.
+        prefill: `(params, prefixes, visual, slot i32[E]) -> prefixes`; slot G: no image.
         insert: `(params, prefixes, rows, Insert) -> rows`.
         decode: `(params, prefixes, rows, until i32[devices]) -> rows`: until so many of a device's rows are free.
         whole: where what all devices hold is.
     """
 
     start: Callable[[], tuple[Cache, Rows]]
-    encode: Callable[..., Cache]
+    encode: Callable[..., jax.Array]
+    prefill: Callable[..., Cache]
     insert: Callable[..., Rows]
     decode: Callable[..., Rows]
     whole: NamedSharding
     spread: NamedSharding
+
+
+def _compiled(function: Callable, mesh: Mesh, *, arguments: tuple, result: Any, donated: int | None = None) -> Callable:
+    mapped = jax.shard_map(function, mesh=mesh, in_specs=arguments, out_specs=result, check_vma=False)
+    return jax.jit(mapped, donate_argnums=() if donated is None else donated)
+
+
+@functools.lru_cache(maxsize=16)
+def _encoder(graphdef: nnx.GraphDef, mesh: Mesh) -> Callable[..., jax.Array]:
+    """Apart from the other programs because it takes longest to compile and does not depend on a layout."""
+
+    def encode(params: Params, images: jax.Array) -> jax.Array:
+        model: EarthGPT = merge_module(graphdef, params)
+        return model.perceive(model.encode(images))
+
+    return _compiled(encode, mesh, arguments=(P(), _EACH), result=_EACH)
+
+
+# Caches have their rows on the second axis, everything else on the first.
+_CACHED, _EACH = Cache(P(None, "data"), P(None, "data")), P("data")
 
 
 @functools.lru_cache(maxsize=16)
@@ -180,15 +204,15 @@ def programs(
             logprobs=jnp.zeros((rows, layout.answer_slots)), seed=zeros.astype(jnp.uint32),
         )  # fmt: skip
 
-    def encode(params: Params, prefixes: Cache, images: jax.Array, slot: jax.Array) -> Cache:
+    def prefill(params: Params, prefixes: Cache, visual: jax.Array, slot: jax.Array) -> Cache:
         model: EarthGPT = merge_module(graphdef, params)
-        tokens, image_slots = (jnp.broadcast_to(jnp.asarray(of), (len(images), length)) for of in prefix)
+        tokens, image_slots = (jnp.broadcast_to(jnp.asarray(of), (len(visual), length)) for of in prefix)
         order = jnp.arange(length)
         _, cache = model.llm(
-            model.embed(tokens, image_slots, model.perceive(model.encode(images))),
+            model.embed(tokens, image_slots, visual),
             positions=jnp.broadcast_to(order, tokens.shape),
-            mask=jnp.broadcast_to(order[:, None] >= order, (len(images), length, length)),
-            cache=empty_cache(config.llm, batch=len(images), slots=length, dtype=config.dtype),
+            mask=jnp.broadcast_to(order[:, None] >= order, (len(visual), length, length)),
+            cache=empty_cache(config.llm, batch=len(visual), slots=length, dtype=config.dtype),
         )
         assert cache is not None
         return Cache(*(old.at[:, slot].set(new) for old, new in zip(prefixes, heads_first(cache), strict=True)))
@@ -272,19 +296,14 @@ def programs(
 
         return jax.lax.while_loop(lambda rows: jnp.sum(~rows.active) < until[0], step, rows)
 
-    # Caches have their rows on the second axis, everything else on the first.
-    cached, each = Cache(P(None, "data"), P(None, "data")), P("data")
-    state = Rows(cached, *[each] * (len(Rows._fields) - 1))
-
-    def compiled(function: Callable, arguments: tuple, result: Any, donated: int | None) -> Callable:
-        mapped = jax.shard_map(function, mesh=mesh, in_specs=arguments, out_specs=result, check_vma=False)
-        return jax.jit(mapped, donate_argnums=() if donated is None else donated)
-
+    state = Rows(_CACHED, *[_EACH] * (len(Rows._fields) - 1))
+    new = Insert(*[_EACH] * len(Insert._fields))
     return Programs(
-        start=compiled(start, (), (cached, state), None),
-        encode=compiled(encode, (P(), cached, each, each), cached, 1),
-        insert=compiled(insert, (P(), cached, state, Insert(*[each] * len(Insert._fields))), state, 2),
-        decode=compiled(decode, (P(), cached, state, each), state, 2),
+        start=_compiled(start, mesh, arguments=(), result=(_CACHED, state)),
+        encode=_encoder(graphdef, mesh),
+        prefill=_compiled(prefill, mesh, arguments=(P(), _CACHED, _EACH, _EACH), result=_CACHED, donated=1),
+        insert=_compiled(insert, mesh, arguments=(P(), _CACHED, state, new), result=state, donated=2),
+        decode=_compiled(decode, mesh, arguments=(P(), _CACHED, state, _EACH), result=state, donated=2),
         whole=NamedSharding(mesh, P()),
-        spread=NamedSharding(mesh, each),
+        spread=NamedSharding(mesh, _EACH),
     )

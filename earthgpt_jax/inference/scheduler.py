@@ -138,9 +138,8 @@ class Scheduler:
             for device, taken in enumerate(chosen):
                 for at in range(len(taken)):
                     squares[device, at] = next(following)
-            prefixes = self._programs.encode(
-                self._params, prefixes, self._put(squares.reshape(-1, *blank.shape)), self._put(slot.reshape(-1))
-            )
+            visual = self._programs.encode(self._params, self._put(squares.reshape(-1, *blank.shape)))
+            prefixes = self._programs.prefill(self._params, prefixes, visual, self._put(slot.reshape(-1)))
             self.counts.images += len(images)
             self.counts.prefill += len(images) * self._prefix
             self.counts.padded += slot.size * self._prefix
