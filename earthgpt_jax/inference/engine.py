@@ -83,9 +83,7 @@ class Engine:
         self._tokenizer = Tokenizer(model.tokenizer)
         self._conversation = conversation(model.conversation)
         self._stop = Stop(eos_id=self._tokenizer.eos_id, separators=self._conversation.separator_ids(self._tokenizer))
-        tokens, slots = image_prefix(
-            self._tokenizer, self._conversation, visual_tokens=model.model.visual_tokens
-        )
+        tokens, slots = image_prefix(self._tokenizer, self._conversation, visual_tokens=model.model.visual_tokens)
         self._prefix = (tuple(tokens.tolist()), tuple(slots.tolist()))
 
     @classmethod
@@ -178,9 +176,7 @@ class Engine:
             prefix=len(self._prefix[0]),
         )
         self.counts = scheduler.counts
-        work = (
-            Work(image=scene.image, requests=[self._request(ask) for ask in scene.asks]) for scene in scenes
-        )
+        work = (Work(image=scene.image, requests=[self._request(ask) for ask in scene.asks]) for scene in scenes)
         for finished in scheduler.run(work):
             yield self._answer(finished)
 
@@ -188,9 +184,7 @@ class Engine:
         return open_turn_ids(self._tokenizer, self._conversation, text)
 
     def _request(self, ask: Ask) -> Request:
-        return Request(
-            name=ask.id, tokens=self._question(ask.text), limit=ask.max_new_tokens, seed=seed_of(ask.id)
-        )
+        return Request(name=ask.id, tokens=self._question(ask.text), limit=ask.max_new_tokens, seed=seed_of(ask.id))
 
     def _answer(self, finished: Finished) -> Answer:
         return Answer(

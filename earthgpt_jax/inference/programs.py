@@ -241,9 +241,7 @@ def programs(
         tail = jnp.full((len(token), window), -1).at[:, -1].set(token)
         at = new.row
         return Rows(
-            cache=Cache(
-                *(old.at[:, at, :, :width].set(values) for old, values in zip(rows.cache, cache, strict=True))
-            ),
+            cache=Cache(*(old.at[:, at, :, :width].set(values) for old, values in zip(rows.cache, cache, strict=True))),
             length=rows.length.at[at].set(new.length),
             token=rows.token.at[at].set(token),
             tail=rows.tail.at[at].set(tail),

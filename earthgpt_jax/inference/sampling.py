@@ -46,9 +46,7 @@ def seed_of(name: str) -> int:
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "little")
 
 
-def choose(
-    logits: jax.Array, *, sampling: Sampling, seeds: jax.Array, steps: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+def choose(logits: jax.Array, *, sampling: Sampling, seeds: jax.Array, steps: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Tokens i32[B] and their log-probabilities f32[B] under the model itself (temperature 1, all tokens).
 
     Args:
