@@ -1,7 +1,7 @@
 """An evaluation's files: a part for each process while it runs, one file when all is answered.
 
-`predictions.jsonl` is written as `predictions-0-of-2.jsonl`, `predictions-1-of-2.jsonl`, a line an answer, and joined by
-id. Whatever parts are there count, of any number of processes, so an evaluation may go on with another number.
+`predictions.jsonl` is written as `predictions-0-of-2.jsonl`, `predictions-1-of-2.jsonl`, a line an answer, and joined
+by id. Whatever parts are there count, of any number of processes, so an evaluation may go on with another number.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ class Files:
         ]
         if differing:
             raise EarthGPTError(
-                f"{path} holds answers of another evaluation: {'; '.join(differing)}. Name another folder, or delete it."
+                f"{path} holds answers of another evaluation: {'; '.join(differing)}. Name another folder, or delete it"
             )
         return answered
 

@@ -122,12 +122,12 @@ class Insert(NamedTuple):
         seed: u32[I].
     """
 
-    row: np.ndarray
-    image: np.ndarray
-    tokens: np.ndarray
-    length: np.ndarray
-    limit: np.ndarray
-    seed: np.ndarray
+    row: Any
+    image: Any
+    tokens: Any
+    length: Any
+    limit: Any
+    seed: Any
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -169,7 +169,8 @@ def _encoder(graphdef: nnx.GraphDef, mesh: Mesh) -> Callable[..., jax.Array]:
 
 
 # Caches have their rows on the second axis, everything else on the first.
-_CACHED, _EACH = Cache(P(None, "data"), P(None, "data")), P("data")
+_CACHED: Any = Cache(*[P(None, "data")] * 2)  # type: ignore[list-item,arg-type]
+_EACH: Any = P("data")
 
 
 @functools.lru_cache(maxsize=16)

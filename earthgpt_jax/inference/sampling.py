@@ -28,7 +28,8 @@ class Sampling:
     def __post_init__(self):
         if self.temperature < 0 or not 0 < self.top_p <= 1:
             raise EarthGPTError(
-                f"sampling: expected a temperature from 0 on and top_p in (0, 1], got {self.temperature} and {self.top_p}"
+                "sampling: expected a temperature from 0 on and top_p in (0, 1], "
+                f"got {self.temperature} and {self.top_p}"
             )
 
     def describe(self) -> str:

@@ -12,8 +12,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from earthgpt_jax.models.llama import Block, Cache, Llama
 from earthgpt_jax.models.layers import scan
+from earthgpt_jax.models.llama import Block, Cache, Llama
 from earthgpt_jax.ops.rope import rope
 
 # Here a cache is [L, B, K, S, H]: heads before slots, so that a step's products read it as it lies.

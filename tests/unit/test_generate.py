@@ -36,25 +36,36 @@ def items():
     return list(zip(images, questions, strict=True))
 
 
-def _uncached(model, config, tokens, slots, image):
-    """Greedy continuation, and its log-probabilities, by running the whole sequence again for every token."""
-    tokens, slots, logprobs = list(tokens), list(slots), []
-    visual = model.perceive(model.encode(jnp.asarray(image)[None]))
-    for _ in range(NEW):
-        ids = jnp.asarray([tokens])
-        ones = jnp.ones_like(ids)
-        hidden, _ = model.llm(
-            model.embed(ids, jnp.asarray([slots]), visual), positions=jnp.arange(len(tokens))[None],
-            mask=visible(ones, 0 * ones),
+@pytest.fixture(scope="module")
+def uncached(engine):
+    """`(question, image) -> greedy tokens and log-probabilities`, running the whole sequence again for every token."""
+    config, longest = engine.model.model, 192
+
+    @jax.jit
+    def forward(params, tokens, slots, image, length):
+        model = merge_module(earthgpt.abstract(config)[0], params)
+        ones = jnp.ones_like(tokens)
+        hidden, _ = model.llm(  # what is behind `length` is seen by nothing before it
+            model.embed(tokens, slots, model.perceive(model.encode(image))),
+            positions=jnp.arange(longest)[None], mask=visible(ones, 0 * ones),
         )  # fmt: skip
-        logits = jax.nn.log_softmax(model.llm.logits(hidden[:, -1:])[0, 0])
-        tokens.append(int(logits.argmax()))
-        logprobs.append(float(logits.max()))
-        slots.append(-1)
-    return tokens[-NEW:], logprobs
+        return jax.nn.log_softmax(model.llm.logits(hidden)[0, length - 1])
+
+    def continued(question: str, image: np.ndarray) -> tuple[list[int], list[float]]:
+        ids, at = prompt(engine._tokenizer, engine._conversation, question, visual_tokens=config.visual_tokens)
+        tokens, slots = np.zeros((1, longest), np.int32), np.full((1, longest), -1, np.int32)
+        tokens[0, : len(ids)], slots[0, : len(at)] = ids, at
+        logprobs = []
+        for length in range(len(ids), len(ids) + NEW):
+            logits = np.asarray(forward(engine._params, tokens, slots, image[None], length))
+            tokens[0, length] = logits.argmax()
+            logprobs.append(float(logits.max()))
+        return tokens[0, len(ids) : len(ids) + NEW].tolist(), logprobs
+
+    return continued
 
 
-def test_cached_rows_of_different_lengths_equal_uncached_singles(engine, items):
+def test_cached_rows_of_different_lengths_equal_uncached_singles(engine, items, uncached):
     rows = [
         prompt(engine._tokenizer, engine._conversation, q, visual_tokens=engine.model.model.visual_tokens)
         for _, q in items
@@ -71,9 +82,8 @@ def test_cached_rows_of_different_lengths_equal_uncached_singles(engine, items):
     got = np.asarray(
         generate(graphdef, engine._params, prompts, config=engine.model.model, max_new_tokens=NEW, stop=never)
     )
-    model = merge_module(graphdef, engine._params)
-    for (tokens, slots), (image, _), answer in zip(rows, items, got, strict=True):
-        assert answer.tolist() == _uncached(model, engine.model.model, tokens, slots, image)[0]
+    for (image, question), answer in zip(items, got, strict=True):
+        assert answer.tolist() == uncached(question, image)[0]
     # The same, stopping at a pair of tokens that the first row makes: kept, then nothing but zeros.
     pair = tuple(got[0, 3:5].tolist())
     first = next(i for i in range(NEW) if tuple(got[0, i : i + 2].tolist()) == pair)
@@ -109,38 +119,32 @@ def _with(engine: Engine, *, batch_size: int, devices: int = 1, sampling: Sampli
     )  # fmt: skip
 
 
-def test_shared_prefixes_any_batch_order_and_devices_equal_the_uncached_singles(engine):
-    images = np.random.default_rng(1).integers(0, 255, (5, 64, 64, 3)).astype(np.uint8)
+def test_shared_prefixes_any_batch_order_and_devices_equal_the_uncached_singles(engine, uncached):
+    images = np.random.default_rng(1).integers(0, 255, (3, 64, 64, 3)).astype(np.uint8)
     questions = ["What?", "Where is the small ship in the upper left of this long image?", "How many trucks? " * 9]
-    config = engine.model.model
-    model = merge_module(earthgpt.abstract(config)[0], engine._params)
     expected = {}
     for scene in _scenes(images, questions):
         for ask in scene.asks:
-            tokens, slots = prompt(
-                engine._tokenizer, engine._conversation, ask.text, visual_tokens=config.visual_tokens
-            )
-            made, logprobs = _uncached(model, config, tokens, slots, scene.image())
-            expected[ask.id] = made[: ask.max_new_tokens], logprobs[: ask.max_new_tokens]
+            tokens, logprobs = uncached(ask.text, scene.image())
+            expected[ask.id] = tokens[: ask.max_new_tokens], logprobs[: ask.max_new_tokens]
     ways = {
-        "shared": (engine, _scenes(images, questions)),
-        "shared, backwards": (engine, _scenes(images, questions, order=-1)),
-        "separate": (engine, _scenes(images, questions, shared=False)),
+        "shared": (_with(engine, batch_size=3), _scenes(images, questions)),
+        "shared, backwards": (_with(engine, batch_size=3), _scenes(images, questions, order=-1)),
+        "separate": (_with(engine, batch_size=3), _scenes(images, questions, shared=False)),
         "alone": (_with(engine, batch_size=1), _scenes(images, questions)),
-        "all at once": (_with(engine, batch_size=16), _scenes(images, questions)),
         "two devices": (_with(engine, batch_size=6, devices=2), _scenes(images, questions)),
         "eight devices": (_with(engine, batch_size=16, devices=8), _scenes(images, questions)),
     }
     for name, (with_engine, scenes) in ways.items():
+        with_engine._stop = Stop(eos_id=-1, separators=())
         answers = {answer.id: answer for answer in with_engine.stream(scenes)}
         assert answers.keys() == expected.keys(), name
         for key, (tokens, logprobs) in expected.items():
             assert answers[key].tokens.tolist() == tokens, (name, key)
             np.testing.assert_allclose(answers[key].logprobs, logprobs, atol=2e-5, err_msg=f"{name} {key}")
         counts = with_engine.counts
-        assert counts.questions == 15 and counts.images == (15 if name == "separate" else 5)
-        prefix = len(engine._prefix[0])
-        assert counts.unshared - counts.prefill == (15 - counts.images) * prefix
+        assert counts.questions == 9 and counts.images == (9 if name == "separate" else 3)
+        assert counts.unshared - counts.prefill == (9 - counts.images) * len(engine._prefix[0])
         assert counts.made == sum(len(tokens) for tokens, _ in expected.values())
 
 

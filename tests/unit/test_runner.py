@@ -205,8 +205,8 @@ def test_parts_of_any_number_of_processes_are_joined(asked, tmp_path):
     runner.evaluate(Oracle(asked), asked, out=tmp_path / "straight.jsonl", **arguments)
     seen = 0
     for index, count in ((1, 2), (2, 3)):
+        oracle = Oracle(asked, die_after=7)
         with pytest.raises(KeyboardInterrupt):
-            oracle = Oracle(asked, die_after=7)
             runner.evaluate(
                 oracle, asked, out=tmp_path / "p.jsonl", process=Process(index=index, count=count), **arguments
             )
