@@ -169,7 +169,7 @@ def _encoder(graphdef: nnx.GraphDef, mesh: Mesh) -> Callable[..., jax.Array]:
 
 
 # Caches have their rows on the second axis, everything else on the first.
-_CACHED: Any = Cache(*[P(None, "data")] * 2)  # type: ignore[list-item,arg-type]
+_CACHED: Any = Cache(*[P(None, "data")] * 2)  # type: ignore[arg-type]
 _EACH: Any = P("data")
 
 

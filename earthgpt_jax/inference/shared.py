@@ -47,7 +47,7 @@ def attend_parts(q: jax.Array, parts: list[Part]) -> jax.Array:
     scores = [_scores(q, part) for part in parts]  # B K T R S
     top = jnp.max(jnp.stack([s.max(axis=-1) for s in scores]), axis=0)[..., None]
     weights = [jnp.exp(s - top) for s in scores]
-    total = sum(w.sum(axis=-1) for w in weights).transpose(0, 2, 1, 3)[..., None]  # B T K R 1
+    total = jnp.asarray(sum(w.sum(axis=-1) for w in weights)).transpose(0, 2, 1, 3)[..., None]  # B T K R 1
     out = sum(_weighted(w, part.v) for w, part in zip(weights, parts, strict=True))
     return (out / total).astype(q.dtype).reshape(rows, length, heads, head_dim)
 

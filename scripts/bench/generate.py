@@ -128,7 +128,7 @@ def _ways(items: Sequence[Item], engines: dict[int, Engine], theirs: Callable, a
                 groups.setdefault(key(item), []).append(item)
             scenes = [
                 Scene(
-                    image=lambda group=group: group[0].square,
+                    image=lambda group=group: group[0].square,  # type: ignore[misc]
                     asks=[Ask(id=item.id, text=item.text, max_new_tokens=LIMIT) for item in group],
                 )
                 for group in groups.values()
@@ -151,7 +151,7 @@ def _ways(items: Sequence[Item], engines: dict[int, Engine], theirs: Callable, a
     ways.append(Way("transformers, batch 1", some, lambda items: theirs(items, 1)))
     for size in engines:
         some = items[: size * max(1, min(2, len(items) // size))]
-        ways.append(Way(f"transformers, batch {size}", some, lambda items, size=size: theirs(items, size)))
+        ways.append(Way(f"transformers, batch {size}", some, lambda items, size=size: theirs(items, size)))  # type: ignore[misc]
     return ways
 
 
