@@ -1,4 +1,4 @@
-"""Asks a model every question of a set of records, and writes the answers as they come."""
+"""Asks a model every question of a set of records, on any number of processes, and writes the answers as they come."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ import dataclasses
 import enum
 import hashlib
 import itertools
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,6 +17,8 @@ from tqdm import tqdm
 from earthgpt_jax.errors import EarthGPTError
 from earthgpt_jax.evaluation import predictions as predictions_lib
 from earthgpt_jax.evaluation.predictions import Prediction
+from earthgpt_jax.evaluation.shards import Files, Process
+from earthgpt_jax.inference.engine import Answer, Ask, Scene
 from earthgpt_jax.input.derived import Derived
 from earthgpt_jax.input.images import grey_square, load_square
 from earthgpt_jax.input.questions import Grammar, Question, ask, candidates, questions
@@ -39,6 +40,8 @@ MAX_NEW_TOKENS: Mapping[str, int] = {
 # Questions about what is not there.
 FALSE_PREMISES = (Derived.ABSENT_HBB, Derived.ABSENT_OBB, Derived.ABSENT_GROUNDING)
 
+_CLASSES = (64, 512)  # answers up to so many tokens are made together
+
 
 class View(enum.StrEnum):
     """What the model gets to see: the image, or a grey square (the blind baseline)."""
@@ -56,7 +59,9 @@ class Answerer(Protocol):
     @property
     def decimals(self) -> int: ...
 
-    def answer(self, items: Sequence[tuple[np.ndarray, str]], *, max_new_tokens: int) -> list[str]: ...
+    def layout(self, scenes: Sequence[Scene]) -> Any: ...
+
+    def stream(self, scenes: Sequence[Scene], *, layout: Any) -> Iterator[Answer]: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,15 +112,18 @@ def evaluate(
     header: Mapping[str, Any],
     view: View,
     label: str,
-    batch_size: int = 200,
+    process: Process | None = None,
 ) -> list[Prediction]:
-    """Answers every question once; what `out` has already is kept, what is missing is asked.
+    """Answers every question once; what is answered already is kept, what is missing is asked.
+
+    With several processes each calls this with the same arguments, answers the questions about its share of the images
+    and writes them as they come (`evaluation.shards`); the first one joins the files. All of them see `out`'s folder.
 
     Args:
-        out: predictions file, appended to as answers come.
+        out: predictions file; when it is there, it is whole.
         header: digests of model, data and prompt; a file with another header, or of other questions, is refused.
         label: of the progress bar.
-        batch_size: questions given to the answerer at a time, and written when they are answered.
+        process: which one this is; default: what `jax.distributed` says.
 
     Returns:
         One prediction for each of `asked`, in its order.
@@ -125,25 +133,75 @@ def evaluate(
     """
     _check(asked, out)
     digest = predictions_lib.digest((item.question.id, item.question.text, item.question.answer) for item in asked)
-    done = _resume(out, {**header, "asked": digest})
-    with out.open("a", encoding="utf-8") as file, tqdm(
-        total=len(asked), initial=len(done), desc=label, unit="question"
-    ) as bar:  # fmt: skip
-        for task, batch in _batches(asked, batch_size):
-            missing = [item for item in batch if item.question.id not in done]
-            if not missing:
-                continue
-            # The whole batch is asked again even where a kill left a part of it: rounding may depend on what a
-            # question is batched with, and a resumed evaluation shall give what an uninterrupted one gives.
-            pairs = [(_image(item.record, answerer.image_size, view), item.question.text) for item in batch]
-            texts = answerer.answer(pairs, max_new_tokens=MAX_NEW_TOKENS[task])
-            for item, text in zip(batch, texts, strict=True):
-                if item.question.id not in done:
-                    done[item.question.id] = Prediction.of(item.record, item.question, text)
-                    file.write(predictions_lib.to_line(done[item.question.id]))
-            file.flush()
-            bar.update(len(missing))
+    process = process or Process.this()
+    files = Files(out=out, header={**header, "asked": digest})
+    done = files.answered()
+    by_id = {item.question.id: item for item in asked}
+    if len(done) < len(asked):
+        own = [group for number, group in enumerate(_by_image(asked)) if number % process.count == process.index]
+        total = sum(map(len, own))
+        missing = sum(item.question.id not in done for group in own for item in group)
+        with files.append_to(process) as file, tqdm(
+            total=total, initial=total - missing, desc=label, unit="question"
+        ) as bar:  # fmt: skip
+            for answer in _answers(answerer, asked, own=own, done=done, view=view):
+                item = by_id[answer.id]
+                file.write(predictions_lib.to_line(Prediction.of(item.record, item.question, answer.text)))
+                file.flush()
+                bar.update()
+    process.wait("answered")
+    if process.index == 0:
+        files.join(sorted(by_id))
+    process.wait("joined")
+    done = files.answered()
     return [done[item.question.id] for item in asked]
+
+
+def _answers(
+    answerer: Answerer,
+    asked: Sequence[Asked],
+    *,
+    own: Sequence[Sequence[Asked]],
+    done: Collection[str],
+    view: View,
+) -> Iterator[Answer]:
+    """Of what is missing of `own`: short answers first, then long ones, which need more memory each.
+
+    Sizes are chosen by all that is asked, so that they are the same for any part of it.
+    """
+    for at_most in sorted({_class(item) for item in asked}):
+
+        def scenes(groups: Iterable[Sequence[Asked]], at_most: int = at_most) -> list[Scene]:
+            chosen = ([item for item in group if _class(item) == at_most] for group in groups)
+            return [_scene(group, size=answerer.image_size, view=view) for group in chosen if group]
+
+        missing = scenes([[item for item in group if item.question.id not in done] for group in own])
+        if missing:
+            yield from answerer.stream(missing, layout=answerer.layout(scenes(_by_image(asked))))
+
+
+def _class(item: Asked) -> int:
+    limit = MAX_NEW_TOKENS[item.question.task]
+    return next(at_most for at_most in _CLASSES if limit <= at_most)
+
+
+def _scene(group: Sequence[Asked], *, size: int, view: View) -> Scene:
+    record = group[0].record
+    return Scene(
+        image=lambda: _image(record, size, view),
+        asks=[
+            Ask(id=item.question.id, text=item.question.text, max_new_tokens=MAX_NEW_TOKENS[item.question.task])
+            for item in group
+        ],
+    )
+
+
+def _by_image(asked: Sequence[Asked]) -> list[list[Asked]]:
+    """Sorted by id, whatever the order."""
+    groups: dict[str, list[Asked]] = collections.defaultdict(list)
+    for item in sorted(asked, key=lambda item: item.question.id):
+        groups[item.record.id].append(item)
+    return [groups[name] for name in sorted(groups)]
 
 
 def _check(asked: Sequence[Asked], out: Path) -> None:
@@ -157,16 +215,6 @@ def _check(asked: Sequence[Asked], out: Path) -> None:
         )
 
 
-def _batches(asked: Sequence[Asked], size: int) -> Iterator[tuple[str, list[Asked]]]:
-    """Batches of one task each, so that answers are of about the same length; by id, whatever the order."""
-    by_task: dict[str, list[Asked]] = collections.defaultdict(list)
-    for item in sorted(asked, key=lambda item: item.question.id):
-        by_task[item.question.task].append(item)
-    for task in sorted(by_task, key=lambda task: (MAX_NEW_TOKENS[task], task)):
-        for start in range(0, len(by_task[task]), size):
-            yield task, by_task[task][start : start + size]
-
-
 def _image(record: Record, size: int, view: View) -> np.ndarray:
     if view is View.GREY:
         return grey_square(size)
@@ -174,27 +222,3 @@ def _image(record: Record, size: int, view: View) -> np.ndarray:
         return load_square(record.image, size)
     except EarthGPTError as error:
         raise EarthGPTError(f"record {record.id}: {error}") from error
-
-
-def _resume(out: Path, header: Mapping[str, Any]) -> dict[str, Prediction]:
-    """What was answered before; leaves `out` with a header and complete lines only."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    first = json.dumps({"header": dict(header)}) + "\n"
-    header = json.loads(first)["header"]  # a tuple comes back as a list
-    if not out.exists() or first.encode().startswith(out.read_bytes()):  # killed before the first answer
-        out.write_text(first, encoding="utf-8")
-        return {}
-    saved, answered = predictions_lib.read(out)
-    differing = [
-        f"{key} was {saved.get(key)!r}, is {header.get(key)!r}"
-        for key in sorted(saved.keys() | header.keys())
-        if saved.get(key) != header.get(key)
-    ]
-    if differing:
-        raise EarthGPTError(
-            f"{out} holds answers of another evaluation: {'; '.join(differing)}. Name another folder, or delete it."
-        )
-    partial = out.with_suffix(".partial")
-    partial.write_text(first + "".join(map(predictions_lib.to_line, answered)), encoding="utf-8")
-    partial.replace(out)
-    return {prediction.id: prediction for prediction in answered}

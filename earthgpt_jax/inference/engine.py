@@ -1,48 +1,109 @@
-"""Answers questions about images with a model directory: tokenise, batch, generate, decode."""
+"""Answers questions about images with a model directory: tokenise, schedule, generate, decode."""
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from earthgpt_jax import params as params_lib
-from earthgpt_jax.inference.generate import Prompts, Stop, generate
-from earthgpt_jax.input.batch import TEXT_SLOT
+from earthgpt_jax.inference.generate import Stop
+from earthgpt_jax.inference.programs import Layout, programs
+from earthgpt_jax.inference.sampling import GREEDY, Sampling, seed_of
+from earthgpt_jax.inference.scheduler import Counts, Finished, Request, Scheduler, Work
 from earthgpt_jax.input.conversation import SEPARATOR, conversation
-from earthgpt_jax.input.rows import prompt
+from earthgpt_jax.input.rows import image_prefix, open_turn_ids
 from earthgpt_jax.input.tokenizer import Tokenizer
 from earthgpt_jax.models import earthgpt, io
 from earthgpt_jax.params import Params
 
-_LENGTH_STEP = 32  # prompts are padded to a multiple, so that few shapes are ever compiled
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Ask:
+    """A question; an answer that is longer than `max_new_tokens` is cut there."""
+
+    id: str
+    text: str
+    max_new_tokens: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Scene:
+    """An image, u8[S, S, 3] when it is called for, and what is asked about it."""
+
+    image: Callable[[], np.ndarray]
+    asks: Sequence[Ask]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Answer:
+    """Attributes:
+    tokens: i32[n], the end of the answer included.
+    logprobs: f32[n], of each token given those before.
+    """
+
+    id: str
+    text: str
+    tokens: np.ndarray
+    logprobs: np.ndarray
 
 
 class Engine:
-    """Greedy answers, the same whatever they are batched with.
+    """Answers, the same whatever they are batched with. An image is encoded and prefilled once for all its questions.
 
     Attributes:
         model: what the model directory says of itself.
+        counts: what the last call computed.
     """
 
-    def __init__(self, model: io.ModelDir, params: Params, *, batch_size: int):
+    def __init__(
+        self,
+        model: io.ModelDir,
+        params: Params,
+        *,
+        batch_size: int,
+        sampling: Sampling = GREEDY,
+        devices: Sequence[jax.Device] | None = None,
+    ):
         self.model = model
+        self.counts = Counts()
         self._params = params
         self._graphdef: nnx.GraphDef = earthgpt.abstract(model.model)[0]
         self._batch_size = batch_size
+        self._sampling = sampling
+        available = jax.local_devices() if devices is None else devices
+        self._devices = tuple(available[: min(len(available), batch_size)])
         self._tokenizer = Tokenizer(model.tokenizer)
         self._conversation = conversation(model.conversation)
         self._stop = Stop(eos_id=self._tokenizer.eos_id, separators=self._conversation.separator_ids(self._tokenizer))
+        tokens, slots = image_prefix(self._tokenizer, self._conversation, visual_tokens=model.model.visual_tokens)
+        self._prefix = (tuple(tokens.tolist()), tuple(slots.tolist()))
 
     @classmethod
-    def from_model_dir(cls, name: str | Path, *, batch_size: int = 32) -> Engine:
-        """An engine for an embedded model's name or a model directory."""
+    def from_model_dir(
+        cls,
+        name: str | Path,
+        *,
+        batch_size: int = 32,
+        sampling: Sampling = GREEDY,
+        devices: Sequence[jax.Device] | None = None,
+    ) -> Engine:
+        """An engine for an embedded model's name or a model directory.
+
+        Args:
+            batch_size: questions in work at a time, of all devices together.
+            devices: default: all of this process.
+        """
         model, arrays = io.read(name)
-        return cls(model, {path: jnp.asarray(arrays[path]) for path in sorted(arrays)}, batch_size=batch_size)
+        params = {path: jnp.asarray(arrays[path]) for path in sorted(arrays)}
+        return cls(model, params, batch_size=batch_size, sampling=sampling, devices=devices)
 
     @property
     def image_size(self) -> int:
@@ -58,58 +119,82 @@ class Engine:
             "model": str(self.model.path.name),
             "params": params_lib.fingerprint(self._params),
             "tokenizer": self._tokenizer.fingerprint,
-            "decode": "greedy",
+            "decode": self._sampling.describe(),
             **{key: self.model.about[key] for key in ("recipe", "stage", "steps") if key in self.model.about},
         }
 
     def answer(self, items: Sequence[tuple[np.ndarray, str]], *, max_new_tokens: int) -> list[str]:
-        """One answer an item.
+        """One answer an item, in order; equal images are encoded once.
 
         Args:
             items: `(u8[S, S, 3] image, question)`.
             max_new_tokens: an answer that is longer is cut there.
         """
-        return [
-            text
-            for start in range(0, len(items), self._batch_size)
-            for text in self._answer_batch(items[start : start + self._batch_size], max_new_tokens)
-        ]
+        scenes: dict[bytes, tuple[np.ndarray, list[Ask]]] = {}
+        for number, (image, text) in enumerate(items):
+            _, asks = scenes.setdefault(hashlib.sha256(image.tobytes()).digest(), (image, []))
+            asks.append(Ask(id=str(number), text=text, max_new_tokens=max_new_tokens))
+        every = [Scene(image=lambda image=image: image, asks=asks) for image, asks in scenes.values()]  # type: ignore[misc]
+        texts = {answer.id: answer.text for answer in self.stream(every)}
+        return [texts[str(number)] for number in range(len(items))]
 
-    def _answer_batch(self, items: Sequence[tuple[np.ndarray, str]], max_new_tokens: int) -> list[str]:
-        rows = [
-            prompt(
-                self._tokenizer,
-                self._conversation,
-                question,
-                visual_tokens=self.model.model.visual_tokens,
-            )
-            for _, question in items
-        ]
-        longest = max(len(tokens) for tokens, _ in rows)
-        length = -(-longest // _LENGTH_STEP) * _LENGTH_STEP
-        # A short last batch is filled up with copies of its first row: one compiled shape serves all.
-        index = [i if i < len(items) else 0 for i in range(self._batch_size)]
-        prompts = Prompts(
-            tokens=jnp.asarray(np.stack([_pad(rows[i][0], length, 0) for i in index])),
-            image_slots=jnp.asarray(np.stack([_pad(rows[i][1], length, TEXT_SLOT) for i in index])),
-            lengths=jnp.asarray([len(rows[i][0]) for i in index], jnp.int32),
-            images=jnp.asarray(np.stack([items[i][0] for i in index])),
+    def layout(self, scenes: Iterable[Scene]) -> Layout:
+        """What `stream` would choose for these; one layout for parts of them keeps its shapes the same."""
+        asks = [ask for scene in scenes for ask in scene.asks]
+        return Layout.of(
+            [len(scene.asks) for scene in scenes],
+            longest_question=max(len(self._question(ask.text)) for ask in asks),
+            longest_answer=max(ask.max_new_tokens for ask in asks),
+            batch_size=self._batch_size,
+            devices=len(self._devices),
         )
-        output = generate(
+
+    def stream(self, scenes: Sequence[Scene], *, layout: Layout | None = None) -> Iterator[Answer]:
+        """Answers in the order in which they get ready.
+
+        Args:
+            scenes: each with at least one question; ids are free to choose, and decide the draws of sampling.
+            layout: from `layout`, of these scenes or of more.
+        """
+        if not scenes:
+            return
+        layout = layout or self.layout(scenes)
+        chosen = programs(
             self._graphdef,
-            self._params,
-            prompts,
             config=self.model.model,
-            max_new_tokens=max_new_tokens,
+            prefix=self._prefix,
+            layout=layout,
             stop=self._stop,
+            sampling=self._sampling,
+            devices=self._devices,
         )
-        return [self._text(ids) for ids in np.asarray(output)[: len(items)]]
+        scheduler = Scheduler(
+            chosen,
+            jax.device_put(self._params, chosen.whole),
+            layout=layout,
+            devices=len(self._devices),
+            prefix=len(self._prefix[0]),
+        )
+        self.counts = scheduler.counts
+        work = (Work(image=scene.image, requests=[self._request(ask) for ask in scene.asks]) for scene in scenes)
+        for finished in scheduler.run(work):
+            yield self._answer(finished)
+
+    def _question(self, text: str) -> list[int]:
+        return open_turn_ids(self._tokenizer, self._conversation, text)
+
+    def _request(self, ask: Ask) -> Request:
+        return Request(name=ask.id, tokens=self._question(ask.text), limit=ask.max_new_tokens, seed=seed_of(ask.id))
+
+    def _answer(self, finished: Finished) -> Answer:
+        return Answer(
+            id=finished.name,
+            text=self._text(finished.tokens),
+            tokens=finished.tokens,
+            logprobs=finished.logprobs,
+        )
 
     def _text(self, ids: np.ndarray) -> str:
         """The answer up to its end; an answer that ran into the limit stays as it is."""
         kept = list(itertools.takewhile(lambda token: token != self._stop.eos_id, ids.tolist()))
         return self._tokenizer.decode([token for token in kept if token]).split(SEPARATOR)[0].strip()
-
-
-def _pad(values: np.ndarray, length: int, fill: int) -> np.ndarray:
-    return np.pad(np.asarray(values, np.int32), (0, length - len(values)), constant_values=fill)

@@ -6,6 +6,8 @@ import pytest
 from earthgpt_jax.errors import EarthGPTError
 from earthgpt_jax.evaluation import baselines, predictions, runner, scores
 from earthgpt_jax.evaluation.runner import View
+from earthgpt_jax.evaluation.shards import Process
+from earthgpt_jax.inference.engine import Answer
 from earthgpt_jax.input.images import load_square
 from earthgpt_jax.mmrs.record import Annotated
 from earthgpt_jax.mmrs.synthetic import SyntheticSource
@@ -28,12 +30,22 @@ class Oracle:
         self.seen = 0
         self.images: list[np.ndarray] = []
 
-    def answer(self, items, *, max_new_tokens):
-        if self._die_after is not None and self.seen >= self._die_after:
-            raise KeyboardInterrupt
-        self.seen += len(items)
-        self.images += [image for image, _ in items]
-        return [self._answers.get((image.tobytes(), text), "") for image, text in items]
+    def layout(self, scenes):
+        return sorted(ask.id for scene in scenes for ask in scene.asks)
+
+    def stream(self, scenes, *, layout):
+        for scene in scenes:
+            image = scene.image()
+            self.images.append(image)
+            for ask in scene.asks:
+                if self.seen == self._die_after:
+                    raise KeyboardInterrupt
+                assert ask.id in layout  # sizes are chosen by all that is asked
+                self.seen += 1
+                yield Answer(id=ask.id, text=self.text(image, ask), tokens=np.zeros(1), logprobs=np.zeros(1))
+
+    def text(self, image, ask):
+        return self._answers.get((image.tobytes(), ask.text), "")
 
 
 @pytest.fixture(scope="module")
@@ -79,17 +91,19 @@ def test_the_blind_view_shows_grey_and_nothing_else(asked, tmp_path):
 
 
 def test_a_killed_evaluation_resumes_to_the_same_answers(asked, tmp_path):
-    arguments = {"header": HEADER, "view": View.IMAGE, "label": "t", "batch_size": 7}
+    arguments = {"header": HEADER, "view": View.IMAGE, "label": "t"}
     straight = runner.evaluate(Oracle(asked), asked, out=tmp_path / "s.jsonl", **arguments)
     with pytest.raises(KeyboardInterrupt):
         runner.evaluate(Oracle(asked, die_after=20), asked, out=tmp_path / "k.jsonl", **arguments)
-    with (tmp_path / "k.jsonl").open("a") as file:
+    part = tmp_path / "k-0-of-1.jsonl"
+    with part.open("a") as file:
         file.write('{"id": "cut off by a k')
-    with (tmp_path / "k.jsonl").open("ab") as file:
+    with part.open("ab") as file:
         file.write("é".encode()[:1])  # within a character
     second = Oracle(asked)
     assert runner.evaluate(second, asked, out=tmp_path / "k.jsonl", **arguments) == straight
-    assert 0 < second.seen < len(asked)
+    assert second.seen == len(asked) - 20
+    assert not part.exists()
     idle = Oracle(asked)
     assert runner.evaluate(idle, asked, out=tmp_path / "k.jsonl", **arguments) == straight
     assert idle.seen == 0
@@ -133,7 +147,7 @@ def test_the_constant_baseline_is_one_answer_a_task_learnt_from_training_records
 
 
 def test_an_evaluation_killed_anywhere_in_its_file_resumes_to_the_same_answers(asked, tmp_path):
-    arguments = {"header": HEADER | {"stage": ("a", 1)}, "view": View.IMAGE, "label": "t", "batch_size": 5}
+    arguments = {"header": HEADER | {"stage": ("a", 1)}, "view": View.IMAGE, "label": "t"}
     out = tmp_path / "p.jsonl"
     straight = runner.evaluate(Oracle(asked), asked[:12], out=out, **arguments)
     whole = out.read_bytes()
@@ -145,8 +159,8 @@ def test_an_evaluation_killed_anywhere_in_its_file_resumes_to_the_same_answers(a
 
 def test_every_question_is_asked_of_its_own_image_within_its_limit(asked, tmp_path):
     class Echo(Oracle):
-        def answer(self, items, *, max_new_tokens):
-            return [f"{max_new_tokens} {image.sum(dtype=int)}" for image, _ in items]
+        def text(self, image, ask):
+            return f"{ask.max_new_tokens} {image.sum(dtype=int)}"
 
     out = tmp_path / "p.jsonl"
     answered = runner.evaluate(Echo(asked), asked, out=out, header=HEADER, view=View.IMAGE, label="t")
@@ -177,7 +191,7 @@ def test_the_constant_baseline_does_not_see_the_test_truth(asked):
 
 
 def test_answers_do_not_depend_on_the_order_of_questions_and_other_questions_are_refused(asked, tmp_path):
-    arguments = {"header": HEADER, "view": View.IMAGE, "label": "t", "batch_size": 5}
+    arguments = {"header": HEADER, "view": View.IMAGE, "label": "t"}
     straight = runner.evaluate(Oracle(asked), asked[:12], out=tmp_path / "a.jsonl", **arguments)
     turned = runner.evaluate(Oracle(asked), asked[:12][::-1], out=tmp_path / "b.jsonl", **arguments)
     assert turned == straight[::-1]
@@ -198,3 +212,39 @@ def test_false_premises_are_asked_where_it_is_known_what_is_not_there(records, t
     for task in table:
         assert (table[task]["all"]["refused"], table[task]["all"]["hallucinated"]) == (1.0, 0.0)
         assert (constant[task]["all"]["refused"], constant[task]["all"]["hallucinated"]) == (0.0, 1.0)
+
+
+def test_parts_of_any_number_of_processes_are_joined(asked, tmp_path):
+    """One of two processes, then one of three, each killed; then one alone answers what is missing."""
+    arguments = {"header": HEADER, "view": View.IMAGE, "label": "t"}
+    runner.evaluate(Oracle(asked), asked, out=tmp_path / "straight.jsonl", **arguments)
+    seen = 0
+    for index, count in ((1, 2), (2, 3)):
+        oracle = Oracle(asked, die_after=7)
+        with pytest.raises(KeyboardInterrupt):
+            runner.evaluate(
+                oracle, asked, out=tmp_path / "p.jsonl", process=Process(index=index, count=count), **arguments
+            )
+        seen += oracle.seen
+        assert (tmp_path / f"p-{index}-of-{count}.jsonl").exists() and not (tmp_path / "p.jsonl").exists()
+    last = Oracle(asked)
+    runner.evaluate(last, asked, out=tmp_path / "p.jsonl", **arguments)
+    assert seen + last.seen == len(asked)
+    assert (tmp_path / "p.jsonl").read_bytes() == (tmp_path / "straight.jsonl").read_bytes()
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["p.jsonl", "straight.jsonl"]
+
+
+def test_parts_that_contradict_or_are_of_another_evaluation_are_refused(asked, tmp_path):
+    arguments = {"header": HEADER, "view": View.IMAGE, "label": "t"}
+    whole = tmp_path / "p.jsonl"
+    runner.evaluate(Oracle(asked), asked, out=whole, **arguments)
+    header, *lines = whole.read_text().splitlines(keepends=True)
+    part = tmp_path / "p-0-of-2.jsonl"
+    part.write_text(header + lines[0])  # the same again
+    runner.evaluate(Oracle(asked, die_after=0), asked, out=whole, **arguments)
+    part.write_text(header + lines[0].replace('"prediction": "', '"prediction": "not '))
+    with pytest.raises(EarthGPTError, match="another answer"):
+        runner.evaluate(Oracle(asked), asked, out=whole, **arguments)
+    part.write_text(header.replace('"d"', '"other"') + lines[0])
+    with pytest.raises(EarthGPTError, match="data was 'other', is 'd'"):
+        runner.evaluate(Oracle(asked), asked, out=whole, **arguments)

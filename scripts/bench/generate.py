@@ -1,0 +1,215 @@
+"""Answers a second: this engine, with and without sharing of image prefixes, and `transformers` on the exported model.
+
+example:
+  python scripts/bench/generate.py --model tiny
+
+Questions are those of visual question answering on synthetic scenes, as many an image as asked for (repeated where a
+scene has fewer); all engines answer up to the same end. All run in turns, in one process, programs compiled before;
+`transformers` gets its inputs preprocessed, and answers a part of the questions where there are many. The figure of a
+way is the median of its rounds, that of a batch size the best of those tried.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from earthgpt_jax.convert.exporter import export_hf
+from earthgpt_jax.inference.engine import Ask, Engine, Scene
+from earthgpt_jax.inference.generate import Prompts, generate
+from earthgpt_jax.input.batch import TEXT_SLOT
+from earthgpt_jax.input.images import load_square
+from earthgpt_jax.input.questions import Grammar, questions
+from earthgpt_jax.input.rows import prompt
+from earthgpt_jax.mmrs.record import Task
+from earthgpt_jax.mmrs.synthetic import SyntheticSource
+from earthgpt_jax.mmrs.tables import aligned
+
+LIMIT = 16  # tokens of an answer
+IMAGES = {1: 192, 20: 20, 100: 6}  # questions an image -> images
+
+
+@dataclasses.dataclass(frozen=True)
+class Item:
+    """One question."""
+
+    id: str
+    picture: bytes
+    square: np.ndarray
+    text: str
+
+
+@dataclasses.dataclass
+class Way:
+    """`run` answers its items and returns their texts."""
+
+    name: str
+    items: Sequence[Item]
+    run: Callable[[Sequence[Item]], list[str]]
+    seconds: list[float] = dataclasses.field(default_factory=list)
+    texts: list[str] = dataclasses.field(default_factory=list)
+
+    def once(self) -> None:
+        started = time.perf_counter()
+        self.texts = self.run(self.items)
+        self.seconds.append(time.perf_counter() - started)
+
+    @property
+    def rate(self) -> float:
+        return len(self.items) / statistics.median(self.seconds)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="tiny", help="an embedded model or a model directory (default: tiny)")
+    parser.add_argument("--rounds", type=int, default=3, help="(default: 3)")
+    parser.add_argument("--theirs", type=int, default=32, help="questions for transformers at batch 1 (default: 32)")
+    parser.add_argument("--batches", type=int, nargs="+", default=[32, 64, 128], help="(default: 32 64 128)")
+    args = parser.parse_args()
+
+    table: list[tuple[str, ...]] = [
+        ("questions an image", "way", "answers/s", "x transformers, batch 1", "prefilled tokens saved", "same answers")
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        theirs = _transformers(export_hf(args.model, Path(folder) / "export"))
+        engines = {size: Engine.from_model_dir(args.model, batch_size=size) for size in args.batches}
+        for each, images in IMAGES.items():
+            items = _items(images, each, size=next(iter(engines.values())).image_size)
+            saved: dict[str, str] = {}
+            ways = _ways(items, engines, theirs, args.theirs, saved)
+            for _ in tqdm(range(args.rounds + 1), desc=f"{each} an image", unit="round"):
+                for way in ways:
+                    way.once()
+            for way in ways:
+                del way.seconds[0]  # it compiled
+            best: dict[str, Way] = {}
+            for way in ways:
+                kind = way.name.partition(", batch ")[0]
+                name = f"{kind}, batch 1" if way.name.endswith(", batch 1") else kind
+                if name not in best or way.rate > best[name].rate:
+                    best[name] = way
+            one = best["transformers, batch 1"].rate
+            right = {item.id: text for item, text in zip(ways[0].items, ways[0].texts, strict=True)}
+            for way in best.values():
+                same = sum(right[item.id] == text for item, text in zip(way.items, way.texts, strict=True))
+                table.append(
+                    (str(each), way.name, f"{way.rate:.1f}", f"{way.rate / one:.1f}", saved.get(way.name, ""),
+                     f"{same} of {len(way.items)}")
+                )  # fmt: skip
+    print("\n".join(aligned(table)))
+
+
+def _items(images: int, each: int, *, size: int) -> list[Item]:
+    source = SyntheticSource("test", images)
+    items = []
+    for number in range(images):
+        record = source[number]
+        asked = questions(record, grammar=Grammar(), tasks=[Task.VQA])
+        square = load_square(record.image, size)
+        items += [Item(f"{number}/{i}", record.image, square, asked[i % len(asked)].text) for i in range(each)]
+    return items
+
+
+def _ways(items: Sequence[Item], engines: dict[int, Engine], theirs: Callable, alone: int, saved: dict) -> list[Way]:
+    def ours(engine: Engine, name: str, key: Callable[[Item], str]) -> Callable[[Sequence[Item]], list[str]]:
+        def run(items: Sequence[Item]) -> list[str]:
+            groups: dict[str, list[Item]] = {}
+            for item in items:
+                groups.setdefault(key(item), []).append(item)
+            scenes = [
+                Scene(
+                    image=lambda group=group: group[0].square,  # type: ignore[misc]
+                    asks=[Ask(id=item.id, text=item.text, max_new_tokens=LIMIT) for item in group],
+                )
+                for group in groups.values()
+            ]
+            texts = {answer.id: answer.text for answer in engine.stream(scenes)}
+            saved[name] = f"{1 - engine.counts.prefill / engine.counts.unshared:.0%}"
+            return [texts[item.id] for item in items]
+
+        return run
+
+    ways = []
+    for size, engine in engines.items():
+        for kind, key in (
+            ("ours, shared prefix", lambda item: item.id.partition("/")[0]), ("ours, own prefix", lambda item: item.id),
+        ):  # fmt: skip
+            name = f"{kind}, batch {size}"
+            ways.append(Way(name, items, ours(engine, name, key)))
+        ways.append(Way(f"plain loop, batch {size}", items, _plain(engine, size)))
+    some = items[:: max(1, len(items) // alone)]
+    ways.append(Way("transformers, batch 1", some, lambda items: theirs(items, 1)))
+    for size in engines:
+        some = items[: size * max(1, min(2, len(items) // size))]
+        ways.append(Way(f"transformers, batch {size}", some, lambda items, size=size: theirs(items, size)))  # type: ignore[misc]
+    return ways
+
+
+def _plain(engine: Engine, size: int) -> Callable[[Sequence[Item]], list[str]]:
+    """Batches of whole prompts, decoded until the last row has ended."""
+
+    def batch(items: Sequence[Item]) -> list[str]:
+        rows = [
+            prompt(engine._tokenizer, engine._conversation, item.text, visual_tokens=engine.model.model.visual_tokens)
+            for item in items
+        ]
+        length = -(-max(len(tokens) for tokens, _ in rows) // 32) * 32
+        index = [i if i < len(items) else 0 for i in range(size)]
+
+        def padded(part: int, fill: int) -> jax.Array:
+            values = [np.pad(row[part], (0, length - len(row[part])), constant_values=fill) for row in rows]
+            return jnp.asarray(np.stack([values[i] for i in index]))
+
+        output = generate(
+            engine._graphdef, engine._params,
+            Prompts(
+                tokens=padded(0, 0), image_slots=padded(1, TEXT_SLOT),
+                lengths=jnp.asarray([len(rows[i][0]) for i in index]),
+                images=jnp.asarray(np.stack([items[i].square for i in index])),
+            ),
+            config=engine.model.model, max_new_tokens=LIMIT, stop=engine._stop,
+        )  # fmt: skip
+        return [engine._text(row) for row in np.asarray(output)[: len(items)]]
+
+    return lambda items: [
+        text for start in range(0, len(items), size) for text in batch(items[start : start + size])
+    ]  # fmt: skip
+
+
+def _transformers(folder: Path) -> Callable[[Sequence[Item], int], list[str]]:
+    import torch
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+    model = AutoModelForImageTextToText.from_pretrained(folder, trust_remote_code=True, dtype=torch.float32).eval()
+    ready: dict[tuple[str, ...], dict] = {}
+
+    def run(items: Sequence[Item], size: int) -> list[str]:
+        texts = []
+        for start in range(0, len(items), size):
+            some = items[start : start + size]
+            key = tuple(item.id for item in some) + tuple(item.text for item in some)
+            if key not in ready:  # in the round that does not count
+                ready[key] = processor(
+                    images=[item.picture for item in some], text=[item.text for item in some], return_tensors="pt"
+                )
+            with torch.inference_mode():
+                output = model.generate(**ready[key], max_new_tokens=LIMIT)
+            texts += processor.batch_decode(output[:, ready[key]["input_ids"].shape[1] :])
+        return texts
+
+    return run
+
+
+if __name__ == "__main__":
+    main()

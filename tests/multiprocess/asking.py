@@ -1,0 +1,50 @@
+"""One of several processes: evaluates a nano model, and is killed behind so many answers if told so.
+
+usage: python -m tests.multiprocess.asking ADDRESS PROCESSES PROCESS MODEL DATA OUT KILL_AFTER
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+
+def main(address: str, processes: str, process: str, model: str, data: str, out: str, kill_after: str) -> None:
+    import jax
+
+    if int(processes) > 1:
+        jax.distributed.initialize(
+            address, num_processes=int(processes), process_id=int(process), initialization_timeout=60
+        )
+    from earthgpt_jax.evaluation import predictions, runner
+    from earthgpt_jax.inference.engine import Engine
+    from earthgpt_jax.mmrs.record import Task
+    from earthgpt_jax.mmrs.store import open_source
+
+    written, to_line = 0, predictions.to_line
+
+    def counted(prediction):
+        nonlocal written
+        if written == int(kill_after):
+            os.kill(os.getpid(), signal.SIGKILL)
+        written += 1
+        return to_line(prediction)
+
+    predictions.to_line = counted
+    test = open_source(Path(data), "test")
+    tasks = (Task.CLASSIFICATION, Task.VQA, Task.GROUNDING)
+    engine = Engine.from_model_dir(model, batch_size=16)
+    runner.evaluate(
+        engine,
+        runner.plan([test[i] for i in range(len(test))], decimals=engine.decimals, tasks=tasks),
+        out=Path(out),
+        header={**engine.describe(), "data": test.fingerprint},
+        view=runner.View.IMAGE,
+        label="questions",
+    )
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
