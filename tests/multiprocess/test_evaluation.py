@@ -13,7 +13,7 @@ import pytest
 from earthgpt_jax.evaluation import predictions, scores
 from tests import nano
 
-pytestmark = pytest.mark.multiprocess
+pytestmark = [pytest.mark.multiprocess, pytest.mark.slow]
 DEVICES = 8  # of all processes together
 
 
