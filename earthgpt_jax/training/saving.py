@@ -1,0 +1,44 @@
+"""When a run saves: every so many steps, at its end, and where it is told to stop."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from earthgpt_jax.errors import Stopped
+from earthgpt_jax.training.checkpoints import Checkpoints
+from earthgpt_jax.training.preemption import Notice
+from earthgpt_jax.training.step import State
+
+
+class Saver:
+    """Asked once behind every step.
+
+    Args:
+        every: steps between checkpoints.
+        last: the run's last step.
+        about: what every checkpoint says of the run; plain JSON.
+    """
+
+    def __init__(
+        self, checkpoints: Checkpoints, *, every: int, last: int, notice: Notice, about: Mapping[str, Any]
+    ) -> None:
+        self._checkpoints, self._notice, self._about = checkpoints, notice, dict(about)
+        self._every, self._last = every, last
+
+    def __call__(self, step: int, state: State) -> None:
+        """Saves the state behind `step` steps if it is time to.
+
+        Raises:
+            Stopped: the run was told to stop, and this step is on disk.
+        """
+        told = self._notice.reached(step)
+        if told or step % self._every == 0 or step == self._last:
+            self._checkpoints.save(step, state, self._about | {"data_position": step})
+        if told:
+            self._checkpoints.wait()
+            raise Stopped(
+                f"stopped ({self._notice.because()}): step {step} of {self._last} is saved in "
+                f"{self._checkpoints.folder(step)}. The same command goes on from there.",
+                status=self._notice.status,
+            )

@@ -1,0 +1,201 @@
+"""Runs that are killed, or told to stop, at any moment: each goes on as if nothing had happened, bit for bit.
+
+The runs are `earthgpt train` itself, as processes. Every checkpoint that a killed run leaves is compared with the one
+of that step of a run that nobody disturbed.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from earthgpt_jax import params as params_lib
+from earthgpt_jax.models import io
+from earthgpt_jax.training import inspection
+from earthgpt_jax.training.loop import train
+from tests import nano
+
+SEED = 20240101
+LIMIT = 240  # seconds that anything here may take, on a busy machine
+GRACE = 30  # what Kubernetes and SLURM leave between SIGTERM and SIGKILL, unless told otherwise
+
+
+class World:
+    """A dataset, a model, and a run that nobody disturbed."""
+
+    def __init__(self, root: Path, *, steps: int):
+        self.root, self.steps = root, steps
+        data, base = nano.dataset(root / "data"), nano.model_dir(root / "base", nano.config("align").model)
+        self.overrides = (
+            f"data.source={data}", f"init={base}", f"optim.steps={steps}", "checkpoint.every_steps=3", "log_every=7"
+        )  # fmt: skip
+        self.alone = root / "alone"
+        train(nano.config("align", *self.overrides, "checkpoint.keep=1000"), self.alone)
+
+    def start(self, workdir: Path, *overrides: str) -> subprocess.Popen:
+        words = [f"--config.{item}" for item in (*nano.OVERRIDES, *self.overrides, *overrides)]
+        return subprocess.Popen(
+            [sys.executable, "-m", "earthgpt_jax", "train", "--config", "tiny:align", "--workdir", str(workdir), *words],
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+        )  # fmt: skip
+
+    def finish(self, workdir: Path) -> None:
+        process = self.start(workdir)
+        output, _ = process.communicate(timeout=LIMIT)
+        assert process.returncode == 0, output[-3000:]
+
+    @functools.lru_cache(maxsize=400)  # noqa: B019  (lives as long as its module's tests)
+    def state(self, step: int) -> dict[str, np.ndarray]:
+        return _arrays(self.alone / "checkpoints" / str(step))
+
+    def check_same(self, workdir: Path) -> None:
+        """That a finished run is the undisturbed one: model, optimizer, the log's every line."""
+        (_, expected), (_, found) = io.read(self.alone / "model"), io.read(workdir / "model")
+        assert params_lib.fingerprint(found) == params_lib.fingerprint(expected)
+        _check_equal(_arrays(workdir / "checkpoints" / str(self.steps)), self.state(self.steps))
+        assert (workdir / "metrics.jsonl").read_bytes() == (self.alone / "metrics.jsonl").read_bytes()
+        assert all(told.whole for told in inspection.inspect(workdir) or [])
+
+    def check_left(self, workdir: Path) -> Counter:
+        """What a killed run left: every checkpoint under its name is complete, and that step's."""
+        folder, found = workdir / "checkpoints", Counter()
+        for number, step in enumerate(reversed(inspection.steps(folder) if folder.is_dir() else [])):
+            try:
+                arrays = _arrays(folder / str(step))
+            except Exception:  # an older one, whose removal was cut short
+                assert number > 0, f"the newest checkpoint, of step {step}, cannot be read"
+                found["half removed"] += 1
+                continue
+            _check_equal(arrays, self.state(step))
+            found["complete"] += 1
+        found["unfinished"] = len(inspection.unfinished(folder))
+        return found
+
+
+def _arrays(folder: Path) -> dict[str, np.ndarray]:
+    """The state in a checkpoint as NumPy arrays, read without our code."""
+    with ocp.PyTreeCheckpointer() as reader:
+        tree = reader.restore(
+            folder / "state",
+            restore_args=jax.tree.map(
+                lambda _: ocp.RestoreArgs(restore_type=np.ndarray), reader.metadata(folder / "state").item_metadata.tree
+            ),
+        )
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def _check_equal(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
+    assert found.keys() == expected.keys() and len(found) > 10
+    different = [path for path, array in found.items() if array.tobytes() != expected[path].tobytes()]
+    assert not different
+
+
+def _until(reached: Callable[[], bool], process: subprocess.Popen) -> None:
+    end = time.monotonic() + LIMIT
+    while not reached():
+        assert process.poll() is None, f"ended by itself: {process.communicate()[0][-3000:]}"
+        assert time.monotonic() < end
+        time.sleep(0.002)
+
+
+def _logged(workdir: Path) -> int:
+    """Complete lines of the log."""
+    path = workdir / "metrics.jsonl"
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def _moments(kinds: Iterator[str], rng: np.random.Generator, workdir: Path) -> Iterator[tuple[str, Callable]]:
+    """`(kind, wait)`, without end: `wait(process)` returns when it is to be killed."""
+
+    def while_starting(process: subprocess.Popen) -> None:
+        time.sleep(rng.uniform(0.1, 6))
+
+    def while_training(process: subprocess.Popen) -> None:
+        _until(lambda: (workdir / "checkpoints").exists(), process)  # the log is shortened before
+        _until_steps_more(int(rng.integers(1, 9)), process)
+        time.sleep(rng.uniform(0, 0.05))
+
+    def while_saving(process: subprocess.Popen) -> None:
+        before = set(inspection.unfinished(workdir / "checkpoints"))  # of the run before, until this one is up
+        for _ in range(rng.integers(1, 3)):
+            _until(lambda: bool(set(inspection.unfinished(workdir / "checkpoints")) - before), process)
+            before = set(inspection.unfinished(workdir / "checkpoints"))
+        time.sleep(rng.uniform(0, 0.03))
+
+    def _until_steps_more(more: int, process: subprocess.Popen) -> None:
+        seen = _logged(workdir)
+        for _ in range(more):
+            _until(lambda: _logged(workdir) != seen, process)
+            seen = _logged(workdir)
+
+    known = {"starting": while_starting, "training": while_training, "saving": while_saving}
+    for kind in kinds:
+        yield kind, known[kind]
+
+
+def _kill_and_resume(world: World, workdir: Path, kinds: list[str], *, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    print(f"seed {seed}")
+    total: Counter = Counter()
+    for number, (kind, wait) in enumerate(_moments(iter(kinds), rng, workdir)):
+        process = world.start(workdir)
+        wait(process)
+        os.kill(process.pid, signal.SIGKILL)
+        process.communicate(timeout=LIMIT)
+        assert process.returncode == -signal.SIGKILL
+        left = world.check_left(workdir)
+        total += left
+        print(f"kill {number + 1}, {kind}: {_logged(workdir)} steps in the log; {dict(left)}")
+    assert not (workdir / "model").exists(), "the run ended before the last kill: give it more steps"
+    if "saving" in kinds:
+        assert total["unfinished"], "no save was hit"
+    world.finish(workdir)
+    world.check_same(workdir)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> World:
+    return World(tmp_path_factory.mktemp("kills"), steps=60)
+
+
+def test_killed_in_a_save_and_in_a_step_it_resumes_bit_for_bit(world):
+    _kill_and_resume(world, world.root / "killed", ["saving", "training"], seed=SEED)
+
+
+@pytest.mark.slow
+def test_twenty_kills(tmp_path):
+    world = World(tmp_path, steps=600)
+    kinds = ["starting"] * 4 + ["training"] * 8 + ["saving"] * 8
+    _kill_and_resume(world, tmp_path / "killed", list(np.random.default_rng(SEED).permutation(kinds)), seed=SEED)
+
+
+def test_sigterm_to_all_processes_saves_within_its_grace_and_resumes_bit_for_bit(world):
+    workdir = world.root / "told"
+    process = world.start(workdir, "data.workers=1", "checkpoint.every_steps=50")
+    _until(lambda: _logged(workdir) >= 4, process)
+    began = time.monotonic()
+    os.killpg(process.pid, signal.SIGTERM)  # its data worker too, as schedulers do
+    time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGTERM)
+    output, _ = process.communicate(timeout=LIMIT)
+    took = time.monotonic() - began
+    assert process.returncode == 75, output[-3000:]
+    assert took < GRACE
+    step = _logged(workdir)
+    assert 4 <= step < 50 and inspection.steps(workdir / "checkpoints") == [step]
+    assert f"step {step} of 60 is saved in {workdir / 'checkpoints' / str(step)}" in output
+    assert world.check_left(workdir) == {"complete": 1, "unfinished": 0} or step % 3
+    world.finish(workdir)
+    world.check_same(workdir)
