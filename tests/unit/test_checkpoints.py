@@ -35,15 +35,15 @@ def _state(step: int, *, devices: int = 8, rows: int = 64) -> State:
     mesh = Mesh(np.array(jax.devices()[:devices]), ("fsdp",))
     rng = np.random.default_rng(step)
 
-    def put(value, spec=P()):
+    def put(value, spec):
         return jax.device_put(value, NamedSharding(mesh, spec))
 
     trained = {
         f"llm/{name}": put(rng.normal(size=(rows, 32)).astype(np.float32), spec)
         for name, spec in (("a", P("fsdp")), ("b", P()))
     }
-    moments = {"mu": dict(trained), "count": put(np.int32(step))}
-    return State(put(np.int32(step)), trained, moments)
+    moments = {"mu": dict(trained), "count": put(np.int32(step), P())}
+    return State(put(np.int32(step), P()), trained, moments)
 
 
 def _same(one: State, other: State) -> bool:
@@ -53,8 +53,8 @@ def _same(one: State, other: State) -> bool:
     )
 
 
-def _save(workdir: Path, *steps: int, config: CheckpointConfig = CheckpointConfig(keep=9)) -> None:
-    checkpoints = Checkpoints(workdir, config)
+def _save(workdir: Path, *steps: int, **config: float) -> None:
+    checkpoints = Checkpoints(workdir, CheckpointConfig(**{"keep": 9, **config}))
     for step in steps:
         checkpoints.save(step, _state(step), ABOUT)
     checkpoints.close()
@@ -159,7 +159,7 @@ def test_arrays_of_another_config_are_named(saved):
 
 
 def test_kept_by_step(tmp_path):
-    _save(tmp_path, *range(2, 16, 2), config=CheckpointConfig(every_steps=2, keep=2, keep_every_steps=4))
+    _save(tmp_path, *range(2, 16, 2), every_steps=2, keep=2, keep_every_steps=4)
     assert sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir()) == [4, 8, 12, 14]
 
 
@@ -170,7 +170,7 @@ def test_kept_by_time(tmp_path):
         values = json.loads(path.read_text())
         values["commit_timestamp_nsecs"] -= (8 - step) * 40 * 60 * 10**9
         path.write_text(json.dumps(values))
-    _save(tmp_path, 8, config=CheckpointConfig(keep=1, keep_every_hours=2))
+    _save(tmp_path, 8, keep=1, keep_every_hours=2)
     assert sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir()) == [1, 4, 7, 8]
 
 

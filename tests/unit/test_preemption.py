@@ -58,9 +58,13 @@ def test_a_signal_behind_the_last_step_goes_to_whoever_is_next(heard):
 
 
 def test_a_signal_does_not_hide_an_error(heard):
-    with pytest.raises(ValueError, match="loss"), Notice():
-        signal.raise_signal(signal.SIGTERM)
-        raise ValueError("loss")
+    def run() -> None:
+        with Notice():
+            signal.raise_signal(signal.SIGTERM)
+            raise ValueError("loss")
+
+    with pytest.raises(ValueError, match="loss"):
+        run()
     assert heard == []
 
 
