@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-import signal
-import subprocess
-import sys
 import time
 
 import jax
 import numpy as np
 import pytest
 
-from earthgpt_jax import params as params_lib
 from earthgpt_jax.errors import EarthGPTError
 from earthgpt_jax.models import io
 from earthgpt_jax.training.checkpoints import Checkpoints
@@ -89,42 +84,6 @@ def test_checkpoints_hold_trained_paths_only(world):
         assert paths
         assert all(any(word in path for word in trained) for path in paths), sorted(paths)
         assert not any(path.startswith(("vit/", "convnext/")) or path == "llm/embed" for path in paths)
-
-
-_RUN = """
-import os, sys
-from pathlib import Path
-from earthgpt_jax.training import loop, checkpoints
-from tests import nano
-root, kill_at = Path(sys.argv[1]), int(sys.argv[2])
-config = nano.config("align", f"data.source={root / 'data'}", f"init={root / 'base'}")
-original = loop.Log.__call__
-def log(self, step, metrics):
-    original(self, step, metrics)
-    self._file.flush()
-    if step == kill_at:
-        os.kill(os.getpid(), 9)
-loop.Log.__call__ = log
-loop.train(config, root / "killed")
-"""
-
-
-def test_a_killed_run_resumes_bit_for_bit(world):
-    root = world["root"]
-    for kill_at in (2, 4, -1):  # killed before and behind later checkpoints, then left alone
-        result = subprocess.run(
-            [sys.executable, "-c", _RUN, str(root), str(kill_at)],
-            cwd=os.getcwd(),
-            capture_output=True,
-            text=True,
-        )
-        assert result.returncode == (-signal.SIGKILL if kill_at >= 0 else 0), result.stderr[-2000:]
-    _, straight = io.read(world["aligned"])
-    _, resumed = io.read(root / "killed" / "model")
-    assert params_lib.fingerprint(straight) == params_lib.fingerprint(resumed)
-    lines = [(root / name / "metrics.jsonl").read_text() for name in ("align", "killed")]
-    assert lines[0] == lines[1]
-    assert [json.loads(line)["step"] for line in lines[0].splitlines()] == [1, 2, 3, 4, 5, 6]
 
 
 def test_a_finished_run_is_left_alone_and_another_config_is_refused(world):
