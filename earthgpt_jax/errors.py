@@ -1,7 +1,7 @@
 """The exceptions whose message is meant for the user."""
 
 # Exit statuses of a program that was told to end.
-PREEMPTED = 75  # sysexits' EX_TEMPFAIL: start the same command again
+AGAIN = 75  # EX_TEMPFAIL of sysexits.h: the same command goes on
 INTERRUPTED = 128 + 2  # what a shell reports for SIGINT
 
 

@@ -127,7 +127,8 @@ def train(config: Config, workdir: Path) -> Path:
             _refuse_nan(step, values["loss"], batch)
             if log:
                 log(step, values)
-            save(step + 1, state)
+            if save.due(step + 1):
+                save(step + 1, state)
     if leads:
         io.write(
             finished,

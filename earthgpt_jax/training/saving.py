@@ -12,7 +12,7 @@ from earthgpt_jax.training.step import State
 
 
 class Saver:
-    """Asked once behind every step.
+    """Asked once behind every step, with that step's number, whether it is `due`; called where it is.
 
     Args:
         every: steps between checkpoints.
@@ -24,18 +24,21 @@ class Saver:
         self, checkpoints: Checkpoints, *, every: int, last: int, notice: Notice, about: Mapping[str, Any]
     ) -> None:
         self._checkpoints, self._notice, self._about = checkpoints, notice, dict(about)
-        self._every, self._last = every, last
+        self._every, self._last, self._told = every, last, False
+
+    def due(self, step: int) -> bool:
+        """Whether the state behind `step` steps is to be saved; the same answer on every process."""
+        self._told = self._notice.reached(step)
+        return self._told or step % self._every == 0 or step == self._last
 
     def __call__(self, step: int, state: State) -> None:
-        """Saves the state behind `step` steps if it is time to.
+        """Saves it.
 
         Raises:
             Stopped: the run was told to stop, and this step is on disk.
         """
-        told = self._notice.reached(step)
-        if told or step % self._every == 0 or step == self._last:
-            self._checkpoints.save(step, state, self._about | {"data_position": step})
-        if told:
+        self._checkpoints.save(step, state, self._about | {"data_position": step})
+        if self._told:
             self._checkpoints.wait()
             raise Stopped(
                 f"stopped ({self._notice.because()}): step {step} of {self._last} is saved in "

@@ -24,15 +24,15 @@ def main(address: str, hosts: str, host: str, workdir: str, kill_at: str, *overr
     from earthgpt_jax.training.saving import Saver
     from tests import nano
 
-    save = Saver.__call__
+    due = Saver.due
 
-    def checked(self, step, state):  # every host comes by here once a step
+    def checked(self, step):  # every host comes by here once a step
         time.sleep(float(os.environ.get("PACE", "0")))
         if step == int(kill_at) + 1:
             os.kill(os.getpid(), signal.SIGKILL)
-        save(self, step, state)
+        return due(self, step)
 
-    Saver.__call__ = checked
+    Saver.due = checked
     try:
         loop.train(nano.config("align", *overrides), Path(workdir))
     except Stopped as stopped:
