@@ -47,8 +47,12 @@ def _foreign(paths: Sequence[Path]) -> int:
     import numpy as np
 
     from earthgpt_jax.convert.sources import open_source
+    from earthgpt_jax.errors import EarthGPTError
 
-    source = open_source(paths)
+    try:
+        source = open_source(paths)
+    except EarthGPTError as error:
+        raise EarthGPTError(f"{error}; nor is it the work directory of a run, or a checkpoint in one") from error
     shapes, dtypes = source.reader.shapes, source.reader.dtypes
     total = sum(int(np.prod(shape, dtype=np.int64)) for shape in shapes.values())
     size = sum(int(np.prod(shape, dtype=np.int64)) * dtypes[key].itemsize for key, shape in shapes.items())

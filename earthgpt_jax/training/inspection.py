@@ -42,8 +42,8 @@ def inspect(path: Path) -> list[Told] | None:
     """Of a run's work directory, its `checkpoints` folder or one checkpoint; None if it is none of them."""
     if _TEMPORARY in path.name and path.is_dir():
         return [_unfinished(path)]
-    if path.name.isdigit() and path.is_dir():
-        return [_checkpoint(path)]
+    if path.name.isdigit() and ((path / "state").is_dir() or path.absolute().parent.name == "checkpoints"):
+        return [_checkpoint(path)] if path.is_dir() else None
     if path.name == "checkpoints" and path.is_dir():
         return _checkpoints(path)
     config = _stage_config(path / "config.json")

@@ -11,6 +11,8 @@ import jax
 import numpy as np
 import pytest
 
+from earthgpt_jax.cli.main import main
+from earthgpt_jax.config import to_dict
 from earthgpt_jax.errors import EarthGPTError
 from earthgpt_jax.models import io
 from earthgpt_jax.training.checkpoints import Checkpoints
@@ -84,6 +86,20 @@ def test_checkpoints_hold_trained_paths_only(world):
         assert paths
         assert all(any(word in path for word in trained) for path in paths), sorted(paths)
         assert not any(path.startswith(("vit/", "convnext/")) or path == "llm/embed" for path in paths)
+
+
+def test_a_run_says_what_it_is(world, capsys):
+    assert main(["inspect", str(world["root"] / "instruct")]) == 0
+    out = capsys.readouterr().out
+    numbers = 2 * 2 * (5 * 32 + 2 * 48) - 2 * 2 * 2 * 16  # scale and bias of seven linears; k and v have half the heads
+    for text in (
+        "run of tiny, stage instruct, finished, 6 steps", "checkpoint of step 6 of 6", "step 6, 24 rows",
+        f"14 arrays, {numbers:,} numbers", "of tiny", f"started from   {world['aligned']}", "mesh           data 4",
+    ):  # fmt: skip
+        assert text in out, out
+    said = json.loads((world["root"] / "instruct" / "checkpoints" / "6" / "extra" / "metadata").read_text())
+    assert said["config"] == to_dict(world["instruct"])
+    assert said["frozen"]["fingerprint"] == said["identity"]["frozen weights"]
 
 
 def test_a_finished_run_is_left_alone_and_another_config_is_refused(world):
