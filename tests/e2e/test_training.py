@@ -8,6 +8,7 @@ import shutil
 import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -17,6 +18,7 @@ from earthgpt_jax.errors import EarthGPTError
 from earthgpt_jax.models import io
 from earthgpt_jax.training.checkpoints import Checkpoints
 from earthgpt_jax.training.loop import train
+from earthgpt_jax.training.step import State
 from tests import nano
 
 
@@ -127,7 +129,7 @@ def test_a_full_disk_during_a_save_loses_nothing(world, monkeypatch):
 
     monkeypatch.setattr(checkpoints._manager, "save", full)
     with pytest.raises(EarthGPTError, match="the disk is full"):
-        checkpoints.save(7, None, {})
+        checkpoints.save(7, State(jnp.int32(7), {}, ()), {})
     assert checkpoints.latest() == 6
     checkpoints.close()
 
