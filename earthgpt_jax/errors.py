@@ -1,5 +1,9 @@
 """The exceptions whose message is meant for the user."""
 
+# Exit statuses of a program that was told to end.
+AGAIN = 75  # EX_TEMPFAIL of sysexits.h: the same command goes on
+INTERRUPTED = 128 + 2  # what a shell reports for SIGINT
+
 
 class EarthGPTError(Exception):
     """Something the user can mend: the message says where, what was expected, what came, and what to do.
@@ -11,3 +15,11 @@ class EarthGPTError(Exception):
 
 class DamagedRecord(EarthGPTError):
     """A record that its shard does not give back; the dataset's others may be well, and can be used without it."""
+
+
+class Stopped(Exception):
+    """A run ended before its end because it was told to, with everything it had on disk; `status` is for the shell."""
+
+    def __init__(self, message: str, *, status: int):
+        super().__init__(message)
+        self.status = status

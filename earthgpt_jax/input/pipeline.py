@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import itertools
 import logging
+import signal
 from collections.abc import Generator, Sequence
 from typing import NamedTuple
 
@@ -211,7 +212,8 @@ def train_batches(
         share = grain.experimental.DatasetOptions(min_shm_size=_SHARED_BYTES)
         dataset = grain.experimental.WithOptionsIterDataset(dataset, share).mp_prefetch(
             grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=_ROWS_AHEAD),
-            worker_init_fn=lambda *_: processes.prepare(),
+            # A run that is told to stop still needs its rows until it has saved.
+            worker_init_fn=lambda *_: processes.prepare(signal.SIGTERM),
         )
     iterator = iter(dataset)
     try:

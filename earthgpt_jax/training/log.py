@@ -24,7 +24,8 @@ class Log:
         _truncate(workdir / "metrics.jsonl", first)
         self._config, self._plan = config, plan
         self._schedule = schedule(config.optim)
-        self._file = (workdir / "metrics.jsonl").open("a")
+        # Line by line: what a checkpoint is behind of must not be lost with a killed process.
+        self._file = (workdir / "metrics.jsonl").open("a", buffering=1)
         self._board = tensorboardX.SummaryWriter(str(workdir / "tb"), purge_step=first)
         self._bar = tqdm(total=config.optim.steps, initial=first, desc=config.stage.value, unit="step")
         self._tokens, self._since = 0, time.monotonic()
@@ -54,7 +55,6 @@ class Log:
             line["epochs"] = self._plan.passes((step + 1) * size)
         self._file.write(json.dumps(line) + "\n")
         if shown:
-            self._file.flush()
             seconds = max(time.monotonic() - self._since, 1e-9)
             self._bar.set_postfix(loss=f"{metrics['loss']:.3f}", tok_s=f"{self._tokens / seconds:,.0f}")
             for name in ("loss", "grad_norm", "lr", "epoch"):

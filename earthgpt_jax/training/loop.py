@@ -33,6 +33,8 @@ from earthgpt_jax.training.feed import placed
 from earthgpt_jax.training.initial import initial
 from earthgpt_jax.training.log import Log
 from earthgpt_jax.training.optim import optimizer as make_optimizer
+from earthgpt_jax.training.preemption import Notice
+from earthgpt_jax.training.saving import Saver
 from earthgpt_jax.training.stages import trained_paths
 from earthgpt_jax.training.step import State, execution, make_step
 
@@ -50,6 +52,9 @@ def train(config: Config, workdir: Path) -> Path:
       3. nothing: start from `config.init` or `config.init_from`.
     A work directory of another config is refused. With several processes (`jax.distributed`) each calls this with
     the same config and a work directory that all of them see; the batches are those of a single one.
+
+    Raises:
+        Stopped: by SIGTERM or Ctrl-C, with the running step saved.
     """
     _refuse_other(config, workdir)
     finished = workdir / "model"
@@ -87,14 +92,21 @@ def train(config: Config, workdir: Path) -> Path:
     leads = jax.process_index() == 0
     if leads:
         workdir.mkdir(parents=True, exist_ok=True)
-        (workdir / "config.json").write_text(json.dumps(to_dict(config), indent=1) + "\n")
-        (workdir / "plan.txt").write_text(text(data.plan, batch_size=config.data.batch_size) + "\n")
+        _put(workdir / "config.json", json.dumps(to_dict(config), indent=1) + "\n")
+        _put(workdir / "plan.txt", text(data.plan, batch_size=config.data.batch_size) + "\n")
     checkpoints = Checkpoints(workdir, config.checkpoint)
     latest = checkpoints.latest()
     if latest is not None:
         state, extra = checkpoints.restore(latest, state)
         _refuse_other_data(extra["identity"], identity, workdir)
     first = int(state.step)
+    about = {
+        "config": to_dict(config),
+        "identity": identity,
+        "frozen": {"fingerprint": frozen_print, "dtype": config.frozen_dtype.value, "parent": start.about},
+        "mesh": dict(mesh.shape),
+        "devices": f"{mesh.devices.size} {mesh.devices.flat[0].device_kind}, {jax.process_count()} process(es)",
+    }
 
     batches = train_batches(
         Rows.of(data, InputSpec.of(config)),
@@ -106,14 +118,17 @@ def train(config: Config, workdir: Path) -> Path:
         stack.callback(checkpoints.close)
         stack.callback(batches.close)
         log = stack.enter_context(Log(config, workdir, plan=data.plan, first=first)) if leads else None
+        notice = stack.enter_context(Notice())
+        every, last = config.checkpoint.every_steps, config.optim.steps
+        save = Saver(checkpoints, every=every, last=last, notice=notice, about=about)
         for step, batch, arrays in placed(itertools.islice(batches, config.optim.steps - first), place.batch):
             state, metrics = step_fn(state, frozen, arrays)
             values = {name: float(value) for name, value in jax.device_get(metrics).items()}
             _refuse_nan(step, values["loss"], batch)
             if log:
                 log(step, values)
-            if (step + 1) % config.checkpoint.every_steps == 0 or step + 1 == config.optim.steps:
-                checkpoints.save(step + 1, state, {"data_position": step + 1, "identity": identity})
+            if save.due(step + 1):
+                save(step + 1, state)
     if leads:
         io.write(
             finished,
@@ -133,6 +148,13 @@ def train(config: Config, workdir: Path) -> Path:
         )
     _together("finished")
     return finished
+
+
+def _put(path: Path, text: str) -> None:
+    """The file with its whole text, or what it was, whenever the process is killed."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text)
+    partial.replace(path)
 
 
 def _together(name: str) -> None:
