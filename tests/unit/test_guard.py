@@ -23,11 +23,11 @@ def _optimizer(**settings):
 
 
 def _run(optimizer, losses, norms, gradients, *, state=None, params=None):
-    """Parameters behind each step, and the last state; jitted, as in training."""
+    """Parameters behind each step, and the last state; jitted."""
     params = {"w": jnp.ones(3)} if params is None else params
-    state = optimizer.init(params) if state is None else state
+    state = optimizer.init(params) if state is None else jax.tree.map(jnp.copy, state)
 
-    @jax.jit
+    @functools.partial(jax.jit, donate_argnums=(0, 1))  # as in training: no two of them may be one buffer
     def step(params, state, gradient, loss, norm):
         updates, state = optimizer.update({"w": gradient}, state, params, loss=loss, norm=norm)
         return optax.apply_updates(params, updates), state
