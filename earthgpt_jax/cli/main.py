@@ -11,9 +11,9 @@ A command is a module with
 
 Only the module of the command that was asked for is imported, so that help comes at once.
 
-Exit statuses: 0 done, 1 a check found something, 2 the user can mend it, 75 a run was told to stop (SIGTERM) and
-saved, the same command goes on; 130 interrupted, 141 the reader of our output went away. Anything else that escapes is
-a defect and keeps its traceback.
+Exit statuses: 0 done, 1 a check found something, 2 the user can mend it, 75 the same command goes on (a run was told to
+stop and saved, or waited in vain), 130 interrupted, 141 the reader of our output went away. Anything else that escapes
+is a defect and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from types import ModuleType
 from typing import NoReturn
 
 from earthgpt_jax import __version__
-from earthgpt_jax.errors import INTERRUPTED, EarthGPTError, Stopped
+from earthgpt_jax.errors import AGAIN, INTERRUPTED, EarthGPTError, Stopped, TryAgain
 
 USER_ERROR = 2
 BROKEN_PIPE = 128 + 13  # what a shell reports for SIGPIPE
@@ -107,6 +107,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             status = stop.code or 0
         sys.stdout.flush()  # a closed pipe shows here, not at interpreter exit
         return status
+    except TryAgain as error:
+        _say(str(error))
+        return AGAIN
     except EarthGPTError as error:
         return _say(str(error))
     except Stopped as stopped:
