@@ -33,8 +33,9 @@ def resize_square(
 ) -> np.ndarray:
     """uint8[h, w, 3] -> uint8[size, size, 3]: padded to square with `fill`, bicubic, antialiased.
 
-    It is written to `out` where that is given, contiguous. Equal to `Image.fromarray(pad_to_square(image, fill)).resize((size, size), Image.Resampling.BICUBIC)` where the
-    square's side is not `size` (Pillow returns the square itself where it is).
+    It is written to `out` where that is given, contiguous. Equal to
+    `Image.fromarray(pad_to_square(image, fill)).resize((size, size), Image.Resampling.BICUBIC)` where the square's side
+    is not `size` (Pillow returns the square itself where it is).
     """
     height, width = image.shape[:2]
     square = Square(width, height)
