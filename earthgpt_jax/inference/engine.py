@@ -126,14 +126,21 @@ class Engine:
         return self.model.decimals
 
     def describe(self) -> dict:
-        """What identifies this model in predictions and reports."""
+        """What decides answers, for the header of predictions: model, prompt and decoding, by digest where they are long."""
         return {
             "model": str(self.model.path.name),
             "params": params_lib.fingerprint(self._params),
             "tokenizer": self._tokenizer.fingerprint,
+            "prompt": self._prompt(),
             "decode": self._sampling.describe(),
             **{key: self.model.about[key] for key in ("recipe", "stage", "steps") if key in self.model.about},
         }
+
+    def _prompt(self) -> str:
+        """Digest of everything that the model gets besides image and question, in front, around and behind."""
+        around = self._question("?"), self._stop.eos_id, self._stop.separators
+        parts = repr((self._prefix, around, self.model.decimals, self.image_size))
+        return f"{self.model.conversation} {hashlib.sha256(parts.encode()).hexdigest()[:16]}"
 
     def answer(self, items: Sequence[tuple[np.ndarray, str]], *, max_new_tokens: int) -> list[str]:
         """One answer an item, in order; equal images are encoded once.

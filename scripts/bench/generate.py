@@ -1,12 +1,14 @@
 """Answers a second: this engine, with and without sharing of image prefixes, and `transformers` on the exported model.
 
-example:
+examples:
   python scripts/bench/generate.py --model tiny
+  python scripts/bench/generate.py --model small --total 48 --theirs 8 --batches 8 16 32
 
 Questions are those of visual question answering on synthetic scenes, as many an image as asked for (repeated where a
-scene has fewer); all engines answer up to the same end. All run in turns, in one process, programs compiled before;
-`transformers` gets its inputs preprocessed, and answers a part of the questions where there are many. The figure of a
-way is the median of its rounds, that of a batch size the best of those tried.
+scene has fewer); all engines answer up to the same end. `small` has random weights: a ViT-S/14 at 224 px, a narrow
+ConvNeXt, eight layers of 512. All run in turns, in one process, programs compiled before; `transformers` gets its
+inputs preprocessed, and answers a part of the questions where there are many. The figure of a way is the median of its
+rounds, that of a batch size the best of those tried.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
+from earthgpt_jax.config import resolve_model
 from earthgpt_jax.convert.exporter import export_hf
 from earthgpt_jax.inference.engine import Ask, Engine, Scene
 from earthgpt_jax.inference.generate import Prompts, generate
@@ -34,9 +37,17 @@ from earthgpt_jax.input.rows import prompt
 from earthgpt_jax.mmrs.record import Task
 from earthgpt_jax.mmrs.synthetic import SyntheticSource
 from earthgpt_jax.mmrs.tables import aligned
+from earthgpt_jax.models import earthgpt, io
 
 LIMIT = 16  # tokens of an answer
-IMAGES = {1: 192, 20: 20, 100: 6}  # questions an image -> images
+_LEAST_IMAGES = 4
+_SMALL = {
+    "image_size": 256,
+    "vit": {"image_size": 224, "patch_size": 14, "dim": 384, "depth": 12, "heads": 6, "ffn_dim": 1536, "grid": 16},
+    "convnext": {"image_size": 256, "depths": (2, 2, 6, 2), "dims": (64, 128, 256, 512)},
+    "perception": {"vit_layers": (5, 11), "cnn_stages": (0, 1, 2, 3)},
+    "llm": {"vocab_size": 1024, "dim": 512, "depth": 8, "heads": 8, "kv_heads": 8, "ffn_dim": 1376},
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +82,9 @@ class Way:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="tiny", help="an embedded model or a model directory (default: tiny)")
+    parser.add_argument("--model", default="tiny", help="tiny, small, or a model directory (default: tiny)")
+    parser.add_argument("--each", type=int, nargs="+", default=[1, 20, 100], help="questions an image (default: 1 20 100)")
+    parser.add_argument("--total", type=int, default=400, help="about so many questions in a round (default: 400)")
     parser.add_argument("--rounds", type=int, default=3, help="(default: 3)")
     parser.add_argument("--theirs", type=int, default=32, help="questions for transformers at batch 1 (default: 32)")
     parser.add_argument("--batches", type=int, nargs="+", default=[32, 64, 128], help="(default: 32 64 128)")
@@ -81,9 +94,11 @@ def main() -> None:
         ("questions an image", "way", "answers/s", "x transformers, batch 1", "prefilled tokens saved", "same answers")
     ]
     with tempfile.TemporaryDirectory() as folder:
-        theirs = _transformers(export_hf(args.model, Path(folder) / "export"))
-        engines = {size: Engine.from_model_dir(args.model, batch_size=size) for size in args.batches}
-        for each, images in IMAGES.items():
+        model = _small(Path(folder) / "small") if args.model == "small" else args.model
+        theirs = _transformers(export_hf(model, Path(folder) / "export"))
+        engines = {size: Engine.from_model_dir(model, batch_size=size) for size in args.batches}
+        for each in args.each:
+            images = max(_LEAST_IMAGES, args.total // each)
             items = _items(images, each, size=next(iter(engines.values())).image_size)
             saved: dict[str, str] = {}
             ways = _ways(items, engines, theirs, args.theirs, saved)
@@ -107,6 +122,19 @@ def main() -> None:
                      f"{same} of {len(way.items)}")
                 )  # fmt: skip
     print("\n".join(aligned(table)))
+
+
+def _small(path: Path) -> Path:
+    """A model directory with random weights; its tokenizer is that of `tiny`."""
+    tiny = io.describe("tiny")
+    values = {**_SMALL, "adapter": {"kind": "scale+bias"}, "dtype": "float32"}
+    model = resolve_model(values, where="small")
+    _, params = earthgpt.init(model, seed=0)
+    io.write(
+        path, io.as_numpy(params), model=model, decimals=tiny.decimals, conversation=tiny.conversation,
+        tokenizer=tiny.tokenizer, about={"recipe": "small"},
+    )  # fmt: skip
+    return path
 
 
 def _items(images: int, each: int, *, size: int) -> list[Item]:
