@@ -103,6 +103,20 @@ class Remat(enum.StrEnum):
     OFFLOAD = "offload"
 
 
+class OnNan(enum.StrEnum):
+    """What a run does about a loss or a gradient that is not finite; its update is applied in neither case."""
+
+    STOP = "stop"
+    SKIP = "skip"
+
+
+class OnSpike(enum.StrEnum):
+    """What a run does about a step whose loss or gradient norm is far above those before it."""
+
+    KEEP = "keep"
+    SKIP = "skip"
+
+
 class Kernel(enum.StrEnum):
     """What computes attention; `auto`: splash on TPUs, cuDNN on GPUs in bfloat16, XLA elsewhere."""
 
@@ -333,7 +347,14 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """AdamW, linear warm-up, half-cosine to `min_lr`. `lr_scale` multiplies the rate of a group of paths."""
+    """AdamW, linear warm-up, half-cosine to `min_lr`. `lr_scale` multiplies the rate of a group of paths.
+
+    Attributes:
+        on_nan: where the loss or a gradient is not finite: stop there, or leave the batch out.
+        on_spike: where loss or gradient norm stand `spike_factor` robust deviations above the median of the last
+            128 updates: apply the update all the same (and say so in metrics.jsonl), or leave the batch out.
+        max_skips: so many batches left out in a row end the run.
+    """
 
     steps: int
     peak_lr: float = 2e-5
@@ -346,9 +367,15 @@ class OptimConfig:
     clip_norm: float = 8.0
     microbatches: int = 1
     lr_scale: dict[str, float] = dataclasses.field(default_factory=dict)
+    on_nan: OnNan = OnNan.STOP
+    on_spike: OnSpike = OnSpike.KEEP
+    spike_factor: float = 8.0
+    max_skips: int = 10
 
     def check(self) -> list[str]:
-        errors = _positive(self, "steps", "peak_lr", "clip_norm", "microbatches")
+        errors = _positive(
+            self, "steps", "peak_lr", "clip_norm", "microbatches", "spike_factor", "max_skips"
+        )  # fmt: skip
         if not 0 <= self.warmup_steps <= self.steps:
             errors.append(f"warmup_steps: expected 0..steps={self.steps}, got {self.warmup_steps}")
         if not 0 <= self.min_lr <= self.peak_lr:
@@ -363,6 +390,16 @@ class CheckpointConfig:
 
     def check(self) -> list[str]:
         return _positive(self, "every_steps", "keep")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WatchdogConfig:
+    """A process that finishes no step for so many minutes says where it stands and ends (status 75); 0: never."""
+
+    minutes: float = 30.0
+
+    def check(self) -> list[str]:
+        return [] if self.minutes >= 0 else [f"minutes: expected a number of minutes, or 0, got {self.minutes}"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -410,6 +447,7 @@ class Config:
     init: str = ""
     init_from: dict[str, str] = dataclasses.field(default_factory=dict)
     checkpoint: CheckpointConfig = CheckpointConfig()
+    watchdog: WatchdogConfig = WatchdogConfig()
     trained_attention: TrainedAttention = TrainedAttention.QKVO
     frozen_dtype: DType = DType.BFLOAT16
     mesh: MeshConfig = MeshConfig()

@@ -9,5 +9,15 @@ class EarthGPTError(Exception):
     """
 
 
+class TryAgain(EarthGPTError):
+    """Nothing is wrong with what the user gave: the same command may go on from where it was.
+
+    The command line exits with status `AGAIN`, upon which the launchers in `scripts/launch/` start it again.
+    """
+
+
+AGAIN = 75  # EX_TEMPFAIL of sysexits.h
+
+
 class DamagedRecord(EarthGPTError):
     """A record that its shard does not give back; the dataset's others may be well, and can be used without it."""

@@ -11,8 +11,8 @@ A command is a module with
 
 Only the module of the command that was asked for is imported, so that help comes at once.
 
-Exit statuses: 0 done, 1 a check found something, 2 the user can mend it, 130 interrupted, 141 the reader
-of our output went away. Anything else that escapes is a defect and keeps its traceback.
+Exit statuses: 0 done, 1 a check found something, 2 the user can mend it, 75 the same command may go on, 130
+interrupted, 141 the reader of our output went away. Anything else that escapes is a defect and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from types import ModuleType
 from typing import NoReturn
 
 from earthgpt_jax import __version__
-from earthgpt_jax.errors import EarthGPTError
+from earthgpt_jax.errors import AGAIN, EarthGPTError, TryAgain
 
 USER_ERROR = 2
 INTERRUPTED = 128 + 2  # what a shell reports for SIGINT
@@ -102,6 +102,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             status = stop.code or 0
         sys.stdout.flush()  # a closed pipe shows here, not at interpreter exit
         return status
+    except TryAgain as error:
+        _say(str(error))
+        return AGAIN
     except EarthGPTError as error:
         return _say(str(error))
     except KeyboardInterrupt:

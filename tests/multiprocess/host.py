@@ -19,14 +19,14 @@ def main(address: str, hosts: str, host: str, workdir: str, kill_at: str, *overr
     from earthgpt_jax.training import loop
     from tests import nano
 
-    refuse = loop._refuse_nan
+    refuse = loop.guard.refuse
 
-    def checked(step, loss, batch):  # every host comes by here once a step
-        refuse(step, loss, batch)
+    def checked(optim, step, *rest):  # every host comes by here once a step
+        refuse(optim, step, *rest)
         if step == int(kill_at):
             os.kill(os.getpid(), signal.SIGKILL)
 
-    loop._refuse_nan = checked
+    loop.guard.refuse = checked
     loop.train(nano.config("align", *overrides), Path(workdir))
 
 
