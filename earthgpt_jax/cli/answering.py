@@ -60,6 +60,8 @@ def _mesh(text: str | None) -> MeshConfig | None:
     for part in text.split(","):
         name, _, size = part.partition("=")
         if name not in ("data", "fsdp", "tensor") or name in sizes or not size.removeprefix("-").isdigit():
-            raise EarthGPTError(f"--mesh {text}: expected sizes of data, fsdp, tensor, as data=2,tensor=4; got {part!r}")
+            raise EarthGPTError(
+                f"--mesh {text}: expected sizes of data, fsdp, tensor, as data=2,tensor=4; got {part!r}"
+            )
         sizes[name] = int(size)
     return MeshConfig(**sizes)

@@ -78,9 +78,7 @@ def run(args: argparse.Namespace) -> int:
     with process.together("scoring"):
         if not process.leads:
             return 0
-        result = beside_baselines(
-            answered, train, out=args.out, decimals=engine.decimals, extras=(scores.Extra.AP,)
-        )
+        result = beside_baselines(answered, train, out=args.out, decimals=engine.decimals, extras=(scores.Extra.AP,))
         table = scores.with_breakdown(result.scores, result.predictions, samples=SAMPLES)
         (args.out / "scores.json").write_text(json.dumps(table, indent=1) + "\n")
         report.write(

@@ -126,7 +126,7 @@ class Engine:
         return self.model.decimals
 
     def describe(self) -> dict:
-        """What decides answers, for the header of predictions: model, prompt and decoding, by digest where they are long."""
+        """What decides answers, for the header of predictions; digests of what is long."""
         return {
             "model": str(self.model.path.name),
             "params": params_lib.fingerprint(self._params),

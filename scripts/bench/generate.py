@@ -83,7 +83,7 @@ class Way:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="tiny", help="tiny, small, or a model directory (default: tiny)")
-    parser.add_argument("--each", type=int, nargs="+", default=[1, 20, 100], help="questions an image (default: 1 20 100)")
+    parser.add_argument("--each", type=int, nargs="+", default=[1, 20, 100], help="questions an image: 1 20 100")
     parser.add_argument("--total", type=int, default=400, help="about so many questions in a round (default: 400)")
     parser.add_argument("--rounds", type=int, default=3, help="(default: 3)")
     parser.add_argument("--theirs", type=int, default=32, help="questions for transformers at batch 1 (default: 32)")

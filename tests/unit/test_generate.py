@@ -353,8 +353,9 @@ def test_each_device_reads_its_part_of_the_weights(tmp_path):
     model, arrays = io.read(path)
     halves = {key: value.astype(jnp.bfloat16) if key.startswith("llm") else value for key, value in arrays.items()}
     io.write(
-        path, halves, model=config, decimals=2, conversation="plain", tokenizer=tmp_path / "nano.tokenizer.model", about={}
-    )
+        path, halves, model=config, decimals=2, conversation="plain", about={},
+        tokenizer=tmp_path / "nano.tokenizer.model",
+    )  # fmt: skip
     mesh = build_mesh(MeshConfig(data=2, fsdp=2, tensor=2), batch_size=4)
     place = placement(config, mesh)
     for key, value in io.load(model, place).items():
@@ -369,7 +370,7 @@ def test_weights_are_spread_over_as_few_devices_as_have_room():
     assert weights > 26e9
     for gib, expected in ((95.7, 1), (31.2, 2), (15.7, 4), (7.9, 8)):  # v5p, v6e, v5e
         assert fewest(config, weights=weights, limit=int(gib * 2**30), devices=8) == expected
-    with pytest.raises(EarthGPTError, match=r"take 25\.\d GiB, and a device has 4\.0 GiB: they fit on none of 1, 2, 4, 8"):
+    with pytest.raises(EarthGPTError, match=r"25\.\d GiB, and a device has 4\.0 GiB: they fit on none of 1, 2, 4, 8"):
         fewest(config, weights=weights, limit=4 * 2**30, devices=8)
 
 

@@ -79,7 +79,8 @@ def test_the_truth_scores_full_marks(asked, tmp_path):
                          ("obb", "f1"), ("hbb", "parse_rate")):  # fmt: skip
         assert table[task]["all"][metric] == 1.0, task
     header, read = predictions.read(tmp_path / "p.jsonl")
-    assert header == HEADER | {"asked": header["asked"]}
+    assert header == HEADER | {"asked": header["asked"], "limits": header["limits"]}
+    assert header["limits"]["hbb"] == runner.MAX_NEW_TOKENS["hbb"]
     assert {p.id: p for p in read} == {p.id: p for p in answered}
 
 
