@@ -109,7 +109,7 @@ def test_real_imagery_on_two_processes_killed_half_way_is_answered_as_by_one(rea
         (tmp_path / "native" / name).symlink_to(realdata / name)
     data = tmp_path / "data"
     build(select(["hit_uav", "rsvqa_lr", "rsscn7"]), root=tmp_path / "native", out=data)
-    words = ["--model", "tiny", "--data", data, "--split", "train", "--limit", "60", "--per-image", "2"]
+    words = ["--model", "tiny", "--data", data, "--split", "train", "--limit", "40", "--per-image", "2"]
     alone, several = tmp_path / "alone", tmp_path / "several"
     with _commands(1, *words, "--out", alone, devices=1) as started:
         _finish(started)
@@ -126,7 +126,9 @@ def test_real_imagery_on_two_processes_killed_half_way_is_answered_as_by_one(rea
     assert not (several / "report.html").exists()
     with _commands(2, *words, "--out", several, devices=4) as started:
         (first, _), (second, quiet) = _finish(started)
-    assert "report: " in first and second == "" and "question" not in quiet
+    # What the CPU's collectives say of themselves is none of ours.
+    second = [line for line in second.splitlines() if not line.startswith("[Gloo]")]
+    assert "report: " in first and second == [] and "question" not in quiet
 
     for view in ("image", "blind"):
         one, other = (predictions.whole(out / f"predictions_{view}.jsonl") for out in (alone, several))
