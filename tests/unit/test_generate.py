@@ -263,6 +263,16 @@ def test_draws_depend_on_the_seed_and_the_question_only(engine):
     )
 
 
+def test_what_decides_answers_is_in_the_header(engine):
+    described = engine.describe()
+    assert described["decode"] == "greedy" and described["prompt"].startswith("plain ")
+    drawn = _with(engine, batch_size=5, devices=2, sampling=Sampling(temperature=0.5, top_p=0.9, seed=3)).describe()
+    assert drawn == described | {"decode": "temperature 0.5, top_p 0.9, seed 3"}
+    for changed in ({"conversation": "v1"}, {"decimals": 3}):
+        other = Engine(dataclasses.replace(engine.model, **changed), engine._params, batch_size=1)
+        assert {key for key, value in other.describe().items() if value != described[key]} == {"prompt"}
+
+
 def test_draws_have_the_frequencies_of_the_nucleus():
     probabilities = np.array([0.5, 0.3, 0.15, 0.05])
     logits = jnp.log(jnp.asarray(probabilities, jnp.float32))
