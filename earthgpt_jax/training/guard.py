@@ -53,8 +53,10 @@ def guarded(inner: optax.GradientTransformation, config: OptimConfig) -> optax.G
     inner = optax.with_extra_args_support(inner)
 
     def init(params: optax.Params) -> GuardState:
-        ring, zero = jnp.zeros(WINDOW), jnp.zeros((), jnp.int32)
-        return GuardState(inner.init(params), ring, ring, zero, zero, zero, jnp.zeros((), bool))
+        counts = (jnp.zeros((), jnp.int32) for _ in range(3))  # an array each: the state will be donated
+        return GuardState(
+            inner.init(params), jnp.zeros(WINDOW), jnp.zeros(WINDOW), *counts, spike=jnp.zeros((), bool)
+        )  # fmt: skip
 
     def update(gradients: optax.Updates, state: Any, params: optax.Params | None = None, *, loss, norm, **extra: Any):
         fit = jnp.isfinite(loss) & jnp.isfinite(norm)

@@ -63,6 +63,8 @@ class Throughput:
         self._history = _read(path)
         self._positions, self._yardstick, self._now = positions, yardstick, now
         self._file = path.open("a")
+        if path.stat().st_size and not path.read_bytes().endswith(b"\n"):
+            self._file.write("\n")  # behind a line that a kill cut off
         self._add({"first": first, "time": now(), **about})
 
     def close(self) -> None:
