@@ -10,9 +10,20 @@ from earthgpt_jax.evaluation import baselines, runner, scores
 from earthgpt_jax.evaluation import predictions as answers_lib
 from earthgpt_jax.evaluation.metrics.intervals import SAMPLES
 from earthgpt_jax.evaluation.predictions import Prediction
+from earthgpt_jax.evaluation.runner import Asked, View
+from earthgpt_jax.evaluation.shards import Process
 from earthgpt_jax.inference.engine import Engine
 from earthgpt_jax.input.derived import Derived
 from earthgpt_jax.mmrs.store import Together
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Answered:
+    """What a model was asked, and its answers by what it got to see; digests of all that they depend on."""
+
+    asked: list[Asked]
+    answers: dict[View, list[Prediction]]
+    header: dict
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,51 +34,63 @@ class Comparison:
     predictions: list[Prediction]
 
 
-def compare(
-    model: str,
+def answer(
+    engine: Engine,
     test: Together,
-    train: Together,
     *,
     out: Path,
     per_image: Mapping[str, int],
-    batch_size: int,
+    label: str,
     images: int | None = None,
-    extras: Collection[scores.Extra] = (),
     derived: Sequence[Derived] = (),
-) -> Comparison:
-    """Predictions (resumable, in `out`) and scores of a model, with the baselines beside each figure.
+) -> Answered:
+    """A model's answers to a dataset's questions, with and without the images; resumable, in `out`.
+
+    With several processes all of them call this, see `runner.evaluate`.
 
     Args:
-        train: where the constant answers are learnt from; never from the test records.
         per_image: at most so many questions an image of a task.
+        label: of the progress bar.
         images: ask about so many images only, spread evenly over the records.
-        extras: metrics that take more time.
         derived: kinds of question beside the tasks'.
     """
-    engine = Engine.from_model_dir(model, batch_size=batch_size)
-    count = len(test) if images is None else min(images, len(test))
-    chosen = [test[index * len(test) // count] for index in range(count)]
-    asked = runner.plan(
-        chosen, decimals=engine.decimals, per_image=per_image, derived=derived, annotated=test.annotated
-    )
-    header = {**engine.describe(), "data": test.fingerprint, "questions": len(asked)}
-    if count < len(test):
-        header["images"] = count
-    answered = {
+    with Process.this().together("getting the questions ready"):
+        count = len(test) if images is None else min(images, len(test))
+        chosen = [test[index * len(test) // count] for index in range(count)]
+        asked = runner.plan(
+            chosen, decimals=engine.decimals, per_image=per_image, derived=derived, annotated=test.annotated
+        )
+        header = {**engine.describe(), "data": test.fingerprint, "questions": len(asked)}
+        if count < len(test):
+            header["images"] = count
+    answers = {
         view: runner.evaluate(
             engine, asked, out=out / f"predictions_{view.value}.jsonl", header=header | {"view": view.value},
-            view=view, label=f"{'/'.join(Path(model).parts[-2:])} ({view.value})",
+            view=view, label=f"{label} ({view.value})",
         )
         for view in runner.View
     }  # fmt: skip
-    constant = baselines.constant(train, asked, decimals=engine.decimals)
-    answers_lib.write(out / "predictions_constant.jsonl", constant, header={"data": test.fingerprint})
+    return Answered(asked=asked, answers=answers, header=header)
+
+
+def beside_baselines(
+    answered: Answered, train: Together, *, out: Path, decimals: int, extras: Collection[scores.Extra] = ()
+) -> Comparison:
+    """Scores of answers, with the baselines beside each figure.
+
+    Args:
+        train: where the constant answers are learnt from; never from the test records.
+        extras: metrics that take more time.
+    """
+    constant = baselines.constant(train, answered.asked, decimals=decimals)
+    answers_lib.write(out / "predictions_constant.jsonl", constant, header={"data": answered.header["data"]})
+    seen = answered.answers[View.IMAGE]
     return Comparison(
         scores=scores.assemble(
-            model=scores.score(answered[runner.View.IMAGE], samples=SAMPLES, extras=extras),
+            model=scores.score(seen, samples=SAMPLES, extras=extras),
             constant=scores.score(constant),
-            random=scores.score(baselines.shuffled(answered[runner.View.IMAGE])),
-            blind=scores.score(answered[runner.View.GREY]),
+            random=scores.score(baselines.shuffled(seen)),
+            blind=scores.score(answered.answers[View.GREY]),
         ),
-        predictions=answered[runner.View.IMAGE],
+        predictions=seen,
     )

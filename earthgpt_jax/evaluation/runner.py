@@ -121,7 +121,8 @@ def evaluate(
 
     Args:
         out: predictions file; when it is there, it is whole.
-        header: digests of model, data and prompt; a file with another header, or of other questions, is refused.
+        header: digests of model, data, prompt and decoding; a file with another header, or of other questions, is
+            refused.
         label: of the progress bar.
         process: which one this is; default: what `jax.distributed` says.
 
@@ -129,30 +130,34 @@ def evaluate(
         One prediction for each of `asked`, in its order.
 
     Raises:
-        EarthGPTError: `out` is of another model, data or set of questions; a question comes twice; nothing is asked.
+        EarthGPTError: `out` is of another model, data or set of questions; a question comes twice; nothing is asked;
+            an image cannot be read. What is answered stays, and the same call answers the rest.
     """
-    _check(asked, out)
-    digest = predictions_lib.digest((item.question.id, item.question.text, item.question.answer) for item in asked)
     process = process or Process.this()
-    files = Files(out=out, header={**header, "asked": digest})
-    done = files.answered()
+    with process.together("looking for what is answered already"):
+        _check(asked, out)
+        digest = predictions_lib.digest((item.question.id, item.question.text, item.question.answer) for item in asked)
+        limits = {task: MAX_NEW_TOKENS[task] for task in sorted({item.question.task for item in asked})}
+        files = Files(out=out, header={**header, "limits": limits, "asked": digest})
+        done = files.answered()
+    process.agree(files.header)
     by_id = {item.question.id: item for item in asked}
-    if len(done) < len(asked):
+    with process.together("answering"):
         own = [group for number, group in enumerate(_by_image(asked)) if number % process.count == process.index]
         total = sum(map(len, own))
         missing = sum(item.question.id not in done for group in own for item in group)
-        with files.append_to(process) as file, tqdm(
-            total=total, initial=total - missing, desc=label, unit="question"
-        ) as bar:  # fmt: skip
-            for answer in _answers(answerer, asked, own=own, done=done, view=view):
-                item = by_id[answer.id]
-                file.write(predictions_lib.to_line(Prediction.of(item.record, item.question, answer.text)))
-                file.flush()
-                bar.update()
-    process.wait("answered")
-    if process.index == 0:
-        files.join(sorted(by_id))
-    process.wait("joined")
+        if missing:
+            with files.append_to(process) as file, tqdm(
+                total=total, initial=total - missing, desc=label, unit="question", disable=not process.leads
+            ) as bar:  # fmt: skip
+                for answer in _answers(answerer, asked, own=own, done=done, view=view):
+                    item = by_id[answer.id]
+                    file.write(predictions_lib.to_line(Prediction.of(item.record, item.question, answer.text)))
+                    file.flush()
+                    bar.update()
+    with process.together("joining the answers"):
+        if process.leads:
+            files.join(sorted(by_id))
     done = files.answered()
     return [done[item.question.id] for item in asked]
 
