@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from earthgpt_jax.evaluation.metrics.captions import cider, tokenise
-from earthgpt_jax.evaluation.predictions import FrameKind, Prediction
+from earthgpt_jax.evaluation.predictions import DETECTION, FrameKind, Prediction
 from earthgpt_jax.evaluation.runner import Asked
 from earthgpt_jax.geometry import (
     MMRS,
@@ -135,10 +135,7 @@ def shuffled(predictions: Sequence[Prediction], *, seed: int = 0) -> list[Predic
         order = rng.permutation(len(rows))
         for place, following in zip(order, np.roll(order, -1), strict=True):
             given[rows[place].id] = _right_answer(rows[following]) if len(rows) > 1 else ""
-    return [
-        dataclasses.replace(p, prediction=given[p.id], grammar=MMRS, frame=FrameKind.SQUARE.value, confidences=())
-        for p in predictions
-    ]
+    return [p.saying(given[p.id], grammar=MMRS, frame=FrameKind.SQUARE.value) for p in predictions]
 
 
 def _right_answer(p: Prediction) -> str:
@@ -148,11 +145,11 @@ def _right_answer(p: Prediction) -> str:
         case Task.GROUNDING if p.object_index is not None:
             polygon = np.asarray(p.objects[p.object_index].polygon)
             return format_boxes([polygon], square=square, decimals=decimals, kind=BoxKind.HBB)
-        case Task.HBB | Task.OBB:
+        case task if task in DETECTION:
             boxes: dict[str, list[np.ndarray]] = collections.defaultdict(list)
             for item in p.objects:
                 boxes[item.label].append(np.asarray(item.polygon))
-            return format_detection(boxes, square=square, decimals=decimals, kind=BoxKind(p.task))
+            return format_detection(boxes, square=square, decimals=decimals, kind=DETECTION[task])
         case Task.CAPTION | Task.REGION_CAPTION:
             return p.references[0]
         case _:

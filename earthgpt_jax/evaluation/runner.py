@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from earthgpt_jax.errors import EarthGPTError
 from earthgpt_jax.evaluation import predictions as predictions_lib
-from earthgpt_jax.evaluation.predictions import Prediction
+from earthgpt_jax.evaluation.predictions import WITH_BOXES, Prediction
 from earthgpt_jax.evaluation.shards import Files, Process
 from earthgpt_jax.inference.engine import Answer, Ask, Scene
 from earthgpt_jax.input.derived import Derived
@@ -33,6 +33,11 @@ MAX_NEW_TOKENS: Mapping[str, int] = {
     Task.GROUNDING: 48,
     Task.HBB: 256,
     Task.OBB: 448,
+    Derived.PRESENCE: 16,
+    Derived.COUNT: 16,
+    Derived.REGION_CLASS: 16,
+    Derived.CLASS_HBB: 256,
+    Derived.CLASS_OBB: 448,
     Derived.ABSENT_HBB: 256,
     Derived.ABSENT_OBB: 448,
     Derived.ABSENT_GROUNDING: 48,
@@ -113,6 +118,7 @@ def evaluate(
     view: View,
     label: str,
     process: Process | None = None,
+    log_probs: Collection[str] = WITH_BOXES,
 ) -> list[Prediction]:
     """Answers every question once; what is answered already is kept, what is missing is asked.
 
@@ -124,6 +130,7 @@ def evaluate(
         header: digests of model, data and prompt; a file with another header, or of other questions, is refused.
         label: of the progress bar.
         process: which one this is; default: what `jax.distributed` says.
+        log_probs: tasks whose answers are kept with the log-probabilities of their tokens.
 
     Returns:
         One prediction for each of `asked`, in its order.
@@ -146,7 +153,7 @@ def evaluate(
         ) as bar:  # fmt: skip
             for answer in _answers(answerer, asked, own=own, done=done, view=view):
                 item = by_id[answer.id]
-                file.write(predictions_lib.to_line(Prediction.of(item.record, item.question, answer.text)))
+                file.write(predictions_lib.to_line(_prediction(item, answer, log_probs)))
                 file.flush()
                 bar.update()
     process.wait("answered")
@@ -155,6 +162,13 @@ def evaluate(
     process.wait("joined")
     done = files.answered()
     return [done[item.question.id] for item in asked]
+
+
+def _prediction(item: Asked, answer: Answer, log_probs: Collection[str]) -> Prediction:
+    kept = answer.lengths if item.question.task in log_probs else ()
+    return Prediction.of(
+        item.record, item.question, answer.text, token_lengths=kept, logprobs=answer.logprobs[: len(kept)].tolist()
+    )
 
 
 def _answers(

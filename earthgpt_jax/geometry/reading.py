@@ -17,11 +17,15 @@ class ParsedBox:
     """A box read from text: label ("" where none was given), 4 or 8 fractions of the frame.
 
     The frame is what the model was shown: the padded square, or the whole image for models that do not pad.
+    `span` and `phrase` are where its numbers and its phrase stand in the text, `(start, end)` in characters; empty
+    where that is not known, which it is in MMRS's grammar only. Boxes are equal wherever they stand.
     """
 
     label: str
     coords: tuple[float, ...]
     kind: BoxKind
+    span: tuple[int, int] = dataclasses.field(default=(0, 0), compare=False)
+    phrase: tuple[int, int] = dataclasses.field(default=(0, 0), compare=False)
 
     def pixels(self, square: Frame) -> np.ndarray:
         """The polygon f32[8] in pixels of the original image."""
@@ -50,12 +54,15 @@ def read_mmrs(text: str) -> Parsed:
         rejections += _unclosed(text[end : match.start()])
         end = match.end()
         label = _label(match["phrase"] or "")
+        phrase = match.span("phrase") if match["phrase"] else (0, 0)
+        start = match.start("body")
         for part in match["body"].split(";"):
             reason, box = _read_box(part, label)
             if box is None:
                 rejections.append(f"{part.strip()!r}: {reason}")
             else:
-                boxes.append(box)
+                boxes.append(dataclasses.replace(box, span=(start, start + len(part)), phrase=phrase))
+            start += len(part) + 1
     rejections += _unclosed(text[end:])
     return Parsed("mmrs", tuple(boxes), tuple(rejections))
 
