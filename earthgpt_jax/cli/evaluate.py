@@ -28,6 +28,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--limit", type=int, metavar="N", help="ask about N images only, spread over the split")
     parser.add_argument("--per-image", type=int, default=3, help="most questions an image of a task (default: 3)")
     parser.add_argument("--false-premises", action="store_true", help="also ask for boxes of what is not there")
+    parser.add_argument(
+        "--chained", action="store_true",
+        help="also detect by chained questions (what is there, where, is it that), in rows of their own",
+    )  # fmt: skip
     parser.add_argument("--batch-size", type=int, default=50, help="questions answered at once (default: 50)")
 
 
@@ -36,6 +40,7 @@ def run(args: argparse.Namespace) -> int:
     from earthgpt_jax.evaluation import report, scores
     from earthgpt_jax.evaluation.compare import compare
     from earthgpt_jax.evaluation.metrics.intervals import SAMPLES
+    from earthgpt_jax.evaluation.predictions import Chained
     from earthgpt_jax.evaluation.runner import FALSE_PREMISES
     from earthgpt_jax.mmrs.record import Task
     from earthgpt_jax.mmrs.store import open_source
@@ -59,6 +64,7 @@ def run(args: argparse.Namespace) -> int:
         images=args.limit,
         extras=(scores.Extra.AP,),
         derived=FALSE_PREMISES if args.false_premises else (),
+        chains=tuple(Chained) if args.chained else (),
     )
     table = scores.with_breakdown(result.scores, result.predictions, samples=SAMPLES)
     (args.out / "scores.json").write_text(json.dumps(table, indent=1) + "\n")

@@ -6,10 +6,10 @@ import dataclasses
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
-from earthgpt_jax.evaluation import baselines, runner, scores
+from earthgpt_jax.evaluation import baselines, chained, runner, scores
 from earthgpt_jax.evaluation import predictions as answers_lib
 from earthgpt_jax.evaluation.metrics.intervals import SAMPLES
-from earthgpt_jax.evaluation.predictions import Prediction
+from earthgpt_jax.evaluation.predictions import Chained, Prediction
 from earthgpt_jax.inference.engine import Engine
 from earthgpt_jax.input.derived import Derived
 from earthgpt_jax.mmrs.store import Together
@@ -34,6 +34,7 @@ def compare(
     images: int | None = None,
     extras: Collection[scores.Extra] = (),
     derived: Sequence[Derived] = (),
+    chains: Sequence[Chained] = (),
 ) -> Comparison:
     """Predictions (resumable, in `out`) and scores of a model, with the baselines beside each figure.
 
@@ -43,6 +44,7 @@ def compare(
         images: ask about so many images only, spread evenly over the records.
         extras: metrics that take more time.
         derived: kinds of question beside the tasks'.
+        chains: kinds of detection that is asked for by chained questions too.
     """
     engine = Engine.from_model_dir(model, batch_size=batch_size)
     count = len(test) if images is None else min(images, len(test))
@@ -50,18 +52,25 @@ def compare(
     asked = runner.plan(
         chosen, decimals=engine.decimals, per_image=per_image, derived=derived, annotated=test.annotated
     )
-    header = {**engine.describe(), "data": test.fingerprint, "questions": len(asked)}
+    about = {**engine.describe(), "data": test.fingerprint}
     if count < len(test):
-        header["images"] = count
-    answered = {
-        view: runner.evaluate(
+        about["images"] = count
+    header = {**about, "questions": len(asked)}
+    answered = {}
+    for view in runner.View:
+        label = f"{'/'.join(Path(model).parts[-2:])} ({view.value})"
+        answered[view] = runner.evaluate(
             engine, asked, out=out / f"predictions_{view.value}.jsonl", header=header | {"view": view.value},
-            view=view, label=f"{'/'.join(Path(model).parts[-2:])} ({view.value})",
-        )
-        for view in runner.View
-    }  # fmt: skip
+            view=view, label=label,
+        )  # fmt: skip
+        if chains:
+            answered[view] += chained.detect(
+                engine, chosen, kinds=chains, annotated=test.annotated, view=view, label=f"{label}, chained",
+                out=out / f"predictions_chained_{view.value}.jsonl", header={**about, "view": view.value},
+            )  # fmt: skip
     constant = baselines.constant(train, asked, decimals=engine.decimals)
     answers_lib.write(out / "predictions_constant.jsonl", constant, header={"data": test.fingerprint})
+    constant += chained.alike(constant, chains)
     return Comparison(
         scores=scores.assemble(
             model=scores.score(answered[runner.View.IMAGE], samples=SAMPLES, extras=extras),

@@ -46,11 +46,11 @@ def settled(predictions: Sequence[Prediction]) -> list[Prediction]:
 
     Were some boxes' known and others not, their order would be made up.
     """
-    known = {p.id: _known(p) for p in predictions}
-    unknown = {p.task for p in predictions if known[p.id] is None}
+    known = [_known(p) for p in predictions]
+    unknown = {p.task for p, sure in zip(predictions, known, strict=True) if sure is None}
     return [
-        dataclasses.replace(p, confidences=() if p.task in unknown else known[p.id]) if p.task in WITH_BOXES else p
-        for p in predictions
+        dataclasses.replace(p, confidences=() if p.task in unknown else sure or ()) if p.task in WITH_BOXES else p
+        for p, sure in zip(predictions, known, strict=True)
     ]
 
 
@@ -70,6 +70,8 @@ def remarks(predictions: Sequence[Prediction]) -> list[str]:
     for task, rows in sorted(groups.items()):
         without = sum(_known(p) is None for p in rows)
         with_boxes = sum(bool(boxes_of(p).boxes) for p in rows)
+        if not probabilities(rows):
+            said.append(f"{task}: the file's confidences are no probabilities; they rank boxes, nothing else.")
         if without == with_boxes > 0:
             said.append(f"{task}: no confidence in the file; all boxes count alike.")
         elif without:
@@ -78,6 +80,11 @@ def remarks(predictions: Sequence[Prediction]) -> list[str]:
                 "used, all boxes count alike."
             )
     return said
+
+
+def probabilities(predictions: Sequence[Prediction]) -> bool:
+    """Whether all confidences are in [0, 1]."""
+    return all(0 <= sure <= 1 for p in predictions for sure in p.confidences)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -119,7 +119,8 @@ def score(
                 cell |= average_precisions(some, DETECTION[task])
                 if samples:
                     cell["intervals"] |= ap_intervals(some, DETECTION[task], samples=samples)
-            if Extra.AP in extras and task in WITH_BOXES and any(p.confidences for p in some):
+            known = any(p.confidences for p in some) and confidence.probabilities(some)
+            if Extra.AP in extras and task in WITH_BOXES and known:
                 measured = reliability((calibrations or {}).get(task))
                 more = _cell(measured, measured.counts(some), some, samples)
                 cell |= {name: value for name, value in more.items() if name not in BESIDE}

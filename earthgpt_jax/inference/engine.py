@@ -189,10 +189,13 @@ class Engine:
         return Request(name=ask.id, tokens=self._question(ask.text), limit=ask.max_new_tokens, seed=seed_of(ask.id))
 
     def _answer(self, finished: Finished) -> Answer:
-        text, lengths = self._text(finished.tokens)
+        text, lengths = self._said(finished.tokens)
         return Answer(id=finished.name, text=text, tokens=finished.tokens, logprobs=finished.logprobs, lengths=lengths)
 
-    def _text(self, ids: np.ndarray) -> tuple[str, tuple[int, ...]]:
+    def _text(self, ids: np.ndarray) -> str:
+        return self._said(ids)[0]
+
+    def _said(self, ids: np.ndarray) -> tuple[str, tuple[int, ...]]:
         """The answer up to its end, and its tokens' lengths; an answer that ran into the limit stays as it is."""
         kept = list(itertools.takewhile(lambda token: token != self._stop.eos_id, ids.tolist()))
         whole, spans = self._tokenizer.decode_with_spans([token for token in kept if token])

@@ -64,7 +64,7 @@ def _counts(predictions: Sequence[Prediction], calibration: Calibration | None) 
 def _binned(found: Outcomes, confidences: np.ndarray, rows: int) -> dict[str, np.ndarray]:
     """Of each bin: boxes, their confidences and how many of them are right, of each prediction."""
     place = found.images * BINS + bins_of(confidences)
-    columns = {}
+    columns: dict[str, np.ndarray] = {}
     for name, weights in (("boxes", np.ones(len(place))), ("sure", confidences), ("right", found.right)):
         table = np.bincount(place, weights, minlength=rows * BINS).reshape(rows, BINS)
         columns |= {f"{name}_{b}": table[:, b] for b in range(BINS)}

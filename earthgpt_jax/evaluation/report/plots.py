@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from earthgpt_jax.evaluation.confidence import Calibration, settled
+from earthgpt_jax.evaluation.confidence import Calibration, probabilities, settled
 from earthgpt_jax.evaluation.metrics.classification import confusion
 from earthgpt_jax.evaluation.metrics.ranking import Interpolation, average_precision, curve, rank
 from earthgpt_jax.evaluation.metrics.reliability import BINS, bins, by_task
@@ -101,7 +101,7 @@ def reliability(
     """Share of right boxes over confidence, a plot a task whose boxes have confidences, and one of the calibrated."""
     shown = []
     for task, rows in by_task(settled(predictions)).items():
-        if any(p.confidences for p in rows):
+        if any(p.confidences for p in rows) and probabilities(rows):
             shown.append(_reliability(task, rows, None))
             if calibration := (calibrations or {}).get(task):
                 shown.append(_reliability(f"{task}, calibrated", rows, calibration))

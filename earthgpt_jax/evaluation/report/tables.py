@@ -8,7 +8,7 @@ from typing import Any
 
 from earthgpt_jax.evaluation import baselines, peers
 from earthgpt_jax.evaluation.benchmarks import Benchmark
-from earthgpt_jax.evaluation.confidence import Calibration, settled
+from earthgpt_jax.evaluation.confidence import Calibration, probabilities, settled
 from earthgpt_jax.evaluation.metrics.classification import OTHER, confusion
 from earthgpt_jax.evaluation.metrics.reliability import bins, by_task
 from earthgpt_jax.evaluation.predictions import Prediction
@@ -113,7 +113,7 @@ def reliability(
     """The figures of the reliability plots."""
     rows = []
     for task, some in by_task(settled(predictions)).items():
-        if any(p.confidences for p in some):
+        if any(p.confidences for p in some) and probabilities(some):
             kinds = [("as written", None), ("calibrated", (calibrations or {}).get(task))]
             for name, calibration in kinds[: 1 + (kinds[1][1] is not None)]:
                 rows += [
