@@ -27,7 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, type=Path, help="predictions, scores.json and report.html go here")
     parser.add_argument("--limit", type=int, metavar="N", help="ask about N images only, spread over the split")
     parser.add_argument("--per-image", type=int, default=3, help="most questions an image of a task (default: 3)")
-    parser.add_argument("--false-premises", action="store_true", help="also ask for boxes of what is not there")
+    parser.add_argument(
+        "--false-premises", action="store_true", help="also ask what is there, how many, and for boxes of what is not"
+    )
     parser.add_argument(
         "--chained", action="store_true",
         help="also detect by chained questions (what is there, where, is it that), in rows of their own",
@@ -41,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
     from earthgpt_jax.evaluation.compare import compare
     from earthgpt_jax.evaluation.metrics.intervals import SAMPLES
     from earthgpt_jax.evaluation.predictions import Chained
-    from earthgpt_jax.evaluation.runner import FALSE_PREMISES
+    from earthgpt_jax.evaluation.runner import DERIVED
     from earthgpt_jax.mmrs.record import Task
     from earthgpt_jax.mmrs.store import open_source
 
@@ -59,11 +61,11 @@ def run(args: argparse.Namespace) -> int:
         test,
         train,
         out=args.out,
-        per_image=dict.fromkeys((*Task, *FALSE_PREMISES), args.per_image),
+        per_image=dict.fromkeys((*Task, *DERIVED), args.per_image),
         batch_size=args.batch_size,
         images=args.limit,
         extras=(scores.Extra.AP,),
-        derived=FALSE_PREMISES if args.false_premises else (),
+        derived=DERIVED if args.false_premises else (),
         chains=tuple(Chained) if args.chained else (),
     )
     table = scores.with_breakdown(result.scores, result.predictions, samples=SAMPLES)

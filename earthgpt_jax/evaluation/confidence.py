@@ -1,11 +1,11 @@
 """How sure a model was of a box, from the probabilities of the tokens that it wrote the box with.
 
-    confidence = exp(mean log p of the tokens of its coordinates + mean log p of the tokens of its phrase)
+    confidence = exp(mean log p of the tokens of its coordinates + mean log p of the tokens of its noun)
 
-A token counts to the coordinates if any of its characters is a digit of them, to the phrase (`two ships`) if any of
-its characters is one of it; where there is no phrase, as in grounding, the second mean is 0. Means, not sums: a box of
-more digits is not less certain. The number is a ranking; what share of boxes of a confidence are right, `Calibration`
-learns from other images.
+A token counts to the coordinates if any of its characters is a digit of them, to the noun (`ships` of `two ships`: how
+many there are says nothing of one) if any of its characters is one of it; where there is none, as in grounding, the
+second mean is 0. Means, not sums: a box of more digits is not less certain. The number is a ranking; what share of
+boxes of a confidence are right, `Calibration` learns from other images.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def of_tokens(prediction: Prediction) -> tuple[float, ...] | None:
         chosen = (starts < span[1]) & (ends > span[0]) & among
         return float(logprobs[chosen].mean()) if chosen.any() else 0.0
 
-    return tuple(float(np.exp(mean(box.span, digits) + mean(box.phrase))) for box in boxes)
+    return tuple(float(np.exp(mean(box.span, digits) + mean(box.noun))) for box in boxes)
 
 
 def settled(predictions: Sequence[Prediction]) -> list[Prediction]:

@@ -44,6 +44,8 @@ MAX_NEW_TOKENS: Mapping[str, int] = {
 }
 # Questions about what is not there.
 FALSE_PREMISES = (Derived.ABSENT_HBB, Derived.ABSENT_OBB, Derived.ABSENT_GROUNDING)
+# And those about what is there and how many, which tell a model that says yes to everything.
+DERIVED = (Derived.PRESENCE, Derived.COUNT, *FALSE_PREMISES)
 
 _CLASSES = (64, 512)  # answers up to so many tokens are made together
 

@@ -123,7 +123,7 @@ def test_another_answer_has_none_of_it():
 
 # ---- the confidence
 def test_the_confidence_of_a_box_by_hand():
-    """Two boxes of one phrase; the tokens that count are those with digits of the box, and those of the phrase."""
+    """Two boxes of one phrase; the tokens that count are those with digits of the box, and those of the noun."""
     text = "<p>two ships</p>[0.1,0.2,0.3,0.4;0.5,0.5,0.9,0.9]"
     first, second = text.index("0.1"), text.index("0.5")
 
@@ -134,7 +134,7 @@ def test_the_confidence_of_a_box_by_hand():
             return -0.2
         if i >= second:
             return -0.4
-        return -0.1 if text.index("two") <= i < text.index("</p>") else -9.0
+        return -0.1 if text.index("ships") <= i < text.index("</p>") else -9.0
 
     got = confidence.of_tokens(_by_character(text, logprob))
     assert got == pytest.approx((math.exp(-0.2 - 0.1), math.exp(-0.4 - 0.1)))
@@ -192,7 +192,9 @@ def test_ap_by_tokens_is_ap_by_the_same_numbers_given_and_pycocotools_agrees():
     assert by_tokens["coco_ap50"] == pytest.approx(51 / 101)  # pycocotools takes precision at 101 recalls
     turned = [dataclasses.replace(p, logprobs=tuple(-5 - v for v in p.logprobs)) for p in rows]
     worse = scores.score(turned, extras=(scores.Extra.AP,))["hbb"]["all"]
-    assert worse["ap50"] == pytest.approx(0.5 * 0.5)  # all wrong ones first: half are right when the last right one is in
+    assert worse["ap50"] == pytest.approx(
+        0.5 * 0.5
+    )  # all wrong ones first: half are right when the last right one is in
 
 
 # ---- calibration

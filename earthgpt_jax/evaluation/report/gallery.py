@@ -16,10 +16,12 @@ from earthgpt_jax.evaluation.metrics.grounding import iou
 from earthgpt_jax.evaluation.metrics.reading import boxes_of, frame_of
 from earthgpt_jax.evaluation.predictions import DETECTION, WITH_BOXES, Prediction, Truth
 from earthgpt_jax.geometry import BoxKind, polygon_to_rect, rect_to_polygon
+from earthgpt_jax.input.derived import Derived
 from earthgpt_jax.input.images import decode
 from earthgpt_jax.mmrs.pictures import data_uri, points
 from earthgpt_jax.mmrs.record import Record, Sensor, Task
 
+_EXACT = (Task.CLASSIFICATION, Task.VQA, *Derived)  # tasks with one right answer
 _LONGEST_SIDE = 640  # of a picture on the page; boxes keep the coordinates of the original
 
 
@@ -187,7 +189,7 @@ def _data_uri(record: Record) -> str:
 
 def _verdict(prediction: Prediction) -> str:
     match prediction.task:
-        case Task.CLASSIFICATION | Task.VQA:
+        case task if task in _EXACT:
             return "right" if classification.right(prediction) else "wrong"
         case Task.GROUNDING:
             overlap = iou(prediction)

@@ -102,7 +102,7 @@ def confidences(model: Scores) -> Table | None:
               "ECE, calibrated"],
         rows=rows,
         note="A box's confidence is the geometric mean probability of the tokens of its coordinates times that of its "
-        "phrase's. AP follows from their order alone, which calibration keeps. ECE is over 15 bins; calibrated on "
+        "noun's. AP follows from their order alone, which calibration keeps. ECE is over 15 bins; calibrated on "
         "answers about other images (isotonic regression), empty where none were given.",
     )  # fmt: skip
 
