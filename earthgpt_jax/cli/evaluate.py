@@ -34,6 +34,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--chained", action="store_true",
         help="also detect by chained questions (what is there, where, is it that), in rows of their own",
     )  # fmt: skip
+    parser.add_argument(
+        "--log-probs", choices=("boxes", "all", "none"), default="boxes",
+        help="answers kept with their tokens' log-probabilities, which give boxes confidences (default: boxes)",
+    )  # fmt: skip
     parser.add_argument("--batch-size", type=int, default=50, help="questions answered at once (default: 50)")
 
 
@@ -43,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
     from earthgpt_jax.evaluation.compare import compare
     from earthgpt_jax.evaluation.metrics.intervals import SAMPLES
     from earthgpt_jax.evaluation.predictions import Chained
-    from earthgpt_jax.evaluation.runner import DERIVED
+    from earthgpt_jax.evaluation.runner import DERIVED, LogProbs
     from earthgpt_jax.mmrs.record import Task
     from earthgpt_jax.mmrs.store import open_source
 
@@ -67,6 +71,7 @@ def run(args: argparse.Namespace) -> int:
         extras=(scores.Extra.AP,),
         derived=DERIVED if args.false_premises else (),
         chains=tuple(Chained) if args.chained else (),
+        log_probs=LogProbs(args.log_probs),
     )
     table = scores.with_breakdown(result.scores, result.predictions, samples=SAMPLES)
     (args.out / "scores.json").write_text(json.dumps(table, indent=1) + "\n")
@@ -79,6 +84,7 @@ def run(args: argparse.Namespace) -> int:
         notes=[f"{min(args.limit or len(test), len(test))} of {len(test)} images of {test.name}, split {args.split}."],
         failures=report.failures(result.predictions),
         predictions=result.predictions,
+        tables=[found] if (found := report.confidences(result.scores)) else [],
         extremes=report.extremes(test, result.predictions, count=4),
     )
     print(scores.to_markdown(result.scores))

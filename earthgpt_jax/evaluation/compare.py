@@ -10,6 +10,7 @@ from earthgpt_jax.evaluation import baselines, chained, runner, scores
 from earthgpt_jax.evaluation import predictions as answers_lib
 from earthgpt_jax.evaluation.metrics.intervals import SAMPLES
 from earthgpt_jax.evaluation.predictions import Chained, Prediction
+from earthgpt_jax.evaluation.runner import LogProbs
 from earthgpt_jax.inference.engine import Engine
 from earthgpt_jax.input.derived import Derived
 from earthgpt_jax.mmrs.store import Together
@@ -35,6 +36,7 @@ def compare(
     extras: Collection[scores.Extra] = (),
     derived: Sequence[Derived] = (),
     chains: Sequence[Chained] = (),
+    log_probs: LogProbs = LogProbs.BOXES,
 ) -> Comparison:
     """Predictions (resumable, in `out`) and scores of a model, with the baselines beside each figure.
 
@@ -45,6 +47,7 @@ def compare(
         extras: metrics that take more time.
         derived: kinds of question beside the tasks'.
         chains: kinds of detection that is asked for by chained questions too.
+        log_probs: which answers are kept with those of their tokens.
     """
     engine = Engine.from_model_dir(model, batch_size=batch_size)
     count = len(test) if images is None else min(images, len(test))
@@ -52,7 +55,7 @@ def compare(
     asked = runner.plan(
         chosen, decimals=engine.decimals, per_image=per_image, derived=derived, annotated=test.annotated
     )
-    about = {**engine.describe(), "data": test.fingerprint}
+    about = {**engine.describe(), "data": test.fingerprint, "log_probs": log_probs.value}
     if count < len(test):
         about["images"] = count
     header = {**about, "questions": len(asked)}
@@ -61,7 +64,7 @@ def compare(
         label = f"{'/'.join(Path(model).parts[-2:])} ({view.value})"
         answered[view] = runner.evaluate(
             engine, asked, out=out / f"predictions_{view.value}.jsonl", header=header | {"view": view.value},
-            view=view, label=label,
+            view=view, label=label, log_probs=log_probs.tasks,
         )  # fmt: skip
         if chains:
             answered[view] += chained.detect(

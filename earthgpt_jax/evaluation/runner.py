@@ -47,6 +47,19 @@ FALSE_PREMISES = (Derived.ABSENT_HBB, Derived.ABSENT_OBB, Derived.ABSENT_GROUNDI
 # And those about what is there and how many, which tell a model that says yes to everything.
 DERIVED = (Derived.PRESENCE, Derived.COUNT, *FALSE_PREMISES)
 
+
+class LogProbs(enum.StrEnum):
+    """Whose answers are kept with the log-probabilities of their tokens: those with boxes, all, none."""
+
+    BOXES = "boxes"
+    ALL = "all"
+    NONE = "none"
+
+    @property
+    def tasks(self) -> Collection[str]:
+        return {LogProbs.BOXES: WITH_BOXES, LogProbs.ALL: tuple(MAX_NEW_TOKENS), LogProbs.NONE: ()}[self]
+
+
 _CLASSES = (64, 512)  # answers up to so many tokens are made together
 
 

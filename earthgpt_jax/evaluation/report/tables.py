@@ -98,12 +98,12 @@ def confidences(model: Scores) -> Table | None:
         return None
     return Table(
         title="Box confidence",
-        head=["task", "share of boxes right", "mean confidence", "AP@0.5 by confidence", "AP@0.5, all alike", "ECE",
-              "ECE, calibrated"],
+        head=["task", "right", "confidence", "AP@0.5", "AP@0.5, alike", "ECE", "ECE, calibrated"],
         rows=rows,
         note="A box's confidence is the geometric mean probability of the tokens of its coordinates times that of its "
-        "noun's. AP follows from their order alone, which calibration keeps. ECE is over 15 bins; calibrated on "
-        "answers about other images (isotonic regression), empty where none were given.",
+        "noun's. Right: the share of boxes that are, confidence: their mean. AP@0.5 ranks boxes by confidence, alike: all "
+        "count alike; calibration keeps the order. ECE is over 15 bins; calibrated on answers about other images by "
+        "isotonic regression, empty where none were given.",
     )  # fmt: skip
 
 
