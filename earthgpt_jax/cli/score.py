@@ -89,6 +89,7 @@ def run(args: argparse.Namespace) -> int:
         answered = benchmarks.chosen(answered, card, where=args.file)
         notes += benchmarks.remarks(answered, card)
     notes += confidence.remarks(answered)
+    answered = confidence.settled(answered)  # once, for all that follows
     calibrations = {}
     if args.calibrate:
         others = predictions.whole(args.calibrate)

@@ -101,9 +101,9 @@ def confidences(model: Scores) -> Table | None:
         head=["task", "right", "confidence", "AP@0.5", "AP@0.5, alike", "ECE", "ECE, calibrated"],
         rows=rows,
         note="A box's confidence is the geometric mean probability of the tokens of its coordinates times that of its "
-        "noun's. Right: the share of boxes that are, confidence: their mean. AP@0.5 ranks boxes by confidence, alike: all "
-        "count alike; calibration keeps the order. ECE is over 15 bins; calibrated on answers about other images by "
-        "isotonic regression, empty where none were given.",
+        "noun's. Right: the share of boxes that are; confidence: their mean. AP@0.5 ranks boxes by confidence; alike: "
+        "all of them count alike. Calibration keeps the order. ECE is over 15 bins; calibrated on answers about other "
+        "images by isotonic regression, empty where none were given.",
     )  # fmt: skip
 
 
