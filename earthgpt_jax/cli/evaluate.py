@@ -31,8 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--false-premises", action="store_true", help="also ask what is there, how many, and for boxes of what is not"
     )
     parser.add_argument(
-        "--chained", action="store_true",
-        help="also detect by chained questions (what is there, where, is it that), in rows of their own",
+        "--chained", choices=("mmrs", "classes"),
+        help="also detect by chained questions (what is there, where, is it that), in rows of their own; the kinds of "
+        "question are MMRS's, or those about a class",
     )  # fmt: skip
     parser.add_argument(
         "--log-probs", choices=("boxes", "all", "none"), default="boxes",
@@ -44,9 +45,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from earthgpt_jax.errors import EarthGPTError
     from earthgpt_jax.evaluation import report, scores
+    from earthgpt_jax.evaluation.chained import Protocol
     from earthgpt_jax.evaluation.compare import compare
     from earthgpt_jax.evaluation.metrics.intervals import SAMPLES
-    from earthgpt_jax.evaluation.predictions import Chained
     from earthgpt_jax.evaluation.runner import DERIVED, LogProbs
     from earthgpt_jax.mmrs.record import Task
     from earthgpt_jax.mmrs.store import open_source
@@ -70,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
         images=args.limit,
         extras=(scores.Extra.AP,),
         derived=DERIVED if args.false_premises else (),
-        chains=tuple(Chained) if args.chained else (),
+        chained_by=Protocol(args.chained) if args.chained else None,
         log_probs=LogProbs(args.log_probs),
     )
     table = scores.with_breakdown(result.scores, result.predictions, samples=SAMPLES)

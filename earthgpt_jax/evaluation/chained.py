@@ -1,14 +1,15 @@
-"""Detection by chained questions: what is in the image, where is each of it, and is it that.
+"""Detection by chained questions: what is in the image, where is it, and is it that.
 
 1. what: of each class that the dataset annotates, whether there is one (`presence`);
-2. where: of each class that there is, its boxes (`class_hbb`, `class_obb`); boxes of other classes are left to theirs;
-3. verify: of each box, which class is in it (`region_class`); a box stays if that is its own.
+2. where: the boxes of what there is; others are left out;
+3. verify: of each box, what is in it; a box stays if that is its own class.
 
-The wordings are those that a model is trained on. EarthGPT's prompts are not public: the protocol is this project's.
-The model is told the dataset's classes, which the direct question does not do; the two are scored as two tasks.
+The kinds of question of the last two are a `Protocol`, since a model answers only to those that it was trained on.
+EarthGPT's own prompts are not public: both protocols are this project's. The model is told the dataset's classes, which
+the direct question does not do; the two are scored as two tasks.
 
 A box's confidence is that of its tokens, times the probability of the answer that its class is there, times that of
-the answer which class is in it.
+the tokens which name its class in the answer about the box.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import enum
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,13 +30,25 @@ from earthgpt_jax.evaluation import predictions as predictions_lib
 from earthgpt_jax.evaluation.metrics.classification import normalise
 from earthgpt_jax.evaluation.metrics.reading import boxes_of
 from earthgpt_jax.evaluation.predictions import DETECTION, Chained, Prediction, Step
-from earthgpt_jax.evaluation.runner import Answerer, Asked, View
+from earthgpt_jax.evaluation.runner import Answerer, Asked, LogProbs, View
 from earthgpt_jax.evaluation.shards import Process
 from earthgpt_jax.geometry import BoxKind, ParsedBox, Square, detection_sentence, format_boxes, plural
 from earthgpt_jax.input.derived import Derived
 from earthgpt_jax.input.questions import Grammar, Question, ask, candidates
 from earthgpt_jax.input.templates import choose
 from earthgpt_jax.mmrs.record import UNKNOWN, Annotated, Record, Task
+
+
+class Protocol(enum.StrEnum):
+    """In which kinds of question the chain is asked.
+
+    MMRS: those of MMRS-1M. The boxes of all objects are asked for once, and each box's short description must name its
+    class. CLASSES: those derived from boxes (`input.derived`). The boxes of each class are asked for by themselves, and
+    each box's class is asked for.
+    """
+
+    MMRS = "mmrs"
+    CLASSES = "classes"
 
 
 class Link(enum.StrEnum):
@@ -44,9 +58,12 @@ class Link(enum.StrEnum):
 
 
 _DIRECT: Mapping[Chained, Task] = {Chained.HBB: Task.HBB, Chained.OBB: Task.OBB}
-_WHERE: Mapping[Chained, Derived] = {Chained.HBB: Derived.CLASS_HBB, Chained.OBB: Derived.CLASS_OBB}
-# Answers whose log-probabilities make a box's confidence.
-_LOG_PROBS = (Derived.PRESENCE, *_WHERE.values(), Derived.REGION_CLASS)
+_WHERE: Mapping[Protocol, Mapping[Chained, str]] = {
+    Protocol.MMRS: _DIRECT,
+    Protocol.CLASSES: {Chained.HBB: Derived.CLASS_HBB, Chained.OBB: Derived.CLASS_OBB},
+}
+_VERIFY: Mapping[Protocol, str] = {Protocol.MMRS: Task.REGION_CAPTION, Protocol.CLASSES: Derived.REGION_CLASS}
+_ALL = "all"  # stands for the classes that are asked for together
 
 
 _Answers = dict[str, dict[str, Prediction]]  # record -> question -> its answer
@@ -57,6 +74,7 @@ def detect(
     records: Sequence[Record],
     *,
     kinds: Sequence[Chained],
+    protocol: Protocol,
     annotated: Mapping[str, Annotated],
     out: Path,
     header: Mapping[str, Any],
@@ -76,8 +94,9 @@ def detect(
         EarthGPTError: no record has boxes, or it is not known which classes its source annotates.
     """
     process = process or Process.this()
+    about = {**header, "chained": protocol.value}
     asked = [
-        _Chain(record, kind, _direct(record, kind, answerer.decimals), answerer.decimals)
+        _Chain(record, kind, protocol, _direct(record, kind, answerer.decimals), answerer.decimals)
         for record in records
         for kind in kinds
         if candidates(record, _DIRECT[kind].value)
@@ -91,8 +110,8 @@ def detect(
             return {}
         path = out.parent / "chained" / f"{out.stem}-{link}.jsonl"
         found = runner.evaluate(
-            answerer, list(unique.values()), out=path, header={**header, "step": link.value}, view=view,
-            label=f"{label}, {link}", process=process, log_probs=_LOG_PROBS,
+            answerer, list(unique.values()), out=path, header={**about, "step": link.value}, view=view,
+            label=f"{label}, {link}", process=process, log_probs=LogProbs.ALL.tasks,
         )  # fmt: skip
         groups: _Answers = collections.defaultdict(dict)
         for p in found:
@@ -104,10 +123,10 @@ def detect(
 
     what = answers(Link.WHAT, (item for chain in asked for item in chain.what(_classes(chain.record, annotated))))
     where = answers(Link.WHERE, (item for chain in asked for item in chain.where(of(what, chain))))
-    verify = answers(Link.VERIFY, (item for chain in asked for item in chain.verify(of(where, chain))))
+    verify = answers(Link.VERIFY, (item for chain in asked for item in chain.verify(of(what, chain), of(where, chain))))
     made = [chain.answer(of(what, chain), of(where, chain), of(verify, chain)) for chain in asked]
     if process.index == 0:
-        predictions_lib.write(out, made, header={**header, "chained": [kind.value for kind in kinds]})
+        predictions_lib.write(out, made, header={**about, "kinds": [kind.value for kind in kinds]})
     process.wait("chained")
     return made
 
@@ -148,75 +167,81 @@ class _Chain:
 
     record: Record
     kind: Chained
+    protocol: Protocol
     direct: Question
     decimals: int
 
-    def _asked(self, link: Link, task: Derived, name: str, **fields: str) -> Asked:
+    def _asked(self, link: Link, kind: str, name: str, **fields: str) -> Asked:
         # What is there is the same question for both kinds of boxes, and asked once.
         whose = "chained" if link is Link.WHAT else self.kind.value
         question = Question(
-            id=f"{self.record.id}#{whose}/{link}#{name}", record_id=self.record.id, task=task.value, kind="",
-            text=choose(task.value, None).format(**fields), answer="", references=("",),
+            id=f"{self.record.id}#{whose}/{link}#{name}", record_id=self.record.id, task=str(kind), kind="",
+            text=choose(str(kind), None).format(**fields), answer="", references=("",),
         )  # fmt: skip
         return Asked(self.record, question)
 
-    def _what(self, label: str) -> Asked:
-        return self._asked(Link.WHAT, Derived.PRESENCE, label, label=label, plural=plural(label))
-
-    def _where(self, label: str) -> Asked:
-        return self._asked(Link.WHERE, _WHERE[self.kind], label, label=label, plural=plural(label))
-
-    def _verify(self, label: str, place: int, box: ParsedBox) -> Asked:
-        square = Square(self.record.width, self.record.height)
-        text = format_boxes([box.pixels(square)], square=square, decimals=self.decimals, kind=BoxKind.HBB)
-        return self._asked(Link.VERIFY, Derived.REGION_CLASS, f"{label}#{place}", box=text)
-
     def what(self, classes: Sequence[str]) -> Iterator[Asked]:
-        return map(self._what, classes)
+        for label in classes:
+            yield self._asked(Link.WHAT, Derived.PRESENCE, label, label=label, plural=plural(label))
 
-    def _present(self, what: Mapping[str, Prediction]) -> Iterator[tuple[str, Prediction]]:
-        """(class, the answer that it is there)."""
+    def _present(self, what: Mapping[str, Prediction]) -> dict[str, Prediction]:
+        """Class -> the answer that it is there."""
         start = f"{self.record.id}#chained/{Link.WHAT}#"
-        for name in sorted(what):
-            if normalise(what[name].prediction) == "yes":
-                yield name.removeprefix(start), what[name]
+        return {name.removeprefix(start): what[name] for name in sorted(what)
+                if normalise(what[name].prediction) == "yes"}  # fmt: skip
+
+    def _wheres(self, what: Mapping[str, Prediction]) -> Iterator[tuple[Asked, list[str]]]:
+        """A question and the classes whose boxes are taken from its answer."""
+        kind, present = _WHERE[self.protocol][self.kind], list(self._present(what))
+        if self.protocol is Protocol.CLASSES:
+            for label in present:
+                yield self._asked(Link.WHERE, kind, label, label=label, plural=plural(label)), [label]
+        elif present:
+            yield self._asked(Link.WHERE, kind, _ALL), present
 
     def where(self, what: Mapping[str, Prediction]) -> Iterator[Asked]:
-        return (self._where(label) for label, _ in self._present(what))
+        return (asked for asked, _ in self._wheres(what))
 
-    def verify(self, where: Mapping[str, Prediction]) -> Iterator[Asked]:
-        start = f"{self.record.id}#{self.kind}/{Link.WHERE}#"
-        for name in sorted(name for name in where if name.startswith(start)):
-            label = name.removeprefix(start)
-            for place, box, _ in self._boxes(where[name], label):
-                yield self._verify(label, place, box)
-
-    def _boxes(self, answered: Prediction, label: str) -> Iterator[tuple[int, ParsedBox, float | None]]:
-        """(place, box, confidence) of the boxes of the kind and class that was asked for."""
-        sure = confidence.of_tokens(answered)
+    def _found(
+        self, answered: Prediction, labels: Sequence[str]
+    ) -> Iterator[tuple[str, ParsedBox, float | None, Asked]]:
+        """(class, box, its own confidence, the question about it) of the boxes of the kind and classes asked for."""
+        sure, square = confidence.of_tokens(answered), Square(self.record.width, self.record.height)
+        names = {normalise(label): label for label in labels}
         for place, box in enumerate(boxes_of(answered).boxes):
-            if box.kind is DETECTION[self.kind] and normalise(box.label or label) == normalise(label):
-                yield place, box, None if sure is None else sure[place]
+            label = names.get(normalise(box.label)) if box.label or len(labels) > 1 else labels[0]
+            if box.kind is DETECTION[self.kind] and label is not None:
+                upright = format_boxes([box.pixels(square)], square=square, decimals=self.decimals, kind=BoxKind.HBB)
+                asked = self._asked(Link.VERIFY, _VERIFY[self.protocol], f"{label}#{place}", box=upright)
+                yield label, box, None if sure is None else sure[place], asked
+
+    def verify(self, what: Mapping[str, Prediction], where: Mapping[str, Prediction]) -> Iterator[Asked]:
+        for asked, labels in self._wheres(what):
+            yield from (question for *_, question in self._found(where[asked.question.id], labels))
 
     def answer(
         self, what: Mapping[str, Prediction], where: Mapping[str, Prediction], verify: Mapping[str, Prediction]
     ) -> Prediction:
         """What is left, in the form of a direct answer; a box that could not be read stays as one: `[?]`."""
-        groups: dict[str, list[str]] = collections.defaultdict(list)
-        confidences: list[float | None] = []
+        present = self._present(what)
+        kept: dict[str, list[tuple[str, float | None]]] = collections.defaultdict(list)
         steps, unread = [what[name] for name in sorted(what)], 0
-        for label, there in self._present(what):
-            found = where[self._where(label).question.id]
+        for asked, labels in self._wheres(what):
+            found = where[asked.question.id]
             steps.append(found)
             unread += len(boxes_of(found).rejections)
-            for place, box, sure in self._boxes(found, label):
-                said = verify[self._verify(label, place, box).question.id]
+            for label, box, sure, question in self._found(found, labels):
+                said = verify[question.question.id]
                 steps.append(said)
-                if normalise(said.prediction) == normalise(label):
-                    groups[label].append(found.prediction[slice(*box.span)].strip())
-                    parts = [value for value in (_probability(there), sure, _probability(said)) if value is not None]
-                    confidences.append(float(np.prod(parts)) if len(parts) == 3 else None)
-        text = detection_sentence({label: (len(boxes), f"[{';'.join(boxes)}]") for label, boxes in groups.items()})
+                if (named := self._names(said.prediction, label)) is not None:
+                    parts = [sure, confidence.probability(present[label]), confidence.probability(said, named)]
+                    known = [value for value in parts if value is not None]
+                    text = found.prediction[slice(*box.span)].strip()
+                    kept[label].append((text, float(np.prod(known)) if len(known) == len(parts) else None))
+        text = detection_sentence({
+            label: (len(boxes), f"[{';'.join(text for text, _ in boxes)}]") for label, boxes in kept.items()
+        })  # fmt: skip
+        confidences = [value for label in sorted(kept) for _, value in kept[label]]
         sure_of = [value for value in confidences if value is not None]
         return dataclasses.replace(
             Prediction.of(self.record, self.direct, text + " [?]" * unread),
@@ -224,7 +249,10 @@ class _Chain:
             steps=tuple(Step(id=p.id, question=p.question, answer=p.prediction) for p in steps),
         )
 
-
-def _probability(answered: Prediction) -> float | None:
-    """The geometric mean of the tokens'."""
-    return float(np.exp(np.mean(answered.logprobs))) if answered.logprobs else None
+    def _names(self, said: str, label: str) -> tuple[int, int] | None:
+        """Where the answer names the class, `(start, end)`; None where it does not."""
+        if self.protocol is Protocol.CLASSES:
+            return (0, len(said)) if normalise(said) == normalise(label) else None
+        words = r"[\s_-]+".join(map(re.escape, normalise(label).split()))
+        found = re.search(rf"(?<!\w){words}(?!\w)", said.lower())
+        return found.span() if found else None

@@ -35,7 +35,7 @@ def compare(
     images: int | None = None,
     extras: Collection[scores.Extra] = (),
     derived: Sequence[Derived] = (),
-    chains: Sequence[Chained] = (),
+    chained_by: chained.Protocol | None = None,
     log_probs: LogProbs = LogProbs.BOXES,
 ) -> Comparison:
     """Predictions (resumable, in `out`) and scores of a model, with the baselines beside each figure.
@@ -46,7 +46,7 @@ def compare(
         images: ask about so many images only, spread evenly over the records.
         extras: metrics that take more time.
         derived: kinds of question beside the tasks'.
-        chains: kinds of detection that is asked for by chained questions too.
+        chained_by: how detection is asked for by chained questions too; None: it is not.
         log_probs: which answers are kept with those of their tokens.
     """
     engine = Engine.from_model_dir(model, batch_size=batch_size)
@@ -66,14 +66,15 @@ def compare(
             engine, asked, out=out / f"predictions_{view.value}.jsonl", header=header | {"view": view.value},
             view=view, label=label, log_probs=log_probs.tasks,
         )  # fmt: skip
-        if chains:
+        if chained_by:
             answered[view] += chained.detect(
-                engine, chosen, kinds=chains, annotated=test.annotated, view=view, label=f"{label}, chained",
+                engine, chosen, kinds=tuple(Chained), protocol=chained_by, annotated=test.annotated, view=view,
+                label=f"{label}, chained",
                 out=out / f"predictions_chained_{view.value}.jsonl", header={**about, "view": view.value},
             )  # fmt: skip
     constant = baselines.constant(train, asked, decimals=engine.decimals)
     answers_lib.write(out / "predictions_constant.jsonl", constant, header={"data": test.fingerprint})
-    constant += chained.alike(constant, chains)
+    constant += chained.alike(constant, tuple(Chained)) if chained_by else []
     return Comparison(
         scores=scores.assemble(
             model=scores.score(answered[runner.View.IMAGE], samples=SAMPLES, extras=extras),

@@ -30,15 +30,31 @@ def of_tokens(prediction: Prediction) -> tuple[float, ...] | None:
         return ()
     if not prediction.logprobs or not all(box.span[1] for box in boxes):
         return None
-    ends = np.cumsum(prediction.token_lengths)
-    starts, logprobs = ends - prediction.token_lengths, np.asarray(prediction.logprobs)
+    starts, ends = _places(prediction)
     digits = np.array([any(map(str.isdigit, prediction.prediction[a:b])) for a, b in zip(starts, ends, strict=True)])
+    return tuple(
+        float(np.exp(_mean(prediction, box.span, digits) + _mean(prediction, box.noun))) for box in boxes
+    )  # fmt: skip
 
-    def mean(span: tuple[int, int], among: np.ndarray | bool = True) -> float:
-        chosen = (starts < span[1]) & (ends > span[0]) & among
-        return float(logprobs[chosen].mean()) if chosen.any() else 0.0
 
-    return tuple(float(np.exp(mean(box.span, digits) + mean(box.noun))) for box in boxes)
+def probability(prediction: Prediction, span: tuple[int, int] | None = None) -> float | None:
+    """The geometric mean of the tokens' of an answer, or of those with a character in a span; None where not kept."""
+    if not prediction.logprobs:
+        return None
+    return float(np.exp(_mean(prediction, span or (0, len(prediction.prediction)))))
+
+
+def _places(prediction: Prediction) -> tuple[np.ndarray, np.ndarray]:
+    """Where tokens begin and end, in characters."""
+    ends = np.cumsum(prediction.token_lengths)
+    return ends - prediction.token_lengths, ends
+
+
+def _mean(prediction: Prediction, span: tuple[int, int], among: np.ndarray | bool = True) -> float:
+    """Mean log-probability of the tokens with a character in the span; 0 without any."""
+    starts, ends = _places(prediction)
+    chosen = (starts < span[1]) & (ends > span[0]) & among
+    return float(np.asarray(prediction.logprobs)[chosen].mean()) if chosen.any() else 0.0
 
 
 def settled(predictions: Sequence[Prediction]) -> list[Prediction]:

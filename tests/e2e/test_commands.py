@@ -65,6 +65,7 @@ def test_eval_writes_scores_report_and_predictions_that_score_alike(world, capsy
         "1",
         "--false-premises",
         "--chained",
+        "mmrs",
     ]
     assert main([str(word) for word in [*argv, "--batch-size", "8"]]) == 0
     first = capsys.readouterr().out

@@ -10,6 +10,7 @@ import pytest
 
 from earthgpt_jax.errors import EarthGPTError
 from earthgpt_jax.evaluation import chained, predictions, runner, scores
+from earthgpt_jax.evaluation.chained import Protocol
 from earthgpt_jax.evaluation.predictions import Chained
 from earthgpt_jax.evaluation.runner import View
 from earthgpt_jax.evaluation.shards import Process
@@ -53,12 +54,13 @@ class Oracle:
             return "yes" if any(plural(item.label) == found[1] for item in record.objects) else "no"
         if found := re.match(r"Please detect all (.*) in this image( with oriented bounding boxes)?\.", question):
             return self.boxes(record, found[1], BoxKind.OBB if found[2] else BoxKind.HBB)
-        return self.region(record, parse(question).boxes[0])
+        label = self.region(record, parse(question).boxes[0])
+        return f"the only {label} in the centre" if "description" in question else label
 
     def boxes(self, record, name, kind) -> str:
         chosen = collections.defaultdict(list)
         for item in record.objects:
-            if plural(item.label) == name:
+            if name in (plural(item.label), "objects"):
                 chosen[item.label].append(item.polygon)
         return format_detection(chosen, square=Square(record.width, record.height), decimals=3, kind=kind)
 
@@ -76,23 +78,25 @@ def records():
 
 def _detect(oracle, records, out, **changes):
     arguments = {
-        "kinds": tuple(Chained), "annotated": ANNOTATED, "out": out, "header": {"model": "m"}, "view": View.IMAGE,
-        "label": "t",
+        "kinds": tuple(Chained), "protocol": Protocol.CLASSES, "annotated": ANNOTATED, "out": out, "view": View.IMAGE,
+        "header": {"model": "m"}, "label": "t",
     }  # fmt: skip
     return chained.detect(oracle, records, **(arguments | changes))
 
 
-def test_the_truth_scores_full_marks_and_every_question_is_asked_once(records, tmp_path):
+@pytest.mark.parametrize("protocol", Protocol)
+def test_the_truth_scores_full_marks_and_every_question_is_asked_once(records, tmp_path, protocol):
     assert len(records) > 3
     oracle = Oracle(records)
-    made = _detect(oracle, records, tmp_path / "p.jsonl")
+    made = _detect(oracle, records, tmp_path / "p.jsonl", protocol=protocol)
     table = scores.score(made, extras=(scores.Extra.AP,))
     assert set(table) == {"chained_hbb", "chained_obb"}  # never in the direct question's rows
     for task in table:
         assert table[task]["all"]["f1"] == table[task]["all"]["ap50"] == 1.0
         assert table[task]["all"]["n"] == len(records)
     assert len(oracle.asked) == len(set(oracle.asked))
-    there = sum(len({item.label for item in record.objects}) for record in records)
+    classes = sum(len({item.label for item in record.objects}) for record in records)
+    there = classes if protocol is Protocol.CLASSES else len(records)
     boxes = sum(len(record.objects) for record in records)
     assert collections.Counter(re.search(r"/(what|where|verify)#", name)[1] for name in oracle.asked) == {
         "what": len(CLASSES) * len(records), "where": 2 * there, "verify": 2 * boxes,
@@ -100,15 +104,16 @@ def test_the_truth_scores_full_marks_and_every_question_is_asked_once(records, t
     assert {p.id for p in made} == {f"{r.id}#{kind}#0" for r in records for kind in Chained}
 
 
-def test_intermediate_answers_and_confidences_are_in_the_file(records, tmp_path):
-    made = _detect(Oracle(records), records, tmp_path / "p.jsonl", kinds=(Chained.HBB,))
+@pytest.mark.parametrize("protocol", Protocol)
+def test_intermediate_answers_and_confidences_are_in_the_file(records, tmp_path, protocol):
+    made = _detect(Oracle(records), records, tmp_path / "p.jsonl", kinds=(Chained.HBB,), protocol=protocol)
     header, read = predictions.read(tmp_path / "p.jsonl")
     predictions.check(header, read, where=tmp_path)
-    assert read == made and header["chained"] == ["chained_hbb"]
+    assert read == made and (header["chained"], header["kinds"]) == (protocol, ["chained_hbb"])
     row = made[0]
     asked = [step.question for step in row.steps]
     assert sum(question.startswith("Are there any") for question in asked) == len(CLASSES)
-    assert sum("category of the object" in question for question in asked) == len(records[0].objects)
+    assert sum("[" in question for question in asked) == len(records[0].objects)
     assert {step.answer for step in row.steps} >= {"yes", "no"}
     # yes, the box's coordinates and its noun, its class: each of geometric mean probability exp(-0.1).
     assert row.confidences == pytest.approx([math.exp(-0.4)] * len(records[0].objects))
@@ -145,6 +150,29 @@ def test_each_step_throws_out_what_it_does_not_find(records, tmp_path):
 
     made = _detect(Other(records), records, tmp_path / "c.jsonl", kinds=(Chained.HBB,))
     assert {p.prediction for p in made} == {"There are no objects in the image."}
+
+
+def test_a_description_must_name_the_class_in_whole_words(records, tmp_path):
+    class Describes(Oracle):
+        def __init__(self, records, said):
+            super().__init__(records)
+            self._said = said
+
+        def text(self, record, question):
+            return self._said if "description" in question else super().text(record, question)
+
+    present = {item.label for record in records for item in record.objects}
+    cases = {
+        "The only Storage-Tank.": {"storage tank"},
+        "two airplanes or shipping": set(),
+        "a truck by a ship": {"truck", "ship"},
+        "": set(),
+    }
+    for place, (said, kept) in enumerate(cases.items()):
+        made = _detect(
+            Describes(records, said), records, tmp_path / f"{place}.jsonl", kinds=(Chained.HBB,), protocol=Protocol.MMRS
+        )
+        assert {box.label for p in made for box in parse(p.prediction).boxes} == kept & present
 
 
 def test_a_box_that_cannot_be_read_stays_one(records, tmp_path):
@@ -211,7 +239,7 @@ def test_a_baselines_answers_count_for_the_chain_too(records, tmp_path):
     asked = runner.plan(records, decimals=3)
     direct = [predictions.Prediction.of(item.record, item.question, item.question.answer) for item in asked]
     alike = chained.alike(direct, tuple(Chained))
-    made = _detect(Oracle(records), records, tmp_path / "p.jsonl")
+    made = _detect(Oracle(records), records, tmp_path / "p.jsonl", protocol=Protocol.MMRS)
     assert {p.id for p in alike} == {p.id for p in made}
     assert scores.score(alike)["chained_obb"]["all"]["f1"] == 1.0
     lines = (tmp_path / "p.jsonl").read_text().splitlines()
