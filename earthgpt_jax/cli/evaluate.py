@@ -21,6 +21,7 @@ first one scores. Any number of them may go on with what others have begun.
 examples:
   earthgpt eval --model runs/instruct/model --data DATA --split test --out runs/eval
   srun earthgpt eval --model runs/instruct/model --data DATA --out runs/eval --mesh tensor=4
+  earthgpt eval --model runs/instruct/model --data DATA --out runs/eval --chained classes --false-premises
 """
 
 
@@ -32,7 +33,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, type=Path, help="predictions, scores.json and report.html go here")
     parser.add_argument("--limit", type=int, metavar="N", help="ask about N images only, spread over the split")
     parser.add_argument("--per-image", type=int, default=3, help="most questions an image of a task (default: 3)")
-    parser.add_argument("--false-premises", action="store_true", help="also ask for boxes of what is not there")
+    parser.add_argument(
+        "--false-premises", action="store_true", help="also ask what is there, how many, and for boxes of what is not"
+    )
+    parser.add_argument(
+        "--chained", choices=("mmrs", "classes"),
+        help="also detect by chained questions (what is there, where, is it that), in rows of their own; the kinds of "
+        "question are MMRS's, or those about a class",
+    )  # fmt: skip
+    parser.add_argument(
+        "--log-probs", choices=("boxes", "all", "none"), default="boxes",
+        help="answers kept with their tokens' log-probabilities, which give boxes confidences (default: boxes)",
+    )  # fmt: skip
     parser.add_argument(
         "--batch-size", type=int, default=50, help="questions that a process answers at once (default: 50)"
     )
@@ -45,9 +57,10 @@ def run(args: argparse.Namespace) -> int:
 
     from earthgpt_jax.errors import EarthGPTError
     from earthgpt_jax.evaluation import report, scores
+    from earthgpt_jax.evaluation.chained import Protocol
     from earthgpt_jax.evaluation.compare import answer, beside_baselines
     from earthgpt_jax.evaluation.metrics.intervals import SAMPLES
-    from earthgpt_jax.evaluation.runner import FALSE_PREMISES
+    from earthgpt_jax.evaluation.runner import DERIVED, LogProbs
     from earthgpt_jax.evaluation.shards import Process
     from earthgpt_jax.mmrs.record import Task
     from earthgpt_jax.mmrs.store import open_source
@@ -70,10 +83,12 @@ def run(args: argparse.Namespace) -> int:
         engine,
         test,
         out=args.out,
-        per_image=dict.fromkeys((*Task, *FALSE_PREMISES), args.per_image),
+        per_image=dict.fromkeys((*Task, *DERIVED), args.per_image),
         label="/".join(Path(args.model).parts[-2:]),
         images=args.limit,
-        derived=FALSE_PREMISES if args.false_premises else (),
+        derived=DERIVED if args.false_premises else (),
+        chained_by=Protocol(args.chained) if args.chained else None,
+        log_probs=LogProbs(args.log_probs),
     )
     with process.together("scoring"):
         if not process.leads:
@@ -92,6 +107,7 @@ def run(args: argparse.Namespace) -> int:
             ],
             failures=report.failures(result.predictions),
             predictions=result.predictions,
+            tables=[found] if (found := report.confidences(result.scores)) else [],
             extremes=report.extremes(test, result.predictions, count=4),
         )
         print(scores.to_markdown(result.scores))

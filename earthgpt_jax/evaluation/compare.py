@@ -6,11 +6,11 @@ import dataclasses
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
-from earthgpt_jax.evaluation import baselines, runner, scores
+from earthgpt_jax.evaluation import baselines, chained, runner, scores
 from earthgpt_jax.evaluation import predictions as answers_lib
 from earthgpt_jax.evaluation.metrics.intervals import SAMPLES
-from earthgpt_jax.evaluation.predictions import Prediction
-from earthgpt_jax.evaluation.runner import Asked, View
+from earthgpt_jax.evaluation.predictions import Chained, Prediction
+from earthgpt_jax.evaluation.runner import Asked, LogProbs, View
 from earthgpt_jax.evaluation.shards import Process
 from earthgpt_jax.inference.engine import Engine
 from earthgpt_jax.input.derived import Derived
@@ -43,6 +43,8 @@ def answer(
     label: str,
     images: int | None = None,
     derived: Sequence[Derived] = (),
+    chained_by: chained.Protocol | None = None,
+    log_probs: LogProbs = LogProbs.BOXES,
 ) -> Answered:
     """A model's answers to a dataset's questions, with and without the images; resumable, in `out`.
 
@@ -53,6 +55,8 @@ def answer(
         label: of the progress bar.
         images: ask about so many images only, spread evenly over the records.
         derived: kinds of question beside the tasks'.
+        chained_by: how detection is asked for by chained questions too; None: it is not.
+        log_probs: which answers are kept with those of their tokens.
     """
     with Process.this().together("getting the questions ready"):
         count = len(test) if images is None else min(images, len(test))
@@ -60,16 +64,22 @@ def answer(
         asked = runner.plan(
             chosen, decimals=engine.decimals, per_image=per_image, derived=derived, annotated=test.annotated
         )
-        header = {**engine.describe(), "data": test.fingerprint, "questions": len(asked)}
+        about = {**engine.describe(), "data": test.fingerprint, "log_probs": log_probs.value}
         if count < len(test):
-            header["images"] = count
-    answers = {
-        view: runner.evaluate(
+            about["images"] = count
+        header = {**about, "questions": len(asked)}
+    answers = {}
+    for view in runner.View:
+        answers[view] = runner.evaluate(
             engine, asked, out=out / f"predictions_{view.value}.jsonl", header=header | {"view": view.value},
-            view=view, label=f"{label} ({view.value})",
-        )
-        for view in runner.View
-    }  # fmt: skip
+            view=view, label=f"{label} ({view.value})", log_probs=log_probs.tasks,
+        )  # fmt: skip
+        if chained_by:
+            answers[view] += chained.detect(
+                engine, chosen, kinds=tuple(Chained), protocol=chained_by, annotated=test.annotated, view=view,
+                label=f"{label} ({view.value}), chained",
+                out=out / f"predictions_chained_{view.value}.jsonl", header={**about, "view": view.value},
+            )  # fmt: skip
     return Answered(asked=asked, answers=answers, header=header)
 
 
@@ -85,6 +95,8 @@ def beside_baselines(
     constant = baselines.constant(train, answered.asked, decimals=decimals)
     answers_lib.write(out / "predictions_constant.jsonl", constant, header={"data": answered.header["data"]})
     seen = answered.answers[View.IMAGE]
+    asked_in_chains = {prediction.task for prediction in seen}
+    constant += chained.alike(constant, [kind for kind in Chained if kind in asked_in_chains])
     return Comparison(
         scores=scores.assemble(
             model=scores.score(seen, samples=SAMPLES, extras=extras),

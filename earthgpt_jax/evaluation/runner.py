@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from earthgpt_jax.errors import EarthGPTError
 from earthgpt_jax.evaluation import predictions as predictions_lib
-from earthgpt_jax.evaluation.predictions import Prediction
+from earthgpt_jax.evaluation.predictions import WITH_BOXES, Prediction
 from earthgpt_jax.evaluation.shards import Files, Process
 from earthgpt_jax.inference.engine import Answer, Ask, Scene
 from earthgpt_jax.input.derived import Derived
@@ -33,12 +33,32 @@ MAX_NEW_TOKENS: Mapping[str, int] = {
     Task.GROUNDING: 48,
     Task.HBB: 256,
     Task.OBB: 448,
+    Derived.PRESENCE: 16,
+    Derived.COUNT: 16,
+    Derived.REGION_CLASS: 16,
+    Derived.CLASS_HBB: 256,
+    Derived.CLASS_OBB: 448,
     Derived.ABSENT_HBB: 256,
     Derived.ABSENT_OBB: 448,
     Derived.ABSENT_GROUNDING: 48,
 }
 # Questions about what is not there.
 FALSE_PREMISES = (Derived.ABSENT_HBB, Derived.ABSENT_OBB, Derived.ABSENT_GROUNDING)
+# And those about what is there and how many, which tell a model that says yes to everything.
+DERIVED = (Derived.PRESENCE, Derived.COUNT, *FALSE_PREMISES)
+
+
+class LogProbs(enum.StrEnum):
+    """Whose answers are kept with the log-probabilities of their tokens: those with boxes, all, none."""
+
+    BOXES = "boxes"
+    ALL = "all"
+    NONE = "none"
+
+    @property
+    def tasks(self) -> Collection[str]:
+        return {LogProbs.BOXES: WITH_BOXES, LogProbs.ALL: tuple(MAX_NEW_TOKENS), LogProbs.NONE: ()}[self]
+
 
 _CLASSES = (64, 512)  # answers up to so many tokens are made together
 
@@ -113,6 +133,7 @@ def evaluate(
     view: View,
     label: str,
     process: Process | None = None,
+    log_probs: Collection[str] = WITH_BOXES,
 ) -> list[Prediction]:
     """Answers every question once; what is answered already is kept, what is missing is asked.
 
@@ -125,6 +146,7 @@ def evaluate(
             refused.
         label: of the progress bar.
         process: which one this is; default: what `jax.distributed` says.
+        log_probs: tasks whose answers are kept with the log-probabilities of their tokens.
 
     Returns:
         One prediction for each of `asked`, in its order.
@@ -152,7 +174,7 @@ def evaluate(
             ) as bar:  # fmt: skip
                 for answer in _answers(answerer, asked, own=own, done=done, view=view):
                     item = by_id[answer.id]
-                    file.write(predictions_lib.to_line(Prediction.of(item.record, item.question, answer.text)))
+                    file.write(predictions_lib.to_line(_prediction(item, answer, log_probs)))
                     file.flush()
                     bar.update()
     with process.together("joining the answers"):
@@ -160,6 +182,13 @@ def evaluate(
             files.join(sorted(by_id))
     done = files.answered()
     return [done[item.question.id] for item in asked]
+
+
+def _prediction(item: Asked, answer: Answer, log_probs: Collection[str]) -> Prediction:
+    kept = answer.lengths if item.question.task in log_probs else ()
+    return Prediction.of(
+        item.record, item.question, answer.text, token_lengths=kept, logprobs=answer.logprobs[: len(kept)].tolist()
+    )
 
 
 def _answers(
