@@ -20,7 +20,8 @@ from earthgpt_jax.ops.losses import supervised_loss
 from earthgpt_jax.params import Params, merge, merge_module
 from earthgpt_jax.sharding.mesh import ROWS, constrain, use
 
-_ENCODED = 8  # images at a time, at most
+ENCODED = 8  # images at a time, at most
+IMAGES = "image_chunks"  # scope of the loop over them, whose turns the data decides
 
 
 class State(NamedTuple):
@@ -87,14 +88,15 @@ def encode_used(encode: Callable[[jax.Array], Features], images: jax.Array, *, u
         return encode(flat)
     real = (jnp.arange(per_row) < used[:, None]).reshape(-1)
     order = jnp.argsort(~real, stable=True)  # real ones first
-    chunk = math.gcd(len(flat), _ENCODED)
+    chunk = math.gcd(len(flat), ENCODED)
     empty = jax.tree.map(lambda x: jnp.zeros((len(flat), *x.shape[1:]), x.dtype), jax.eval_shape(encode, flat))
 
     def some(number: jax.Array, features: Features) -> Features:
         chosen = jax.lax.dynamic_slice_in_dim(order, number * chunk, chunk)
         return jax.tree.map(lambda all_, new: all_.at[chosen].set(new), features, encode(flat[chosen]))
 
-    return jax.lax.fori_loop(0, -(-jnp.sum(real) // chunk), some, empty)
+    with jax.named_scope(IMAGES):
+        return jax.lax.fori_loop(0, -(-jnp.sum(real) // chunk), some, empty)
 
 
 def _encoders(params: Params) -> dict[str, jax.Array | None]:

@@ -16,7 +16,7 @@ import pytest
 from earthgpt_jax import config as config_lib
 from earthgpt_jax.cli.main import main
 from earthgpt_jax.config import Config
-from earthgpt_jax.plan import flops, hlo, program, slices
+from earthgpt_jax.plan import collectives, costs, flops, hlo, program, report, slices
 
 pytestmark = [pytest.mark.tpu_compile]
 
@@ -67,7 +67,7 @@ def test_the_state_is_updated_in_place(case):
 
 
 def test_replicated_frozen_weights_are_never_gathered_and_only_adapters_are_reduced():
-    found = hlo.by_kind(hlo.collectives(_program("instruct", "v5p-8", "fsdp=1", "minimal").as_text() or ""))
+    found = collectives.by_kind(_sent("instruct", "v5p-8", "fsdp=1", "minimal"))
     adapters = 3 * 4 * 2 * (5 * 512 + 2 * 1408)  # layers x bytes x (scale and bias) x widths
     assert found["all-gather"] == found["reduce-scatter"] == found["all-to-all"] == found["collective-permute"] == 0
     assert 0 < found["all-reduce"] < 1.05 * adapters
@@ -92,7 +92,7 @@ def test_without_remat_nothing_is_multiplied_twice(stage):
 @pytest.mark.slow
 def test_the_command_says_what_a_step_needs_and_what_does_not_fit(capsys):
     options = [f"--config.{override}" for override in (*SMALL, "mesh.data=1", "mesh.fsdp=-1")]
-    base = ["plan", "--config", "earthgpt_13b:align", "--topology", "v5e-4", "--json", "--no-flops", *options]
+    base = ["plan", "--config", "earthgpt_13b:align", "--topology", "v5e-4", "--json", *options]
     assert main([*base, "--per-chip-batch", "1"]) == 0
     values = json.loads(capsys.readouterr().out)
     assert values["fits"] is True and 0 < values["hbm_gib_per_chip"] < values["hbm_limit_gib"] == 15.75
