@@ -81,10 +81,10 @@ def run(args: argparse.Namespace) -> int:
             results[-1] = dataclasses.replace(results[-1], largest_per_chip_batch=most)
     if args.json:
         values = [dataclasses.asdict(result) for result in results]
-        values += [{"topology": name, "fits": False, "error": error} for name, error in refused.items()]
+        values += [{"topology": name, "fits": False, "error": why} for name, why in refused.items()]
         print(json.dumps(values if len(args.topology) > 1 else values[0], indent=1))
     else:
         print(report.table(results) if len(args.topology) > 1 else report.text(results[0]))
-        for name, error in refused.items():
-            print(f"\n{name}: {error}")
+        for name, why in refused.items():
+            print(f"\n{name}: {why}")
     return 1 if all(result.fits is False for result in results) else 0

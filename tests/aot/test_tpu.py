@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import functools
 import json
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from earthgpt_jax import config as config_lib
@@ -53,6 +55,10 @@ def _program(stage: str, topology: str, mesh: str, remat: str) -> jax.stages.Com
     return program.compiled(_config(stage, mesh, remat, rows=2 * len(devices)), devices)
 
 
+def _parsed(*case: str) -> hlo.Program:
+    return hlo.parse(_program(*case).as_text() or "")
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_memory_stays_within_its_budget(case):
     needed = program.memory(_program(*case)).total / MIB
@@ -67,7 +73,7 @@ def test_the_state_is_updated_in_place(case):
 
 
 def test_replicated_frozen_weights_are_never_gathered_and_only_adapters_are_reduced():
-    found = collectives.by_kind(_sent("instruct", "v5p-8", "fsdp=1", "minimal"))
+    found = collectives.by_kind(collectives.collectives(_parsed("instruct", "v5p-8", "fsdp=1", "minimal")))
     adapters = 3 * 4 * 2 * (5 * 512 + 2 * 1408)  # layers x bytes x (scale and bias) x widths
     assert found["all-gather"] == found["reduce-scatter"] == found["all-to-all"] == found["collective-permute"] == 0
     assert 0 < found["all-reduce"] < 1.05 * adapters
@@ -77,6 +83,42 @@ def test_the_kernel_is_splash_and_knows_no_plain_scores():
     text = _program("instruct", "v5p-8", "fsdp=1", "minimal").as_text() or ""
     assert "splash_mha_fwd" in text and "splash_mha_dkv" in text
     assert "f32[2,4,512,512]" not in text and "f32[2,4,1,512,512]" not in text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", list(BUDGETS), ids="-".join)
+def test_flops_of_the_real_program_are_those_of_the_unrolled_one(case):
+    """Loops counted by us against layers that the compiler counts; encoders and loss chunks stand in both."""
+    stage, topology, mesh, remat = case
+    config = _config(stage, mesh, remat, rows=2 * slices.parse(topology).devices)
+    counted = costs.costs(_parsed(*case), turns=report.turns(config, rows=2)).flops
+    assert counted == pytest.approx(flops.executed(config, rows=2), rel=0.04)
+
+
+def test_memory_traffic_is_what_the_compiler_counts_where_nothing_loops():
+    """An optimizer's update alone, which neither loops nor multiplies: every array read and written once."""
+    device = slices.devices(slices.parse("v5e-4"))[0]
+    placed = jax.sharding.SingleDeviceSharding(device)
+    array = jax.ShapeDtypeStruct((4096, 4096), jnp.float32, sharding=placed)
+
+    def update(weights, gradients, moment):
+        moment = 0.9 * moment + gradients
+        return weights - 0.1 * moment / (1 + jnp.abs(moment)), moment
+
+    compiled = jax.jit(update, donate_argnums=(0, 2)).lower(array, array, array).compile()
+    analysis: Any = compiled.cost_analysis()
+    work = costs.costs(hlo.parse(compiled.as_text() or ""))
+    assert work.hbm_bytes == 5 * 4 * 4096**2 == analysis["bytes accessed"]
+    assert work.flops == work.host_bytes == 0
+
+
+@pytest.mark.slow
+def test_what_is_offloaded_goes_to_the_host_and_back():
+    case = ("instruct", "v5p-8", "fsdp=1", "offload")
+    kept = 3 * 2 * 512 * (6 * 512) * 2  # layers x rows x tokens x (q, k, v, context, o, down) x bytes
+    work = costs.costs(_parsed(*case), turns={})
+    assert work.host_bytes == pytest.approx(2 * kept, rel=0.1)
+    assert program.memory(_program(*case)).host == pytest.approx(kept, rel=0.1)
 
 
 @pytest.mark.slow

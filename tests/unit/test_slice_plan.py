@@ -97,7 +97,7 @@ def test_an_overlapped_collective_is_one():
 
 
 def test_products_of_a_program_are_those_that_the_compiler_counts():
-    """Strides, paddings, gaps in input and kernel, groups, contractions; where there is no loop XLA's total is right."""
+    """Strides, paddings, gaps in input and kernel, groups, contractions: XLA's total is right where nothing loops."""
 
     def function(x, image, kernel, thin):
         names = ("NHWC", "HWIO", "NHWC")
@@ -277,7 +277,7 @@ def test_the_command_prints_json_and_refuses_what_cannot_be(no_compiler, capsys)
 
 
 def test_the_smallest_slice_that_holds_the_shapes(no_compiler, capsys):
-    """`align`: 50.5 GB of state, 16.8 of gradients, 18.6 frozen: more than 4 chips of v6e (33.5 GB) hold, not 8 of v5e."""
+    """`align`: 50.5 GB of state, 16.8 of gradients, 18.6 frozen; a chip of v5e holds 16.9 GB, one of v6e 33.6."""
     align, instruct = (config_lib.load(f"earthgpt_13b:{stage}") for stage in ("align", "instruct"))
     found = search.smallest_slice(align, slices.parse("v5e-256"), per_chip_batch=1)
     assert found.topology == "v5e-8" and found.fits is None
@@ -324,8 +324,8 @@ def test_the_search_finds_the_largest_batch_without_trying_all(monkeypatch):
     def result(rows: int) -> report.Plan:
         return report.Plan(
             recipe="", stage="", topology="", chips=1, mesh={}, remat="", per_chip_batch=rows, microbatches=1,
-            tokens_per_row=1, estimate="", state_gib=1.0, gradients_gib=0.0, frozen_gib=1.0, batch_gib=0.0, hbm_limit_gib=15.0,
-            hbm_gib_per_chip=2.5 + rows, fits=rows <= limit,
+            tokens_per_row=1, estimate="", state_gib=1.0, gradients_gib=0.0, frozen_gib=1.0, batch_gib=0.0,
+            hbm_limit_gib=15.0, hbm_gib_per_chip=2.5 + rows, fits=rows <= limit,
         )  # fmt: skip
 
     monkeypatch.setattr(report, "plan", fake)
