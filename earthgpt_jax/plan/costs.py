@@ -87,7 +87,7 @@ def _entry(window: Mapping[str, str], name: str, axis: int, default: int) -> int
     return int(window[name].split("x")[axis].split("_")[0]) if name in window else default
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _overlaps(
     *, inputs: int, outputs: int, size: int, stride: int, pad: int, dilated_input: int, dilated_kernel: int
 ) -> int:

@@ -60,24 +60,25 @@ def executed(config: Config, *, rows: int, trained: Mapping[str, Trained] | None
     one, two = (_counted(config, rows=rows, depth=depth, trained=trained) for depth in (1, 2))
     _, shapes = program.structure(config.model)
     trained = trained_paths(config, shapes) if trained is None else trained
-    tiny = _reduced(config, rows=rows, depth=1)
+    tiny = reduced(config, rows=rows, depth=1)
     outside = _before(config, rows=rows, trained=trained) - _before(tiny, rows=rows, trained=trained)
     return one + (config.model.llm.depth - 1) * (two - one) + outside
 
 
 def _counted(config: Config, *, rows: int, depth: int, trained: Mapping[str, Trained] | None) -> float:
     devices = slices.devices(slices.parse("v5p-8"))
-    reduced = _reduced(config, rows=rows * len(devices), depth=depth)
+    smaller = reduced(config, rows=rows * len(devices), depth=depth)
     whole = None
     if trained is not None:
-        whole = {path: rule for path, rule in trained.items() if path in program.structure(reduced.model)[1]}
+        whole = {path: rule for path, rule in trained.items() if path in program.structure(smaller.model)[1]}
     with unrolled():
-        compiled = program.compiled(reduced, devices, trained=whole, loss_chunk=reduced.data.tokens_per_row)
+        compiled = program.compiled(smaller, devices, trained=whole, loss_chunk=smaller.data.tokens_per_row)
     analysis: Any = compiled.cost_analysis()
     return analysis["flops"]
 
 
-def _reduced(config: Config, *, rows: int, depth: int) -> Config:
+def reduced(config: Config, *, rows: int, depth: int) -> Config:
+    """`config` with so many layers of its LLM, the smallest encoders and the default mesh."""
     model = config.model
     parts = {name: dataclasses.replace(getattr(model, name), **values) for name, values in _TINY.items()}
     parts["llm"] = dataclasses.replace(model.llm, depth=depth)

@@ -12,7 +12,7 @@ import jax
 from jax.sharding import AbstractMesh, AxisType
 
 from earthgpt_jax.config import Config
-from earthgpt_jax.models.llama import Execution
+from earthgpt_jax.models.llama import PLAIN
 from earthgpt_jax.ops import losses
 from earthgpt_jax.plan import flops, hlo, program, slices
 from earthgpt_jax.plan.collectives import by_kind, collectives
@@ -135,7 +135,7 @@ def plan(config: Config, wanted: Slice, *, per_chip_batch: int | None = None, un
     return result
 
 
-def turns(config: Config, *, rows: int) -> dict[str, int]:
+def turns(config: Config, *, rows: int, loss_chunk: int = PLAIN.loss_chunk) -> dict[str, int]:
     """How often the loops turn whose turns data decides, at most: every position supervised, no image missing.
 
     Args:
@@ -143,7 +143,7 @@ def turns(config: Config, *, rows: int) -> dict[str, int]:
     """
     images = program.batch_shapes(program.with_rows(config, rows)).images.shape[1] * rows
     return {
-        losses.CHUNKS: math.ceil(config.data.tokens_per_row / Execution().loss_chunk),
+        losses.CHUNKS: math.ceil(config.data.tokens_per_row / loss_chunk),
         step.IMAGES: images // math.gcd(images, step.ENCODED),
     }
 
