@@ -5,17 +5,19 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 
 from earthgpt_jax import params as params_lib
+from earthgpt_jax.config import MeshConfig
 from earthgpt_jax.inference.generate import Stop
-from earthgpt_jax.inference.programs import Layout, programs
+from earthgpt_jax.inference.placing import build_mesh, default_mesh
+from earthgpt_jax.inference.programs import Layout, placement, programs
 from earthgpt_jax.inference.sampling import GREEDY, Sampling, seed_of
 from earthgpt_jax.inference.scheduler import Counts, Finished, Request, Scheduler, Work
 from earthgpt_jax.input.conversation import SEPARATOR, conversation
@@ -60,26 +62,29 @@ class Engine:
 
     Attributes:
         model: what the model directory says of itself.
+        mesh: the devices that share the work, see `inference.placing`.
         counts: what the last call computed.
     """
 
     def __init__(
         self,
         model: io.ModelDir,
-        params: Params,
+        params: Mapping[str, jax.Array | np.ndarray],
         *,
         batch_size: int,
         sampling: Sampling = GREEDY,
-        devices: Sequence[jax.Device] | None = None,
+        mesh: Mesh | None = None,
     ):
+        """Args:
+        mesh: default: rows over all devices of this process.
+        """
         self.model = model
+        self.mesh = build_mesh(MeshConfig(), batch_size=batch_size) if mesh is None else mesh
         self.counts = Counts()
-        self._params = params
+        self._params: Params = placement(model.model, self.mesh).put(dict(params))
         self._graphdef: nnx.GraphDef = earthgpt.abstract(model.model)[0]
         self._batch_size = batch_size
         self._sampling = sampling
-        available = jax.local_devices() if devices is None else devices
-        self._devices = tuple(available[: min(len(available), batch_size)])
         self._tokenizer = Tokenizer(model.tokenizer)
         self._conversation = conversation(model.conversation)
         self._stop = Stop(eos_id=self._tokenizer.eos_id, separators=self._conversation.separator_ids(self._tokenizer))
@@ -93,17 +98,24 @@ class Engine:
         *,
         batch_size: int = 32,
         sampling: Sampling = GREEDY,
+        mesh: MeshConfig | None = None,
         devices: Sequence[jax.Device] | None = None,
     ) -> Engine:
         """An engine for an embedded model's name or a model directory.
 
+        Every device reads its own part of the weights from the file; nobody holds them whole unless the mesh says so.
+
         Args:
             batch_size: questions in work at a time, of all devices together.
+            mesh: how devices share the work; default: `default_mesh`.
             devices: default: all of this process.
         """
-        model, arrays = io.read(name)
-        params = {path: jnp.asarray(arrays[path]) for path in sorted(arrays)}
-        return cls(model, params, batch_size=batch_size, sampling=sampling, devices=devices)
+        model = io.describe(name)
+        devices = jax.local_devices() if devices is None else devices
+        config = mesh or default_mesh(model.model, weights=io.size(model), devices=devices)
+        chosen = build_mesh(config, batch_size=batch_size, devices=devices)
+        params = io.load(model, placement(model.model, chosen))
+        return cls(model, params, batch_size=batch_size, sampling=sampling, mesh=chosen)
 
     @property
     def image_size(self) -> int:
@@ -146,7 +158,8 @@ class Engine:
             longest_question=max(len(self._question(ask.text)) for ask in asks),
             longest_answer=max(ask.max_new_tokens for ask in asks),
             batch_size=self._batch_size,
-            devices=len(self._devices),
+            groups=self.mesh.shape["data"] * self.mesh.shape["fsdp"],
+            tensor=self.mesh.shape["tensor"],
         )
 
     def stream(self, scenes: Sequence[Scene], *, layout: Layout | None = None) -> Iterator[Answer]:
@@ -166,15 +179,9 @@ class Engine:
             layout=layout,
             stop=self._stop,
             sampling=self._sampling,
-            devices=self._devices,
+            mesh=self.mesh,
         )
-        scheduler = Scheduler(
-            chosen,
-            jax.device_put(self._params, chosen.whole),
-            layout=layout,
-            devices=len(self._devices),
-            prefix=len(self._prefix[0]),
-        )
+        scheduler = Scheduler(chosen, self._params, layout=layout, prefix=len(self._prefix[0]))
         self.counts = scheduler.counts
         work = (Work(image=scene.image, requests=[self._request(ask) for ask in scene.asks]) for scene in scenes)
         for finished in scheduler.run(work):

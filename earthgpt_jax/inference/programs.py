@@ -1,7 +1,8 @@
 """The compiled programs of generation, on a state of fixed size: images in, questions in, tokens out.
 
-G images are in work at a time, M rows belong to each; rows B = G * M. Every device has its share of the images with
-their rows, and runs for itself: no program communicates.
+The devices that share a place along the mesh's row axes are a *group*: they hold the same rows, and split heads, ffn
+channels and vocabulary. A group has G images in work at a time and M rows for each of them, B = G * M rows; arrays have
+the groups' shares one behind the other. A question never leaves its image's group, so no cache is ever sent.
 """
 
 from __future__ import annotations
@@ -13,18 +14,21 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from earthgpt_jax.config import ModelConfig
 from earthgpt_jax.inference.generate import Stop
 from earthgpt_jax.inference.sampling import Sampling, choose
-from earthgpt_jax.inference.shared import extend, heads_first
+from earthgpt_jax.inference.shared import each_group, extend, heads_first
+from earthgpt_jax.models import earthgpt
 from earthgpt_jax.models.earthgpt import EarthGPT
 from earthgpt_jax.models.llama import Cache, empty_cache
 from earthgpt_jax.params import Params, merge_module
+from earthgpt_jax.sharding import mesh as mesh_lib
+from earthgpt_jax.sharding import rules
+from earthgpt_jax.sharding.mesh import AXES, ROWS, Placement, constrain
 
 # Whatever is within these has the same programs.
 _LEAST_QUESTION, _LEAST_QUESTION_SLOTS, _LEAST_ANSWER_SLOTS = 16, 64, 16
@@ -38,7 +42,7 @@ def bucket(length: int, least: int = _LEAST_QUESTION) -> int:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Layout:
-    """Sizes of the state; a device's.
+    """Sizes of the state; a group's.
 
     Attributes:
         images: G.
@@ -62,15 +66,23 @@ class Layout:
 
     @classmethod
     def of(
-        cls, questions: Sequence[int], *, longest_question: int, longest_answer: int, batch_size: int, devices: int
+        cls,
+        questions: Sequence[int],
+        *,
+        longest_question: int,
+        longest_answer: int,
+        batch_size: int,
+        groups: int = 1,
+        tensor: int = 1,
     ) -> Layout:
         """For so many questions an image: few rows an image, but enough that all are busy.
 
         Args:
             questions: of each image.
-            batch_size: rows of all devices together; rounded up to what divides.
+            batch_size: rows of all groups together; rounded up to what divides.
+            tensor: devices of a group; each encodes other images.
         """
-        rows = -(-batch_size // devices)
+        rows = -(-batch_size // groups)
         most = max(questions)
         wanted = max(sum(questions) / len(questions) / 8, batch_size / len(questions))
         share = 1
@@ -83,7 +95,7 @@ class Layout:
             question_slots=bucket(longest_question, _LEAST_QUESTION_SLOTS),
             answer_slots=bucket(longest_answer, _LEAST_ANSWER_SLOTS),
             inserts=-(-images * share // 4),
-            encodes=min(-(-images // 4), _MOST_ENCODES),
+            encodes=-(-min(-(-images // 4), _MOST_ENCODES) // tensor) * tensor,
         )
 
 
@@ -117,7 +129,7 @@ class Insert(NamedTuple):
     """Questions for free rows; `row` is B where there is none.
 
     Attributes:
-        row, image, length, limit: i32[I]; within the device.
+        row, image, length, limit: i32[I]; counted within the group.
         tokens: i32[I, T].
         seed: u32[I].
     """
@@ -130,17 +142,30 @@ class Insert(NamedTuple):
     seed: Any
 
 
+class Until(NamedTuple):
+    """When to stop decoding: when so many rows are free, or all.
+
+    Attributes:
+        useful: bool[groups], whose free rows count: those with questions to put there.
+        free: i32[], of these groups together.
+    """
+
+    useful: Any
+    free: Any
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Programs:
-    """The compiled functions. Arrays have their devices' shares one behind the other.
+    """The compiled functions. Their arguments' sizes are those of all groups together.
 
     Attributes:
         start: `() -> (prefixes, rows)`, nothing in them.
         encode: `(params, images u8[E, S, S, 3]) -> visual tokens [E, P, D]`.
         prefill: `(params, prefixes, visual, slot i32[E]) -> prefixes`; slot G: no image.
         insert: `(params, prefixes, rows, Insert) -> rows`.
-        decode: `(params, prefixes, rows, until i32[devices]) -> rows`: until so many of a device's rows are free.
-        whole: where what all devices hold is.
+        decode: `(params, prefixes, rows, Until) -> rows`.
+        placement: where parameters live, and arrays of rows (`batch`).
+        groups: how many there are.
     """
 
     start: Callable[[], tuple[Cache, Rows]]
@@ -148,29 +173,33 @@ class Programs:
     prefill: Callable[..., Cache]
     insert: Callable[..., Rows]
     decode: Callable[..., Rows]
-    whole: NamedSharding
-    spread: NamedSharding
-
-
-def _compiled(function: Callable, mesh: Mesh, *, arguments: tuple, result: Any, donated: int | None = None) -> Callable:
-    mapped = jax.shard_map(function, mesh=mesh, in_specs=arguments, out_specs=result, check_vma=False)
-    return jax.jit(mapped, donate_argnums=() if donated is None else donated)
+    placement: Placement
+    groups: int
 
 
 @functools.lru_cache(maxsize=16)
-def _encoder(graphdef: nnx.GraphDef, mesh: Mesh) -> Callable[..., jax.Array]:
-    """Apart from the other programs because it takes longest to compile and does not depend on a layout."""
+def placement(config: ModelConfig, mesh: Mesh) -> Placement:
+    """Where the parameters of a model live; raises EarthGPTError where the mesh does not divide them."""
+    return rules.placement(config, earthgpt.abstract(config)[1], mesh=mesh)
+
+
+@functools.lru_cache(maxsize=16)
+def _encoder(graphdef: nnx.GraphDef, config: ModelConfig, mesh: Mesh) -> Callable[..., jax.Array]:
+    """Apart from the other programs because it takes longest to compile and does not depend on a layout.
+
+    Every device encodes its own images, those along `tensor` too, with whole encoders: they are small.
+    """
+    place = placement(config, mesh)
 
     def encode(params: Params, images: jax.Array) -> jax.Array:
         model: EarthGPT = merge_module(graphdef, params)
         return model.perceive(model.encode(images))
 
-    return _compiled(encode, mesh, arguments=(P(), _EACH), result=_EACH)
-
-
-# Caches have their rows on the second axis, everything else on the first.
-_CACHED: Any = Cache(*[P(None, "data")] * 2)  # type: ignore[arg-type]
-_EACH: Any = P("data")
+    small = ("vit/", "convnext/", "perception/", "projector/")
+    given = {path: P() if path.startswith(small) else spec for path, spec in place.specs.items()}
+    mapped = jax.shard_map(encode, mesh=mesh, in_specs=(given, P(AXES)), out_specs=P(AXES), check_vma=False)
+    each = NamedSharding(mesh, P(AXES))
+    return jax.jit(mapped, in_shardings=(place.shardings(dict(place.specs)), each), out_shardings=place.batch)
 
 
 @functools.lru_cache(maxsize=16)
@@ -182,24 +211,30 @@ def programs(
     layout: Layout,
     stop: Stop,
     sampling: Sampling,
-    devices: tuple[jax.Device, ...],
+    mesh: Mesh,
 ) -> Programs:
     """Programs for a model and a layout; compiled at their first call, and shared by all who ask for the same.
 
     Args:
         prefix: tokens and image slots in front of every question.
+        mesh: with the axes of `sharding.mesh`; its devices need not be there if nothing is run.
     """
-    mesh = Mesh(np.asarray(devices), ("data",), axis_types=(AxisType.Auto,))
+    place = placement(config, mesh)
+    groups = mesh.shape["data"] * mesh.shape["fsdp"]
     slots = layout.question_slots + layout.answer_slots
     window = max((len(separator) for separator in stop.separators), default=1)
     length = len(prefix[0])
+    grouped = functools.partial(each_group, groups)
+
+    def empty(batch: int, slots: int) -> Cache:
+        cache = empty_cache(config.llm, batch=batch, slots=slots, dtype=config.dtype)
+        return Cache(*(constrain(x, None, ROWS, None, "tensor") for x in cache))
 
     def start() -> tuple[Cache, Rows]:
-        llm, rows = config.llm, layout.rows
-        prefixes = heads_first(empty_cache(llm, batch=layout.images, slots=length, dtype=config.dtype))
+        rows = groups * layout.rows
         zeros = jnp.zeros(rows, jnp.int32)
-        return prefixes, Rows(
-            cache=heads_first(empty_cache(llm, batch=rows, slots=slots, dtype=config.dtype)),
+        return heads_first(empty(groups * layout.images, length)), Rows(
+            cache=heads_first(empty(rows, slots)),
             length=zeros, token=zeros, tail=jnp.zeros((rows, window), jnp.int32), made=zeros, limit=zeros,
             active=jnp.zeros(rows, bool), output=jnp.zeros((rows, layout.answer_slots), jnp.int32),
             logprobs=jnp.zeros((rows, layout.answer_slots)), seed=zeros.astype(jnp.uint32),
@@ -213,10 +248,15 @@ def programs(
             model.embed(tokens, image_slots, visual),
             positions=jnp.broadcast_to(order, tokens.shape),
             mask=jnp.broadcast_to(order[:, None] >= order, (len(visual), length, length)),
-            cache=empty_cache(config.llm, batch=len(visual), slots=length, dtype=config.dtype),
+            cache=empty(len(visual), length),
         )
         assert cache is not None
-        return Cache(*(old.at[:, slot].set(new) for old, new in zip(prefixes, heads_first(cache), strict=True)))
+        return Cache(
+            *(
+                grouped(lambda old, at, new: old.at[:, at].set(new), old, slot, new, axes=(1, 0, 1), out=1)
+                for old, new in zip(prefixes, heads_first(cache), strict=True)
+            )
+        )
 
     def ended(tail: jax.Array) -> jax.Array:
         found = tail[:, -1] == stop.eos_id
@@ -235,28 +275,40 @@ def programs(
             mask=jnp.broadcast_to(order[:, None] >= order, (len(new.tokens), width, width)),
             prefixes=prefixes,
             of=new.image,
+            groups=groups,
         )
         last = jnp.take_along_axis(hidden, (new.length - 1)[:, None, None], axis=1)
         zeros = jnp.zeros_like(new.length)
         token, logprob = choose(model.llm.logits(last)[:, 0], sampling=sampling, seeds=new.seed, steps=zeros)
         tail = jnp.full((len(token), window), -1).at[:, -1].set(token)
-        at = new.row
+
+        def put(old: jax.Array, values: jax.Array) -> jax.Array:
+            return grouped(lambda old, at, values: old.at[at].set(values), old, new.row, values, axes=(0, 0, 0))
+
+        def put_first(old: jax.Array, values: jax.Array) -> jax.Array:
+            return grouped(lambda old, at, values: old.at[at, 0].set(values), old, new.row, values, axes=(0, 0, 0))
+
+        def put_cache(old: jax.Array, values: jax.Array) -> jax.Array:
+            return grouped(
+                lambda old, at, values: old.at[:, at, :, :width].set(values), old, new.row, values, axes=(1, 0, 1), out=1
+            )
+
         return Rows(
-            cache=Cache(*(old.at[:, at, :, :width].set(values) for old, values in zip(rows.cache, cache, strict=True))),
-            length=rows.length.at[at].set(new.length),
-            token=rows.token.at[at].set(token),
-            tail=rows.tail.at[at].set(tail),
-            made=rows.made.at[at].set(1),
-            limit=rows.limit.at[at].set(new.limit),
-            active=rows.active.at[at].set(~ended(tail) & (new.limit > 1)),
-            output=rows.output.at[at, 0].set(token),
-            logprobs=rows.logprobs.at[at, 0].set(logprob),
-            seed=rows.seed.at[at].set(new.seed),
+            cache=Cache(*map(put_cache, rows.cache, cache)),
+            length=put(rows.length, new.length),
+            token=put(rows.token, token),
+            tail=put(rows.tail, tail),
+            made=put(rows.made, jnp.ones_like(new.length)),
+            limit=put(rows.limit, new.limit),
+            active=put(rows.active, ~ended(tail) & (new.limit > 1)),
+            output=put_first(rows.output, token),
+            logprobs=put_first(rows.logprobs, logprob),
+            seed=put(rows.seed, new.seed),
         )
 
-    def decode(params: Params, prefixes: Cache, rows: Rows, until: jax.Array) -> Rows:
+    def decode(params: Params, prefixes: Cache, rows: Rows, until: Until) -> Rows:
         model: EarthGPT = merge_module(graphdef, params)
-        row = jnp.arange(layout.rows)
+        row = jnp.tile(jnp.arange(layout.rows), groups)
 
         def step(rows: Rows) -> Rows:
             hidden, cache = extend(
@@ -274,35 +326,62 @@ def programs(
             tail = jnp.concatenate([rows.tail[:, 1:], token[:, None]], axis=1)
             # A row that has ended writes nowhere: index B is beyond the arrays.
             at = jnp.where(rows.active, row, layout.rows)
+
+            def put(old: jax.Array, values: jax.Array) -> jax.Array:
+                return grouped(
+                    lambda old, at, made, values: old.at[at, made].set(values), old, at, rows.made, values,
+                    axes=(0, 0, 0, 0),
+                )  # fmt: skip
+
+            def put_cache(old: jax.Array, new: jax.Array) -> jax.Array:
+                return grouped(
+                    lambda old, at, slot, new: old.at[:, at, :, slot].set(new[:, :, :, 0].swapaxes(0, 1)),
+                    old, at, rows.length, new, axes=(1, 0, 0, 1), out=1,
+                )  # fmt: skip
+
             made = rows.made + rows.active
             return Rows(
-                cache=Cache(
-                    *(
-                        old.at[:, at, :, rows.length].set(new[:, :, :, 0].swapaxes(0, 1))
-                        for old, new in zip(rows.cache, cache, strict=True)
-                    )
-                ),
+                cache=Cache(*map(put_cache, rows.cache, cache)),
                 length=rows.length + rows.active,
                 token=token,
                 tail=tail,
                 made=made,
                 limit=rows.limit,
                 active=rows.active & ~ended(tail) & (made < rows.limit),
-                output=rows.output.at[at, rows.made].set(token),
-                logprobs=rows.logprobs.at[at, rows.made].set(logprob),
+                output=put(rows.output, token),
+                logprobs=put(rows.logprobs, logprob),
                 seed=rows.seed,
             )
 
-        return jax.lax.while_loop(lambda rows: jnp.sum(~rows.active) < until[0], step, rows)
+        def more(rows: Rows) -> jax.Array:
+            free = jnp.sum(~rows.active.reshape(groups, layout.rows), axis=1)
+            return jnp.any(rows.active) & (jnp.sum(jnp.where(until.useful, free, 0)) < until.free)
 
-    state = Rows(_CACHED, *[_EACH] * (len(Rows._fields) - 1))
-    new = Insert(*[_EACH] * len(Insert._fields))
+        return jax.lax.while_loop(more, step, rows)
+
+    weights = place.shardings(dict(place.specs))
+    cached = NamedSharding(mesh, P(None, ROWS, "tensor"))  # L B K S H
+    prefixes = Cache(cached, cached)
+    state: Any = Rows(prefixes, *[place.batch] * (len(Rows._fields) - 1))
+    new: Any = Insert(*[place.batch] * len(Insert._fields))
+    until: Any = Until(place.batch, place.whole)
+
+    def compiled(function: Callable, *arguments: Any, out: Any, donated: int | None = None) -> Callable:
+        def about(*values: Any) -> Any:
+            with mesh_lib.use(mesh):
+                return function(*values)
+
+        about.__name__ = function.__name__  # what profiles call it
+        return jax.jit(
+            about, in_shardings=arguments, out_shardings=out, donate_argnums=() if donated is None else donated
+        )
+
     return Programs(
-        start=_compiled(start, mesh, arguments=(), result=(_CACHED, state)),
-        encode=_encoder(graphdef, mesh),
-        prefill=_compiled(prefill, mesh, arguments=(P(), _CACHED, _EACH, _EACH), result=_CACHED, donated=1),
-        insert=_compiled(insert, mesh, arguments=(P(), _CACHED, state, new), result=state, donated=2),
-        decode=_compiled(decode, mesh, arguments=(P(), _CACHED, state, _EACH), result=state, donated=2),
-        whole=NamedSharding(mesh, P()),
-        spread=NamedSharding(mesh, _EACH),
+        start=compiled(start, out=(prefixes, state)),
+        encode=_encoder(graphdef, config, mesh),
+        prefill=compiled(prefill, weights, prefixes, place.batch, place.batch, out=prefixes, donated=1),
+        insert=compiled(insert, weights, prefixes, state, new, out=state, donated=2),
+        decode=compiled(decode, weights, prefixes, state, until, out=state, donated=2),
+        placement=place,
+        groups=groups,
     )

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from earthgpt_jax.inference.programs import Insert, Layout, Programs, bucket
+from earthgpt_jax.inference.programs import Insert, Layout, Programs, Until, bucket
 from earthgpt_jax.params import Params
 
 
@@ -49,7 +49,7 @@ class Counts:
         images, questions: put in.
         prefill: tokens that were prefilled, padding not counted; `unshared`: had every question its own prefix.
         padded: prefilled with padding of questions and of programs that were not full.
-        steps: of decoding, all devices together; `made`: tokens of answers.
+        made: tokens of answers.
     """
 
     images: int = 0
@@ -71,13 +71,13 @@ class _Place:
 class Scheduler:
     """Runs `Programs` over any number of images.
 
-    Every device has places for images, and each place its rows. A place takes its image's questions one after the
+    Every group of devices has places for images, and each place its rows. A place takes its image's questions one after the
     other into whatever row of its own is free; when all are answered, it takes the next image.
     """
 
-    def __init__(self, programs: Programs, params: Params, *, layout: Layout, devices: int, prefix: int):
+    def __init__(self, programs: Programs, params: Params, *, layout: Layout, prefix: int):
         self._programs, self._params, self._layout = programs, params, layout
-        self._devices, self._prefix = devices, prefix
+        self._groups, self._prefix = programs.groups, prefix
         self.counts = Counts()
 
     def run(self, work: Iterable[Work]) -> Iterator[Finished]:
@@ -85,8 +85,8 @@ class Scheduler:
         layout, source = self._layout, iter(work)
         prefixes, rows = self._programs.start()
         places = [
-            [self._free_place(image) for image in range(layout.images)] for _ in range(self._devices)
-        ]  # of each device
+            [self._free_place(image) for image in range(layout.images)] for _ in range(self._groups)
+        ]  # of each group
         inside: dict[tuple[int, int], Request] = {}
         more = True
         while True:
@@ -124,20 +124,20 @@ class Scheduler:
                 chosen.append(taken)
             if not any(chosen):
                 return prefixes, more
-            slot = np.full((self._devices, layout.encodes), layout.images, np.int32)
+            slot = np.full((self._groups, layout.encodes), layout.images, np.int32)
             images: list[np.ndarray] = []
             blank = None
-            for device, taken in enumerate(chosen):
+            for group, taken in enumerate(chosen):
                 for at, (image, work) in enumerate(taken):
-                    slot[device, at] = image
+                    slot[group, at] = image
                     images.append(work.image())
                     blank = images[-1]
             assert blank is not None
-            squares = np.broadcast_to(blank, (self._devices, layout.encodes, *blank.shape)).copy()
+            squares = np.broadcast_to(blank, (self._groups, layout.encodes, *blank.shape)).copy()
             following = iter(images)
-            for device, taken in enumerate(chosen):
+            for group, taken in enumerate(chosen):
                 for at in range(len(taken)):
-                    squares[device, at] = next(following)
+                    squares[group, at] = next(following)
             visual = self._programs.encode(self._params, self._put(squares.reshape(-1, *blank.shape)))
             prefixes = self._programs.prefill(self._params, prefixes, visual, self._put(slot.reshape(-1)))
             self.counts.images += len(images)
@@ -150,32 +150,32 @@ class Scheduler:
         """Questions that wait into free rows of their image's place; those of like length together."""
         layout, share = self._layout, self._layout.rows_per_image
         queues: list[dict[int, list[tuple[int, Request]]]] = []
-        for device, own in enumerate(places):
+        for group, own in enumerate(places):
             queue: dict[int, list[tuple[int, Request]]] = collections.defaultdict(list)
             for place in own:
                 while place.waiting and place.free:
                     row, request = place.free.pop(), place.waiting.popleft()
-                    inside[device, row] = request
+                    inside[group, row] = request
                     queue[bucket(len(request.tokens))].append((row, request))
             queues.append(queue)
         for width in sorted({width for queue in queues for width in queue}):
             while any(queue.get(width) for queue in queues):
                 new = Insert(
-                    row=np.full((self._devices, layout.inserts), layout.rows, np.int32),
-                    image=np.zeros((self._devices, layout.inserts), np.int32),
-                    tokens=np.zeros((self._devices, layout.inserts, width), np.int32),
-                    length=np.ones((self._devices, layout.inserts), np.int32),
-                    limit=np.ones((self._devices, layout.inserts), np.int32),
-                    seed=np.zeros((self._devices, layout.inserts), np.uint32),
+                    row=np.full((self._groups, layout.inserts), layout.rows, np.int32),
+                    image=np.zeros((self._groups, layout.inserts), np.int32),
+                    tokens=np.zeros((self._groups, layout.inserts, width), np.int32),
+                    length=np.ones((self._groups, layout.inserts), np.int32),
+                    limit=np.ones((self._groups, layout.inserts), np.int32),
+                    seed=np.zeros((self._groups, layout.inserts), np.uint32),
                 )
-                for device, queue in enumerate(queues):
+                for group, queue in enumerate(queues):
                     chosen, queue[width] = queue[width][: layout.inserts], queue[width][layout.inserts :]
                     for at, (row, request) in enumerate(chosen):
                         size = len(request.tokens)
-                        new.row[device, at], new.image[device, at] = row, row // share
-                        new.tokens[device, at, :size] = request.tokens
-                        new.length[device, at], new.limit[device, at] = size, request.limit
-                        new.seed[device, at] = request.seed
+                        new.row[group, at], new.image[group, at] = row, row // share
+                        new.tokens[group, at, :size] = request.tokens
+                        new.length[group, at], new.limit[group, at] = size, request.limit
+                        new.seed[group, at] = request.seed
                         self.counts.questions += 1
                         self.counts.prefill += size
                         self.counts.unshared += size + self._prefix
@@ -184,27 +184,30 @@ class Scheduler:
                 rows = self._programs.insert(self._params, prefixes, rows, flat)
         return rows
 
-    def _until(self, places: list[list[_Place]], inside: dict, more: bool) -> jax.Array:
-        """How many rows of a device shall be free before it is worth to stop decoding."""
+    def _until(self, places: list[list[_Place]], inside: dict, more: bool) -> Until:
+        """How many rows shall be free before it is worth to stop decoding."""
         layout = self._layout
-        until = []
-        for device, own in enumerate(places):
-            idle = layout.rows - sum(1 for where, _ in inside if where == device)
-            useful = more or any(place.waiting for place in own)
-            until.append(min(layout.rows, idle + layout.inserts) if useful else layout.rows)
-        return self._put(np.array(until, np.int32))
+        busy = collections.Counter(group for group, _ in inside)
+        useful = [more or any(place.waiting for place in own) for own in places]
+        free = sum(
+            min(layout.rows, layout.rows - busy[group] + layout.inserts) for group, use in enumerate(useful) if use
+        )
+        # Where nothing waits, until all are free.
+        free = free if any(useful) else layout.rows * self._groups + 1
+        whole = self._programs.placement.whole
+        return Until(self._put(np.array(useful)), jax.device_put(np.int32(free), whole))
 
     def _collect(self, rows: Any, places: list[list[_Place]], inside: dict) -> Iterator[Finished]:
         active, made, output, logprobs = jax.device_get((rows.active, rows.made, rows.output, rows.logprobs))
-        for (device, row), request in list(inside.items()):
-            at = device * self._layout.rows + row
+        for (group, row), request in list(inside.items()):
+            at = group * self._layout.rows + row
             if not active[at]:
-                del inside[device, row]
-                places[device][row // self._layout.rows_per_image].free.append(row)
+                del inside[group, row]
+                places[group][row // self._layout.rows_per_image].free.append(row)
                 self.counts.made += int(made[at])
                 yield Finished(
                     name=request.name, tokens=output[at, : made[at]].copy(), logprobs=logprobs[at, : made[at]].copy()
                 )
 
     def _put(self, values: np.ndarray) -> jax.Array:
-        return jax.device_put(values, self._programs.spread)
+        return jax.device_put(values, self._programs.placement.batch)

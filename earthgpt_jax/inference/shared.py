@@ -7,6 +7,7 @@ over their concatenation; the prefix is never copied to the rows (hydragen, arXi
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -15,6 +16,7 @@ import jax.numpy as jnp
 from earthgpt_jax.models.layers import scan
 from earthgpt_jax.models.llama import Block, Cache, Llama
 from earthgpt_jax.ops.rope import rope
+from earthgpt_jax.sharding.mesh import ROWS, constrain
 
 # Here a cache is [L, B, K, S, H]: heads before slots, so that a step's products read it as it lies.
 
@@ -82,6 +84,25 @@ def heads_first(cache: Cache) -> Cache:
     return Cache(cache.k.swapaxes(2, 3), cache.v.swapaxes(2, 3))
 
 
+def each_group(
+    groups: int, function: Callable[..., jax.Array], *arguments: jax.Array, axes: Sequence[int], out: int = 0
+) -> jax.Array:
+    """`function` of every group's shares of the arguments, which lie one behind the other along `axes`.
+
+    Indices then count within a share, and the partitioner sees that none reaches beyond its own: written over all
+    rows at once, it would gather what is indexed.
+    """
+    if groups == 1:
+        return function(*arguments)
+
+    def split(x: jax.Array, axis: int) -> jax.Array:
+        return x.reshape(*x.shape[:axis], groups, x.shape[axis] // groups, *x.shape[axis + 1 :])
+
+    shares = [split(x, axis) for x, axis in zip(arguments, axes, strict=True)]
+    result = jax.vmap(function, in_axes=tuple(axes), out_axes=out)(*shares)
+    return result.reshape(*result.shape[:out], -1, *result.shape[out + 2 :])
+
+
 def extend(
     llm: Llama,
     x: jax.Array,
@@ -90,6 +111,7 @@ def extend(
     mask: jax.Array | None,
     prefixes: Cache,
     of: jax.Array | None = None,
+    groups: int = 1,
     own: Cache | None = None,
     written: jax.Array | None = None,
 ) -> tuple[jax.Array, Cache]:
@@ -100,7 +122,8 @@ def extend(
         positions: i32[B, T].
         mask: bool[B, T, T], who sees whom among these tokens; None: everybody.
         prefixes: [L, G, K, P, H], all of it seen.
-        of: i32[B], which prefix is a row's; None: B/G rows in a row share one.
+        of: i32[B], which prefix of its group's is a row's; None: B/G rows in a row share one.
+        groups: what `of` counts in, see `each_group`.
         own: [L, B, K, S, H], the rows' earlier tokens behind the prefix.
         written: i32[B], how many of the S slots those take.
     """
@@ -116,12 +139,14 @@ def extend(
         q, k, v = (f(h).reshape(*h.shape[:2], -1, attn.head_dim) for f in (attn.q, attn.k, attn.v))
         q, k = rope(q, positions, theta=attn.theta), rope(k, positions, theta=attn.theta)
         new = Cache(k.swapaxes(1, 2), v.swapaxes(1, 2))
-        shared = prefix if of is None else Cache(prefix.k[of], prefix.v[of])
+        shared = prefix
+        if of is not None:
+            shared = Cache(*(each_group(groups, lambda x, at: x[at], x, of, axes=(0, 0)) for x in prefix))
         parts = [Part(*shared, mask=None), Part(*new, mask=mask)]
         if earlier is not None:
             parts.insert(1, Part(*earlier, mask=seen))
-        x = x + attn.o(attend_parts(q, parts).reshape(*x.shape[:2], -1))
-        return x + block.mlp(block.mlp_norm(x)), new
+        x = constrain(x + attn.o(attend_parts(q, parts).reshape(*x.shape[:2], -1)), ROWS)
+        return constrain(x + block.mlp(block.mlp_norm(x)), ROWS), new
 
     x, new = scan(llm.blocks, step, x, (prefixes, own))
     return llm.norm(x), new

@@ -5,18 +5,21 @@ The embedded models (`tiny-base`, `tiny`) and what training leaves in a work dir
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import ml_dtypes  # noqa: F401  (teaches numpy, and with it safetensors, bfloat16)
 import numpy as np
-from safetensors import SafetensorError
+from jax.sharding import NamedSharding
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
 from earthgpt_jax import params as params_lib
@@ -25,6 +28,7 @@ from earthgpt_jax.errors import EarthGPTError
 from earthgpt_jax.models import earthgpt
 from earthgpt_jax.params import Params
 from earthgpt_jax.resources import assets_path
+from earthgpt_jax.sharding.mesh import Placement
 
 EMBEDDED = ("tiny-base", "tiny")
 FILES = ("model.safetensors", "config.json", "tokenizer.model")
@@ -48,6 +52,10 @@ class ModelDir:
     @property
     def tokenizer(self) -> Path:
         return self.path / "tokenizer.model"
+
+    @property
+    def weights(self) -> Path:
+        return self.path / "model.safetensors"
 
 
 def find(name: str | Path) -> Path:
@@ -81,14 +89,46 @@ def describe(name: str | Path) -> ModelDir:
 def read(name: str | Path) -> tuple[ModelDir, dict[str, np.ndarray]]:
     """A model directory with its arrays, in the dtypes they were written in, checked against its config."""
     model = describe(name)
-    file = model.path / "model.safetensors"
+    with _readable(model.weights):
+        arrays = load_file(model.weights)
+    _, expected = earthgpt.abstract(model.model)
+    params_lib.check_same_shapes(expected, arrays, where=str(model.weights))
+    return model, arrays
+
+
+def load(model: ModelDir, place: Placement) -> Params:
+    """A model directory's arrays as `read` has them, but on the devices of a mesh: each reads its own parts only."""
+    _, expected = earthgpt.abstract(model.model)
+    with _readable(model.weights), safe_open(model.weights, framework="numpy") as file:
+        stored = {path: file.get_slice(path) for path in sorted(file.keys())}
+        shapes = {path: jax.ShapeDtypeStruct(part.get_shape(), np.uint8) for path, part in stored.items()}
+        params_lib.check_same_shapes(expected, shapes, where=str(model.weights))
+        shardings = place.shardings(shapes)
+        return {path: _placed(part, shapes[path].shape, shardings[path]) for path, part in stored.items()}
+
+
+def _placed(stored: Any, shape: tuple[int, ...], sharding: NamedSharding) -> jax.Array:
+    parts: dict[str, np.ndarray] = {}  # several devices may hold the same
+
+    def part(index: tuple[slice, ...]) -> np.ndarray:
+        if str(index) not in parts:
+            parts[str(index)] = stored[index] if index else stored[:]
+        return parts[str(index)]
+
+    return jax.make_array_from_callback(shape, sharding, part)
+
+
+def size(model: ModelDir) -> int:
+    """Bytes of a model's arrays."""
+    return model.weights.stat().st_size
+
+
+@contextlib.contextmanager
+def _readable(file: Path) -> Iterator[None]:
     try:
-        arrays = load_file(file)
+        yield
     except (SafetensorError, OSError, ValueError) as error:
         raise EarthGPTError(f"{file}: cannot be read ({error}); it may be truncated, take it anew") from error
-    _, expected = earthgpt.abstract(model.model)
-    params_lib.check_same_shapes(expected, arrays, where=str(file))
-    return model, arrays
 
 
 def write(

@@ -8,9 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from earthgpt_jax.config import MeshConfig
 from earthgpt_jax.errors import EarthGPTError
 from earthgpt_jax.inference.engine import Ask, Engine, Scene
 from earthgpt_jax.inference.generate import Prompts, Stop, generate
+from earthgpt_jax.inference.placing import build_mesh
 from earthgpt_jax.inference.programs import Layout
 from earthgpt_jax.inference.sampling import Sampling, choose, nucleus
 from earthgpt_jax.input.images import load_square
@@ -114,8 +116,8 @@ def _scenes(images, questions, *, shared: bool = True, order: int = 1) -> list[S
 
 def _with(engine: Engine, *, batch_size: int, devices: int = 1, sampling: Sampling | None = None) -> Engine:
     return Engine(
-        engine.model, engine._params, batch_size=batch_size, devices=jax.devices()[:devices],
-        sampling=sampling or Sampling(),
+        engine.model, engine._params, batch_size=batch_size, sampling=sampling or Sampling(),
+        mesh=build_mesh(MeshConfig(), batch_size=batch_size, devices=jax.devices()[:devices]),
     )  # fmt: skip
 
 
@@ -250,7 +252,7 @@ def test_draws_have_the_frequencies_of_the_nucleus():
     ],
 )
 def test_rows_are_shared_out_by_the_questions_an_image(questions, batch_size, devices, images, share):
-    layout = Layout.of(questions, longest_question=20, longest_answer=16, batch_size=batch_size, devices=devices)
+    layout = Layout.of(questions, longest_question=20, longest_answer=16, batch_size=batch_size, groups=devices)
     assert (layout.images, layout.rows_per_image) == (images, share)
     assert layout.rows * devices >= batch_size
 
