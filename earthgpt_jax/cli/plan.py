@@ -6,6 +6,10 @@ import argparse
 import dataclasses
 import json
 import logging
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from earthgpt_jax.config import Config
 
 NAME = "plan"
 HELP = "compile a recipe's step for a TPU slice: memory, FLOPs, collectives, the bound of its speed"
@@ -22,7 +26,10 @@ examples:
   earthgpt plan --config earthgpt_13b:instruct --topology v5p-128 --largest-batch
   earthgpt plan --config earthgpt_13b:align --topology v5e-16 v5e-256 v6e-64 2xv5e-256 --per-chip-batch 1
   earthgpt plan --config earthgpt_13b:instruct --topology v6e-8 --per-chip-batch 2 --smallest --json
+  earthgpt plan --config earthgpt_13b:instruct --topology v5e-8 --inference --largest-batch
 
+With --inference: the programs that `earthgpt eval` runs, for a batch of questions; weights lie over as few chips as
+hold them (or as --config.mesh.tensor=N says), and those are a group, which has --per-chip-batch questions in work.
 Exit status 1: it fits none of the slices.
 """
 
@@ -46,6 +53,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--unrolled", action="store_true", help="count FLOPs a second way as well, which takes two more compilations"
     )
+    parser.add_argument("--inference", action="store_true", help="instead of the training step, answering questions")
+    parser.add_argument(
+        "--questions-per-image", type=int, default=16, metavar="N", help="with --inference (default: 16)"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON; of several slices a list")
 
 
@@ -54,14 +65,41 @@ def run(args: argparse.Namespace) -> int:
 
     from earthgpt_jax.config import load
     from earthgpt_jax.errors import EarthGPTError
-    from earthgpt_jax.plan import report, search, slices
 
-    if args.per_chip_batch is not None and args.per_chip_batch < 1:
-        raise EarthGPTError(f"--per-chip-batch: expected a positive number, got {args.per_chip_batch}")
+    for option in ("per_chip_batch", "questions_per_image"):
+        value = getattr(args, option)
+        if value is not None and value < 1:
+            raise EarthGPTError(f"--{option.replace('_', '-')}: expected a positive number, got {value}")
     jax.config.update("jax_platforms", "cpu")  # a TPU that is here is not needed, and would be taken
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("earthgpt_jax").setLevel(logging.INFO)
-    config = load(args.config, args.overrides)
+    return (_inference if args.inference else _training)(args, load(args.config, args.overrides))
+
+
+def _inference(args: argparse.Namespace, config: Config) -> int:
+    from earthgpt_jax.errors import EarthGPTError
+    from earthgpt_jax.plan import inference, slices
+
+    if len(args.topology) > 1 or args.smallest or args.unrolled:
+        raise EarthGPTError("--inference: expected one slice, and neither --smallest nor --unrolled")
+    wanted = slices.parse(args.topology[0])
+    asked = inference.Asked(per_image=args.questions_per_image)
+    if args.per_chip_batch:
+        asked = dataclasses.replace(asked, rows=args.per_chip_batch)
+    # A recipe's mesh is for training; one that the command line names is meant.
+    mesh = config.mesh if any(each.startswith("--config.mesh.") for each in args.overrides) else None
+    result = inference.plan_inference(config, wanted, asked=asked, mesh=mesh)
+    if args.largest_batch:
+        most = inference.largest_rows(config, wanted, asked=asked, start=result)
+        result = dataclasses.replace(result, largest_rows=most)
+    print(json.dumps(dataclasses.asdict(result), indent=1) if args.json else inference.text(result))
+    return 0 if result.fits else 1
+
+
+def _training(args: argparse.Namespace, config: Config) -> int:
+    from earthgpt_jax.errors import EarthGPTError
+    from earthgpt_jax.plan import report, search, slices
+
     results: list[report.Plan] = []
     refused: dict[str, str] = {}  # of several slices those that the mesh or the batch cannot be spread over
     for name in args.topology:
