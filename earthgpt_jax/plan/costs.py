@@ -102,7 +102,7 @@ Counted = Callable[[Array], bool]
 def _moved(program: Program, instruction: Instruction, computation: Computation, counted: Counted) -> float:
     """Bytes that an instruction reads and writes in the memory that `counted` selects."""
     opcode = instruction.opcode
-    if opcode in _FREE or opcode.endswith(("-done", "-update")):
+    if opcode in _FREE or opcode.endswith(("-done", "-update")) or "AllocateBuffer" in instruction.rest:
         return 0.0
     if opcode == "fusion":
         inner = program.computations[instruction.called[0]]
@@ -111,8 +111,9 @@ def _moved(program: Program, instruction: Instruction, computation: Computation,
     base = opcode.removesuffix("-start")
     operands = [computation[name].arrays for name in instruction.operands if name in computation]
     if base in _UPDATES:
-        update = operands[_UPDATES[base]]
-        return _size(instruction.arrays, counted) and 2.0 * sum(array.bytes for array in update)
+        update = operands[_UPDATES[base]][0]
+        written = instruction.arrays[0] if opcode == base else instruction.arrays[-2]
+        return float(update.bytes * (counted(update) + counted(written)))
     if base == "copy" and opcode != base:  # (destination, source, semaphore)
         return _size(instruction.arrays[:2], counted)
     if base in _SLICES:

@@ -118,28 +118,51 @@ class Program:
         computation = self.computations.get(name, {})
         for instruction in computation.values():
             yield Run(instruction=instruction, computation=computation, times=times, fused=fused)
-            inside = times * (self._turns(instruction, turns) if instruction.opcode == "while" else 1)
+            inside = times * (self._turns(instruction, computation, turns) if instruction.opcode == "while" else 1)
             for called in instruction.called:
                 within = fused or instruction.opcode in ("fusion", "reduce", "scatter", "custom-call")
                 yield from self._runs(called, turns=turns, times=inside, fused=within)
 
-    def _turns(self, loop: Instruction, stated: Mapping[str, int]) -> int:
-        """What the compiler says; or of a loop that counts from 0 up to a constant, as scans do; or what is stated."""
+    def _turns(self, loop: Instruction, around: Computation, stated: Mapping[str, int]) -> int:
+        """What the compiler says; or of a loop that counts up to a constant, as scans do; or what is stated.
+
+        The compiler may have taken some turns out of the loop, so that it begins later or takes steps of several.
+        """
         if known := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.rest):
             return int(known[1])
-        condition = re.search(r"condition=%?([\w.\-]+)", loop.rest)
-        instructions = self.computations.get(condition[1], {}) if condition else {}
-        constants = {
-            each.name: int(value[1])
-            for each in instructions.values()
-            if each.opcode == "constant" and (value := re.match(r"(-?\d+)\)", each.rest))
-        }
-        for each in instructions.values():
-            if each.opcode == "compare" and "direction=LT" in each.rest:
-                named = [constants[operand] for operand in each.operands if operand in constants]
-                if named:
-                    return named[0]
+        parts = dict(re.findall(r"(condition|body)=%?([\w.\-]+)", loop.rest))
+        condition, body = (self.computations.get(parts.get(name, ""), {}) for name in ("condition", "body"))
+        for compare in condition.values():
+            if compare.opcode != "compare" or "direction=LT" not in compare.rest:
+                continue
+            counter, end = compare.operands
+            last, place = _constant(condition, end), _place(condition, counter)
+            if last is None or place is None:
+                continue
+            first, step = 0, 1
+            if given := around.get(loop.operands[0]):
+                first = _constant(around, given.operands[place]) or 0 if given.opcode == "tuple" else 0
+            ends = next((each for each in body.values() if each.root), None)
+            added = body.get(ends.operands[place]) if ends and ends.opcode == "tuple" else None
+            if added and added.opcode == "add":
+                step = next((value for value in (_constant(body, each) for each in added.operands) if value), 1)
+            return max(0, -(-(last - first) // step))
         return next((turns for scope, turns in stated.items() if scope in loop.operation), 1)
+
+
+def _constant(computation: Computation, name: str) -> int | None:
+    found = computation.get(name)
+    if found and found.opcode == "copy":
+        return _constant(computation, found.operands[0])
+    value = re.match(r"(-?\d+)\)", found.rest) if found and found.opcode == "constant" else None
+    return int(value[1]) if value else None
+
+
+def _place(computation: Computation, name: str) -> int | None:
+    """Which part of the loop's tuple this is."""
+    found = computation.get(name)
+    index = re.search(r"index=(\d+)", found.rest) if found and found.opcode == "get-tuple-element" else None
+    return int(index[1]) if index else None
 
 
 def parse(text: str) -> Program:

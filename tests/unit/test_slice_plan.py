@@ -74,16 +74,25 @@ HloModule m
 }
 
 %body (t: (s32[], bf16[8,4])) -> (s32[], bf16[8,4]) {
+  %t = (s32[], bf16[8,4]) parameter(0)
+  %i = s32[] get-tuple-element(%t), index=0
+  %by = s32[] constant(1)
+  %next = s32[] add(%i, %by)
   %one = bf16[32,4]{1,0} fusion(%x), kind=kCustom, calls=%start
-  ROOT %two = bf16[32,4]{1,0} fusion(%x), kind=kCustom, calls=%done
+  %two = bf16[32,4]{1,0} fusion(%x), kind=kCustom, calls=%done
+  ROOT %carried = (s32[], bf16[8,4]) tuple(%next, %x)
 }
 
 %condition (t: (s32[], bf16[8,4])) -> pred[] {
+  %t = (s32[], bf16[8,4]) parameter(0)
+  %i = s32[] get-tuple-element(%t), index=0
   %three = s32[] constant(3)
   ROOT %less = pred[] compare(%i, %three), direction=LT
 }
 
 ENTRY %main (x: bf16[8,4]) -> bf16[8,4] {
+  %first = s32[] constant(0)
+  %t = (s32[], bf16[8,4]) tuple(%first, %x)
   %loop = (s32[], bf16[8,4]) while(%t), condition=%condition, body=%body
   %pair = (bf16[8,4], bf16[8,4], u32[], u32[]) collective-permute-start(%x), channel_id=9
 }
@@ -94,6 +103,14 @@ def test_an_overlapped_collective_is_one():
     gather, permute = collectives.collectives(hlo.parse(OVERLAPPED))
     assert (gather.kind, gather.bytes, gather.times) == ("all-gather", 32 * 4 * 2, 3)
     assert (permute.kind, permute.bytes, permute.times) == ("collective-permute", 8 * 4 * 2, 1)
+
+
+@pytest.mark.parametrize(("first", "by", "turns"), [(0, 1, 3), (1, 1, 2), (0, 2, 2), (1, 2, 1), (3, 1, 0)])
+def test_a_loop_may_begin_late_and_take_several_turns_at_once(first, by, turns):
+    text = OVERLAPPED.replace("%first = s32[] constant(0)", f"%first = s32[] constant({first})")
+    text = text.replace("%by = s32[] constant(1)", f"%by = s32[] constant({by})")
+    gathers = [each for each in collectives.collectives(hlo.parse(text)) if each.kind == "all-gather"]
+    assert [each.times for each in gathers] == [turns]
 
 
 def test_products_of_a_program_are_those_that_the_compiler_counts():
