@@ -22,7 +22,7 @@ class Patchify(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         batch, height, width, dim = x.shape
         rows, columns = height // self.size, width // self.size
-        # A patch's row of pixels stays one axis: a TPU pads the last axis to 128, and 3 channels would be 43 times larger.
+        # A patch's row of pixels stays one axis: TPUs pad the last one to 128, which 3 channels are far from.
         x = x.reshape(batch, rows, self.size, columns, self.size * dim).swapaxes(2, 3)
         return self.linear(x.reshape(batch, rows, columns, -1))
 

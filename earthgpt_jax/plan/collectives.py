@@ -1,21 +1,22 @@
 """What a compiled step sends between chips.
 
 Every collective is counted as often as the loops around it turn, once a channel: the TPU compiler writes
-one that it overlaps with other work several times, beside that work, under one channel id.
+one that it overlaps with other work several times, beside that work, under one channel id. What crosses from slice to
+slice it writes as a chip's transfer with the runtime of its host, named after the collective that it is a part of.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Mapping
-
-import numpy as np
 
 from earthgpt_jax.plan.hlo import Instruction, Program
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 _CHANNEL = re.compile(r"channel_id=(\d+)")
+_BETWEEN_SLICES = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,31 +51,36 @@ class Collective:
         return rounds * self.total * (self.members - 1) / self.members
 
 
-def collectives(program: Program, *, turns: Mapping[str, int] | None = None, slice_size: int = 0) -> list[Collective]:
+def collectives(program: Program, *, turns: Mapping[str, int] | None = None, slices: int = 1) -> list[Collective]:
     """The collectives of one step, largest total first.
 
     Args:
         turns: see `Program.runs`.
-        slice_size: devices of a slice, where there are several; the program's first so many are the first slice.
+        slices: that the program runs on.
     """
     seen: dict[tuple[str, str], Collective] = {}
     for number, run in enumerate(program.runs(turns)):
-        kind = run.instruction.opcode.removesuffix("-start")
-        if kind not in KINDS:
+        instruction = run.instruction
+        kind = instruction.opcode.removesuffix("-start")
+        between = _BETWEEN_SLICES.search(instruction.rest) if kind == "send" else None
+        if between:
+            kind, members = between[1].lower().replace("_", "-"), slices
+            size = instruction.arrays[0].bytes
+        elif kind in KINDS:
+            members = _members(instruction.rest)
+            size = _payload(instruction, kind, members=members)
+        else:
             continue
-        groups = _groups(run.instruction.rest)
-        members = len(groups[0]) if groups else 1
-        leaves = bool(slice_size) and any(len({member // slice_size for member in group}) > 1 for group in groups)
         found = Collective(
             kind=kind,
-            bytes=_payload(run.instruction, kind, members=members),
+            bytes=size,
             times=run.times,
             members=members,
-            leaves_slice=leaves,
-            operation=run.instruction.operation,
+            leaves_slice=between is not None,
+            operation=instruction.operation,
         )
-        channel = _CHANNEL.search(run.instruction.rest)
-        key = (kind, channel[1] if channel else f"#{number}")
+        channel = _CHANNEL.search(instruction.rest)
+        key = (instruction.opcode, channel[1] if channel else f"#{number}")
         if key not in seen or found.times < seen[key].times:
             seen[key] = found
     return sorted(seen.values(), key=lambda each: -each.total)
@@ -82,7 +88,8 @@ def collectives(program: Program, *, turns: Mapping[str, int] | None = None, sli
 
 def by_kind(found: list[Collective]) -> dict[str, int]:
     """Bytes a step of each kind; kinds that do not occur are 0."""
-    return {kind: sum(each.total for each in found if each.kind == kind) for kind in KINDS}
+    kinds = dict.fromkeys((*KINDS, *(each.kind for each in found)))
+    return {kind: sum(each.total for each in found if each.kind == kind) for kind in kinds}
 
 
 def _payload(instruction: Instruction, kind: str, *, members: int) -> int:
@@ -94,24 +101,13 @@ def _payload(instruction: Instruction, kind: str, *, members: int) -> int:
     return sum(sizes)
 
 
-def _groups(rest: str) -> list[list[int]]:
-    """Devices that take part together, by their number in the program; of a permute its pairs."""
-    for pattern in (r"replica_groups=\{(\{[\d,{} ]*\})\}", r"source_target_pairs=\{(\{[\d,{} ]*\})\}"):
-        if found := re.search(pattern, rest):
-            return [[int(one) for one in group.split(",")] for group in re.findall(r"\{([\d,]+)\}", found[1])]
-    if found := re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", rest):
-        shape, dims, order = (tuple(int(n) for n in part.split(",")) if part else () for part in found.groups())
-        numbers = np.arange(int(np.prod(dims))).reshape(dims)
-        return (numbers.transpose(order) if order else numbers).reshape(shape).tolist()
-    if found := re.search(r"replica_groups=mesh\[([^\]]*)\](?:,? ?\(([^)]*)\))? ?\{([^}]*)\}", rest):
-        sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", found[1])}
-        numbers = np.arange(int(np.prod(list(sizes.values()))))
-        if found[2] and (listed := re.findall(r"\d+", found[2])) and len(listed) == len(numbers):
-            numbers = np.asarray([int(one) for one in listed])
-        axes = re.findall(r"'(\w+)'", found[3])
-        names = list(sizes)
-        places = [names.index(axis) for axis in axes]
-        others = [place for place in range(len(names)) if place not in places]
-        grid = numbers.reshape(tuple(sizes.values())).transpose(*others, *places)
-        return grid.reshape(-1, int(np.prod([sizes[axis] for axis in axes]))).tolist()
-    return []
+def _members(rest: str) -> int:
+    """Devices that take part together."""
+    if found := re.search(r"replica_groups=\{\{([\d,]+)\}", rest):
+        return found[1].count(",") + 1
+    if found := re.search(r"replica_groups=\[(\d+),(\d+)\]", rest):
+        return int(found[2])
+    if found := re.search(r"replica_groups=mesh\[([^\]]*)\](?:,? ?\([^)]*\))? ?\{([^}]*)\}", rest):
+        sizes = dict(re.findall(r"'(\w+)'=(\d+)", found[1]))
+        return math.prod(int(sizes[axis]) for axis in re.findall(r"'(\w+)'", found[2]))
+    return 1

@@ -278,7 +278,7 @@ def _part(name: str, function: Any, arguments: tuple, units: int, unit: str, wan
         return Part(name=name, needs_gib=None, units=units, unit=unit, compiler_message=f"{name}: {_first_line(error)}")
     memory = program.memory(compiled)
     parsed = hlo.parse(compiled.as_text() or "")
-    work, sent = costs(parsed), collectives(parsed, slice_size=wanted.chips if wanted.count > 1 else 0)
+    work, sent = costs(parsed), collectives(parsed, slices=wanted.count)
     return Part(
         name=name,
         needs_gib=(memory.temporaries + memory.output - memory.aliased) / GIB,

@@ -300,7 +300,7 @@ def _compiled(result: Plan, config: Config, wanted: Slice) -> Plan:
     parsed = hlo.parse(compiled.as_text() or "")
     scopes = turns(config, rows=result.per_chip_batch)
     work = costs(parsed, turns=scopes)
-    sent = collectives(parsed, turns=scopes, slice_size=wanted.chips if wanted.count > 1 else 0)
+    sent = collectives(parsed, turns=scopes, slices=wanted.count)
     assert result.minimum_flops_per_chip is not None
     return dataclasses.replace(
         result,

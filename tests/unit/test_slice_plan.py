@@ -191,22 +191,38 @@ def test_only_what_leaves_the_chip_is_moved_and_of_a_stack_only_the_slice():
 
 
 @pytest.mark.parametrize(
-    ("groups", "members", "leaves"),
+    ("groups", "members"),
     [
-        ("replica_groups={{0,1,2,3},{4,5,6,7}}", 4, False),
-        ("replica_groups={{0,4},{1,5},{2,6},{3,7}}", 2, True),
-        ("replica_groups=[2,4]<=[8]", 4, False),
-        ("replica_groups=[4,2]<=[2,4]T(1,0)", 2, True),
-        ("replica_groups=mesh['data'=2,'fsdp'=4] {'fsdp'}", 4, False),
-        ("replica_groups=mesh['data'=2,'fsdp'=4] {'data'}", 2, True),
-        ("replica_groups=mesh['data'=2,'fsdp'=4] {'data','fsdp'}", 8, True),
+        ("replica_groups={{0,1,2,3},{4,5,6,7}}", 4),
+        ("replica_groups={{0,4},{1,5},{2,6},{3,7}}", 2),
+        ("replica_groups=[2,4]<=[8]", 4),
+        ("replica_groups=[4,2]<=[2,4]T(1,0)", 2),
+        ("replica_groups=mesh['data'=2,'fsdp'=4] {'fsdp'}", 4),
+        ("replica_groups=mesh['data'=2,'fsdp'=4] {'data','fsdp'}", 8),
     ],
 )
-def test_who_takes_part_in_a_collective(groups, members, leaves):
+def test_who_takes_part_in_a_collective(groups, members):
     text = f"ENTRY %main (x: f32[8]) -> f32[8] {{\n  ROOT %a = f32[8]{{0}} all-reduce(%x), channel_id=1, {groups}\n}}"
-    (found,) = collectives.collectives(hlo.parse(text), slice_size=4)
-    assert (found.members, found.leaves_slice) == (members, leaves)
+    (found,) = collectives.collectives(hlo.parse(text))
+    assert (found.members, found.leaves_slice) == (members, False)
     assert found.sent == 2 * 32 * (members - 1) / members
+
+
+# What the TPU compiler writes for an all-reduce over two slices: each chip's share goes to its host's runtime.
+BETWEEN = """
+ENTRY %main (x: bf16[1024,8,128]) -> bf16[1024,8,128] {
+  %send.3 = (bf16[1024,8,128]{2,1,0:T(8,128)(2,1)}, u32[], token[]) send(%x, %after-all.3), channel_id=2, is_host_transfer=true, frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime",_xla_host_transfer_rendezvous="all-reduce.5_0",_xla_megascale_reduce_operation="SUM",_xla_megascale_target="{1,2}x{0:3}",_xla_megascale_transfer_type="ALL_REDUCE"}
+  %recv.3 = (bf16[1024,8,128]{2,1,0:T(8,128)(2,1)}, u32[], token[]) recv(%after-all.3), channel_id=1, is_host_transfer=true, frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime",_xla_megascale_transfer_type="ALL_REDUCE"}
+  %send-done.3 = token[] send-done(%send.3), channel_id=2, is_host_transfer=true, frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime"}
+  ROOT %recv-done.3 = (bf16[1024,8,128]{2,1,0:T(8,128)(2,1)}, token[]) recv-done(%recv.3), channel_id=1, is_host_transfer=true
+}
+"""  # noqa: E501
+
+
+def test_what_crosses_slices_goes_through_the_hosts():
+    (found,) = collectives.collectives(hlo.parse(BETWEEN), slices=2)
+    assert (found.kind, found.bytes, found.leaves_slice) == ("all-reduce", 2 * 2**20, True)
+    assert found.sent == 2 * 2**20
 
 
 def test_the_bound_is_the_slowest_part():
