@@ -79,11 +79,16 @@ def collectives(program: Program, *, turns: Mapping[str, int] | None = None, sli
             leaves_slice=between is not None,
             operation=instruction.operation,
         )
-        channel = _CHANNEL.search(instruction.rest)
-        key = (instruction.opcode, channel[1] if channel else f"#{number}")
+        key = (instruction.opcode, channel_of(instruction) or f"#{number}")
         if key not in seen or found.times < seen[key].times:
             seen[key] = found
     return sorted(seen.values(), key=lambda each: -each.total)
+
+
+def channel_of(instruction: Instruction) -> str:
+    """What all writings of one collective have in common; "" where there is nothing."""
+    found = _CHANNEL.search(instruction.rest)
+    return found[1] if found else ""
 
 
 def by_kind(found: list[Collective]) -> dict[str, int]:

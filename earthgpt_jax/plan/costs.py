@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from earthgpt_jax.plan.collectives import KINDS, channel_of
 from earthgpt_jax.plan.hlo import Array, Computation, Instruction, Program
 
 _FREE = {
@@ -44,12 +45,17 @@ def costs(program: Program, *, turns: Mapping[str, int] | None = None) -> Costs:
     turns: see `Program.runs`.
     """
     flops, hbm, host = 0.0, 0.0, 0.0
+    overlapped: dict[str, float] = {}  # collectives inside of fusions, which the compiler writes several times
     for run in program.runs(turns):
         flops += run.times * _products(run.instruction, run.computation)
+        if run.fused and run.instruction.opcode in KINDS:
+            written = run.times * _size(run.instruction.arrays, lambda array: array.in_hbm)
+            channel = channel_of(run.instruction)
+            overlapped[channel] = min(written, overlapped.get(channel, written))
         if not run.fused:
             hbm += run.times * _moved(program, run.instruction, run.computation, lambda array: array.in_hbm)
             host += run.times * _moved(program, run.instruction, run.computation, lambda array: array.on_host)
-    return Costs(flops=flops, hbm_bytes=hbm, host_bytes=host)
+    return Costs(flops=flops, hbm_bytes=hbm + sum(overlapped.values()), host_bytes=host)
 
 
 def _products(instruction: Instruction, computation: Computation) -> float:
@@ -162,6 +168,8 @@ def _read(program: Program, computation: Computation, value: Instruction) -> flo
             total += user.arrays[0].bytes
         elif user.opcode in _UPDATES and user.operands[0] == value.name:
             pass  # in place
+        elif user.opcode in KINDS or (user.opcode == "tuple" and user.root):
+            pass  # a collective under way is handed on from fusion to fusion; see `overlapped`
         elif user.opcode in ("bitcast", "get-tuple-element"):
             total += _read(program, computation, user)
         elif user.opcode == "fusion":
@@ -185,6 +193,8 @@ def _written(
             return sum(_written(program, computation, part, counted, results=[result]) for part, result in pairs)
     if value.opcode == "bitcast" and value.operands[0] in computation:
         return _written(program, computation, computation[value.operands[0]], counted, results=results)
+    if value.opcode == "parameter" or value.opcode in KINDS:
+        return 0.0
     if value.opcode in _UPDATES:
         update = computation[value.operands[_UPDATES[value.opcode]]].arrays
         return sum(array.bytes for array in update) if any(counted(array) for array in results) else 0.0

@@ -144,3 +144,27 @@ def test_the_command_says_what_a_step_needs_and_what_does_not_fit(capsys):
     values = json.loads(capsys.readouterr().out)
     assert values["fits"] is False and "Ran out of memory" in values["compiler_message"]
     assert values["hbm_gib_per_chip"] > values["hbm_limit_gib"]
+
+
+@pytest.mark.slow
+def test_the_engines_programs_say_what_they_need_and_do(capsys):
+    mesh = ("mesh.data=2", "mesh.fsdp=1", "mesh.tensor=4")
+    options = [f"--config.{override}" for override in (*SMALL, *mesh)]
+    base = ["plan", "--config", "earthgpt_13b:instruct", "--topology", "v5e-8", "--inference", "--json", *options]
+    assert main([*base, "--per-chip-batch", "32", "--questions-per-image", "16"]) == 0
+    values = json.loads(capsys.readouterr().out)
+    assert values["fits"] is True and values["mesh"] == {"data": 2, "fsdp": 1, "tensor": 4}
+    assert [part["name"] for part in values["parts"]] == ["encode", "prefill", "insert", "decode"]
+    layout, prefix = values["layout"], values["prefix_tokens"]
+    rows, slots = layout["images"] * layout["rows_per_image"], layout["question_slots"] + layout["answer_slots"]
+    assert rows == 32
+    # Keys and values of three layers of 512 in bfloat16, heads over four chips.
+    assert values["prefixes_gib"] * 2**30 == 2 * 3 * layout["images"] * prefix * 512 * 2 / 4
+    assert values["rows_gib"] * 2**30 == pytest.approx(2 * 3 * rows * slots * 512 * 2 / 4, rel=0.02)
+    decode = values["parts"][-1]
+    assert decode["units"] == 2 * rows
+    linears = 2 * (3 * (4 * 512**2 + 3 * 512 * 1408) + 512 * 4096)
+    attention = 4 * 3 * 512 * (prefix + slots + 1)
+    assert decode["flops_per_chip"] == pytest.approx(rows * (linears + attention) / 4, rel=0.05)
+    # No cache is ever sent, and no weight: only a token's activations, twice a layer, and its logits.
+    assert decode["collectives"]["all-reduce"] + decode["collectives"]["all-gather"] < rows * 4 * (7 * 512 + 4096 + 64)
