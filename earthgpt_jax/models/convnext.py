@@ -22,8 +22,7 @@ class Patchify(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         batch, height, width, dim = x.shape
         rows, columns = height // self.size, width // self.size
-        # A patch's row of pixels stays one axis: TPUs pad the last one to 128, which 3 channels are far from.
-        x = x.reshape(batch, rows, self.size, columns, self.size * dim).swapaxes(2, 3)
+        x = x.reshape(batch, rows, self.size, columns, self.size, dim).transpose(0, 1, 3, 2, 4, 5)
         return self.linear(x.reshape(batch, rows, columns, -1))
 
 

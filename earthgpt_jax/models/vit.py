@@ -91,7 +91,7 @@ class ViT(nnx.Module):
             images.shape[1] // self.config.patch_size,
             self.config.patch_size,
         )
-        x = images.reshape(batch, side, patch, side, patch * 3).swapaxes(2, 3)
+        x = images.reshape(batch, side, patch, side, patch, 3).transpose(0, 1, 3, 2, 4, 5)
         x = self.patch(x.reshape(batch, side * side, -1))  # B P D
         cls = jnp.broadcast_to(self.cls[...].astype(x.dtype), (batch, 1, x.shape[-1]))
         x = jnp.concatenate([cls, x], axis=1) + self.positions(side).astype(x.dtype)
