@@ -23,11 +23,14 @@ class Execution:
 
     Attributes:
         loss_chunk: supervised positions of a row whose logits are held at a time.
+        kernels: dtype that trained kernels of blocks are cast to outside of the differentiated function: that in which
+            they multiply, and so that in which their gradients are made.
     """
 
     remat: Remat = Remat.NONE
     attention: Kernel = dataclasses.field(default_factory=Xla)
     loss_chunk: int = 256
+    kernels: DType = DType.FLOAT32
 
 
 PLAIN = Execution()

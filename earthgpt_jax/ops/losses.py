@@ -10,6 +10,8 @@ import jax.numpy as jnp
 
 from earthgpt_jax.sharding.mesh import ROWS, constrain
 
+CHUNKS = "loss_chunks"  # scope of the loop over supervised positions, whose turns the data decides
+
 
 def next_token_loss(logits: jax.Array, tokens: jax.Array, loss_weights: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Weighted sum of next-token cross-entropies (nats) and the sum of weights, both f32[].
@@ -107,7 +109,8 @@ def _chunks(
         "unembedding": jnp.zeros(unembedding.shape, jnp.float32),
     }
     start = jnp.zeros((), jnp.float32), {name: zeros[name] for name in wanted}
-    total, gradients = jax.lax.fori_loop(0, -(-count // chunk), body, start)
+    with jax.named_scope(CHUNKS):
+        total, gradients = jax.lax.fori_loop(0, -(-count // chunk), body, start)
     if "x" in wanted:  # back from the sorted order
         back = jnp.argsort(order, axis=1)[..., None]
         gradients["x"] = constrain(jnp.take_along_axis(gradients["x"], back, axis=1), ROWS)

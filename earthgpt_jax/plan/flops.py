@@ -5,23 +5,25 @@ anything before it is trained; one for its kernel's gradient, where the kernel i
 products are left out on both sides, because the compiler cannot look into its kernel (at 13B and rows of
 2048 tokens they are below 4 % of a step).
 
-What is executed is measured, not derived from the minimum: the same step is compiled replicated, with the
-LLM's layers unrolled, at depths 1 and 2 (a compiler counts the body of a loop once, and the products that
-it spreads over a sharded weight's slices wrongly). The difference is a layer, forward and backward, with
-whatever is computed again. Encoders are left tiny there; their forward pass is counted on its own.
+What is executed is counted in the compiled program (`costs`). `executed` counts a second way, by the compiler's own
+total, which takes the body of a loop once and products that are spread over a sharded weight's slices wrongly: the
+same step is compiled replicated, with the LLM's layers unrolled, at depths 1 and 2. The difference is a layer,
+forward and backward, with whatever is computed again. Encoders are left tiny there; their forward pass is counted on
+its own.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
-from earthgpt_jax.config import Config, MeshConfig
-from earthgpt_jax.models import earthgpt
+from earthgpt_jax.config import Config, MeshConfig, ModelConfig
 from earthgpt_jax.models.layers import unrolled
 from earthgpt_jax.params import merge_module
 from earthgpt_jax.plan import program, slices
@@ -35,21 +37,9 @@ _TINY: dict[str, dict[str, Any]] = {
 }
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Flops:
-    """Of one step on one chip."""
-
-    minimum: float
-    executed: float
-
-    @property
-    def ratio(self) -> float:
-        return self.executed / self.minimum
-
-
 def minimum(config: Config, *, rows: int, trained: Mapping[str, Trained] | None = None) -> float:
     """FLOPs that a step on `rows` rows cannot do without, every position supervised."""
-    _, shapes = earthgpt.abstract(config.model)
+    _, shapes = program.structure(config.model)
     trained = trained_paths(config, shapes) if trained is None else trained
     tokens = rows * config.data.tokens_per_row
     total = 0
@@ -68,26 +58,27 @@ def minimum(config: Config, *, rows: int, trained: Mapping[str, Trained] | None 
 def executed(config: Config, *, rows: int, trained: Mapping[str, Trained] | None = None) -> float:
     """FLOPs of the compiled step on `rows` rows a chip, every position supervised. Needs libtpu."""
     one, two = (_counted(config, rows=rows, depth=depth, trained=trained) for depth in (1, 2))
-    _, shapes = earthgpt.abstract(config.model)
+    _, shapes = program.structure(config.model)
     trained = trained_paths(config, shapes) if trained is None else trained
-    tiny = _reduced(config, rows=rows, depth=1)
+    tiny = reduced(config, rows=rows, depth=1)
     outside = _before(config, rows=rows, trained=trained) - _before(tiny, rows=rows, trained=trained)
     return one + (config.model.llm.depth - 1) * (two - one) + outside
 
 
 def _counted(config: Config, *, rows: int, depth: int, trained: Mapping[str, Trained] | None) -> float:
     devices = slices.devices(slices.parse("v5p-8"))
-    reduced = _reduced(config, rows=rows * len(devices), depth=depth)
+    smaller = reduced(config, rows=rows * len(devices), depth=depth)
     whole = None
     if trained is not None:
-        whole = {path: rule for path, rule in trained.items() if path in earthgpt.abstract(reduced.model)[1]}
+        whole = {path: rule for path, rule in trained.items() if path in program.structure(smaller.model)[1]}
     with unrolled():
-        compiled = program.compiled(reduced, devices, trained=whole, loss_chunk=reduced.data.tokens_per_row)
+        compiled = program.compiled(smaller, devices, trained=whole, loss_chunk=smaller.data.tokens_per_row)
     analysis: Any = compiled.cost_analysis()
     return analysis["flops"]
 
 
-def _reduced(config: Config, *, rows: int, depth: int) -> Config:
+def reduced(config: Config, *, rows: int, depth: int) -> Config:
+    """`config` with so many layers of its LLM, the smallest encoders and the default mesh."""
     model = config.model
     parts = {name: dataclasses.replace(getattr(model, name), **values) for name, values in _TINY.items()}
     parts["llm"] = dataclasses.replace(model.llm, depth=depth)
@@ -97,13 +88,19 @@ def _reduced(config: Config, *, rows: int, depth: int) -> Config:
 
 def _before(config: Config, *, rows: int, trained: Mapping[str, Trained]) -> float:
     """Of everything before the LLM: encoders forward, projector forward and its kernel's gradient."""
-    graphdef, shapes = earthgpt.abstract(config.model)
-    images = program.batch_shapes(program.with_rows(config, rows)).images
-    pixels = jax.ShapeDtypeStruct((math.prod(images.shape[:2]), *images.shape[2:]), images.dtype)
-    encoders = products(lambda params, pixels: merge_module(graphdef, params).encode(pixels), shapes, pixels)
+    images = rows * program.batch_shapes(program.with_rows(config, rows)).images.shape[1]
     path = "projector/linear/kernel"
-    projector = 2 * math.prod(shapes[path].shape) * pixels.shape[0] * config.model.visual_tokens
-    return encoders + projector * (1 + (path in trained))
+    kernel = program.structure(config.model)[1][path]
+    projector = 2 * math.prod(kernel.shape) * config.model.visual_tokens
+    return images * (_encoders(config.model) + projector * (1 + (path in trained)))
+
+
+@functools.lru_cache(maxsize=16)
+def _encoders(config: ModelConfig) -> float:
+    """Of both on one image."""
+    graphdef, shapes = program.structure(config)
+    pixels = jax.ShapeDtypeStruct((1, config.image_size, config.image_size, 3), jnp.uint8)
+    return products(lambda params, pixels: merge_module(graphdef, params).encode(pixels), shapes, pixels)
 
 
 def products(function: Any, *arguments: Any) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,10 +11,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jax.sharding import AbstractMesh, Mesh, NamedSharding
 
 from earthgpt_jax import params as params_lib
-from earthgpt_jax.config import Config
+from earthgpt_jax.config import Config, ModelConfig
 from earthgpt_jax.errors import EarthGPTError
 from earthgpt_jax.models import earthgpt
 from earthgpt_jax.sharding import rules
@@ -43,24 +45,35 @@ class Memory:
     Attributes:
         arguments: state, frozen weights and batch.
         aliased: of `output`, what is written over the arguments (donated state).
+        host: in the host's memory, not the chip's.
     """
 
     arguments: int
     output: int
     aliased: int
     temporaries: int
+    host: int
 
     @property
     def total(self) -> int:
         return self.arguments + self.output - self.aliased + self.temporaries
 
 
-def with_rows(config: Config, rows: int) -> Config:
-    """`config` with batches of so many rows, in one microbatch each."""
+def structure(config: ModelConfig) -> tuple[nnx.GraphDef, dict[str, Shape]]:
+    """`earthgpt.abstract`, found once a model."""
+    graphdef, shapes = _structure(config)
+    return graphdef, dict(shapes)
+
+
+_structure = functools.lru_cache(maxsize=16)(earthgpt.abstract)
+
+
+def with_rows(config: Config, rows: int, *, microbatches: int = 1) -> Config:
+    """`config` with so many rows at a time, `microbatches` times a step."""
     return dataclasses.replace(
         config,
-        data=dataclasses.replace(config.data, batch_size=rows),
-        optim=dataclasses.replace(config.optim, microbatches=1),
+        data=dataclasses.replace(config.data, batch_size=rows * microbatches),
+        optim=dataclasses.replace(config.optim, microbatches=microbatches),
     )
 
 
@@ -73,7 +86,7 @@ def abstract(config: Config, mesh: Mesh | AbstractMesh, *, trained: Mapping[str,
     Raises:
         EarthGPTError: the mesh does not fit the parameters.
     """
-    _, shapes = earthgpt.abstract(config.model)
+    _, shapes = structure(config.model)
     placement = rules.placement(config.model, shapes, mesh=mesh)
     chosen = trained_paths(config, shapes) if trained is None else trained
     changing, fixed = params_lib.split(shapes, chosen)
@@ -123,7 +136,7 @@ def compiled(
     """
     mesh = build_mesh(config.mesh, rows=config.data.batch_size // config.optim.microbatches, devices=devices)
     given = abstract(config, mesh, trained=trained)
-    graphdef, shapes = earthgpt.abstract(config.model)
+    graphdef, shapes = structure(config.model)
     how = execution(config, platform=devices[0].platform)
     if loss_chunk is not None:
         how = dataclasses.replace(how, loss_chunk=loss_chunk)
@@ -156,6 +169,7 @@ def memory(program: jax.stages.Compiled) -> Memory:
         output=analysis.output_size_in_bytes,
         aliased=analysis.alias_size_in_bytes,
         temporaries=analysis.temp_size_in_bytes,
+        host=analysis.host_temp_size_in_bytes,
     )
 
 

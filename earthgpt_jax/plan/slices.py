@@ -1,4 +1,8 @@
-"""TPU slices by the names they are rented under: topology, memory, peak rate."""
+"""TPU slices by the names they are rented under: topology, memory, peak rates.
+
+Rates: docs.cloud.google.com/tpu/docs/{v5e,v5p,v6e}; a chip's share of its host's PCIe link, and of the
+network between slices where that page gives none: jax-ml.github.io/scaling-book/tpus.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +23,12 @@ class Chip:
 
     Attributes:
         hbm_gib: what a program can use, as the compiler says when one does not fit.
-        bf16_tflops: peak (jax-ml.github.io/scaling-book/tpus).
+        bf16_tflops: peak.
+        hbm_gb_per_second: GB/s, as all rates.
+        link_gb_per_second: of one link to a neighbour, one way.
+        ring: axes close to rings where the lengths of all are multiples of this.
+        dcn_gb_per_second: between slices.
+        host_gb_per_second: to the host's memory.
         names_per_chip: the number in a slice's name counts TensorCores on some generations, two a chip.
         grids: chips of a slice -> topology.
     """
@@ -27,6 +36,11 @@ class Chip:
     kind: str
     hbm_gib: float
     bf16_tflops: float
+    hbm_gb_per_second: float
+    link_gb_per_second: float
+    ring: int
+    dcn_gb_per_second: float
+    host_gb_per_second: float
     names_per_chip: int
     grids: dict[int, str]
 
@@ -38,11 +52,20 @@ _CUBES = {
 CHIPS = {
     chip.kind: chip
     for chip in (
-        Chip(kind="v5e", hbm_gib=15.75, bf16_tflops=197, names_per_chip=1, grids=_FLAT),
-        Chip(kind="v6e", hbm_gib=31.25, bf16_tflops=918, names_per_chip=1, grids=_FLAT),
-        Chip(kind="v5p", hbm_gib=95.74, bf16_tflops=459, names_per_chip=2, grids=_CUBES),
+        Chip(
+            kind="v5e", hbm_gib=15.75, bf16_tflops=197, hbm_gb_per_second=819, link_gb_per_second=50, ring=16,
+            dcn_gb_per_second=3.125, host_gb_per_second=15, names_per_chip=1, grids=_FLAT,
+        ),
+        Chip(
+            kind="v6e", hbm_gib=31.25, bf16_tflops=918, hbm_gb_per_second=1638, link_gb_per_second=100, ring=16,
+            dcn_gb_per_second=12.5, host_gb_per_second=32, names_per_chip=1, grids=_FLAT,
+        ),
+        Chip(
+            kind="v5p", hbm_gib=95.74, bf16_tflops=459, hbm_gb_per_second=2765, link_gb_per_second=100, ring=4,
+            dcn_gb_per_second=6.25, host_gb_per_second=15, names_per_chip=2, grids=_CUBES,
+        ),
     )
-}
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,6 +80,18 @@ class Slice:
     @property
     def devices(self) -> int:
         return self.chips * self.count
+
+    @property
+    def ici_gb_per_second(self) -> float:
+        """What a chip sends to its neighbours at best, over all its links; on an open axis the end has one only."""
+        sides = [int(side) for side in self.chip.grids[self.chips].split("x")]
+        ends = 2 if all(side % self.chip.ring == 0 for side in sides) else 1
+        links = sum(ends for side in sides if side > 1)
+        return links * self.chip.link_gb_per_second
+
+    def same_generation(self) -> list[Slice]:
+        """All single slices of this generation, smallest first."""
+        return [parse(f"{self.chip.kind}-{chips * self.chip.names_per_chip}") for chips in sorted(self.chip.grids)]
 
 
 def parse(name: str) -> Slice:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -21,7 +22,9 @@ from earthgpt_jax.params import Params, merge, merge_module
 from earthgpt_jax.sharding.mesh import ROWS, constrain, use
 from earthgpt_jax.training import guard
 
-_ENCODED = 8  # images at a time, at most
+ENCODED = 8  # images at a time, at most
+_KERNELS = r"llm/blocks/(attn|mlp)/\w+/kernel"
+IMAGES = "image_chunks"  # scope of the loop over them, whose turns the data decides
 
 
 class State(NamedTuple):
@@ -61,7 +64,7 @@ def execution(config: Config, *, platform: str) -> Execution:
         length=config.data.tokens_per_row,
         head_dim=config.model.llm.head_dim,
     )
-    return Execution(remat=config.remat, attention=attention)
+    return Execution(remat=config.remat, attention=attention, kernels=config.model.dtype)
 
 
 def hidden(model: EarthGPT, features: Features, batch: DeviceBatch, *, execution: Execution) -> jax.Array:
@@ -88,14 +91,25 @@ def encode_used(encode: Callable[[jax.Array], Features], images: jax.Array, *, u
         return encode(flat)
     real = (jnp.arange(per_row) < used[:, None]).reshape(-1)
     order = jnp.argsort(~real, stable=True)  # real ones first
-    chunk = math.gcd(len(flat), _ENCODED)
+    chunk = math.gcd(len(flat), ENCODED)
     empty = jax.tree.map(lambda x: jnp.zeros((len(flat), *x.shape[1:]), x.dtype), jax.eval_shape(encode, flat))
 
     def some(number: jax.Array, features: Features) -> Features:
         chosen = jax.lax.dynamic_slice_in_dim(order, number * chunk, chunk)
         return jax.tree.map(lambda all_, new: all_.at[chosen].set(new), features, encode(flat[chosen]))
 
-    return jax.lax.fori_loop(0, -(-jnp.sum(real) // chunk), some, empty)
+    with jax.named_scope(IMAGES):
+        return jax.lax.fori_loop(0, -(-jnp.sum(real) // chunk), some, empty)
+
+
+def _narrowed(trained: Params, execution: Execution) -> Params:
+    """`trained` with kernels in the dtype that they multiply in.
+
+    A gradient of a bfloat16 product is bfloat16; cast inside of the differentiated function, all layers' gradients
+    would be kept in fp32 until the step's end, twice the memory for the same numbers.
+    """
+    dtype = jnp.dtype(execution.kernels)
+    return {path: x.astype(dtype) if re.fullmatch(_KERNELS, path) else x for path, x in trained.items()}
 
 
 def _encoders(params: Params) -> dict[str, jax.Array | None]:
@@ -139,9 +153,10 @@ def make_step(
         def accumulate(sums, part: DeviceBatch):
             # Outside of the differentiated function: no residual of a frozen encoder is ever kept.
             features = encode(_encoders(merge(state.trained, frozen)), part.images, part.segments)
-            (loss, weight), gradients = gradient(state.trained, frozen, features, part)
+            (loss, weight), gradients = gradient(narrowed, frozen, features, part)
             return jax.tree.map(jnp.add, sums, (loss, weight, gradients)), None
 
+        narrowed = _narrowed(state.trained, execution)
         # Every microbatches-th row: each device's rows stay where they are.
         parts = jax.tree.map(lambda x: x.reshape(-1, microbatches, *x.shape[1:]).swapaxes(0, 1), batch)
         zero = (jnp.zeros(()), jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.trained))
