@@ -91,6 +91,14 @@ class DType(enum.StrEnum):
     BFLOAT16 = "bfloat16"
 
 
+class FrozenDType(enum.StrEnum):
+    """Of weights that a stage does not train; int8: the LLM's kernels, with a scale a channel, the rest bfloat16."""
+
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+    INT8 = "int8"
+
+
 class Remat(enum.StrEnum):
     """What a block's forward pass keeps for its backward pass; the rest is computed again.
 
@@ -430,7 +438,7 @@ class Config:
     init_from: dict[str, str] = dataclasses.field(default_factory=dict)
     checkpoint: CheckpointConfig = CheckpointConfig()
     trained_attention: TrainedAttention = TrainedAttention.QKVO
-    frozen_dtype: DType = DType.BFLOAT16
+    frozen_dtype: FrozenDType = FrozenDType.BFLOAT16
     mesh: MeshConfig = MeshConfig()
     remat: Remat = Remat.NONE
     attention: Kernel = Kernel.AUTO
