@@ -50,8 +50,11 @@ class AdapterKind(enum.StrEnum):
 
 
 class Stage(enum.StrEnum):
+    """The paper's two stages, and full fine-tuning: everything behind the encoders."""
+
     ALIGN = "align"
     INSTRUCT = "instruct"
+    FINETUNE = "finetune"
 
 
 class TrainedAttention(enum.StrEnum):
@@ -86,6 +89,14 @@ class Augment(enum.StrEnum):
 class DType(enum.StrEnum):
     FLOAT32 = "float32"
     BFLOAT16 = "bfloat16"
+
+
+class FrozenDType(enum.StrEnum):
+    """Of weights that a stage does not train; int8: the LLM's kernels, with a scale a channel, the rest bfloat16."""
+
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+    INT8 = "int8"
 
 
 class Remat(enum.StrEnum):
@@ -235,13 +246,29 @@ class LlamaConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AdapterConfig:
+    """What sits on the LLM's linears.
+
+    Attributes:
+        rank, alpha: of LoRA, whose product is multiplied by alpha / rank; alpha 0: by one, as in LLaMA2-Accessory.
+    """
+
     kind: AdapterKind = AdapterKind.NONE
     targets: tuple[str, ...] = LINEARS
     rank: int = 16
+    alpha: float = 0.0
+
+    @property
+    def factor(self) -> float:
+        """What LoRA's product is multiplied by."""
+        return self.alpha / self.rank if self.alpha else 1.0
 
     def check(self) -> list[str]:
         unknown = [target for target in self.targets if target not in LINEARS]
         errors = [f"targets: expected some of {LINEARS}, got {unknown}"] if unknown else []
+        if not self.targets and self.kind is not AdapterKind.NONE:
+            errors.append(f"targets: expected some of {LINEARS}, got none")
+        if self.alpha < 0:
+            errors.append(f"alpha: expected a positive number, or 0 for no scaling, got {self.alpha}")
         return errors + _positive(self, "rank")
 
 
@@ -469,7 +496,7 @@ class Config:
     checkpoint: CheckpointConfig = CheckpointConfig()
     watchdog: WatchdogConfig = WatchdogConfig()
     trained_attention: TrainedAttention = TrainedAttention.QKVO
-    frozen_dtype: DType = DType.BFLOAT16
+    frozen_dtype: FrozenDType = FrozenDType.BFLOAT16
     mesh: MeshConfig = MeshConfig()
     remat: Remat = Remat.NONE
     attention: Kernel = Kernel.AUTO

@@ -25,6 +25,7 @@ from earthgpt_jax.input.tokenizer import Tokenizer
 from earthgpt_jax.mmrs.occupancy import text
 from earthgpt_jax.mmrs.planning import planned
 from earthgpt_jax.models import earthgpt, io
+from earthgpt_jax.models.quantized import freeze, thaw
 from earthgpt_jax.sharding import rules
 from earthgpt_jax.sharding.mesh import build_mesh, local_rows
 from earthgpt_jax.training import guard
@@ -85,7 +86,7 @@ def train(config: Config, workdir: Path, *, profile: Profile | None = None, yard
     graphdef, _ = earthgpt.abstract(config.model)
     trained_rules = trained_paths(config, start.params)
     trained, frozen = params_lib.split(start.params, trained_rules)
-    frozen = params_lib.cast(frozen, config.frozen_dtype)
+    frozen = freeze(frozen, config.frozen_dtype)
     frozen_print = params_lib.fingerprint(frozen)
     mesh = build_mesh(config.mesh, rows=config.data.batch_size // config.optim.microbatches)
     place = rules.placement(config.model, start.params, mesh=mesh)
@@ -174,7 +175,7 @@ def train(config: Config, workdir: Path, *, profile: Profile | None = None, yard
     if leads:
         io.write(
             finished,
-            io.as_numpy(params_lib.merge(state.trained, frozen)),
+            io.as_numpy(params_lib.merge(state.trained, thaw(frozen, config.model.dtype))),
             model=config.model,
             decimals=config.data.decimals,
             conversation=config.data.conversation,
