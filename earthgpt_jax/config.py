@@ -385,11 +385,31 @@ class OptimConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
+    """When a run saves, and what of it stays.
+
+    Attributes:
+        every_steps: between checkpoints; the last step is saved as well, and the one at which a run is told to stop.
+        keep: so many of the newest.
+        keep_every_steps: those of multiples of this stay for good; 0: none.
+        keep_every_hours: the first stays for good, and so does the first that is so much newer than the last that
+            stayed; 0: none.
+    """
+
     every_steps: int = 500
     keep: int = 2
+    keep_every_steps: int = 0
+    keep_every_hours: float = 0.0
 
     def check(self) -> list[str]:
-        return _positive(self, "every_steps", "keep")
+        errors = _positive(self, "every_steps", "keep")
+        if self.keep_every_steps < 0 or (not errors and self.keep_every_steps % self.every_steps):
+            errors.append(
+                f"keep_every_steps: expected a multiple of every_steps={self.every_steps}, or 0, "
+                f"got {self.keep_every_steps}"
+            )
+        if self.keep_every_hours < 0:
+            errors.append(f"keep_every_hours: expected hours, or 0, got {self.keep_every_hours}")
+        return errors
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,5 +1,9 @@
 """The exceptions whose message is meant for the user."""
 
+# Exit statuses that are not defects and not for the user to mend.
+AGAIN = 75  # EX_TEMPFAIL of sysexits.h: the same command goes on
+INTERRUPTED = 128 + 2  # what a shell reports for SIGINT
+
 
 class EarthGPTError(Exception):
     """Something the user can mend: the message says where, what was expected, what came, and what to do.
@@ -16,8 +20,13 @@ class TryAgain(EarthGPTError):
     """
 
 
-AGAIN = 75  # EX_TEMPFAIL of sysexits.h
-
-
 class DamagedRecord(EarthGPTError):
     """A record that its shard does not give back; the dataset's others may be well, and can be used without it."""
+
+
+class Stopped(Exception):
+    """A run ended before its end because it was told to, with everything it had on disk; `status` is for the shell."""
+
+    def __init__(self, message: str, *, status: int):
+        super().__init__(message)
+        self.status = status

@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import itertools
 import logging
+import signal
 from collections.abc import Generator, Sequence
 from typing import NamedTuple
 
@@ -209,7 +210,8 @@ def train_batches(
             flags.FLAGS.mark_as_parsed()  # Grain reads its own
         dataset = dataset.mp_prefetch(
             grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=_ROWS_AHEAD),
-            worker_init_fn=lambda *_: processes.prepare(),
+            # A run that is told to stop still needs its rows until it has saved.
+            worker_init_fn=lambda *_: processes.prepare(signal.SIGTERM),
         )
     iterator = iter(dataset)
     try:

@@ -53,9 +53,12 @@ def guarded(inner: optax.GradientTransformation, config: OptimConfig) -> optax.G
     inner = optax.with_extra_args_support(inner)
 
     def init(params: optax.Params) -> GuardState:
-        counts = (jnp.zeros((), jnp.int32) for _ in range(3))  # an array each: the state will be donated
+        def count() -> jax.Array:  # one array each: the state will be donated
+            return jnp.zeros((), jnp.int32)
+
         return GuardState(
-            inner.init(params), jnp.zeros(WINDOW), jnp.zeros(WINDOW), *counts, spike=jnp.zeros((), bool)
+            inner=inner.init(params), losses=jnp.zeros(WINDOW), norms=jnp.zeros(WINDOW),
+            applied=count(), skipped=count(), in_a_row=count(), spike=jnp.zeros((), bool),
         )  # fmt: skip
 
     def update(gradients: optax.Updates, state: Any, params: optax.Params | None = None, *, loss, norm, **extra: Any):

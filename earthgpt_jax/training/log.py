@@ -32,7 +32,8 @@ class Log:
         _truncate(workdir / "metrics.jsonl", first)
         self._config, self._plan = config, plan
         self._schedule = schedule(config.optim)
-        self._file = (workdir / "metrics.jsonl").open("a")
+        # Line by line: what a checkpoint is behind of must not be lost with a killed process.
+        self._file = (workdir / "metrics.jsonl").open("a", buffering=1)
         self._board = tensorboardX.SummaryWriter(str(workdir / "tb"), purge_step=first)
         self._bar = tqdm(total=config.optim.steps, initial=first, desc=config.stage.value, unit="step")
         self._clock = clock
@@ -74,7 +75,6 @@ class Log:
         if shown:
             line["epochs"] = self._plan.passes((step + 1) * size)
         self._file.write(json.dumps(line) + "\n")
-        self._file.flush()  # before a checkpoint of this step is: a run killed behind it would lack the line
         if shown:
             speed = self._throughput(step + 1, **self._sums, seconds=self._clock.take())
             self._sums.clear()

@@ -35,7 +35,9 @@ from earthgpt_jax.training.feed import placed
 from earthgpt_jax.training.initial import initial
 from earthgpt_jax.training.log import Log
 from earthgpt_jax.training.optim import optimizer as make_optimizer
+from earthgpt_jax.training.preemption import Notice
 from earthgpt_jax.training.profile import Profile, Profiler
+from earthgpt_jax.training.saving import Saver
 from earthgpt_jax.training.stages import trained_paths
 from earthgpt_jax.training.step import State, execution, make_step
 from earthgpt_jax.training.throughput import Yardstick
@@ -64,6 +66,9 @@ def train(config: Config, workdir: Path, *, profile: Profile | None = None, yard
     Args:
         profile: steps to trace into `workdir/profile`.
         yardstick: for MFU in throughput.jsonl.
+
+    Raises:
+        Stopped: by SIGTERM or Ctrl-C, with the running step saved.
     """
     clock = Clock()
     hosts.agree({"config": to_dict(config), "code": hosts.code()})
@@ -106,8 +111,8 @@ def train(config: Config, workdir: Path, *, profile: Profile | None = None, yard
     leads = jax.process_index() == 0
     if leads:
         workdir.mkdir(parents=True, exist_ok=True)
-        (workdir / "config.json").write_text(json.dumps(to_dict(config), indent=1) + "\n")
-        (workdir / "plan.txt").write_text(text(data.plan, batch_size=config.data.batch_size) + "\n")
+        _put(workdir / "config.json", json.dumps(to_dict(config), indent=1) + "\n")
+        _put(workdir / "plan.txt", text(data.plan, batch_size=config.data.batch_size) + "\n")
     checkpoints = Checkpoints(workdir, config.checkpoint)
     latest = checkpoints.latest()
     hosts.agree({"newest checkpoint": latest})  # a work directory that not all of them see would show here
@@ -115,6 +120,13 @@ def train(config: Config, workdir: Path, *, profile: Profile | None = None, yard
         state, extra = checkpoints.restore(latest, state)
         _refuse_other_data(extra["identity"], identity, workdir)
     first = int(state.step)
+    about = {
+        "config": to_dict(config),
+        "identity": identity,
+        "frozen": {"fingerprint": frozen_print, "dtype": config.frozen_dtype.value, "parent": start.about},
+        "mesh": dict(mesh.shape),
+        "devices": f"{mesh.devices.size} {mesh.devices.flat[0].device_kind}, {jax.process_count()} process(es)",
+    }
 
     batches = train_batches(
         Rows.of(data, InputSpec.of(config)),
@@ -137,6 +149,9 @@ def train(config: Config, workdir: Path, *, profile: Profile | None = None, yard
                 seconds=60 * config.watchdog.minutes, report=workdir / "hang" / f"process-{jax.process_index()}.txt"
             )
         )
+        notice = stack.enter_context(Notice())
+        every, last = config.checkpoint.every_steps, config.optim.steps
+        save = Saver(checkpoints, every=every, last=last, notice=notice, about=about)
         clock.started()
         fed = placed(itertools.islice(batches, config.optim.steps - first), place.batch)
         for step, batch, arrays in clock.waiting(INPUT, fed):
@@ -145,17 +160,17 @@ def train(config: Config, workdir: Path, *, profile: Profile | None = None, yard
                 state, metrics = step_fn(state, frozen, arrays)
             behind.put(step, batch, metrics, called=time.monotonic() if step == first else called)
             profiler.called(step, metrics)
-            save = (step + 1) % config.checkpoint.every_steps == 0 or step + 1 == config.optim.steps
+            due = save.due(step + 1)
             # The step before, while this one runs; this one too where it is saved: nothing unseen is kept.
-            for done in behind.take(all_of_them=save):
+            for done in behind.take(all_of_them=due):
                 watchdog.beat()
                 clock.done(called=done.called, finished=done.finished)
                 guard.refuse(config.optim, done.step, done.metrics, [s for row in done.batch.ids for s in row])
                 if log:
                     log(done.step, done.metrics)
-            if save:
+            if due:
                 with clock.during(SAVE):
-                    checkpoints.save(step + 1, state, {"data_position": step + 1, "identity": identity})
+                    save(step + 1, state)
     if leads:
         io.write(
             finished,
@@ -175,6 +190,13 @@ def train(config: Config, workdir: Path, *, profile: Profile | None = None, yard
         )
     hosts.gather("")  # until the model is written
     return finished
+
+
+def _put(path: Path, text: str) -> None:
+    """The file with its whole text, or what it was, whenever the process is killed."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text)
+    partial.replace(path)
 
 
 def _warn_of_unknown_classes(config: Config, data: Planned) -> None:
