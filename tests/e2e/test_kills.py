@@ -210,7 +210,7 @@ def test_killed_in_a_save_then_told_to_stop_it_resumes_bit_for_bit(tmp_path):
 
 @pytest.mark.slow
 def test_twenty_kills(tmp_path):
-    world = World(tmp_path, steps=600)
+    world = World(tmp_path, steps=240)
     kinds = ["starting"] * 4 + ["training"] * 8 + ["saving"] * 8
     _kill(world, tmp_path / "run", np.random.default_rng(SEED).permutation(kinds), seed=SEED)
     world.finish(tmp_path / "run")
