@@ -1,6 +1,6 @@
 """The exceptions whose message is meant for the user."""
 
-# Exit statuses of a program that was told to end.
+# Exit statuses that are not defects and not for the user to mend.
 AGAIN = 75  # EX_TEMPFAIL of sysexits.h: the same command goes on
 INTERRUPTED = 128 + 2  # what a shell reports for SIGINT
 

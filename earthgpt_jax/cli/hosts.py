@@ -18,7 +18,7 @@ _HELP = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group(
         "several processes",
-        "Found by themselves on TPU pods, under srun and mpirun; give all three elsewhere, or set "
+        "Found by themselves on TPU pods, under srun and mpirun; elsewhere give all three, or set\n"
         "EARTHGPT_COORDINATOR, EARTHGPT_PROCESSES and EARTHGPT_PROCESS.",
     )
     for name, metavar in (("coordinator", "HOST:PORT"), ("processes", "N"), ("process", "I")):

@@ -27,8 +27,9 @@ start whether their config, code, data and weights are the same, and refuse if n
 exit status:
   0    finished
   2    something to mend: a setting, the data, a loss that is not finite; starting again changes nothing
-  75   no step was finished for config.watchdog.minutes: start the same command again
-  130  interrupted; others (1, 134, 137, 143): it was killed or another process was: start it again
+  75   told to stop (SIGTERM) and saved, or no step finished for config.watchdog.minutes: start it again
+  130  interrupted (Ctrl-C) and saved
+  1, 134, 137, ...: it was killed, or another process was: start it again
 
 examples:
   earthgpt train --config tiny:align --workdir runs/align --config.data.source=DATA

@@ -33,7 +33,7 @@ class GuardState(NamedTuple):
     Attributes:
         losses, norms: f32[WINDOW], of the last updates that were applied, in a ring.
         applied, skipped, in_a_row: i32[], updates since the start; those left out; those since the last applied.
-        spike: bool[], whether the last step was one.
+        spike: i32[], 1 if the last step was one.
     """
 
     inner: optax.OptState
@@ -53,9 +53,12 @@ def guarded(inner: optax.GradientTransformation, config: OptimConfig) -> optax.G
     inner = optax.with_extra_args_support(inner)
 
     def init(params: optax.Params) -> GuardState:
-        counts = (jnp.zeros((), jnp.int32) for _ in range(3))  # an array each: the state will be donated
+        def count() -> jax.Array:  # one array each: the state will be donated
+            return jnp.zeros((), jnp.int32)
+
         return GuardState(
-            inner.init(params), jnp.zeros(WINDOW), jnp.zeros(WINDOW), *counts, spike=jnp.zeros((), bool)
+            inner=inner.init(params), losses=jnp.zeros(WINDOW), norms=jnp.zeros(WINDOW),
+            applied=count(), skipped=count(), in_a_row=count(), spike=count(),
         )  # fmt: skip
 
     def update(gradients: optax.Updates, state: Any, params: optax.Params | None = None, *, loss, norm, **extra: Any):
@@ -79,7 +82,7 @@ def guarded(inner: optax.GradientTransformation, config: OptimConfig) -> optax.G
             applied=state.applied + fit,
             skipped=state.skipped + ~fit,
             in_a_row=jnp.where(fit, 0, state.in_a_row + 1),
-            spike=spike,
+            spike=spike.astype(jnp.int32),
         )
 
     return optax.GradientTransformationExtraArgs(init, update)

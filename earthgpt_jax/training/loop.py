@@ -88,6 +88,8 @@ def train(config: Config, workdir: Path, *, profile: Profile | None = None, yard
     trained, frozen = params_lib.split(start.params, trained_rules)
     frozen = freeze(frozen, config.frozen_dtype)
     frozen_print = params_lib.fingerprint(frozen)
+    identity = data.plan.identity() | {"frozen weights": frozen_print}
+    hosts.agree({"data": identity})
     mesh = build_mesh(config.mesh, rows=config.data.batch_size // config.optim.microbatches)
     place = rules.placement(config.model, start.params, mesh=mesh)
     trained, frozen = place.put(trained), place.put(frozen)
@@ -106,9 +108,7 @@ def train(config: Config, workdir: Path, *, profile: Profile | None = None, yard
     )
 
     _warn_of_unknown_classes(config, data)
-    identity = data.plan.identity() | {"frozen weights": frozen_print}
     # Only now, when model and data were found fit: a start that failed leaves no claim on the folder.
-    hosts.agree({"data": identity})
     leads = jax.process_index() == 0
     if leads:
         workdir.mkdir(parents=True, exist_ok=True)

@@ -136,7 +136,7 @@ def test_a_run_that_hangs_is_started_again_and_ends_as_if_it_had_not(world):
         env=os.environ | {"PAUSE": "0"}, capture_output=True, text=True, timeout=500,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
-    assert "again.sh: status 75; restart 1 of 20" in done.stderr
+    assert "again.sh: status 75; restart 1 of 20" in done.stderr  # a slow machine may have compiled too long before
     report = (root / "hangs" / "hang" / "process-0.txt").read_text()
     assert "no step was finished for 0.5 minutes" in report and "in placed" in report
     _, straight = io.read(loop.train(nano.config("align", *overrides), root / "undisturbed"))
@@ -144,5 +144,5 @@ def test_a_run_that_hangs_is_started_again_and_ends_as_if_it_had_not(world):
     assert params_lib.fingerprint(found) == params_lib.fingerprint(straight)
     texts = [(root / name / "metrics.jsonl").read_text() for name in ("hangs", "undisturbed")]
     assert texts[0] == texts[1]
-    (first, second) = [line for line in _lines(root / "hangs", "throughput.jsonl") if "first" in line]
-    assert (first["first"], second["first"]) == (0, 4) and second["time"] - first["time"] > 30
+    *_, before, last = [line for line in _lines(root / "hangs", "throughput.jsonl") if "first" in line]
+    assert last["first"] == 4 and last["time"] - before["time"] > 30

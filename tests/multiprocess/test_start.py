@@ -94,7 +94,7 @@ def test_other_data_or_other_weights_on_one_of_them_are_refused(world, tmp_path)
     for process in processes:
         said, trace = process.communicate(timeout=300)
         assert "the 2 processes of this run differ" in said, said + trace[-2000:]
-        assert "data.frozen weights: " in said and "data.sources" in said
+        assert "data.frozen weights: " in said and "data.synthetic: records: " in said
 
 
 @pytest.mark.slow
