@@ -315,7 +315,7 @@ def _transformers(config: LlamaConfig, trained: str, params: params_lib.Params) 
         TheirConfig(
             vocab_size=config.vocab_size, hidden_size=config.dim, intermediate_size=config.ffn_dim,
             num_hidden_layers=config.depth, num_attention_heads=config.heads, num_key_value_heads=config.kv_heads,
-            rms_norm_eps=config.norm_eps, rope_theta=config.rope_theta, attn_implementation="sdpa",
+            rms_norm_eps=config.norm_eps, rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
         )
     )  # fmt: skip
     table = tables.llama_hf(config)
