@@ -50,7 +50,7 @@ class Linear(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         x = x.astype(self.dtype)
-        y = product(x, self.kernel[...])
+        y = product(x, self.kernel.get_value())
         if hasattr(self, "bias"):
             y = y + self.bias[...].astype(self.dtype)
         if self.name is not None:

@@ -40,26 +40,35 @@ def attend(
         [B, T, N, H]. A query that sees no key (padding) gets an arbitrary finite value.
     """
     rows, length, heads, head_dim = q.shape
+    # Heads first, as the products want it: once for all blocks, not once a block.
+    q = (q * head_dim**-0.5).reshape(rows, length, k.shape[2], heads // k.shape[2], head_dim).transpose(0, 2, 3, 1, 4)
+    k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)  # B K S H
     if causal and length > _BLOCK:
         assert mask is not None
         ends = [*range(_BLOCK, length, _BLOCK), length]
         parts = [
-            attend(q[:, start:end], k[:, :end], v[:, :end], mask=mask[:, start:end, :end])
+            _block(q[:, :, :, start:end], k[:, :, :end], v[:, :, :end], mask=mask[:, start:end, :end])
             for start, end in zip([0, *ends], ends, strict=False)
         ]
-        return jnp.concatenate(parts, axis=1)
-    groups = heads // k.shape[2]
-    q = (q * head_dim**-0.5).reshape(rows, length, k.shape[2], groups, head_dim)
-    scores = jnp.einsum("BTKGH,BSKH->BKGTS", q, k, preferred_element_type=jnp.float32)
+        out = jnp.concatenate(parts, axis=3)
+    else:
+        out = _block(q, k, v, mask=mask)
+    return out.transpose(0, 3, 1, 2, 4).reshape(rows, length, heads, head_dim)
+
+
+def _block(q: jax.Array, k: jax.Array, v: jax.Array, *, mask: jax.Array | None) -> jax.Array:
+    """[B, K, G, T, H] from q [B, K, G, T, H], scaled, and k, v [B, K, S, H]."""
+    shape = (*q.shape[:4], k.shape[2])  # B K G T S
+    q = q.reshape(*q.shape[:2], -1, q.shape[-1])  # plain batched products, which a CPU has a fast way for
+    scores = jnp.einsum("BKTH,BKSH->BKTS", q, k, preferred_element_type=jnp.float32)
     if mask is not None:
         # A finite number: a row that sees nothing (padding) stays finite, in the gradient too.
-        scores = scores + jnp.where(mask, 0.0, -1e30)[:, None, None]
+        scores = (scores.reshape(shape) + jnp.where(mask, 0.0, -1e30)[:, None, None]).reshape(scores.shape)
     top = jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True))
     weights = jnp.exp(scores - top)
     # Normalised after the second product: T*H divisions instead of T*S.
-    total = weights.sum(axis=-1).transpose(0, 3, 1, 2)[..., None]  # B T K G 1
-    out = jnp.einsum("BKGTS,BSKH->BTKGH", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
-    return (out / total).astype(v.dtype).reshape(rows, length, heads, head_dim)
+    out = jnp.einsum("BKTS,BKSH->BKTH", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+    return (out / weights.sum(axis=-1, keepdims=True)).astype(v.dtype).reshape(*shape[:4], -1)
 
 
 def visible(segments: jax.Array, branches: jax.Array) -> jax.Array:

@@ -75,7 +75,9 @@ def _compare(model: str, recipe: str, data: Path, count: int) -> None:
     reference = None
     for dtype in FrozenDType:
         held = freeze(frozen, dtype)
-        total, weight = sum(np.asarray(loss(held, batch), np.float64) for batch in tqdm(batches, desc=dtype))
+        total, weight = np.sum(
+            [np.asarray(loss(held, batch), np.float64) for batch in tqdm(batches, desc=dtype)], axis=0
+        )
         value = total / weight
         reference = value if reference is None else reference
         kernels = {path: array for path, array in held.items() if path.startswith("llm/blocks/")}
