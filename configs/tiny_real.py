@@ -22,5 +22,5 @@ def get_config(stage: str = "align") -> ConfigDict:
         config.data.task_weights = {"caption": 1.0, "hbb": 1.0}
     # Little data: a smaller rate, few steps.
     config.optim.steps = 200
-    config.optim.peak_lr = 5e-4 if stage == "align" else 2e-3
+    config.optim.peak_lr = {"align": 5e-4, "instruct": 2e-3, "lora": 2e-3, "finetune": 2e-4}[stage]
     return config

@@ -50,8 +50,11 @@ class AdapterKind(enum.StrEnum):
 
 
 class Stage(enum.StrEnum):
+    """The paper's two stages, and full fine-tuning: everything behind the encoders."""
+
     ALIGN = "align"
     INSTRUCT = "instruct"
+    FINETUNE = "finetune"
 
 
 class TrainedAttention(enum.StrEnum):
@@ -88,6 +91,14 @@ class DType(enum.StrEnum):
     BFLOAT16 = "bfloat16"
 
 
+class FrozenDType(enum.StrEnum):
+    """Of weights that a stage does not train; int8: the LLM's kernels, with a scale a channel, the rest bfloat16."""
+
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+    INT8 = "int8"
+
+
 class Remat(enum.StrEnum):
     """What a block's forward pass keeps for its backward pass; the rest is computed again.
 
@@ -101,6 +112,20 @@ class Remat(enum.StrEnum):
     ATTENTION = "attention"
     FULL = "full"
     OFFLOAD = "offload"
+
+
+class OnNan(enum.StrEnum):
+    """What a run does about a loss or a gradient that is not finite; its update is applied in neither case."""
+
+    STOP = "stop"
+    SKIP = "skip"
+
+
+class OnSpike(enum.StrEnum):
+    """What a run does about a step whose loss or gradient norm is far above those before it."""
+
+    KEEP = "keep"
+    SKIP = "skip"
 
 
 class Kernel(enum.StrEnum):
@@ -221,13 +246,29 @@ class LlamaConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AdapterConfig:
+    """What sits on the LLM's linears.
+
+    Attributes:
+        rank, alpha: of LoRA, whose product is multiplied by alpha / rank; alpha 0: by one, as in LLaMA2-Accessory.
+    """
+
     kind: AdapterKind = AdapterKind.NONE
     targets: tuple[str, ...] = LINEARS
     rank: int = 16
+    alpha: float = 0.0
+
+    @property
+    def factor(self) -> float:
+        """What LoRA's product is multiplied by."""
+        return self.alpha / self.rank if self.alpha else 1.0
 
     def check(self) -> list[str]:
         unknown = [target for target in self.targets if target not in LINEARS]
         errors = [f"targets: expected some of {LINEARS}, got {unknown}"] if unknown else []
+        if not self.targets and self.kind is not AdapterKind.NONE:
+            errors.append(f"targets: expected some of {LINEARS}, got none")
+        if self.alpha < 0:
+            errors.append(f"alpha: expected a positive number, or 0 for no scaling, got {self.alpha}")
         return errors + _positive(self, "rank")
 
 
@@ -333,7 +374,14 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """AdamW, linear warm-up, half-cosine to `min_lr`. `lr_scale` multiplies the rate of a group of paths."""
+    """AdamW, linear warm-up, half-cosine to `min_lr`. `lr_scale` multiplies the rate of a group of paths.
+
+    Attributes:
+        on_nan: where the loss or a gradient is not finite: stop there, or leave the batch out.
+        on_spike: where loss or gradient norm stand `spike_factor` robust deviations above the median of the last
+            128 updates: apply the update all the same (and say so in metrics.jsonl), or leave the batch out.
+        max_skips: so many batches left out in a row end the run.
+    """
 
     steps: int
     peak_lr: float = 2e-5
@@ -346,9 +394,15 @@ class OptimConfig:
     clip_norm: float = 8.0
     microbatches: int = 1
     lr_scale: dict[str, float] = dataclasses.field(default_factory=dict)
+    on_nan: OnNan = OnNan.STOP
+    on_spike: OnSpike = OnSpike.KEEP
+    spike_factor: float = 8.0
+    max_skips: int = 10
 
     def check(self) -> list[str]:
-        errors = _positive(self, "steps", "peak_lr", "clip_norm", "microbatches")
+        errors = _positive(
+            self, "steps", "peak_lr", "clip_norm", "microbatches", "spike_factor", "max_skips"
+        )  # fmt: skip
         if not 0 <= self.warmup_steps <= self.steps:
             errors.append(f"warmup_steps: expected 0..steps={self.steps}, got {self.warmup_steps}")
         if not 0 <= self.min_lr <= self.peak_lr:
@@ -358,11 +412,41 @@ class OptimConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
+    """When a run saves, and what of it stays.
+
+    Attributes:
+        every_steps: between checkpoints; the last step is saved as well, and the one at which a run is told to stop.
+        keep: so many of the newest.
+        keep_every_steps: those of multiples of this stay for good; 0: none.
+        keep_every_hours: the first stays for good, and so does the first that is so much newer than the last that
+            stayed; 0: none.
+    """
+
     every_steps: int = 500
     keep: int = 2
+    keep_every_steps: int = 0
+    keep_every_hours: float = 0.0
 
     def check(self) -> list[str]:
-        return _positive(self, "every_steps", "keep")
+        errors = _positive(self, "every_steps", "keep")
+        if self.keep_every_steps < 0 or (not errors and self.keep_every_steps % self.every_steps):
+            errors.append(
+                f"keep_every_steps: expected a multiple of every_steps={self.every_steps}, or 0, "
+                f"got {self.keep_every_steps}"
+            )
+        if self.keep_every_hours < 0:
+            errors.append(f"keep_every_hours: expected hours, or 0, got {self.keep_every_hours}")
+        return errors
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WatchdogConfig:
+    """A process that finishes no step for so many minutes says where it stands and ends (status 75); 0: never."""
+
+    minutes: float = 30.0
+
+    def check(self) -> list[str]:
+        return [] if self.minutes >= 0 else [f"minutes: expected a number of minutes, or 0, got {self.minutes}"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -410,8 +494,9 @@ class Config:
     init: str = ""
     init_from: dict[str, str] = dataclasses.field(default_factory=dict)
     checkpoint: CheckpointConfig = CheckpointConfig()
+    watchdog: WatchdogConfig = WatchdogConfig()
     trained_attention: TrainedAttention = TrainedAttention.QKVO
-    frozen_dtype: DType = DType.BFLOAT16
+    frozen_dtype: FrozenDType = FrozenDType.BFLOAT16
     mesh: MeshConfig = MeshConfig()
     remat: Remat = Remat.NONE
     attention: Kernel = Kernel.AUTO

@@ -1,5 +1,9 @@
 """The exceptions whose message is meant for the user."""
 
+# Exit statuses of a program that was told to end.
+AGAIN = 75  # EX_TEMPFAIL of sysexits.h: the same command goes on
+INTERRUPTED = 128 + 2  # what a shell reports for SIGINT
+
 
 class EarthGPTError(Exception):
     """Something the user can mend: the message says where, what was expected, what came, and what to do.
@@ -9,5 +13,20 @@ class EarthGPTError(Exception):
     """
 
 
+class TryAgain(EarthGPTError):
+    """Nothing is wrong with what the user gave: the same command may go on from where it was.
+
+    The command line exits with status `AGAIN`, upon which the launchers in `scripts/launch/` start it again.
+    """
+
+
 class DamagedRecord(EarthGPTError):
     """A record that its shard does not give back; the dataset's others may be well, and can be used without it."""
+
+
+class Stopped(Exception):
+    """A run ended before its end because it was told to, with everything it had on disk; `status` is for the shell."""
+
+    def __init__(self, message: str, *, status: int):
+        super().__init__(message)
+        self.status = status

@@ -8,9 +8,14 @@ import signal
 import threading
 
 
-def prepare() -> None:
-    """To be called in a worker process: it ends with its parent, and leaves an interrupt to it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent has it too, and ends us
+def prepare(*leave: signal.Signals) -> None:
+    """To be called in a worker process: it ends with its parent, and leaves an interrupt to it.
+
+    Args:
+        leave: further signals that the parent has too and deals with, such as a scheduler's SIGTERM to all processes.
+    """
+    for number in (signal.SIGINT, *leave):
+        signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_die_with_parent, daemon=True).start()
 
 

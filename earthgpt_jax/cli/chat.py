@@ -6,6 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from earthgpt_jax.cli import answering
+
 NAME = "chat"
 HELP = "ask a model about an image"
 DESCRIPTION = """\
@@ -15,26 +17,25 @@ shows the interface, not quality.
 
 examples:
   earthgpt chat --image scene.png --question "What is the category of this remote sensing image?"
-  earthgpt chat --image scene.png --model runs/instruct/model
+  earthgpt chat --image scene.png --model runs/instruct/model --temperature 0.7 --top-p 0.9
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--image", required=True, type=Path, help="PNG, JPEG, TIFF or BMP; any size")
-    parser.add_argument("--model", default="tiny", help="an embedded model or a model directory (default: tiny)")
     parser.add_argument("--question", action="append", help="ask this and stop; may be repeated")
     parser.add_argument("--max-new-tokens", type=int, default=256, help="longest answer (default: 256)")
+    answering.add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     from earthgpt_jax.errors import EarthGPTError
-    from earthgpt_jax.inference.engine import Engine
     from earthgpt_jax.input.images import load_square, read_image
 
     if args.max_new_tokens < 1:
         raise EarthGPTError(f"--max-new-tokens: expected at least 1, got {args.max_new_tokens}")
     data = read_image(args.image)
-    engine = Engine.from_model_dir(args.model, batch_size=1)
+    engine = answering.engine(args, batch_size=1)
     image = load_square(data, engine.image_size)
     interactive = args.question is None and sys.stdin.isatty()
     for question in args.question or _lines(interactive):

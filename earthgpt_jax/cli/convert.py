@@ -132,16 +132,6 @@ def _export(args: argparse.Namespace) -> int:
 
 
 def _inspect(args: argparse.Namespace) -> int:
-    import numpy as np
+    from earthgpt_jax.cli.inspect import show
 
-    from earthgpt_jax.convert.sources import open_source
-
-    source = open_source(args.path)
-    shapes, dtypes = source.reader.shapes, source.reader.dtypes
-    total = sum(int(np.prod(shape, dtype=np.int64)) for shape in shapes.values())
-    size = sum(int(np.prod(shape, dtype=np.int64)) * dtypes[key].itemsize for key, shape in shapes.items())
-    print(f"{source.path}: {source.layout.name}; {len(shapes)} tensors, {total:,} numbers, {size / 1e9:.2f} GB")
-    width = max(map(len, shapes))
-    for key, shape in shapes.items():
-        print(f"  {key:<{width}}  {dtypes[key]!s:<9} {' x '.join(map(str, shape))}")
-    return 0
+    return show(args.path)

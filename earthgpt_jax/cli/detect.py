@@ -7,6 +7,8 @@ import json
 import sys
 from pathlib import Path
 
+from earthgpt_jax.cli import answering
+
 NAME = "detect"
 HELP = "find the objects of an image: boxes as JSON and drawn"
 DESCRIPTION = """\
@@ -21,24 +23,23 @@ examples:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--image", required=True, type=Path, help="PNG, JPEG, TIFF or BMP; any size")
-    parser.add_argument("--model", default="tiny", help="an embedded model or a model directory (default: tiny)")
     parser.add_argument("--boxes", choices=("hbb", "obb"), default="hbb", help="kind of boxes (default: hbb)")
     parser.add_argument("--draw", type=Path, metavar="FILE.png", help="also draw the boxes into this file")
     parser.add_argument("--max-new-tokens", type=int, default=448, help="longest answer (default: 448)")
+    answering.add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     from PIL import Image, ImageDraw
 
     from earthgpt_jax.geometry import Square, parse
-    from earthgpt_jax.inference.engine import Engine
     from earthgpt_jax.input.images import decode, load_square, read_image
     from earthgpt_jax.input.templates import default_question
     from earthgpt_jax.mmrs.record import Task
 
     data = read_image(args.image)
     picture = decode(data)
-    engine = Engine.from_model_dir(args.model, batch_size=1)
+    engine = answering.engine(args, batch_size=1)
     question = default_question(Task(args.boxes))
     item = (load_square(data, engine.image_size), question)
     answer = engine.answer([item], max_new_tokens=args.max_new_tokens)[0]

@@ -11,8 +11,9 @@ A command is a module with
 
 Only the module of the command that was asked for is imported, so that help comes at once.
 
-Exit statuses: 0 done, 1 a check found something, 2 the user can mend it, 130 interrupted, 141 the reader
-of our output went away. Anything else that escapes is a defect and keeps its traceback.
+Exit statuses: 0 done, 1 a check found something, 2 the user can mend it, 75 the same command goes on (a run was told to
+stop and saved, or waited in vain), 130 interrupted, 141 the reader of our output went away. Anything else that escapes
+is a defect and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -30,11 +31,10 @@ from types import ModuleType
 from typing import NoReturn
 
 from earthgpt_jax import __version__
-from earthgpt_jax.errors import EarthGPTError
+from earthgpt_jax.errors import AGAIN, INTERRUPTED, EarthGPTError, Stopped, TryAgain
 
 USER_ERROR = 2
-INTERRUPTED = 128 + 2  # what a shell reports for SIGINT
-BROKEN_PIPE = 128 + 13  # and for SIGPIPE
+BROKEN_PIPE = 128 + 13  # what a shell reports for SIGPIPE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +54,11 @@ COMMANDS = (
     ),
     Command("data", "earthgpt_jax.cli.data", "list, build, check, count and look at datasets"),
     Command("train", "earthgpt_jax.cli.train", "train a stage of a recipe; resumes by itself"),
+    Command(
+        "inspect",
+        "earthgpt_jax.cli.inspect",
+        "say what a run, a checkpoint or a foreign file of weights is, without loading it",
+    ),
     Command("plan", "earthgpt_jax.cli.plan", "compile a recipe's step for a TPU slice: memory, FLOPs, collectives"),
     Command("eval", "earthgpt_jax.cli.evaluate", "answer a benchmark's questions and score the answers"),
     Command("score", "earthgpt_jax.cli.score", "score an existing predictions file, without a model"),
@@ -102,8 +107,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             status = stop.code or 0
         sys.stdout.flush()  # a closed pipe shows here, not at interpreter exit
         return status
+    except TryAgain as error:
+        _say(str(error))
+        return AGAIN
     except EarthGPTError as error:
         return _say(str(error))
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        return stopped.status
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED

@@ -37,7 +37,8 @@ def run(args: argparse.Namespace) -> int:
     from earthgpt_jax.config import load
     from earthgpt_jax.errors import EarthGPTError
     from earthgpt_jax.evaluation import report, scores
-    from earthgpt_jax.evaluation.compare import compare
+    from earthgpt_jax.evaluation.compare import answer, beside_baselines
+    from earthgpt_jax.inference.engine import Engine
     from earthgpt_jax.mmrs.store import open_source, write
     from earthgpt_jax.mmrs.synthetic import SyntheticSource
     from earthgpt_jax.training.log import read_losses
@@ -68,17 +69,11 @@ def run(args: argparse.Namespace) -> int:
     _say(started, "4/6  evaluation on held-out images, each beside a constant and a blind baseline")
     test, train_split = (open_source(data, split) for split in ("test", "train"))
     models = {"shipped": "tiny", "fresh": str(tuned)}
-    results = {
-        name: compare(
-            model,
-            test,
-            train_split,
-            out=work / "evaluation" / name,
-            per_image=PER_IMAGE,
-            batch_size=args.batch_size,
-        )
-        for name, model in models.items()
-    }
+    results = {}
+    for name, model in models.items():
+        engine, out = Engine.from_model_dir(model, batch_size=args.batch_size), work / "evaluation" / name
+        answered = answer(engine, test, out=out, per_image=PER_IMAGE, label=name)
+        results[name] = beside_baselines(answered, train_split, out=out, decimals=engine.decimals)
     table = results["shipped"].scores | {"fresh": results["fresh"].scores}
     (work / "scores.json").write_text(json.dumps(table, indent=1) + "\n")
 

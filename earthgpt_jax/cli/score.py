@@ -47,6 +47,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--benchmark", metavar="NAME", help="score a benchmark's questions, beside published figures")
     parser.add_argument("--constant", type=Path, metavar="FILE", help="a constant baseline's answers, to stand beside")
     parser.add_argument("--blind", type=Path, metavar="FILE", help="answers of the same model without the image")
+    parser.add_argument(
+        "--calibrate",
+        type=Path,
+        metavar="FILE",
+        help="answers about other images, from which box confidences are calibrated",
+    )
     parser.add_argument("--data", type=Path, help="checks that the file is about this dataset; pictures for --report")
     parser.add_argument("--split", default="test", help="of --data (default: test)")
     parser.add_argument("--samples", type=int, default=1000, help="bootstrap samples; 0: no intervals (default: 1000)")
@@ -54,7 +60,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from earthgpt_jax.errors import EarthGPTError
-    from earthgpt_jax.evaluation import baselines, benchmarks, peers, predictions, report, scores
+    from earthgpt_jax.evaluation import baselines, benchmarks, confidence, peers, predictions, report, scores
+    from earthgpt_jax.evaluation.metrics import reliability
     from earthgpt_jax.evaluation.metrics.java import JavaMetric, why_not
     from earthgpt_jax.mmrs.record import Task
     from earthgpt_jax.mmrs.store import open_source
@@ -81,6 +88,17 @@ def run(args: argparse.Namespace) -> int:
     if card is not None:
         answered = benchmarks.chosen(answered, card, where=args.file)
         notes += benchmarks.remarks(answered, card)
+    notes += confidence.remarks(answered)
+    answered = confidence.settled(answered)  # once, for all that follows
+    calibrations = {}
+    if args.calibrate:
+        others = predictions.whole(args.calibrate)
+        confidence.check_disjoint(others, answered, where=args.calibrate, of=args.file)
+        calibrations = reliability.learn(others)
+        notes += [
+            f"{task}: confidences calibrated on {item.boxes} boxes of {args.calibrate.name}."
+            for task, item in calibrations.items()
+        ] or [f"Nothing is calibrated: {args.calibrate.name} has no confidences."]
     beside = {}
     for name in ("constant", "blind"):
         if path := getattr(args, name):
@@ -90,12 +108,12 @@ def run(args: argparse.Namespace) -> int:
             predictions.check_same(other, answered, where=path, of=args.file)
             beside[name] = scores.score(other, extras=(scores.Extra.AP,))
     beside["random"] = scores.score(baselines.shuffled(answered), extras=(scores.Extra.AP,))
-    model = scores.score(answered, samples=args.samples, extras=tuple(scores.Extra))
+    model = scores.score(answered, samples=args.samples, extras=tuple(scores.Extra), calibrations=calibrations)
     table = scores.assemble(model=model, **beside)
     if any(p.task in (Task.CAPTION, Task.REGION_CAPTION) for p in answered):
         notes += [f"{m.value.upper()} was not computed: {why}." for m in JavaMetric if (why := why_not(m))]
     print(scores.to_markdown(table))
-    tables = []
+    tables = [found for found in (report.confidences(model),) if found is not None]
     if card is not None:
         tables.append(report.published(card, model))
     if args.peer:
@@ -111,7 +129,7 @@ def run(args: argparse.Namespace) -> int:
     if args.report:
         report.write_both(
             args.report, title=f"Answers of {args.file.name}", scores=everything, predictions=answered,
-            records=source, notes=notes, tables=tables,
+            records=source, notes=notes, tables=tables, calibrations=calibrations,
         )  # fmt: skip
         print(f"report: {args.report / 'report.html'}, {args.report / 'report.md'}")
     return 0

@@ -6,6 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from earthgpt_jax.cli import hosts as hosts_cli
+
 NAME = "train"
 HELP = "train a stage of a recipe; resumes by itself"
 OVERRIDES = True
@@ -15,7 +17,18 @@ Trains one stage: `align` (projector, attention, norms on image-caption pairs), 
 number of hosts, but for the order of sums. Worker processes change nothing.
 
 WORKDIR then holds config.json (the recipe), plan.txt (what an epoch of it holds), metrics.jsonl and
-tb/ (loss, rate, epoch), checkpoints/, and at the end model/.
+tb/ (loss, rate, epoch), throughput.jsonl (tokens/s, MFU, goodput, what is waited for), checkpoints/, and at
+the end model/; profile/ and hang/ where there was something to say.
+
+On several hosts start the same command on each, with a WORKDIR that all of them see: by scripts/launch/
+(TPU VM, GKE, SLURM), which starts it again where that helps, or as in the last example. They find out at the
+start whether their config, code, data and weights are the same, and refuse if not. docs/running.md has it all.
+
+exit status:
+  0    finished
+  2    something to mend: a setting, the data, a loss that is not finite; starting again changes nothing
+  75   no step was finished for config.watchdog.minutes: start the same command again
+  130  interrupted; others (1, 134, 137, 143): it was killed or another process was: start it again
 
 examples:
   earthgpt train --config tiny:align --workdir runs/align --config.data.source=DATA
@@ -23,6 +36,8 @@ examples:
       --config.init=runs/align/model
   earthgpt train --config tiny_real:instruct --workdir runs/real --config.data.source=DATASETS \\
       --config.data.mixture=mmrs_balanced --config.data.augment=flips --config.data.workers=2
+  earthgpt train --config tiny:align --workdir /shared/align --config.data.source=/shared/DATA \\
+      --coordinator node0:8476 --processes 2 --process 0     (and on the other host: --process 1)
 """
 
 
@@ -34,13 +49,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a recipe of configs/ or a path, with its stage: tiny:align; override any field as --config.a.b=value",
     )
     parser.add_argument("--workdir", required=True, type=Path, help="checkpoints, metrics and the finished model")
+    parser.add_argument(
+        "--profile",
+        nargs="?",
+        const="",
+        metavar="FIRST-LAST",
+        help="trace these steps (default: the third to fifth of this start) into WORKDIR/profile",
+    )
+    parser.add_argument(
+        "--profile-processes", choices=("first", "all"), default="first", help="which processes trace (default: first)"
+    )
+    hosts_cli.add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
+    from earthgpt_jax import hosts
     from earthgpt_jax.config import load
-    from earthgpt_jax.training.loop import train
 
-    config = load(args.config, args.overrides)
-    finished = train(config, args.workdir)
+    hosts_cli.start(args)
+    with hosts.all_or_none("reading the config"):
+        config = load(args.config, args.overrides)
+
+    import jax
+
+    from earthgpt_jax.plan.yardstick import yardstick
+    from earthgpt_jax.training.loop import train
+    from earthgpt_jax.training.profile import Profile
+
+    profile = None
+    if args.profile is not None:
+        profile = Profile(steps=args.profile, everywhere=args.profile_processes == "all")
+    finished = train(config, args.workdir, profile=profile, yardstick=yardstick(config, jax.devices()))
     print(f"finished: {finished}", file=sys.stderr)
     return 0

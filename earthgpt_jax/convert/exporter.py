@@ -15,7 +15,7 @@ from tqdm import tqdm
 from earthgpt_jax.config import AdapterConfig, AdapterKind, LlamaConfig, ModelConfig, to_dict
 from earthgpt_jax.convert import tables
 from earthgpt_jax.convert.card import model_card
-from earthgpt_jax.convert.fold import Chosen, Folded, folded_config
+from earthgpt_jax.convert.fold import Chosen, Folded, Unscaled, folded_config
 from earthgpt_jax.convert.sources import ADAPTER_FILE, SPLIT_DIMS
 from earthgpt_jax.convert.stores import Folder, Joined, Reader, Safetensors, SafetensorsWriter
 from earthgpt_jax.convert.tables import Table
@@ -82,7 +82,7 @@ def export_accessory(name: str | Path, out: Path, *, dtype: np.dtype | None = No
     from safetensors.torch import load_file
 
     model = io.describe(name)
-    reader, config = _leaves(model), model.model
+    reader, config = Unscaled(_leaves(model), model.model), model.model
     table = tables.accessory(config).prefixed(key="llma.")
     ours = reader.shapes
     full = table.their_shapes(ours)

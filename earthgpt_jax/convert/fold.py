@@ -1,7 +1,7 @@
 """Adapters folded into the linears they sit on: the same function, without adapters.
 
 `scale+bias`: scale * (W x + b + bias) has the kernel W * scale and the bias scale * (b + bias).
-`bias`: the bias b + bias. `lora`: the kernel W + A B. Done in float32, layer by layer.
+`bias`: the bias b + bias. `lora`: the kernel W + alpha/rank A B. Done in float32, layer by layer.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ class Folded:
 
     def __init__(self, base: Reader, config: ModelConfig):
         self._base = base
+        self._factor = config.adapter.factor
         plain = {path: shape for path, shape in base.shapes.items() if "/adapter/" not in path}
         llm = folded_config(config).llm
         for path in list(plain):
@@ -65,7 +66,7 @@ class Folded:
             if scale is not None:
                 value *= scale[:, None, :]
             if (a := part("adapter/a")) is not None:
-                value += a @ part("adapter/b")
+                value += self._factor * (a @ part("adapter/b"))
         else:
             depth = self.shapes[path][0] - start if rows is None else rows
             value = np.zeros((depth, self.shapes[path][1]), np.float32)
@@ -82,3 +83,14 @@ class Chosen:
         self.shapes = {path: shape for path, shape in base.shapes.items() if ("/adapter/" in path) == adapters}
         self.dtypes = {path: base.dtypes[path] for path in self.shapes}
         self.read = base.read
+
+
+class Unscaled:
+    """A model's leaves with LoRA's alpha / rank multiplied into B, for layouts that have no place for it."""
+
+    def __init__(self, base: Reader, config: ModelConfig):
+        self.shapes, self.dtypes, self._base, self._factor = base.shapes, base.dtypes, base, config.adapter.factor
+
+    def read(self, path: str, start: int = 0, rows: int | None = None) -> np.ndarray:
+        value = self._base.read(path, start, rows)
+        return value * value.dtype.type(self._factor) if path.endswith("/adapter/b") else value

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from earthgpt_jax.evaluation.metrics.captions import cider, tokenise
-from earthgpt_jax.evaluation.predictions import FrameKind, Prediction
+from earthgpt_jax.evaluation.predictions import DETECTION, FrameKind, Prediction
 from earthgpt_jax.evaluation.runner import Asked
 from earthgpt_jax.geometry import (
     MMRS,
@@ -37,7 +37,7 @@ _CANDIDATES, _IMAGES = 30, 120  # captions tried, and images they are tried on
 def constant(train: Sequence[Record], asked: Sequence[Asked], *, decimals: int) -> list[Prediction]:
     """The same answer to every question of a task (and VQA type), whatever the image.
 
-    Most frequent scene and VQA answer; the caption with the best CIDEr and the phrase nearest to all
+    Most frequent scene, VQA answer, count and class; the caption with the best CIDEr and the phrase nearest to all
     others; the median box of the most frequent class for grounding and detection.
     """
     # The statistics need no pixels: images are let go one by one.
@@ -57,6 +57,11 @@ class _Answers:
         self._vqa = {kind: _most_frequent(values) for kind, values in turns.items()}
         self._caption = _best_caption([record.references for record in records if record.references])
         self._phrase = _medoid([item.phrase for record in records for item in record.objects if item.phrase])
+        self._count = _most_frequent(
+            str(count)
+            for record in records
+            for count in collections.Counter(item.label for item in record.objects).values()
+        )
         self._object = _most_frequent(item.label for record in records for item in record.objects)
         # Median corners as fractions of the square, of all objects and of the most frequent class.
         self._any_box = _median_box(records, None)
@@ -73,6 +78,12 @@ class _Answers:
                 return self._caption
             case Task.REGION_CAPTION:
                 return self._phrase
+            case Derived.PRESENCE:
+                return "yes"  # of each class as often right as `no`
+            case Derived.COUNT:
+                return self._count
+            case Derived.REGION_CLASS:
+                return self._object
             case Task.GROUNDING:
                 return format_boxes(
                     [square.to_pixels(self._any_box)], square=square, decimals=self._decimals, kind=BoxKind.HBB
@@ -135,10 +146,7 @@ def shuffled(predictions: Sequence[Prediction], *, seed: int = 0) -> list[Predic
         order = rng.permutation(len(rows))
         for place, following in zip(order, np.roll(order, -1), strict=True):
             given[rows[place].id] = _right_answer(rows[following]) if len(rows) > 1 else ""
-    return [
-        dataclasses.replace(p, prediction=given[p.id], grammar=MMRS, frame=FrameKind.SQUARE.value, confidences=())
-        for p in predictions
-    ]
+    return [p.saying(given[p.id], grammar=MMRS, frame=FrameKind.SQUARE.value) for p in predictions]
 
 
 def _right_answer(p: Prediction) -> str:
@@ -148,11 +156,11 @@ def _right_answer(p: Prediction) -> str:
         case Task.GROUNDING if p.object_index is not None:
             polygon = np.asarray(p.objects[p.object_index].polygon)
             return format_boxes([polygon], square=square, decimals=decimals, kind=BoxKind.HBB)
-        case Task.HBB | Task.OBB:
+        case task if task in DETECTION:
             boxes: dict[str, list[np.ndarray]] = collections.defaultdict(list)
             for item in p.objects:
                 boxes[item.label].append(np.asarray(item.polygon))
-            return format_detection(boxes, square=square, decimals=decimals, kind=BoxKind(p.task))
+            return format_detection(boxes, square=square, decimals=decimals, kind=DETECTION[task])
         case Task.CAPTION | Task.REGION_CAPTION:
             return p.references[0]
         case _:

@@ -6,13 +6,24 @@ import dataclasses
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
-from earthgpt_jax.evaluation import baselines, runner, scores
+from earthgpt_jax.evaluation import baselines, chained, runner, scores
 from earthgpt_jax.evaluation import predictions as answers_lib
 from earthgpt_jax.evaluation.metrics.intervals import SAMPLES
-from earthgpt_jax.evaluation.predictions import Prediction
+from earthgpt_jax.evaluation.predictions import Chained, Prediction
+from earthgpt_jax.evaluation.runner import Asked, LogProbs, View
+from earthgpt_jax.evaluation.shards import Process
 from earthgpt_jax.inference.engine import Engine
 from earthgpt_jax.input.derived import Derived
 from earthgpt_jax.mmrs.store import Together
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Answered:
+    """What a model was asked, and its answers by what it got to see; digests of all that they depend on."""
+
+    asked: list[Asked]
+    answers: dict[View, list[Prediction]]
+    header: dict
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,51 +34,75 @@ class Comparison:
     predictions: list[Prediction]
 
 
-def compare(
-    model: str,
+def answer(
+    engine: Engine,
     test: Together,
-    train: Together,
     *,
     out: Path,
     per_image: Mapping[str, int],
-    batch_size: int,
+    label: str,
     images: int | None = None,
-    extras: Collection[scores.Extra] = (),
     derived: Sequence[Derived] = (),
+    chained_by: chained.Protocol | None = None,
+    log_probs: LogProbs = LogProbs.BOXES,
+) -> Answered:
+    """A model's answers to a dataset's questions, with and without the images; resumable, in `out`.
+
+    With several processes all of them call this, see `runner.evaluate`.
+
+    Args:
+        per_image: at most so many questions an image of a task.
+        label: of the progress bar.
+        images: ask about so many images only, spread evenly over the records.
+        derived: kinds of question beside the tasks'.
+        chained_by: how detection is asked for by chained questions too; None: it is not.
+        log_probs: which answers are kept with those of their tokens.
+    """
+    with Process.this().together("getting the questions ready"):
+        count = len(test) if images is None else min(images, len(test))
+        chosen = [test[index * len(test) // count] for index in range(count)]
+        asked = runner.plan(
+            chosen, decimals=engine.decimals, per_image=per_image, derived=derived, annotated=test.annotated
+        )
+        about = {**engine.describe(), "data": test.fingerprint, "log_probs": log_probs.value}
+        if count < len(test):
+            about["images"] = count
+        header = {**about, "questions": len(asked)}
+    answers = {}
+    for view in runner.View:
+        answers[view] = runner.evaluate(
+            engine, asked, out=out / f"predictions_{view.value}.jsonl", header=header | {"view": view.value},
+            view=view, label=f"{label} ({view.value})", log_probs=log_probs.tasks,
+        )  # fmt: skip
+        if chained_by:
+            answers[view] += chained.detect(
+                engine, chosen, kinds=tuple(Chained), protocol=chained_by, annotated=test.annotated, view=view,
+                label=f"{label} ({view.value}), chained",
+                out=out / f"predictions_chained_{view.value}.jsonl", header={**about, "view": view.value},
+            )  # fmt: skip
+    return Answered(asked=asked, answers=answers, header=header)
+
+
+def beside_baselines(
+    answered: Answered, train: Together, *, out: Path, decimals: int, extras: Collection[scores.Extra] = ()
 ) -> Comparison:
-    """Predictions (resumable, in `out`) and scores of a model, with the baselines beside each figure.
+    """Scores of answers, with the baselines beside each figure.
 
     Args:
         train: where the constant answers are learnt from; never from the test records.
-        per_image: at most so many questions an image of a task.
-        images: ask about so many images only, spread evenly over the records.
         extras: metrics that take more time.
-        derived: kinds of question beside the tasks'.
     """
-    engine = Engine.from_model_dir(model, batch_size=batch_size)
-    count = len(test) if images is None else min(images, len(test))
-    chosen = [test[index * len(test) // count] for index in range(count)]
-    asked = runner.plan(
-        chosen, decimals=engine.decimals, per_image=per_image, derived=derived, annotated=test.annotated
-    )
-    header = {**engine.describe(), "data": test.fingerprint, "questions": len(asked)}
-    if count < len(test):
-        header["images"] = count
-    answered = {
-        view: runner.evaluate(
-            engine, asked, out=out / f"predictions_{view.value}.jsonl", header=header | {"view": view.value},
-            view=view, label=f"{'/'.join(Path(model).parts[-2:])} ({view.value})",
-        )
-        for view in runner.View
-    }  # fmt: skip
-    constant = baselines.constant(train, asked, decimals=engine.decimals)
-    answers_lib.write(out / "predictions_constant.jsonl", constant, header={"data": test.fingerprint})
+    constant = baselines.constant(train, answered.asked, decimals=decimals)
+    answers_lib.write(out / "predictions_constant.jsonl", constant, header={"data": answered.header["data"]})
+    seen = answered.answers[View.IMAGE]
+    asked_in_chains = {prediction.task for prediction in seen}
+    constant += chained.alike(constant, [kind for kind in Chained if kind in asked_in_chains])
     return Comparison(
         scores=scores.assemble(
-            model=scores.score(answered[runner.View.IMAGE], samples=SAMPLES, extras=extras),
+            model=scores.score(seen, samples=SAMPLES, extras=extras),
             constant=scores.score(constant),
-            random=scores.score(baselines.shuffled(answered[runner.View.IMAGE])),
-            blind=scores.score(answered[runner.View.GREY]),
+            random=scores.score(baselines.shuffled(seen)),
+            blind=scores.score(answered.answers[View.GREY]),
         ),
-        predictions=answered[runner.View.IMAGE],
+        predictions=seen,
     )

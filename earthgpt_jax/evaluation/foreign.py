@@ -105,10 +105,7 @@ def read(
     if questions is not None:
         same_ids(ids, [q.id for q in questions], where=path, of=questions_path or path)
         by_id = dict(zip(ids, texts, strict=True))
-        return [
-            dataclasses.replace(q, prediction=by_id[q.id], grammar=form.grammar, frame=form.frame.value, confidences=())
-            for q in questions
-        ]
+        return [q.saying(by_id[q.id], grammar=form.grammar, frame=form.frame.value) for q in questions]
     if task is None:
         tasks = ", ".join(task.value for task in Task)
         raise EarthGPTError(f"{path}: says no task; give --task ({tasks}), or --questions with the truth")

@@ -9,6 +9,7 @@ import dataclasses
 import enum
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,9 @@ from typing import Any
 import numpy as np
 
 from earthgpt_jax.errors import EarthGPTError
-from earthgpt_jax.geometry import MMRS
+from earthgpt_jax.geometry import MMRS, BoxKind
 from earthgpt_jax.input.questions import Question
-from earthgpt_jax.mmrs.record import Record
+from earthgpt_jax.mmrs.record import Record, Task
 
 
 class FrameKind(enum.StrEnum):
@@ -26,6 +27,31 @@ class FrameKind(enum.StrEnum):
 
     SQUARE = "square"
     WHOLE = "whole"
+
+
+class Chained(enum.StrEnum):
+    """Detection by several questions instead of one (`evaluation.chained`): a task of its own beside the direct one."""
+
+    HBB = "chained_hbb"
+    OBB = "chained_obb"
+
+
+# Tasks whose answers list the objects of an image, and the kind of boxes that they ask for.
+DETECTION: Mapping[str, BoxKind] = {
+    Task.HBB: BoxKind.HBB, Task.OBB: BoxKind.OBB, Chained.HBB: BoxKind.HBB, Chained.OBB: BoxKind.OBB,
+}  # fmt: skip
+WITH_BOXES: tuple[str, ...] = (*DETECTION, Task.GROUNDING)
+
+_DECIMALS = 4  # of log-probabilities: what batch size and devices change is well below it in fp32
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Step:
+    """A question on the way to an answer, and what was answered to it."""
+
+    id: str
+    question: str
+    answer: str
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,6 +75,9 @@ class Prediction:
         grammar, frame: of the boxes in the answer.
         confidences: one a box of the answer; () where none are known.
         synonyms: other right answers, declared by a benchmark.
+        token_lengths: characters of `prediction` that each token of it is, together all of it; () where not kept.
+        logprobs: of each of these tokens given those before it, natural logarithms.
+        steps: what was asked before, of an answer that is made of several.
     """
 
     id: str
@@ -69,9 +98,26 @@ class Prediction:
     frame: str = FrameKind.SQUARE.value
     confidences: tuple[float, ...] = ()
     synonyms: tuple[str, ...] = ()
+    token_lengths: tuple[int, ...] = ()
+    logprobs: tuple[float, ...] = ()
+    steps: tuple[Step, ...] = ()
 
     @classmethod
-    def of(cls, record: Record, question: Question, prediction: str) -> Prediction:
+    def of(
+        cls,
+        record: Record,
+        question: Question,
+        prediction: str,
+        *,
+        token_lengths: Sequence[int] = (),
+        logprobs: Sequence[float] = (),
+    ) -> Prediction:
+        """
+        Args:
+            token_lengths, logprobs: of the answer's tokens; kept rounded, and only if all are finite.
+        """
+        rounded = tuple(round(float(value), _DECIMALS) + 0.0 for value in logprobs)  # -0.0 becomes 0.0
+        kept = len(rounded) > 0 and bool(np.isfinite(rounded).all())
         objects = tuple(
             Truth(
                 label=item.label,
@@ -95,21 +141,55 @@ class Prediction:
             object_index=question.object_index,
             width=record.width,
             height=record.height,
+            token_lengths=tuple(token_lengths) if kept else (),
+            logprobs=rounded if kept else (),
         )
+
+    def saying(self, prediction: str, **changes: Any) -> Prediction:
+        """Another answer to the same question; nothing is known of its tokens."""
+        nothing: dict[str, Any] = {"confidences": (), "token_lengths": (), "logprobs": (), "steps": ()}
+        return dataclasses.replace(self, prediction=prediction, **nothing | changes)
 
 
 def to_line(prediction: Prediction) -> str:
     """One line of the file, with its line break."""
-    return json.dumps(dataclasses.asdict(prediction), ensure_ascii=False) + "\n"
+    values = dataclasses.asdict(prediction)
+    kept = {name: value for name, value in values.items() if value or name not in _SELDOM}
+    return json.dumps(kept, ensure_ascii=False) + "\n"
 
 
-_TUPLES = ("references", "confidences", "synonyms")
+_TUPLES = ("references", "confidences", "synonyms", "token_lengths", "logprobs")
+_SELDOM = ("token_lengths", "logprobs", "steps")  # not written where there are none
 
 
 def _from_values(values: dict[str, Any]) -> Prediction:
     objects = tuple(Truth(**{**item, "polygon": tuple(item["polygon"])}) for item in values["objects"])
     tuples = {name: tuple(values[name]) for name in _TUPLES if name in values}
-    return Prediction(**{**values, "objects": objects, **tuples})
+    steps = tuple(Step(**item) for item in values.get("steps", ()))
+    found = Prediction(**{**values, "objects": objects, **tuples, "steps": steps})
+    if wrong := _wrong_tokens(found):
+        raise ValueError(wrong)
+    return found
+
+
+def _wrong_tokens(p: Prediction) -> str:
+    """Why the tokens are not those of the answer; "" if they can be."""
+    if not (p.token_lengths or p.logprobs):
+        return ""
+    if len(p.token_lengths) != len(p.logprobs):
+        return f"expected a log-probability for each of {len(p.token_lengths)} tokens, got {len(p.logprobs)}"
+    if min(p.token_lengths) < 0 or sum(p.token_lengths) != len(p.prediction):
+        return (
+            f"expected token_lengths that add up to the answer's {len(p.prediction)} characters, got "
+            f"{sum(p.token_lengths)}; was the answer changed behind its tokens?"
+        )
+    if not all(math.isfinite(value) and value <= 0 for value in p.logprobs):
+        return f"expected log-probabilities that are finite and not above 0, got {_odd(p.logprobs)}"
+    return ""
+
+
+def _odd(logprobs: Sequence[float]) -> float:
+    return next(value for value in logprobs if not (math.isfinite(value) and value <= 0))
 
 
 def read(path: Path) -> tuple[dict[str, Any], list[Prediction]]:
@@ -138,6 +218,8 @@ def read(path: Path) -> tuple[dict[str, Any], list[Prediction]]:
             predictions.append(_from_values(value))
         except (KeyError, TypeError) as error:
             raise EarthGPTError(f"{path}, line {number}: a field is missing or unknown ({error})") from error
+        except ValueError as error:
+            raise EarthGPTError(f"{path}, line {number}: {error}") from error
         first = seen.setdefault(predictions[-1].id, number)
         if first != number:
             raise EarthGPTError(

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from earthgpt_jax.errors import EarthGPTError
 from earthgpt_jax.evaluation import predictions as predictions_lib
-from earthgpt_jax.evaluation.predictions import Prediction
+from earthgpt_jax.evaluation.predictions import WITH_BOXES, Prediction
 from earthgpt_jax.evaluation.shards import Files, Process
 from earthgpt_jax.inference.engine import Answer, Ask, Scene
 from earthgpt_jax.input.derived import Derived
@@ -33,12 +33,32 @@ MAX_NEW_TOKENS: Mapping[str, int] = {
     Task.GROUNDING: 48,
     Task.HBB: 256,
     Task.OBB: 448,
+    Derived.PRESENCE: 16,
+    Derived.COUNT: 16,
+    Derived.REGION_CLASS: 16,
+    Derived.CLASS_HBB: 256,
+    Derived.CLASS_OBB: 448,
     Derived.ABSENT_HBB: 256,
     Derived.ABSENT_OBB: 448,
     Derived.ABSENT_GROUNDING: 48,
 }
 # Questions about what is not there.
 FALSE_PREMISES = (Derived.ABSENT_HBB, Derived.ABSENT_OBB, Derived.ABSENT_GROUNDING)
+# And those about what is there and how many, which tell a model that says yes to everything.
+DERIVED = (Derived.PRESENCE, Derived.COUNT, *FALSE_PREMISES)
+
+
+class LogProbs(enum.StrEnum):
+    """Whose answers are kept with the log-probabilities of their tokens: those with boxes, all, none."""
+
+    BOXES = "boxes"
+    ALL = "all"
+    NONE = "none"
+
+    @property
+    def tasks(self) -> Collection[str]:
+        return {LogProbs.BOXES: WITH_BOXES, LogProbs.ALL: tuple(MAX_NEW_TOKENS), LogProbs.NONE: ()}[self]
+
 
 _CLASSES = (64, 512)  # answers up to so many tokens are made together
 
@@ -113,6 +133,7 @@ def evaluate(
     view: View,
     label: str,
     process: Process | None = None,
+    log_probs: Collection[str] = WITH_BOXES,
 ) -> list[Prediction]:
     """Answers every question once; what is answered already is kept, what is missing is asked.
 
@@ -121,40 +142,53 @@ def evaluate(
 
     Args:
         out: predictions file; when it is there, it is whole.
-        header: digests of model, data and prompt; a file with another header, or of other questions, is refused.
+        header: digests of model, data, prompt and decoding; a file with another header, or of other questions, is
+            refused.
         label: of the progress bar.
         process: which one this is; default: what `jax.distributed` says.
+        log_probs: tasks whose answers are kept with the log-probabilities of their tokens.
 
     Returns:
         One prediction for each of `asked`, in its order.
 
     Raises:
-        EarthGPTError: `out` is of another model, data or set of questions; a question comes twice; nothing is asked.
+        EarthGPTError: `out` is of another model, data or set of questions; a question comes twice; nothing is asked;
+            an image cannot be read. What is answered stays, and the same call answers the rest.
     """
-    _check(asked, out)
-    digest = predictions_lib.digest((item.question.id, item.question.text, item.question.answer) for item in asked)
     process = process or Process.this()
-    files = Files(out=out, header={**header, "asked": digest})
-    done = files.answered()
+    with process.together("looking for what is answered already"):
+        _check(asked, out)
+        digest = predictions_lib.digest((item.question.id, item.question.text, item.question.answer) for item in asked)
+        limits = {task: MAX_NEW_TOKENS[task] for task in sorted({item.question.task for item in asked})}
+        files = Files(out=out, header={**header, "limits": limits, "asked": digest})
+        done = files.answered()
+    process.agree(files.header)
     by_id = {item.question.id: item for item in asked}
-    if len(done) < len(asked):
+    with process.together("answering"):
         own = [group for number, group in enumerate(_by_image(asked)) if number % process.count == process.index]
         total = sum(map(len, own))
         missing = sum(item.question.id not in done for group in own for item in group)
-        with files.append_to(process) as file, tqdm(
-            total=total, initial=total - missing, desc=label, unit="question"
-        ) as bar:  # fmt: skip
-            for answer in _answers(answerer, asked, own=own, done=done, view=view):
-                item = by_id[answer.id]
-                file.write(predictions_lib.to_line(Prediction.of(item.record, item.question, answer.text)))
-                file.flush()
-                bar.update()
-    process.wait("answered")
-    if process.index == 0:
-        files.join(sorted(by_id))
-    process.wait("joined")
+        if missing:
+            with files.append_to(process) as file, tqdm(
+                total=total, initial=total - missing, desc=label, unit="question", disable=not process.leads
+            ) as bar:  # fmt: skip
+                for answer in _answers(answerer, asked, own=own, done=done, view=view):
+                    item = by_id[answer.id]
+                    file.write(predictions_lib.to_line(_prediction(item, answer, log_probs)))
+                    file.flush()
+                    bar.update()
+    with process.together("joining the answers"):
+        if process.leads:
+            files.join(sorted(by_id))
     done = files.answered()
     return [done[item.question.id] for item in asked]
+
+
+def _prediction(item: Asked, answer: Answer, log_probs: Collection[str]) -> Prediction:
+    kept = answer.lengths if item.question.task in log_probs else ()
+    return Prediction.of(
+        item.record, item.question, answer.text, token_lengths=kept, logprobs=answer.logprobs[: len(kept)].tolist()
+    )
 
 
 def _answers(

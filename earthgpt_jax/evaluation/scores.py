@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 
 from earthgpt_jax.errors import EarthGPTError
+from earthgpt_jax.evaluation import confidence
+from earthgpt_jax.evaluation.confidence import Calibration
 from earthgpt_jax.evaluation.metrics import intervals as intervals_lib
 from earthgpt_jax.evaluation.metrics.captions import captions
 from earthgpt_jax.evaluation.metrics.classification import classification
@@ -25,8 +27,9 @@ from earthgpt_jax.evaluation.metrics.java import java_captions
 from earthgpt_jax.evaluation.metrics.precision import ap_intervals, average_precisions
 from earthgpt_jax.evaluation.metrics.premises import premises
 from earthgpt_jax.evaluation.metrics.ranking import Interpolation, average_precision, rank
+from earthgpt_jax.evaluation.metrics.reliability import reliability
 from earthgpt_jax.evaluation.metrics.vqa import vqa
-from earthgpt_jax.evaluation.predictions import Prediction
+from earthgpt_jax.evaluation.predictions import DETECTION, WITH_BOXES, Chained, Prediction
 from earthgpt_jax.geometry import BoxKind
 from earthgpt_jax.input.derived import Derived
 from earthgpt_jax.mmrs.record import Sensor, Task
@@ -39,6 +42,8 @@ METRICS: Mapping[str, Metric] = {
     Task.GROUNDING: grounding,
     Task.HBB: detection[BoxKind.HBB],
     Task.OBB: detection[BoxKind.OBB],
+    Chained.HBB: detection[BoxKind.HBB],
+    Chained.OBB: detection[BoxKind.OBB],
     Derived.PRESENCE: vqa,
     Derived.COUNT: vqa,
     Derived.REGION_CLASS: classification,
@@ -56,6 +61,8 @@ HEADLINE: Mapping[str, tuple[str, str]] = {
     Task.GROUNDING: ("pr50", "grounding, Pr@0.5"),
     Task.HBB: ("f1", "horizontal boxes, F1@0.5"),
     Task.OBB: ("f1", "oriented boxes, F1@0.5"),
+    Chained.HBB: ("f1", "horizontal boxes by chained questions, F1@0.5"),
+    Chained.OBB: ("f1", "oriented boxes by chained questions, F1@0.5"),
     Derived.PRESENCE: ("accuracy", "presence, accuracy"),
     Derived.COUNT: ("accuracy", "counts, accuracy"),
     Derived.REGION_CLASS: ("top1", "class of a region, top-1"),
@@ -64,7 +71,6 @@ HEADLINE: Mapping[str, tuple[str, str]] = {
     Derived.ABSENT_GROUNDING: ("refused", "no such object (grounding), refused"),
 }
 _CAPTIONS = (Task.CAPTION, Task.REGION_CAPTION)
-_BOXES: Mapping[str, BoxKind] = {Task.HBB: BoxKind.HBB, Task.OBB: BoxKind.OBB}
 BASELINES = ("constant", "random", "blind")
 # What a cell holds beside its figures.
 BESIDE = ("n", "intervals", *BASELINES)
@@ -73,18 +79,26 @@ Scores = dict[str, dict[str, dict[str, Any]]]
 
 
 class Extra(enum.StrEnum):
-    """What takes time: average precisions; METEOR and SPICE, over all images and where they can be computed."""
+    """What takes time: average precisions, and what confidences are worth, where there are some; METEOR and SPICE, over
+    all images and where they can be computed."""
 
     AP = "ap"
     JAVA = "java"
 
 
-def score(predictions: Sequence[Prediction], *, samples: int = 0, extras: Collection[Extra] = ()) -> Scores:
+def score(
+    predictions: Sequence[Prediction],
+    *,
+    samples: int = 0,
+    extras: Collection[Extra] = (),
+    calibrations: Mapping[str, Calibration] | None = None,
+) -> Scores:
     """All metrics of every task that was asked, over all images and per sensor.
 
     Args:
         samples: bootstrap samples of the intervals; 0 for none.
         extras: metrics that take more time.
+        calibrations: of tasks with boxes, learnt from other answers (`reliability.learn`).
 
     Raises:
         EarthGPTError: no predictions, a task that nothing here scores, or a question answered twice.
@@ -101,10 +115,17 @@ def score(predictions: Sequence[Prediction], *, samples: int = 0, extras: Collec
             some = [rows[i] for i in np.flatnonzero(chosen)]
             counts = {name: column[chosen] for name, column in everything.items()} | dict(metric.in_corpus(some))
             cell = table.setdefault(task, {})[group] = _cell(metric, counts, some, samples)
-            if Extra.AP in extras and task in _BOXES:
-                cell |= average_precisions(some, _BOXES[task])
+            if Extra.AP in extras and task in DETECTION:
+                cell |= average_precisions(some, DETECTION[task])
                 if samples:
-                    cell["intervals"] |= ap_intervals(some, _BOXES[task], samples=samples)
+                    cell["intervals"] |= ap_intervals(some, DETECTION[task], samples=samples)
+            known = any(p.confidences for p in some) and confidence.probabilities(some)
+            if Extra.AP in extras and task in WITH_BOXES and known:
+                measured = reliability((calibrations or {}).get(task))
+                more = _cell(measured, measured.counts(some), some, samples)
+                cell |= {name: value for name, value in more.items() if name not in BESIDE}
+                if samples:
+                    cell["intervals"] |= more["intervals"]
             if Extra.JAVA in extras and task in _CAPTIONS and group == "all":
                 cell |= java_captions(some)
     return table
@@ -124,8 +145,8 @@ def breakdown(predictions: Sequence[Prediction], *, samples: int = 0) -> Scores:
         if metric.corpus is None and len(set(sources)) > 1:
             groups |= rows_by(sources, metric.counts(rows))
         cells = {group: _cell(metric, counts, rows, samples) for group, counts in groups.items()}
-        if task in _BOXES:
-            for label, item in rank(rows, _BOXES[task]).items():
+        if task in DETECTION:
+            for label, item in rank(rows, DETECTION[task]).items():
                 if item.objects.sum() and f"class: {label}" in cells:
                     cells[f"class: {label}"]["ap50"] = float(average_precision(item, Interpolation.VOC12)[0])
         if cells:
@@ -140,7 +161,7 @@ def with_breakdown(table: Scores, predictions: Sequence[Prediction], *, samples:
 
 
 def _by_task(predictions: Sequence[Prediction]) -> dict[str, list[Prediction]]:
-    """Rows by id, so that no figure can depend on the order in which questions were answered."""
+    """Rows by id, so that no figure can depend on the order in which questions were answered; with confidences."""
     if not predictions:
         raise EarthGPTError("there are no predictions to score; expected at least one answered question")
     if unknown := {p.task for p in predictions} - {str(task) for task in METRICS}:
@@ -150,7 +171,7 @@ def _by_task(predictions: Sequence[Prediction]) -> dict[str, list[Prediction]]:
         twice = collections.Counter(p.id for p in predictions).most_common(1)[0][0]
         raise EarthGPTError(f"question {twice!r} is answered twice; each may be scored only once")
     groups: dict[str, list[Prediction]] = {str(task): [] for task in METRICS}
-    for p in sorted(predictions, key=lambda p: p.id):
+    for p in sorted(confidence.settled(predictions), key=lambda p: p.id):
         groups[p.task].append(p)
     return {task: rows for task, rows in groups.items() if rows}
 

@@ -6,16 +6,18 @@ by id. Whatever parts are there count, of any number of processes, so an evaluat
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
 import jax
 from orbax.checkpoint import multihost
 
+from earthgpt_jax import hosts
 from earthgpt_jax.errors import EarthGPTError
 from earthgpt_jax.evaluation import predictions as predictions_lib
 from earthgpt_jax.evaluation.predictions import Prediction
@@ -36,10 +38,39 @@ class Process:
         """As `jax.distributed` has it."""
         return cls(index=jax.process_index(), count=jax.process_count())
 
+    @property
+    def leads(self) -> bool:
+        """Whether this is the one that joins, scores and speaks."""
+        return self.index == 0
+
     def wait(self, what: str) -> None:
         """Until all are here."""
-        if self.count > 1:
+        if jax.process_count() > 1:
             multihost.get_barrier_sync_fn()(key=f"evaluation/{next(_barriers)}/{what}", timeout_ms=_A_WEEK)
+
+    def agree(self, header: Mapping[str, Any]) -> None:
+        """Refuses, on all of them, to go on where they would answer something else, or differently."""
+        differing = hosts.disagreements([json.loads(text) for text in hosts.gather(json.dumps(header))])
+        if differing:
+            raise EarthGPTError(
+                f"the {self.count} processes of this evaluation differ ({'; '.join(differing)}); give all of them the "
+                "same command, and folders that hold the same model and data"
+            )
+
+    @contextlib.contextmanager
+    def together(self, doing: str) -> Iterator[None]:
+        """Goes on when all processes are through with what is inside, however long one takes.
+
+        Raises:
+            EarthGPTError: on all of them, where it failed on one.
+        """
+        with hosts.all_or_none(doing):
+            try:
+                yield
+            except Exception:
+                self.wait(doing)
+                raise
+            self.wait(doing)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -25,7 +25,7 @@ from earthgpt_jax.geometry.polygons import (
     rotated_to_polygon,
 )
 from earthgpt_jax.geometry.reading import Parsed, ParsedBox
-from earthgpt_jax.geometry.writing import Shortlist, format_boxes, format_detection, shortlist
+from earthgpt_jax.geometry.writing import Shortlist, detection_sentence, format_boxes, format_detection, shortlist
 
 __all__ = [
     "AUTO",
@@ -46,6 +46,7 @@ __all__ = [
     "clipped",
     "counted",
     "degenerate",
+    "detection_sentence",
     "format_boxes",
     "format_detection",
     "min_area_rect",

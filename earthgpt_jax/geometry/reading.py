@@ -17,11 +17,15 @@ class ParsedBox:
     """A box read from text: label ("" where none was given), 4 or 8 fractions of the frame.
 
     The frame is what the model was shown: the padded square, or the whole image for models that do not pad.
+    `span` and `noun` are where its numbers and the noun of its phrase stand in the text, `(start, end)` in characters;
+    empty where there is none, and outside of MMRS's grammar. Boxes are equal wherever they stand.
     """
 
     label: str
     coords: tuple[float, ...]
     kind: BoxKind
+    span: tuple[int, int] = dataclasses.field(default=(0, 0), compare=False)
+    noun: tuple[int, int] = dataclasses.field(default=(0, 0), compare=False)
 
     def pixels(self, square: Frame) -> np.ndarray:
         """The polygon f32[8] in pixels of the original image."""
@@ -50,12 +54,15 @@ def read_mmrs(text: str) -> Parsed:
         rejections += _unclosed(text[end : match.start()])
         end = match.end()
         label = _label(match["phrase"] or "")
+        noun = _noun(match["phrase"] or "", match.start("phrase"))
+        start = match.start("body")
         for part in match["body"].split(";"):
             reason, box = _read_box(part, label)
             if box is None:
                 rejections.append(f"{part.strip()!r}: {reason}")
             else:
-                boxes.append(box)
+                boxes.append(dataclasses.replace(box, span=(start, start + len(part)), noun=noun))
+            start += len(part) + 1
     rejections += _unclosed(text[end:])
     return Parsed("mmrs", tuple(boxes), tuple(rejections))
 
@@ -83,10 +90,22 @@ def _read_box(part: str, label: str) -> tuple[str, ParsedBox | None]:
     return (reason, None) if reason else ("", ParsedBox(label, values, BoxKind.OBB))
 
 
+def _counts(word: str) -> bool:
+    return word.isdigit() or word in WORDS
+
+
+def _noun(phrase: str, start: int) -> tuple[int, int]:
+    """Where the words behind the count are, `(start, end)`, of a phrase that begins at `start` of its text."""
+    words = list(re.finditer(r"\S+", phrase))
+    if words and _counts(words[0][0].lower()):
+        words = words[1:]
+    return (start + words[0].start(), start + words[-1].end()) if words else (0, 0)
+
+
 def _label(phrase: str) -> str:
     """`13 ships` -> `ship`: the count goes, the noun becomes singular where the count was not one."""
     words = phrase.strip().lower().split()
-    if words and (words[0].isdigit() or words[0] in WORDS):
+    if words and _counts(words[0]):
         noun = " ".join(words[1:])
         return noun if words[0] in ("1", "one") else singular(noun)
     return " ".join(words)

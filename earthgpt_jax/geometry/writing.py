@@ -85,16 +85,24 @@ def format_detection(
 
     Objects of `rest` (label -> number) are counted and not listed: `...in the image; not listed: 25 more ships.`
     """
-    items = [
-        f"<p>{counted(label, len(polygons))}</p>" + format_boxes(polygons, square=square, decimals=decimals, kind=kind)
-        for label, polygons in sorted(groups.items())
-        if len(polygons)
-    ]
-    if not items:
+    return detection_sentence(
+        {
+            label: (len(polygons), format_boxes(polygons, square=square, decimals=decimals, kind=kind))
+            for label, polygons in groups.items()
+            if len(polygons)
+        },
+        rest=rest,
+    )
+
+
+def detection_sentence(listed: Mapping[str, tuple[int, str]], *, rest: Mapping[str, int] | None = None) -> str:
+    """The same of boxes that are text already: label -> (how many, `[...]`)."""
+    if not listed:
         return "There are no objects in the image."
+    items = [f"<p>{counted(label, count)}</p>{boxes}" for label, (count, boxes) in sorted(listed.items())]
     verb = "is" if len(items) == 1 and items[0].startswith("<p>one ") else "are"
     others = [
-        counted(f"more {label}" if groups.get(label) else label, count) for label, count in sorted((rest or {}).items())
+        counted(f"more {label}" if label in listed else label, count) for label, count in sorted((rest or {}).items())
     ]
     return f"There {verb} {_joined(items)} in the image" + (f"; not listed: {_joined(others)}." if others else ".")
 

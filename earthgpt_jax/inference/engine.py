@@ -49,12 +49,14 @@ class Answer:
     """Attributes:
     tokens: i32[n], the end of the answer included.
     logprobs: f32[n], of each token given those before.
+    lengths: characters of `text` that the first tokens are, together all of it; the other tokens end it.
     """
 
     id: str
     text: str
     tokens: np.ndarray
     logprobs: np.ndarray
+    lengths: tuple[int, ...] = ()
 
 
 class Engine:
@@ -126,14 +128,21 @@ class Engine:
         return self.model.decimals
 
     def describe(self) -> dict:
-        """What identifies this model in predictions and reports."""
+        """What decides answers, for the header of predictions; digests of what is long."""
         return {
             "model": str(self.model.path.name),
             "params": params_lib.fingerprint(self._params),
             "tokenizer": self._tokenizer.fingerprint,
+            "prompt": self._prompt(),
             "decode": self._sampling.describe(),
             **{key: self.model.about[key] for key in ("recipe", "stage", "steps") if key in self.model.about},
         }
+
+    def _prompt(self) -> str:
+        """Digest of everything that the model gets besides image and question, in front, around and behind."""
+        around = self._question("?"), self._stop.eos_id, self._stop.separators
+        parts = repr((self._prefix, around, self.model.decimals, self.image_size))
+        return f"{self.model.conversation} {hashlib.sha256(parts.encode()).hexdigest()[:16]}"
 
     def answer(self, items: Sequence[tuple[np.ndarray, str]], *, max_new_tokens: int) -> list[str]:
         """One answer an item, in order; equal images are encoded once.
@@ -194,14 +203,22 @@ class Engine:
         return Request(name=ask.id, tokens=self._question(ask.text), limit=ask.max_new_tokens, seed=seed_of(ask.id))
 
     def _answer(self, finished: Finished) -> Answer:
-        return Answer(
-            id=finished.name,
-            text=self._text(finished.tokens),
-            tokens=finished.tokens,
-            logprobs=finished.logprobs,
-        )
+        text, lengths = self._said(finished.tokens)
+        return Answer(id=finished.name, text=text, tokens=finished.tokens, logprobs=finished.logprobs, lengths=lengths)
 
     def _text(self, ids: np.ndarray) -> str:
-        """The answer up to its end; an answer that ran into the limit stays as it is."""
+        return self._said(ids)[0]
+
+    def _said(self, ids: np.ndarray) -> tuple[str, tuple[int, ...]]:
+        """The answer up to its end, and its tokens' lengths; an answer that ran into the limit stays as it is."""
         kept = list(itertools.takewhile(lambda token: token != self._stop.eos_id, ids.tolist()))
-        return self._tokenizer.decode([token for token in kept if token]).split(SEPARATOR)[0].strip()
+        whole, spans = self._tokenizer.decode_with_spans([token for token in kept if token])
+        text = whole.split(SEPARATOR)[0]
+        start, end = len(text) - len(text.lstrip()), len(text.rstrip())
+        ends, following = [0], iter(spans)
+        for token in kept:
+            if ends[-1] >= end - start:
+                break
+            last = next(following)[1] if token else ends[-1] + start  # padding says nothing
+            ends.append(min(max(last, start), end) - start)
+        return text.strip(), tuple(np.diff(ends).tolist())

@@ -1,8 +1,8 @@
 """Which devices answer together: the mesh of an engine.
 
-`data` and `fsdp` are places for rows, `tensor` splits heads, ffn channels and vocabulary, with their weights and caches,
-over devices that hold the same rows. A step of decoding reads all weights for one token a row, so that the weights of
-`fsdp`, which are gathered for every step, are of use for little else than to be the mesh that a model was trained on.
+`data` and `fsdp` are places for rows; `tensor` splits heads, ffn channels and vocabulary, with their weights and
+caches, over devices that hold the same rows. A step of decoding reads all weights for one token a row: weights that are
+split over `fsdp` are gathered for every one of them, so that `tensor` is the axis for models that are too large.
 Each process has a mesh of its own devices: processes share questions, not weights.
 """
 
@@ -64,7 +64,7 @@ def fewest(model: ModelConfig, *, weights: int, limit: int, devices: int) -> int
         if weights / size <= _SHARE * limit:
             return size
     raise EarthGPTError(
-        f"the model's weights take {weights / 2**30:.1f} GiB, and a device has {limit / 2**30:.1f} GiB: they fit on none "
-        f"of {', '.join(map(str, sizes))} devices that its {heads[0]} heads and {heads[1]} kv_heads divide over; "
+        f"the model's weights take {weights / 2**30:.1f} GiB, and a device has {limit / 2**30:.1f} GiB: they fit on "
+        f"none of {', '.join(map(str, sizes))} devices that its {heads[0]} heads and {heads[1]} kv_heads divide over; "
         "evaluate on hosts with more devices or memory, or say with a mesh what shall be tried"
     )

@@ -165,6 +165,7 @@ class Programs:
         insert: `(params, prefixes, rows, Insert) -> rows`.
         decode: `(params, prefixes, rows, Until) -> rows`.
         placement: where parameters live, and arrays of rows (`batch`).
+        images: where images to encode live.
         groups: how many there are.
     """
 
@@ -174,6 +175,7 @@ class Programs:
     insert: Callable[..., Rows]
     decode: Callable[..., Rows]
     placement: Placement
+    images: NamedSharding
     groups: int
 
 
@@ -290,8 +292,9 @@ def programs(
 
         def put_cache(old: jax.Array, values: jax.Array) -> jax.Array:
             return grouped(
-                lambda old, at, values: old.at[:, at, :, :width].set(values), old, new.row, values, axes=(1, 0, 1), out=1
-            )
+                lambda old, at, values: old.at[:, at, :, :width].set(values),
+                old, new.row, values, axes=(1, 0, 1), out=1,
+            )  # fmt: skip
 
         return Rows(
             cache=Cache(*map(put_cache, rows.cache, cache)),
@@ -383,5 +386,6 @@ def programs(
         insert=compiled(insert, weights, prefixes, state, new, out=state, donated=2),
         decode=compiled(decode, weights, prefixes, state, until, out=state, donated=2),
         placement=place,
+        images=NamedSharding(mesh, P(AXES)),
         groups=groups,
     )

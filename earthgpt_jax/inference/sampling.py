@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 
 import jax
 import jax.numpy as jnp
@@ -26,10 +27,10 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self):
-        if self.temperature < 0 or not 0 < self.top_p <= 1:
+        if not 0 <= self.temperature < math.inf or not 0 < self.top_p <= 1 or not 0 <= self.seed < 2**32:
             raise EarthGPTError(
-                "sampling: expected a temperature from 0 on and top_p in (0, 1], "
-                f"got {self.temperature} and {self.top_p}"
+                "sampling: expected a temperature from 0 on, top_p in (0, 1] and a seed from 0 to 2^32 - 1, "
+                f"got {self.temperature}, {self.top_p} and {self.seed}"
             )
 
     def describe(self) -> str:

@@ -71,8 +71,8 @@ class _Place:
 class Scheduler:
     """Runs `Programs` over any number of images.
 
-    Every group of devices has places for images, and each place its rows. A place takes its image's questions one after the
-    other into whatever row of its own is free; when all are answered, it takes the next image.
+    Every group of devices has places for images, and each place its rows. A place takes its image's questions one after
+    the other into whatever row of its own is free; when all are answered, it takes the next image.
     """
 
     def __init__(self, programs: Programs, params: Params, *, layout: Layout, prefix: int):
@@ -138,7 +138,8 @@ class Scheduler:
             for group, taken in enumerate(chosen):
                 for at in range(len(taken)):
                     squares[group, at] = next(following)
-            visual = self._programs.encode(self._params, self._put(squares.reshape(-1, *blank.shape)))
+            images_put = jax.device_put(squares.reshape(-1, *blank.shape), self._programs.images)
+            visual = self._programs.encode(self._params, images_put)
             prefixes = self._programs.prefill(self._params, prefixes, visual, self._put(slot.reshape(-1)))
             self.counts.images += len(images)
             self.counts.prefill += len(images) * self._prefix

@@ -110,9 +110,14 @@ def load_square(data: bytes, size: int) -> np.ndarray:
     return to_square(decode(data), size)
 
 
-def to_square(image: np.ndarray, size: int) -> np.ndarray:
-    """uint8[h, w, 3] -> uint8[size, size, 3]: padded to square, bicubic, antialiased (see `resize_square`)."""
-    return pad_to_square(image) if max(image.shape[:2]) == size else resize_square(image, size, FILL)
+def to_square(image: np.ndarray, size: int, *, out: np.ndarray | None = None) -> np.ndarray:
+    """uint8[h, w, 3] -> uint8[size, size, 3], in `out` if given: padded, bicubic, antialiased (see `resize_square`)."""
+    if max(image.shape[:2]) != size:
+        return resize_square(image, size, FILL, out=out)
+    if out is None:
+        return pad_to_square(image)
+    out[:] = pad_to_square(image)
+    return out
 
 
 def grey_square(size: int) -> np.ndarray:

@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import itertools
 import logging
+import signal
 from collections.abc import Generator, Sequence
 from typing import NamedTuple
 
@@ -32,6 +33,7 @@ from earthgpt_jax.input.rows import Sample, build_row, build_sample, image_prefi
 
 _log = logging.getLogger(__name__)
 _ROWS_AHEAD = 8  # of each worker process, or of the threads
+_SHARED_BYTES = 1 << 16  # smaller arrays are sent: a piece of shared memory each costs more than a copy
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,11 +61,10 @@ class InputSpec:
 
 
 class _Made(NamedTuple):
-    """A sample, its image u8[S, S, 3], and what a Batch says of it."""
+    """A sample, and what a Batch says of it."""
 
     id: str
     sample: Sample
-    image: np.ndarray
     unlisted: int
 
 
@@ -90,16 +91,17 @@ class Assembler:
         Raises:
             EarthGPTError: a record or an image that cannot be read, unless `spec` skips them; names it.
         """
-        rngs = [np.random.default_rng((self.asking.seed, number, place)) for place in range(len(placed))]
-        made = [each for at, rng in zip(placed, rngs, strict=True) if (each := self._made(at, rng)) is not None]
+        images = np.zeros((1, self.images_per_row, self.spec.image_size, self.spec.image_size, 3), np.uint8)
+        made: list[_Made] = []
+        for place, at in enumerate(placed):
+            rng = np.random.default_rng((self.asking.seed, number, place))
+            if (each := self._made(at, rng, image=images[0, len(made)])) is not None:
+                made.append(each)
         row = build_row(
             [each.sample for each in made],
             tokens_per_row=self.tokens_per_row,
             visual_tokens=self.spec.visual_tokens,
         )
-        images = np.zeros((1, self.images_per_row, self.spec.image_size, self.spec.image_size, 3), np.uint8)
-        for place, each in enumerate(made):
-            images[0, place] = each.image
         return Batch(
             **{field.name: getattr(row, field.name)[None] for field in dataclasses.fields(row)},
             images=images,
@@ -108,8 +110,8 @@ class Assembler:
             ids=(tuple(each.id for each in made),),
         )
 
-    def _made(self, placed: Placed, rng: np.random.Generator) -> _Made | None:
-        """None where it is damaged and skipped."""
+    def _made(self, placed: Placed, rng: np.random.Generator, *, image: np.ndarray) -> _Made | None:
+        """Fills `image`, u8[S, S, 3]; None, and nothing filled, where the record is damaged and skipped."""
         source = self.sources[placed.source]
         name = f"record {placed.record} of {source.name}"
         try:
@@ -137,10 +139,10 @@ class Assembler:
             # The plan counts on the length; of equally large boxes others may be listed, in longer words.
             if len(turned) == len(sample):
                 said, sample, pixels = other, turned, symmetry.pixels(pixels)
+        to_square(pixels, self.spec.image_size, out=image)
         return _Made(
             id=f"{record.id}:" + ",".join(f"{kind}#{at}" for kind, at in questions),
             sample=sample,
-            image=to_square(pixels, self.spec.image_size),
             unlisted=sum(question.unlisted for question in said),
         )
 
@@ -207,9 +209,11 @@ def train_batches(
     if workers:
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()  # Grain reads its own
-        dataset = dataset.mp_prefetch(
+        share = grain.experimental.DatasetOptions(min_shm_size=_SHARED_BYTES)
+        dataset = grain.experimental.WithOptionsIterDataset(dataset, share).mp_prefetch(
             grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=_ROWS_AHEAD),
-            worker_init_fn=lambda *_: processes.prepare(),
+            # A run that is told to stop still needs its rows until it has saved.
+            worker_init_fn=lambda *_: processes.prepare(signal.SIGTERM),
         )
     iterator = iter(dataset)
     try:

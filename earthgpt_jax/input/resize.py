@@ -28,11 +28,14 @@ def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
         return numba.njit(nogil=True)(function)
 
 
-def resize_square(image: np.ndarray, size: int, fill: tuple[int, int, int]) -> np.ndarray:
+def resize_square(
+    image: np.ndarray, size: int, fill: tuple[int, int, int], *, out: np.ndarray | None = None
+) -> np.ndarray:
     """uint8[h, w, 3] -> uint8[size, size, 3]: padded to square with `fill`, bicubic, antialiased.
 
-    Equal to `Image.fromarray(pad_to_square(image, fill)).resize((size, size), Image.Resampling.BICUBIC)` where the
-    square's side is not `size` (Pillow returns the square itself where it is).
+    It is written to `out` where that is given, contiguous. Equal to
+    `Image.fromarray(pad_to_square(image, fill)).resize((size, size), Image.Resampling.BICUBIC)` where the square's side
+    is not `size` (Pillow returns the square itself where it is).
     """
     height, width = image.shape[:2]
     square = Square(width, height)
@@ -43,9 +46,10 @@ def resize_square(image: np.ndarray, size: int, fill: tuple[int, int, int]) -> n
     colour = np.array(fill, np.uint8)
     narrow = np.empty((height, size * 3), np.uint8)
     _horizontal(pixels, square.side, left, first, count, weights, colour, narrow)
-    out = np.empty((size, size * 3), np.uint8)
-    _vertical(narrow, top, first, count, weights, np.tile(colour, size), out)
-    return out.reshape(size, size, 3)
+    if out is None:
+        out = np.empty((size, size, 3), np.uint8)
+    _vertical(narrow, top, first, count, weights, np.tile(colour, size), out.reshape(size, size * 3))
+    return out
 
 
 @_compiled

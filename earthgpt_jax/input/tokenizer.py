@@ -47,6 +47,14 @@ class Tokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         return self._processor.decode(list(ids))
 
+    def decode_with_spans(self, ids: Sequence[int]) -> tuple[str, list[tuple[int, int]]]:
+        """The text, and each id's `(start, end)` in characters of it.
+
+        Of several bytes that are one character, one has it and the others have none.
+        """
+        mapping = self._processor.decode(list(ids), return_type="offset_mapping")
+        return mapping["text"], mapping["offsets"]
+
 
 def train_tokenizer(texts: Iterable[str], *, vocab_size: int, path: Path) -> None:
     """Trains a BPE model in LLaMA's layout and writes it to `path`; the same texts give the same file."""

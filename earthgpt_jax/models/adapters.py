@@ -2,8 +2,8 @@
 
 `scale+bias`: y -> scale * (y + bias), LLaMA-Adapter V2's form (arXiv 2304.15010), which is how
 EarthGPT's "bias and shift" on every linear is read here; scale starts at 1 and bias at 0, so a fresh
-adapter changes nothing. `bias`: LLaMA2-Accessory's bias tuning. `lora`: y + x A B, without
-alpha/r scaling, as in LLaMA2-Accessory.
+adapter changes nothing. `bias`: LLaMA2-Accessory's bias tuning. `lora`: y + alpha/rank x A B (arXiv
+2106.09685); without an alpha, y + x A B, as in LLaMA2-Accessory.
 
 The vectors act in fp32, so that their gradients, sums over all tokens, are summed in fp32 across devices too.
 """
@@ -40,9 +40,11 @@ class Lora(nnx.Module):
     def __init__(self, in_dim: int, out_dim: int, *, config: AdapterConfig, rngs: nnx.Rngs):
         self.a = nnx.Param(0.02 * jax.random.truncated_normal(rngs.params(), -2, 2, (in_dim, config.rank)))
         self.b = nnx.Param(jnp.zeros((config.rank, out_dim)))
+        self.factor = config.factor
 
     def __call__(self, x: jax.Array, y: jax.Array) -> jax.Array:
-        return y + (x @ self.a[...].astype(y.dtype)) @ self.b[...].astype(y.dtype)
+        low = self.factor * (x @ self.a[...].astype(y.dtype))  # scaled where it is smallest
+        return y + low @ self.b[...].astype(y.dtype)
 
 
 _KINDS = {AdapterKind.SCALE_BIAS: ScaleBias, AdapterKind.BIAS: Bias, AdapterKind.LORA: Lora}

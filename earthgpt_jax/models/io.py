@@ -157,19 +157,21 @@ def write_description(
     shutil.copyfile(tokenizer, folder / "tokenizer.model")
 
 
-def initial_params(name: str | Path, model: ModelConfig, *, seed: int) -> tuple[ModelDir, Params]:
-    """fp32 parameters of `model` that start from a model directory.
-
-    Adapters that the directory does not have start fresh; everything else must be there, in shape.
-    """
-    source, arrays = read(name)
+def completed(arrays: Mapping[str, np.ndarray], model: ModelConfig, *, seed: int, where: str) -> Params:
+    """fp32 parameters of `model` from `arrays`; adapters not among them start fresh, the rest must be there."""
     _, expected = earthgpt.abstract(model)
     fresh = [path for path in expected if "/adapter/" in path and path not in arrays]
     if fresh:
         _, random = earthgpt.init(model, seed=seed)
-        arrays = arrays | {path: np.asarray(random[path]) for path in fresh}
-    params_lib.check_same_shapes(expected, arrays, where=f"init {str(name)!r}")
-    return source, {path: jnp.asarray(arrays[path], jnp.float32) for path in sorted(arrays)}
+        arrays = {**arrays, **{path: np.asarray(random[path]) for path in fresh}}
+    params_lib.check_same_shapes(expected, arrays, where=where)
+    return {path: jnp.asarray(arrays[path], jnp.float32) for path in sorted(arrays)}
+
+
+def initial_params(name: str | Path, model: ModelConfig, *, seed: int) -> tuple[ModelDir, Params]:
+    """A model directory, and parameters of `model` that start from it; see `completed`."""
+    source, arrays = read(name)
+    return source, completed(arrays, model, seed=seed, where=f"init {str(name)!r}")
 
 
 def as_numpy(params: Mapping[str, jax.Array]) -> dict[str, np.ndarray]:

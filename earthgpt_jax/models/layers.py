@@ -14,6 +14,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from earthgpt_jax.config import AdapterConfig, AdapterKind, DType, Remat
 from earthgpt_jax.models.adapters import make_adapter
+from earthgpt_jax.models.quantized import product
 from earthgpt_jax.models.remat import rematerialised
 
 M = TypeVar("M", bound=nnx.Module)
@@ -49,7 +50,7 @@ class Linear(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         x = x.astype(self.dtype)
-        y = x @ self.kernel[...].astype(self.dtype)
+        y = product(x, self.kernel[...])
         if hasattr(self, "bias"):
             y = y + self.bias[...].astype(self.dtype)
         if self.name is not None:

@@ -18,6 +18,7 @@ from earthgpt_jax import params as params_lib
 from earthgpt_jax.config import Config, ModelConfig
 from earthgpt_jax.errors import EarthGPTError
 from earthgpt_jax.models import earthgpt
+from earthgpt_jax.models.quantized import freeze
 from earthgpt_jax.sharding import rules
 from earthgpt_jax.sharding.mesh import Placement, build_mesh
 from earthgpt_jax.training.optim import optimizer as make_optimizer
@@ -90,7 +91,7 @@ def abstract(config: Config, mesh: Mesh | AbstractMesh, *, trained: Mapping[str,
     placement = rules.placement(config.model, shapes, mesh=mesh)
     chosen = trained_paths(config, shapes) if trained is None else trained
     changing, fixed = params_lib.split(shapes, chosen)
-    frozen = {path: Shape(shape.shape, jnp.dtype(config.frozen_dtype)) for path, shape in fixed.items()}
+    frozen = jax.eval_shape(lambda fixed: freeze(fixed, config.frozen_dtype), fixed)
     moments = jax.eval_shape(make_optimizer(config.optim, chosen).init, changing)
     shapes_of_state: Any = (Shape((), jnp.int32), changing, moments)
     state = State(*shapes_of_state)

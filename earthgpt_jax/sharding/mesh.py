@@ -49,12 +49,15 @@ class Placement:
     def shardings(self, tree: Any) -> Any:
         """A sharding for every leaf of a tree of parameters, optimizer moments or both.
 
-        A leaf lives where the parameter lives after which its innermost dict key is named.
+        A leaf lives where the parameter lives after which its innermost dict key is named; a dimension of one, as
+        in the scales of an int8 kernel, is whole everywhere.
         """
 
-        def sharding(path: tuple, _: Any) -> NamedSharding:
+        def sharding(path: tuple, leaf: Any) -> NamedSharding:
             keys = [entry.key for entry in path if isinstance(entry, jax.tree_util.DictKey)]
-            return NamedSharding(self.mesh, self.specs.get(keys[-1], PartitionSpec()) if keys else PartitionSpec())
+            spec = self.specs.get(keys[-1], PartitionSpec()) if keys else PartitionSpec()
+            sizes = zip(spec, leaf.shape, strict=False)
+            return NamedSharding(self.mesh, PartitionSpec(*(axes if size > 1 else None for axes, size in sizes)))
 
         return jax.tree_util.tree_map_with_path(sharding, tree)
 

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from pathlib import Path
 
 import jax.numpy as jnp
 
-from earthgpt_jax.config import Config
+from earthgpt_jax.config import AdapterKind, Config
 from earthgpt_jax.convert import importer
+from earthgpt_jax.convert.fold import Folded, folded_config
+from earthgpt_jax.convert.stores import Safetensors
+from earthgpt_jax.errors import EarthGPTError
 from earthgpt_jax.models import io
 from earthgpt_jax.params import Params
+
+_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,9 +29,16 @@ class Initial:
 
 
 def initial(config: Config) -> Initial:
-    """Reads `config.init` or `config.init_from`; adapters that are in neither start fresh."""
+    """Reads `config.init` or `config.init_from`; adapters that are in neither start fresh.
+
+    Adapters of another kind than the config's, as `instruct` leaves them, are folded into the linears they sit on.
+    """
     if config.init:
-        parent, params = io.initial_params(config.init, config.model, seed=config.seed)
+        parent = io.describe(config.init)
+        if parent.model.adapter.kind is AdapterKind.NONE or parent.model.adapter == config.model.adapter:
+            _, params = io.initial_params(config.init, config.model, seed=config.seed)
+        else:
+            params = _folded(parent, config)
         return Initial(params=params, tokenizer=parent.tokenizer, about=parent.about)
     tokenizer = importer.find_tokenizer(config.init_from)
     importer.check_vocabulary(tokenizer, config.model)
@@ -33,3 +46,17 @@ def initial(config: Config) -> Initial:
         config.init_from, config.model, seed=config.seed, place=lambda _, array: jnp.asarray(array, jnp.float32)
     )
     return Initial(params=params, tokenizer=tokenizer, about={"recipe": "init_from", "parts": dict(config.init_from)})
+
+
+def _folded(parent: io.ModelDir, config: Config) -> Params:
+    plain, wanted = folded_config(parent.model).llm, config.model.llm
+    missing = [name for name in ("attention_bias", "mlp_bias") if getattr(plain, name) and not getattr(wanted, name)]
+    if missing:
+        raise EarthGPTError(
+            f"init {config.init!r}: its adapters ({parent.model.adapter.kind}), folded into its linears, need biases "
+            f"there; set {' '.join(f'--config.model.llm.{name}=True' for name in missing)}"
+        )
+    _log.info("init %s: adapters (%s) folded into its linears", config.init, parent.model.adapter.kind)
+    reader = Folded(Safetensors([parent.path / "model.safetensors"]), parent.model)
+    arrays = {path: reader.read(path) for path in reader.shapes}
+    return io.completed(arrays, config.model, seed=config.seed, where=f"init {config.init!r}")

@@ -6,19 +6,18 @@ import contextlib
 import itertools
 import json
 import logging
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.experimental import multihost_utils
 
+from earthgpt_jax import hosts
 from earthgpt_jax import params as params_lib
 from earthgpt_jax.config import Config, resolve, to_dict
 from earthgpt_jax.errors import EarthGPTError
-from earthgpt_jax.input.batch import Batch
 from earthgpt_jax.input.derived import NEED_CLASSES
 from earthgpt_jax.input.pipeline import InputSpec, Rows, train_batches
 from earthgpt_jax.input.plan import Planned, differences
@@ -26,22 +25,35 @@ from earthgpt_jax.input.tokenizer import Tokenizer
 from earthgpt_jax.mmrs.occupancy import text
 from earthgpt_jax.mmrs.planning import planned
 from earthgpt_jax.models import earthgpt, io
+from earthgpt_jax.models.quantized import freeze, thaw
 from earthgpt_jax.sharding import rules
 from earthgpt_jax.sharding.mesh import build_mesh, local_rows
+from earthgpt_jax.training import guard
+from earthgpt_jax.training.behind import Behind
 from earthgpt_jax.training.checkpoints import Checkpoints
+from earthgpt_jax.training.clock import COMPILE, INPUT, SAVE, Clock
 from earthgpt_jax.training.feed import placed
 from earthgpt_jax.training.initial import initial
 from earthgpt_jax.training.log import Log
 from earthgpt_jax.training.optim import optimizer as make_optimizer
+from earthgpt_jax.training.preemption import Notice
+from earthgpt_jax.training.profile import Profile, Profiler
+from earthgpt_jax.training.saving import Saver
 from earthgpt_jax.training.stages import trained_paths
 from earthgpt_jax.training.step import State, execution, make_step
+from earthgpt_jax.training.throughput import Yardstick
+from earthgpt_jax.training.watchdog import Watchdog
 
 _log = logging.getLogger(__name__)
-# Settings that may differ when a run is resumed: they change no batch and no update of a sound dataset.
-_FREE = ("data.workers ", "data.damaged ", "checkpoint.", "log_every ", "mesh.", "remat ", "attention ")
+# Settings that may differ when a run is resumed: they change no batch, and no update but of damaged data and of
+# steps that went wrong.
+_FREE = (
+    "data.workers ", "data.damaged ", "checkpoint.", "log_every ", "mesh.", "remat ", "attention ", "watchdog.",
+    "optim.on_nan ", "optim.on_spike ", "optim.spike_factor ", "optim.max_skips ",
+)  # fmt: skip
 
 
-def train(config: Config, workdir: Path) -> Path:
+def train(config: Config, workdir: Path, *, profile: Profile | None = None, yardstick: Yardstick | None = None) -> Path:
     """Runs the stage of `config` in `workdir` and returns the finished model's directory.
 
     What is there already decides what happens, in this order:
@@ -49,18 +61,32 @@ def train(config: Config, workdir: Path) -> Path:
       2. a checkpoint of the same config: resume behind it, bit for bit as if never stopped.
       3. nothing: start from `config.init` or `config.init_from`.
     A work directory of another config is refused. With several processes (`jax.distributed`) each calls this with
-    the same config and a work directory that all of them see; the batches are those of a single one.
+    the same config and a work directory that all of them see; the batches are those of a single one. Where they
+    differ in config, code, data or weights, all of them refuse.
+
+    Args:
+        profile: steps to trace into `workdir/profile`.
+        yardstick: for MFU in throughput.jsonl.
+
+    Raises:
+        Stopped: by SIGTERM or Ctrl-C, with the running step saved.
     """
-    _refuse_other(config, workdir)
+    clock = Clock()
+    hosts.agree({"config": to_dict(config), "code": hosts.code()})
     finished = workdir / "model"
+    with hosts.all_or_none("the start"):
+        _refuse_other(config, workdir)
+        if not finished.exists():
+            start = initial(config)
+            data = planned(config, tokenizer=Tokenizer(start.tokenizer))
+    hosts.agree({"model is finished": finished.exists()})
     if finished.exists():
         return finished
 
-    start = initial(config)
     graphdef, _ = earthgpt.abstract(config.model)
     trained_rules = trained_paths(config, start.params)
     trained, frozen = params_lib.split(start.params, trained_rules)
-    frozen = params_lib.cast(frozen, config.frozen_dtype)
+    frozen = freeze(frozen, config.frozen_dtype)
     frozen_print = params_lib.fingerprint(frozen)
     mesh = build_mesh(config.mesh, rows=config.data.batch_size // config.optim.microbatches)
     place = rules.placement(config.model, start.params, mesh=mesh)
@@ -79,22 +105,29 @@ def train(config: Config, workdir: Path) -> Path:
         out_shardings=(place.shardings(state), place.whole),
     )
 
-    data = planned(config, tokenizer=Tokenizer(start.tokenizer))
     _warn_of_unknown_classes(config, data)
     identity = data.plan.identity() | {"frozen weights": frozen_print}
     # Only now, when model and data were found fit: a start that failed leaves no claim on the folder.
-    _together("found fit")
+    hosts.agree({"data": identity})
     leads = jax.process_index() == 0
     if leads:
         workdir.mkdir(parents=True, exist_ok=True)
-        (workdir / "config.json").write_text(json.dumps(to_dict(config), indent=1) + "\n")
-        (workdir / "plan.txt").write_text(text(data.plan, batch_size=config.data.batch_size) + "\n")
+        _put(workdir / "config.json", json.dumps(to_dict(config), indent=1) + "\n")
+        _put(workdir / "plan.txt", text(data.plan, batch_size=config.data.batch_size) + "\n")
     checkpoints = Checkpoints(workdir, config.checkpoint)
     latest = checkpoints.latest()
+    hosts.agree({"newest checkpoint": latest})  # a work directory that not all of them see would show here
     if latest is not None:
         state, extra = checkpoints.restore(latest, state)
         _refuse_other_data(extra["identity"], identity, workdir)
     first = int(state.step)
+    about = {
+        "config": to_dict(config),
+        "identity": identity,
+        "frozen": {"fingerprint": frozen_print, "dtype": config.frozen_dtype.value, "parent": start.about},
+        "mesh": dict(mesh.shape),
+        "devices": f"{mesh.devices.size} {mesh.devices.flat[0].device_kind}, {jax.process_count()} process(es)",
+    }
 
     batches = train_batches(
         Rows.of(data, InputSpec.of(config)),
@@ -105,19 +138,44 @@ def train(config: Config, workdir: Path) -> Path:
     with contextlib.ExitStack() as stack:
         stack.callback(checkpoints.close)
         stack.callback(batches.close)
-        log = stack.enter_context(Log(config, workdir, plan=data.plan, first=first)) if leads else None
-        for step, batch, arrays in placed(itertools.islice(batches, config.optim.steps - first), place.batch):
-            state, metrics = step_fn(state, frozen, arrays)
-            values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-            _refuse_nan(step, values["loss"], batch)
-            if log:
-                log(step, values)
-            if (step + 1) % config.checkpoint.every_steps == 0 or step + 1 == config.optim.steps:
-                checkpoints.save(step + 1, state, {"data_position": step + 1, "identity": identity})
+        profiler = stack.enter_context(Profiler(profile, workdir / "profile", first=first, last=config.optim.steps))
+        log = (
+            stack.enter_context(Log(config, workdir, plan=data.plan, first=first, clock=clock, yardstick=yardstick))
+            if leads
+            else None
+        )
+        behind = stack.enter_context(Behind())
+        watchdog = stack.enter_context(
+            Watchdog(
+                seconds=60 * config.watchdog.minutes, report=workdir / "hang" / f"process-{jax.process_index()}.txt"
+            )
+        )
+        notice = stack.enter_context(Notice())
+        every, last = config.checkpoint.every_steps, config.optim.steps
+        save = Saver(checkpoints, every=every, last=last, notice=notice, about=about)
+        clock.started()
+        fed = placed(itertools.islice(batches, last - first), place.batch)
+        for step, batch, arrays in clock.waiting(INPUT, fed):
+            with profiler.step(step), clock.during(COMPILE) if step == first else contextlib.nullcontext():
+                called = time.monotonic()
+                state, metrics = step_fn(state, frozen, arrays)
+            behind.put(step, batch, metrics, called=time.monotonic() if step == first else called)
+            profiler.called(step, metrics)
+            saves = save.due(step + 1)
+            # The step before, while this one runs; this one too where it is saved: nothing unseen is kept.
+            for done in behind.take(all_of_them=saves):
+                watchdog.beat()
+                clock.done(called=done.called, finished=done.finished)
+                guard.refuse(config.optim, done.step, done.metrics, [s for row in done.batch.ids for s in row])
+                if log:
+                    log(done.step, done.metrics)
+            if saves:
+                with clock.during(SAVE):
+                    save(step + 1, state)
     if leads:
         io.write(
             finished,
-            io.as_numpy(params_lib.merge(state.trained, frozen)),
+            io.as_numpy(params_lib.merge(state.trained, thaw(frozen, config.model.dtype))),
             model=config.model,
             decimals=config.data.decimals,
             conversation=config.data.conversation,
@@ -131,14 +189,15 @@ def train(config: Config, workdir: Path) -> Path:
                 "parent": start.about,
             },
         )
-    _together("finished")
+    hosts.gather("")  # until the model is written
     return finished
 
 
-def _together(name: str) -> None:
-    """Waits until every process is here."""
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)
+def _put(path: Path, text: str) -> None:
+    """The file with its whole text, or what it was, whenever the process is killed."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text)
+    partial.replace(path)
 
 
 def _warn_of_unknown_classes(config: Config, data: Planned) -> None:
@@ -149,15 +208,6 @@ def _warn_of_unknown_classes(config: Config, data: Planned) -> None:
             "data %s: no questions of %s about %s: which classes these annotate is not known for certain "
             "(no horizontal boxes, a card with open_classes, or built by an earlier version)",
             *(config.data.source, ", ".join(kinds), ", ".join(silent)),
-        )
-
-
-def _refuse_nan(step: int, loss: float, batch: Batch) -> None:
-    if not np.isfinite(loss):
-        held = [sample for row in batch.ids for sample in row]
-        raise EarthGPTError(
-            f"step {step}: the loss is {loss}; lower optim.peak_lr, or look at the batch: {', '.join(held[:4])}"
-            + (f" and {len(held) - 4} more" if len(held) > 4 else "")
         )
 
 

@@ -9,6 +9,7 @@ import optax
 
 from earthgpt_jax.config import OptimConfig
 from earthgpt_jax.errors import EarthGPTError
+from earthgpt_jax.training.guard import guarded
 from earthgpt_jax.training.stages import Trained
 
 
@@ -24,8 +25,8 @@ def schedule(config: OptimConfig) -> optax.Schedule:
     return rate
 
 
-def optimizer(config: OptimConfig, trained: Mapping[str, Trained]) -> optax.GradientTransformation:
-    """Clip by the trained gradients' global norm, AdamW with a decay mask, a rate scale per group.
+def optimizer(config: OptimConfig, trained: Mapping[str, Trained]) -> optax.GradientTransformationExtraArgs:
+    """Clip by the trained gradients' global norm, AdamW with a decay mask, a rate scale per group; guarded.
 
     Args:
         trained: from `stages.trained_paths`; the transformation is for a flat dict of exactly these.
@@ -40,10 +41,11 @@ def optimizer(config: OptimConfig, trained: Mapping[str, Trained]) -> optax.Grad
             f"optim.lr_scale: unknown group(s) {unknown}; this stage trains {sorted(set(groups.values()))}"
         )
     scales = {group: optax.scale(config.lr_scale.get(group, 1.0)) for group in set(groups.values())}
-    return optax.chain(
+    adamw = optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
         optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps),
         optax.add_decayed_weights(config.weight_decay, mask={path: rule.decay for path, rule in trained.items()}),
         optax.partition(scales, groups),
         optax.scale_by_learning_rate(schedule(config)),
     )
+    return guarded(adamw, config)

@@ -17,56 +17,82 @@ class Trained:
     decay: bool
 
 
-def table(config: Config) -> list[tuple[str, Trained | None]]:
+Rows = list[tuple[str, Trained | None]]
+
+
+def table(config: Config) -> Rows:
     """`(regex, Trained or None for frozen)` rows that fit the parameters of `config` exactly."""
-    return _TABLES[config.stage](config) + _frozen(config)
+    return [*_TABLES[config.stage](config), (r"(vit|convnext)/.*", None)]
 
 
-def _align(config: Config) -> list[tuple[str, Trained | None]]:
+def _align(config: Config) -> Rows:
     """Cross-modal mutual comprehension: projector, image marks, self-attention and all RMSNorms."""
     attention = {TrainedAttention.QKVO: "[qkvo]", TrainedAttention.QKV: "[qkv]"}[config.trained_attention]
-    rows: list[tuple[str, Trained | None]] = [
-        (r"projector/(linear/kernel|norm/scale)", Trained(group="projector", decay=True)),
-        (r"projector/.*/bias", Trained(group="projector", decay=False)),
-        (r"image_tokens/.*", Trained(group="projector", decay=True)),
-        (rf"llm/blocks/attn/{attention}/kernel", Trained(group="attention", decay=True)),
-        (r"llm/(blocks/(attn|mlp)_norm|norm)/scale", Trained(group="norm", decay=False)),
-    ]
-    if config.model.perception.cnn_fuse is Fuse.SUM:
-        rows.append((r"perception/.*/kernel", Trained(group="projector", decay=True)))
-        rows.append((r"perception/.*/bias", Trained(group="projector", decay=False)))
-    if config.model.llm.attention_bias:
-        rows.append((rf"llm/blocks/attn/{attention}/bias", Trained(group="attention", decay=False)))
+    rows = [*_projector(config), *_attention(config, attention), _NORMS, *_others(config)]
     if config.trained_attention is TrainedAttention.QKV:
         rows.append((r"llm/blocks/attn/o/.*", None))
     return rows
 
 
-def _instruct(config: Config) -> list[tuple[str, Trained | None]]:
+def _instruct(config: Config) -> Rows:
     """Unified instruction tuning: the adapters, nothing else."""
     decay = config.model.adapter.kind is AdapterKind.LORA
-    rows: list[tuple[str, Trained | None]] = [
+    rows: Rows = [
         (r"llm/blocks/.*/adapter/.*", Trained(group="adapter", decay=decay)),
         (r"(projector|image_tokens)/.*", None),
         (r"llm/(blocks/(attn|mlp)_norm|norm)/scale", None),
         (r"llm/blocks/attn/[qkvo]/(kernel|bias)", None),
+        *_others(config),
     ]
     if config.model.perception.cnn_fuse is Fuse.SUM:
         rows.append((r"perception/.*", None))
     return rows
 
 
-def _frozen(config: Config) -> list[tuple[str, Trained | None]]:
-    """Frozen in both stages."""
-    rows: list[tuple[str, Trained | None]] = [
-        (r"(vit|convnext)/.*", None),
-        (r"llm/embed", None),
-        (r"llm/blocks/mlp/(gate|up|down)/(kernel|bias)", None),
+def _finetune(config: Config) -> Rows:
+    """Full fine-tuning: everything behind the encoders."""
+    rows: Rows = [
+        *_projector(config),
+        *_attention(config, "[qkvo]"),
+        _NORMS,
+        (r"llm/embed", Trained(group="embed", decay=True)),
+        (r"llm/blocks/mlp/(gate|up|down)/kernel", Trained(group="mlp", decay=True)),
     ]
+    if config.model.llm.mlp_bias:
+        rows.append((r"llm/blocks/mlp/(gate|up|down)/bias", Trained(group="mlp", decay=False)))
+    return rows if config.model.llm.tied_head else [*rows, (r"llm/head/kernel", Trained(group="head", decay=True))]
+
+
+# Decay as in LLaMA2-Accessory: on all but biases and the LLM's norms.
+_NORMS: tuple[str, Trained] = (r"llm/(blocks/(attn|mlp)_norm|norm)/scale", Trained(group="norm", decay=False))
+
+
+def _projector(config: Config) -> Rows:
+    rows: Rows = [
+        (r"projector/(linear/kernel|norm/scale)", Trained(group="projector", decay=True)),
+        (r"projector/.*/bias", Trained(group="projector", decay=False)),
+        (r"image_tokens/.*", Trained(group="projector", decay=True)),
+    ]
+    if config.model.perception.cnn_fuse is Fuse.SUM:
+        rows.append((r"perception/.*/kernel", Trained(group="projector", decay=True)))
+        rows.append((r"perception/.*/bias", Trained(group="projector", decay=False)))
+    return rows
+
+
+def _attention(config: Config, linears: str) -> Rows:
+    rows: Rows = [(rf"llm/blocks/attn/{linears}/kernel", Trained(group="attention", decay=True))]
+    if config.model.llm.attention_bias:
+        rows.append((rf"llm/blocks/attn/{linears}/bias", Trained(group="attention", decay=False)))
+    return rows
+
+
+def _others(config: Config) -> Rows:
+    """Of the LLM, what only full fine-tuning trains."""
+    rows: Rows = [(r"llm/embed", None), (r"llm/blocks/mlp/(gate|up|down)/(kernel|bias)", None)]
     return rows if config.model.llm.tied_head else [*rows, (r"llm/head/kernel", None)]
 
 
-_TABLES = {Stage.ALIGN: _align, Stage.INSTRUCT: _instruct}
+_TABLES = {Stage.ALIGN: _align, Stage.INSTRUCT: _instruct, Stage.FINETUNE: _finetune}
 
 
 def trained_paths(config: Config, paths: Iterable[str]) -> dict[str, Trained]:

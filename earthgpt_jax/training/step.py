@@ -20,6 +20,7 @@ from earthgpt_jax.ops.attention import choose, visible
 from earthgpt_jax.ops.losses import supervised_loss
 from earthgpt_jax.params import Params, merge, merge_module
 from earthgpt_jax.sharding.mesh import ROWS, constrain, use
+from earthgpt_jax.training import guard
 
 ENCODED = 8  # images at a time, at most
 _KERNELS = r"llm/blocks/(attn|mlp)/\w+/kernel"
@@ -136,6 +137,7 @@ def make_step(
         return supervised_loss(x, model.llm.unembedding(), batch.tokens, batch.loss_weights, chunk=execution.loss_chunk)
 
     gradient = jax.value_and_grad(loss_sums, has_aux=True)
+    update = optax.with_extra_args_support(optimizer).update
 
     def encode(encoders: dict, images: jax.Array, segments: jax.Array) -> Features:
         return encode_used(merge_module(graphdef, encoders).encode, images, used=jnp.max(segments, axis=1))
@@ -162,17 +164,19 @@ def make_step(
 
         # Divided once, by the weight of the whole batch: every supervised token counts alike.
         weight = jnp.maximum(weight, 1e-9)
-        gradients = jax.tree.map(lambda g: g / weight, gradients)
-        updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.trained)
+        loss, gradients = loss / weight, jax.tree.map(lambda g: g / weight, gradients)
+        norm = optax.tree.norm(gradients)
+        updates, optimizer_state = update(gradients, state.optimizer, state.trained, loss=loss, norm=norm)
         trained = optax.apply_updates(state.trained, updates)
         metrics = {
-            "loss": loss / weight,
-            "grad_norm": optax.tree.norm(gradients),
+            "loss": loss,
+            "grad_norm": norm,
             "supervised_tokens": weight,
             "tokens": jnp.sum(batch.segments > 0),
             "images": jnp.sum(jnp.max(batch.segments, axis=1)),
             "unlisted": jnp.sum(batch.unlisted),
             "damaged": jnp.sum(batch.damaged),
+            **guard.report(optimizer_state),
         }
         return State(state.step + 1, trained, optimizer_state), metrics
 

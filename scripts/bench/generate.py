@@ -1,12 +1,15 @@
 """Answers a second: this engine, with and without sharing of image prefixes, and `transformers` on the exported model.
 
-example:
+examples:
   python scripts/bench/generate.py --model tiny
+  python scripts/bench/generate.py --model small --total 48 --theirs 8 --batches 8 16 32
 
 Questions are those of visual question answering on synthetic scenes, as many an image as asked for (repeated where a
-scene has fewer); all engines answer up to the same end. All run in turns, in one process, programs compiled before;
-`transformers` gets its inputs preprocessed, and answers a part of the questions where there are many. The figure of a
-way is the median of its rounds, that of a batch size the best of those tried.
+scene has fewer); all engines answer up to the same end. `small` has random weights: a ViT-S/14 at 224 px, a narrow
+ConvNeXt, eight layers of 512. All run in turns, in one process, programs compiled before; `transformers` gets its
+inputs preprocessed, and answers a part of the questions where there are many. The figure of a way is the median of its
+rounds, that of a batch size the best of those tried. Ratios are of wall time, and of the time that the cores spent, for
+a machine that is not idle.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
+from earthgpt_jax.config import resolve_model
 from earthgpt_jax.convert.exporter import export_hf
 from earthgpt_jax.inference.engine import Ask, Engine, Scene
 from earthgpt_jax.inference.generate import Prompts, generate
@@ -34,9 +38,17 @@ from earthgpt_jax.input.rows import prompt
 from earthgpt_jax.mmrs.record import Task
 from earthgpt_jax.mmrs.synthetic import SyntheticSource
 from earthgpt_jax.mmrs.tables import aligned
+from earthgpt_jax.models import earthgpt, io
 
 LIMIT = 16  # tokens of an answer
-IMAGES = {1: 192, 20: 20, 100: 6}  # questions an image -> images
+_LEAST_IMAGES = 4
+_SMALL = {
+    "image_size": 256,
+    "vit": {"image_size": 224, "patch_size": 14, "dim": 384, "depth": 12, "heads": 6, "ffn_dim": 1536, "grid": 16},
+    "convnext": {"image_size": 256, "depths": (2, 2, 6, 2), "dims": (64, 128, 256, 512)},
+    "perception": {"vit_layers": (5, 11), "cnn_stages": (0, 1, 2, 3)},
+    "llm": {"vocab_size": 1024, "dim": 512, "depth": 8, "heads": 8, "kv_heads": 8, "ffn_dim": 1376},
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,33 +69,52 @@ class Way:
     items: Sequence[Item]
     run: Callable[[Sequence[Item]], list[str]]
     seconds: list[float] = dataclasses.field(default_factory=list)
+    core_seconds: list[float] = dataclasses.field(default_factory=list)
     texts: list[str] = dataclasses.field(default_factory=list)
 
     def once(self) -> None:
-        started = time.perf_counter()
+        started, cores = time.perf_counter(), time.process_time()
         self.texts = self.run(self.items)
         self.seconds.append(time.perf_counter() - started)
+        self.core_seconds.append(time.process_time() - cores)
 
     @property
     def rate(self) -> float:
         return len(self.items) / statistics.median(self.seconds)
 
+    @property
+    def core_rate(self) -> float:
+        return len(self.items) / statistics.median(self.core_seconds)
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="tiny", help="an embedded model or a model directory (default: tiny)")
+    parser.add_argument("--model", default="tiny", help="tiny, small, or a model directory (default: tiny)")
+    parser.add_argument("--each", type=int, nargs="+", default=[1, 20, 100], help="questions an image: 1 20 100")
+    parser.add_argument("--total", type=int, default=400, help="about so many questions in a round (default: 400)")
     parser.add_argument("--rounds", type=int, default=3, help="(default: 3)")
     parser.add_argument("--theirs", type=int, default=32, help="questions for transformers at batch 1 (default: 32)")
     parser.add_argument("--batches", type=int, nargs="+", default=[32, 64, 128], help="(default: 32 64 128)")
     args = parser.parse_args()
 
     table: list[tuple[str, ...]] = [
-        ("questions an image", "way", "answers/s", "x transformers, batch 1", "prefilled tokens saved", "same answers")
+        (
+            "questions an image",
+            "way",
+            "answers/s",
+            "x transformers, batch 1",
+            "x, in core time",
+            "x own prefix",
+            "prefilled tokens saved",
+            "same answers",
+        )
     ]
     with tempfile.TemporaryDirectory() as folder:
-        theirs = _transformers(export_hf(args.model, Path(folder) / "export"))
-        engines = {size: Engine.from_model_dir(args.model, batch_size=size) for size in args.batches}
-        for each, images in IMAGES.items():
+        model = _small(Path(folder) / "small") if args.model == "small" else args.model
+        theirs = _transformers(export_hf(model, Path(folder) / "export"))
+        engines = {size: Engine.from_model_dir(model, batch_size=size) for size in args.batches}
+        for each in args.each:
+            images = max(_LEAST_IMAGES, args.total // each)
             items = _items(images, each, size=next(iter(engines.values())).image_size)
             saved: dict[str, str] = {}
             ways = _ways(items, engines, theirs, args.theirs, saved)
@@ -91,22 +122,37 @@ def main() -> None:
                 for way in ways:
                     way.once()
             for way in ways:
-                del way.seconds[0]  # it compiled
+                del way.seconds[0], way.core_seconds[0]  # it compiled
             best: dict[str, Way] = {}
             for way in ways:
                 kind = way.name.partition(", batch ")[0]
                 name = f"{kind}, batch 1" if way.name.endswith(", batch 1") else kind
                 if name not in best or way.rate > best[name].rate:
                     best[name] = way
-            one = best["transformers, batch 1"].rate
+            one, own = best["transformers, batch 1"], best["ours, own prefix"]
             right = {item.id: text for item, text in zip(ways[0].items, ways[0].texts, strict=True)}
             for way in best.values():
                 same = sum(right[item.id] == text for item, text in zip(way.items, way.texts, strict=True))
                 table.append(
-                    (str(each), way.name, f"{way.rate:.1f}", f"{way.rate / one:.1f}", saved.get(way.name, ""),
+                    (str(each), way.name, f"{way.rate:.1f}", f"{way.rate / one.rate:.1f}",
+                     f"{way.core_rate / one.core_rate:.1f}", f"{way.rate / own.rate:.1f}", saved.get(way.name, ""),
                      f"{same} of {len(way.items)}")
                 )  # fmt: skip
+            print("\n".join(aligned(table[:1] + table[-len(best) :])), flush=True)
     print("\n".join(aligned(table)))
+
+
+def _small(path: Path) -> Path:
+    """A model directory with random weights; its tokenizer is that of `tiny`."""
+    tiny = io.describe("tiny")
+    values = {**_SMALL, "adapter": {"kind": "scale+bias"}, "dtype": "float32"}
+    model = resolve_model(values, where="small")
+    _, params = earthgpt.init(model, seed=0)
+    io.write(
+        path, io.as_numpy(params), model=model, decimals=tiny.decimals, conversation=tiny.conversation,
+        tokenizer=tiny.tokenizer, about={"recipe": "small"},
+    )  # fmt: skip
+    return path
 
 
 def _items(images: int, each: int, *, size: int) -> list[Item]:

@@ -8,6 +8,7 @@ import json
 import pytest
 
 from earthgpt_jax.cli.main import main
+from earthgpt_jax.evaluation import predictions
 from earthgpt_jax.mmrs.synthetic import SyntheticSource
 from tests import nano
 
@@ -63,6 +64,8 @@ def test_eval_writes_scores_report_and_predictions_that_score_alike(world, capsy
         "--per-image",
         "1",
         "--false-premises",
+        "--chained",
+        "mmrs",
     ]
     assert main([str(word) for word in [*argv, "--batch-size", "8"]]) == 0
     first = capsys.readouterr().out
@@ -70,6 +73,11 @@ def test_eval_writes_scores_report_and_predictions_that_score_alike(world, capsy
     assert scores["classification"]["all"]["n"] == 3
     assert {"constant", "random", "blind", "top1"} <= scores["classification"]["all"].keys()
     assert scores["absent_grounding"]["all"]["n"] > 0
+    assert scores["presence"]["all"]["n"] > 0 and scores["presence"]["all"]["constant"]["accuracy"] > 0
+    assert scores["chained_obb"]["all"]["n"] == 3 and "f1" in scores["chained_hbb"]["all"]["blind"]
+    _, answered = predictions.read(out / "predictions_image.jsonl")
+    assert all(len(p.logprobs) == len(p.token_lengths) > 0 for p in answered if p.task in ("hbb", "grounding"))
+    assert all(len(p.steps) > 3 for p in predictions.read(out / "predictions_chained_image.jsonl")[1])
     assert (out / "report.html").exists()
     # Again: everything is there already, the figures are the same, and they need no model.
     assert main([str(word) for word in [*argv, "--batch-size", "8"]]) == 0
@@ -77,6 +85,9 @@ def test_eval_writes_scores_report_and_predictions_that_score_alike(world, capsy
     again = world["root"] / "again.json"
     assert main(["score", str(out / "predictions_image.jsonl"), "--json", str(again)]) == 0
     found = json.loads(again.read_text())
+    chain = out / "predictions_chained_image.jsonl"
+    assert main(["score", str(chain), "--json", str(again)]) == 0
+    found |= json.loads(again.read_text())
     for task, groups in scores.items():
         for group, values in groups.items():
             expected = {k: v for k, v in values.items() if k not in ("constant", "random", "blind")}

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-import signal
-import subprocess
-import sys
 import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from earthgpt_jax import params as params_lib
+from earthgpt_jax.cli.main import main
+from earthgpt_jax.config import to_dict
 from earthgpt_jax.errors import EarthGPTError
 from earthgpt_jax.models import io
 from earthgpt_jax.training.checkpoints import Checkpoints
 from earthgpt_jax.training.loop import train
+from earthgpt_jax.training.step import State
 from tests import nano
 
 
@@ -91,40 +90,18 @@ def test_checkpoints_hold_trained_paths_only(world):
         assert not any(path.startswith(("vit/", "convnext/")) or path == "llm/embed" for path in paths)
 
 
-_RUN = """
-import os, sys
-from pathlib import Path
-from earthgpt_jax.training import loop, checkpoints
-from tests import nano
-root, kill_at = Path(sys.argv[1]), int(sys.argv[2])
-config = nano.config("align", f"data.source={root / 'data'}", f"init={root / 'base'}")
-original = loop.Log.__call__
-def log(self, step, metrics):
-    original(self, step, metrics)
-    self._file.flush()
-    if step == kill_at:
-        os.kill(os.getpid(), 9)
-loop.Log.__call__ = log
-loop.train(config, root / "killed")
-"""
-
-
-def test_a_killed_run_resumes_bit_for_bit(world):
-    root = world["root"]
-    for kill_at in (2, 4, -1):  # killed before and behind later checkpoints, then left alone
-        result = subprocess.run(
-            [sys.executable, "-c", _RUN, str(root), str(kill_at)],
-            cwd=os.getcwd(),
-            capture_output=True,
-            text=True,
-        )
-        assert result.returncode == (-signal.SIGKILL if kill_at >= 0 else 0), result.stderr[-2000:]
-    _, straight = io.read(world["aligned"])
-    _, resumed = io.read(root / "killed" / "model")
-    assert params_lib.fingerprint(straight) == params_lib.fingerprint(resumed)
-    lines = [(root / name / "metrics.jsonl").read_text() for name in ("align", "killed")]
-    assert lines[0] == lines[1]
-    assert [json.loads(line)["step"] for line in lines[0].splitlines()] == [1, 2, 3, 4, 5, 6]
+def test_a_run_says_what_it_is(world, capsys):
+    assert main(["inspect", str(world["root"] / "instruct")]) == 0
+    out = capsys.readouterr().out
+    numbers = 2 * 2 * (5 * 32 + 2 * 48) - 2 * 2 * 2 * 16  # scale and bias of seven linears; k and v have half the heads
+    for text in (
+        "run of tiny, stage instruct, finished, 6 steps", "checkpoint of step 6 of 6", "step 6, 24 rows",
+        f"14 arrays, {numbers:,} numbers", "of tiny", f"started from   {world['aligned']}", "mesh           data 4",
+    ):  # fmt: skip
+        assert text in out, out
+    said = json.loads((world["root"] / "instruct" / "checkpoints" / "6" / "extra" / "metadata").read_text())
+    assert said["config"] == to_dict(world["instruct"])
+    assert said["frozen"]["fingerprint"] == said["identity"]["frozen weights"]
 
 
 def test_a_finished_run_is_left_alone_and_another_config_is_refused(world):
@@ -152,7 +129,7 @@ def test_a_full_disk_during_a_save_loses_nothing(world, monkeypatch):
 
     monkeypatch.setattr(checkpoints._manager, "save", full)
     with pytest.raises(EarthGPTError, match="the disk is full"):
-        checkpoints.save(7, None, {})
+        checkpoints.save(7, State(jnp.int32(7), {}, ()), {})
     assert checkpoints.latest() == 6
     checkpoints.close()
 

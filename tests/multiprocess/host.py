@@ -1,6 +1,8 @@
 """One host of several: trains a nano model, and is killed behind a step if told so.
 
 usage: python -m tests.multiprocess.host ADDRESS HOSTS HOST WORKDIR KILL_AT [OVERRIDE ...]
+
+PACE in the environment: seconds that a step takes at least.
 """
 
 from __future__ import annotations
@@ -8,6 +10,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 
@@ -16,18 +19,24 @@ def main(address: str, hosts: str, host: str, workdir: str, kill_at: str, *overr
 
     if int(hosts) > 1:
         jax.distributed.initialize(address, num_processes=int(hosts), process_id=int(host), initialization_timeout=60)
+    from earthgpt_jax.errors import Stopped
     from earthgpt_jax.training import loop
+    from earthgpt_jax.training.saving import Saver
     from tests import nano
 
-    refuse = loop._refuse_nan
+    due = Saver.due
 
-    def checked(step, loss, batch):  # every host comes by here once a step
-        refuse(step, loss, batch)
-        if step == int(kill_at):
+    def checked(self, step):  # every host comes by here once a step
+        time.sleep(float(os.environ.get("PACE", "0")))
+        if step == int(kill_at) + 1:
             os.kill(os.getpid(), signal.SIGKILL)
+        return due(self, step)
 
-    loop._refuse_nan = checked
-    loop.train(nano.config("align", *overrides), Path(workdir))
+    Saver.due = checked
+    try:
+        loop.train(nano.config("align", *overrides), Path(workdir))
+    except Stopped as stopped:
+        sys.exit(stopped.status)
 
 
 if __name__ == "__main__":  # data workers import this module again

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
 
 import portpicker
 import pytest
 
 from earthgpt_jax.evaluation import predictions, scores
+from earthgpt_jax.mmrs.build import build
+from earthgpt_jax.mmrs.cards import select
 from tests import nano
 
 pytestmark = [pytest.mark.multiprocess, pytest.mark.slow]
@@ -53,3 +60,96 @@ def test_two_processes_then_four_then_two_answer_what_one_answers(tmp_path):
     (_, one), (_, two) = predictions.read(alone), predictions.read(several)
     assert scores.score(one) == scores.score(two)
     assert len({p.prediction for p in one}) > 3
+
+
+@contextlib.contextmanager
+def _commands(processes: int, *words: object, devices: int, own: dict[int, list] | None = None) -> Iterator[list]:
+    """`earthgpt eval WORDS` as so many processes with so many devices each; killed at the end if they still run.
+
+    Args:
+        own: process -> words of its own, which come last.
+    """
+    environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "PATH": ""}  # no Java
+    command = [sys.executable, "-m", "earthgpt_jax", "eval", *map(str, words)]
+    several = ["--coordinator", f"127.0.0.1:{portpicker.pick_unused_port()}", "--processes", str(processes)]
+    started = []
+    for index in range(processes):
+        more = [*several, "--process", str(index)] if processes > 1 else []
+        started.append(
+            subprocess.Popen(
+                [*command, *more, *map(str, (own or {}).get(index, []))],
+                env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            )
+        )  # fmt: skip
+    try:
+        yield started
+    finally:
+        for process in started:
+            process.kill()
+            process.communicate()
+
+
+def _finish(started: list, *, status: int = 0) -> list[tuple[str, str]]:
+    """What each wrote, to standard output and error; all must end with `status`."""
+    said = [process.communicate(timeout=900) for process in started]
+    assert [process.returncode for process in started] == [status] * len(started), [err[-2000:] for _, err in said]
+    return said
+
+
+def _written(out: Path) -> int:
+    """Answers that are in any file of the view with the image."""
+    return sum(path.read_bytes().count(b"\n") - 1 for path in out.glob("predictions_image*.jsonl"))
+
+
+@pytest.mark.realdata
+def test_real_imagery_on_two_processes_killed_half_way_is_answered_as_by_one(realdata, tmp_path):
+    """The embedded model on infrared and optical images: two processes of four devices, killed, and again."""
+    for name in ("ir", "optical"):
+        (tmp_path / "native").mkdir(exist_ok=True)
+        (tmp_path / "native" / name).symlink_to(realdata / name)
+    data = tmp_path / "data"
+    build(select(["hit_uav", "rsvqa_lr", "rsscn7"]), root=tmp_path / "native", out=data)
+    words = ["--model", "tiny", "--data", data, "--split", "train", "--limit", "40", "--per-image", "2"]
+    alone, several = tmp_path / "alone", tmp_path / "several"
+    with _commands(1, *words, "--out", alone, devices=1) as started:
+        _finish(started)
+    questions = _written(alone)
+
+    with _commands(2, *words, "--out", several, devices=4) as started:
+        while _written(several) < questions // 2:
+            assert all(process.poll() is None for process in started), [p.communicate() for p in started]
+            time.sleep(0.05)
+        for process in started:
+            process.send_signal(signal.SIGKILL)
+    half = _written(several)
+    assert questions // 2 <= half < questions
+    assert not (several / "report.html").exists()
+    with _commands(2, *words, "--out", several, devices=4) as started:
+        (first, _), (second, quiet) = _finish(started)
+    # What the CPU's collectives say of themselves is none of ours.
+    second = [line for line in second.splitlines() if not line.startswith("[Gloo]")]
+    assert "report: " in first and second == [] and "question" not in quiet
+
+    for view in ("image", "blind"):
+        one, other = (predictions.whole(out / f"predictions_{view}.jsonl") for out in (alone, several))
+        assert len({p.id for p in one}) == len(one) == questions
+        assert [(p.id, p.prediction) for p in other] == [(p.id, p.prediction) for p in one]
+    assert json.loads((several / "scores.json").read_text()) == json.loads((alone / "scores.json").read_text())
+    assert sorted(path.name for path in several.iterdir()) == sorted(path.name for path in alone.iterdir())
+    assert len({p.prediction for p in predictions.whole(several / "predictions_image.jsonl")}) > 20
+
+
+def test_what_is_wrong_on_one_process_is_said_by_all(tmp_path):
+    model = nano.model_dir(tmp_path / "nano", nano.config("align").model)
+    other = nano.model_dir(tmp_path / "other", nano.config("align").model, seed=1)
+    words = ["--data", nano.dataset(tmp_path / "data", test=4), "--out", tmp_path / "out", "--model", model]
+    for own, expected in (
+        (["--model", tmp_path / "nowhere"], "lacks model.safetensors"),
+        (["--model", other], "processes of this evaluation differ (model: 'nano' on process 0, 'other' on process 1"),
+        (["--temperature", "0.7"], "decode: 'greedy' on process 0, 'temperature 0.7"),
+        (["--mesh", "tensor=3"], "multiply to 2 devices"),
+    ):
+        with _commands(2, *words, devices=2, own={1: own}) as started:
+            for _, err in _finish(started, status=2):
+                (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
+                assert expected in err and "Traceback" not in err, (line, own)

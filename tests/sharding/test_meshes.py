@@ -82,7 +82,7 @@ def _train(stage: Stage, mesh: tuple[int, int, int] | None) -> tuple[list[float]
 @pytest.mark.parametrize(
     "mesh", [mesh if min(mesh) > 1 else pytest.param(mesh, marks=pytest.mark.slow) for mesh in MESHES], ids=str
 )
-@pytest.mark.parametrize("stage", Stage)
+@pytest.mark.parametrize("stage", [Stage.ALIGN, Stage.INSTRUCT, pytest.param(Stage.FINETUNE, marks=pytest.mark.slow)])
 def test_a_mesh_trains_what_one_device_trains(stage, mesh):
     losses, params = _train(stage, mesh)
     expected_losses, expected = _train(stage, None)

@@ -17,6 +17,7 @@ RECIPES = ("tiny", "tiny_real", "earthgpt_7b", "earthgpt_13b", "sphinx_light")
 def test_every_recipe_resolves_and_survives_a_round_trip(name, stage):
     config = config_lib.load(f"{name}:{stage}")
     assert config.stage is stage
+    assert config_lib.load(f"{name}:lora").model.adapter.kind is AdapterKind.LORA
     assert config_lib.resolve(config_lib.to_dict(config)) == config
 
 
@@ -31,7 +32,7 @@ def test_all_errors_come_at_once_with_path_expected_got_and_nearest_name():
     assert "4 problems" in text
     assert "optim.peak_lrr: unknown field; did you mean 'peak_lr'?" in text
     assert "model.llm.heads: expected a divisor of dim=128, got 3" in text
-    assert "stage: expected one of align, instruct, got 'alig'; did you mean 'align'?" in text
+    assert "stage: expected one of align, instruct, finetune, got 'alig'; did you mean 'align'?" in text
     assert "data.batch_size: expected int, got 'many' (str)" in text
 
 
@@ -45,6 +46,7 @@ def test_all_errors_come_at_once_with_path_expected_got_and_nearest_name():
         ("optim.warmup_steps=99999", "expected 0..steps=400"),
         ("data.decimals=9", "expected 1..4, got 9"),
         ("model.adapter.targets=('q','w1')", "got ['w1']"),
+        ("model.adapter.alpha=-1", "expected a positive number, or 0 for no scaling, got -1"),
     ],
 )
 def test_impossible_combinations_are_refused(override, message):
@@ -102,11 +104,33 @@ def test_what_align_trains_at_13b():
     assert "projector/linear/kernel" in decaying and "projector/linear/bias" not in decaying
 
 
+def test_what_lora_and_full_fine_tuning_train_at_13b():
+    config = config_lib.load("earthgpt_13b:lora")
+    assert config.stage is Stage.INSTRUCT and config.model.adapter.factor == 2.0
+    _, shapes = earthgpt.abstract(config.model)
+    trained = trained_paths(config, shapes)
+    dim, ffn, rank = 5120, 13824, 16
+    assert count({path: shapes[path] for path in trained}) == 40 * rank * (4 * 2 * dim + 3 * (dim + ffn))
+    assert {rule.group for rule in trained.values()} == {"adapter"} and all(rule.decay for rule in trained.values())
+
+    config = config_lib.load("earthgpt_13b:finetune")
+    _, shapes = earthgpt.abstract(config.model)
+    trained = trained_paths(config, shapes)
+    assert {path for path in shapes if path not in trained} == {
+        path for path in shapes if path.startswith(("vit/", "convnext/"))
+    }
+    assert count({path: shapes[path] for path in trained if path.startswith("llm/")}) == 13_015_864_320
+    assert {rule.group for rule in trained.values()} == {"projector", "attention", "norm", "mlp", "embed", "head"}
+    # As LLaMA2-Accessory: whatever is neither a bias nor a norm of the LLM decays.
+    kept = {path for path, rule in trained.items() if not rule.decay}
+    assert kept == {path for path in trained if path.endswith("/bias") or (path.startswith("llm/") and "norm" in path)}
+
+
 @pytest.mark.parametrize("attention", TrainedAttention)
 @pytest.mark.parametrize("kind", [AdapterKind.SCALE_BIAS, AdapterKind.BIAS, AdapterKind.LORA])
 @pytest.mark.parametrize("fuse", ["concat", "sum", "last"])
 def test_stage_tables_are_total_and_tight_for_every_variant(attention, kind, fuse):
-    for stage in Stage:
+    for stage in (Stage.ALIGN, Stage.INSTRUCT):
         chosen = kind if stage is Stage.INSTRUCT else AdapterKind.NONE
         config = config_lib.load(
             f"tiny:{stage}",
@@ -115,3 +139,11 @@ def test_stage_tables_are_total_and_tight_for_every_variant(attention, kind, fus
         )  # fmt: skip
         _, shapes = earthgpt.abstract(config.model)
         assert trained_paths(config, shapes)
+
+
+@pytest.mark.parametrize("variant", ["perception.cnn_fuse=sum", "llm.tied_head=True", "llm.mlp_bias=True"])
+def test_full_fine_tuning_trains_every_variant(variant):
+    config = config_lib.load("tiny:finetune", [f"--config.model.{variant}", "--config.model.llm.attention_bias=True"])
+    _, shapes = earthgpt.abstract(config.model)
+    trained = trained_paths(config, shapes)
+    assert trained.keys() == {path for path in shapes if not path.startswith(("vit/", "convnext/"))}

@@ -31,6 +31,7 @@ ADAPTERS = {
     "scale+bias": AdapterConfig(kind=AdapterKind.SCALE_BIAS),
     "bias on some": AdapterConfig(kind=AdapterKind.BIAS, targets=("q", "down")),
     "lora": AdapterConfig(kind=AdapterKind.LORA, rank=3),
+    "lora with alpha": AdapterConfig(kind=AdapterKind.LORA, rank=2, alpha=8.0, targets=("k", "o", "up")),
 }
 
 
@@ -102,6 +103,21 @@ def test_accessory_and_back_is_bit_exact(tmp_path, adapter, shards):
     )  # fmt: skip
     assert io.describe(tmp_path / "back").model.adapter == ADAPTERS[adapter]
     assert _bytes(tmp_path / "back") == _rewritten(folder, tmp_path)
+
+
+@pytest.mark.torch
+def test_accessory_files_have_alpha_within_b(tmp_path):
+    """Their layout has no alpha: B is multiplied by alpha / rank, which is 4 here."""
+    folder = _random(tmp_path / "model", _model(adapter=ADAPTERS["lora with alpha"]))
+    exporter.export_accessory(folder, tmp_path / "theirs")
+    import_model(
+        {"model": tmp_path / "theirs"}, _model(), out=tmp_path / "back", decimals=2, conversation="plain",
+        tokenizer=folder / "tokenizer.model",
+    )  # fmt: skip
+    assert io.describe(tmp_path / "back").model.adapter == dataclasses.replace(ADAPTERS["lora with alpha"], alpha=0.0)
+    before, after = (load_file(path / "model.safetensors") for path in (folder, tmp_path / "back"))
+    for path, value in after.items():
+        np.testing.assert_array_equal(value, before[path] * (4 if path.endswith("adapter/b") else 1), err_msg=path)
 
 
 def test_adapters_kept_apart_come_back(tmp_path):
@@ -180,6 +196,21 @@ def test_a_run_starts_from_parts(tmp_path, plain):
     for path, value in reference.params.items():
         np.testing.assert_array_equal(start.params[path], value, err_msg=path)
     assert start.tokenizer == tmp_path / "llm" / "tokenizer.model"
+
+
+def test_a_run_starts_from_a_model_with_other_adapters(tmp_path):
+    """`instruct` leaves scales and biases; LoRA and full fine-tuning start from them folded."""
+    model = _model(adapter=ADAPTERS["scale+bias"])
+    folder = _random(tmp_path / "model", model)
+    with pytest.raises(EarthGPTError, match=r"attention_bias=True --config.model.llm.mlp_bias=True"):
+        initial(nano.config("finetune", f"init={folder}"))
+    biases = ("model.llm.attention_bias=True", "model.llm.mlp_bias=True")
+    expected = _logits(model, load_file(folder / "model.safetensors"))
+    for stage in ("finetune", "lora"):
+        config = nano.config(stage, f"init={folder}", *biases)
+        params = initial(config).params
+        np.testing.assert_allclose(_logits(config.model, params), expected, atol=1e-5, rtol=1e-5)
+    assert any("/adapter/b" in path for path in params)  # fresh LoRA, whose B is zero
 
 
 def test_without_a_projector_it_starts_fresh(tmp_path, plain):

@@ -8,12 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from earthgpt_jax import config as config_lib
+from earthgpt_jax import params as params_lib
 from earthgpt_jax.config import MeshConfig
 from earthgpt_jax.errors import EarthGPTError
 from earthgpt_jax.inference.engine import Ask, Engine, Scene
 from earthgpt_jax.inference.generate import Prompts, Stop, generate
-from earthgpt_jax.inference.placing import build_mesh
-from earthgpt_jax.inference.programs import Layout
+from earthgpt_jax.inference.placing import build_mesh, fewest
+from earthgpt_jax.inference.programs import Layout, placement
 from earthgpt_jax.inference.sampling import Sampling, choose, nucleus
 from earthgpt_jax.input.images import load_square
 from earthgpt_jax.input.rows import prompt
@@ -150,6 +152,46 @@ def test_shared_prefixes_any_batch_order_and_devices_equal_the_uncached_singles(
         assert counts.made == sum(len(tokens) for tokens, _ in expected.values())
 
 
+MESHES = ((8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 1, 8), (1, 1, 2))
+
+
+@pytest.fixture(scope="module")
+def dividing(tmp_path_factory):
+    """A model whose heads divide over eight devices, and all its answers on one."""
+    config = nano.config("align", "model.llm.heads=8", "model.llm.kv_heads=8")
+    path = nano.model_dir(tmp_path_factory.mktemp("dividing") / "nano", config.model)
+    images = np.random.default_rng(5).integers(0, 255, (3, 64, 64, 3)).astype(np.uint8)
+    questions = ["What?", "Where is the small ship in the upper left of this long image?", "How many trucks? " * 9]
+    scenes = _scenes(images, questions)
+
+    def answers(mesh: tuple[int, int, int]) -> tuple[Engine, dict]:
+        data, fsdp, tensor = mesh
+        chosen = Engine.from_model_dir(
+            path, batch_size=4, mesh=MeshConfig(data=data, fsdp=fsdp, tensor=tensor),
+            devices=jax.devices()[: data * fsdp * tensor],
+        )  # fmt: skip
+        chosen._stop = Stop(eos_id=-1, separators=())
+        return chosen, {answer.id: answer for answer in chosen.stream(scenes)}
+
+    return answers, answers((1, 1, 1))[1]
+
+
+# Each compiles everything: by default the one that has all axes.
+@pytest.mark.parametrize(
+    "mesh", [mesh if min(mesh) > 1 else pytest.param(mesh, marks=pytest.mark.slow) for mesh in MESHES], ids=str
+)
+def test_a_mesh_answers_what_one_device_answers(dividing, mesh):
+    answers, expected = dividing
+    engine, found = answers(mesh)
+    assert found.keys() == expected.keys() and len({a.tokens.tobytes() for a in expected.values()}) > 3
+    for key, answer in expected.items():
+        assert found[key].tokens.tolist() == answer.tokens.tolist(), key
+        np.testing.assert_allclose(found[key].logprobs, answer.logprobs, atol=2e-5, err_msg=key)
+    # No device holds what it need not.
+    down = engine._params["llm/blocks/mlp/down/kernel"]
+    assert down.addressable_shards[0].data.size * mesh[1] * mesh[2] == down.size
+
+
 def test_a_part_of_the_questions_in_the_layout_of_all_is_answered_to_the_bit(engine):
     images = np.random.default_rng(2).integers(0, 255, (4, 64, 64, 3)).astype(np.uint8)
     scenes = _scenes(images, ["What?", "Where?"])
@@ -221,6 +263,16 @@ def test_draws_depend_on_the_seed_and_the_question_only(engine):
     )
 
 
+def test_what_decides_answers_is_in_the_header(engine):
+    described = engine.describe()
+    assert described["decode"] == "greedy" and described["prompt"].startswith("plain ")
+    drawn = _with(engine, batch_size=5, devices=2, sampling=Sampling(temperature=0.5, top_p=0.9, seed=3)).describe()
+    assert drawn == described | {"decode": "temperature 0.5, top_p 0.9, seed 3"}
+    for changed in ({"conversation": "v1"}, {"decimals": 3}):
+        other = Engine(dataclasses.replace(engine.model, **changed), engine._params, batch_size=1)
+        assert {key for key, value in other.describe().items() if value != described[key]} == {"prompt"}
+
+
 def test_draws_have_the_frequencies_of_the_nucleus():
     probabilities = np.array([0.5, 0.3, 0.15, 0.05])
     logits = jnp.log(jnp.asarray(probabilities, jnp.float32))
@@ -235,7 +287,7 @@ def test_draws_have_the_frequencies_of_the_nucleus():
     seen = np.bincount(np.asarray(tokens), minlength=4) / number
     np.testing.assert_allclose(seen, sharpened * (np.arange(4) < 3) / sharpened[:3].sum(), atol=0.03)
     np.testing.assert_allclose(logprobs, np.log(probabilities)[np.asarray(tokens)], atol=1e-5)
-    for wrong in ({"temperature": -1.0}, {"top_p": 0.0}, {"top_p": 1.1}):
+    for wrong in ({"temperature": -1.0}, {"temperature": float("nan")}, {"top_p": 0.0}, {"top_p": 1.1}, {"seed": -1}):
         with pytest.raises(EarthGPTError, match="expected a temperature from 0 on"):
             Sampling(**wrong)
 
@@ -304,14 +356,58 @@ def test_the_embedded_model_on_real_images_says_the_same_however_it_is_asked(rea
             assert got.tolist() == expected[: len(got)].tolist() and not expected[len(got) :].any()
 
 
+def test_each_device_reads_its_part_of_the_weights(tmp_path):
+    """Also of bfloat16, and of arrays that nothing splits."""
+    config = nano.config("align", "model.llm.heads=8", "model.llm.kv_heads=8", "model.dtype=bfloat16").model
+    path = nano.model_dir(tmp_path / "nano", config)
+    model, arrays = io.read(path)
+    halves = {key: value.astype(jnp.bfloat16) if key.startswith("llm") else value for key, value in arrays.items()}
+    io.write(
+        path, halves, model=config, decimals=2, conversation="plain", about={},
+        tokenizer=tmp_path / "nano.tokenizer.model",
+    )  # fmt: skip
+    mesh = build_mesh(MeshConfig(data=2, fsdp=2, tensor=2), batch_size=4)
+    place = placement(config, mesh)
+    for key, value in io.load(model, place).items():
+        assert value.dtype == halves[key].dtype and value.sharding.spec == place.specs[key], key
+        np.testing.assert_array_equal(value, halves[key], err_msg=key)
+    assert params_lib.fingerprint(io.load(model, place)) == params_lib.fingerprint(halves)
+
+
+def test_weights_are_spread_over_as_few_devices_as_have_room():
+    config = config_lib.load("earthgpt_13b:instruct").model
+    weights = 2 * params_lib.count(earthgpt.abstract(config)[1])
+    assert weights > 26e9
+    for gib, expected in ((95.7, 1), (31.2, 2), (15.7, 4), (7.9, 8)):  # v5p, v6e, v5e
+        assert fewest(config, weights=weights, limit=int(gib * 2**30), devices=8) == expected
+    with pytest.raises(EarthGPTError, match=r"25\.\d GiB, and a device has 4\.0 GiB: they fit on none of 1, 2, 4, 8"):
+        fewest(config, weights=weights, limit=4 * 2**30, devices=8)
+
+
+def test_a_mesh_takes_the_devices_that_it_has_rows_for():
+    def sizes(batch_size: int, **axes: int) -> tuple[int, ...]:
+        return tuple(build_mesh(MeshConfig(**axes), batch_size=batch_size).shape.values())
+
+    assert sizes(32) == (8, 1, 1)
+    assert sizes(3) == (3, 1, 1)
+    assert sizes(1, tensor=4) == (1, 1, 4)
+    assert sizes(32, tensor=4) == (2, 1, 4)
+    for wrong in ({"tensor": 3, "data": 2}, {"tensor": 16}, {"data": 0}, {"tensor": -1}):
+        with pytest.raises(EarthGPTError, match="mesh: "):
+            sizes(32, **wrong)
+    with pytest.raises(EarthGPTError, match=r"llm\.kv_heads: 2 heads do not divide over tensor=4"):
+        placement(nano.config("align").model, build_mesh(MeshConfig(tensor=4), batch_size=1))
+
+
 def test_a_model_directory_that_is_broken_says_so(tmp_path):
     with pytest.raises(EarthGPTError, match=r"lacks model\.safetensors"):
         io.read(tmp_path)
     path = nano.model_dir(tmp_path / "model", nano.config("align").model)
     weights = path / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:1000])
-    with pytest.raises(EarthGPTError, match="truncated"):
-        io.read(path)
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    for opened in (io.read, Engine.from_model_dir):
+        with pytest.raises(EarthGPTError, match="truncated"):
+            opened(path)
     (path / "config.json").write_text("{")
     with pytest.raises(EarthGPTError, match="not a model's config"):
         io.describe(path)

@@ -99,3 +99,18 @@ def test_the_parser_takes_only_boxes_inside_the_square(pieces):
     for box in parsed.boxes:
         assert len(box.coords) == {BoxKind.HBB: 4, BoxKind.OBB: 8}[box.kind]
         assert all(0 <= value <= 1 for value in box.coords)
+
+
+def test_a_box_knows_where_it_stands_in_its_text():
+    text = (
+        "There are <p>13  large vehicles</p> [0.1,0.1,0.2,0.2; 0.3,0.3,0.4,0.4;bad] and "
+        "<p>school bus</p>[0,0,1,1] [0,0,0.5,1]"
+    )
+    boxes = parse(text).boxes
+    assert [text[slice(*box.noun)] for box in boxes] == ["large vehicles", "large vehicles", "school bus", ""]
+    assert [text[slice(*box.span)] for box in boxes] == [
+        "0.1,0.1,0.2,0.2", " 0.3,0.3,0.4,0.4", "0,0,1,1", "0,0,0.5,1"
+    ]  # fmt: skip
+    assert parse("<p>two</p>[0,0,1,1]").boxes[0].noun == (0, 0)
+    moved = parse("Look: " + text).boxes
+    assert moved == boxes and moved[0].span != boxes[0].span  # equal wherever they stand

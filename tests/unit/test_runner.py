@@ -1,5 +1,7 @@
 """Asking, resuming, and the constant baseline."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -79,7 +81,8 @@ def test_the_truth_scores_full_marks(asked, tmp_path):
                          ("obb", "f1"), ("hbb", "parse_rate")):  # fmt: skip
         assert table[task]["all"][metric] == 1.0, task
     header, read = predictions.read(tmp_path / "p.jsonl")
-    assert header == HEADER | {"asked": header["asked"]}
+    assert header == HEADER | {"asked": header["asked"], "limits": header["limits"]}
+    assert header["limits"]["hbb"] == runner.MAX_NEW_TOKENS["hbb"]
     assert {p.id: p for p in read} == {p.id: p for p in answered}
 
 
@@ -248,3 +251,37 @@ def test_parts_that_contradict_or_are_of_another_evaluation_are_refused(asked, t
     part.write_text(header.replace('"d"', '"other"') + lines[0])
     with pytest.raises(EarthGPTError, match="data was 'other', is 'd'"):
         runner.evaluate(Oracle(asked), asked, out=whole, **arguments)
+
+
+def test_an_image_that_cannot_be_read_is_named_and_costs_no_other_answer(records, tmp_path):
+    arguments = {"out": tmp_path / "p.jsonl", "header": HEADER, "view": View.IMAGE, "label": "t"}
+    whole = runner.plan(records, decimals=3, per_image=PER_IMAGE)
+    torn = dataclasses.replace(records[7], image=records[7].image[:200])
+    asked = runner.plan([*records[:7], torn, *records[8:]], decimals=3, per_image=PER_IMAGE)
+    with pytest.raises(EarthGPTError, match=rf"record {torn.id}: image of 200 bytes cannot be decoded"):
+        runner.evaluate(Oracle(whole), asked, **arguments)
+    answered = predictions.read(tmp_path / "p-0-of-1.jsonl")[1]
+    assert answered and torn.id not in {p.record_id for p in answered}
+    oracle = Oracle(whole)
+    assert len(runner.evaluate(oracle, whole, **arguments)) == len(whole)
+    assert oracle.seen == len(whole) - len(answered)
+
+
+@pytest.mark.parametrize("changed", [{"decode": "temperature 1"}, {"prompt": "v1 0"}, {"tokenizer": "t"}])
+def test_an_evaluation_does_not_go_on_with_another_prompt_or_decoding(asked, tmp_path, changed):
+    header = HEADER | {"decode": "greedy", "prompt": "plain 0"}
+    arguments = {"out": tmp_path / "p.jsonl", "view": View.IMAGE, "label": "t"}
+    with pytest.raises(KeyboardInterrupt):
+        runner.evaluate(Oracle(asked, die_after=3), asked, header=header, **arguments)
+    (name,) = changed
+    with pytest.raises(EarthGPTError, match=f"{name} was .*, is '{changed[name]}'"):
+        runner.evaluate(Oracle(asked), asked, header=header | changed, **arguments)
+    assert len(predictions.read(tmp_path / "p-0-of-1.jsonl")[1]) == 3
+
+
+def test_an_evaluation_does_not_go_on_with_other_limits(asked, tmp_path, monkeypatch):
+    arguments = {"out": tmp_path / "p.jsonl", "header": HEADER, "view": View.IMAGE, "label": "t"}
+    runner.evaluate(Oracle(asked), asked, **arguments)
+    monkeypatch.setattr(runner, "MAX_NEW_TOKENS", {**runner.MAX_NEW_TOKENS, "hbb": 257})
+    with pytest.raises(EarthGPTError, match=r"limits was .*'hbb': 256"):
+        runner.evaluate(Oracle(asked), asked, **arguments)

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from earthgpt_jax.evaluation import baselines, foreign, peers, runner, scores
-from earthgpt_jax.evaluation.predictions import Prediction
+from earthgpt_jax.evaluation import baselines, benchmarks, foreign, peers, runner, scores
+from earthgpt_jax.evaluation.predictions import Prediction, digest
 from earthgpt_jax.geometry import Whole, write_boxes
 from earthgpt_jax.mmrs.build import build
 from earthgpt_jax.mmrs.cards import SPLITS, select
@@ -14,6 +14,11 @@ from earthgpt_jax.mmrs.record import Task
 from earthgpt_jax.mmrs.store import manifest, open_source
 
 pytestmark = pytest.mark.realdata
+# Questions and truth of the samples, as this project builds them: benchmark -> (how many, their digest). A reader or a
+# wording that changes shows here, before it makes figures incomparable.
+SAMPLES = {
+    "hit_uav": (90, "3b79bf0967bfc637"), "hit_uav_obb": (90, "e8b1c913d9fa8741"), "rsvqa_lr": (180, "5ad507c81e8155c9"),
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -69,3 +74,10 @@ def test_peers_call_chance_better_than_it_is(truth):
     random = [p for p in baselines.shuffled(truth) if p.task == Task.VQA]
     exact = scores.score(random)["vqa"]["all"]["accuracy"]
     assert peers.apply("vrsbench", random)["vqa"] > exact
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_the_questions_of_a_benchmark_stay_the_same(truth, name):
+    rows = benchmarks.chosen(truth, benchmarks.benchmark(name), where=Path("sample"))
+    assert (len(rows), digest((p.id, p.question, p.answer) for p in rows)) == SAMPLES[name]
+    assert len({p.source for p in rows}) == 1

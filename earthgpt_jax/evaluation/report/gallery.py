@@ -14,14 +14,15 @@ from earthgpt_jax.evaluation.metrics.captions import captions
 from earthgpt_jax.evaluation.metrics.detection import matching
 from earthgpt_jax.evaluation.metrics.grounding import iou
 from earthgpt_jax.evaluation.metrics.reading import boxes_of, frame_of
-from earthgpt_jax.evaluation.predictions import Prediction, Truth
+from earthgpt_jax.evaluation.predictions import DETECTION, WITH_BOXES, Prediction, Truth
 from earthgpt_jax.geometry import BoxKind, polygon_to_rect, rect_to_polygon
+from earthgpt_jax.input.derived import Derived
 from earthgpt_jax.input.images import decode
 from earthgpt_jax.mmrs.pictures import data_uri, points
 from earthgpt_jax.mmrs.record import Record, Sensor, Task
 
+_EXACT = (Task.CLASSIFICATION, Task.VQA, *Derived)  # tasks with one right answer
 _LONGEST_SIDE = 640  # of a picture on the page; boxes keep the coordinates of the original
-_WITH_BOXES = (Task.HBB, Task.OBB, Task.GROUNDING)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -108,8 +109,8 @@ def quality(prediction: Prediction) -> float:
     match prediction.task:
         case Task.GROUNDING:
             return iou(prediction) or 0.0
-        case Task.HBB | Task.OBB:
-            matched = matching(prediction, BoxKind(prediction.task))
+        case task if task in DETECTION:
+            matched = matching(prediction, DETECTION[prediction.task])
             wrong = matched.spurious + matched.missed
             return 2 * matched.right / (2 * matched.right + wrong) if matched.right + wrong else float(matched.parsed)
         case Task.CAPTION | Task.REGION_CAPTION:
@@ -123,14 +124,14 @@ def failures(predictions: Sequence[Prediction]) -> list[Failure]:
     return [
         Failure(task=p.task, record_id=p.record_id, prediction=p.prediction, reason=_why(p))
         for p in predictions
-        if p.task in _WITH_BOXES and not _readable(p)
+        if p.task in WITH_BOXES and not _readable(p)
     ]
 
 
 def _readable(prediction: Prediction) -> bool:
     if prediction.task == Task.GROUNDING:
         return iou(prediction) is not None
-    return matching(prediction, BoxKind(prediction.task)).parsed
+    return matching(prediction, DETECTION[prediction.task]).parsed
 
 
 def _why(prediction: Prediction) -> str:
@@ -145,10 +146,10 @@ def _why(prediction: Prediction) -> str:
 def _case(record: Record, predictions: Sequence[Prediction]) -> Case:
     boxes: dict[str, tuple[list[Box], list[Box]]] = {}
     for prediction in predictions:
-        if prediction.task in _WITH_BOXES:
+        if prediction.task in WITH_BOXES:
             truth, got = boxes.setdefault(prediction.task, ([], []))
             for item in _asked_for(prediction):  # drawn as it is scored: upright unless oriented boxes are asked for
-                upright = prediction.task != Task.OBB
+                upright = DETECTION.get(prediction.task) is not BoxKind.OBB
                 polygon = rect_to_polygon(*polygon_to_rect(np.asarray(item.polygon))) if upright else item.polygon
                 truth.append(Box(label=item.label, points=points(polygon)))
             frame = frame_of(prediction)
@@ -160,7 +161,7 @@ def _case(record: Record, predictions: Sequence[Prediction]) -> Case:
         image=_data_uri(record),
         width=record.width,
         height=record.height,
-        boxes={task.value: boxes[task] for task in _WITH_BOXES if task in boxes},
+        boxes={str(task): boxes[task] for task in WITH_BOXES if task in boxes},
         answers=[
             Answer(task=p.task, question=p.question, prediction=p.prediction, truth=_truth(p), verdict=_verdict(p))
             for p in predictions
@@ -188,13 +189,13 @@ def _data_uri(record: Record) -> str:
 
 def _verdict(prediction: Prediction) -> str:
     match prediction.task:
-        case Task.CLASSIFICATION | Task.VQA:
+        case task if task in _EXACT:
             return "right" if classification.right(prediction) else "wrong"
         case Task.GROUNDING:
             overlap = iou(prediction)
             return "unreadable" if overlap is None else "right" if overlap >= 0.5 else "wrong"
-        case Task.HBB | Task.OBB:
-            matched = matching(prediction, BoxKind(prediction.task))
+        case task if task in DETECTION:
+            matched = matching(prediction, DETECTION[prediction.task])
             if not matched.parsed:
                 return "unreadable"
             if matched.spurious == matched.missed == 0:

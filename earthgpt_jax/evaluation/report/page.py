@@ -9,7 +9,9 @@ from typing import Any
 import jinja2
 import numpy as np
 
-from earthgpt_jax.evaluation.predictions import Prediction
+from earthgpt_jax.evaluation.confidence import Calibration
+from earthgpt_jax.evaluation.metrics.reliability import BINS
+from earthgpt_jax.evaluation.predictions import DETECTION, Chained, Prediction
 from earthgpt_jax.evaluation.report import plots
 from earthgpt_jax.evaluation.report.gallery import Case, Failure
 from earthgpt_jax.evaluation.report.tables import GROUPS, Table, baselines_of, metrics, parts
@@ -17,6 +19,10 @@ from earthgpt_jax.evaluation.scores import HEADLINE, Scores, figure
 from earthgpt_jax.mmrs.record import Sensor, Task
 
 _SHOWN_FAILURES = 50
+_TASKS = {
+    Task.HBB: "horizontal boxes", Task.OBB: "oriented boxes", Task.GROUNDING: "grounding",
+    Chained.HBB: "horizontal boxes by chained questions", Chained.OBB: "oriented boxes by chained questions",
+}  # fmt: skip
 _CURVE = (420, 170)  # the plot's width and height
 
 
@@ -33,6 +39,7 @@ def write(
     predictions: Sequence[Prediction] = (),
     tables: Sequence[Table] = (),
     extremes: Mapping[str, Sequence[Case]] | None = None,
+    calibrations: Mapping[str, Calibration] | None = None,
 ) -> None:
     """Writes the page; everything in it is inline, and it has no JavaScript.
 
@@ -43,6 +50,7 @@ def write(
         predictions: of which confusions and precision-recall curves are shown.
         tables: more tables, behind the scores.
         extremes: a title -> images, as the worst and the best ones.
+        calibrations: of tasks with boxes, shown beside their confidences as they are.
     """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("earthgpt_jax.evaluation", "report"), autoescape=True, trim_blocks=True,
@@ -63,8 +71,11 @@ def write(
         ],
         tables=tables,
         matrix=plots.matrix(predictions),
-        plots=[(task.value, found) for task in (Task.HBB, Task.OBB)
+        plots=[(str(task), found) for task in DETECTION
                if (found := plots.precision_recall(predictions, task))],
+        reliability=plots.reliability(predictions, calibrations),
+        tasks=_TASKS,
+        bins=BINS,
         side=plots.SIDE,
         curves=[curve for curve in (_curve(name, points) for name, points in curves.items()) if curve],
         galleries=[

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from earthgpt_jax.evaluation.confidence import Calibration, probabilities, settled
 from earthgpt_jax.evaluation.metrics.classification import confusion
 from earthgpt_jax.evaluation.metrics.ranking import Interpolation, average_precision, curve, rank
-from earthgpt_jax.evaluation.predictions import Prediction
-from earthgpt_jax.geometry import BoxKind
+from earthgpt_jax.evaluation.metrics.reliability import BINS, bins, by_task
+from earthgpt_jax.evaluation.predictions import DETECTION, Prediction
 from earthgpt_jax.mmrs.record import Task
 
 SIDE = 240  # of a precision-recall plot
@@ -35,6 +36,27 @@ class Plot:
     words: str
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Bar:
+    """One bin of confidences, in pixels of the plot: a point with its interval, and a bar that says how many boxes."""
+
+    x: float
+    y: float
+    low: float
+    high: float
+    left: float
+    height: float
+    words: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Reliability:
+    title: str
+    bars: Sequence[Bar]
+    width: float
+    words: str
+
+
 def matrix(predictions: Sequence[Prediction]) -> Matrix | None:
     """The confusion matrix of scene classes; None without any."""
     chosen = [p for p in predictions if p.task == Task.CLASSIFICATION]
@@ -50,10 +72,10 @@ def matrix(predictions: Sequence[Prediction]) -> Matrix | None:
     )  # fmt: skip
 
 
-def precision_recall(predictions: Sequence[Prediction], task: Task) -> list[Plot]:
+def precision_recall(predictions: Sequence[Prediction], task: str) -> list[Plot]:
     """A plot a class at IoU 0.5, the classes with most objects first."""
-    chosen = sorted((p for p in predictions if p.task == task), key=lambda p: p.id)
-    ranked = rank(chosen, BoxKind(task.value)) if chosen else {}
+    chosen = sorted(settled([p for p in predictions if p.task == task]), key=lambda p: p.id)
+    ranked = rank(chosen, DETECTION[task]) if chosen else {}
     plots = []
     for label, item in sorted(ranked.items(), key=lambda pair: (-pair[1].objects.sum(), pair[0]))[:_SHOWN]:
         if not item.objects.sum():
@@ -71,3 +93,36 @@ def precision_recall(predictions: Sequence[Prediction], task: Task) -> list[Plot
             )
         )
     return plots
+
+
+def reliability(
+    predictions: Sequence[Prediction], calibrations: Mapping[str, Calibration] | None = None
+) -> list[Reliability]:
+    """Share of right boxes over confidence, a plot a task whose boxes have confidences, and one of the calibrated."""
+    shown = []
+    for task, rows in by_task(settled(predictions)).items():
+        if any(p.confidences for p in rows) and probabilities(rows):
+            shown.append(_reliability(task, rows, None))
+            if calibration := (calibrations or {}).get(task):
+                shown.append(_reliability(f"{task}, calibrated", rows, calibration))
+    return shown
+
+
+def _reliability(title: str, rows: Sequence[Prediction], calibration: Calibration | None) -> Reliability:
+    found = bins(rows, calibration)
+    boxes = sum(item.boxes for item in found)
+    ece = sum(item.boxes * abs(item.confidence - item.right) for item in found) / max(boxes, 1)
+    most = max((item.boxes for item in found), default=1)
+    return Reliability(
+        title=title,
+        bars=[
+            Bar(
+                x=SIDE * item.confidence, y=SIDE * (1 - item.right), low=SIDE * (1 - item.low),
+                high=SIDE * (1 - item.high), left=SIDE * item.place / BINS, height=SIDE * 0.3 * item.boxes / most,
+                words=f"confidence {item.confidence:.3f}, right {item.right:.3f}, {item.boxes} boxes",
+            )
+            for item in found
+        ],
+        width=SIDE / BINS,
+        words=f"ECE {ece:.3f}, {boxes} boxes",
+    )  # fmt: skip

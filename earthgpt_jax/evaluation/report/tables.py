@@ -8,7 +8,9 @@ from typing import Any
 
 from earthgpt_jax.evaluation import baselines, peers
 from earthgpt_jax.evaluation.benchmarks import Benchmark
+from earthgpt_jax.evaluation.confidence import Calibration, probabilities, settled
 from earthgpt_jax.evaluation.metrics.classification import OTHER, confusion
+from earthgpt_jax.evaluation.metrics.reliability import bins, by_task
 from earthgpt_jax.evaluation.predictions import Prediction
 from earthgpt_jax.evaluation.scores import BASELINES, BESIDE, HEADLINE, Extra, Scores, figure, score
 from earthgpt_jax.mmrs.record import Sensor, Task
@@ -82,6 +84,48 @@ def published(card: Benchmark, model: Scores) -> Table:
         title=card.title, head=[f"percent ({card.regime.replace('_', '-')})", "these answers", "EarthGPT", "source"],
         rows=rows, note="EarthGPT's figures are of its own split and prompts; empty: not known.",
     )  # fmt: skip
+
+
+def confidences(model: Scores) -> Table | None:
+    """What boxes' confidences are worth: AP by them beside AP without them, and calibration; None without any."""
+    names = ("boxes_right", "confidence", "ap50", "ap50_constant", "ece", "ece_calibrated")
+    rows = [
+        [task, *(figure(cell.get(name), cell.get("intervals", {}).get(name)) for name in names)]
+        for task, groups in model.items()
+        if "ece" in (cell := groups["all"])
+    ]
+    if not rows:
+        return None
+    return Table(
+        title="Box confidence",
+        head=["task", "right", "confidence", "AP@0.5", "AP@0.5, alike", "ECE", "ECE, calibrated"],
+        rows=rows,
+        note="A box's confidence is the geometric mean probability of the tokens of its coordinates times that of its "
+        "noun's. Right: the share of boxes that are; confidence: their mean. AP@0.5 ranks boxes by confidence; alike: "
+        "all of them count alike. Calibration keeps the order. ECE is over 15 bins; calibrated on answers about other "
+        "images by isotonic regression, empty where none were given.",
+    )  # fmt: skip
+
+
+def reliability(
+    predictions: Sequence[Prediction], calibrations: Mapping[str, Calibration] | None = None
+) -> Table | None:
+    """The figures of the reliability plots."""
+    rows = []
+    for task, some in by_task(settled(predictions)).items():
+        if any(p.confidences for p in some) and probabilities(some):
+            kinds = [("as written", None), ("calibrated", (calibrations or {}).get(task))]
+            for name, calibration in kinds[: 1 + (kinds[1][1] is not None)]:
+                rows += [
+                    [f"{task}, {name}", str(b.boxes), figure(b.confidence), figure(b.right, (b.low, b.high))]
+                    for b in bins(some, calibration)
+                ]
+    if not rows:
+        return None
+    head = ["task", "boxes", "mean confidence", "share right"]
+    return Table(
+        title="Confidence and truth", head=head, rows=rows, note="A row a bin of confidences, of 15 equal ones."
+    )
 
 
 def by_rule(peer: str, predictions: Sequence[Prediction], model: Scores) -> Table:

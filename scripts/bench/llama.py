@@ -1,0 +1,380 @@
+"""A training step of our LLaMA and of transformers' in PyTorch: useful tokens a second, packed and padded.
+
+example:
+  python scripts/bench/llama.py --size small --threads 2
+
+Both get the same weights, the same samples, the same trained parameters and AdamW, in float32, on as many threads; a
+step is forward, backward and update. Every way starts from the same weights and repeats its one batch; at each step
+the losses of all ways on the same samples must agree to 1e-4, or the benchmark fails. The ways take turns, step by
+step; a figure is the median over the rounds, with the lower and the upper quartile.
+
+What is trained, on both sides the same: `instruct` scale and bias on the seven linears of each block, `lora` LoRA of
+rank 16 there, `align` attention and norms, `full` everything. transformers has no scale and no LoRA of its own:
+there its linears are wrapped in the plain way.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import re
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from earthgpt_jax import params as params_lib
+from earthgpt_jax.config import LINEARS, AdapterConfig, AdapterKind, DType, LlamaConfig, OptimConfig, Remat
+from earthgpt_jax.convert import tables
+from earthgpt_jax.mmrs.tables import aligned
+from earthgpt_jax.models.llama import Execution, Llama
+from earthgpt_jax.ops.attention import visible
+from earthgpt_jax.ops.losses import supervised_loss
+from earthgpt_jax.training.optim import optimizer
+from earthgpt_jax.training.stages import Trained
+
+SIZES = {
+    "tiny": LlamaConfig(vocab_size=1024, dim=128, depth=5, heads=4, kv_heads=4, ffn_dim=384),
+    "small": LlamaConfig(vocab_size=4096, dim=256, depth=6, heads=4, kv_heads=4, ffn_dim=704),
+    "medium": LlamaConfig(vocab_size=8192, dim=512, depth=8, heads=8, kv_heads=8, ffn_dim=1408),
+}
+TRAINED = {
+    "instruct": r"blocks/.*/adapter/.*",
+    "lora": r"blocks/.*/adapter/.*",
+    "align": r"blocks/attn/[qkvo]/kernel|(blocks/(attn|mlp)_norm|norm)/scale",
+    "full": r".*",
+}
+ADAPTERS = {"instruct": AdapterConfig(kind=AdapterKind.SCALE_BIAS), "lora": AdapterConfig(kind=AdapterKind.LORA)}
+OPTIM = OptimConfig(steps=10**6, peak_lr=1e-4, clip_norm=1e9, weight_decay=0.0)
+TOLERANCE = 1e-4
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """Rows [B, T]; `segments` 0 is padding. `useful` tokens are in samples."""
+
+    tokens: np.ndarray
+    positions: np.ndarray
+    segments: np.ndarray
+    weights: np.ndarray
+
+    @property
+    def useful(self) -> int:
+        return int((self.segments > 0).sum())
+
+
+@dataclasses.dataclass
+class Way:
+    """`step` trains once and returns the loss before it."""
+
+    who: str
+    kind: str
+    batch: Batch
+    step: Callable[[], float]
+    clock: Callable[[], float]
+    seconds: list[float] = dataclasses.field(default_factory=list)
+    losses: list[float] = dataclasses.field(default_factory=list)
+
+    def once(self) -> None:
+        started = self.clock()
+        self.losses.append(self.step())
+        self.seconds.append(self.clock() - started)
+
+    def rates(self) -> list[float]:
+        """Useful tokens a second: lower quartile, median, upper quartile."""
+        rates = [self.batch.useful / seconds for seconds in self.seconds]
+        return statistics.quantiles(rates, n=4) if len(rates) > 1 else rates * 3
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=2, help="of each side (default: 2)")
+    parser.add_argument("--size", choices=SIZES, default="small", help="(default: small)")
+    parser.add_argument("--trained", choices=TRAINED, nargs="+", default=list(TRAINED), help="(default: all)")
+    parser.add_argument("--samples", type=int, default=12, help="of the batch (default: 12)")
+    parser.add_argument("--tokens-per-row", type=int, default=1024, help="packed (default: 1024)")
+    parser.add_argument("--rounds", type=int, default=9, help="(default: 9)")
+    parser.add_argument(
+        "--clock",
+        choices=CLOCKS,
+        default="wall",
+        help="cpu: CPU time of the process, which others' load leaves alone; for one thread (default: wall)",
+    )
+    parser.add_argument("--remat", type=Remat, choices=list(Remat), default=Remat.NONE, help="ours (default: none)")
+    parser.add_argument("--compile", action="store_true", help="theirs under torch.compile, too")
+    args = parser.parse_args()
+    os.environ["NPROC"] = os.environ["OMP_NUM_THREADS"] = str(args.threads)  # XLA's and PyTorch's, which start later
+
+    config = SIZES[args.size]
+    samples = _samples(args.samples, vocab=config.vocab_size)
+    lengths = sorted(len(tokens) for tokens, _ in samples)
+    print(
+        f"{args.size}: {config}\n{len(samples)} samples of {lengths[0]} to {lengths[-1]} tokens, median "
+        f"{statistics.median(lengths):.0f}; {args.threads} threads; jax {jax.__version__}"
+    )
+    batches = {
+        "packed": _packed(samples, args.tokens_per_row),
+        "padded": _padded(samples),
+        "no padding": _whole(args.tokens_per_row, 2, vocab=config.vocab_size),
+    }
+    table: list[tuple[str, ...]] = [
+        (
+            "trained",
+            "batch",
+            "rows x tokens",
+            "useful",
+            "ours, tokens/s",
+            "(quartiles)",
+            "theirs",
+            "(quartiles)",
+            "ratio",
+        )
+    ]
+    for trained in args.trained:
+        ways = _ways(trained, config, batches, args)
+        for number in range(args.rounds + 1):
+            for way in ways:
+                way.once()
+            _check(ways, number)
+        for way in ways:
+            del way.seconds[0]  # it compiled
+        rates = {(way.who, way.kind): way.rates() for way in ways}
+        for way in ways:
+            if way.who == "ours":
+                continue
+            ours, theirs = rates["ours", way.kind], rates[way.who, way.kind]
+            table.append(
+                (trained, way.kind, "x".join(map(str, way.batch.tokens.shape)),
+                 f"{way.batch.useful / way.batch.tokens.size:.0%}", *_shown(ours), way.who, *_shown(theirs),
+                 f"{ours[1] / theirs[1]:.2f}")
+            )  # fmt: skip
+        packed = rates["ours", "packed"]
+        for who in dict.fromkeys(way.who for way in ways if way.who != "ours"):
+            padded = rates[who, "padded"]
+            table.append(
+                (trained, "ours packed, theirs padded", "", "", *_shown(packed), who, *_shown(padded),
+                 f"{packed[1] / padded[1]:.2f}")
+            )  # fmt: skip
+        print("\n".join(aligned(table)), flush=True)
+
+
+def _shown(rates: Sequence[float]) -> tuple[str, str]:
+    low, middle, high = rates
+    return f"{middle:.0f}", f"{low:.0f}-{high:.0f}"
+
+
+# --------------------------------------------------------------------------------------------- samples
+def _samples(count: int, *, vocab: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Tokens and loss weights; lengths spread like those of instruction data, the last third is the answer."""
+    rng = np.random.default_rng(0)
+    lengths = np.clip(np.exp(rng.normal(np.log(200), 0.6, count)), 32, 1024).astype(int)
+    out = []
+    for length in lengths:
+        weights = (np.arange(length) >= 2 * length // 3).astype(np.float32)
+        out.append((rng.integers(3, vocab, length), weights))
+    return out
+
+
+def _rows(rows: Sequence[Sequence[tuple[np.ndarray, np.ndarray]]], length: int) -> Batch:
+    tokens, positions, segments = (np.zeros((len(rows), length), np.int32) for _ in range(3))
+    weights = np.zeros((len(rows), length), np.float32)
+    for row, held in enumerate(rows):
+        at = 0
+        for number, (ids, heavy) in enumerate(held, start=1):
+            here = slice(at, at + len(ids))
+            tokens[row, here], positions[row, here], segments[row, here] = ids, np.arange(len(ids)), number
+            weights[row, here] = heavy
+            at += len(ids)
+    return Batch(tokens, positions, segments, weights)
+
+
+def _packed(samples: Sequence[tuple[np.ndarray, np.ndarray]], length: int) -> Batch:
+    """Longest first, each into the first row that has room."""
+    rows: list[list[tuple[np.ndarray, np.ndarray]]] = []
+    for sample in sorted(samples, key=lambda sample: -len(sample[0])):
+        for held in rows:
+            if sum(len(ids) for ids, _ in held) + len(sample[0]) <= length:
+                held.append(sample)
+                break
+        else:
+            rows.append([sample])
+    return _rows(rows, length)
+
+
+def _padded(samples: Sequence[tuple[np.ndarray, np.ndarray]]) -> Batch:
+    """A sample a row, as long as the longest."""
+    return _rows([[sample] for sample in samples], max(len(ids) for ids, _ in samples))
+
+
+def _whole(length: int, rows: int, *, vocab: int) -> Batch:
+    """Rows that are one sample each."""
+    rng = np.random.default_rng(1)
+    ones = np.ones(length, np.float32) * (np.arange(length) >= 2 * length // 3)
+    return _rows([[(rng.integers(3, vocab, length), ones)] for _ in range(rows)], length)
+
+
+# ------------------------------------------------------------------------------------------------ ways
+def _ways(trained: str, config: LlamaConfig, batches: dict[str, Batch], args: argparse.Namespace) -> list[Way]:
+    adapter = ADAPTERS.get(trained, AdapterConfig())
+    graphdef, params = params_lib.split_module(
+        Llama(config, adapter=adapter, rngs=nnx.Rngs(params=0), dtype=DType.FLOAT32)
+    )
+    chosen = [path for path in params if re.fullmatch(TRAINED[trained], path)]
+    ways = []
+    for name, batch in batches.items():
+        steps = {"ours": _ours(graphdef, params, chosen, batch, remat=args.remat)}
+        for compiled in (False, True)[: 1 + args.compile]:
+            who = "theirs, compiled" if compiled else "theirs"
+            steps[who] = _theirs(config, trained, params, batch, compiled=compiled)
+        ways += [Way(who, name, batch, step, CLOCKS[args.clock]) for who, step in steps.items()]
+    return ways
+
+
+def _check(ways: Sequence[Way], number: int) -> None:
+    """Ways on the same samples have had the same loss at every step so far."""
+    for kinds in (("packed", "padded"), ("no padding",)):
+        losses = {(way.who, way.kind): way.losses[number] for way in ways if way.kind in kinds}
+        if max(losses.values()) - min(losses.values()) > TOLERANCE:
+            sys.exit(f"step {number}: losses differ by more than {TOLERANCE}: {losses}")
+
+
+def _ours(
+    graphdef: nnx.GraphDef, params: params_lib.Params, chosen: Sequence[str], batch: Batch, *, remat: Remat
+) -> Callable[[], float]:
+    rules = {path: Trained(group="all", decay=False) for path in chosen}
+    update = optimizer(dataclasses.replace(OPTIM, warmup_steps=0), rules)
+    held, frozen = params_lib.split(params, chosen)
+    held = jax.tree.map(jnp.copy, held)  # donated below
+    arrays = [jnp.asarray(value) for value in (batch.tokens, batch.positions, batch.segments, batch.weights)]
+
+    def loss(
+        held: params_lib.Params, frozen: params_lib.Params, tokens: Any, positions: Any, segments: Any, weights: Any
+    ):
+        llm = params_lib.merge_module(graphdef, params_lib.merge(held, frozen))
+        mask = visible(segments, 0 * segments)
+        x, _ = llm(llm.embed_tokens(tokens), positions=positions, mask=mask, execution=Execution(remat=remat))
+        total, weight = supervised_loss(x, llm.unembedding(), tokens, weights, chunk=Execution().loss_chunk)
+        return total / weight
+
+    def step(state: tuple, frozen: params_lib.Params, *arrays: jax.Array) -> tuple[tuple, jax.Array]:
+        held, moments = state
+        value, gradients = jax.value_and_grad(loss)(held, frozen, *arrays)
+        updates, moments = update.update(gradients, moments, held)
+        return (optax.apply_updates(held, updates), moments), value
+
+    compiled = jax.jit(step, donate_argnums=0)
+    state: Any = (held, update.init(held))
+
+    def run() -> float:
+        nonlocal state
+        state, value = compiled(state, frozen, *arrays)
+        jax.block_until_ready(state)
+        return float(value)
+
+    return run
+
+
+def _theirs(
+    config: LlamaConfig, trained: str, params: params_lib.Params, batch: Batch, *, compiled: bool
+) -> Callable[[], float]:
+    import torch
+
+    torch.set_num_threads(int(os.environ["NPROC"]))
+    model = _transformers(config, trained, params)
+    chosen = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    adam = torch.optim.AdamW(
+        chosen, lr=OPTIM.peak_lr, betas=(OPTIM.b1, OPTIM.b2), eps=OPTIM.eps, weight_decay=0.0, fused=True
+    )
+    run_model = torch.compile(model) if compiled else model
+    tokens = torch.from_numpy(batch.tokens).long()
+    labels = torch.where(torch.from_numpy(batch.weights) > 0, tokens, -100)
+    how: dict[str, Any] = {"position_ids": torch.from_numpy(batch.positions).long()}
+    if batch.segments.max() > 1:  # packed: who sees whom, as sdpa takes it
+        segments = torch.from_numpy(batch.segments)
+        same = segments[:, :, None] == segments[:, None, :]
+        how["attention_mask"] = (same & torch.ones_like(same).tril())[:, None]
+    elif (batch.segments == 0).any():
+        how["attention_mask"] = torch.from_numpy(batch.segments).long()
+
+    def run() -> float:
+        loss = run_model(input_ids=tokens, labels=labels, use_cache=False, **how).loss
+        loss.backward()
+        adam.step()
+        adam.zero_grad(set_to_none=True)
+        return loss.item()
+
+    return run
+
+
+def _transformers(config: LlamaConfig, trained: str, params: params_lib.Params) -> Any:
+    """`LlamaForCausalLM` with our weights, what is trained requiring gradients."""
+    import torch
+    from transformers import LlamaConfig as TheirConfig
+    from transformers import LlamaForCausalLM
+
+    model = LlamaForCausalLM(
+        TheirConfig(
+            vocab_size=config.vocab_size, hidden_size=config.dim, intermediate_size=config.ffn_dim,
+            num_hidden_layers=config.depth, num_attention_heads=config.heads, num_key_value_heads=config.kv_heads,
+            rms_norm_eps=config.norm_eps, rope_theta=config.rope_theta, attn_implementation="sdpa",
+        )
+    )  # fmt: skip
+    table = tables.llama_hf(config)
+    ours = {path: value for path, value in params.items() if "/adapter/" not in path}
+    shapes = {path: tuple(value.shape) for path, value in ours.items()}
+    state = {}
+    for entry in table.entries(shapes, where="benchmark"):
+        value = np.asarray(ours[entry.path] if entry.layer is None else ours[entry.path][entry.layer])
+        state[entry.key] = torch.from_numpy(np.array(entry.transform.theirs(value)))
+    model.load_state_dict(state)
+    model.requires_grad_(trained == "full")
+    if trained == "align":
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(".self_attn." in name or "norm" in name)
+    if trained in ADAPTERS:
+        for layer, block in enumerate(model.model.layers):
+            for part, linears in ((block.self_attn, LINEARS[:4]), (block.mlp, LINEARS[4:])):
+                for name in linears:
+                    where = f"blocks/{'attn' if name in LINEARS[:4] else 'mlp'}/{name}/adapter"
+                    leaves = {
+                        path.rsplit("/", 1)[1]: torch.from_numpy(np.array(value[layer]))
+                        for path, value in params.items()
+                        if path.startswith(where)
+                    }
+                    setattr(part, f"{name}_proj", _wrapped(getattr(part, f"{name}_proj"), leaves))
+    return model.train()
+
+
+def _wrapped(linear: Any, leaves: dict[str, Any]) -> Any:
+    """A linear with our adapter on it, as one writes it in PyTorch."""
+    import torch
+
+    class Adapted(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = linear
+            for name, value in leaves.items():
+                self.register_parameter(name, torch.nn.Parameter(value))
+
+    class ScaleBias(Adapted):
+        def forward(self, x: Any) -> Any:
+            return self.scale * (self.linear(x) + self.bias)
+
+    class Lora(Adapted):
+        def forward(self, x: Any) -> Any:
+            return self.linear(x) + (x @ self.a) @ self.b
+
+    return Lora() if "a" in leaves else ScaleBias()
+
+
+if __name__ == "__main__":
+    main()

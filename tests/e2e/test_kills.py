@@ -1,0 +1,217 @@
+"""Runs that are killed, or told to stop, at any moment: each goes on as if nothing had happened, bit for bit.
+
+The runs are `earthgpt train` itself, as processes. Every checkpoint that a killed run leaves is compared with the one
+of that step of a run that nobody disturbed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from earthgpt_jax import params as params_lib
+from earthgpt_jax.models import io
+from earthgpt_jax.training import inspection
+from earthgpt_jax.training.loop import train
+from tests import nano
+
+SEED = 20240101
+LIMIT = 240  # seconds that anything here may take, on a busy machine
+GRACE = 30  # what Kubernetes and SLURM leave between SIGTERM and SIGKILL, unless told otherwise
+
+# As `earthgpt` where PyTorch is not installed: TensorBoard's writer would spend seconds on importing it.
+_COMMAND = """
+import sys
+sys.modules["torch"] = None
+from earthgpt_jax.cli.main import main
+if __name__ == "__main__":
+    sys.exit(main())
+"""
+
+
+class World:
+    """A dataset, a model, and a run that nobody disturbed."""
+
+    def __init__(self, root: Path, *, steps: int):
+        self.root, self.steps = root, steps
+        data, base = nano.dataset(root / "data"), nano.model_dir(root / "base", nano.config("align").model)
+        self.overrides = (
+            f"data.source={data}", f"init={base}", f"optim.steps={steps}", "checkpoint.every_steps=3", "log_every=7"
+        )  # fmt: skip
+        self.alone, self.output = root / "alone", root / "output.txt"
+        train(nano.config("align", *self.overrides, "checkpoint.keep=1000"), self.alone)
+
+    def start(self, workdir: Path, *overrides: str) -> subprocess.Popen:
+        words = [f"--config.{item}" for item in (*nano.OVERRIDES, *self.overrides, *overrides)]
+        command = [sys.executable, "-c", _COMMAND, "train", "--config", "tiny:align", "--workdir", str(workdir)]
+        with self.output.open("w") as output:  # a pipe that nobody reads would fill up
+            return subprocess.Popen([*command, *words], stdout=output, stderr=output, start_new_session=True)
+
+    def finish(self, workdir: Path) -> None:
+        assert self.start(workdir).wait(LIMIT) == 0, self.said()
+
+    def said(self) -> str:
+        """The end of what the last process wrote."""
+        return self.output.read_text()[-3000:]
+
+    def until(self, reached: Callable[[], bool], process: subprocess.Popen) -> None:
+        end = time.monotonic() + LIMIT
+        while not reached():
+            assert process.poll() is None, f"ended by itself: {self.said()}"
+            assert time.monotonic() < end, self.said()
+            time.sleep(0.002)
+
+    @functools.lru_cache(maxsize=400)  # noqa: B019  (lives as long as its module's tests)
+    def state(self, step: int) -> dict[str, np.ndarray]:
+        return _arrays(self.alone / "checkpoints" / str(step))
+
+    def check_same(self, workdir: Path) -> None:
+        """That a finished run is the undisturbed one: model, optimizer, the log's every line."""
+        (_, expected), (_, found) = io.read(self.alone / "model"), io.read(workdir / "model")
+        assert params_lib.fingerprint(found) == params_lib.fingerprint(expected)
+        _check_equal(_arrays(workdir / "checkpoints" / str(self.steps)), self.state(self.steps))
+        assert _log(workdir) == _log(self.alone)
+        assert all(told.whole for told in inspection.inspect(workdir) or [])
+
+    def check_left(self, workdir: Path) -> Counter:
+        """What a killed run left: every checkpoint under its name is complete, and that step's."""
+        folder, found = workdir / "checkpoints", Counter()
+        for number, step in enumerate(reversed(inspection.steps(folder) if folder.is_dir() else [])):
+            try:
+                arrays = _arrays(folder / str(step))
+            except Exception:  # an older one, whose removal was cut short
+                assert number > 0, f"the newest checkpoint, of step {step}, cannot be read"
+                found["half removed"] += 1
+                continue
+            _check_equal(arrays, self.state(step))
+            found["complete"] += 1
+        found["unfinished"] = len(inspection.unfinished(folder))
+        return found
+
+
+def _arrays(folder: Path) -> dict[str, np.ndarray]:
+    """The state in a checkpoint as NumPy arrays, read without our code."""
+    with ocp.PyTreeCheckpointer() as reader:
+        tree = reader.restore(
+            folder / "state",
+            restore_args=jax.tree.map(
+                lambda _: ocp.RestoreArgs(restore_type=np.ndarray), reader.metadata(folder / "state").item_metadata.tree
+            ),
+        )
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def _check_equal(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
+    assert found.keys() == expected.keys() and len(found) > 10
+    different = [path for path, array in found.items() if array.tobytes() != expected[path].tobytes()]
+    assert not different
+
+
+def _log(workdir: Path) -> list[tuple]:
+    """What each step computed, of which rows."""
+    lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+    return [tuple(line[name] for name in ("step", "loss", "grad_norm", "tokens", "lr", "data")) for line in lines]
+
+
+def _logged(workdir: Path) -> int:
+    """Complete lines of the log."""
+    path = workdir / "metrics.jsonl"
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+class Moments:
+    """When to kill a run in `workdir`: each method returns when it is to happen."""
+
+    def __init__(self, world: World, workdir: Path, *, seed: int):
+        self._world, self._workdir, self._rng = world, workdir, np.random.default_rng(seed)
+
+    def starting(self, process: subprocess.Popen) -> None:
+        time.sleep(self._rng.uniform(0.1, 6))
+
+    def training(self, process: subprocess.Popen) -> None:
+        for _ in range(self._rng.integers(2, 10)):
+            lines = _logged(self._workdir)
+            self._world.until(lambda lines=lines: _logged(self._workdir) != lines, process)
+        time.sleep(self._rng.uniform(0, 0.05))
+
+    def saving(self, process: subprocess.Popen) -> None:
+        seen = self._unfinished()  # of the run before, until this one removes it
+        for _ in range(self._rng.integers(1, 3)):
+            self._world.until(lambda seen=seen: bool(self._unfinished() - seen), process)
+            seen = self._unfinished()
+        time.sleep(self._rng.uniform(0, 0.03))
+
+    def _unfinished(self) -> set[tuple[Path, int]]:
+        found = set()
+        for path in inspection.unfinished(self._workdir / "checkpoints"):
+            with contextlib.suppress(FileNotFoundError):  # it is finished
+                found.add((path, path.stat().st_ino))
+        return found
+
+
+def _kill(world: World, workdir: Path, kinds: Sequence[str], *, seed: int) -> None:
+    """Starts the run and kills it, as often as there are kinds of moments."""
+    moments, total = Moments(world, workdir, seed=seed), Counter()
+    _say(f"seed {seed}")
+    for number, kind in enumerate(kinds):
+        process = world.start(workdir)
+        getattr(moments, kind)(process)
+        os.kill(process.pid, signal.SIGKILL)
+        assert process.wait(LIMIT) == -signal.SIGKILL, world.said()
+        left = world.check_left(workdir)
+        total += left
+        _say(f"kill {number + 1}, {kind}: {_logged(workdir)} steps in the log; {dict(left)}")
+    assert not (workdir / "model").exists(), "the run ended before the last kill: give it more steps"
+    assert total["unfinished"], "no save was hit"
+
+
+def _tell(world: World, workdir: Path) -> None:
+    """Starts the run and tells it and its data worker to stop, as schedulers do, twice."""
+    process = world.start(workdir, "data.workers=1", "checkpoint.every_steps=50")
+    newest = max(inspection.steps(workdir / "checkpoints"))
+    world.until(lambda: _logged(workdir) >= newest + 4, process)
+    began = time.monotonic()
+    for _ in range(2):
+        os.killpg(process.pid, signal.SIGTERM)
+        time.sleep(0.01)
+    assert process.wait(GRACE) == 75, world.said()
+    step = _logged(workdir)
+    assert newest + 4 <= step < world.steps and step in inspection.steps(workdir / "checkpoints")
+    said = next(line for line in world.said().splitlines() if line.startswith("stopped (SIGTERM"))
+    assert f"step {step} of {world.steps} is saved in {workdir / 'checkpoints' / str(step)}" in said
+    _say(f"{said} Its process ended {time.monotonic() - began:.1f} s behind the signal")
+
+
+def _say(text: str) -> None:
+    print(text)  # noqa: T201
+
+
+def test_killed_in_a_save_then_told_to_stop_it_resumes_bit_for_bit(tmp_path):
+    world = World(tmp_path, steps=30)
+    _kill(world, tmp_path / "run", ["saving"], seed=SEED)
+    _tell(world, tmp_path / "run")
+    world.finish(tmp_path / "run")
+    world.check_same(tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_twenty_kills(tmp_path):
+    world = World(tmp_path, steps=240)
+    kinds = ["starting"] * 4 + ["training"] * 8 + ["saving"] * 8
+    _kill(world, tmp_path / "run", np.random.default_rng(SEED).permutation(kinds), seed=SEED)
+    world.finish(tmp_path / "run")
+    world.check_same(tmp_path / "run")

@@ -1,0 +1,78 @@
+"""The optimizer against torch's AdamW, parameter groups, clipping and a schedule written out; fp32."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import optax
+import pytest
+
+from earthgpt_jax.config import OptimConfig
+from earthgpt_jax.errors import EarthGPTError
+from earthgpt_jax.training.optim import optimizer, schedule
+from earthgpt_jax.training.stages import Trained
+
+RULES = {
+    "kernel": Trained(group="attention", decay=True),
+    "norm": Trained(group="norm", decay=False),
+    "projector": Trained(group="projector", decay=True),
+}
+CONFIG = OptimConfig(
+    steps=12, warmup_steps=4, peak_lr=3e-2, min_lr=1e-3, weight_decay=0.1, clip_norm=2.0, lr_scale={"attention": 0.25}
+)
+
+
+def _rate(step: int) -> float:
+    """LLaMA2-Accessory's lr_sched.py, counted in steps: the first update has a step of warm-up behind it."""
+    if step < CONFIG.warmup_steps:
+        return CONFIG.peak_lr * (step + 1) / CONFIG.warmup_steps
+    done = (step - CONFIG.warmup_steps) / (CONFIG.steps - CONFIG.warmup_steps)
+    return CONFIG.min_lr + (CONFIG.peak_lr - CONFIG.min_lr) * 0.5 * (1 + math.cos(math.pi * done))
+
+
+@pytest.mark.torch
+def test_twelve_updates():
+    import torch
+
+    rng = np.random.default_rng(0)
+    start = {name: rng.standard_normal((5, 3)).astype(np.float32) for name in RULES}
+    # Some clipped, some not.
+    gradients = [
+        {name: rng.standard_normal((5, 3)).astype(np.float32) * (0.1 + step % 3) for name in RULES}
+        for step in range(12)
+    ]
+    norms = [math.sqrt(sum((g**2).sum() for g in each.values())) for each in gradients]
+    assert min(norms) < CONFIG.clip_norm < max(norms)
+
+    theirs = {name: torch.nn.Parameter(torch.from_numpy(value.copy())) for name, value in start.items()}
+    adam = torch.optim.AdamW(
+        [
+            {
+                "params": [theirs[name]],
+                "weight_decay": 0.1 * rule.decay,
+                "scale": {"attention": 0.25}.get(rule.group, 1.0),
+            }
+            for name, rule in RULES.items()
+        ],
+        betas=(0.9, 0.95),
+    )
+    ours, transformation = start, optimizer(CONFIG, RULES)
+    state = transformation.init(ours)
+    for step, each in enumerate(gradients):
+        for name, parameter in theirs.items():
+            parameter.grad = torch.from_numpy(each[name].copy())
+        torch.nn.utils.clip_grad_norm_(theirs.values(), CONFIG.clip_norm)
+        for group in adam.param_groups:
+            group["lr"] = _rate(step) * group["scale"]
+        adam.step()
+        updates, state = transformation.update(each, state, ours)
+        ours = optax.apply_updates(ours, updates)
+        assert float(schedule(CONFIG)(step)) == pytest.approx(_rate(step), rel=1e-6)
+    for name, value in theirs.items():
+        np.testing.assert_allclose(ours[name], value.detach(), atol=2e-6, rtol=0, err_msg=name)
+
+
+def test_a_rate_for_a_group_that_is_not_trained_is_refused():
+    with pytest.raises(EarthGPTError, match=r"unknown group\(s\) \['adapter'\]; this stage trains"):
+        optimizer(OptimConfig(steps=1, lr_scale={"adapter": 2.0}), RULES)

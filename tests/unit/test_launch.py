@@ -1,0 +1,126 @@
+"""The launchers: what they would run, and that a run is started again where that helps and not elsewhere."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+LAUNCH = Path(__file__).resolve().parents[2] / "scripts" / "launch"
+SCRIPTS = sorted(LAUNCH.glob("*.sh"))
+TRAIN = ["--config", "earthgpt_13b:instruct", "--workdir", "/mnt/a run", "--config.data.source=/mnt/D'ATA"]
+
+
+def _printed(script: str, *words: str, **environment: str) -> list[list[str]]:
+    """The commands of a dry run, as a shell would read them."""
+    done = subprocess.run(
+        ["bash", LAUNCH / script, "--dry-run", *words],
+        env=os.environ | environment, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    return [shlex.split(line) for line in done.stdout.replace("\n  ", " ").splitlines()]
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_bash_can_read_it(script):
+    subprocess.run(["bash", "-n", script], check=True)
+    assert len(script.read_text().splitlines()) < 60  # read in a minute
+
+
+def test_tpu_vm_sends_the_code_and_starts_every_host():
+    archive, copy, install, start, *hints = _printed("tpu_vm.sh", "my-tpu", "us-west4-a", *TRAIN)
+    assert archive[:2] == ["git", "-C"] and archive[-1] == "HEAD"
+    package = archive[-2].removeprefix("--output=")
+    on_all = ["--zone=us-west4-a", "--worker=all"]
+    assert copy == ["gcloud", "compute", "tpus", "tpu-vm", "scp", package, "my-tpu:", *on_all]
+    for ssh in (install, start):
+        assert ssh[:-1] == ["gcloud", "compute", "tpus", "tpu-vm", "ssh", "my-tpu", *on_all, "--command"]
+    assert install[-1].endswith('source earthgpt/scripts/_venv.sh && install "[tpu]"')
+    words = shlex.split(start[-1])
+    assert words[:4] == ["nohup", "setsid", "bash", "earthgpt/scripts/launch/again.sh"]
+    train = words[4 : words.index(">train.log")]
+    assert train == ["earthgpt/.venv/bin/earthgpt", "train", *TRAIN]
+    assert [hint[0] for hint in hints] == ["look:", "stop:"]
+
+
+def test_xpk_restarts_on_the_statuses_that_are_documented():
+    (command,) = _printed("gke_xpk.sh", "cluster", "run-1", "v5litepod-16", "2", "image:1", *TRAIN)
+    assert command[:3] == ["xpk", "workload", "create"]
+    options = dict(word.removeprefix("--").split("=", 1) for word in command[3:])
+    assert shlex.split(options.pop("command")) == ["earthgpt", "train", *TRAIN]
+    assert options == {
+        "cluster": "cluster", "workload": "run-1", "tpu-type": "v5litepod-16", "num-slices": "2",
+        "docker-image": "image:1", "max-restarts": "20", "restart-on-exit-codes": "1,75",
+        "termination-grace-period-seconds": "120",
+    }  # fmt: skip
+
+
+def test_slurm_gives_each_process_all_gpus_of_its_node():
+    devices, command = _printed("slurm.sh", *TRAIN, SLURM_GPUS_ON_NODE="4", SLURM_SUBMIT_DIR="/repo")
+    assert devices == ["JAX_LOCAL_DEVICE_IDS=0,1,2,3"]
+    assert command == [
+        "bash", "/repo/scripts/launch/again.sh", "srun", "--kill-on-bad-exit=0", "--wait=300", "earthgpt", "train",
+        *TRAIN,
+    ]  # fmt: skip
+    assert "#SBATCH --ntasks-per-node=1" in (LAUNCH / "slurm.sh").read_text().splitlines()
+
+
+@pytest.mark.parametrize("script", ["tpu_vm.sh", "gke_xpk.sh"])
+def test_without_arguments_it_says_how(script):
+    done = subprocess.run(["bash", LAUNCH / script], capture_output=True, text=True)
+    assert done.returncode == 2 and f"scripts/launch/{script} [--dry-run]" in done.stderr
+
+
+@pytest.fixture
+def earthgpt(tmp_path):
+    """A program that ends with the statuses given, one a start, and notes its starts."""
+    path = tmp_path / "earthgpt"
+    path.write_text(
+        f'#!/usr/bin/env bash\ncd {tmp_path}\necho "$*" >>starts\nstatuses=(${{STATUSES}})\n'
+        'n=$(wc -l <starts)\nif [[ "${statuses[n - 1]}" == sleep ]]; then\n'
+        "  trap 'kill $!; exit 143' TERM; touch asleep; sleep 30 & wait\nfi\nexit \"${statuses[n - 1]}\"\n"
+    )
+    path.chmod(0o755)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("statuses", "starts", "status"),
+    [("0", 1, 0), ("2", 1, 2), ("130", 1, 130), ("75 134 1 0", 4, 0), ("75 2", 2, 2), ("75 75 75 75 75", 4, 75)],
+)
+def test_again_where_it_helps(earthgpt, statuses, starts, status):
+    done = subprocess.run(
+        ["bash", LAUNCH / "again.sh", earthgpt, "train", "a b"],
+        env=os.environ | {"STATUSES": statuses, "PAUSE": "0", "MAX_RESTARTS": "3"},
+        capture_output=True, text=True, timeout=30,
+    )  # fmt: skip
+    assert done.returncode == status, done.stderr
+    assert (earthgpt.parent / "starts").read_text() == "train a b\n" * starts
+
+
+@pytest.mark.parametrize("script", ["again.sh", "slurm.sh"])
+def test_sigterm_reaches_the_run_and_is_its_last(earthgpt, script, tmp_path):
+    """Through all layers: SLURM's batch script, again.sh, srun."""
+    for name, text in (("srun", 'shift 2; exec "$@"'), ("scontrol", f"echo $* >{tmp_path}/requeued")):
+        (tmp_path / name).write_text(f"#!/usr/bin/env bash\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    environment = os.environ | {
+        "STATUSES": "sleep 0", "PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "17",
+        "SLURM_SUBMIT_DIR": str(LAUNCH.parents[1]),
+    }  # fmt: skip
+    words = ["earthgpt", "train"] if script == "again.sh" else []
+    process = subprocess.Popen(["bash", LAUNCH / script, *words], env=environment)
+    for _ in range(100):
+        if (tmp_path / "asleep").exists():
+            break
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=20) == 143
+    assert len((tmp_path / "starts").read_text().splitlines()) == 1
+    assert (tmp_path / "requeued").exists() == (script == "slurm.sh")
+    if script == "slurm.sh":
+        assert (tmp_path / "requeued").read_text() == "requeue 17\n"
