@@ -19,12 +19,13 @@ Compiles the recipe's real training step for a TPU slice with the TPU's own comp
 CPU (package libtpu: pip install 'earthgpt-jax[plan]'), and says what a chip's memory holds, whether it
 fits, how many FLOPs a step executes beside the fewest possible, how many bytes its collectives move, and
 how fast a step can be at best. All figures are the compiler's estimates; nothing is run. A 13B step takes a
-minute or two. Without libtpu: the bytes of weights, optimizer and batch on each chip, from their shapes.
+few minutes. Without libtpu: the bytes of weights, optimizer and batch on each chip, from their shapes.
 
 examples:
   earthgpt plan --config earthgpt_13b:align --topology v5e-8 --per-chip-batch 1
   earthgpt plan --config earthgpt_13b:instruct --topology v5p-128 --largest-batch
-  earthgpt plan --config earthgpt_13b:align --topology v5e-16 v5e-256 v6e-64 2xv5e-256 --per-chip-batch 1
+  earthgpt plan --config earthgpt_13b:align --topology v5e-16 v5e-256 v6e-64 --per-chip-batch 1
+  earthgpt plan --config earthgpt_13b:align --topology 2xv5e-16 --per-chip-batch 2 --config.mesh.data=2
   earthgpt plan --config earthgpt_13b:instruct --topology v6e-8 --per-chip-batch 2 --smallest --json
   earthgpt plan --config earthgpt_13b:instruct --topology v5e-8 --inference --largest-batch
 

@@ -102,7 +102,7 @@ def plan(config: Config, wanted: Slice, *, per_chip_batch: int | None = None, un
     """
     config, per_chip = _per_chip(config, wanted, per_chip_batch)
     rows, microbatches = config.data.batch_size, config.optim.microbatches
-    sizes = resolve(config.mesh, devices=wanted.devices, rows=rows // microbatches)
+    sizes = resolve(config.mesh, devices=wanted.devices, rows=rows // microbatches, slices=wanted.count)
     given = program.abstract(config, AbstractMesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES)))
     result = Plan(
         recipe=config.recipe,

@@ -79,13 +79,9 @@ def build_mesh(config: MeshConfig, *, rows: int, devices: Sequence[jax.Device] |
     devices = jax.devices() if devices is None else list(devices)
     if config == _DEFAULT and jax.process_count() == 1:
         devices = devices[: math.gcd(rows, len(devices))]
-    sizes = resolve(config, devices=len(devices), rows=rows)
     slices = len({getattr(device, "slice_index", None) or 0 for device in devices})
+    sizes = resolve(config, devices=len(devices), rows=rows, slices=slices)
     if slices > 1:
-        if sizes[0] % slices:
-            raise EarthGPTError(
-                f"mesh.data: expected a multiple of the {slices} slices, which lie along it, got {sizes[0]}"
-            )
         grid = mesh_utils.create_hybrid_device_mesh((sizes[0] // slices, *sizes[1:]), (slices, 1, 1), devices)
     elif devices[0].platform == "tpu":
         grid = mesh_utils.create_device_mesh(sizes, devices)
@@ -94,14 +90,20 @@ def build_mesh(config: MeshConfig, *, rows: int, devices: Sequence[jax.Device] |
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
-def resolve(config: MeshConfig, *, devices: int, rows: int) -> tuple[int, int, int]:
-    """Sizes of the three axes, -1 filled in."""
+def resolve(config: MeshConfig, *, devices: int, rows: int, slices: int = 1) -> tuple[int, int, int]:
+    """Sizes of the three axes, -1 filled in.
+
+    Raises:
+        EarthGPTError: they do not multiply to the devices, or do not divide over the rows or the slices.
+    """
     sizes = [config.data, config.fsdp, config.tensor]
     known = math.prod(size for size in sizes if size != -1)
     filled = [devices // known if size == -1 else size for size in sizes]
     errors = []
     if math.prod(filled) != devices:
         errors.append(f"expected sizes that multiply to {devices} devices, got {dict(zip(AXES, sizes, strict=True))}")
+    elif filled[0] % slices:
+        errors.append(f"expected data to be a multiple of the {slices} slices, which lie along it, got {filled[0]}")
     elif rows % (filled[0] * filled[1]):
         errors.append(
             f"expected data * fsdp to divide the {rows} rows of a microbatch, got {filled[0]} * {filled[1]} "

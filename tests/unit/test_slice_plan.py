@@ -328,7 +328,7 @@ def test_several_slices_are_a_table(no_compiler, capsys):
     lines = text.splitlines()
     assert [line.split()[0] for line in lines[2:5]] == ["slice", "v5e-4", "v5e-16"]
     assert lines[3].split()[6] == "no" and lines[4].split()[6] == "?"
-    assert "2xv5e-256: sharding.rules" in text and "does not divide over fsdp=512" in text
+    assert "2xv5e-256: mesh: expected data to be a multiple of the 2 slices" in text
     assert main([*base, "v5e-4"]) == 1
     capsys.readouterr()
     assert main([*base, "v5e-4", "v5e-16", "--json"]) == 0
@@ -345,6 +345,13 @@ def test_microbatches_are_kept_and_hold_their_rows(no_compiler):
     assert result.minimum_flops_per_chip == pytest.approx(4 * once.minimum_flops_per_chip)
     assert "4 times a step" in report.text(result)
     assert report.plan(config, slices.parse("v5e-8")).per_chip_batch == 1  # the recipe's 32 rows, 8 at a time
+
+
+def test_loops_that_data_decides_turn_in_full():
+    """1024 positions in chunks of 256; three images a row, so six: in threes of two, what divides them up to eight."""
+    config = config_lib.load("earthgpt_13b:align", ["--config.data.tokens_per_row=1024"])
+    assert report.turns(config, rows=2) == {"loss_chunks": 4, "image_chunks": 3}
+    assert report.turns(config, rows=8, loss_chunk=1024) == {"loss_chunks": 1, "image_chunks": 3}
 
 
 def test_the_search_finds_the_largest_batch_without_trying_all(monkeypatch):
