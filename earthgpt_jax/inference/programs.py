@@ -364,10 +364,11 @@ def programs(
 
     weights = place.shardings(dict(place.specs))
     cached = NamedSharding(mesh, P(None, ROWS, "tensor"))  # L B K S H
-    prefixes = Cache(cached, cached)
-    state: Any = Rows(prefixes, *[place.batch] * (len(Rows._fields) - 1))
-    new: Any = Insert(*[place.batch] * len(Insert._fields))
-    until: Any = Until(place.batch, place.whole)
+    # The same tuples with a sharding at each place; `_make`, unlike their constructors, is not typed for arrays.
+    prefixes = Cache._make([cached] * len(Cache._fields))
+    state = Rows._make([prefixes, *[place.batch] * (len(Rows._fields) - 1)])
+    new = Insert._make([place.batch] * len(Insert._fields))
+    until = Until._make([place.batch, place.whole])
 
     def compiled(function: Callable, *arguments: Any, out: Any, donated: int | None = None) -> Callable:
         def about(*values: Any) -> Any:

@@ -110,7 +110,7 @@ def load(model: ModelDir, place: Placement) -> Params:
 def _placed(stored: Any, shape: tuple[int, ...], sharding: NamedSharding) -> jax.Array:
     parts: dict[str, np.ndarray] = {}  # several devices may hold the same
 
-    def part(index: tuple[slice, ...]) -> np.ndarray:
+    def part(index: tuple[slice, ...] | None) -> np.ndarray:
         if str(index) not in parts:
             parts[str(index)] = stored[index] if index else stored[:]
         return parts[str(index)]
