@@ -63,7 +63,10 @@ def start(*, coordinator: str = "", processes: int = 0, process: int = -1, timeo
         ) from error
     except (RuntimeError, OSError) as error:
         if "before any JAX calls" in str(error):
-            raise
+            raise EarthGPTError(
+                "JAX has computed in this process before, so it cannot look for others any more. Start in a fresh "
+                "process, or with processes=1 for a run of this one alone."
+            ) from error
         raise EarthGPTError(_unfound(error)) from error
     if processes and jax.process_count() != processes:
         raise EarthGPTError(

@@ -59,7 +59,11 @@ COMMANDS = (
         "earthgpt_jax.cli.inspect",
         "say what a run, a checkpoint or a foreign file of weights is, without loading it",
     ),
-    Command("plan", "earthgpt_jax.cli.plan", "compile a recipe's step for a TPU slice: memory, FLOPs, collectives"),
+    Command(
+        "plan",
+        "earthgpt_jax.cli.plan",
+        "compile a recipe's step for a TPU slice: memory, FLOPs, collectives, the bound of its speed",
+    ),
     Command("eval", "earthgpt_jax.cli.evaluate", "answer a benchmark's questions and score the answers"),
     Command("score", "earthgpt_jax.cli.score", "score an existing predictions file, without a model"),
     Command("chat", "earthgpt_jax.cli.chat", "ask a model about an image"),

@@ -186,6 +186,11 @@ def placement(config: ModelConfig, mesh: Mesh) -> Placement:
 
 
 @functools.lru_cache(maxsize=16)
+def _shardings(config: ModelConfig, mesh: Mesh) -> dict[str, NamedSharding]:
+    return placement(config, mesh).shardings(earthgpt.abstract(config)[1])
+
+
+@functools.lru_cache(maxsize=16)
 def _encoder(graphdef: nnx.GraphDef, config: ModelConfig, mesh: Mesh) -> Callable[..., jax.Array]:
     """Apart from the other programs because it takes longest to compile and does not depend on a layout.
 
@@ -201,7 +206,7 @@ def _encoder(graphdef: nnx.GraphDef, config: ModelConfig, mesh: Mesh) -> Callabl
     given = {path: P() if path.startswith(small) else spec for path, spec in place.specs.items()}
     mapped = jax.shard_map(encode, mesh=mesh, in_specs=(given, P(AXES)), out_specs=P(AXES), check_vma=False)
     each = NamedSharding(mesh, P(AXES))
-    return jax.jit(mapped, in_shardings=(place.shardings(dict(place.specs)), each), out_shardings=place.batch)
+    return jax.jit(mapped, in_shardings=(_shardings(config, mesh), each), out_shardings=place.batch)
 
 
 @functools.lru_cache(maxsize=16)
@@ -362,7 +367,7 @@ def programs(
 
         return jax.lax.while_loop(more, step, rows)
 
-    weights = place.shardings(dict(place.specs))
+    weights = _shardings(config, mesh)
     cached = NamedSharding(mesh, P(None, ROWS, "tensor"))  # L B K S H
     # The same tuples with a sharding at each place; `_make`, unlike their constructors, is not typed for arrays.
     prefixes = Cache._make([cached] * len(Cache._fields))

@@ -13,6 +13,12 @@ from earthgpt_jax.mmrs.synthetic import SyntheticSource
 from tests import nano
 
 
+@pytest.fixture(autouse=True)
+def alone(monkeypatch):
+    """Other processes are looked for before JAX is used, and here it has been."""
+    monkeypatch.setenv("EARTHGPT_PROCESSES", "1")
+
+
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     root = tmp_path_factory.mktemp("commands")

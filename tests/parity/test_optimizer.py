@@ -66,7 +66,7 @@ def test_twelve_updates():
         for group in adam.param_groups:
             group["lr"] = _rate(step) * group["scale"]
         adam.step()
-        updates, state = transformation.update(each, state, ours)
+        updates, state = transformation.update(each, state, ours, loss=1.0, norm=norms[step])
         ours = optax.apply_updates(ours, updates)
         assert float(schedule(CONFIG)(step)) == pytest.approx(_rate(step), rel=1e-6)
     for name, value in theirs.items():
