@@ -5,7 +5,9 @@ example:
 
 Both get the same weights, the same samples, the same trained parameters and AdamW, in float32, on as many threads; a
 step is forward, backward and update. Every way starts from the same weights and repeats its one batch; at each step
-the losses of all ways on the same samples must agree to 1e-4, or the benchmark fails. The ways take turns, step by
+the losses of all ways on the same samples must agree to 1e-4, or the benchmark fails. Each side has a process of its
+own, since in one they would share an allocator and each other's waiting threads, and keeps what memory it frees: in
+a virtual machine memory that was given back while the other side ran is dear to get again. The ways take turns, step by
 step; a figure is the median over the rounds, with the lower and the upper quartile.
 
 What is trained, on both sides the same: `instruct` scale and bias on the seven linears of each block, `lora` LoRA of
@@ -16,13 +18,16 @@ there its linears are wrapped in the plain way.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
+import multiprocessing
 import os
 import re
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.connection import Connection
 from typing import Any
 
 import jax
@@ -55,6 +60,7 @@ TRAINED = {
 ADAPTERS = {"instruct": AdapterConfig(kind=AdapterKind.SCALE_BIAS), "lora": AdapterConfig(kind=AdapterKind.LORA)}
 OPTIM = OptimConfig(steps=10**6, peak_lr=1e-4, clip_norm=1e9, weight_decay=0.0)
 TOLERANCE = 1e-4
+WHO = ("ours", "theirs", "theirs, compiled")
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
@@ -74,20 +80,20 @@ class Batch:
 
 @dataclasses.dataclass
 class Way:
-    """`step` trains once and returns the loss before it."""
+    """A side, in its process behind `side`, on a batch."""
 
     who: str
     kind: str
     batch: Batch
-    step: Callable[[], float]
-    clock: Callable[[], float]
+    side: Connection
     seconds: list[float] = dataclasses.field(default_factory=list)
     losses: list[float] = dataclasses.field(default_factory=list)
 
     def once(self) -> None:
-        started = self.clock()
-        self.losses.append(self.step())
-        self.seconds.append(self.clock() - started)
+        self.side.send(self.kind)
+        seconds, loss = self.side.recv()
+        self.seconds.append(seconds)
+        self.losses.append(loss)
 
     def rates(self) -> list[float]:
         """Useful tokens a second: lower quartile, median, upper quartile."""
@@ -112,29 +118,32 @@ def main() -> None:
     parser.add_argument("--remat", type=Remat, choices=list(Remat), default=Remat.NONE, help="ours (default: none)")
     parser.add_argument("--compile", action="store_true", help="theirs under torch.compile, too")
     args = parser.parse_args()
-    os.environ["NPROC"] = os.environ["OMP_NUM_THREADS"] = str(args.threads)  # XLA's and PyTorch's, which start later
+    # Of the two processes, which start later.
+    os.environ["NPROC"] = os.environ["OMP_NUM_THREADS"] = str(args.threads)  # XLA's and PyTorch's
+    os.environ["GLIBC_TUNABLES"] = ":".join(
+        f"glibc.malloc.{name}={value}"
+        for name, value in {"hugetlb": 1, "mmap_threshold": 2**32, "trim_threshold": 2**33, "arena_max": 1}.items()
+    )
 
-    config = SIZES[args.size]
-    samples = _samples(args.samples, vocab=config.vocab_size)
-    lengths = sorted(len(tokens) for tokens, _ in samples)
+    config, batches = SIZES[args.size], _batches(args)
+    lengths = sorted(
+        int((row == number).sum()) for row in batches["packed"].segments for number in range(1, row.max() + 1)
+    )
     print(
-        f"{args.size}: {config}\n{len(samples)} samples of {lengths[0]} to {lengths[-1]} tokens, median "
+        f"{args.size}: {config}\n{len(lengths)} samples of {lengths[0]} to {lengths[-1]} tokens, median "
         f"{statistics.median(lengths):.0f}; {args.threads} threads; jax {jax.__version__}"
     )
-    batches = {
-        "packed": _packed(samples, args.tokens_per_row),
-        "padded": _padded(samples),
-        "no padding": _whole(args.tokens_per_row, 2, vocab=config.vocab_size),
-    }
     table: list[tuple[str, ...]] = [
         ("trained", "batch", "rows x tokens", "useful", "ours, tokens/s", "", "against", "tokens/s", "", "ratio")
     ]
     for trained in args.trained:
-        ways = _ways(trained, config, batches, args)
-        for number in range(args.rounds + 1):
-            for way in ways:
-                way.once()
-            _check(ways, number)
+        with contextlib.ExitStack() as stack:
+            sides = {who: stack.enter_context(_side(who, trained, args)) for who in WHO[: 2 + args.compile]}
+            ways = [Way(who, kind, batch, sides[who]) for kind, batch in batches.items() for who in sides]
+            for number in range(args.rounds + 1):
+                for way in ways:
+                    way.once()
+                _check(ways, number)
         for way in ways:
             del way.seconds[0]  # it compiled
         rates = {(way.who, way.kind): way.rates() for way in ways}
@@ -163,6 +172,16 @@ def _shown(rates: Sequence[float]) -> tuple[str, str]:
 
 
 # --------------------------------------------------------------------------------------------- samples
+def _batches(args: argparse.Namespace) -> dict[str, Batch]:
+    vocab = SIZES[args.size].vocab_size
+    samples = _samples(args.samples, vocab=vocab)
+    return {
+        "packed": _packed(samples, args.tokens_per_row),
+        "padded": _padded(samples),
+        "no padding": _whole(args.tokens_per_row, 2, vocab=vocab),
+    }
+
+
 def _samples(count: int, *, vocab: int) -> list[tuple[np.ndarray, np.ndarray]]:
     """Tokens and loss weights; lengths spread like those of instruction data, the last third is the answer."""
     rng = np.random.default_rng(0)
@@ -213,20 +232,39 @@ def _whole(length: int, rows: int, *, vocab: int) -> Batch:
 
 
 # ------------------------------------------------------------------------------------------------ ways
-def _ways(trained: str, config: LlamaConfig, batches: dict[str, Batch], args: argparse.Namespace) -> list[Way]:
+@contextlib.contextmanager
+def _side(who: str, trained: str, args: argparse.Namespace) -> Iterator[Connection]:
+    here, there = multiprocessing.Pipe()
+    process = multiprocessing.get_context("spawn").Process(target=_serve, args=(there, who, trained, args), daemon=True)
+    process.start()
+    there.close()  # so that a side that ends is noticed
+    try:
+        yield here
+    finally:
+        here.close()
+        process.join()
+
+
+def _serve(asked: Connection, who: str, trained: str, args: argparse.Namespace) -> None:
+    """Answers the name of a batch with a training step on it: its seconds, and the loss before it."""
+    config, clock = SIZES[args.size], CLOCKS[args.clock]
     adapter = ADAPTERS.get(trained, AdapterConfig())
     graphdef, params = params_lib.split_module(
         Llama(config, adapter=adapter, rngs=nnx.Rngs(params=0), dtype=DType.FLOAT32)
     )
     chosen = [path for path in params if re.fullmatch(TRAINED[trained], path)]
-    ways = []
-    for name, batch in batches.items():
-        steps = {"ours": _ours(graphdef, params, chosen, batch, remat=args.remat)}
-        for compiled in (False, True)[: 1 + args.compile]:
-            who = "theirs, compiled" if compiled else "theirs"
-            steps[who] = _theirs(config, trained, params, batch, compiled=compiled)
-        ways += [Way(who, name, batch, step, CLOCKS[args.clock]) for who, step in steps.items()]
-    return ways
+    steps = {}
+    for kind, batch in _batches(args).items():
+        if who == "ours":
+            steps[kind] = _ours(graphdef, params, chosen, batch, remat=args.remat)
+        else:
+            steps[kind] = _theirs(config, trained, params, batch, compiled=who == WHO[2])
+    with contextlib.suppress(EOFError):
+        while True:
+            step = steps[asked.recv()]
+            started = clock()
+            loss = step()
+            asked.send((clock() - started, loss))
 
 
 def _check(ways: Sequence[Way], number: int) -> None:
@@ -258,7 +296,8 @@ def _ours(
     def step(state: tuple, frozen: params_lib.Params, *arrays: jax.Array) -> tuple[tuple, jax.Array]:
         held, moments = state
         value, gradients = jax.value_and_grad(loss)(held, frozen, *arrays)
-        updates, moments = update.update(gradients, moments, held)
+        norm = optax.tree.norm(gradients)
+        updates, moments = update.update(gradients, moments, held, loss=value, norm=norm)
         return (optax.apply_updates(held, updates), moments), value
 
     compiled = jax.jit(step, donate_argnums=0)

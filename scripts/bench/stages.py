@@ -128,10 +128,12 @@ def _saved(image: Image.Image, kind: str, **options) -> bytes:
 def assembling(rows, *, count: int = 16) -> Taken:
     """Of a row's images, per image: what is left when everything else is taken off, and joining rows to a batch."""
     whole, parts, images, made = 0.0, 0.0, 0, []
+    rng = np.random.default_rng(0)
+    image = np.zeros((rows.assemble.spec.image_size, rows.assemble.spec.image_size, 3), np.uint8)
     for number in range(count):
         placed = rows.plan[number]
         whole += took(functools.partial(rows.assemble, placed))
-        parts += sum(took(functools.partial(rows.assemble._made, each)) for each in placed)
+        parts += sum(took(functools.partial(rows.assemble._made, each, rng, image=image)) for each in placed)
         images += len(placed)
         made.append(rows.assemble(placed))
     return {
