@@ -15,7 +15,7 @@ from earthgpt_jax.config import Config, MeshConfig, Stage
 from earthgpt_jax.models import earthgpt
 from earthgpt_jax.plan.program import batch_shapes
 from earthgpt_jax.sharding import rules
-from earthgpt_jax.sharding.mesh import build_mesh
+from earthgpt_jax.sharding.mesh import build_mesh, data_parallel
 from earthgpt_jax.training.stages import trained_paths
 from earthgpt_jax.training.step import DeviceBatch, State, execution, make_step
 from tests import nano
@@ -105,3 +105,9 @@ def test_large_parameters_really_are_spread():
     shardings = place.shardings(state)
     assert shardings[0].mu["llm/head/kernel"] == put["llm/head/kernel"].sharding
     assert shardings[0].count == place.whole
+
+
+@pytest.mark.parametrize(("batch_size", "devices"), [(16, 8), (4, 4), (6, 2), (3, 1)])
+def test_as_many_devices_as_divide_the_batch(batch_size, devices):
+    assert jax.local_device_count() == 8
+    assert data_parallel(batch_size).batch.mesh.size == devices
