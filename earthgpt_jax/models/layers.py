@@ -115,7 +115,8 @@ def scan(
         layer, x = inputs
         return step(nnx.merge(graphdef, layer), carry, x)
 
-    return jax.lax.scan(rematerialised(body, remat), carry, (state, xs), unroll=_unroll.get())
+    unrolled = _unroll.get()
+    return jax.lax.scan(rematerialised(body, remat, unrolled=unrolled), carry, (state, xs), unroll=unrolled)
 
 
 @contextlib.contextmanager

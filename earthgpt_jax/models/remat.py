@@ -28,8 +28,13 @@ _POLICIES = {
 }
 
 
-def rematerialised(body: Callable, remat: Remat) -> Callable:
-    """A scan's body under the policy."""
+def rematerialised(body: Callable, remat: Remat, *, unrolled: bool = False) -> Callable:
+    """A scan's body under the policy.
+
+    Args:
+        unrolled: layers will stand one after the other, where a compiler could merge what is computed again with
+            what was computed before; between two loops it cannot.
+    """
     if remat is Remat.NONE:
         return body
-    return jax.checkpoint(body, policy=_POLICIES[remat], prevent_cse=False)
+    return jax.checkpoint(body, policy=_POLICIES[remat], prevent_cse=unrolled)
