@@ -60,7 +60,8 @@ TRAINED = {
 ADAPTERS = {"instruct": AdapterConfig(kind=AdapterKind.SCALE_BIAS), "lora": AdapterConfig(kind=AdapterKind.LORA)}
 OPTIM = OptimConfig(steps=10**6, peak_lr=1e-4, clip_norm=1e9, weight_decay=0.0)
 TOLERANCE = 1e-4
-WHO = ("ours", "theirs", "theirs, compiled")
+OURS, COMPILED = "ours", "theirs, compiled"
+WHO = (OURS, "theirs", COMPILED)
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
@@ -148,16 +149,16 @@ def main() -> None:
             del way.seconds[0]  # it compiled
         rates = {(way.who, way.kind): way.rates() for way in ways}
         for way in ways:
-            if way.who == "ours":
+            if way.who == OURS:
                 continue
-            ours, theirs = rates["ours", way.kind], rates[way.who, way.kind]
+            ours, theirs = rates[OURS, way.kind], rates[way.who, way.kind]
             table.append(
                 (trained, way.kind, "x".join(map(str, way.batch.tokens.shape)),
                  f"{way.batch.useful / way.batch.tokens.size:.0%}", *_shown(ours), way.who, *_shown(theirs),
                  f"{ours[1] / theirs[1]:.2f}")
             )  # fmt: skip
-        packed = rates["ours", "packed"]
-        for who in dict.fromkeys(way.who for way in ways if way.who != "ours"):
+        packed = rates[OURS, "packed"]
+        for who in dict.fromkeys(way.who for way in ways if way.who != OURS):
             padded = rates[who, "padded"]
             table.append(
                 (trained, "ours packed, theirs padded", "", "", *_shown(packed), who, *_shown(padded),
@@ -255,10 +256,10 @@ def _serve(asked: Connection, who: str, trained: str, args: argparse.Namespace) 
     chosen = [path for path in params if re.fullmatch(TRAINED[trained], path)]
     steps = {}
     for kind, batch in _batches(args).items():
-        if who == "ours":
+        if who == OURS:
             steps[kind] = _ours(graphdef, params, chosen, batch, remat=args.remat)
         else:
-            steps[kind] = _theirs(config, trained, params, batch, compiled=who == WHO[2])
+            steps[kind] = _theirs(config, trained, params, batch, compiled=who == COMPILED)
     with contextlib.suppress(EOFError):
         while True:
             step = steps[asked.recv()]

@@ -57,6 +57,13 @@ def test_arguments_that_do_not_fit_are_refused(arguments, message, monkeypatch):
         hosts.start(**arguments)
 
 
+def test_where_jax_has_computed_others_are_not_looked_for():
+    jax.devices()
+    with pytest.raises(EarthGPTError, match="fresh process, or with processes=1"):
+        hosts.start()
+    hosts.start(processes=1)
+
+
 def test_alone_there_is_nothing_to_wait_for():
     assert hosts.gather("x") == ["x"] and hosts.describe() == ""
     hosts.agree({"a": 1})
