@@ -62,6 +62,7 @@ EXTRAS = {
         "mypy>=2.4,<3",
         "peft>=0.21,<0.22",
         "pytest>=9,<10",
+        "pytest-timeout>=2.4,<3",
         "pytest-xdist>=3.8,<4",
         "qwix>=0.1.8,<0.2",
         "ruff>=0.17.6,<0.18",

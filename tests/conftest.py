@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.devices import xla_flags
+
 ROOT = Path(__file__).resolve().parents[1]
 DEVICES = 8
 
@@ -15,9 +17,7 @@ DEVICES = 8
 def _prepare_environment() -> None:
     """Must have happened before anything imports jax, numpy or torch; child processes inherit it."""
     os.environ["JAX_PLATFORMS"] = "cpu"
-    flag = "--xla_force_host_platform_device_count"
-    kept = [word for word in os.environ.get("XLA_FLAGS", "").split() if not word.startswith(flag)]
-    os.environ["XLA_FLAGS"] = " ".join([*kept, f"{flag}={DEVICES}"])
+    os.environ["XLA_FLAGS"] = xla_flags(DEVICES)
 
     # Most of the suite's time is compilation, and the programs are the same from run to run.
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
@@ -47,6 +47,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(7200))
     for marker, package in (("torch", "torch"), ("tpu_compile", "libtpu")):
         if importlib.util.find_spec(package) is None:
             skip = pytest.mark.skip(reason=f"{package} is not installed")

@@ -16,7 +16,7 @@ def main(address: str, processes: str, process: str, model: str, data: str, out:
 
     if int(processes) > 1:
         jax.distributed.initialize(
-            address, num_processes=int(processes), process_id=int(process), initialization_timeout=60
+            address, num_processes=int(processes), process_id=int(process), initialization_timeout=300
         )
     from earthgpt_jax.evaluation import predictions, runner
     from earthgpt_jax.inference.engine import Engine

@@ -18,7 +18,7 @@ def main(address: str, hosts: str, host: str, workdir: str, kill_at: str, *overr
     import jax
 
     if int(hosts) > 1:
-        jax.distributed.initialize(address, num_processes=int(hosts), process_id=int(host), initialization_timeout=60)
+        jax.distributed.initialize(address, num_processes=int(hosts), process_id=int(host), initialization_timeout=300)
     from earthgpt_jax.errors import Stopped
     from earthgpt_jax.training import loop
     from earthgpt_jax.training.saving import Saver

@@ -2,47 +2,35 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import portpicker
 import pytest
 
 from earthgpt_jax.evaluation import predictions, scores
 from earthgpt_jax.mmrs.build import build
 from earthgpt_jax.mmrs.cards import select
 from tests import nano
+from tests.multiprocess.together import Together, address
 
 pytestmark = [pytest.mark.multiprocess, pytest.mark.slow]
 DEVICES = 8  # of all processes together
 
 
 def _run(processes: int, *words: object, kill_after: int = -1) -> None:
-    address = f"127.0.0.1:{portpicker.pick_unused_port()}"
-    environment = os.environ | {
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={DEVICES // processes}", "JAX_PLATFORMS": "cpu",
-    }  # fmt: skip
-    command = [sys.executable, "-m", "tests.multiprocess.asking", address, str(processes)]
-    started = [
-        subprocess.Popen(
-            [*command, str(index), *map(str, words), str(kill_after)],
-            env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )
-        for index in range(processes)
-    ]  # fmt: skip
-    outputs = [process.communicate(timeout=300)[0] for process in started]
-    codes = [process.returncode for process in started]
+    where = address()
+    commands = [
+        ["-m", "tests.multiprocess.asking", where, processes, index, *words, kill_after] for index in range(processes)
+    ]
+    with Together(commands, devices=DEVICES // processes) as together:
+        ended = together.ended()
+    codes = {each.status for each in ended}
     # Where one is killed, the others may be ended by the coordinator before they are.
-    wanted = {0} if kill_after < 0 else {-signal.SIGKILL}
-    assert wanted <= set(codes) if kill_after >= 0 else set(codes) == wanted, "\n".join(o[-1500:] for o in outputs)
+    assert -signal.SIGKILL in codes if kill_after >= 0 else codes == {0}, "\n".join(each.tail() for each in ended)
 
 
 def test_two_processes_then_four_then_two_answer_what_one_answers(tmp_path):
@@ -63,38 +51,32 @@ def test_two_processes_then_four_then_two_answer_what_one_answers(tmp_path):
     assert len({p.prediction for p in one}) > 3
 
 
-@contextlib.contextmanager
-def _commands(processes: int, *words: object, devices: int, own: dict[int, list] | None = None) -> Iterator[list]:
-    """`earthgpt eval WORDS` as so many processes with so many devices each; killed at the end if they still run.
+def _commands(processes: int, *words: object, devices: int, own: dict[int, list] | None = None) -> Together:
+    """`earthgpt eval WORDS` as so many processes with so many devices each.
 
     Args:
         own: process -> words of its own, which come last.
     """
-    environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "PATH": ""}  # no Java
-    command = [sys.executable, "-m", "earthgpt_jax", "eval", *map(str, words)]
-    several = ["--coordinator", f"127.0.0.1:{portpicker.pick_unused_port()}", "--processes", str(processes)]
-    started = []
-    for index in range(processes):
-        more = [*several, "--process", str(index)] if processes > 1 else []
-        started.append(
-            subprocess.Popen(
-                [*command, *more, *map(str, (own or {}).get(index, []))],
-                env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            )
-        )  # fmt: skip
-    try:
-        yield started
-    finally:
-        for process in started:
-            process.kill()
-            process.communicate()
+    several = ["--coordinator", address(), "--processes", processes] if processes > 1 else []
+    commands = [
+        [
+            "-m",
+            "earthgpt_jax",
+            "eval",
+            *words,
+            *(several and [*several, "--process", index]),
+            *(own or {}).get(index, []),
+        ]
+        for index in range(processes)
+    ]
+    return Together(commands, devices=devices, PATH="")  # no Java
 
 
-def _finish(started: list, *, status: int = 0) -> list[tuple[str, str]]:
+def _finish(together: Together, *, status: int = 0) -> list[tuple[str, str]]:
     """What each wrote, to standard output and error; all must end with `status`."""
-    said = [process.communicate(timeout=900) for process in started]
-    assert [process.returncode for process in started] == [status] * len(started), [err[-2000:] for _, err in said]
-    return said
+    ended = together.ended(900)
+    assert {each.status for each in ended} == {status}, [each.tail() for each in ended]
+    return [(each.out, each.err) for each in ended]
 
 
 def _written(out: Path) -> int:
@@ -126,9 +108,9 @@ def test_real_imagery_on_two_processes_killed_half_way_is_answered_as_by_one(rea
 
     with _commands(2, *words, "--out", several, devices=4) as started:
         while _written(several) < questions // 2:
-            assert all(process.poll() is None for process in started), [p.communicate() for p in started]
+            assert started.run(), started.said()
             time.sleep(0.05)
-        for process in started:
+        for process in started.processes:
             process.send_signal(signal.SIGKILL)
     half = _written(several)
     assert questions // 2 <= half < questions

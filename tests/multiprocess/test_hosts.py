@@ -3,44 +3,32 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
 
 import numpy as np
-import portpicker
 import pytest
 
 from earthgpt_jax.models import io
 from earthgpt_jax.training.loop import train
 from tests import nano
+from tests.multiprocess.together import Together, address
 
 pytestmark = pytest.mark.multiprocess
 DEVICES = 8  # of all hosts together
 
 
 def _run(hosts: int, workdir, *overrides: str, kill_at: int = -1, workers: int = 0) -> None:
-    address = f"127.0.0.1:{portpicker.pick_unused_port()}"
-    flags = f"--xla_force_host_platform_device_count={DEVICES // hosts}"
-    environment = os.environ | {
-        "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo"
-    }  # fmt: skip
-    words = [str(workdir), str(kill_at), *overrides, f"data.workers={workers}"]
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.multiprocess.host", address, str(hosts), str(host), *words],
-            env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )
-        for host in range(hosts)
-    ]  # fmt: skip
-    outputs = [process.communicate(timeout=300)[0] for process in processes]
-    wanted = -signal.SIGKILL if kill_at >= 0 else 0
-    codes = [process.returncode for process in processes]
+    words = [address(), hosts]
+    more = [workdir, kill_at, *overrides, f"data.workers={workers}"]
+    commands = [["-m", "tests.multiprocess.host", *words, host, *more] for host in range(hosts)]
+    with Together(commands, devices=DEVICES // hosts, JAX_CPU_COLLECTIVES_IMPLEMENTATION="gloo") as together:
+        ended = together.ended()
+    wanted, codes = -signal.SIGKILL if kill_at >= 0 else 0, [each.status for each in ended]
     # Where one host is killed, the others may be ended by the coordinator before they are.
-    assert wanted in codes if kill_at >= 0 else set(codes) == {0}, "\n".join(output[-1500:] for output in outputs)
+    assert wanted in codes if kill_at >= 0 else set(codes) == {0}, "\n".join(each.tail() for each in ended)
 
 
+@pytest.mark.timeout(1800)  # seven processes
 def test_four_hosts_then_two_then_one_train_what_one_trains(tmp_path):
     data, base = nano.dataset(tmp_path / "data"), nano.model_dir(tmp_path / "base", nano.config("align").model)
     overrides = (f"data.source={data}", f"init={base}", "data.batch_size=8", "data.tokens_per_row=180")

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 
 import numpy as np
-import portpicker
 import pytest
 
 from earthgpt_jax.models import io
 from earthgpt_jax.training.loop import train
 from tests import nano
+from tests.multiprocess.together import Ended, Together, address
 
 pytestmark = pytest.mark.multiprocess
 
@@ -24,29 +22,22 @@ def world(tmp_path_factory):
     return root, (f"data.source={data}", f"init={base}", "data.batch_size=8", "data.tokens_per_row=180")
 
 
-def _train(workdir, *overrides: tuple[str, ...]) -> list[tuple[int, str]]:
-    """(exit status, stderr) of each of the processes, which differ in their overrides alone."""
-    environment = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu",
-        "EARTHGPT_COORDINATOR": f"127.0.0.1:{portpicker.pick_unused_port()}",
-        "EARTHGPT_PROCESSES": str(len(overrides)),
-    }  # fmt: skip
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-m", "earthgpt_jax", "train", "--config", "tiny:align", "--workdir", str(workdir),
-             "--process", str(index), *(f"--config.{item}" for item in (*nano.OVERRIDES, *own))],
-            env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )
+def _train(workdir, *overrides: tuple[str, ...]) -> list[Ended]:
+    """The processes differ in their overrides alone."""
+    command = ["-m", "earthgpt_jax", "train", "--config", "tiny:align", "--workdir", workdir]
+    commands = [
+        [*command, "--process", index, *(f"--config.{item}" for item in (*nano.OVERRIDES, *own))]
         for index, own in enumerate(overrides)
-    ]  # fmt: skip
-    outputs = [process.communicate(timeout=300)[1] for process in processes]
-    return [(process.returncode, output) for process, output in zip(processes, outputs, strict=True)]
+    ]
+    found = {"EARTHGPT_COORDINATOR": address(), "EARTHGPT_PROCESSES": str(len(overrides))}
+    with Together(commands, devices=4, **found) as together:
+        return together.ended()
 
 
 def test_another_setting_on_one_of_them_is_refused_by_both(world):
     root, overrides = world
     results = _train(root / "differ", overrides, (*overrides, "optim.peak_lr=0.5", "data.decimals=3"))
-    for index, (status, said) in enumerate(results):
+    for index, (status, _, said) in enumerate(results):
         assert status == 2, said[-2000:]
         assert f"process {index} of 2: 4 of 8 devices (cpu)" in said
         assert "error: the 2 processes of this run differ" in said
@@ -60,9 +51,9 @@ def test_what_one_of_them_lacks_ends_both(world):
     """Here a recipe, later a dataset or weights: the other must not wait for it until somebody looks."""
     root, overrides = world
     alone, other = _train(root / "lacks", overrides, (*overrides, "no.such=1"))
-    assert (alone[0], other[0]) == (2, 2), (alone, other)
-    assert "error: reading the config failed on process 1" in alone[1] and "no: unknown field" in alone[1]
-    assert "no: unknown field" in other[1]
+    assert (alone.status, other.status) == (2, 2), (alone, other)
+    assert "error: reading the config failed on process 1" in alone.err and "no: unknown field" in alone.err
+    assert "no: unknown field" in other.err
 
 
 @pytest.mark.slow
@@ -79,29 +70,19 @@ def test_other_data_or_other_weights_on_one_of_them_are_refused(world, tmp_path)
         "try: train(nano.config('align', 'data.source=data', 'init=base'), Path(sys.argv[4]))\n"
         "except EarthGPTError as error: print(error)\n"
     )
-    address = f"127.0.0.1:{portpicker.pick_unused_port()}"
-    repository = os.getcwd()
-    environment = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=2", "PYTHONPATH": repository,
-    }  # fmt: skip
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", code, address, str(index), str(tmp_path / str(index)), str(tmp_path / "work")],
-            env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )
-        for index in range(2)
-    ]  # fmt: skip
-    for process in processes:
-        said, trace = process.communicate(timeout=300)
-        assert "the 2 processes of this run differ" in said, said + trace[-2000:]
-        assert "data.frozen weights: " in said and "data.synthetic: records: " in said
+    where = address()
+    commands = [["-c", code, where, index, tmp_path / str(index), tmp_path / "work"] for index in range(2)]
+    with Together(commands, devices=2, PYTHONPATH=os.getcwd()) as together:
+        for _, said, trace in together.ended():
+            assert "the 2 processes of this run differ" in said, said + trace[-2000:]
+            assert "data.frozen weights: " in said and "data.synthetic: records: " in said
 
 
 @pytest.mark.slow
 def test_two_processes_from_the_command_line_train_what_one_does(world):
     root, overrides = world
-    for status, said in _train(root / "two", overrides, overrides):
-        assert status == 0, said[-3000:]
+    for each in _train(root / "two", overrides, overrides):
+        assert each.status == 0, each.tail()
     _, found = io.read(root / "two" / "model")
     _, expected = io.read(train(nano.config("align", *overrides), root / "one"))
     for path, value in expected.items():

@@ -3,49 +3,35 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
-import portpicker
 import pytest
 
 from earthgpt_jax.models import io
 from earthgpt_jax.training import inspection
 from earthgpt_jax.training.loop import train
 from tests import nano
+from tests.multiprocess.together import Together, address
 
 pytestmark = [pytest.mark.multiprocess, pytest.mark.slow]
-STEPS, LIMIT = 24, 300
+STEPS = 24
 
 
-def _start(hosts: int, devices: int, workdir: Path, *overrides: str, pace: float = 0) -> list[subprocess.Popen]:
+def _start(hosts: int, devices: int, workdir: Path, *overrides: str, pace: float = 0) -> Together:
     """Processes with `devices` in all."""
-    environment = os.environ | {
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices // hosts}", "JAX_PLATFORMS": "cpu",
-        "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo", "PACE": str(pace),
-    }  # fmt: skip
-    address = f"127.0.0.1:{portpicker.pick_unused_port()}"
-    command = [sys.executable, "-m", "tests.multiprocess.host", address, str(hosts)]
-    started = []
-    for host in range(hosts):
-        with (workdir.parent / f"{workdir.name}-{host}.txt").open("w") as output:
-            words = [*command, str(host), str(workdir), "-1", *overrides]
-            started.append(subprocess.Popen(words, env=environment, stdout=output, stderr=output))
-    return started
+    words = [address(), hosts]
+    commands = [["-m", "tests.multiprocess.host", *words, host, workdir, -1, *overrides] for host in range(hosts)]
+    more = {"JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo", "PACE": str(pace)}
+    return Together(commands, devices=devices // hosts, **more)
 
 
-def _end(processes: list[subprocess.Popen], workdir: Path) -> list[int]:
-    codes = [process.wait(LIMIT) for process in processes]
-    for host in range(len(processes)):
-        text = (workdir.parent / f"{workdir.name}-{host}.txt").read_text()
-        print(f"host {host} of {workdir.name}: {codes[host]}\n{text[-1500:]}")  # noqa: T201  (shown where it fails)
-    return codes
+def _check_ended(hosts: Together, status: int) -> None:
+    ended = hosts.ended()
+    assert {each.status for each in ended} == {status}, "\n".join(each.tail() for each in ended)
 
 
 def _log(workdir: Path) -> list[dict]:
@@ -62,13 +48,13 @@ def test_both_save_one_step_and_it_goes_on_with_four_devices_and_with_two_hosts(
     alone = train(nano.config("align", *overrides), tmp_path / "alone")
 
     stopped = tmp_path / "stopped"
-    hosts = _start(2, 8, stopped, *overrides, "mesh.data=1", "mesh.fsdp=8", pace=0.25)
-    end = time.monotonic() + LIMIT
-    while len(_log(stopped)) < 3:
-        assert time.monotonic() < end and all(host.poll() is None for host in hosts), _end(hosts, stopped)
-        time.sleep(0.02)
-    hosts[1].send_signal(signal.SIGTERM)
-    assert _end(hosts, stopped) == [75, 75]
+    with _start(2, 8, stopped, *overrides, "mesh.data=1", "mesh.fsdp=8", pace=0.25) as hosts:
+        end = time.monotonic() + 300
+        while len(_log(stopped)) < 3:
+            assert time.monotonic() < end and hosts.run(), hosts.said()
+            time.sleep(0.02)
+        hosts.processes[1].send_signal(signal.SIGTERM)
+        _check_ended(hosts, 75)
     step = len(_log(stopped))
     assert 3 <= step < STEPS and inspection.steps(stopped / "checkpoints") == [step]
     assert all(told.whole for told in inspection.inspect(stopped) or [])
@@ -80,7 +66,8 @@ def test_both_save_one_step_and_it_goes_on_with_four_devices_and_with_two_hosts(
     ):
         workdir = tmp_path / name
         shutil.copytree(stopped, workdir)
-        assert set(_end(_start(count, devices, workdir, *overrides, *mesh), workdir)) == {0}
+        with _start(count, devices, workdir, *overrides, *mesh) as hosts:
+            _check_ended(hosts, 0)
         assert [line["data"] for line in _log(workdir)] == [line["data"] for line in lines]
         np.testing.assert_allclose([a["loss"] for a in _log(workdir)], [b["loss"] for b in lines], atol=1e-4)
         for path, value in io.read(workdir / "model")[1].items():

@@ -247,11 +247,11 @@ def test_workers_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
 
 def _sleeps(job: Path) -> None:
     chunks.commit(job, str(os.getpid()).encode())
-    time.sleep(60)
+    time.sleep(600)
 
 
 def _wait(condition) -> None:
-    end = time.monotonic() + 30
+    end = time.monotonic() + 120
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.05)

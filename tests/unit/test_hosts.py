@@ -89,5 +89,5 @@ def test_what_surrounds_the_process_is_found_unless_it_shall_not_be(surroundings
     for name, value in surroundings.items():
         monkeypatch.setenv(name, value)
     code = FOUND.replace("{arguments}", arguments)
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert done.stdout.strip() == expected, done.stderr[-1500:]

@@ -85,7 +85,7 @@ def test_outside_of_the_main_thread_nothing_is_noted(heard):
 def _worker(ready, *leave) -> None:
     processes.prepare(*leave)
     ready.set()
-    time.sleep(60)
+    time.sleep(600)
 
 
 @pytest.mark.parametrize(("leave", "ends"), [((), True), ((signal.SIGTERM,), False)])
@@ -94,9 +94,9 @@ def test_workers_of_a_run_outlive_a_sigterm_to_all(leave, ends):
     ready = context.Event()
     worker = context.Process(target=_worker, args=(ready, *leave))
     worker.start()
-    assert ready.wait(10)
+    assert ready.wait(120)
     os.kill(worker.pid, signal.SIGTERM)
-    worker.join(2 if ends else 0.3)
+    worker.join(60 if ends else 0.3)
     assert worker.is_alive() is not ends
     worker.kill()
     worker.join()
