@@ -61,6 +61,7 @@ EXTRAS = {
         "libtpu>=0.0.42,<0.0.43; sys_platform == 'linux' and platform_machine == 'x86_64'",
         "mypy>=2.4,<3",
         "peft>=0.21,<0.22",
+        "psutil>=7,<8",
         "pytest>=9,<10",
         "pytest-timeout>=2.4,<3",
         "pytest-xdist>=3.8,<4",

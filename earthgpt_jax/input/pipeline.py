@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import itertools
 import logging
+import pickle
 import signal
 from collections.abc import Generator, Sequence
 from typing import NamedTuple
@@ -33,7 +34,6 @@ from earthgpt_jax.input.rows import Sample, build_row, build_sample, image_prefi
 
 _log = logging.getLogger(__name__)
 _ROWS_AHEAD = 8  # of each worker process, or of the threads
-_SHARED_BYTES = 1 << 16  # smaller arrays are sent: a piece of shared memory each costs more than a copy
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -209,16 +209,16 @@ def train_batches(
     if workers:
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()  # Grain reads its own
-        share = grain.experimental.DatasetOptions(min_shm_size=_SHARED_BYTES)
-        dataset = grain.experimental.WithOptionsIterDataset(dataset, share).mp_prefetch(
+        dataset = dataset.map(_pack).mp_prefetch(
             grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=_ROWS_AHEAD),
             # A run that is told to stop still needs its rows until it has saved.
             worker_init_fn=lambda *_: processes.prepare(signal.SIGTERM),
         )
     iterator = iter(dataset)
+    made = map(pickle.loads, iterator) if workers else iterator
     try:
         for step in itertools.count(start_step):
-            parts = [next(iterator) for _ in range(count)]
+            parts = [next(made) for _ in range(count)]
             yield step, join(parts, images_per_row=rows.assemble.images_per_row)
     except RuntimeError as error:
         if "terminated unexpectedly" not in str(error):
@@ -229,6 +229,15 @@ def train_batches(
         ) from error
     finally:
         iterator.close()
+
+
+def _pack(row: Batch) -> np.ndarray:
+    """A row as one array of bytes, which Grain puts into shared memory: through the pipe goes its name alone.
+
+    Up to 4 KiB (Linux's PIPE_BUF) are written to a pipe whole or not at all. Of a longer message, a worker that is
+    killed while it writes leaves a part, and who reads waits for the rest for ever.
+    """
+    return np.frombuffer(pickle.dumps(row, protocol=5), np.uint8)
 
 
 def join(parts: Sequence[Batch], *, images_per_row: int = 0) -> Batch:

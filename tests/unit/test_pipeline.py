@@ -6,8 +6,10 @@ import itertools
 import multiprocessing
 import os
 import signal
+import time
 
 import numpy as np
+import psutil
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -287,16 +289,28 @@ def test_a_row_of_nothing_but_damage_is_padding(records, tokenizer):
     assert batch.damaged.tolist() == [1] and batch.ids == ((),)
 
 
-def test_a_worker_that_is_killed_is_an_error_not_a_hang(records, tokenizer):
+@pytest.mark.parametrize("idle", [False, True], ids=["working", "waiting"])
+def test_a_worker_that_is_killed_is_an_error_not_a_hang(records, tokenizer, idle):
+    """Also one that has made all that it may, and waits until somebody reads its pipe."""
     made = rows(records, tokenizer, weights=WEIGHTS)
     batches = train_batches(made, workers=2)
     next(batches)
     children = multiprocessing.active_children()
     assert len(children) >= 2
+    while idle and _works(children[0].pid):
+        pass
     os.kill(children[0].pid, signal.SIGKILL)
     with pytest.raises(EarthGPTError, match="one of 2 worker processes was killed, most likely for want of memory"):
         collections.deque(itertools.islice(batches, 500), maxlen=0)  # what was made before may still come
     assert not multiprocessing.active_children()
+
+
+def _works(pid: int, *, seconds: float = 2) -> bool:
+    """Whether a process uses the processor meanwhile."""
+    process = psutil.Process(pid)
+    before = sum(process.cpu_times()[:2])
+    time.sleep(seconds)
+    return sum(process.cpu_times()[:2]) - before > 0.05 * seconds
 
 
 def test_no_worker_has_a_device(records, tokenizer):
