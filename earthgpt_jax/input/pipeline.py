@@ -215,7 +215,7 @@ def train_batches(
             worker_init_fn=lambda *_: processes.prepare(signal.SIGTERM),
         )
     iterator = iter(dataset)
-    made = map(pickle.loads, iterator) if workers else iterator
+    made = map(_unpack, iterator) if workers else iterator
     try:
         for step in itertools.count(start_step):
             parts = [next(made) for _ in range(count)]
@@ -231,13 +231,19 @@ def train_batches(
         iterator.close()
 
 
-def _pack(row: Batch) -> np.ndarray:
-    """A row as one array of bytes, which Grain puts into shared memory: through the pipe goes its name alone.
+def _pack(row: Batch) -> tuple[np.ndarray, np.ndarray]:
+    """The images, and all else as bytes: two arrays, which Grain puts into shared memory; through the pipe go names.
 
     Up to 4 KiB (Linux's PIPE_BUF) are written to a pipe whole or not at all. Of a longer message, a worker that is
     killed while it writes leaves a part, and who reads waits for the rest for ever.
     """
-    return np.frombuffer(pickle.dumps(row, protocol=5), np.uint8)
+    rest = np.frombuffer(pickle.dumps(row._replace(images=np.zeros(0)), protocol=5), np.uint8)
+    return np.ascontiguousarray(row.images), rest
+
+
+def _unpack(sent: tuple[np.ndarray, np.ndarray]) -> Batch:
+    images, rest = sent
+    return pickle.loads(rest.data)._replace(images=images)
 
 
 def join(parts: Sequence[Batch], *, images_per_row: int = 0) -> Batch:
