@@ -100,7 +100,7 @@ def test_logits_and_gradients(case):
     output = theirs(input_ids=_tensor(IDS), labels=_tensor(IDS))
     output.loss.backward()
     np.testing.assert_allclose(logits, output.logits.detach(), atol=2e-5, rtol=0)
-    assert float(loss) == pytest.approx(output.loss.item(), rel=5e-7)  # four steps of float32
+    assert float(loss) == pytest.approx(output.loss.item(), rel=5e-7)  # four epsilons of float32
     expected = {name: p.grad.numpy() for name, p in theirs.named_parameters() if p.grad is not None}
     got = _lora(gradients)
     assert got.keys() == expected.keys()
