@@ -30,12 +30,12 @@ def get_config(stage: str = "align") -> ConfigDict:
 
     config.data = ConfigDict()
     config.data.source = "data/captions" if stage == "align" else "data/mmrs"
-    config.data.tokens_per_row = 2048
-    config.data.images_per_row = 4  # more would fit; on mixed tasks four fill rows as well
+    config.data.seq_len = 2048
+    config.data.max_images = 4  # more would fit; on mixed tasks four fill rows as well
     config.data.batch_size = 32  # rows, of some four images each: SPHINX's 128 images
     config.data.max_questions = 8
     config.data.decimals = 3
-    config.data.conversation = "v1"
+    config.data.chat_template = "v1"
     if stage == "align":
         config.data.task_weights = {"caption": 1.0}
     else:

@@ -24,12 +24,12 @@ def get_config(stage: str = "align") -> ConfigDict:
 
     config.data = ConfigDict()
     config.data.source = "data/synthetic"
-    config.data.tokens_per_row = 384
+    config.data.seq_len = 384
     config.data.batch_size = 16
-    config.data.images_per_row = 2
+    config.data.max_images = 2
     config.data.max_questions = 3 if stage == "align" else 8
     config.data.decimals = 2  # 0.01 of 128 px: a 16-px object keeps an IoU ceiling above 0.8
-    config.data.conversation = "plain"
+    config.data.chat_template = "plain"
     if stage == "align":  # each image has four captions: one of them an epoch, in each form
         config.data.task_weights = {"caption": 0.25, "grounded_caption": 0.25, "grounded_caption_obb": 0.25}
     else:

@@ -15,7 +15,7 @@ def get_config(stage: str = "align") -> ConfigDict:
     config = recipe(f"tiny:{stage}")
     config.recipe = "tiny_real"
     config.data.source = "data/real"
-    config.data.tokens_per_row = 512
+    config.data.seq_len = 512
     config.data.batch_size = 8
     if stage == "align":
         # Few real images have captions: detection sentences are image-text pairs too.

@@ -17,7 +17,7 @@ import ml_dtypes
 import numpy as np
 from flax import nnx
 
-from earthgpt_jax.errors import EarthGPTError
+from earthgpt_jax.common.errors import EarthGPTError
 
 Params = dict[str, jax.Array]
 T = TypeVar("T")

@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from earthgpt_jax.boxes import BoxKind
+from earthgpt_jax.datasets.inspect.validate import directories
+from earthgpt_jax.datasets.store import RecordSource, manifest
 from earthgpt_jax.evaluation.ceiling import table
-from earthgpt_jax.geometry import BoxKind
-from earthgpt_jax.mmrs.inspection import directories
-from earthgpt_jax.mmrs.record import Record, Task
-from earthgpt_jax.mmrs.store import RecordSource, manifest
+from earthgpt_jax.records import Record, Task
 
 
 def records(folder: Path) -> list[Record]:

@@ -37,24 +37,17 @@ from flax import nnx
 from tqdm import tqdm
 
 from earthgpt_jax import params as params_lib
+from earthgpt_jax.boxes import BoxKind, Square, format_boxes
 from earthgpt_jax.config import AdapterConfig, Config, DType, load
-from earthgpt_jax.geometry import BoxKind, Square, format_boxes
+from earthgpt_jax.datasets.cards import cards
+from earthgpt_jax.datasets.store import open_source, write
 from earthgpt_jax.input.batch import TEXT_SLOT
-from earthgpt_jax.input.conversation import Conversation, conversation
 from earthgpt_jax.input.images import load_square
-from earthgpt_jax.input.questions import GROUNDED, Grammar, Question, ask, candidates
-from earthgpt_jax.input.rows import build_row, build_sample, image_prefix, turn_ids
+from earthgpt_jax.input.prompts.chat_template import ChatTemplate, chat_template
+from earthgpt_jax.input.prompts.questions import GROUNDED, Grammar, Question, ask, candidates
+from earthgpt_jax.input.sequences import build_row, build_sample, image_prefix, turn_ids
 from earthgpt_jax.input.tokenizer import Tokenizer, train_tokenizer
-from earthgpt_jax.mmrs.cards import cards
-from earthgpt_jax.mmrs.record import Record, Task
-from earthgpt_jax.mmrs.store import open_source, write
-from earthgpt_jax.mmrs.synthetic import OBJECTS, SyntheticSource
-from earthgpt_jax.mmrs.synthetic.canvas import WORLD
-from earthgpt_jax.mmrs.synthetic.language import View
-from earthgpt_jax.mmrs.synthetic.placement import Placed
-from earthgpt_jax.mmrs.synthetic.pose import Pose
-from earthgpt_jax.mmrs.synthetic.questions import drill
-from earthgpt_jax.models import earthgpt, io
+from earthgpt_jax.models import earthgpt, model_dir
 from earthgpt_jax.models.earthgpt import (
     CLIP_MEAN,
     CLIP_STD,
@@ -69,7 +62,14 @@ from earthgpt_jax.models.llama import Llama
 from earthgpt_jax.models.perception import Projector
 from earthgpt_jax.ops.attention import visible
 from earthgpt_jax.ops.losses import next_token_loss
+from earthgpt_jax.records import Record, Task
 from earthgpt_jax.sharding.mesh import data_parallel
+from earthgpt_jax.synthetic import OBJECTS, SyntheticSource
+from earthgpt_jax.synthetic.canvas import WORLD
+from earthgpt_jax.synthetic.language import View
+from earthgpt_jax.synthetic.placement import Placed
+from earthgpt_jax.synthetic.pose import Pose
+from earthgpt_jax.synthetic.questions import drill
 from earthgpt_jax.training.loop import train
 
 GRID = 8
@@ -240,7 +240,7 @@ def encoders(workdir: Path, config: Config, *, count: int, rounds: Sequence[int]
             params |= {key: jnp.asarray(value) for key, value in np.load(saved).items() if key in params}
             continue
         params = _encoder_round(graphdef, params, data, steps=steps, batch_size=batch_size, seed=number)
-        np.savez(saved, **io.as_numpy(params))  # type: ignore[arg-type]
+        np.savez(saved, **model_dir.as_numpy(params))  # type: ignore[arg-type]
     np.savez(path, **{k: np.asarray(v) for k, v in params.items() if k.startswith(("vit/", "convnext/"))})  # type: ignore[arg-type]
     return path
 
@@ -302,7 +302,7 @@ def renamed(record: Record, rng: np.random.Generator) -> Record:
 
 def texts(records: Sequence[Record], grammar: Grammar) -> Iterator[str]:
     """Every wording of every question about the records, as dialogues; then with real class names."""
-    template = conversation("plain")
+    template = chat_template("plain")
     rngs = [np.random.default_rng(number) for number in range(len(records))]
     more = [renamed(record, rng) for record, rng in zip(records, rngs, strict=True)]
     for record, rng in zip([*records, *more], [*rngs, *rngs], strict=True):
@@ -430,8 +430,8 @@ class Corpus:
         return self._row(asked, self._map_prefix(), index)
 
     @property
-    def _template(self) -> Conversation:
-        return conversation(self.config.data.conversation)
+    def _template(self) -> ChatTemplate:
+        return chat_template(self.config.data.chat_template)
 
     def _map_prefix(self) -> tuple[np.ndarray, np.ndarray]:
         return image_prefix(self.tokens, self._template, visual_tokens=1 + GRID**2)
@@ -450,8 +450,8 @@ class Corpus:
             if tokens <= room:
                 held.append(question)
                 room -= tokens
-        sample = build_sample(held, prefix=prefix, tokenizer=self.tokens, conversation=self._template)
-        row = build_row([sample], tokens_per_row=self.length, visual_tokens=1 + GRID**2)
+        sample = build_sample(held, prefix=prefix, tokenizer=self.tokens, chat_template=self._template)
+        row = build_row([sample], seq_len=self.length, visual_tokens=1 + GRID**2)
         # A language model reads everything: a text's own words are worth something, answers most.
         unsupervised = 0.1 if index is None else 0.0
         weights = np.where((row.segments > 0) & (row.loss_weights == 0), unsupervised, row.loss_weights)
@@ -482,9 +482,9 @@ class Reader(nnx.Module):
 
     def __init__(self, config: Config, *, rngs: nnx.Rngs):
         dim = config.model.llm.dim
-        self.llm = Llama(config.model.llm, adapter=AdapterConfig(), rngs=rngs, dtype=config.model.dtype)
+        self.llm = Llama(config.model.llm, adapter=AdapterConfig(), rngs=rngs, dtype=config.model.compute_dtype)
         self.image_tokens = ImageTokens(dim, rngs=rngs)
-        self.maps = Projector(CODES, dim, rngs=rngs, dtype=config.model.dtype)
+        self.maps = Projector(CODES, dim, rngs=rngs, dtype=config.model.compute_dtype)
 
     def __call__(self, tokens, positions, segments, branches, slots, codes) -> jax.Array:
         x = EarthGPT.embed(self, tokens, slots, self.maps(codes))  # type: ignore[arg-type]
@@ -513,7 +513,7 @@ def llm(workdir: Path, config: Config, *, rounds: Sequence[int], count: int) -> 
             # Without the map's projector: each round learns a new one, as `align` will have to.
             np.savez(saved, **{k: np.asarray(v) for k, v in params.items() if not k.startswith("maps/")})  # type: ignore[arg-type]
         kept = {key: jnp.asarray(value) for key, value in np.load(saved).items()}
-    np.savez(path, **io.as_numpy(kept))  # type: ignore[arg-type]
+    np.savez(path, **model_dir.as_numpy(kept))  # type: ignore[arg-type]
     return path
 
 
@@ -588,7 +588,7 @@ def base(workdir: Path, config: Config, args: argparse.Namespace) -> Path:
     path = workdir / "tiny-base"
     if not path.exists():
         _, params = earthgpt.init(config.model, seed=0)
-        arrays = io.as_numpy(params)
+        arrays = model_dir.as_numpy(params)
         for file in (
             encoders(workdir, config, count=args.count, rounds=args.encoder_steps),
             llm(workdir, config, rounds=args.llm_steps, count=args.count),
@@ -596,9 +596,9 @@ def base(workdir: Path, config: Config, args: argparse.Namespace) -> Path:
             loaded = dict(np.load(file))
             assert loaded.keys() <= arrays.keys()
             arrays |= loaded
-        io.write(
+        model_dir.write(
             path, _bfloat16(arrays), model=config.model, decimals=config.data.decimals,
-            conversation=config.data.conversation, tokenizer=tokenizer(workdir, config),
+            chat_template=config.data.chat_template, tokenizer=tokenizer(workdir, config),
             about={"recipe": "scripts/make_tiny.py", "stage": "base", "steps": 0, "source": "synthetic"},
         )  # fmt: skip
     return path
@@ -623,9 +623,9 @@ def stage(workdir: Path, name: str, init: Path, overrides: Sequence[str]) -> Pat
 
 def ship(source: Path, target: Path) -> None:
     """Copies a model into the package, in bfloat16."""
-    model, arrays = io.read(source)
-    io.write(
-        target, _bfloat16(arrays), model=model.model, decimals=model.decimals, conversation=model.conversation,
+    model, arrays = model_dir.read(source)
+    model_dir.write(
+        target, _bfloat16(arrays), model=model.model, decimals=model.decimals, chat_template=model.chat_template,
         tokenizer=model.tokenizer, about=model.about,
     )  # fmt: skip
 

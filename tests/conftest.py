@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.devices import xla_flags
+from tests.support.devices import xla_flags
 
 ROOT = Path(__file__).resolve().parents[1]
 DEVICES = 8

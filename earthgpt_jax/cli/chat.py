@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from earthgpt_jax.cli import answering
+from earthgpt_jax.cli import engine_options
 
 NAME = "chat"
 HELP = "ask a model about an image"
@@ -25,17 +25,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--image", required=True, type=Path, help="PNG, JPEG, TIFF or BMP; any size")
     parser.add_argument("--question", action="append", help="ask this and stop; may be repeated")
     parser.add_argument("--max-new-tokens", type=int, default=256, help="longest answer (default: 256)")
-    answering.add_arguments(parser)
+    engine_options.add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    from earthgpt_jax.errors import EarthGPTError
-    from earthgpt_jax.input.images import load_square, read_image
+    from earthgpt_jax.common.errors import EarthGPTError
+    from earthgpt_jax.input.images import load_square
+    from earthgpt_jax.raster.decode import read_image
 
     if args.max_new_tokens < 1:
         raise EarthGPTError(f"--max-new-tokens: expected at least 1, got {args.max_new_tokens}")
     data = read_image(args.image)
-    engine = answering.engine(args, batch_size=1)
+    engine = engine_options.engine(args, batch_size=1)
     image = load_square(data, engine.image_size)
     interactive = args.question is None and sys.stdin.isatty()
     for question in args.question or _lines(interactive):

@@ -75,10 +75,10 @@ def run(args: argparse.Namespace) -> int:
 def _import(args: argparse.Namespace) -> int:
     import numpy as np
 
+    from earthgpt_jax.common.errors import EarthGPTError
     from earthgpt_jax.config import load
-    from earthgpt_jax.convert.exported import described
+    from earthgpt_jax.convert.export_info import described
     from earthgpt_jax.convert.importer import find_tokenizer, import_model
-    from earthgpt_jax.errors import EarthGPTError
 
     parts = {part: getattr(args, part) for part in _PARTS if getattr(args, part)}
     if not parts:
@@ -90,13 +90,13 @@ def _import(args: argparse.Namespace) -> int:
         )
     if args.config is not None:
         config = load(args.config, args.overrides)
-        model, decimals, conversation = config.model, config.data.decimals, config.data.conversation
+        model, decimals, chat_template = config.model, config.data.decimals, config.data.chat_template
     else:
         assert known is not None
-        model, decimals, conversation = known.model, known.decimals, known.conversation
+        model, decimals, chat_template = known.model, known.decimals, known.chat_template
     tokenizer = args.tokenizer or find_tokenizer(parts)
     out = import_model(
-        parts, model, out=args.out, tokenizer=tokenizer, decimals=decimals, conversation=conversation,
+        parts, model, out=args.out, tokenizer=tokenizer, decimals=decimals, chat_template=chat_template,
         dtype=np.dtype(args.dtype) if args.dtype else None,
     )  # fmt: skip
     print(f"wrote: {out}", file=sys.stderr)
@@ -108,8 +108,8 @@ def _export(args: argparse.Namespace) -> int:
 
     import numpy as np
 
+    from earthgpt_jax.common.errors import EarthGPTError
     from earthgpt_jax.convert import exporter
-    from earthgpt_jax.errors import EarthGPTError
 
     if args.overrides:
         raise EarthGPTError(f"{args.overrides[0]}: `earthgpt convert export` takes no config overrides")

@@ -7,7 +7,7 @@ import json
 import sys
 from pathlib import Path
 
-from earthgpt_jax.cli import answering
+from earthgpt_jax.cli import engine_options
 
 NAME = "detect"
 HELP = "find the objects of an image: boxes as JSON and drawn"
@@ -26,20 +26,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--boxes", choices=("hbb", "obb"), default="hbb", help="kind of boxes (default: hbb)")
     parser.add_argument("--draw", type=Path, metavar="FILE.png", help="also draw the boxes into this file")
     parser.add_argument("--max-new-tokens", type=int, default=448, help="longest answer (default: 448)")
-    answering.add_arguments(parser)
+    engine_options.add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     from PIL import Image, ImageDraw
 
-    from earthgpt_jax.geometry import Square, parse
-    from earthgpt_jax.input.images import decode, load_square, read_image
-    from earthgpt_jax.input.templates import default_question
-    from earthgpt_jax.mmrs.record import Task
+    from earthgpt_jax.boxes import Square, parse
+    from earthgpt_jax.input.images import load_square
+    from earthgpt_jax.input.prompts.templates import default_question
+    from earthgpt_jax.raster.decode import decode, read_image
+    from earthgpt_jax.records import Task
 
     data = read_image(args.image)
     picture = decode(data)
-    engine = answering.engine(args, batch_size=1)
+    engine = engine_options.engine(args, batch_size=1)
     question = default_question(Task(args.boxes))
     item = (load_square(data, engine.image_size), question)
     answer = engine.answer([item], max_new_tokens=args.max_new_tokens)[0]

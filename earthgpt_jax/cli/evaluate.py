@@ -6,7 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from earthgpt_jax.cli import answering, hosts
+from earthgpt_jax.cli import engine_options, process_options
 
 NAME = "eval"
 HELP = "answer a benchmark's questions and score the answers"
@@ -48,22 +48,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--batch-size", type=int, default=50, help="questions that a process answers at once (default: 50)"
     )
-    answering.add_arguments(parser)
-    hosts.add_arguments(parser)
+    engine_options.add_arguments(parser)
+    process_options.add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    hosts.start(args)
+    process_options.start(args)
 
-    from earthgpt_jax.errors import EarthGPTError
+    from earthgpt_jax.common.errors import EarthGPTError
+    from earthgpt_jax.datasets.store import open_source
     from earthgpt_jax.evaluation import report, scores
     from earthgpt_jax.evaluation.chained import Protocol
     from earthgpt_jax.evaluation.compare import answer, beside_baselines
+    from earthgpt_jax.evaluation.files import Process
     from earthgpt_jax.evaluation.metrics.intervals import SAMPLES
     from earthgpt_jax.evaluation.runner import DERIVED, LogProbs
-    from earthgpt_jax.evaluation.shards import Process
-    from earthgpt_jax.mmrs.record import Task
-    from earthgpt_jax.mmrs.store import open_source
+    from earthgpt_jax.records import Task
 
     process = Process.this()
     with process.together("getting ready"):
@@ -78,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
             raise EarthGPTError(
                 f"--out {args.out}: cannot be made a folder ({error.strerror}); name another"
             ) from error
-        engine = answering.engine(args, batch_size=args.batch_size)
+        engine = engine_options.engine(args, batch_size=args.batch_size)
     answered = answer(
         engine,
         test,

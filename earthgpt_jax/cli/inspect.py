@@ -46,8 +46,8 @@ def show(paths: Sequence[Path]) -> int:
 def _foreign(paths: Sequence[Path]) -> int:
     import numpy as np
 
-    from earthgpt_jax.convert.sources import open_source
-    from earthgpt_jax.errors import EarthGPTError
+    from earthgpt_jax.common.errors import EarthGPTError
+    from earthgpt_jax.convert.layouts import open_source
 
     try:
         source = open_source(paths)

@@ -31,7 +31,7 @@ from types import ModuleType
 from typing import NoReturn
 
 from earthgpt_jax import __version__
-from earthgpt_jax.errors import AGAIN, INTERRUPTED, EarthGPTError, Stopped, TryAgain
+from earthgpt_jax.common.errors import AGAIN, INTERRUPTED, EarthGPTError, Stopped, TryAgain
 
 USER_ERROR = 2
 BROKEN_PIPE = 128 + 13  # what a shell reports for SIGPIPE

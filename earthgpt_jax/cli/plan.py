@@ -64,8 +64,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     import jax
 
+    from earthgpt_jax.common.errors import EarthGPTError
     from earthgpt_jax.config import load
-    from earthgpt_jax.errors import EarthGPTError
 
     for option in ("per_chip_batch", "questions_per_image"):
         value = getattr(args, option)
@@ -78,8 +78,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _inference(args: argparse.Namespace, config: Config) -> int:
-    from earthgpt_jax.errors import EarthGPTError
-    from earthgpt_jax.plan import inference, slices
+    from earthgpt_jax.aot import inference, slices
+    from earthgpt_jax.common.errors import EarthGPTError
 
     if len(args.topology) > 1 or args.smallest or args.unrolled:
         raise EarthGPTError("--inference: expected one slice, and neither --smallest nor --unrolled")
@@ -98,8 +98,8 @@ def _inference(args: argparse.Namespace, config: Config) -> int:
 
 
 def _training(args: argparse.Namespace, config: Config) -> int:
-    from earthgpt_jax.errors import EarthGPTError
-    from earthgpt_jax.plan import report, search, slices
+    from earthgpt_jax.aot import report, search, slices
+    from earthgpt_jax.common.errors import EarthGPTError
 
     results: list[report.Plan] = []
     refused: dict[str, str] = {}  # of several slices those that the mesh or the batch cannot be spread over

@@ -34,13 +34,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from earthgpt_jax.common.errors import EarthGPTError
     from earthgpt_jax.config import load
-    from earthgpt_jax.errors import EarthGPTError
+    from earthgpt_jax.datasets.store import open_source, write
     from earthgpt_jax.evaluation import report, scores
     from earthgpt_jax.evaluation.compare import answer, beside_baselines
     from earthgpt_jax.inference.engine import Engine
-    from earthgpt_jax.mmrs.store import open_source, write
-    from earthgpt_jax.mmrs.synthetic import SyntheticSource
+    from earthgpt_jax.synthetic import SyntheticSource
     from earthgpt_jax.training.log import read_losses
     from earthgpt_jax.training.loop import train
 
@@ -105,11 +105,11 @@ def run(args: argparse.Namespace) -> int:
 
 def _export(folder: Path, scores: dict, records: list) -> str:
     """Exports `tiny` and says how well the export agrees with it."""
-    from earthgpt_jax.convert.check import can_check, check_export
+    from earthgpt_jax.common.errors import EarthGPTError
     from earthgpt_jax.convert.exporter import export_hf
-    from earthgpt_jax.errors import EarthGPTError
-    from earthgpt_jax.input.templates import default_question
-    from earthgpt_jax.mmrs.record import Task
+    from earthgpt_jax.convert.parity import can_check, check_export
+    from earthgpt_jax.input.prompts.templates import default_question
+    from earthgpt_jax.records import Task
 
     if not folder.exists():
         export_hf("tiny", folder, scores=scores)

@@ -59,17 +59,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from earthgpt_jax.errors import EarthGPTError
-    from earthgpt_jax.evaluation import baselines, benchmarks, confidence, peers, predictions, report, scores
-    from earthgpt_jax.evaluation.metrics import reliability
+    from earthgpt_jax.common.errors import EarthGPTError
+    from earthgpt_jax.datasets.store import open_source
+    from earthgpt_jax.evaluation import baselines, benchmarks, confidence, predictions, report, scores
+    from earthgpt_jax.evaluation.metrics import calibration
     from earthgpt_jax.evaluation.metrics.java import JavaMetric, why_not
-    from earthgpt_jax.mmrs.record import Task
-    from earthgpt_jax.mmrs.store import open_source
+    from earthgpt_jax.evaluation.third_party import scorers
+    from earthgpt_jax.records import Task
 
     if args.samples < 0:
         raise EarthGPTError(f"--samples: expected 0 or more, got {args.samples}")
     if args.peer:
-        peers.rules(args.peer)  # a wrong name is answered before the work
+        scorers.rules(args.peer)  # a wrong name is answered before the work
     header, answered = _read(args)
     source = open_source(args.data, args.split) if args.data else None
     if source is not None and (said := header.get("data")) not in (None, source.fingerprint):
@@ -94,7 +95,7 @@ def run(args: argparse.Namespace) -> int:
     if args.calibrate:
         others = predictions.whole(args.calibrate)
         confidence.check_disjoint(others, answered, where=args.calibrate, of=args.file)
-        calibrations = reliability.learn(others)
+        calibrations = calibration.learn(others)
         notes += [
             f"{task}: confidences calibrated on {item.boxes} boxes of {args.calibrate.name}."
             for task, item in calibrations.items()
@@ -139,35 +140,36 @@ def _read(args: argparse.Namespace) -> tuple[dict, list[Prediction]]:
     """(header, predictions) of a file of ours, or of another project's."""
     import dataclasses
 
-    from earthgpt_jax.errors import EarthGPTError
-    from earthgpt_jax.evaluation import foreign, predictions
+    from earthgpt_jax.common.errors import EarthGPTError
+    from earthgpt_jax.evaluation import predictions
     from earthgpt_jax.evaluation.predictions import FrameKind
-    from earthgpt_jax.mmrs.record import Task
+    from earthgpt_jax.evaluation.third_party import formats
+    from earthgpt_jax.records import Task
 
     if not args.form:
         if given := [name for name in ("questions", "task", "grammar", "frame") if getattr(args, name)]:
             raise EarthGPTError(
-                f"--{given[0]}: only for files of other projects; say whose with --from ({', '.join(foreign.FORMS)})"
+                f"--{given[0]}: only for files of other projects; say whose with --from ({', '.join(formats.FORMS)})"
             )
         header, answered = predictions.read(args.file)
         predictions.check(header, answered, where=args.file)
         return header, answered
-    form = foreign.form_of(args.form)
+    form = formats.form_of(args.form)
     form = dataclasses.replace(
         form, grammar=args.grammar or form.grammar, frame=FrameKind(args.frame) if args.frame else form.frame
     )
     if args.task and args.task not in {task.value for task in Task}:
         raise EarthGPTError(f"--task {args.task}: unknown; there are {', '.join(task.value for task in Task)}")
     if not args.questions:
-        return {}, foreign.read(args.file, form=form, task=Task(args.task) if args.task else None)
+        return {}, formats.read(args.file, form=form, task=Task(args.task) if args.task else None)
     header, questions = predictions.read(args.questions)
     predictions.check(header, questions, where=args.questions)
-    answers = foreign.read(args.file, form=form, questions=questions, questions_path=args.questions)
+    answers = formats.read(args.file, form=form, questions=questions, questions_path=args.questions)
     return {"data": header.get("data")}, answers
 
 
 def _write(path: Path, text: str) -> None:
-    from earthgpt_jax.errors import EarthGPTError
+    from earthgpt_jax.common.errors import EarthGPTError
 
     try:
         path.write_text(text, encoding="utf-8")

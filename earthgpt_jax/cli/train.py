@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from earthgpt_jax.cli import hosts as hosts_cli
+from earthgpt_jax.cli import process_options as hosts_cli
 
 NAME = "train"
 HELP = "train a stage of a recipe; resumes by itself"
@@ -64,16 +64,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from earthgpt_jax import hosts
+    from earthgpt_jax import distributed
     from earthgpt_jax.config import load
 
     hosts_cli.start(args)
-    with hosts.all_or_none("reading the config"):
+    with distributed.all_or_none("reading the config"):
         config = load(args.config, args.overrides)
 
     import jax
 
-    from earthgpt_jax.plan.yardstick import yardstick
+    from earthgpt_jax.aot.flops_reference import yardstick
     from earthgpt_jax.training.loop import train
     from earthgpt_jax.training.profile import Profile
 

@@ -9,8 +9,8 @@ from typing import Any
 import jinja2
 
 from earthgpt_jax.config import AdapterKind
-from earthgpt_jax.mmrs.cards import cards
-from earthgpt_jax.models.io import ModelDir
+from earthgpt_jax.datasets.cards import cards
+from earthgpt_jax.models.model_dir import ModelDir
 
 TEMPLATE = Path(__file__).with_name("card.md.j2")
 

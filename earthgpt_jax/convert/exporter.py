@@ -12,18 +12,18 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.config import AdapterConfig, AdapterKind, LlamaConfig, ModelConfig, to_dict
 from earthgpt_jax.convert import tables
 from earthgpt_jax.convert.card import model_card
-from earthgpt_jax.convert.fold import Chosen, Folded, Unscaled, folded_config
-from earthgpt_jax.convert.sources import ADAPTER_FILE, SPLIT_DIMS
-from earthgpt_jax.convert.stores import Folder, Joined, Reader, Safetensors, SafetensorsWriter
+from earthgpt_jax.convert.layouts import ADAPTER_FILE, SPLIT_DIMS
+from earthgpt_jax.convert.merge import Chosen, Folded, Unscaled, folded_config
 from earthgpt_jax.convert.tables import Table
-from earthgpt_jax.errors import EarthGPTError
-from earthgpt_jax.input.conversation import ASSISTANT, HUMAN, SEPARATOR, conversation
+from earthgpt_jax.convert.tensor_io import Folder, Joined, Reader, Safetensors, SafetensorsWriter
+from earthgpt_jax.input.prompts.chat_template import ASSISTANT, HUMAN, SEPARATOR, chat_template
 from earthgpt_jax.input.tokenizer import Tokenizer
-from earthgpt_jax.models import io
-from earthgpt_jax.models.io import ModelDir
+from earthgpt_jax.models import model_dir
+from earthgpt_jax.models.model_dir import ModelDir
 
 SHARD_BYTES = 5 * 10**9
 ADAPTERS = ("fold", "separate")
@@ -81,7 +81,7 @@ def export_accessory(name: str | Path, out: Path, *, dtype: np.dtype | None = No
     import torch
     from safetensors.torch import load_file
 
-    model = io.describe(name)
+    model = model_dir.describe(name)
     reader, config = Unscaled(_leaves(model), model.model), model.model
     table = tables.accessory(config).prefixed(key="llma.")
     ours = reader.shapes
@@ -123,7 +123,7 @@ def _leaves(model: ModelDir) -> Safetensors:
 
 def _opened(name: str | Path, adapter: str) -> tuple[ModelDir, Reader, ModelConfig]:
     """A model directory, its leaves without adapters, and the config that belongs to them."""
-    model = io.describe(name)
+    model = model_dir.describe(name)
     leaves = _leaves(model)
     if adapter == "separate" or model.model.adapter.kind is AdapterKind.NONE:
         return (
@@ -230,14 +230,14 @@ def hf_config(model: ModelDir, config: ModelConfig, *, dtype: str) -> dict[str, 
         "dtype": dtype,
         "earthgpt_jax": {
             "model": to_dict(model.model), "exported": plain, "decimals": model.decimals,
-            "conversation": model.conversation, "about": model.about,
+            "conversation": model.chat_template, "about": model.about,
         },
     }  # fmt: skip
 
 
 def _spoken(model: ModelDir) -> dict[str, Any]:
     """The conversation, as the processor builds prompts from it and generation ends by it."""
-    chat = conversation(model.conversation)
+    chat = chat_template(model.chat_template)
     return {
         "name": chat.name,
         "prefix": chat.prefix,

@@ -11,13 +11,13 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.config import AdapterConfig, ModelConfig
-from earthgpt_jax.convert.sources import WHOLE, Source, open_source
-from earthgpt_jax.convert.stores import Folder, Reader, SafetensorsWriter, Shape
+from earthgpt_jax.convert.layouts import WHOLE, Source, open_source
 from earthgpt_jax.convert.tables import Entry
-from earthgpt_jax.errors import EarthGPTError
+from earthgpt_jax.convert.tensor_io import Folder, Reader, SafetensorsWriter, Shape
 from earthgpt_jax.input.tokenizer import Tokenizer
-from earthgpt_jax.models import earthgpt, io
+from earthgpt_jax.models import earthgpt, model_dir
 
 # Part of a model, as a user names it -> our path prefixes. What has no source of its own starts fresh
 # if it is small and new in every EarthGPT: perception, projector, image marks and adapters.
@@ -161,7 +161,7 @@ def leaves(chosen: Plan, *, seed: int, progress: bool = True) -> Iterator[tuple[
 
 
 def import_model(
-    parts: Mapping[str, Paths], model: ModelConfig, *, out: Path, tokenizer: Path, decimals: int, conversation: str,
+    parts: Mapping[str, Paths], model: ModelConfig, *, out: Path, tokenizer: Path, decimals: int, chat_template: str,
     dtype: np.dtype | None = None, seed: int = 0,
 ) -> Path:  # fmt: skip
     """Writes a model directory; nothing of it is there under its name before it is complete."""
@@ -174,8 +174,8 @@ def import_model(
         for path, layer, array in leaves(chosen, seed=seed):
             writer.write(path, array if layer is None else array[None], layer or 0)
         writer.close()
-        io.write_description(
-            folder, model=chosen.model, decimals=decimals, conversation=conversation, tokenizer=tokenizer,
+        model_dir.write_description(
+            folder, model=chosen.model, decimals=decimals, chat_template=chat_template, tokenizer=tokenizer,
             about={"recipe": "earthgpt convert import", "stage": "base", "steps": 0, "parts": dict(chosen.about)},
         )  # fmt: skip
     return out

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
+from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.config import (
     AdapterConfig,
     AdapterKind,
@@ -23,7 +24,6 @@ from earthgpt_jax.config import (
     ModelConfig,
     ViTConfig,
 )
-from earthgpt_jax.errors import EarthGPTError
 
 Shape = tuple[int, ...]
 

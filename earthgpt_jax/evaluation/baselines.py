@@ -8,10 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from earthgpt_jax.evaluation.metrics.captions import cider, tokenise
-from earthgpt_jax.evaluation.predictions import DETECTION, FrameKind, Prediction
-from earthgpt_jax.evaluation.runner import Asked
-from earthgpt_jax.geometry import (
+from earthgpt_jax.boxes import (
     MMRS,
     BoxKind,
     Square,
@@ -21,8 +18,11 @@ from earthgpt_jax.geometry import (
     polygon_to_rect,
     rect_to_polygon,
 )
-from earthgpt_jax.input.derived import Derived
-from earthgpt_jax.mmrs.record import Record, Task
+from earthgpt_jax.evaluation.metrics.captions import cider, tokenise
+from earthgpt_jax.evaluation.predictions import DETECTION, FrameKind, Prediction
+from earthgpt_jax.evaluation.runner import Asked
+from earthgpt_jax.input.prompts.derived import Derived
+from earthgpt_jax.records import Record, Task
 
 # What a question whose premise is false looks like.
 _ASKS_FOR: Mapping[str, str] = {

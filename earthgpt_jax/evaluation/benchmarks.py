@@ -16,12 +16,12 @@ from typing import Any
 
 import yaml
 
-from earthgpt_jax.errors import EarthGPTError
+from earthgpt_jax.common.errors import EarthGPTError
+from earthgpt_jax.common.resources import data_path
 from earthgpt_jax.evaluation.metrics.classification import normalise
 from earthgpt_jax.evaluation.predictions import Prediction, digest
-from earthgpt_jax.input.templates import default_question
-from earthgpt_jax.mmrs.record import Task
-from earthgpt_jax.resources import data_path
+from earthgpt_jax.input.prompts.templates import default_question
+from earthgpt_jax.records import Task
 
 
 class Regime(enum.StrEnum):

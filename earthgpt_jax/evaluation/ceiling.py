@@ -8,17 +8,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
-from earthgpt_jax.evaluation.metrics.overlap import THRESHOLD, hbb_ious, obb_ious
-from earthgpt_jax.geometry import (
-    BoxKind,
-    Square,
-    area,
-    format_boxes,
-    parse,
-    polygon_to_rect,
-    write_boxes,
-)
-from earthgpt_jax.mmrs.record import Record, Task
+from earthgpt_jax.boxes import BoxKind, Square, area, format_boxes, parse, polygon_to_rect, write_boxes
+from earthgpt_jax.evaluation.metrics.iou import THRESHOLD, hbb_ious, obb_ious
+from earthgpt_jax.records import Record, Task
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -24,27 +24,27 @@ from typing import Any
 
 import numpy as np
 
-from earthgpt_jax.errors import EarthGPTError
+from earthgpt_jax.boxes import BoxKind, ParsedBox, Square, detection_sentence, format_boxes, plural
+from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.evaluation import confidence, runner
 from earthgpt_jax.evaluation import predictions as predictions_lib
+from earthgpt_jax.evaluation.files import Process
 from earthgpt_jax.evaluation.metrics.classification import normalise
-from earthgpt_jax.evaluation.metrics.reading import boxes_of
+from earthgpt_jax.evaluation.metrics.parsed_boxes import boxes_of
 from earthgpt_jax.evaluation.predictions import DETECTION, Chained, Prediction, Step
 from earthgpt_jax.evaluation.runner import Answerer, Asked, LogProbs, View
-from earthgpt_jax.evaluation.shards import Process
-from earthgpt_jax.geometry import BoxKind, ParsedBox, Square, detection_sentence, format_boxes, plural
-from earthgpt_jax.input.derived import Derived
-from earthgpt_jax.input.questions import Grammar, Question, ask, candidates
-from earthgpt_jax.input.templates import choose
-from earthgpt_jax.mmrs.record import UNKNOWN, Annotated, Record, Task
+from earthgpt_jax.input.prompts.derived import Derived
+from earthgpt_jax.input.prompts.questions import Grammar, Question, ask, candidates
+from earthgpt_jax.input.prompts.templates import choose
+from earthgpt_jax.records import UNKNOWN, Annotated, Record, Task
 
 
 class Protocol(enum.StrEnum):
     """In which kinds of question the chain is asked.
 
     MMRS: those of MMRS-1M. The boxes of all objects are asked for once, and each box's short description must name its
-    class. CLASSES: those derived from boxes (`input.derived`). The boxes of each class are asked for by themselves, and
-    each box's class is asked for.
+    class. CLASSES: those derived from boxes (`input.prompts.derived`). The boxes of each class are asked for by
+    themselves, and each box's class is asked for.
     """
 
     MMRS = "mmrs"

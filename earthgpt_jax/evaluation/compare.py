@@ -6,15 +6,15 @@ import dataclasses
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
+from earthgpt_jax.datasets.store import Together
 from earthgpt_jax.evaluation import baselines, chained, runner, scores
 from earthgpt_jax.evaluation import predictions as answers_lib
+from earthgpt_jax.evaluation.files import Process
 from earthgpt_jax.evaluation.metrics.intervals import SAMPLES
 from earthgpt_jax.evaluation.predictions import Chained, Prediction
 from earthgpt_jax.evaluation.runner import Asked, LogProbs, View
-from earthgpt_jax.evaluation.shards import Process
 from earthgpt_jax.inference.engine import Engine
-from earthgpt_jax.input.derived import Derived
-from earthgpt_jax.mmrs.store import Together
+from earthgpt_jax.input.prompts.derived import Derived
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

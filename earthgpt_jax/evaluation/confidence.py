@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 from scipy.optimize import isotonic_regression
 
-from earthgpt_jax.errors import EarthGPTError
-from earthgpt_jax.evaluation.metrics.reading import boxes_of
+from earthgpt_jax.common.errors import EarthGPTError
+from earthgpt_jax.evaluation.metrics.parsed_boxes import boxes_of
 from earthgpt_jax.evaluation.predictions import WITH_BOXES, Prediction
 
 

@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from earthgpt_jax.errors import EarthGPTError
-from earthgpt_jax.geometry import MMRS, BoxKind
-from earthgpt_jax.input.questions import Question
-from earthgpt_jax.mmrs.record import Record, Task
+from earthgpt_jax.boxes import MMRS, BoxKind
+from earthgpt_jax.common.errors import EarthGPTError
+from earthgpt_jax.input.prompts.questions import Question
+from earthgpt_jax.records import Record, Task
 
 
 class FrameKind(enum.StrEnum):

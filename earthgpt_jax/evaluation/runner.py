@@ -14,15 +14,15 @@ from typing import Any, Protocol
 import numpy as np
 from tqdm import tqdm
 
-from earthgpt_jax.errors import EarthGPTError
+from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.evaluation import predictions as predictions_lib
+from earthgpt_jax.evaluation.files import Files, Process
 from earthgpt_jax.evaluation.predictions import WITH_BOXES, Prediction
-from earthgpt_jax.evaluation.shards import Files, Process
 from earthgpt_jax.inference.engine import Answer, Ask, Scene
-from earthgpt_jax.input.derived import Derived
 from earthgpt_jax.input.images import grey_square, load_square
-from earthgpt_jax.input.questions import Grammar, Question, ask, candidates, questions
-from earthgpt_jax.mmrs.record import UNKNOWN, Annotated, Record, Task
+from earthgpt_jax.input.prompts.derived import Derived
+from earthgpt_jax.input.prompts.questions import Grammar, Question, ask, candidates, questions
+from earthgpt_jax.records import UNKNOWN, Annotated, Record, Task
 
 # Longest answer of a task, in tokens: boxes take one token a digit.
 MAX_NEW_TOKENS: Mapping[str, int] = {
@@ -138,7 +138,7 @@ def evaluate(
     """Answers every question once; what is answered already is kept, what is missing is asked.
 
     With several processes each calls this with the same arguments, answers the questions about its share of the images
-    and writes them as they come (`evaluation.shards`); the first one joins the files. All of them see `out`'s folder.
+    and writes them as they come (`evaluation.files`); the first one joins the files. All of them see `out`'s folder.
 
     Args:
         out: predictions file; when it is there, it is whole.

@@ -14,25 +14,25 @@ from typing import Any
 
 import numpy as np
 
-from earthgpt_jax.errors import EarthGPTError
+from earthgpt_jax.boxes import BoxKind
+from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.evaluation import confidence
 from earthgpt_jax.evaluation.confidence import Calibration
 from earthgpt_jax.evaluation.metrics import intervals as intervals_lib
+from earthgpt_jax.evaluation.metrics.average_precision import ap_intervals, average_precisions
+from earthgpt_jax.evaluation.metrics.base import Counts, Metric, rows_by, totals
+from earthgpt_jax.evaluation.metrics.calibration import reliability
 from earthgpt_jax.evaluation.metrics.captions import captions
 from earthgpt_jax.evaluation.metrics.classification import classification
-from earthgpt_jax.evaluation.metrics.counts import Counts, Metric, rows_by, totals
 from earthgpt_jax.evaluation.metrics.detection import detection
+from earthgpt_jax.evaluation.metrics.false_premises import premises
 from earthgpt_jax.evaluation.metrics.grounding import grounding
 from earthgpt_jax.evaluation.metrics.java import java_captions
-from earthgpt_jax.evaluation.metrics.precision import ap_intervals, average_precisions
-from earthgpt_jax.evaluation.metrics.premises import premises
-from earthgpt_jax.evaluation.metrics.ranking import Interpolation, average_precision, rank
-from earthgpt_jax.evaluation.metrics.reliability import reliability
+from earthgpt_jax.evaluation.metrics.voc_ap import Interpolation, average_precision, rank
 from earthgpt_jax.evaluation.metrics.vqa import vqa
 from earthgpt_jax.evaluation.predictions import DETECTION, WITH_BOXES, Chained, Prediction
-from earthgpt_jax.geometry import BoxKind
-from earthgpt_jax.input.derived import Derived
-from earthgpt_jax.mmrs.record import Sensor, Task
+from earthgpt_jax.input.prompts.derived import Derived
+from earthgpt_jax.records import Sensor, Task
 
 METRICS: Mapping[str, Metric] = {
     Task.CLASSIFICATION: classification,

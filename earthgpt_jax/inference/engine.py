@@ -15,15 +15,15 @@ from jax.sharding import Mesh
 
 from earthgpt_jax import params as params_lib
 from earthgpt_jax.config import MeshConfig
-from earthgpt_jax.inference.generate import Stop
-from earthgpt_jax.inference.placing import build_mesh, default_mesh
-from earthgpt_jax.inference.programs import Layout, placement, programs
+from earthgpt_jax.inference.decode import Layout, placement, programs
+from earthgpt_jax.inference.mesh import build_mesh, default_mesh
+from earthgpt_jax.inference.reference import Stop
 from earthgpt_jax.inference.sampling import GREEDY, Sampling, seed_of
 from earthgpt_jax.inference.scheduler import Counts, Finished, Request, Scheduler, Work
-from earthgpt_jax.input.conversation import SEPARATOR, conversation
-from earthgpt_jax.input.rows import image_prefix, open_turn_ids
+from earthgpt_jax.input.prompts.chat_template import SEPARATOR, chat_template
+from earthgpt_jax.input.sequences import image_prefix, open_turn_ids
 from earthgpt_jax.input.tokenizer import Tokenizer
-from earthgpt_jax.models import earthgpt, io
+from earthgpt_jax.models import earthgpt, model_dir
 from earthgpt_jax.params import Params
 
 
@@ -64,13 +64,13 @@ class Engine:
 
     Attributes:
         model: what the model directory says of itself.
-        mesh: the devices that share the work, see `inference.placing`.
+        mesh: the devices that share the work, see `inference.mesh`.
         counts: what the last call computed.
     """
 
     def __init__(
         self,
-        model: io.ModelDir,
+        model: model_dir.ModelDir,
         params: Mapping[str, jax.Array | np.ndarray],
         *,
         batch_size: int,
@@ -88,9 +88,9 @@ class Engine:
         self._batch_size = batch_size
         self._sampling = sampling
         self._tokenizer = Tokenizer(model.tokenizer)
-        self._conversation = conversation(model.conversation)
-        self._stop = Stop(eos_id=self._tokenizer.eos_id, separators=self._conversation.separator_ids(self._tokenizer))
-        tokens, slots = image_prefix(self._tokenizer, self._conversation, visual_tokens=model.model.visual_tokens)
+        self._chat_template = chat_template(model.chat_template)
+        self._stop = Stop(eos_id=self._tokenizer.eos_id, separators=self._chat_template.separator_ids(self._tokenizer))
+        tokens, slots = image_prefix(self._tokenizer, self._chat_template, visual_tokens=model.model.visual_tokens)
         self._prefix = (tuple(tokens.tolist()), tuple(slots.tolist()))
 
     @classmethod
@@ -112,11 +112,11 @@ class Engine:
             mesh: how devices share the work; default: `default_mesh`.
             devices: default: all of this process.
         """
-        model = io.describe(name)
+        model = model_dir.describe(name)
         devices = jax.local_devices() if devices is None else devices
-        config = mesh or default_mesh(model.model, weights=io.size(model), devices=devices)
+        config = mesh or default_mesh(model.model, weights=model_dir.size(model), devices=devices)
         chosen = build_mesh(config, batch_size=batch_size, devices=devices)
-        params = io.load(model, placement(model.model, chosen))
+        params = model_dir.load(model, placement(model.model, chosen))
         return cls(model, params, batch_size=batch_size, sampling=sampling, mesh=chosen)
 
     @property
@@ -142,7 +142,7 @@ class Engine:
         """Digest of everything that the model gets besides image and question, in front, around and behind."""
         around = self._question("?"), self._stop.eos_id, self._stop.separators
         parts = repr((self._prefix, around, self.model.decimals, self.image_size))
-        return f"{self.model.conversation} {hashlib.sha256(parts.encode()).hexdigest()[:16]}"
+        return f"{self.model.chat_template} {hashlib.sha256(parts.encode()).hexdigest()[:16]}"
 
     def answer(self, items: Sequence[tuple[np.ndarray, str]], *, max_new_tokens: int) -> list[str]:
         """One answer an item, in order; equal images are encoded once.
@@ -197,7 +197,7 @@ class Engine:
             yield self._answer(finished)
 
     def _question(self, text: str) -> list[int]:
-        return open_turn_ids(self._tokenizer, self._conversation, text)
+        return open_turn_ids(self._tokenizer, self._chat_template, text)
 
     def _request(self, ask: Ask) -> Request:
         return Request(name=ask.id, tokens=self._question(ask.text), limit=ask.max_new_tokens, seed=seed_of(ask.id))

@@ -9,7 +9,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from earthgpt_jax.errors import EarthGPTError
+from earthgpt_jax.common.errors import EarthGPTError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from earthgpt_jax.inference.programs import Insert, Layout, Programs, Until, bucket
+from earthgpt_jax.inference.decode import Insert, Layout, Programs, Until, bucket
 from earthgpt_jax.params import Params
 
 

@@ -14,10 +14,10 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from earthgpt_jax.boxes import AUTO, canonical, parse
 from earthgpt_jax.config import Augment
-from earthgpt_jax.geometry import AUTO, canonical, parse
-from earthgpt_jax.input.questions import Question
-from earthgpt_jax.mmrs.record import Record, Task
+from earthgpt_jax.input.prompts.questions import Question
+from earthgpt_jax.records import Record, Task
 
 
 class Symmetry(enum.Enum):
@@ -84,7 +84,7 @@ class Symmetry(enum.Enum):
 ALLOWED: Mapping[Augment, tuple[Symmetry, ...]] = {
     Augment.NONE: (Symmetry.IDENTITY,),
     Augment.FLIPS: (Symmetry.IDENTITY, Symmetry.LEFT_RIGHT, Symmetry.UP_DOWN, Symmetry.HALF_TURN),
-    Augment.FLIPS_AND_TURNS: tuple(Symmetry),
+    Augment.FLIPS_AND_ROTATIONS: tuple(Symmetry),
 }
 
 

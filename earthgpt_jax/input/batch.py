@@ -21,8 +21,9 @@ class Batch(NamedTuple):
         loss_weights: f32[B, T]; weight of tokens[b, t] as a target (its logits stand at t - 1).
         images: u8[B, I, S, S, 3]; the i-th is the i-th sample's, those behind the last sample's are padding.
         image_slots: i32[B, T]; index into the row's I * P visual tokens, or TEXT/START/END_SLOT.
-        unlisted: i32[B], objects that a row's answers count, but do not list (`DataConfig.max_boxes`, `input.fitting`).
-        damaged: i32[B], samples that could not be read and are missing in a row (`DataConfig.damaged`).
+        unlisted: i32[B], objects that a row's answers count, but do not list (`DataConfig.max_boxes`,
+            `input.prompts.box_budget`).
+        damaged: i32[B], samples that could not be read and are missing in a row (`DataConfig.on_damaged`).
         ids: of each row the questions of its samples in order, a string each: `record_id:kind#index,kind#index`.
     """
 

@@ -20,17 +20,18 @@ import grain
 import numpy as np
 from absl import flags
 
-from earthgpt_jax import processes
-from earthgpt_jax.config import Augment, Config, Damaged, Turns
-from earthgpt_jax.errors import EarthGPTError
+from earthgpt_jax.common import processes
+from earthgpt_jax.common.errors import EarthGPTError
+from earthgpt_jax.config import Augment, Config, OnDamaged, QuestionContext
 from earthgpt_jax.input.augment import Symmetry, draw, holds_turned
 from earthgpt_jax.input.batch import Batch
-from earthgpt_jax.input.conversation import conversation
-from earthgpt_jax.input.images import decode, to_square
-from earthgpt_jax.input.lengths import Asking
-from earthgpt_jax.input.plan import Placed, Plan, Planned, Records
-from earthgpt_jax.input.questions import Question
-from earthgpt_jax.input.rows import Sample, build_row, build_sample, image_prefix
+from earthgpt_jax.input.images import to_square
+from earthgpt_jax.input.packing.lengths import Asking
+from earthgpt_jax.input.packing.schedule import Placed, Plan, Planned, Records
+from earthgpt_jax.input.prompts.chat_template import chat_template
+from earthgpt_jax.input.prompts.questions import Question
+from earthgpt_jax.input.sequences import Sample, build_row, build_sample, image_prefix
+from earthgpt_jax.raster.decode import decode
 
 _log = logging.getLogger(__name__)
 _ROWS_AHEAD = 8  # of each worker process, or of the threads
@@ -43,9 +44,9 @@ class InputSpec:
     batch_size: int
     image_size: int
     visual_tokens: int
-    turns: Turns = Turns.INDEPENDENT
+    question_context: QuestionContext = QuestionContext.INDEPENDENT
     augment: Augment = Augment.NONE
-    damaged: Damaged = Damaged.REFUSE
+    on_damaged: OnDamaged = OnDamaged.REFUSE
 
     @classmethod
     def of(cls, config: Config) -> InputSpec:
@@ -54,9 +55,9 @@ class InputSpec:
             batch_size=config.data.batch_size,
             image_size=config.model.image_size,
             visual_tokens=config.model.visual_tokens,
-            turns=config.data.turns,
+            question_context=config.data.question_context,
             augment=config.data.augment,
-            damaged=config.data.damaged,
+            on_damaged=config.data.on_damaged,
         )
 
 
@@ -79,8 +80,8 @@ class Assembler:
     sources: Sequence[Records]
     asking: Asking
     spec: InputSpec
-    tokens_per_row: int
-    images_per_row: int
+    seq_len: int
+    max_images: int
 
     def __call__(self, placed: Sequence[Placed], *, number: int = 0) -> Batch:
         """The row.
@@ -91,7 +92,7 @@ class Assembler:
         Raises:
             EarthGPTError: a record or an image that cannot be read, unless `spec` skips them; names it.
         """
-        images = np.zeros((1, self.images_per_row, self.spec.image_size, self.spec.image_size, 3), np.uint8)
+        images = np.zeros((1, self.max_images, self.spec.image_size, self.spec.image_size, 3), np.uint8)
         made: list[_Made] = []
         for place, at in enumerate(placed):
             rng = np.random.default_rng((self.asking.seed, number, place))
@@ -99,7 +100,7 @@ class Assembler:
                 made.append(each)
         row = build_row(
             [each.sample for each in made],
-            tokens_per_row=self.tokens_per_row,
+            seq_len=self.seq_len,
             visual_tokens=self.spec.visual_tokens,
         )
         return Batch(
@@ -120,12 +121,14 @@ class Assembler:
             pixels = decode(record.image)
         except EarthGPTError as error:
             told = f"{name}: {error}; `earthgpt data check` finds all such records"
-            if self.spec.damaged is Damaged.SKIP:
+            if self.spec.on_damaged is OnDamaged.SKIP:
                 _log.warning("%s; left out", told)
                 return None
-            raise EarthGPTError(f"{told}, and --config.data.damaged=skip trains without them") from error
+            raise EarthGPTError(f"{told}, and --config.data.on_damaged=skip trains without them") from error
         # A dialogue in the record's own order; independent questions in the plan's.
-        questions = sorted(placed.questions) if self.spec.turns is Turns.DIALOGUE else placed.questions
+        questions = (
+            sorted(placed.questions) if self.spec.question_context is QuestionContext.DIALOGUE else placed.questions
+        )
 
         def asked(symmetry: Symmetry) -> tuple[list[Question], Sample]:
             turned = symmetry.record(record)
@@ -151,13 +154,13 @@ class Assembler:
             asked,
             prefix=self._prefix,
             tokenizer=self.asking.tokenizer,
-            conversation=conversation(self.asking.conversation),
-            turns=self.spec.turns,
+            chat_template=chat_template(self.asking.chat_template),
+            question_context=self.spec.question_context,
         )
 
     @functools.cached_property
     def _prefix(self) -> tuple[np.ndarray, np.ndarray]:
-        template = conversation(self.asking.conversation)
+        template = chat_template(self.asking.chat_template)
         return image_prefix(self.asking.tokenizer, template, visual_tokens=self.spec.visual_tokens)
 
 
@@ -173,8 +176,8 @@ class Rows:
         """Of a planned run."""
         plan = planned.plan
         assemble = Assembler(
-            sources=planned.sources, asking=planned.asking, spec=spec, tokens_per_row=plan.room.tokens_per_row,
-            images_per_row=plan.images_per_row,
+            sources=planned.sources, asking=planned.asking, spec=spec, seq_len=plan.room.seq_len,
+            max_images=plan.max_images,
         )  # fmt: skip
         return cls(plan=plan, assemble=assemble)
 
@@ -219,7 +222,7 @@ def train_batches(
     try:
         for step in itertools.count(start_step):
             parts = [next(made) for _ in range(count)]
-            yield step, join(parts, images_per_row=rows.assemble.images_per_row)
+            yield step, join(parts, max_images=rows.assemble.max_images)
     except RuntimeError as error:
         if "terminated unexpectedly" not in str(error):
             raise
@@ -246,11 +249,11 @@ def _unpack(sent: tuple[np.ndarray, np.ndarray]) -> Batch:
     return pickle.loads(rest.data)._replace(images=images)
 
 
-def join(parts: Sequence[Batch], *, images_per_row: int = 0) -> Batch:
-    """Batches one behind the other, as one; rows of fewer images than `images_per_row` or any other's get padding."""
+def join(parts: Sequence[Batch], *, max_images: int = 0) -> Batch:
+    """Batches one behind the other, as one; rows of fewer images than `max_images` or any other's get padding."""
     names = [name for name in Batch._fields if name not in ("images", "ids")]
     arrays = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
-    most = max(images_per_row, *(part.images.shape[1] for part in parts))
+    most = max(max_images, *(part.images.shape[1] for part in parts))
     images = np.zeros((sum(len(part.images) for part in parts), most, *parts[0].images.shape[2:]), np.uint8)
     row = 0
     for part in parts:

@@ -13,7 +13,7 @@ from typing import Any
 import numba
 import numpy as np
 
-from earthgpt_jax.geometry import Square
+from earthgpt_jax.boxes import Square
 
 _BITS = 22
 _HALF = 1 << (_BITS - 1)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import sentencepiece
 
-from earthgpt_jax.errors import EarthGPTError
+from earthgpt_jax.common.errors import EarthGPTError
 
 
 class Tokenizer:

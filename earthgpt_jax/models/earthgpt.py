@@ -42,7 +42,7 @@ class EarthGPT(nnx.Module):
     """B rows, I images a row, P visual tokens an image, T tokens a row."""
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
-        dtype = config.dtype
+        dtype = config.compute_dtype
         self.vit = ViT(config.vit, rngs=rngs, dtype=dtype)
         self.convnext = ConvNeXt(config.convnext, rngs=rngs, dtype=dtype)
         self.perception = Perception(config, rngs=rngs, dtype=dtype)
@@ -60,7 +60,7 @@ class EarthGPT(nnx.Module):
         config, pixels = self.config, constrain(images, ROWS).astype(jnp.float32) / 255
         vit = normalise(resize(pixels, config.vit.image_size, Method.BICUBIC_TORCH), IMAGENET_MEAN, IMAGENET_STD)
         cnn = normalise(resize(pixels, config.convnext.image_size, Method.NEAREST), CLIP_MEAN, CLIP_STD)
-        dtype = jnp.dtype(config.dtype)
+        dtype = jnp.dtype(config.compute_dtype)
         maps = self.convnext(cnn.astype(dtype))
         features = Features(
             vit=self.vit(vit.astype(dtype), taps=config.perception.vit_layers),

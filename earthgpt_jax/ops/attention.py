@@ -1,22 +1,16 @@
 """Attention and the one rule of who sees whom.
 
-`attend` is the reference, in plain XLA. What a model runs is an `Attention`: `choose` picks one.
+`attend` is the reference, in plain XLA. What a model runs is an `Attention`; `ops.attention_impl` chooses one.
 """
 
 from __future__ import annotations
 
-import functools
-import logging
 from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from earthgpt_jax.config import DType, Kernel
-from earthgpt_jax.errors import EarthGPTError
-
-_log = logging.getLogger(__name__)
 CONTEXT = "context"  # the name of attention's output, for rematerialisation
 LANES = 128  # what a TPU kernel's blocks of tokens are multiples of
 
@@ -121,42 +115,3 @@ class Cudnn:
 
     def __call__(self, q: jax.Array, k: jax.Array, v: jax.Array, *, mask: jax.Array) -> jax.Array:
         return checkpoint_name(jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="cudnn"), CONTEXT)
-
-
-def choose(kernel: Kernel, *, platform: str, dtype: DType, length: int, head_dim: int) -> Attention:
-    """The attention that `kernel` names, or for `auto` the best one that fits; says once which and why.
-
-    Args:
-        platform: of the devices it will run on: cpu, gpu, tpu.
-        length: T.
-
-    Raises:
-        EarthGPTError: a named kernel does not fit; `auto` always fits.
-    """
-    from earthgpt_jax.ops.splash import Splash  # Pallas takes a second to import
-
-    obstacles = {
-        Kernel.SPLASH: [
-            *([] if platform == "tpu" else [f"devices are {platform}, not tpu"]),
-            *([] if length % LANES == 0 else [f"rows of {length} tokens are no multiple of {LANES}"]),
-        ],
-        Kernel.CUDNN: [
-            *([] if platform == "gpu" else [f"devices are {platform}, not gpu"]),
-            *([] if dtype is DType.BFLOAT16 else [f"the model computes in {dtype}, not bfloat16"]),
-            *([] if head_dim <= 128 and head_dim % 8 == 0 else [f"head size {head_dim} is no multiple of 8 up to 128"]),
-        ],
-        Kernel.XLA: [],
-    }
-    if kernel is Kernel.AUTO:
-        kernel = next(each for each, against in obstacles.items() if not against)
-        against = "; ".join(f"not {each}: {', '.join(why)}" for each, why in obstacles.items() if why)
-        _say_once(f"attention auto: {kernel} ({against})")
-    elif obstacles[kernel]:
-        raise EarthGPTError(f"attention: {kernel} does not fit: {'; '.join(obstacles[kernel])}. Take auto or xla.")
-    made: dict[Kernel, Attention] = {Kernel.SPLASH: Splash(), Kernel.CUDNN: Cudnn(), Kernel.XLA: Xla()}
-    return made[kernel]
-
-
-@functools.cache
-def _say_once(message: str) -> None:
-    _log.info(message)

@@ -17,8 +17,8 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
+from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.config import MeshConfig
-from earthgpt_jax.errors import EarthGPTError
 
 AXES = ("data", "fsdp", "tensor")
 ROWS = ("data", "fsdp")  # the axes that a batch's rows are spread over

@@ -13,8 +13,8 @@ from jax.sharding import AbstractMesh, Mesh
 from jax.sharding import PartitionSpec as P
 
 from earthgpt_jax import params as params_lib
+from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.config import AdapterKind, Fuse, Mlp, ModelConfig
-from earthgpt_jax.errors import EarthGPTError
 from earthgpt_jax.sharding.mesh import Placement
 
 LARGE = 4 * 2**20  # bytes; what is smaller may be whole on every device

@@ -34,8 +34,8 @@ from orbax.checkpoint.checkpoint_managers import (
 )
 
 from earthgpt_jax import __version__
+from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.config import CheckpointConfig
-from earthgpt_jax.errors import EarthGPTError
 from earthgpt_jax.training.checksums import checksums, named
 from earthgpt_jax.training.inspection import unfinished
 from earthgpt_jax.training.step import State

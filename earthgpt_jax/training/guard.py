@@ -19,8 +19,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.config import OnNan, OnSpike, OptimConfig
-from earthgpt_jax.errors import EarthGPTError
 
 WINDOW = 128
 _SIGMA = 1.4826  # deviation of a normal distribution / its median absolute deviation

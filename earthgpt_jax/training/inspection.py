@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from earthgpt_jax.errors import EarthGPTError
+from earthgpt_jax.common.errors import EarthGPTError
 
 _TEMPORARY = ".orbax-checkpoint-tmp"  # in the name of what Orbax has not finished
 _NEEDED = ("extra/metadata", "state/_METADATA", "state/manifest.ocdbt")

@@ -14,9 +14,9 @@ import tensorboardX
 from tqdm import tqdm
 
 from earthgpt_jax.config import Config
-from earthgpt_jax.input.plan import Plan
-from earthgpt_jax.training.clock import INPUT, START, Clock
+from earthgpt_jax.input.packing.schedule import Plan
 from earthgpt_jax.training.optim import schedule
+from earthgpt_jax.training.step_timer import INPUT, START, Clock
 from earthgpt_jax.training.throughput import Throughput, Yardstick
 
 _SPEED = {"step_seconds", "tokens_per_second", "images_per_second", "mfu", "goodput"}
@@ -41,7 +41,7 @@ class Log:
         self._throughput = Throughput(
             workdir,
             first=first,
-            positions=config.data.batch_size * config.data.tokens_per_row,
+            positions=config.data.batch_size * config.data.seq_len,
             yardstick=yardstick,
             about={
                 "processes": jax.process_count(),

@@ -14,33 +14,33 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from earthgpt_jax import hosts
+from earthgpt_jax import distributed
 from earthgpt_jax import params as params_lib
+from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.config import Config, resolve, to_dict
-from earthgpt_jax.errors import EarthGPTError
-from earthgpt_jax.input.derived import NEED_CLASSES
+from earthgpt_jax.input.packing.efficiency import text
+from earthgpt_jax.input.packing.planner import planned
+from earthgpt_jax.input.packing.schedule import Planned, differences
 from earthgpt_jax.input.pipeline import InputSpec, Rows, train_batches
-from earthgpt_jax.input.plan import Planned, differences
+from earthgpt_jax.input.prompts.derived import NEED_CLASSES
 from earthgpt_jax.input.tokenizer import Tokenizer
-from earthgpt_jax.mmrs.occupancy import text
-from earthgpt_jax.mmrs.planning import planned
-from earthgpt_jax.models import earthgpt, io
+from earthgpt_jax.models import earthgpt, model_dir
 from earthgpt_jax.models.quantized import freeze, thaw
 from earthgpt_jax.sharding import rules
 from earthgpt_jax.sharding.mesh import build_mesh, local_rows
 from earthgpt_jax.training import guard
-from earthgpt_jax.training.behind import Behind
 from earthgpt_jax.training.checkpoints import Checkpoints
-from earthgpt_jax.training.clock import COMPILE, INPUT, SAVE, Clock
-from earthgpt_jax.training.feed import placed
-from earthgpt_jax.training.initial import initial
+from earthgpt_jax.training.initialization import initial
 from earthgpt_jax.training.log import Log
+from earthgpt_jax.training.metrics_fetcher import Behind
 from earthgpt_jax.training.optim import optimizer as make_optimizer
 from earthgpt_jax.training.preemption import Notice
+from earthgpt_jax.training.prefetch import placed
 from earthgpt_jax.training.profile import Profile, Profiler
 from earthgpt_jax.training.saving import Saver
 from earthgpt_jax.training.stages import trained_paths
 from earthgpt_jax.training.step import State, execution, make_step
+from earthgpt_jax.training.step_timer import COMPILE, INPUT, SAVE, Clock
 from earthgpt_jax.training.throughput import Yardstick
 from earthgpt_jax.training.watchdog import Watchdog
 
@@ -48,7 +48,7 @@ _log = logging.getLogger(__name__)
 # Settings that may differ when a run is resumed: they change no batch, and no update but of damaged data and of
 # steps that went wrong.
 _FREE = (
-    "data.workers ", "data.damaged ", "checkpoint.", "log_every ", "mesh.", "remat ", "attention ", "watchdog.",
+    "data.workers ", "data.on_damaged ", "checkpoint.", "log_every ", "mesh.", "remat ", "attention_impl ", "watchdog.",
     "optim.on_nan ", "optim.on_spike ", "optim.spike_factor ", "optim.max_skips ",
 )  # fmt: skip
 
@@ -72,14 +72,14 @@ def train(config: Config, workdir: Path, *, profile: Profile | None = None, yard
         Stopped: by SIGTERM or Ctrl-C, with the running step saved.
     """
     clock = Clock()
-    hosts.agree({"config": to_dict(config), "code": hosts.code()})
+    distributed.agree({"config": to_dict(config), "code": distributed.code()})
     finished = workdir / "model"
-    with hosts.all_or_none("the start"):
+    with distributed.all_or_none("the start"):
         _refuse_other(config, workdir)
         if not finished.exists():
             start = initial(config)
             data = planned(config, tokenizer=Tokenizer(start.tokenizer))
-    hosts.agree({"model is finished": finished.exists()})
+    distributed.agree({"model is finished": finished.exists()})
     if finished.exists():
         return finished
 
@@ -89,7 +89,7 @@ def train(config: Config, workdir: Path, *, profile: Profile | None = None, yard
     frozen = freeze(frozen, config.frozen_dtype)
     frozen_print = params_lib.fingerprint(frozen)
     identity = data.plan.identity() | {"frozen weights": frozen_print}
-    hosts.agree({"data": identity})
+    distributed.agree({"data": identity})
     mesh = build_mesh(config.mesh, rows=config.data.batch_size // config.optim.microbatches)
     place = rules.placement(config.model, start.params, mesh=mesh)
     trained, frozen = place.put(trained), place.put(frozen)
@@ -116,7 +116,7 @@ def train(config: Config, workdir: Path, *, profile: Profile | None = None, yard
         _put(workdir / "plan.txt", text(data.plan, batch_size=config.data.batch_size) + "\n")
     checkpoints = Checkpoints(workdir, config.checkpoint)
     latest = checkpoints.latest()
-    hosts.agree({"newest checkpoint": latest})  # a work directory that not all of them see would show here
+    distributed.agree({"newest checkpoint": latest})  # a work directory that not all of them see would show here
     if latest is not None:
         state, extra = checkpoints.restore(latest, state)
         _refuse_other_data(extra["identity"], identity, workdir)
@@ -173,12 +173,12 @@ def train(config: Config, workdir: Path, *, profile: Profile | None = None, yard
                 with clock.during(SAVE):
                     save(step + 1, state)
     if leads:
-        io.write(
+        model_dir.write(
             finished,
-            io.as_numpy(params_lib.merge(state.trained, thaw(frozen, config.model.dtype))),
+            model_dir.as_numpy(params_lib.merge(state.trained, thaw(frozen, config.model.compute_dtype))),
             model=config.model,
             decimals=config.data.decimals,
-            conversation=config.data.conversation,
+            chat_template=config.data.chat_template,
             tokenizer=start.tokenizer,
             about={
                 "recipe": config.recipe,
@@ -189,7 +189,7 @@ def train(config: Config, workdir: Path, *, profile: Profile | None = None, yard
                 "parent": start.about,
             },
         )
-    hosts.gather("")  # until the model is written
+    distributed.gather("")  # until the model is written
     return finished
 
 

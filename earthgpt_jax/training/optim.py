@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import jax.numpy as jnp
 import optax
 
+from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.config import OptimConfig
-from earthgpt_jax.errors import EarthGPTError
 from earthgpt_jax.training.guard import guarded
 from earthgpt_jax.training.stages import Trained
 

@@ -15,7 +15,7 @@ from types import FrameType
 import jax
 from jax.experimental import multihost_utils
 
-from earthgpt_jax.errors import AGAIN, INTERRUPTED
+from earthgpt_jax.common.errors import AGAIN, INTERRUPTED
 
 
 class Notice:

@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from earthgpt_jax.errors import EarthGPTError
+from earthgpt_jax.common.errors import EarthGPTError
 
 _SKIPPED, _TRACED = 2, 3  # by default: the third step of a start, and two more; the first compiles
 

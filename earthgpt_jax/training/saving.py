@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from earthgpt_jax.errors import Stopped
+from earthgpt_jax.common.errors import Stopped
 from earthgpt_jax.training.checkpoints import Checkpoints
 from earthgpt_jax.training.preemption import Notice
 from earthgpt_jax.training.step import State

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterable
 
 from earthgpt_jax import params as params_lib
-from earthgpt_jax.config import AdapterKind, Config, Fuse, Stage, TrainedAttention
+from earthgpt_jax.config import AdapterKind, Config, Fuse, Stage, TrainableAttention
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,9 +27,9 @@ def table(config: Config) -> Rows:
 
 def _align(config: Config) -> Rows:
     """Cross-modal mutual comprehension: projector, image marks, self-attention and all RMSNorms."""
-    attention = {TrainedAttention.QKVO: "[qkvo]", TrainedAttention.QKV: "[qkv]"}[config.trained_attention]
+    attention = {TrainableAttention.QKVO: "[qkvo]", TrainableAttention.QKV: "[qkv]"}[config.trainable_attention]
     rows = [*_projector(config), *_attention(config, attention), _NORMS, *_others(config)]
-    if config.trained_attention is TrainedAttention.QKV:
+    if config.trainable_attention is TrainableAttention.QKV:
         rows.append((r"llm/blocks/attn/o/.*", None))
     return rows
 

@@ -16,7 +16,8 @@ from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 from earthgpt_jax.config import Config
 from earthgpt_jax.models.earthgpt import EarthGPT, Features
 from earthgpt_jax.models.llama import PLAIN, Execution
-from earthgpt_jax.ops.attention import choose, visible
+from earthgpt_jax.ops.attention import visible
+from earthgpt_jax.ops.attention_impl import choose
 from earthgpt_jax.ops.losses import supervised_loss
 from earthgpt_jax.params import Params, merge, merge_module
 from earthgpt_jax.sharding.mesh import ROWS, constrain, use
@@ -58,13 +59,13 @@ class DeviceBatch(NamedTuple):
 def execution(config: Config, *, platform: str) -> Execution:
     """How the blocks of a run of `config` are computed on devices of `platform`."""
     attention = choose(
-        config.attention,
+        config.attention_impl,
         platform=platform,
-        dtype=config.model.dtype,
-        length=config.data.tokens_per_row,
+        dtype=config.model.compute_dtype,
+        length=config.data.seq_len,
         head_dim=config.model.llm.head_dim,
     )
-    return Execution(remat=config.remat, attention=attention, kernels=config.model.dtype)
+    return Execution(remat=config.remat, attention=attention, kernels=config.model.compute_dtype)
 
 
 def hidden(model: EarthGPT, features: Features, batch: DeviceBatch, *, execution: Execution) -> jax.Array:

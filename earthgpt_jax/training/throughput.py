@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from earthgpt_jax.training.clock import COMPILE, START, STEP
+from earthgpt_jax.training.step_timer import COMPILE, START, STEP
 
 NAME = "throughput.jsonl"
 

@@ -12,7 +12,7 @@ import threading
 import time
 from pathlib import Path
 
-from earthgpt_jax.errors import AGAIN
+from earthgpt_jax.common.errors import AGAIN
 
 
 class Watchdog:

@@ -19,9 +19,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from earthgpt_jax.geometry import polygon_to_rect
-from earthgpt_jax.mmrs.record import Record
-from earthgpt_jax.mmrs.synthetic import SyntheticSource
+from earthgpt_jax.boxes import polygon_to_rect
+from earthgpt_jax.records import Record
+from earthgpt_jax.synthetic import SyntheticSource
 
 _BUILD = """
 import json, resource, sys

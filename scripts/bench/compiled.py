@@ -17,14 +17,14 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 
-from earthgpt_jax.config import Config, Kernel, Remat, load
+from earthgpt_jax.aot import costs, flops, hlo, program, report, slices
+from earthgpt_jax.aot.program import GIB
+from earthgpt_jax.config import AttentionImpl, Config, Remat, load
 from earthgpt_jax.ops.losses import next_token_loss
-from earthgpt_jax.plan import costs, flops, hlo, program, report, slices
-from earthgpt_jax.plan.program import GIB
 from earthgpt_jax.training import step
 from earthgpt_jax.training.stages import Trained
 
-_ROWS = ["--config.data.tokens_per_row=1024", "--config.data.images_per_row=1"]
+_ROWS = ["--config.data.seq_len=1024", "--config.data.max_images=1"]
 
 
 def _whole(config: Config) -> dict[str, Trained]:
@@ -79,18 +79,18 @@ def loss_table() -> None:
 def policies_table(args: argparse.Namespace, overrides: list[str]) -> None:
     wanted = slices.parse(args.topology)
     config = load(args.config, overrides)
-    length = config.data.tokens_per_row
+    length = config.data.seq_len
     print(f"{args.config} on {args.topology}, {args.per_chip_batch} x {length} tokens a chip")
     print(
         "remat, attention: HBM GiB, host GiB, fits, executed / minimum; "
         "ms at least: products, HBM, links, host; tokens/s"
     )
     for remat, attention in [
-        *((remat, Kernel.AUTO) for remat in Remat),
-        (Remat.FULL, Kernel.XLA),
-        (Remat.MINIMAL, Kernel.XLA),
+        *((remat, AttentionImpl.AUTO) for remat in Remat),
+        (Remat.FULL, AttentionImpl.XLA),
+        (Remat.MINIMAL, AttentionImpl.XLA),
     ]:
-        chosen = dataclasses.replace(config, remat=remat, attention=attention)
+        chosen = dataclasses.replace(config, remat=remat, attention_impl=attention)
         found = report.plan(chosen, wanted, per_chip_batch=args.per_chip_batch)
         line = f"{remat:<10} {attention:<7} {found.hbm_gib_per_chip or 0:6.2f} {found.host_gib:6.2f} {found.fits!s:<5} "
         if found.roofline and found.ratio:

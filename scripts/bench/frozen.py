@@ -20,20 +20,20 @@ import numpy as np
 from tqdm import tqdm
 
 from earthgpt_jax import params as params_lib
+from earthgpt_jax.common.tables import aligned
 from earthgpt_jax.config import FrozenDType, load
+from earthgpt_jax.datasets.store import write
+from earthgpt_jax.input.packing.planner import planned
 from earthgpt_jax.input.pipeline import InputSpec, Rows, train_batches
 from earthgpt_jax.input.tokenizer import Tokenizer
-from earthgpt_jax.mmrs.planning import planned
-from earthgpt_jax.mmrs.store import write
-from earthgpt_jax.mmrs.synthetic import SyntheticSource
-from earthgpt_jax.mmrs.tables import aligned
 from earthgpt_jax.models import earthgpt
 from earthgpt_jax.models.llama import PLAIN
 from earthgpt_jax.models.quantized import freeze
 from earthgpt_jax.ops.losses import supervised_loss
 from earthgpt_jax.sharding.mesh import data_parallel
-from earthgpt_jax.training.feed import device_batch
-from earthgpt_jax.training.initial import initial
+from earthgpt_jax.synthetic import SyntheticSource
+from earthgpt_jax.training.initialization import initial
+from earthgpt_jax.training.prefetch import device_batch
 from earthgpt_jax.training.stages import trained_paths
 from earthgpt_jax.training.step import hidden
 

@@ -27,18 +27,18 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
+from earthgpt_jax.common.tables import aligned
 from earthgpt_jax.config import resolve_model
 from earthgpt_jax.convert.exporter import export_hf
 from earthgpt_jax.inference.engine import Ask, Engine, Scene
-from earthgpt_jax.inference.generate import Prompts, generate
+from earthgpt_jax.inference.reference import Prompts, generate
 from earthgpt_jax.input.batch import TEXT_SLOT
 from earthgpt_jax.input.images import load_square
-from earthgpt_jax.input.questions import Grammar, questions
-from earthgpt_jax.input.rows import prompt
-from earthgpt_jax.mmrs.record import Task
-from earthgpt_jax.mmrs.synthetic import SyntheticSource
-from earthgpt_jax.mmrs.tables import aligned
-from earthgpt_jax.models import earthgpt, io
+from earthgpt_jax.input.prompts.questions import Grammar, questions
+from earthgpt_jax.input.sequences import prompt
+from earthgpt_jax.models import earthgpt, model_dir
+from earthgpt_jax.records import Task
+from earthgpt_jax.synthetic import SyntheticSource
 
 LIMIT = 16  # tokens of an answer
 _LEAST_IMAGES = 4
@@ -144,12 +144,12 @@ def main() -> None:
 
 def _small(path: Path) -> Path:
     """A model directory with random weights; its tokenizer is that of `tiny`."""
-    tiny = io.describe("tiny")
+    tiny = model_dir.describe("tiny")
     values = {**_SMALL, "adapter": {"kind": "scale+bias"}, "dtype": "float32"}
     model = resolve_model(values, where="small")
     _, params = earthgpt.init(model, seed=0)
-    io.write(
-        path, io.as_numpy(params), model=model, decimals=tiny.decimals, conversation=tiny.conversation,
+    model_dir.write(
+        path, model_dir.as_numpy(params), model=model, decimals=tiny.decimals, chat_template=tiny.chat_template,
         tokenizer=tiny.tokenizer, about={"recipe": "small"},
     )  # fmt: skip
     return path
@@ -206,7 +206,7 @@ def _plain(engine: Engine, size: int) -> Callable[[Sequence[Item]], list[str]]:
 
     def batch(items: Sequence[Item]) -> list[str]:
         rows = [
-            prompt(engine._tokenizer, engine._conversation, item.text, visual_tokens=engine.model.model.visual_tokens)
+            prompt(engine._tokenizer, engine._chat_template, item.text, visual_tokens=engine.model.model.visual_tokens)
             for item in items
         ]
         length = -(-max(len(tokens) for tokens, _ in rows) // 32) * 32

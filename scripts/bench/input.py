@@ -60,10 +60,10 @@ def compare(work: Path, *, batches: int) -> int:
 
 
 def _prefix(work: Path) -> Sequence[int]:
-    from earthgpt_jax.input.conversation import conversation
+    from earthgpt_jax.input.prompts.chat_template import chat_template
 
     found = loaders.rows(json.loads((work / "about.json").read_text())["datasets"]).assemble.asking
-    return found.tokenizer.encode(conversation(found.conversation).prefix)
+    return found.tokenizer.encode(chat_template(found.chat_template).prefix)
 
 
 def run(name: str, *, work: Path, workers: int) -> Mapping[str, float]:

@@ -37,9 +37,9 @@ import optax
 from flax import nnx
 
 from earthgpt_jax import params as params_lib
+from earthgpt_jax.common.tables import aligned
 from earthgpt_jax.config import LINEARS, AdapterConfig, AdapterKind, DType, LlamaConfig, OptimConfig, Remat
 from earthgpt_jax.convert import tables
-from earthgpt_jax.mmrs.tables import aligned
 from earthgpt_jax.models.llama import Execution, Llama
 from earthgpt_jax.ops.attention import visible
 from earthgpt_jax.ops.losses import supervised_loss
@@ -177,9 +177,9 @@ def _batches(args: argparse.Namespace) -> dict[str, Batch]:
     vocab = SIZES[args.size].vocab_size
     samples = _samples(args.samples, vocab=vocab)
     return {
-        "packed": _packed(samples, args.tokens_per_row),
+        "packed": _packed(samples, args.seq_len),
         "padded": _padded(samples),
-        "no padding": _whole(args.tokens_per_row, 2, vocab=vocab),
+        "no padding": _whole(args.seq_len, 2, vocab=vocab),
     }
 
 

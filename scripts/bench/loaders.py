@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from earthgpt_jax.common.resources import assets_path
 from earthgpt_jax.config import Config, load
 from earthgpt_jax.input.batch import Batch
+from earthgpt_jax.input.packing.planner import planned
 from earthgpt_jax.input.pipeline import InputSpec, Rows, train_batches
 from earthgpt_jax.input.tokenizer import Tokenizer
-from earthgpt_jax.mmrs.planning import planned
-from earthgpt_jax.resources import assets_path
 
 ROWS_PER_BATCH, IMAGES_PER_BATCH = 4, 16
 SIZE, FILL = 512, (122, 116, 104)
@@ -221,11 +221,11 @@ def prepare(datasets: Path, work: Path, *, batches: int) -> None:
     """Writes what the contestants read: `about.json`, `samples.json`, `pairs.json`, `images/`, `arrow/`."""
     import datasets as hf
 
-    from earthgpt_jax.input.conversation import conversation
+    from earthgpt_jax.input.prompts.chat_template import chat_template
 
     found = rows(str(datasets))
     assemble, asking = found.assemble, found.assemble.asking
-    template = conversation(asking.conversation)
+    template = chat_template(asking.chat_template)
     (work / "images").mkdir(parents=True)
     samples, names = [], dict[str, str]()
     for number in range(batches * ROWS_PER_BATCH):

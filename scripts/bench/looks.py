@@ -19,10 +19,10 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from earthgpt_jax.input.images import decode
-from earthgpt_jax.mmrs import store
-from earthgpt_jax.mmrs.inspection import directories
-from earthgpt_jax.mmrs.looks import CONFIRMED, NEAR, NONE, look
+from earthgpt_jax.datasets import store
+from earthgpt_jax.datasets.inspect.validate import directories
+from earthgpt_jax.datasets.overlap.perceptual_hashes import CONFIRMED, NEAR, NONE, look
+from earthgpt_jax.raster.decode import decode
 
 
 def scaled(image: Image.Image, factor: float) -> Image.Image:

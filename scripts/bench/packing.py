@@ -23,18 +23,18 @@ import numpy as np
 from tqdm import tqdm
 
 from earthgpt_jax import params as params_lib
+from earthgpt_jax.common.tables import aligned
 from earthgpt_jax.config import Config, load
 from earthgpt_jax.input.batch import Batch
+from earthgpt_jax.input.packing.planner import planned
+from earthgpt_jax.input.packing.schedule import Placed
 from earthgpt_jax.input.pipeline import InputSpec, Rows, join
-from earthgpt_jax.input.plan import Placed
 from earthgpt_jax.input.tokenizer import Tokenizer
-from earthgpt_jax.mmrs.planning import planned
-from earthgpt_jax.mmrs.tables import aligned
 from earthgpt_jax.models import earthgpt
 from earthgpt_jax.sharding.mesh import data_parallel
-from earthgpt_jax.training.feed import device_batch
-from earthgpt_jax.training.initial import initial
+from earthgpt_jax.training.initialization import initial
 from earthgpt_jax.training.optim import optimizer as make_optimizer
+from earthgpt_jax.training.prefetch import device_batch
 from earthgpt_jax.training.stages import trained_paths
 from earthgpt_jax.training.step import State, make_step
 
@@ -54,8 +54,8 @@ def main() -> None:
     config = load(
         args.config,
         [
-            f"--config.data.source={args.data}", f"--config.data.tokens_per_row={args.tokens_per_row}",
-            "--config.data.images_per_row=0",
+            f"--config.data.source={args.data}", f"--config.data.seq_len={args.seq_len}",
+            "--config.data.max_images=0",
         ],
     )  # fmt: skip
     start = initial(config)
@@ -89,7 +89,7 @@ def _samples(batches: Sequence[Batch]) -> int:
 
 def _ways(rows: Rows, samples: int, batch_size: int) -> dict[str, Iterator[Batch]]:
     """The same samples, up to the last row that is packed whole."""
-    wide = rows.plan.room.tokens_per_row
+    wide = rows.plan.room.seq_len
     held: list[Placed] = []
     packed: list[Batch] = []
     for number in itertools.count():
@@ -103,7 +103,7 @@ def _ways(rows: Rows, samples: int, batch_size: int) -> dict[str, Iterator[Batch
     width = -(-wide // BUCKETS)
 
     def padded(chosen: Sequence[int], length: int) -> Batch:
-        alone = dataclasses.replace(rows.assemble, tokens_per_row=length, images_per_row=1)
+        alone = dataclasses.replace(rows.assemble, seq_len=length, max_images=1)
         return join([alone([held[place]]) for place in chosen])
 
     def batched(chosen: Sequence[int], length: Callable[[list[int]], int]) -> Iterator[Batch]:

@@ -15,9 +15,9 @@ import time
 
 import numpy as np
 
-from earthgpt_jax.input.lengths import LengthIndex
-from earthgpt_jax.input.plan import Plan, Source
-from earthgpt_jax.input.samples import Room
+from earthgpt_jax.input.packing.lengths import LengthIndex
+from earthgpt_jax.input.packing.sampler import Room
+from earthgpt_jax.input.packing.schedule import Plan, Source
 
 _BATCH = 128
 # Kind -> (weight, questions of a record at most, tokens about).
@@ -30,7 +30,7 @@ _KINDS = {
     "vqa": (1.0, 8, 35),
 }
 _WEIGHTS = (1.0, 2.0, 0.5, 1.0)  # of sources, in turn
-_ROOM = Room(shared=295, tokens_per_row=2048, max_questions=8)
+_ROOM = Room(shared=295, seq_len=2048, max_questions=8)
 
 
 def _index(rng: np.random.Generator, *, records: int) -> LengthIndex:
@@ -84,7 +84,7 @@ def main() -> None:
     print(f"{sum(len(source.index) for source in sources):,} questions of {args.sources} sources")
 
     def build() -> Plan:
-        return Plan(sources, weights=weights, room=_ROOM, images_per_row=6, seed=0)
+        return Plan(sources, weights=weights, room=_ROOM, max_images=6, seed=0)
 
     for _ in range(args.repeats):
         times = [time.perf_counter()]

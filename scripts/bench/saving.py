@@ -24,9 +24,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from earthgpt_jax.config import CheckpointConfig, Config, load
-from earthgpt_jax.mmrs.store import write
-from earthgpt_jax.mmrs.synthetic import SyntheticSource
+from earthgpt_jax.datasets.store import write
 from earthgpt_jax.models import earthgpt
+from earthgpt_jax.synthetic import SyntheticSource
 from earthgpt_jax.training.checkpoints import Checkpoints
 from earthgpt_jax.training.loop import train
 from earthgpt_jax.training.optim import optimizer

@@ -16,17 +16,18 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from tensorflow_datasets.core.decode import DeserializeMethod
 
-from earthgpt_jax.geometry import writing
-from earthgpt_jax.input.conversation import conversation
-from earthgpt_jax.input.images import FILL, decode, pad_to_square
-from earthgpt_jax.input.lengths import Asking
+from earthgpt_jax.boxes import writing
+from earthgpt_jax.datasets.examples import to_record
+from earthgpt_jax.datasets.store import RecordSource
+from earthgpt_jax.input.images import FILL, pad_to_square
+from earthgpt_jax.input.packing.lengths import Asking
 from earthgpt_jax.input.pipeline import InputSpec, join
-from earthgpt_jax.input.questions import Question, candidates
+from earthgpt_jax.input.prompts.chat_template import chat_template
+from earthgpt_jax.input.prompts.questions import Question, candidates
 from earthgpt_jax.input.resize import resize_square
-from earthgpt_jax.input.rows import build_sample, image_prefix
-from earthgpt_jax.mmrs.examples import to_record
-from earthgpt_jax.mmrs.record import Record
-from earthgpt_jax.mmrs.store import RecordSource
+from earthgpt_jax.input.sequences import build_sample, image_prefix
+from earthgpt_jax.raster.decode import decode
+from earthgpt_jax.records import Record
 
 _MOST, _QUESTIONS, _TIMES = 24, 8, 5
 Taken = dict[str, float]
@@ -83,7 +84,7 @@ class Profiler:
             writing._rounded.cache_clear()
             return [self.asking.question(record, *each, annotated=source.annotated) for each in asked]
 
-        questions, template = ask(), conversation(self.asking.conversation)
+        questions, template = ask(), chat_template(self.asking.chat_template)
         prefix = image_prefix(self.asking.tokenizer, template, visual_tokens=self.spec.visual_tokens)
         read = took(lambda: raw[index])
         return {
@@ -91,7 +92,7 @@ class Profiler:
             "record": took(lambda: to_record(serialized)),
             "questions": took(ask),
             "tokens": took(
-                lambda: build_sample(questions, prefix=prefix, tokenizer=self.asking.tokenizer, conversation=template)
+                lambda: build_sample(questions, prefix=prefix, tokenizer=self.asking.tokenizer, chat_template=template)
             ),
             "TFDS: record": max(0.0, took(lambda: whole[index]) - read),
         }
@@ -138,7 +139,7 @@ def assembling(rows, *, count: int = 16) -> Taken:
         made.append(rows.assemble(placed))
     return {
         "row": (whole - parts) / images,
-        "batch": took(lambda: join(made, images_per_row=rows.plan.images_per_row)) / images,
+        "batch": took(lambda: join(made, max_images=rows.plan.max_images)) / images,
         "all of it": whole / images,
     }
 

@@ -16,9 +16,9 @@ import jax.numpy as jnp
 import pytest
 
 from earthgpt_jax import config as config_lib
+from earthgpt_jax.aot import collectives, costs, flops, hlo, program, report, slices
 from earthgpt_jax.cli.main import main
 from earthgpt_jax.config import Config
-from earthgpt_jax.plan import collectives, costs, flops, hlo, program, report, slices
 
 pytestmark = [pytest.mark.tpu_compile]
 
@@ -27,7 +27,7 @@ SMALL = (
     "model.llm.vocab_size=4096", "model.vit.dim=256", "model.vit.depth=2", "model.vit.heads=4", "model.vit.ffn_dim=512",
     "model.perception.vit_layers=(0,1)", "model.convnext.depths=(1,1,1,1)", "model.convnext.dims=(32,64,128,256)",
     "model.image_size=256", "model.convnext.image_size=256", "model.perception.cnn_stages=(2,3)",
-    "data.tokens_per_row=512", "data.images_per_row=1",
+    "data.seq_len=512", "data.max_images=1",
 )  # fmt: skip
 MIB = 2**20
 

@@ -9,8 +9,8 @@ import pytest
 
 from earthgpt_jax.cli.main import main
 from earthgpt_jax.evaluation import predictions
-from earthgpt_jax.mmrs.synthetic import SyntheticSource
-from tests import nano
+from earthgpt_jax.synthetic import SyntheticSource
+from tests.support import nano
 
 
 @pytest.fixture(autouse=True)
@@ -125,7 +125,7 @@ def test_wrong_input_is_answered_in_one_line(world, capsys):
 
 
 def test_a_bad_image_in_the_training_data_is_named(world, capsys):
-    from earthgpt_jax.mmrs.store import write
+    from earthgpt_jax.datasets.store import write
 
     records = [SyntheticSource("train", 4)[i] for i in range(4)]
     records[2] = dataclasses.replace(records[2], image=records[2].image[:300])

@@ -18,7 +18,7 @@ import pytest
 from earthgpt_jax.config import load
 from earthgpt_jax.convert import tables
 from earthgpt_jax.convert.exporter import SHARD_BYTES, llama_config
-from earthgpt_jax.convert.stores import Safetensors, SafetensorsWriter
+from earthgpt_jax.convert.tensor_io import Safetensors, SafetensorsWriter
 from earthgpt_jax.input.tokenizer import train_tokenizer
 from earthgpt_jax.models import earthgpt
 

@@ -15,11 +15,11 @@ from PIL import Image
 
 from earthgpt_jax.convert import exporter
 from earthgpt_jax.inference.engine import Engine
-from earthgpt_jax.inference.generate import Prompts, Stop, generate
+from earthgpt_jax.inference.reference import Prompts, Stop, generate
 from earthgpt_jax.input.images import load_square
-from earthgpt_jax.mmrs.synthetic.source import scene_record
 from earthgpt_jax.models import earthgpt
-from earthgpt_jax.models import io as model_io
+from earthgpt_jax.models import model_dir as model_io
+from earthgpt_jax.synthetic.source import scene_record
 
 pytestmark = [pytest.mark.torch, pytest.mark.slow]
 NEW, PROMPTS = 64, 20
@@ -75,12 +75,12 @@ def test_64_greedy_tokens_are_identical(folder, batch):
 def _greedy(pictures: list[bytes], questions: list[str]) -> list[list[int]]:
     """Our tokens, without a stop."""
     from earthgpt_jax.input.batch import TEXT_SLOT
-    from earthgpt_jax.input.conversation import conversation
-    from earthgpt_jax.input.rows import prompt
+    from earthgpt_jax.input.prompts.chat_template import chat_template
+    from earthgpt_jax.input.sequences import prompt
     from earthgpt_jax.input.tokenizer import Tokenizer
 
     model, arrays = model_io.read("tiny")
-    tokenizer, chat = Tokenizer(model.tokenizer), conversation(model.conversation)
+    tokenizer, chat = Tokenizer(model.tokenizer), chat_template(model.chat_template)
     rows = [prompt(tokenizer, chat, question, visual_tokens=model.model.visual_tokens) for question in questions]
     length = max(len(tokens) for tokens, _ in rows)
 

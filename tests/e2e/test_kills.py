@@ -24,10 +24,10 @@ import orbax.checkpoint as ocp
 import pytest
 
 from earthgpt_jax import params as params_lib
-from earthgpt_jax.models import io
+from earthgpt_jax.models import model_dir as io
 from earthgpt_jax.training import inspection
 from earthgpt_jax.training.loop import train
-from tests import nano
+from tests.support import nano
 
 SEED = 20240101
 LIMIT = 600  # seconds that anything here may take, on a busy machine

@@ -11,7 +11,7 @@ from safetensors.numpy import load_file
 
 from earthgpt_jax.config import MeshConfig, Remat, Stage
 from earthgpt_jax.training.loop import train
-from tests import nano
+from tests.support import nano
 
 
 def test_resumed_on_another_mesh(tmp_path):

@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 
 from earthgpt_jax import params as params_lib
-from earthgpt_jax.errors import EarthGPTError
-from earthgpt_jax.models import io
-from earthgpt_jax.training import feed, loop
+from earthgpt_jax.common.errors import EarthGPTError
+from earthgpt_jax.models import model_dir as io
+from earthgpt_jax.training import loop, prefetch
 from earthgpt_jax.training.optim import schedule
 from earthgpt_jax.training.profile import Profile
 from earthgpt_jax.training.throughput import Yardstick
-from tests import nano
+from tests.support import nano
 
 POISONED = 3  # the fourth step
 
@@ -36,7 +36,7 @@ def poison(monkeypatch):
     """One batch's loss weights are not numbers, whenever it comes."""
 
     def placed(batches, sharding):
-        for step, batch, arrays in feed.placed(batches, sharding):
+        for step, batch, arrays in prefetch.placed(batches, sharding):
             bad = arrays._replace(loss_weights=arrays.loss_weights * np.nan)
             yield step, batch, bad if step == POISONED else arrays
 
@@ -111,7 +111,7 @@ HANGS_ONCE = """
 import sys, threading
 from pathlib import Path
 from earthgpt_jax.training import feed, loop
-from tests import nano
+from tests.support import nano
 
 work, overrides = Path(sys.argv[1]), sys.argv[2:]
 

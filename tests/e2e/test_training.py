@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 
 from earthgpt_jax.cli.main import main
+from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.config import to_dict
-from earthgpt_jax.errors import EarthGPTError
-from earthgpt_jax.models import io
+from earthgpt_jax.models import model_dir as io
 from earthgpt_jax.training.checkpoints import Checkpoints
 from earthgpt_jax.training.loop import train
 from earthgpt_jax.training.step import State
-from tests import nano
+from tests.support import nano
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ def test_derived_questions_and_a_cap_train_and_are_logged(world, tmp_path, caplo
     weights = "{'hbb': 1.0, 'presence': 1.0, 'absent_hbb': 1.0, 'count': 1.0}"
     config = nano.config(
         "instruct", f"data.source={world['data']}", f"init={world['aligned']}", f"data.task_weights={weights}",
-        "data.max_boxes=1", "optim.steps=3", "data.tokens_per_row=300",
+        "data.max_boxes=1", "optim.steps=3", "data.seq_len=300",
     )  # fmt: skip
     train(config, tmp_path / "run")
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]

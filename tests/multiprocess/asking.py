@@ -18,10 +18,10 @@ def main(address: str, processes: str, process: str, model: str, data: str, out:
         jax.distributed.initialize(
             address, num_processes=int(processes), process_id=int(process), initialization_timeout=300
         )
+    from earthgpt_jax.datasets.store import open_source
     from earthgpt_jax.evaluation import predictions, runner
     from earthgpt_jax.inference.engine import Engine
-    from earthgpt_jax.mmrs.record import Task
-    from earthgpt_jax.mmrs.store import open_source
+    from earthgpt_jax.records import Task
 
     written, to_line = 0, predictions.to_line
 

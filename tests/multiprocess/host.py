@@ -19,10 +19,10 @@ def main(address: str, hosts: str, host: str, workdir: str, kill_at: str, *overr
 
     if int(hosts) > 1:
         jax.distributed.initialize(address, num_processes=int(hosts), process_id=int(host), initialization_timeout=300)
-    from earthgpt_jax.errors import Stopped
+    from earthgpt_jax.common.errors import Stopped
     from earthgpt_jax.training import loop
     from earthgpt_jax.training.saving import Saver
-    from tests import nano
+    from tests.support import nano
 
     due = Saver.due
 

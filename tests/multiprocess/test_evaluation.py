@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
+from earthgpt_jax.datasets.build.builder import build
+from earthgpt_jax.datasets.cards import select
 from earthgpt_jax.evaluation import predictions, scores
-from earthgpt_jax.mmrs.build import build
-from earthgpt_jax.mmrs.cards import select
-from tests import nano
-from tests.multiprocess.together import Together, address
+from tests.support import nano
+from tests.support.processes import Together, address
 
 pytestmark = [pytest.mark.multiprocess, pytest.mark.slow]
 DEVICES = 8  # of all processes together

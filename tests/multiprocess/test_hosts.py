@@ -8,10 +8,10 @@ import signal
 import numpy as np
 import pytest
 
-from earthgpt_jax.models import io
+from earthgpt_jax.models import model_dir as io
 from earthgpt_jax.training.loop import train
-from tests import nano
-from tests.multiprocess.together import Together, address
+from tests.support import nano
+from tests.support.processes import Together, address
 
 pytestmark = pytest.mark.multiprocess
 DEVICES = 8  # of all hosts together
@@ -31,7 +31,7 @@ def _run(hosts: int, workdir, *overrides: str, kill_at: int = -1, workers: int =
 @pytest.mark.timeout(1800)  # seven processes
 def test_four_hosts_then_two_then_one_train_what_one_trains(tmp_path):
     data, base = nano.dataset(tmp_path / "data"), nano.model_dir(tmp_path / "base", nano.config("align").model)
-    overrides = (f"data.source={data}", f"init={base}", "data.batch_size=8", "data.tokens_per_row=180")
+    overrides = (f"data.source={data}", f"init={base}", "data.batch_size=8", "data.seq_len=180")
     alone = train(nano.config("align", *overrides), tmp_path / "alone")
     workdir = tmp_path / "hosts"
     _run(4, workdir, *overrides, kill_at=2)  # behind the checkpoint of step 2

@@ -7,10 +7,10 @@ import os
 import numpy as np
 import pytest
 
-from earthgpt_jax.models import io
+from earthgpt_jax.models import model_dir as io
 from earthgpt_jax.training.loop import train
-from tests import nano
-from tests.multiprocess.together import Ended, Together, address
+from tests.support import nano
+from tests.support.processes import Ended, Together, address
 
 pytestmark = pytest.mark.multiprocess
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.multiprocess
 def world(tmp_path_factory):
     root = tmp_path_factory.mktemp("world")
     data, base = nano.dataset(root / "data"), nano.model_dir(root / "base", nano.config("align").model)
-    return root, (f"data.source={data}", f"init={base}", "data.batch_size=8", "data.tokens_per_row=180")
+    return root, (f"data.source={data}", f"init={base}", "data.batch_size=8", "data.seq_len=180")
 
 
 def _train(workdir, *overrides: tuple[str, ...]) -> list[Ended]:
@@ -64,8 +64,9 @@ def test_other_data_or_other_weights_on_one_of_them_are_refused(world, tmp_path)
     nano.model_dir(tmp_path / "1" / "base", nano.config("align").model, seed=1)
     (tmp_path / "0").symlink_to(root)
     code = (
-        "import os, sys; from pathlib import Path; from earthgpt_jax import hosts; from tests import nano\n"
-        "from earthgpt_jax.training.loop import train; from earthgpt_jax.errors import EarthGPTError\n"
+        "import os, sys; from pathlib import Path\n"
+        "from earthgpt_jax import distributed as hosts; from tests.support import nano\n"
+        "from earthgpt_jax.training.loop import train; from earthgpt_jax.common.errors import EarthGPTError\n"
         "hosts.start(coordinator=sys.argv[1], processes=2, process=int(sys.argv[2])); os.chdir(sys.argv[3])\n"
         "try: train(nano.config('align', 'data.source=data', 'init=base'), Path(sys.argv[4]))\n"
         "except EarthGPTError as error: print(error)\n"

@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from earthgpt_jax.models import io
+from earthgpt_jax.models import model_dir as io
 from earthgpt_jax.training import inspection
 from earthgpt_jax.training.loop import train
-from tests import nano
-from tests.multiprocess.together import Together, address
+from tests.support import nano
+from tests.support.processes import Together, address
 
 pytestmark = [pytest.mark.multiprocess, pytest.mark.slow]
 STEPS = 24

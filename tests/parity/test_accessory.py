@@ -11,14 +11,14 @@ from flax import nnx
 from earthgpt_jax import params as params_lib
 from earthgpt_jax.config import AdapterConfig, AdapterKind, DType, LlamaConfig, ModelConfig, load
 from earthgpt_jax.convert.importer import initial_arrays, plan
-from earthgpt_jax.convert.sources import open_source
+from earthgpt_jax.convert.layouts import open_source
 from earthgpt_jax.convert.tables import llama_hf, llama_meta
 from earthgpt_jax.input.batch import END_SLOT, START_SLOT, TEXT_SLOT
 from earthgpt_jax.models import earthgpt
 from earthgpt_jax.models.llama import Llama
 from earthgpt_jax.ops.attention import visible
 from earthgpt_jax.ops.losses import next_token_loss
-from tests.weights import load_into
+from tests.support.weights import load_into
 
 pytestmark = pytest.mark.golden
 RECIPE = load("sphinx_light:align").model

@@ -13,7 +13,7 @@ from earthgpt_jax.config import ConvNeXtConfig, DType, Mlp, PositionRule, ViTCon
 from earthgpt_jax.convert.tables import convnext_timm, dinov2_hub
 from earthgpt_jax.models.convnext import ConvNeXt
 from earthgpt_jax.models.vit import ViT
-from tests.weights import load_into
+from tests.support.weights import load_into
 
 TOLERANCE = {"atol": 1e-5, "rtol": 1e-5}
 

@@ -11,16 +11,17 @@ from safetensors.numpy import load_file, save_file
 from earthgpt_jax import params as params_lib
 from earthgpt_jax.config import ModelConfig
 from earthgpt_jax.convert import exporter, tables
-from earthgpt_jax.convert.fold import folded_config
-from earthgpt_jax.input.conversation import conversation
-from earthgpt_jax.input.questions import Question
-from earthgpt_jax.input.rows import Row, build_row, build_sample, image_prefix
+from earthgpt_jax.convert.merge import folded_config
+from earthgpt_jax.input.prompts.chat_template import chat_template
+from earthgpt_jax.input.prompts.questions import Question
+from earthgpt_jax.input.sequences import Row, build_row, build_sample, image_prefix
 from earthgpt_jax.input.tokenizer import Tokenizer
-from earthgpt_jax.models import earthgpt, io
+from earthgpt_jax.models import earthgpt
+from earthgpt_jax.models import model_dir as io
 from earthgpt_jax.ops.attention import visible
 from earthgpt_jax.ops.losses import next_token_loss
 from earthgpt_jax.training.stages import trained_paths
-from tests import nano
+from tests.support import nano
 
 pytestmark = pytest.mark.torch
 QUESTION = Question(
@@ -40,10 +41,10 @@ def _shaken(path, model: ModelConfig) -> dict[str, np.ndarray]:
 
 def _row(path, model: ModelConfig) -> Row:
     """One image, one question: to a causal model the row is a plain sequence."""
-    tokenizer, chat = Tokenizer(io.describe(path).tokenizer), conversation("plain")
+    tokenizer, chat = Tokenizer(io.describe(path).tokenizer), chat_template("plain")
     prefix = image_prefix(tokenizer, chat, visual_tokens=model.visual_tokens)
-    sample = build_sample([QUESTION], prefix=prefix, tokenizer=tokenizer, conversation=chat)
-    return build_row([sample], tokens_per_row=96, visual_tokens=model.visual_tokens)
+    sample = build_sample([QUESTION], prefix=prefix, tokenizer=tokenizer, chat_template=chat)
+    return build_row([sample], seq_len=96, visual_tokens=model.visual_tokens)
 
 
 def _ours(model: ModelConfig, arrays: dict, row: Row, image: np.ndarray, trained: set[str]) -> tuple[float, dict]:

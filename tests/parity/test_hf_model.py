@@ -13,20 +13,20 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file
 
-from earthgpt_jax import geometry
+from earthgpt_jax import boxes as geometry
 from earthgpt_jax.config import ModelConfig
 from earthgpt_jax.convert import exporter
 from earthgpt_jax.inference.engine import Engine
-from earthgpt_jax.inference.generate import Prompts, Stop, generate
+from earthgpt_jax.inference.reference import Prompts, Stop, generate
 from earthgpt_jax.input import images as our_images
-from earthgpt_jax.input.conversation import Conversation, conversation
-from earthgpt_jax.input.rows import prompt
+from earthgpt_jax.input.prompts.chat_template import ChatTemplate, chat_template
+from earthgpt_jax.input.sequences import prompt
 from earthgpt_jax.input.tokenizer import Tokenizer, train_tokenizer
-from earthgpt_jax.models import earthgpt, io
+from earthgpt_jax.models import earthgpt, model_dir
 from earthgpt_jax.ops.attention import visible
 from earthgpt_jax.ops.resize import Method, resize
 from earthgpt_jax.params import merge_module
-from tests import nano
+from tests.support import nano
 
 pytestmark = pytest.mark.torch
 
@@ -65,7 +65,7 @@ VARIANTS = {
 class Pair:
     """One model twice: a model directory of ours, and its exported folder."""
 
-    ours: io.ModelDir
+    ours: model_dir.ModelDir
     params: dict[str, np.ndarray]
     folder: Path
 
@@ -78,8 +78,8 @@ class Pair:
         return Tokenizer(self.ours.tokenizer)
 
     @property
-    def conversation(self) -> Conversation:
-        return conversation(self.ours.conversation)
+    def chat_template(self) -> ChatTemplate:
+        return chat_template(self.ours.chat_template)
 
     def model(self, **kwargs):
         from transformers import AutoModelForImageTextToText
@@ -129,8 +129,10 @@ def make_pair(tmp_path_factory, vocabulary):
                 for path, value in fresh.items()
             }
             path = tmp_path_factory.mktemp(f"{variant}_{chat}")
-            io.write(path / "ours", params, model=config, decimals=2, conversation=chat, tokenizer=vocabulary, about={})
-            ours = io.describe(path / "ours")
+            model_dir.write(
+                path / "ours", params, model=config, decimals=2, chat_template=chat, tokenizer=vocabulary, about={}
+            )
+            ours = model_dir.describe(path / "ours")
             made[variant, chat] = Pair(ours, params, exporter.export_hf(path / "ours", path / "hf"))
         return made[variant, chat]
 
@@ -166,7 +168,7 @@ def test_features_visual_tokens_and_logits(make_pair, variant):
     pair = make_pair(variant)
     config, squares = pair.config, _squares(pair.config, 2)
     tokens, slots = map(
-        np.stack, zip(*[prompt(pair.tokenizer, pair.conversation, "What?", visual_tokens=config.visual_tokens)] * 2,
+        np.stack, zip(*[prompt(pair.tokenizer, pair.chat_template, "What?", visual_tokens=config.visual_tokens)] * 2,
                       strict=True),
     )  # fmt: skip
 
@@ -258,7 +260,7 @@ def greedy(adapted):
     """Squares, and for each the tokens that ours makes of its question; in the Engine's shape: one compilation."""
     squares = _squares(adapted.config, 4)
     rows = [
-        prompt(adapted.tokenizer, adapted.conversation, q, visual_tokens=adapted.config.visual_tokens)
+        prompt(adapted.tokenizer, adapted.chat_template, q, visual_tokens=adapted.config.visual_tokens)
         for q in QUESTIONS
     ]
     length = -(-max(len(tokens) for tokens, _ in rows) // 32) * 32
@@ -274,7 +276,7 @@ def greedy(adapted):
         prompts,
         config=adapted.config,
         max_new_tokens=NEW,
-        stop=Stop(eos_id=2, separators=adapted.conversation.separator_ids(adapted.tokenizer)),
+        stop=Stop(eos_id=2, separators=adapted.chat_template.separator_ids(adapted.tokenizer)),
     )
     return squares, np.asarray(tokens)
 
@@ -365,7 +367,7 @@ def test_rows_without_an_image(adapted, adapted_model):
 
     processor = adapted.processor()
     text = processor(text="What?", return_tensors="pt")
-    chat = adapted.conversation
+    chat = adapted.chat_template
     prefix, whole = (adapted.tokenizer.encode(t) for t in (chat.prefix, chat.prefix + chat.open_turn("What?")))
     assert text["input_ids"][0].tolist() == [1, *prefix, *whole[len(prefix) :]]
     assert "pixel_values" not in text
@@ -386,7 +388,7 @@ def test_rows_without_an_image(adapted, adapted_model):
 def test_ids_and_image_slots_are_those_of_our_rows(make_pair, chat):
     pair = make_pair("adapted", chat)
     processor, visual_tokens = pair.processor(), pair.config.visual_tokens
-    rows = [prompt(pair.tokenizer, pair.conversation, q, visual_tokens=visual_tokens) for q in QUESTIONS]
+    rows = [prompt(pair.tokenizer, pair.chat_template, q, visual_tokens=visual_tokens) for q in QUESTIONS]
     batch = processor(images=list(_squares(pair.config, 4)), text=QUESTIONS)
     for i, (tokens, slots) in enumerate(rows):
         real = batch["attention_mask"][i].astype(bool)
@@ -406,9 +408,9 @@ def test_two_turns_with_an_image_give_the_ids_of_our_dialogue(make_pair, chat):
         {"role": "assistant", "content": answer},
         {"role": "user", "content": [{"type": "text", "text": second}]},
     ]
-    text = pair.conversation.dialogue([(first, answer)])[0] + pair.conversation.open_turn(second)
+    text = pair.chat_template.dialogue([(first, answer)])[0] + pair.chat_template.open_turn(second)
     assert processor.apply_chat_template(messages, add_generation_prompt=True) == text
-    prefix = pair.tokenizer.encode(pair.conversation.prefix)
+    prefix = pair.tokenizer.encode(pair.chat_template.prefix)
     expected = [1, *[0] * (pair.config.visual_tokens + 2), *prefix, *pair.tokenizer.encode(text)[len(prefix) :]]
     batch = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=True)
     assert batch["input_ids"][0].tolist() == expected
@@ -416,7 +418,7 @@ def test_two_turns_with_an_image_give_the_ids_of_our_dialogue(make_pair, chat):
     assert by_hand["input_ids"].tolist() == batch["input_ids"].tolist()
     np.testing.assert_array_equal(by_hand["pixel_values"], batch["pixel_values"])
     closed = processor.apply_chat_template([messages[:2], messages[:2]])
-    assert closed == [pair.conversation.dialogue([(first, answer)])[0]] * 2
+    assert closed == [pair.chat_template.dialogue([(first, answer)])[0]] * 2
     with pytest.raises(ValueError, match="user first"):
         processor.apply_chat_template(messages[1:])
     with pytest.raises(ValueError, match="one a dialogue at most"):

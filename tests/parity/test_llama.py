@@ -11,7 +11,7 @@ from earthgpt_jax.config import AdapterConfig, DType, LlamaConfig
 from earthgpt_jax.convert.tables import llama_hf
 from earthgpt_jax.models.llama import Llama, empty_cache
 from earthgpt_jax.ops.attention import visible
-from tests.weights import load_into
+from tests.support.weights import load_into
 
 MODELS = ["llama_gqa_bias", "llama_mha_tied"]
 

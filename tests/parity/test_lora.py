@@ -15,7 +15,7 @@ from earthgpt_jax.models import earthgpt
 from earthgpt_jax.ops.attention import visible
 from earthgpt_jax.ops.losses import next_token_loss
 from earthgpt_jax.training.stages import trained_paths
-from tests import nano
+from tests.support import nano
 
 pytestmark = pytest.mark.torch
 IDS = np.random.default_rng(0).integers(3, 600, (2, 17))

@@ -8,8 +8,8 @@ import numpy as np
 import optax
 import pytest
 
+from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.config import OptimConfig
-from earthgpt_jax.errors import EarthGPTError
 from earthgpt_jax.training.optim import optimizer, schedule
 from earthgpt_jax.training.stages import Trained
 

@@ -10,20 +10,21 @@ import numpy as np
 import pytest
 
 from earthgpt_jax import params as params_lib
-from earthgpt_jax.config import Turns
+from earthgpt_jax.config import QuestionContext
 from earthgpt_jax.input.batch import Batch
+from earthgpt_jax.input.packing.schedule import Placed
 from earthgpt_jax.input.pipeline import Rows, join
-from earthgpt_jax.input.plan import Placed
 from earthgpt_jax.input.tokenizer import Tokenizer
-from earthgpt_jax.mmrs.synthetic import SyntheticSource
-from earthgpt_jax.models import earthgpt, io
+from earthgpt_jax.models import earthgpt
+from earthgpt_jax.models import model_dir as io
 from earthgpt_jax.models.llama import PLAIN
 from earthgpt_jax.sharding.mesh import data_parallel
-from earthgpt_jax.training.feed import device_batch
+from earthgpt_jax.synthetic import SyntheticSource
+from earthgpt_jax.training.prefetch import device_batch
 from earthgpt_jax.training.stages import trained_paths
 from earthgpt_jax.training.step import encode_used, hidden
-from tests import nano
-from tests.listed import rows
+from tests.support import nano
+from tests.support.in_memory import rows
 
 KINDS = {"caption": 1.0, "classification": 1.0, "grounding": 1.0, "hbb": 1.0, "vqa": 1.0}
 TOLERANCE = 1e-5
@@ -39,11 +40,12 @@ def world(tmp_path_factory):
     arrays = {key: value + 0.05 * rng.standard_normal(value.shape).astype(np.float32) for key, value in arrays.items()}
     source = SyntheticSource("train", 6, size=64)
     made = {
-        turns: rows(
-            [source[i] for i in range(6)], Tokenizer(description.tokenizer), weights=KINDS, tokens_per_row=420,
-            images_per_row=4, image_size=64, visual_tokens=config.model.visual_tokens, max_questions=4, turns=turns,
+        context: rows(
+            [source[i] for i in range(6)], Tokenizer(description.tokenizer), weights=KINDS, seq_len=420,
+            max_images=4, image_size=64, visual_tokens=config.model.visual_tokens, max_questions=4,
+            question_context=context,
         )
-        for turns in Turns
+        for context in QuestionContext
     }  # fmt: skip
     return config, {key: jnp.asarray(value) for key, value in arrays.items()}, made
 
@@ -87,9 +89,9 @@ def _sample_losses(batch: Batch, losses: np.ndarray) -> list[float]:
     return [float(losses[0][batch.segments[0] == segment].sum()) for segment in range(1, int(batch.segments.max()) + 1)]
 
 
-@pytest.mark.parametrize("turns", list(Turns))
-def test_packed_samples_have_the_losses_and_gradients_of_samples_alone(world, turns):
-    config, params, made = world[0], world[1], world[2][turns]
+@pytest.mark.parametrize("context", list(QuestionContext))
+def test_packed_samples_have_the_losses_and_gradients_of_samples_alone(world, context):
+    config, params, made = world[0], world[1], world[2][context]
     losses, gradients = _functions(config, params)
     chosen = sorted(range(made.plan.rows), key=lambda row: -len(made.plan[row]))[:3]
     assert len(made.plan[chosen[0]]) >= 2
@@ -103,7 +105,7 @@ def test_packed_samples_have_the_losses_and_gradients_of_samples_alone(world, tu
 
 
 def test_independent_questions_have_the_losses_and_gradients_of_rows_of_their_own(world):
-    config, params, made = world[0], world[1], world[2][Turns.INDEPENDENT]
+    config, params, made = world[0], world[1], world[2][QuestionContext.INDEPENDENT]
     losses, gradients = _functions(config, params)
     chosen = range(3)
     packed = [made[row] for row in chosen]
@@ -125,7 +127,7 @@ def test_independent_questions_have_the_losses_and_gradients_of_rows_of_their_ow
 
 def test_a_dialogue_is_not_independent_questions(world):
     """The other way round: what must see the turns before it does."""
-    config, params, made = world[0], world[1], world[2][Turns.DIALOGUE]
+    config, params, made = world[0], world[1], world[2][QuestionContext.DIALOGUE]
     losses, _ = _functions(config, params)
     row = next(row for row in range(made.plan.rows) if len(made.plan[row][0].questions) > 1)
     whole = _sample_losses(made[row], losses(made[row]))[0]
@@ -148,7 +150,7 @@ def _same_gradients(gradients, packed: list[Batch], alone: list[Batch]) -> None:
 
 def test_images_of_padding_change_nothing(world):
     """Whatever stands where no image is."""
-    config, params, made = world[0], world[1], world[2][Turns.INDEPENDENT]
+    config, params, made = world[0], world[1], world[2][QuestionContext.INDEPENDENT]
     losses, _ = _functions(config, params)
     batch = join([made[row] for row in range(4)])
     noise = np.random.default_rng(0).integers(0, 255, batch.images.shape, np.uint8)

@@ -17,7 +17,7 @@ from earthgpt_jax.convert.tables import dinov2_hf, llama_hf
 from earthgpt_jax.models.llama import Llama
 from earthgpt_jax.models.vit import ViT
 from earthgpt_jax.ops.attention import visible
-from tests.weights import load_into
+from tests.support.weights import load_into
 
 pytestmark = pytest.mark.torch
 DINO = {

@@ -11,14 +11,14 @@ import optax
 import pytest
 
 from earthgpt_jax import params as params_lib
+from earthgpt_jax.aot.program import batch_shapes
 from earthgpt_jax.config import Config, MeshConfig, Stage
 from earthgpt_jax.models import earthgpt
-from earthgpt_jax.plan.program import batch_shapes
 from earthgpt_jax.sharding import rules
 from earthgpt_jax.sharding.mesh import build_mesh, data_parallel
 from earthgpt_jax.training.stages import trained_paths
 from earthgpt_jax.training.step import DeviceBatch, State, execution, make_step
-from tests import nano
+from tests.support import nano
 
 MESHES = ((8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 1, 8))
 WIDTHS = ("model.llm.heads=8", "model.llm.kv_heads=8", "data.batch_size=16", "optim.microbatches=2")

@@ -9,8 +9,8 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from earthgpt_jax import config as config_lib
+from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.config import AdapterKind, MeshConfig, Stage
-from earthgpt_jax.errors import EarthGPTError
 from earthgpt_jax.models import earthgpt
 from earthgpt_jax.sharding import rules
 from earthgpt_jax.sharding.mesh import build_mesh, constrain, resolve, use

@@ -49,8 +49,8 @@ _SYNTHETIC = ("synthetic", "own", "all", "all", "procedural scenes, drawn by thi
 
 
 def _list(args: argparse.Namespace) -> int:
-    from earthgpt_jax.mmrs.cards import cards
-    from earthgpt_jax.mmrs.tables import aligned
+    from earthgpt_jax.common.tables import aligned
+    from earthgpt_jax.datasets.cards import cards
 
     found = cards()
     rows = [("source", "role", "sensor", "tasks", "what it is (folder)"), _SYNTHETIC]

@@ -29,9 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from earthgpt_jax.errors import EarthGPTError
-    from earthgpt_jax.mmrs.audit import audit
-    from earthgpt_jax.mmrs.inspection import directories
+    from earthgpt_jax.common.errors import EarthGPTError
+    from earthgpt_jax.datasets.inspect.validate import directories
+    from earthgpt_jax.datasets.overlap.audit import audit
 
     if args.workers is not None and args.workers < 1:
         raise EarthGPTError(f"--workers: expected at least 1, got {args.workers}")

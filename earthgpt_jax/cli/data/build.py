@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from earthgpt_jax.mmrs.cards import Card
-    from earthgpt_jax.mmrs.workers import Engine
+    from earthgpt_jax.common.parallel import Engine
+    from earthgpt_jax.datasets.cards import Card
 
 HELP = "write OUT/<source>/ from native files"
 DESCRIPTION = """\
@@ -63,8 +63,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from earthgpt_jax.errors import EarthGPTError
-    from earthgpt_jax.mmrs.build import MAX_QUARANTINE, Built, Summary, build, build_synthetic
+    from earthgpt_jax.common.errors import EarthGPTError
+    from earthgpt_jax.datasets.build.builder import MAX_QUARANTINE, Built, Summary, build, build_synthetic
 
     names = list(dict.fromkeys(args.source))
     if "synthetic" not in names and (args.count is not None or args.splits):
@@ -88,26 +88,26 @@ def run(args: argparse.Namespace) -> int:
 
 @contextlib.contextmanager
 def _engine(args: argparse.Namespace) -> Iterator[Engine]:
-    from earthgpt_jax.errors import EarthGPTError
+    from earthgpt_jax.common.errors import EarthGPTError
 
     if args.beam:
         if args.workers is not None:
             raise EarthGPTError("--workers is for processes of this machine; tell Beam by --beam-options")
-        from earthgpt_jax.mmrs.beam import Beam
+        from earthgpt_jax.datasets.build.beam import Beam
 
         yield Beam(shlex.split(args.beam_options))
         return
     if args.beam_options:
         raise EarthGPTError("--beam-options are for --beam; add it, or leave them out")
-    from earthgpt_jax.mmrs.workers import Local, cores
+    from earthgpt_jax.common.parallel import Local, cores
 
     with Local(cores() if args.workers is None else args.workers) as engine:
         yield engine
 
 
 def _chosen(names: list[str], root: Path) -> tuple[Card, ...]:
-    from earthgpt_jax.errors import EarthGPTError
-    from earthgpt_jax.mmrs.cards import cards, select
+    from earthgpt_jax.common.errors import EarthGPTError
+    from earthgpt_jax.datasets.cards import cards, select
 
     if "all" not in names:
         return select(names)
@@ -119,7 +119,7 @@ def _chosen(names: list[str], root: Path) -> tuple[Card, ...]:
 
 def _lies_below(root: Path, card: Card) -> bool:
     """The folder and at least one whole part of the layout: a card may share its folder with others."""
-    from earthgpt_jax.mmrs.readers import absent_parts
+    from earthgpt_jax.datasets.readers import absent_parts
 
     base = root / card.folder
     absent = set(absent_parts(base, card))
@@ -127,7 +127,7 @@ def _lies_below(root: Path, card: Card) -> bool:
 
 
 def _synthetic_splits(count: int | None, text: str | None) -> dict[str, int]:
-    from earthgpt_jax.errors import EarthGPTError
+    from earthgpt_jax.common.errors import EarthGPTError
 
     if (count is None) == (text is None):
         raise EarthGPTError("build synthetic: give either --count N or --splits train=N,val=N,test=N")

@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from earthgpt_jax.errors import EarthGPTError
+    from earthgpt_jax.common.errors import EarthGPTError
 
     if args.root is None:
         if args.hashes or args.write_hashes:
@@ -60,10 +60,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _native(names: Sequence[str], *, root: Path, hashes: Path | None, write_to: Path | None) -> int:
-    from earthgpt_jax.errors import EarthGPTError
-    from earthgpt_jax.mmrs import checksums, store
-    from earthgpt_jax.mmrs.cards import cards, select
-    from earthgpt_jax.mmrs.completeness import examine, files, present
+    from earthgpt_jax.common import checksums
+    from earthgpt_jax.common.errors import EarthGPTError
+    from earthgpt_jax.datasets import store
+    from earthgpt_jax.datasets.cards import cards, select
+    from earthgpt_jax.datasets.inspect.completeness import examine, files, present
 
     if not root.is_dir():
         raise EarthGPTError(f"--root {root}: expected the folder of the native datasets; there is no such folder")
@@ -86,7 +87,7 @@ def _native(names: Sequence[str], *, root: Path, hashes: Path | None, write_to: 
 
 
 def _built(folders: Sequence[str]) -> int:
-    from earthgpt_jax.mmrs.inspection import complaints, directories
+    from earthgpt_jax.datasets.inspect.validate import complaints, directories
 
     wrong = 0
     for directory in (each for folder in folders for each in directories(Path(folder))):
@@ -100,8 +101,8 @@ def _built(folders: Sequence[str]) -> int:
 
 
 def _agreement(folders: Sequence[str], native: Path) -> int:
-    from earthgpt_jax.mmrs.agreement import compare
-    from earthgpt_jax.mmrs.inspection import directories, records
+    from earthgpt_jax.datasets.inspect.agreement import compare
+    from earthgpt_jax.datasets.inspect.validate import directories, records
 
     found = {
         directory: compare(records(directory), records(native))

@@ -40,9 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from earthgpt_jax.errors import EarthGPTError
-    from earthgpt_jax.mmrs.inspection import directories
-    from earthgpt_jax.mmrs.selection import choose
+    from earthgpt_jax.common.errors import EarthGPTError
+    from earthgpt_jax.datasets.inspect.selection import choose
+    from earthgpt_jax.datasets.inspect.validate import directories
 
     if args.count < 1:
         raise EarthGPTError(f"--count: expected at least 1, got {args.count}")
@@ -50,16 +50,16 @@ def run(args: argparse.Namespace) -> int:
     folders = directories(args.dir)
     records = choose(folders, count=args.count, seed=args.seed, wanted=_wanted(args))
     if kind == ".png":
-        from earthgpt_jax.mmrs.preview import sheet
+        from earthgpt_jax.datasets.inspect.sheet import sheet
 
         sheet(records).save(out)
     else:
+        from earthgpt_jax.common.resources import assets_path
         from earthgpt_jax.config import load
+        from earthgpt_jax.datasets.annotated_classes import annotated
+        from earthgpt_jax.datasets.store import manifest
+        from earthgpt_jax.input.preview import page
         from earthgpt_jax.input.tokenizer import Tokenizer
-        from earthgpt_jax.mmrs.annotated import annotated
-        from earthgpt_jax.mmrs.gallery import page
-        from earthgpt_jax.mmrs.store import manifest
-        from earthgpt_jax.resources import assets_path
 
         text = page(
             records,
@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _target(out: Path) -> tuple[Path, str]:
     """The file to write and its suffix; a name without one is a folder."""
-    from earthgpt_jax.errors import EarthGPTError
+    from earthgpt_jax.common.errors import EarthGPTError
 
     suffix = out.suffix.lower()
     if out.is_dir() or not suffix:
@@ -94,9 +94,9 @@ def _target(out: Path) -> tuple[Path, str]:
 
 
 def _wanted(args: argparse.Namespace):
-    from earthgpt_jax.errors import EarthGPTError
-    from earthgpt_jax.mmrs.record import Sensor, Task
-    from earthgpt_jax.mmrs.selection import Wanted
+    from earthgpt_jax.common.errors import EarthGPTError
+    from earthgpt_jax.datasets.inspect.selection import Wanted
+    from earthgpt_jax.records import Sensor, Task
 
     for option, enumeration in (("sensor", Sensor), ("task", Task)):
         value = getattr(args, option)

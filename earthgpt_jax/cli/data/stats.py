@@ -27,7 +27,7 @@ examples:
 
 
 _CONFIG = "tiny:instruct"
-_FIELDS = ("mixture", "tokens_per_row", "images_per_row")  # of a recipe's data
+_FIELDS = ("mixture", "seq_len", "max_images")  # of a recipe's data
 _OF_PLAN = ("config", *_FIELDS, "workers")
 
 
@@ -49,16 +49,16 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _plan(args: argparse.Namespace) -> int:
+    from earthgpt_jax.common.errors import EarthGPTError
+    from earthgpt_jax.common.resources import assets_path
     from earthgpt_jax.config import load
-    from earthgpt_jax.errors import EarthGPTError
+    from earthgpt_jax.input.packing import efficiency
+    from earthgpt_jax.input.packing.planner import planned
     from earthgpt_jax.input.tokenizer import Tokenizer
-    from earthgpt_jax.mmrs import occupancy
-    from earthgpt_jax.mmrs.planning import planned
-    from earthgpt_jax.resources import assets_path
 
     if args.json or args.html:
         raise EarthGPTError("--json and --html are of the statistics; leave them out, or --plan")
-    for name in ("tokens_per_row", "images_per_row", "workers"):
+    for name in ("seq_len", "max_images", "workers"):
         value = getattr(args, name)
         if value is not None and value < 1:
             raise EarthGPTError(f"--{name.replace('_', '-')}: expected at least 1, got {value}")
@@ -67,18 +67,19 @@ def _plan(args: argparse.Namespace) -> int:
     config = load(args.config or _CONFIG, fields)
     tokenizer = Tokenizer(args.tokenizer or assets_path("tiny", "tokenizer.model"))
     plan = planned(config, tokenizer=tokenizer, workers=args.workers).plan
-    print(occupancy.text(plan, batch_size=config.data.batch_size))
+    print(efficiency.text(plan, batch_size=config.data.batch_size))
     return 0
 
 
 def _measure(args: argparse.Namespace) -> int:
     import json
 
-    from earthgpt_jax.errors import EarthGPTError
+    from earthgpt_jax.common.errors import EarthGPTError
+    from earthgpt_jax.common.resources import assets_path
+    from earthgpt_jax.datasets import store
+    from earthgpt_jax.datasets.inspect.validate import directories
+    from earthgpt_jax.input import statistics
     from earthgpt_jax.input.tokenizer import Tokenizer
-    from earthgpt_jax.mmrs import statistics, store
-    from earthgpt_jax.mmrs.inspection import directories
-    from earthgpt_jax.resources import assets_path
 
     if given := [name for name in _OF_PLAN if getattr(args, name) is not None]:
         raise EarthGPTError(f"--{given[0].replace('_', '-')} is for --plan; add it, or leave this out")

@@ -16,7 +16,7 @@ from pycocoevalcap.bleu.bleu_scorer import BleuScorer
 from pycocoevalcap.cider.cider import Cider
 from pycocoevalcap.rouge.rouge import Rouge
 
-from earthgpt_jax.evaluation.metrics.counts import Counts, Figures, Metric, ratio
+from earthgpt_jax.evaluation.metrics.base import Counts, Figures, Metric, ratio
 from earthgpt_jax.evaluation.predictions import Prediction
 
 # Numbers keep their inner point or comma and words their inner hyphens, as in the Penn Treebank; signs that are not

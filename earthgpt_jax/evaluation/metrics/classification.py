@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from earthgpt_jax.evaluation.metrics.counts import Counts, Figures, Metric, ratio, rows_by
+from earthgpt_jax.evaluation.metrics.base import Counts, Figures, Metric, ratio, rows_by
 from earthgpt_jax.evaluation.predictions import Prediction
 
 OTHER = "(no class)"  # an answer that names none of the classes

@@ -10,12 +10,12 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from earthgpt_jax.boxes import BoxKind
+from earthgpt_jax.evaluation.metrics.base import Counts, Figures, Metric, ratio
 from earthgpt_jax.evaluation.metrics.classification import normalise
-from earthgpt_jax.evaluation.metrics.counts import Counts, Figures, Metric, ratio
-from earthgpt_jax.evaluation.metrics.overlap import THRESHOLD, ious
-from earthgpt_jax.evaluation.metrics.reading import boxes_of, frame_of, numbers, pixels_of, size_of
+from earthgpt_jax.evaluation.metrics.iou import THRESHOLD, ious
+from earthgpt_jax.evaluation.metrics.parsed_boxes import boxes_of, frame_of, numbers, pixels_of, size_of
 from earthgpt_jax.evaluation.predictions import Prediction
-from earthgpt_jax.geometry import BoxKind
 
 
 class Outcome(enum.StrEnum):

@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from earthgpt_jax.errors import EarthGPTError
+from earthgpt_jax.boxes import MMRS, BoxKind
+from earthgpt_jax.common.errors import EarthGPTError
+from earthgpt_jax.evaluation.metrics.base import Counts, Figures, Metric, ratio, rows_by
 from earthgpt_jax.evaluation.metrics.classification import normalise
-from earthgpt_jax.evaluation.metrics.counts import Counts, Figures, Metric, ratio, rows_by
-from earthgpt_jax.evaluation.metrics.overlap import SLACK, ious
-from earthgpt_jax.evaluation.metrics.reading import boxes_of, extent, frame_of, numbers, pixels_of, size_of
+from earthgpt_jax.evaluation.metrics.iou import SLACK, ious
+from earthgpt_jax.evaluation.metrics.parsed_boxes import boxes_of, extent, frame_of, numbers, pixels_of, size_of
 from earthgpt_jax.evaluation.predictions import Prediction, Truth
-from earthgpt_jax.geometry import MMRS, BoxKind
 
 PERCENT = (50, 60, 70, 80, 90)
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from earthgpt_jax.evaluation.metrics.counts import Counts, Metric
+from earthgpt_jax.evaluation.metrics.base import Counts, Metric
 
 SAMPLES = 1000
 LEVEL = (2.5, 97.5)

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from earthgpt_jax.boxes.plurals import WORDS
+from earthgpt_jax.evaluation.metrics.base import Counts, Figures, Metric, ratio, rows_by
 from earthgpt_jax.evaluation.metrics.classification import normalise, right
-from earthgpt_jax.evaluation.metrics.counts import Counts, Figures, Metric, ratio, rows_by
 from earthgpt_jax.evaluation.predictions import Prediction
-from earthgpt_jax.geometry.nouns import WORDS
 
 # Upper ends of the bins that RSVQA-LR's counts are put into (Lobry et al. 2020): 0, 1-10, 11-100, 101-1000, more.
 _BINS = (0, 10, 100, 1000)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from earthgpt_jax.errors import EarthGPTError
+from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.evaluation.confidence import Calibration
 from earthgpt_jax.evaluation.predictions import Prediction
 from earthgpt_jax.evaluation.report import gallery, page
 from earthgpt_jax.evaluation.report.tables import Table, confused, metrics, parts, reliability
 from earthgpt_jax.evaluation.scores import Scores, markdown_table, to_markdown
-from earthgpt_jax.mmrs.record import Record
+from earthgpt_jax.records import Record
 
 _PICTURES = 6  # worst, and best, images with pictures
 

@@ -8,18 +8,18 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from earthgpt_jax.errors import EarthGPTError
+from earthgpt_jax.boxes import BoxKind, polygon_to_rect, rect_to_polygon
+from earthgpt_jax.common.errors import EarthGPTError
+from earthgpt_jax.common.pictures import data_uri, points
 from earthgpt_jax.evaluation.metrics import classification
 from earthgpt_jax.evaluation.metrics.captions import captions
 from earthgpt_jax.evaluation.metrics.detection import matching
 from earthgpt_jax.evaluation.metrics.grounding import iou
-from earthgpt_jax.evaluation.metrics.reading import boxes_of, frame_of
+from earthgpt_jax.evaluation.metrics.parsed_boxes import boxes_of, frame_of
 from earthgpt_jax.evaluation.predictions import DETECTION, WITH_BOXES, Prediction, Truth
-from earthgpt_jax.geometry import BoxKind, polygon_to_rect, rect_to_polygon
-from earthgpt_jax.input.derived import Derived
-from earthgpt_jax.input.images import decode
-from earthgpt_jax.mmrs.pictures import data_uri, points
-from earthgpt_jax.mmrs.record import Record, Sensor, Task
+from earthgpt_jax.input.prompts.derived import Derived
+from earthgpt_jax.raster.decode import decode
+from earthgpt_jax.records import Record, Sensor, Task
 
 _EXACT = (Task.CLASSIFICATION, Task.VQA, *Derived)  # tasks with one right answer
 _LONGEST_SIDE = 640  # of a picture on the page; boxes keep the coordinates of the original

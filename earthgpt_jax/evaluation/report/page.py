@@ -10,13 +10,13 @@ import jinja2
 import numpy as np
 
 from earthgpt_jax.evaluation.confidence import Calibration
-from earthgpt_jax.evaluation.metrics.reliability import BINS
+from earthgpt_jax.evaluation.metrics.calibration import BINS
 from earthgpt_jax.evaluation.predictions import DETECTION, Chained, Prediction
 from earthgpt_jax.evaluation.report import plots
 from earthgpt_jax.evaluation.report.gallery import Case, Failure
 from earthgpt_jax.evaluation.report.tables import GROUPS, Table, baselines_of, metrics, parts
 from earthgpt_jax.evaluation.scores import HEADLINE, Scores, figure
-from earthgpt_jax.mmrs.record import Sensor, Task
+from earthgpt_jax.records import Sensor, Task
 
 _SHOWN_FAILURES = 50
 _TASKS = {

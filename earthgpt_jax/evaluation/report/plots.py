@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from earthgpt_jax.evaluation.confidence import Calibration, probabilities, settled
+from earthgpt_jax.evaluation.metrics.calibration import BINS, bins, by_task
 from earthgpt_jax.evaluation.metrics.classification import confusion
-from earthgpt_jax.evaluation.metrics.ranking import Interpolation, average_precision, curve, rank
-from earthgpt_jax.evaluation.metrics.reliability import BINS, bins, by_task
+from earthgpt_jax.evaluation.metrics.voc_ap import Interpolation, average_precision, curve, rank
 from earthgpt_jax.evaluation.predictions import DETECTION, Prediction
-from earthgpt_jax.mmrs.record import Task
+from earthgpt_jax.records import Task
 
 SIDE = 240  # of a precision-recall plot
 _SHOWN = 24  # classes with a plot, those with most objects

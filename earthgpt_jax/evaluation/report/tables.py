@@ -6,14 +6,15 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from earthgpt_jax.evaluation import baselines, peers
+from earthgpt_jax.evaluation import baselines
 from earthgpt_jax.evaluation.benchmarks import Benchmark
 from earthgpt_jax.evaluation.confidence import Calibration, probabilities, settled
+from earthgpt_jax.evaluation.metrics.calibration import bins, by_task
 from earthgpt_jax.evaluation.metrics.classification import OTHER, confusion
-from earthgpt_jax.evaluation.metrics.reliability import bins, by_task
 from earthgpt_jax.evaluation.predictions import Prediction
 from earthgpt_jax.evaluation.scores import BASELINES, BESIDE, HEADLINE, Extra, Scores, figure, score
-from earthgpt_jax.mmrs.record import Sensor, Task
+from earthgpt_jax.evaluation.third_party import scorers
+from earthgpt_jax.records import Sensor, Task
 
 GROUPS = ("all", *(sensor.value for sensor in Sensor))
 _CONFUSED = 20  # pairs of classes that the Markdown lists
@@ -131,11 +132,11 @@ def reliability(
 def by_rule(peer: str, predictions: Sequence[Prediction], model: Scores) -> Table:
     """Our figure and a peer's of the same answers, and both of random answers."""
     random = baselines.shuffled(predictions)
-    theirs, of_random = peers.apply(peer, predictions), peers.apply(peer, random)
-    ranked = any(rule.ours.startswith("ap") for rule in peers.rules(peer).values())
+    theirs, of_random = scorers.apply(peer, predictions), scorers.apply(peer, random)
+    ranked = any(rule.ours.startswith("ap") for rule in scorers.rules(peer).values())
     ours_of_random = score(random, extras=(Extra.AP,) if ranked else ())
     rows, said = [], []
-    for task, rule in peers.rules(peer).items():
+    for task, rule in scorers.rules(peer).items():
         if task in theirs:
             rows.append(
                 [f"{task}, {rule.ours}", figure(model[task]["all"].get(rule.ours)), figure(theirs[task]),

@@ -1,0 +1,62 @@
+"""Boxes: pixels <-> padded square <-> tile <-> text. The only place that knows a box grammar.
+
+Conventions: pixels have x to the right and y down, and are continuous: 0 is the left edge of the first pixel. A
+polygon is f32[8], x1,y1,...,x4,y4, clockwise on screen from the corner with the smallest y (of equals, the smallest
+x). Angles are radians, clockwise on screen.
+
+`polygons` makes and judges boxes, `frames` brings coordinates from one frame to another, `nouns` has the English of
+counts, `writing` and `reading` are MMRS's text of boxes, and `grammars` has everybody else's: `parse` reads them all.
+"""
+
+from earthgpt_jax.boxes.formats import AUTO, GRAMMARS, MMRS, BoxGrammar, parse, write_boxes
+from earthgpt_jax.boxes.frames import Frame, Square, Whole, Window
+from earthgpt_jax.boxes.parsing import Parsed, ParsedBox
+from earthgpt_jax.boxes.plurals import counted, plural, singular
+from earthgpt_jax.boxes.polygons import (
+    BoxKind,
+    RotatedBox,
+    area,
+    canonical,
+    clipped,
+    degenerate,
+    min_area_rect,
+    polygon_to_rect,
+    polygon_to_rotated,
+    rect_to_polygon,
+    rotated_to_polygon,
+)
+from earthgpt_jax.boxes.writing import Shortlist, detection_sentence, format_boxes, format_detection, shortlist
+
+__all__ = [
+    "AUTO",
+    "GRAMMARS",
+    "MMRS",
+    "BoxGrammar",
+    "BoxKind",
+    "Frame",
+    "Parsed",
+    "ParsedBox",
+    "RotatedBox",
+    "Shortlist",
+    "Square",
+    "Whole",
+    "Window",
+    "area",
+    "canonical",
+    "clipped",
+    "counted",
+    "degenerate",
+    "detection_sentence",
+    "format_boxes",
+    "format_detection",
+    "min_area_rect",
+    "parse",
+    "plural",
+    "polygon_to_rect",
+    "polygon_to_rotated",
+    "rect_to_polygon",
+    "rotated_to_polygon",
+    "shortlist",
+    "singular",
+    "write_boxes",
+]

@@ -1,0 +1,111 @@
+"""Boxes as text, in the grammar of MMRS."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import functools
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+
+from earthgpt_jax.boxes.frames import Square
+from earthgpt_jax.boxes.plurals import counted
+from earthgpt_jax.boxes.polygons import BoxKind, area, canonical, degenerate, polygon_to_rect
+
+
+def format_boxes(polygons: Iterable[np.ndarray], *, square: Square, decimals: int, kind: BoxKind) -> str:
+    """`[x0,y0,x1,y1;...]` in fractions of the padded square, or eight numbers a box for OBB.
+
+    Boxes go from top to bottom, then from left to right, by their text's first corner as printed. A box that
+    rounding leaves without area is widened by a step, so `parse` takes every box that is written.
+    """
+    arrays = [np.asarray(polygon) for polygon in polygons]
+    rows = [_rounded(each.tobytes(), each.dtype.str, square, decimals, kind) for each in arrays]
+    rows.sort(key=lambda row: (row[1], row[0], row))
+    return "[" + ";".join(",".join(f"{n / 10**decimals:.{decimals}f}" for n in row) for row in rows) + "]"
+
+
+@functools.lru_cache(maxsize=4096)  # a dense scene's boxes are written several times until they have room
+def _rounded(polygon: bytes, dtype: str, square: Square, decimals: int, kind: BoxKind) -> tuple[int, ...]:
+    """A box in whole steps of 10**-decimals of the square's side, never without area."""
+    return tuple(_steps(np.frombuffer(polygon, dtype), square=square, decimals=decimals, kind=kind))
+
+
+def _steps(polygon: np.ndarray, *, square: Square, decimals: int, kind: BoxKind) -> list[int]:
+    numbers = polygon_to_rect(polygon) if kind is BoxKind.HBB else canonical(polygon)
+    # Through text, which rounds the number itself; a product with 10**decimals would be rounded twice.
+    fractions = np.clip(square.to_fractions(numbers), 0.0, 1.0).tolist()
+    steps = [int(f"{v:.{decimals}f}".replace(".", "")) for v in fractions]
+    if kind is BoxKind.HBB:
+        return widened(steps, end=10**decimals)
+    if not degenerate(np.divide(steps, 10**decimals), width=1, height=1):
+        return steps
+    # Its direction is lost to rounding: the enclosing upright rectangle.
+    x0, y0, x1, y1 = widened(polygon_to_rect(np.array(steps)), end=10**decimals)
+    return [x0, y0, x1, y0, x1, y1, x0, y1]
+
+
+def widened(rectangle: Sequence[float], *, end: int) -> list[int]:
+    """A side of no length grows by a step to the right or down; at the square's `end`, to the left or up."""
+    x0, y0, x1, y1 = map(int, rectangle)
+    x0, y0 = min(x0, end - 1), min(y0, end - 1)
+    return [x0, y0, max(x1, x0 + 1), max(y1, y0 + 1)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Shortlist:
+    """Boxes to be listed, by label, and the number of others of each label."""
+
+    groups: Mapping[str, Sequence[np.ndarray]]
+    rest: Mapping[str, int]
+
+
+def shortlist(groups: Mapping[str, Sequence[np.ndarray]], *, most: int) -> Shortlist:
+    """The `most` largest boxes of all labels together; of equals, the upper and then the left one."""
+    ranked = sorted(
+        ((label, polygon) for label, polygons in groups.items() for polygon in polygons),
+        key=lambda item: (-area(item[1]), item[1][1], item[1][0], item[0]),
+    )
+    listed: dict[str, list[np.ndarray]] = {}
+    for label, polygon in ranked[:most]:
+        listed.setdefault(label, []).append(polygon)
+    return Shortlist(listed, collections.Counter(label for label, _ in ranked[most:]))
+
+
+def format_detection(
+    groups: Mapping[str, Sequence[np.ndarray]],
+    *,
+    square: Square,
+    decimals: int,
+    kind: BoxKind,
+    rest: Mapping[str, int] | None = None,
+) -> str:
+    """`There are <p>two ships</p>[...] and <p>one airplane</p>[...] in the image.`, labels in alphabetical order.
+
+    Objects of `rest` (label -> number) are counted and not listed: `...in the image; not listed: 25 more ships.`
+    """
+    return detection_sentence(
+        {
+            label: (len(polygons), format_boxes(polygons, square=square, decimals=decimals, kind=kind))
+            for label, polygons in groups.items()
+            if len(polygons)
+        },
+        rest=rest,
+    )
+
+
+def detection_sentence(listed: Mapping[str, tuple[int, str]], *, rest: Mapping[str, int] | None = None) -> str:
+    """The same of boxes that are text already: label -> (how many, `[...]`)."""
+    if not listed:
+        return "There are no objects in the image."
+    items = [f"<p>{counted(label, count)}</p>{boxes}" for label, (count, boxes) in sorted(listed.items())]
+    verb = "is" if len(items) == 1 and items[0].startswith("<p>one ") else "are"
+    others = [
+        counted(f"more {label}" if label in listed else label, count) for label, count in sorted((rest or {}).items())
+    ]
+    return f"There {verb} {_joined(items)} in the image" + (f"; not listed: {_joined(others)}." if others else ".")
+
+
+def _joined(items: Sequence[str]) -> str:
+    return items[0] if len(items) == 1 else ", ".join(items[:-1]) + " and " + items[-1]

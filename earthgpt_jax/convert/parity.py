@@ -1,0 +1,92 @@
+"""Whether an exported folder, opened by transformers, says what our model says."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from earthgpt_jax import params as params_lib
+from earthgpt_jax.inference.engine import Engine
+from earthgpt_jax.input.images import load_square
+from earthgpt_jax.input.prompts.chat_template import chat_template
+from earthgpt_jax.input.sequences import prompt
+from earthgpt_jax.input.tokenizer import Tokenizer
+from earthgpt_jax.models import earthgpt, model_dir
+from earthgpt_jax.ops.attention import visible
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Parity:
+    """Attributes:
+    logits: greatest difference over all positions of the first prompt, fp32.
+    same, asked: greedy answers that are identical, of so many.
+    """
+
+    logits: float
+    same: int
+    asked: int
+
+
+def can_check() -> bool:
+    """Whether PyTorch and transformers are installed."""
+    return all(importlib.util.find_spec(name) for name in ("torch", "transformers"))
+
+
+def check_export(
+    name: str | Path, folder: Path, items: Sequence[tuple[bytes, str]], *, max_new_tokens: int = 64
+) -> Parity:
+    """Compares a model with its export in fp32, on images and questions.
+
+    Args:
+        items: `(an image file's bytes, question)`.
+    """
+    import torch
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+    theirs = AutoModelForImageTextToText.from_pretrained(folder, trust_remote_code=True, dtype=torch.float32).eval()
+    images, questions = [image for image, _ in items], [question for _, question in items]
+    inputs = processor(images=images, text=questions, return_tensors="pt")
+    first = processor(images=images[:1], text=questions[:1], return_tensors="pt")
+    with torch.inference_mode():
+        logits = theirs(**first).logits[0].numpy()
+        output = theirs.generate(**inputs, max_new_tokens=max_new_tokens)
+    answers = processor.batch_decode(output[:, inputs["input_ids"].shape[1] :])
+
+    engine = Engine.from_model_dir(name, batch_size=len(items))
+    ours = engine.answer(
+        [(load_square(image, engine.image_size), question) for image, question in items], max_new_tokens=max_new_tokens
+    )
+    return Parity(
+        logits=float(np.abs(logits - _logits(name, images[0], questions[0])).max()),
+        same=sum(mine == his for mine, his in zip(ours, answers, strict=True)),
+        asked=len(items),
+    )
+
+
+def _logits(name: str | Path, image: bytes, question: str) -> np.ndarray:
+    """Ours, f32[T, V], of one prompt."""
+    model, arrays = model_dir.read(name)
+    graphdef, _ = earthgpt.abstract(model.model)
+    tokens, slots = prompt(
+        Tokenizer(model.tokenizer),
+        chat_template(model.chat_template),
+        question,
+        visual_tokens=model.model.visual_tokens,
+    )
+
+    @jax.jit
+    def forward(params: params_lib.Params, square: jax.Array) -> jax.Array:
+        module = params_lib.merge_module(graphdef, params)
+        x = module.embed(tokens[None], slots[None], module.perceive(module.encode(square[None])))
+        ones = jax.numpy.ones((1, len(tokens)), int)
+        hidden, _ = module.llm(x, positions=np.arange(len(tokens))[None], mask=visible(ones, 0 * ones))
+        return module.llm.logits(hidden)[0]
+
+    params = {path: jax.numpy.asarray(value, np.float32) for path, value in arrays.items()}
+    return np.asarray(forward(params, load_square(image, model.model.image_size)))

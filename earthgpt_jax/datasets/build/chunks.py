@@ -1,0 +1,253 @@
+"""A build in pieces: a batch of native units, a file, becomes a chunk of finished examples, a file.
+
+A job's name holds a digest of all that its chunk depends on (units, card, the stamps of the image files,
+versions), so that a build that goes on takes what is finished and does anew what has changed. A chunk is two
+files, `.examples` and `.index`; the index is put under its name last, and only then is the chunk finished.
+"""
+
+from __future__ import annotations
+
+import array
+import collections
+import dataclasses
+import functools
+import hashlib
+import os
+import pickle
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import tensorflow_datasets as tfds
+from tensorflow_datasets.core.example_serializer import ExampleSerializer
+
+from earthgpt_jax.datasets import image_digests
+from earthgpt_jax.datasets.build import tiling
+from earthgpt_jax.datasets.build.counts import COUNTED, Holdings, Tally, holds
+from earthgpt_jax.datasets.cards import Card
+from earthgpt_jax.datasets.examples import FEATURES, to_example
+from earthgpt_jax.datasets.readers import Event, Native, Rejected, Unit, judge
+from earthgpt_jax.records import Record
+from earthgpt_jax.synthetic import SyntheticSource
+
+Read = Callable[[Path], bytes]
+Stamp = tuple[int, int, int]
+
+
+class Batch(Protocol):
+    """Work that gives the same result in any process."""
+
+    def events(self, read: Read, tally: Tally) -> Iterator[tuple[Event, Iterable[Record]]]:
+        """Every event, counted in `tally`, and the records that are stored for it."""
+
+    def __len__(self) -> int:
+        """How many units it has, more or less."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NativeBatch:
+    """Some of the items of `readers.plan`, in their order.
+
+    Attributes:
+        stamps: of all images, as `stamp` gives them; only to tell whether one has changed.
+    """
+
+    card: Card
+    items: tuple[Unit | Event, ...]
+    stamps: tuple[Stamp, ...] = ()
+
+    def events(self, read: Read, tally: Tally) -> Iterator[tuple[Event, Iterable[Record]]]:
+        for item in self.items:
+            if not isinstance(item, Unit):
+                tally.add(item)
+                yield item, ()
+                continue
+            for event in judge(item, self.card, read=read):
+                tally.add(event)
+                yield event, self._stored(event, tally) if isinstance(event, Record) else ()
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def _stored(self, record: Record, tally: Tally) -> Iterable[Record]:
+        return tiling.cut(record, self.card.tile, counter=tally.tiles) if self.card.tile else (record,)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SyntheticBatch:
+    """The records `start` to `stop` of a split of the synthetic source."""
+
+    source: SyntheticSource
+    start: int
+    stop: int
+
+    def events(self, read: Read, tally: Tally) -> Iterator[tuple[Event, Iterable[Record]]]:
+        for index in range(self.start, self.stop):
+            record = self.source[index]
+            for kind, count in zip(COUNTED, holds(record), strict=True):
+                tally.add(Native(kind=kind, count=count))
+            tally.add(record)
+            yield record, (record,)
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+
+def stamp(path: Path) -> Stamp:
+    """(bytes, time of change, time of change of its rights or name) of a file; zeros if it cannot be asked."""
+    try:
+        status = path.stat()
+    except OSError:
+        return 0, 0, 0
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def write_job(folder: Path, index: int, batch: Batch, *, salt: str) -> Path:
+    """Writes a batch as `folder/<index>-<digest>.job`; the name sorts by index."""
+    data = pickle.dumps(batch, protocol=pickle.HIGHEST_PROTOCOL)
+    path = folder / f"{index:07d}-{hashlib.sha256(salt.encode() + data).hexdigest()[:20]}.job"
+    commit(path, data)
+    return path
+
+
+@dataclasses.dataclass
+class Part:
+    """What a chunk holds of one split: where its examples lie, the digests of their images, what is in them."""
+
+    starts: array.array = dataclasses.field(default_factory=lambda: array.array("Q"))
+    sizes: array.array = dataclasses.field(default_factory=lambda: array.array("Q"))
+    digests: array.array = dataclasses.field(default_factory=lambda: array.array("Q"))
+    holdings: Holdings = dataclasses.field(default_factory=Holdings)
+
+
+@dataclasses.dataclass
+class Index:
+    """All that is known of a chunk beside its examples.
+
+    Attributes:
+        size: bytes of the file of examples.
+        parts: by split.
+        rejected: rows of the quarantine file.
+        inputs: image file -> sha256 of its bytes, as they were read.
+    """
+
+    size: int = 0
+    parts: dict[str, Part] = dataclasses.field(default_factory=lambda: collections.defaultdict(Part))
+    tally: Tally = dataclasses.field(default_factory=Tally)
+    rejected: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    inputs: dict[Path, str] = dataclasses.field(default_factory=dict)
+
+
+def examples_file(job: Path) -> Path:
+    return job.with_suffix(".examples")
+
+
+def index(job: Path) -> Index | None:
+    """Of a job's chunk; None if the chunk is not finished."""
+    try:
+        found = pickle.loads(job.with_suffix(".index").read_bytes())
+        return found if examples_file(job).stat().st_size == found.size else None
+    except FileNotFoundError:
+        return None
+
+
+def run(job: Path) -> None:
+    """Makes a job's chunk; does nothing if it is finished.
+
+    Raises:
+        OSError: it cannot be written.
+        EarthGPTError: the card does not fit what was read.
+    """
+    if index(job) is not None:
+        return
+    batch: Batch = pickle.loads(job.read_bytes())
+    hasher = _Hasher()
+    temporary = partial(examples_file(job))
+    with temporary.open("wb") as file:
+        made = _write(batch, hasher, file.write)
+        durable(file)
+    os.replace(temporary, examples_file(job))
+    made.inputs = hasher.sums
+    commit(job.with_suffix(".index"), pickle.dumps(made, protocol=pickle.HIGHEST_PROTOCOL))
+
+
+def _write(batch: Batch, hasher: _Hasher, write: Callable[[bytes], Any]) -> Index:
+    made = Index()
+    for event, records in batch.events(hasher.read, made.tally):
+        if isinstance(event, Rejected):
+            made.rejected.append({**dataclasses.asdict(event), "kind": event.kind.value})
+        # Of the native image, also for its tiles: whoever has the image has what is in them.
+        digest = hasher.digest(event.image) if isinstance(event, Record) else image_digests.NONE
+        for record in records:
+            add(made, record, split=record.split, digest=digest, write=write)
+    made.parts = dict(made.parts)
+    return made
+
+
+def add(made: Index, record: Record, *, split: str, digest: int, write: Callable[[bytes], Any]) -> None:
+    """Writes a record behind the others of a chunk."""
+    data = serialize(record)
+    write(data)
+    part = made.parts[split]
+    part.starts.append(made.size)
+    part.sizes.append(len(data))
+    part.digests.append(digest)
+    part.holdings.add(record)
+    made.size += len(data)
+
+
+def serialize(record: Record) -> bytes:
+    """The record as the example that a shard holds.
+
+    The features go in the order of their names: TFDS leaves it to protobuf's hash map, so the same record would
+    give other bytes, and with them another fingerprint, in every process.
+    """
+    features, serializer = _codec()
+    example = serializer.get_tf_example(features.encode_example(to_example(record)))
+    return example.SerializeToString(deterministic=True)
+
+
+@functools.cache
+def _codec() -> tuple[tfds.features.FeaturesDict, ExampleSerializer]:
+    features = tfds.features.FeaturesDict(FEATURES)
+    return features, ExampleSerializer(features.get_serialized_info())
+
+
+class _Hasher:
+    """Hashes files as they are read, so that nothing is read twice for it."""
+
+    def __init__(self) -> None:
+        self.sums: dict[Path, str] = {}
+        self._last: tuple[bytes, str] = (b"", "")
+
+    def read(self, path: Path) -> bytes:
+        data = path.read_bytes()
+        self.sums[path] = hashlib.sha256(data).hexdigest()
+        self._last = data, self.sums[path]
+        return data
+
+    def digest(self, image: bytes) -> int:
+        """As `digests.digest`; of an image that was just read it is known already."""
+        data, known = self._last
+        return image_digests.shortened(bytes.fromhex(known)) if data and image is data else image_digests.digest(image)
+
+
+def partial(path: Path) -> Path:
+    """Another name for a file that is being written; no two processes of any machine have the same."""
+    return path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
+
+
+def commit(path: Path, data: bytes) -> None:
+    """Writes a file that is either whole or not there, whatever happens."""
+    temporary = partial(path)
+    with temporary.open("wb") as file:
+        file.write(data)
+        durable(file)
+    os.replace(temporary, path)
+
+
+def durable(file: Any) -> None:
+    """What was written is on the disk, so that the name it gets next never stands for less."""
+    file.flush()
+    os.fsync(file.fileno())

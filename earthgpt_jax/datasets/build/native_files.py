@@ -1,0 +1,87 @@
+"""The native files behind a dataset: which they were, and whether they are still the same.
+
+`inputs.sha256` in a dataset directory holds the sha256 of every native file whose content was read, in the form
+that `sha256sum --check` takes in the native folder. Names and sizes of all files below the card's layout are in
+the manifest's `origin` too; times and places are not, so that a copy elsewhere gives the same dataset.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from earthgpt_jax.common import checksums
+from earthgpt_jax.datasets.cards import Card
+from earthgpt_jax.datasets.readers import paths_of
+from earthgpt_jax.datasets.readers.events import is_image
+
+FILE = "inputs.sha256"
+
+
+class Status(NamedTuple):
+    """Bytes of a file, and when it or its status last changed (seconds since the epoch)."""
+
+    size: int
+    touched: float
+
+
+def listing(base: Path, card: Card) -> dict[str, Status]:
+    """Name below `base` -> status of every file that the card's layout covers, in order."""
+    found: set[Path] = set()
+    for part in card.parts:
+        for path in (base / value for value in paths_of(part)):
+            found.update(below for below in path.rglob("*") if below.is_file()) if path.is_dir() else found.add(path)
+    return {path.relative_to(base).as_posix(): _status(path) for path in sorted(found) if path.is_file()}
+
+
+def _status(path: Path) -> Status:
+    status = path.stat()
+    return Status(status.st_size, max(status.st_mtime, status.st_ctime))
+
+
+def parsed(base: Path, names: Iterable[str]) -> dict[str, str]:
+    """Name -> sha256 of the files that are no images: what parsers read."""
+    return {name: sha256(base / name) for name in names if not is_image(Path(name))}
+
+
+def sha256(path: Path) -> str:
+    """Of a file; "" if it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return ""
+
+
+def write(sums: Mapping[str, str]) -> str:
+    """The text of `FILE`."""
+    return checksums.write({name: digest for name, digest in sums.items() if digest})
+
+
+def read(text: str) -> dict[str, str]:
+    """The inverse of `write`."""
+    return checksums.parse(text, where=FILE)
+
+
+def origin(described: Any, files: Mapping[str, Status], text: str) -> str:
+    """A digest of what a dataset is made from: its card and readers, names and sizes of all files, what was read."""
+    sizes = [(name, status.size) for name, status in files.items()]
+    return digest([described, sizes, hashlib.sha256(text.encode()).hexdigest()])
+
+
+def current(base: Path, files: Mapping[str, Status], text: str, *, since: float) -> str:
+    """`text`, with the sums of those files taken anew that were touched since, in seconds since the epoch.
+
+    A file's status changes with its content, and cannot be set back as its time can; so what is older is not read.
+    """
+    sums = read(text)
+    touched = {n for n in sums if (s := files.get(n)) is None or s.touched >= since}
+    return write(sums | {name: sha256(base / name) for name in touched})
+
+
+def digest(value: Any) -> str:
+    """Of anything that JSON can say."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()

@@ -1,0 +1,73 @@
+"""A sheet of records with their boxes and texts, to see that readers put boxes where the objects are."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+
+from PIL import Image, ImageDraw
+
+from earthgpt_jax.raster.decode import decode
+from earthgpt_jax.records import Object, Record
+
+_SIDE, _TEXT, _GAP, _COLUMNS = 384, 92, 8, 4
+_LINES, _WIDTH = 7, 60  # of text under an image
+COLOURS = ("#ff3b30", "#34c759", "#0a84ff", "#ffcc00", "#ff2dff", "#00e5ff", "#ff9500", "#b8ff3b")
+
+
+def sheet(records: Sequence[Record]) -> Image.Image:
+    """A picture of every record, row by row."""
+    columns = min(_COLUMNS, len(records))
+    rows = -(-len(records) // columns)
+    canvas = Image.new("RGB", (columns * (_SIDE + _GAP) + _GAP, rows * (_SIDE + _TEXT + _GAP) + _GAP), "white")
+    for index, record in enumerate(records):
+        row, column = divmod(index, columns)
+        place = (_GAP + column * (_SIDE + _GAP), _GAP + row * (_SIDE + _TEXT + _GAP))
+        canvas.paste(_tile(record), place)
+    return canvas
+
+
+def _tile(record: Record) -> Image.Image:
+    tile = Image.new("RGB", (_SIDE, _SIDE + _TEXT), "white")
+    width, height = extent(record)
+    scale = _SIDE / max(width, height)
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    if record.image:
+        image = Image.fromarray(decode(record.image)).resize(size, Image.Resampling.BICUBIC)
+    else:
+        image = Image.new("RGB", size, "#dddddd")
+    draw = ImageDraw.Draw(image)
+    labels = sorted({item.label for item in record.objects})
+    for item in record.objects:
+        points = [float(value) * scale for value in item.polygon]
+        colour = COLOURS[labels.index(item.label) % len(COLOURS)]
+        draw.polygon(points, outline=colour, width=1 if item.difficult else 2)
+    tile.paste(image, ((_SIDE - size[0]) // 2, (_SIDE - size[1]) // 2))
+    lines = [line for text in _texts(record) for line in textwrap.wrap(text, _WIDTH)[:3]]
+    ImageDraw.Draw(tile).multiline_text((2, _SIDE + 2), "\n".join(lines[:_LINES]), fill="black", spacing=2)
+    return tile
+
+
+def extent(record: Record) -> tuple[float, float]:
+    """The image's size; the boxes' extent where only annotations ship without one."""
+    if record.width and record.height:
+        return record.width, record.height
+    corners = [float(value) for item in record.objects for value in item.polygon]
+    return max(corners[0::2], default=1.0), max(corners[1::2], default=1.0)
+
+
+def _texts(record: Record) -> list[str]:
+    texts = [f"{record.id} {record.width}x{record.height} {record.sensor.value}"]
+    if record.label:
+        texts.append(f"class: {record.label}")
+    if record.objects:
+        texts.append(_objects(record.objects))
+    texts += [f"{turn.question} -> {turn.answer}" for turn in record.turns[:3]]
+    return texts + [f"caption: {text}" for text in record.references[:2]]
+
+
+def _objects(objects: Sequence[Object]) -> str:
+    labels = sorted({item.label for item in objects})
+    counts = ", ".join(f"{sum(item.label == label for item in objects)} {label}" for label in labels)
+    phrases = [item.phrase for item in objects if item.phrase]
+    return counts + (f"; phrases: {', '.join(phrases)}" if phrases else "")

@@ -1,0 +1,109 @@
+"""Looks at dataset directories: which are there, and what is wrong with them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from tqdm import tqdm
+
+from earthgpt_jax.boxes import degenerate
+from earthgpt_jax.common.errors import EarthGPTError
+from earthgpt_jax.datasets import image_digests as digests
+from earthgpt_jax.datasets import store
+from earthgpt_jax.datasets.build import tiling
+from earthgpt_jax.datasets.overlap import findings
+from earthgpt_jax.raster.decode import decode
+from earthgpt_jax.records import Record, Task
+
+
+def directories(folder: Path) -> tuple[Path, ...]:
+    """`folder` itself if it is a dataset directory, else those directly below it.
+
+    Raises:
+        EarthGPTError: there is none.
+    """
+    if (folder / store.MANIFEST).is_file():
+        return (folder,)
+    found = tuple(sorted(path.parent for path in folder.glob(f"*/{store.MANIFEST}"))) if folder.is_dir() else ()
+    if not found:
+        raise EarthGPTError(
+            f"{folder}: expected a folder that `earthgpt data build` wrote, or one holding some; "
+            + ("found none in it" if folder.exists() else "there is no such folder")
+        )
+    return found
+
+
+def records(directory: Path) -> Iterator[Record]:
+    """Every record of a dataset directory, split by split."""
+    for split in store.manifest(directory)["counts"]:
+        source = store.RecordSource(directory, split)
+        yield from tqdm(source, desc=f"{source.name}/{split}", unit="record", leave=False)
+
+
+def complaints(directory: Path) -> list[str]:
+    """What is wrong with a dataset directory; [] if nothing is."""
+    values = store.manifest(directory)
+    found = []
+    for name, digest in values["shards"].items():
+        path = directory / name
+        if not path.is_file():
+            found.append(f"{name} is missing")
+        elif _sha256(path) != digest:
+            found.append(f"{name} is not the file that was built (sha256 differs)")
+    if found:
+        return found  # records of damaged shards would only say the same in many words
+    for kind, row in values.get("native", {}).items():
+        if row["native"] != row["kept"] + row["quarantined"] + row["dropped"]:
+            found.append(f"{kind}s do not add up: {row}")
+    try:
+        digests_of = store.image_digests(directory)
+        if findings.KEY in values:
+            findings.read(directory, values[findings.KEY])
+    except EarthGPTError as error:
+        return [*found, str(error)]
+    seen: set[str] = set()
+    for split in values["counts"]:
+        source = tqdm(store.RecordSource(directory, split), desc=f"{values['name']}/{split}", leave=False)
+        for record, expected in zip(source, digests_of[split], strict=True):
+            if not tiling.is_tile(record) and digests.digest(record.image) != expected:
+                found.append(f"{record.id}: {digests.FILE} is of another image")
+            found += [f"{record.id}: {text}" for text in _wrong(record)]
+            if record.id in seen:
+                found.append(f"{record.id} occurs twice")
+            seen.add(record.id)
+            if record.split != split or not record.id.startswith(f"{record.source}/{split}/"):
+                found.append(f"{record.id} is in split {split}")
+    return found
+
+
+def _wrong(record: Record) -> Iterator[str]:
+    if record.image:
+        try:
+            shape = decode(record.image).shape[:2]
+        except EarthGPTError as error:
+            yield str(error)
+        else:
+            if shape != (record.height, record.width):
+                yield f"says {record.width}x{record.height}, the image is {shape[1]}x{shape[0]}"
+    for index, item in enumerate(record.objects):
+        if reason := degenerate(item.polygon, width=record.width, height=record.height):
+            yield f"object {index}: {reason}"
+        if not item.label or item.label != item.label.lower():
+            yield f"object {index}: label {item.label!r} is not a lower-case name"
+    truth = {
+        Task.CLASSIFICATION: record.label,
+        Task.CAPTION: record.references,
+        Task.VQA: record.turns,
+        Task.GROUNDING: any(item.phrase for item in record.objects),
+        Task.REGION_CAPTION: any(item.phrase for item in record.objects),
+    }
+    for task in record.tasks:
+        if not truth.get(task, True):  # no boxes is a truth too
+            yield f"is for {task.value}, but has nothing of it"
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,110 @@
+"""COCO JSON: `bbox` x, y, w, h; with `orientation: rotated` the smallest rotated box around the segmentation."""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from earthgpt_jax.boxes import min_area_rect, rect_to_polygon
+from earthgpt_jax.datasets.cards import Card, Orientation
+from earthgpt_jax.datasets.readers.events import (
+    Entry,
+    Event,
+    Kind,
+    Native,
+    Part,
+    RawObject,
+    Rejected,
+    identity,
+    number,
+    whole,
+)
+
+
+def parse(part: Part, card: Card) -> Iterator[Entry | Event]:
+    box = _outline if card.orientation is Orientation.ROTATED else upright
+    yield from entries(part, annotations="annotations", file_name="file_name", box=box)
+
+
+def entries(
+    part: Part, *, annotations: str, file_name: str, box: Callable[[dict[str, Any]], np.ndarray]
+) -> Iterator[Entry | Event]:
+    """The entries of a JSON file of COCO's build.
+
+    Args:
+        annotations: key of the list of boxes.
+        file_name: key of an image's file name.
+        box: an annotation's corners, f64[8], pixels; raises ValueError.
+    """
+    file = part.name(part.paths["annotations"])
+    names = {identity(row.get("id")): str(row.get("name")) for row in part.rows("annotations", "categories")}
+    objects: dict[Any, list[RawObject]] = collections.defaultdict(list)
+    for row in part.rows("annotations", annotations):
+        objects[identity(row.get("image_id"))].append(_object(row, names, box))
+    seen = set()
+    for row in part.rows("annotations", "images"):
+        name, key = str(row.get(file_name) or ""), identity(row.get("id"))
+        problem = "" if name else f"no {file_name}"
+        if key is None or key in seen:
+            # Whose boxes these are cannot be told, and without boxes it would claim to be empty.
+            problem = "no id" if key is None else f"a second image with the id {key!r}"
+        seen.add(key)
+        yield Entry(
+            id=part.prefix + name.rsplit("/", 1)[-1].rsplit(".", 1)[0],
+            image=name,
+            file=file,
+            split=part.split,
+            size=(whole(row.get("width")), whole(row.get("height"))),
+            problem=problem,
+            objects=tuple(objects.pop(key, ())),
+        )
+    yield from _orphans(objects, file)
+
+
+def _orphans(objects: dict[Any, list[RawObject]], file: str) -> Iterator[Event]:
+    """Annotations of images that the file does not list."""
+    for image, rows in objects.items():
+        yield Native(kind=Kind.OBJECT, count=len(rows))
+        reason = f"missing pair: no image has the id {image!r}"
+        yield Rejected(id=str(image), kind=Kind.OBJECT, reason=reason, file=file, count=len(rows))
+
+
+def _object(row: dict[str, Any], names: dict[Any, str], box: Callable[[dict[str, Any]], np.ndarray]) -> RawObject:
+    name = names.get(identity(row.get("category_id")), f"category {row.get('category_id')!r}")
+    difficult = int(any(row.get(flag) for flag in ("iscrowd", "ignore", "difficult")))
+    try:
+        return RawObject(name=name, polygon=box(row), difficult=difficult)
+    except ValueError as error:
+        return RawObject(name=name, polygon=None, problem=str(error))
+
+
+def upright(row: dict[str, Any]) -> np.ndarray:
+    """`bbox` x, y, w, h as corners."""
+    x, y, w, h = box_numbers(row, 4)
+    if w <= 0 or h <= 0:
+        raise ValueError(f"degenerate box: expected sides above 0, got {w:g} x {h:g}")
+    return rect_to_polygon(x, y, x + w, y + h)
+
+
+def _outline(row: dict[str, Any]) -> np.ndarray:
+    rings = row.get("segmentation")
+    if not isinstance(rings, list) or not rings or not all(isinstance(ring, list) for ring in rings):
+        raise ValueError("no polygon in `segmentation`")
+    numbers = [number(value) for ring in rings for value in ring]
+    if len(numbers) % 2 or len(numbers) < 6:
+        raise ValueError(f"degenerate box: expected 3 or more points, got {len(numbers)} numbers")
+    try:
+        return min_area_rect(np.array(numbers).reshape(-1, 2))
+    except ValueError as error:
+        raise ValueError(f"degenerate box: {error}") from error
+
+
+def box_numbers(row: dict[str, Any], count: int) -> list[float]:
+    """The `count` numbers of `bbox`."""
+    values = row.get("bbox")
+    if not isinstance(values, list) or len(values) != count:
+        raise ValueError(f"expected {count} numbers in bbox, got {values!r}")
+    return [number(value) for value in values]

@@ -1,0 +1,33 @@
+"""FloodNet-VQA: a dict of rows keyed by "0", "1", ...: Image_ID, Question, Ground_Truth (text or a
+number), Question_Type."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from earthgpt_jax.datasets.cards import Card
+from earthgpt_jax.datasets.readers.events import Entry, Event, Kind, Native, Part, RawTurn, Rejected, plain
+from earthgpt_jax.records import Turn
+
+
+def parse(part: Part, card: Card) -> Iterator[Entry | Event]:
+    file = part.name(part.paths["annotations"])
+    turns: dict[str, list[RawTurn]] = {}
+    for key, row in part.load_json("annotations", dict).items():
+        image = row.get("Image_ID") if isinstance(row, dict) else None
+        if not image:
+            yield Native(kind=Kind.QUESTION)
+            yield Rejected(id=str(key), kind=Kind.QUESTION, reason="no Image_ID", file=file)
+            continue
+        turns.setdefault(str(image), []).append(_turn(key, row))
+    for image, asked in turns.items():
+        stem = image.rsplit(".", 1)[0]
+        yield Entry(id=part.prefix + stem, image=image, file=file, split=part.split, turns=tuple(asked))
+
+
+def _turn(key: str, row: dict[str, Any]) -> RawTurn:
+    question, answer = plain(row.get("Question")), plain(row.get("Ground_Truth"))
+    if not question or not answer:
+        return RawTurn(turn=None, problem=f"row {key} has no {'question' if not question else 'answer'}")
+    return RawTurn(turn=Turn(question=question, answer=answer, type=plain(row.get("Question_Type")).lower()))

@@ -1,0 +1,55 @@
+"""A JSON list of questions, one an object; the card's `fields` names the fields of image, question, answer and type.
+
+The list is the file's top, or the only list of an object. The image may come without suffix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from earthgpt_jax.common.errors import EarthGPTError
+from earthgpt_jax.datasets.cards import Card
+from earthgpt_jax.datasets.readers.events import Entry, Event, Kind, Native, Part, RawTurn, Rejected, load_json, plain
+from earthgpt_jax.records import Turn
+
+_FIELDS = {role: role for role in ("image", "question", "answer", "type")}
+
+
+def parse(part: Part, card: Card) -> Iterator[Entry | Event]:
+    fields = {**_FIELDS, **card.fields}
+    if set(fields) != set(_FIELDS):
+        raise EarthGPTError(f"card {card.name}: `fields` takes {', '.join(_FIELDS)}, got {', '.join(card.fields)}")
+    path = part.paths["annotations"]
+    file = part.name(path)
+    turns: dict[str, list[RawTurn]] = {}
+    for number, row in enumerate(_rows(path)):
+        row = row if isinstance(row, dict) else {}
+        if image := plain(row.get(fields["image"])):
+            turns.setdefault(image, []).append(_turn(row, number, fields))
+            continue
+        yield Native(kind=Kind.QUESTION)
+        reason = f"no image in the field {fields['image']!r}; its fields are {', '.join(row) or 'none'}"
+        yield Rejected(id=f"row {number}", kind=Kind.QUESTION, reason=reason, file=file)
+    for image, asked in turns.items():
+        stem = image.rsplit(".", 1)[0]
+        yield Entry(id=part.prefix + stem, image=image, file=file, split=part.split, turns=tuple(asked))
+
+
+def _rows(path: Path) -> list[Any]:
+    top = load_json(path, object)
+    lists = [top] if isinstance(top, list) else []
+    if isinstance(top, dict):
+        lists = [value for value in top.values() if isinstance(value, list)]
+    if len(lists) != 1:
+        raise EarthGPTError(f"{path}: expected a list of questions, or an object with one list; got {len(lists)} lists")
+    return lists[0]
+
+
+def _turn(row: dict[str, Any], number: int, fields: Mapping[str, str]) -> RawTurn:
+    question, answer = plain(row.get(fields["question"])), plain(row.get(fields["answer"]))
+    if not question or not answer:
+        missing = fields["answer" if question else "question"]
+        return RawTurn(turn=None, problem=f"row {number}: nothing in the field {missing!r}")
+    return RawTurn(turn=Turn(question=question, answer=answer, type=plain(row.get(fields["type"])).lower()))

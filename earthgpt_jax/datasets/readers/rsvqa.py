@@ -1,0 +1,63 @@
+"""RSVQA's three JSON files: images, questions, answers, tied by ids; images are `<id>.tif` or `<id>.png`.
+
+Rows with `active: false` hold only an id: they belong to another split and are dropped. Upstream keys rows
+by list position, which equals the id in full files only; here the ids decide.
+"""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Iterator
+from typing import Any
+
+from earthgpt_jax.datasets.cards import Card
+from earthgpt_jax.datasets.readers.events import (
+    Dropped,
+    Entry,
+    Event,
+    Kind,
+    Native,
+    Part,
+    RawTurn,
+    Rejected,
+    identity,
+    plain,
+)
+from earthgpt_jax.records import Turn
+
+_INACTIVE = "inactive row: it belongs to another split"
+
+
+def parse(part: Part, card: Card) -> Iterator[Entry | Event]:
+    file = part.name(part.paths["questions"])
+    answers = {identity(row.get("id")): row for row in part.rows("answers", "answers") if row.get("active")}
+    turns: dict[Any, list[RawTurn]] = collections.defaultdict(list)
+    for row in part.rows("questions", "questions"):
+        if row.get("active"):
+            turns[identity(row.get("img_id"))].append(_turn(row, answers))
+        else:
+            yield Native(kind=Kind.QUESTION)
+            yield Dropped(kind=Kind.QUESTION, reason=_INACTIVE)
+    for row in part.rows("index", "images"):
+        if not row.get("active"):
+            yield Native(kind=Kind.IMAGE)
+            yield Dropped(kind=Kind.IMAGE, reason=_INACTIVE)
+            continue
+        name = str(row.get("id"))
+        asked = tuple(turns.pop(identity(row.get("id")), ()))
+        yield Entry(id=part.prefix + name, image=name, file=file, split=part.split, turns=asked)
+    for image, rows in turns.items():
+        yield Native(kind=Kind.QUESTION, count=len(rows))
+        reason = f"missing pair: no active image has the id {image!r}"
+        yield Rejected(id=str(image), kind=Kind.QUESTION, reason=reason, file=file, count=len(rows))
+
+
+def _turn(row: dict[str, Any], answers: dict[Any, dict[str, Any]]) -> RawTurn:
+    ids = row.get("answers_ids")
+    first = ids[0] if isinstance(ids, list) and ids else None
+    answer = plain(answers.get(identity(first), {}).get("answer")) if first is not None else ""
+    question = plain(row.get("question"))
+    if not question or not answer:
+        what = "text" if not question else f"active answer (answers_ids {row.get('answers_ids')})"
+        return RawTurn(turn=None, problem=f"question {row.get('id')} has no {what}")
+    return RawTurn(turn=Turn(question=question, answer=answer, type=plain(row.get("type"))))

@@ -1,0 +1,32 @@
+"""NWPU VHR-10 txt, one file an image: `(x1,y1),(x2,y2),c`, pixels, classes numbered from 1; spaces anywhere."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from earthgpt_jax.boxes import rect_to_polygon
+from earthgpt_jax.datasets.cards import Card
+from earthgpt_jax.datasets.readers.events import Entry, Part, RawObject, number
+from earthgpt_jax.datasets.readers.lines import entries
+
+_ROW = re.compile(r"\(([^(),]*),([^(),]*)\),\(([^(),]*),([^(),]*)\),(\d+)")
+
+
+def parse(part: Part, card: Card) -> Iterator[Entry]:
+    return entries(part, lambda line: _object(line, card))
+
+
+def _object(line: str, card: Card) -> RawObject:
+    match = _ROW.fullmatch(re.sub(r"\s", "", line))
+    if not match:
+        return RawObject(name="", polygon=None, problem=f"expected (x1,y1),(x2,y2),c, got {line!r}")
+    index = int(match[5])
+    name = card.classes[index - 1] if 1 <= index <= len(card.classes) else match[5]
+    try:
+        x0, y0, x1, y1 = (number(match[i]) for i in range(1, 5))
+        if x0 >= x1 or y0 >= y1:
+            raise ValueError(f"degenerate box: expected min < max, got {line!r}")
+    except ValueError as error:
+        return RawObject(name=name, polygon=None, problem=str(error))
+    return RawObject(name=name, polygon=rect_to_polygon(x0, y0, x1, y1))

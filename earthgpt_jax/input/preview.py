@@ -1,0 +1,229 @@
+"""A page of records: their boxes on the image, and the dialogue the way the model will see it.
+
+The dialogue, its boxes and the square come out of the input pipeline's own batches, decoded, not from the records.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+
+import jinja2
+import numpy as np
+
+from earthgpt_jax.boxes import Square, parse, polygon_to_rect, rect_to_polygon
+from earthgpt_jax.common.pictures import Encoding, data_uri, points
+from earthgpt_jax.config import Config
+from earthgpt_jax.datasets.inspect.sheet import COLOURS, extent
+from earthgpt_jax.input.batch import Batch
+from earthgpt_jax.input.packing.lengths import measure
+from earthgpt_jax.input.packing.planner import asking_of
+from earthgpt_jax.input.packing.sampler import Drawing
+from earthgpt_jax.input.packing.schedule import Placed
+from earthgpt_jax.input.pipeline import Assembler, InputSpec
+from earthgpt_jax.input.tokenizer import Tokenizer
+from earthgpt_jax.input.transcript import Span, transcript
+from earthgpt_jax.raster.decode import decode
+from earthgpt_jax.records import UNKNOWN, Annotated, Object, Record, Task
+
+_LONGEST_SIDE = 1024  # of an original on the page
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Drawn:
+    """A box on a picture: `marks` are `difficult` and `cut`, as the page's styles are called."""
+
+    points: str
+    colour: str
+    title: str
+    marks: str = ""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Picture:
+    """A picture with boxes; `href` is "" where only annotations ship."""
+
+    caption: str
+    href: str
+    width: float
+    height: float
+    boxes: tuple[Drawn, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Asked:
+    """One question of a row: its text, and the colour that its boxes have in the square."""
+
+    colour: str
+    spans: tuple[Span, ...]
+    boxes: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Seen:
+    """What the model sees of a record in one row.
+
+    Attributes:
+        left_out: questions that are longer than a row.
+        later: questions that are asked in other rows.
+    """
+
+    square: Picture
+    tokens: int
+    seq_len: int
+    visual: int
+    shared: str
+    asked: tuple[Asked, ...]
+    left_out: int
+    later: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Shown:
+    """A record on the page; `legend` is (colour, class, objects)."""
+
+    record: Record
+    pictures: tuple[Picture, ...]
+    legend: tuple[tuple[str, str, int], ...]
+    difficult: int
+    cut: int
+    seen: Seen | None
+
+
+def page(
+    records: Sequence[Record], *, title: str, recipe: str, config: Config, tokenizer: Tokenizer,
+    annotated: Mapping[str, Annotated] | None = None,
+) -> str:  # fmt: skip
+    """The HTML page; everything in it is inline, and it has no JavaScript.
+
+    Args:
+        recipe: the name of `config`, for the page.
+        annotated: a record's source -> the classes it annotates; questions about absent classes need it.
+
+    Raises:
+        EarthGPTError: an image does not decode, or the recipe's rows are too short.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("earthgpt_jax.input", "pages"), autoescape=True, trim_blocks=True,
+        lstrip_blocks=True, undefined=jinja2.StrictUndefined,
+    )  # fmt: skip
+    views = seen(records, config=config, tokenizer=tokenizer, annotated=annotated or {})
+    shown = [_shown(record, views.get(record.id)) for record in records]
+    return environment.get_template("gallery.html").render(title=title, recipe=recipe, data=config.data, shown=shown)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Alone:
+    """A record as a dataset of its own."""
+
+    name: str
+    annotated: Annotated
+    record: Record
+
+    def __getitem__(self, index: int) -> Record:
+        return self.record
+
+
+def seen(
+    records: Sequence[Record], *, config: Config, tokenizer: Tokenizer, annotated: Mapping[str, Annotated]
+) -> dict[str, Seen]:
+    """Record id -> the first of the samples that an epoch makes of it; without those records that have no image."""
+    asking, room = asking_of(config, tokenizer)
+    times = dict.fromkeys(asking.kinds, 1)
+    found = {}
+    for record in records:
+        if not record.image:
+            continue
+        known = annotated.get(record.source, UNKNOWN)
+        index = measure([record], asking=asking, annotated=known)
+        made = Drawing(index, times=times, epochs=1, room=room, seed=config.seed).epoch(0)
+        first = made.of(0) if len(made) else np.zeros(0, np.int64)
+        assemble = Assembler(
+            sources=[_Alone(name=record.source, annotated=known, record=record)], asking=asking,
+            spec=InputSpec.of(config), seq_len=room.seq_len, max_images=1,
+        )  # fmt: skip
+        batch = assemble([Placed(source=0, record=0, questions=index.named(first))])
+        found[record.id] = _seen(
+            batch, tokenizer, left_out=sum(made.left_out.values()), later=len(made.questions) - len(first)
+        )
+    return found
+
+
+def _seen(batch: Batch, tokenizer: Tokenizer, *, left_out: int, later: int) -> Seen:
+    read = transcript(batch, 0, tokenizer=tokenizer)
+    pixels = batch.images[0, 0]
+    boxes: list[Drawn] = []
+    asked = []
+    for number, spans in enumerate(read.questions):
+        colour = COLOURS[number % len(COLOURS)]
+        own = [
+            Drawn(points=points(box.pixels(Square(*pixels.shape[:2]))), colour=colour, title=box.label)
+            for box in parse("".join(span.text for span in spans)).boxes
+        ]
+        boxes += own
+        asked.append(Asked(colour=colour, spans=spans, boxes=len(own)))
+    caption = f"the padded square, {pixels.shape[1]} px, with the boxes of the dialogue"
+    return Seen(
+        square=_picture(caption, pixels, boxes, encoding=Encoding.PNG),
+        tokens=read.tokens,
+        seq_len=batch.tokens.shape[1],
+        visual=read.visual,
+        shared=read.shared,
+        asked=tuple(asked),
+        left_out=left_out,
+        later=later,
+    )
+
+
+def _shown(record: Record, view: Seen | None) -> Shown:
+    labels = sorted({item.label for item in record.objects})
+    colours = {label: COLOURS[number % len(COLOURS)] for number, label in enumerate(labels)}
+    return Shown(
+        record=record,
+        pictures=tuple(_pictures(record, colours)),
+        legend=tuple((colours[label], label, sum(o.label == label for o in record.objects)) for label in labels),
+        difficult=sum(item.difficult for item in record.objects),
+        cut=sum(item.visible < 1 for item in record.objects),
+        seen=view,
+    )
+
+
+def _pictures(record: Record, colours: Mapping[str, str]) -> Iterator[Picture]:
+    """The image once for each kind of box it has; as it is, if it has none."""
+    pixels = decode(record.image) if record.image else None
+    width, height = extent(record)
+    kinds = {
+        "oriented boxes": Task.OBB in record.tasks,
+        "upright boxes": bool(record.objects) and (Task.HBB in record.tasks or Task.OBB not in record.tasks),
+        "the image": bool(record.image) and not record.objects and Task.OBB not in record.tasks,
+    }
+    for kind in (kind for kind, has in kinds.items() if has):
+        upright = kind == "upright boxes"
+        drawn = tuple(_drawn(item, colours[item.label], upright=upright) for item in record.objects)
+        if pixels is None:
+            yield Picture(caption=f"{kind}; no image ships", href="", width=width, height=height, boxes=drawn)
+        else:
+            yield _picture(kind, pixels, drawn, encoding=Encoding.JPEG)
+
+
+def _drawn(item: Object, colour: str, *, upright: bool) -> Drawn:
+    polygon = rect_to_polygon(*polygon_to_rect(item.polygon)) if upright else item.polygon
+    notes = [item.label]
+    if item.phrase:
+        notes.append(f"“{item.phrase}”")
+    if item.difficult:
+        notes.append("difficult")
+    if item.visible < 1:
+        notes.append(f"cut: {item.visible:.0%} of it is here")
+    marks = " ".join(["difficult"] * item.difficult + ["cut"] * (item.visible < 1))
+    return Drawn(points=points(polygon), colour=colour, title=", ".join(notes), marks=marks)
+
+
+def _picture(caption: str, pixels: np.ndarray, boxes: Sequence[Drawn], *, encoding: Encoding) -> Picture:
+    return Picture(
+        caption=caption,
+        href=data_uri(pixels, longest_side=_LONGEST_SIDE, encoding=encoding),
+        width=pixels.shape[1],
+        height=pixels.shape[0],
+        boxes=tuple(boxes),
+    )

@@ -1,0 +1,256 @@
+"""Every grammar of boxes: what its numbers mean, what is rejected and why, and which texts are ambiguous."""
+
+import math
+
+import numpy as np
+import pytest
+import shapely
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from earthgpt_jax.boxes import (
+    AUTO,
+    GRAMMARS,
+    BoxKind,
+    Square,
+    Whole,
+    canonical,
+    parse,
+    polygon_to_rect,
+    polygon_to_rotated,
+    rect_to_polygon,
+    rotated_to_polygon,
+    write_boxes,
+)
+from earthgpt_jax.common.errors import EarthGPTError
+
+SIZE = (200, 100)
+BAR = rotated_to_polygon(cx=0.5, cy=0.5, w=0.4, h=0.1, angle=math.radians(30))  # falls to the right
+UPRIGHT = (0.1, 0.2, 0.3, 0.4)
+EXAMPLES = [
+    ("mmrs", "There is <p>one ship</p>[0.100,0.200,0.300,0.400] in the image.", "ship", UPRIGHT),
+    ("mmrs", "[0.1,0.2,0.3,0.2,0.3,0.4,0.1,0.4]", "", (0.1, 0.2, 0.3, 0.2, 0.3, 0.4, 0.1, 0.4)),
+    ("lhrs", "It is at [0.1, 0.2, 0.3, 0.4].", "", UPRIGHT),
+    ("vhm", "[333,0,999,666]", "", (1 / 3, 0, 1, 2 / 3)),
+    ("qwen", "[100,200,300,400]", "", UPRIGHT),
+    ("internvl", "<ref>Ship</ref><box>[[100, 200, 300, 400]]</box>", "ship", UPRIGHT),
+    ("earthdial", "[[10,20,30,40]]", "", UPRIGHT),
+    ("earthdial", "[[30,45,70,55,-30]]", "", BAR),
+    ("qwen2", "<|object_ref_start|>ship<|object_ref_end|><|box_start|>(100,200),(300,400)<|box_end|>", "ship", UPRIGHT),
+    ("qwen2_5", '```json\n[{"bbox_2d": [20, 20, 60, 40], "label": "ship"}]\n```', "ship", UPRIGHT),
+    ("qwen3", '{"bbox_2d": [100, 200, 300, 400], "label": "ship"}', "ship", UPRIGHT),
+    ("geochat", "<p>ship</p> {<30><45><70><55>|<30>}", "ship", BAR),
+    ("geochat", "{<10><20><30><40>}", "", UPRIGHT),
+    ("geochat_ccw", "{<30><45><70><55>|<-30>}", "", BAR),
+    ("vrsbench_obb_v1", "{<50><50><40><10>|<30>}", "", BAR),
+    ("falcon", "ship<box><100><200><299><399></box>", "", (0.1005, 0.2005, 0.2995, 0.3995)),
+    ("falcon_quad", "<quad><100><200><300><200><300><400><100><400></quad>", "",
+     tuple(np.add((0.1, 0.2, 0.3, 0.2, 0.3, 0.4, 0.1, 0.4), 0.0005))),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("grammar", "text", "label", "coords"), EXAMPLES)
+def test_one_box_in_each_grammar(grammar, text, label, coords):
+    parsed = parse(text, grammar=grammar, size=SIZE)
+    assert parsed.grammar == grammar and not parsed.rejections
+    (box,) = parsed.boxes
+    assert box.label == label and box.kind == {4: BoxKind.HBB, 8: BoxKind.OBB}[len(coords)]
+    np.testing.assert_allclose(box.coords, coords, atol=1e-5)
+
+
+def test_every_grammar_has_an_example():
+    assert {name for name, *_ in EXAMPLES} | {"vrsbench_obb_v2"} == set(GRAMMARS)
+
+
+def test_the_second_obb_of_vrsbench_is_two_corners_and_an_angle():
+    # A unit square's corners: nearest (20, 30), farthest (60, 70) of a box at 0 degrees; then turned by 45.
+    flat = parse("{<20><30><60><70>|<0>}", grammar="vrsbench_obb_v2").boxes[0]
+    np.testing.assert_allclose(polygon_to_rect(np.array(flat.coords)), (0.2, 0.3, 0.6, 0.7), atol=1e-6)
+    turned = parse("{<40><30><60><70>|<45>}", grammar="vrsbench_obb_v2").boxes[0]
+    corners = np.array(turned.coords).reshape(4, 2)
+    for corner in ((0.4, 0.3), (0.6, 0.7)):
+        assert np.abs(corners - corner).sum(axis=1).min() < 1e-5
+    assert math.degrees(polygon_to_rotated(corners.reshape(-1)).angle) % 90 == pytest.approx(45, abs=0.01)
+
+
+def test_one_syntax_has_four_meanings():
+    syntax = GRAMMARS["geochat"].syntax
+    sharing = [name for name, row in GRAMMARS.items() if row.syntax is syntax]
+    read = {parse("{<30><45><70><55>|<30>}", grammar=name).boxes for name in sharing}
+    assert len(sharing) == len(read) == 4
+    guess = parse("{<30><45><70><55>|<30>}", grammar=AUTO)
+    assert not guess.boxes and guess.grammar == ""
+    assert guess.rejections[0].startswith("ambiguous: the text fits geochat, geochat_ccw, vrsbench_obb_v1")
+
+
+@pytest.mark.parametrize(
+    ("text", "grammar"),
+    [
+        ("<p>two ships</p>[0.1,0.1,0.2,0.2;0.3,0.3,0.4,0.4]", "mmrs"),
+        ("[0.1,0.2,0.3,0.4]", "mmrs|lhrs"),  # the same fractions, of another frame
+        ("[123,456,789,1000]", "qwen"),  # beyond the other's scale
+        ("<ref>ship</ref><box>[[100, 200, 300, 400]]</box>", "internvl"),
+        ("[[30,45,70,55,-30]]", "earthdial"),
+        ("<|box_start|>(100,200),(300,400)<|box_end|>", "qwen2"),
+        ("{<10><20><30><40>}", "geochat|geochat_ccw"),  # nothing is turned
+        ("<box><1><2><3><4></box>", "falcon"),
+        ("<quad><1><2><30><2><30><40><1><40></quad>", "falcon_quad"),
+        ("There are no ships (0) in the image.", ""),
+        ("[123,456,789,912]", "ambiguous"),
+        ('{"bbox_2d": [100, 200, 300, 400]}', "ambiguous"),
+    ],
+)
+def test_what_a_text_is_in_is_told_where_it_can_be(text, grammar):
+    parsed = parse(text, grammar=AUTO)
+    if grammar == "ambiguous":
+        assert not parsed.boxes and "ambiguous" in parsed.rejections[0]
+    else:
+        assert parsed.grammar == grammar and bool(parsed.boxes) == bool(grammar) and not parsed.rejections
+
+
+@pytest.mark.parametrize(
+    ("grammar", "text", "reason"),
+    [
+        ("geochat", "{<30><45><70><55>|<361>}", "361 degrees are more than a turn"),
+        ("geochat", "{<30><45><170><55>|<30>}", "170 is beyond the scale, which ends at 100"),
+        ("geochat", "{<70><45><30><55>|<30>}", "no area: x0 < x1"),
+        ("geochat", "{<30><45><70>|<30>}", "expected 4 or 5 numbers, got 4"),
+        ("geochat", "{<30><45><70><5.5>|<30>}", "'5.5' is not a whole number"),
+        ("geochat", "{<30><45><70><55>|<30>", "begins like a box"),
+        ("geochat", "{<30><45><nan><55>|<30>}", "'nan' is not a whole number"),
+        ("vrsbench_obb_v1", "{<50><50><0><10>|<30>}", "w > 0"),
+        ("vrsbench_obb_v1", "{<50><50><40><10>}", "expected 5 numbers, got 4"),
+        ("vrsbench_obb_v2", "{<60><70><20><30>|<0>}", "nearest to the origin"),
+        ("vhm", "[1,2,3,1000]", "1000 is beyond the scale, which ends at 999"),
+        ("vhm", "[1,2,3]", "expected 4 numbers, got 3"),
+        ("qwen", "[300,200,100,400]", "no area"),
+        ("lhrs", "[0.1,0.2,0.3,1.4]", "1.4 is beyond the scale"),
+        ("lhrs", "[0.1,0.2,0.3,0.4", "begins like a box of 'lhrs'"),
+        ("internvl", "<box>[[1,2,3]]</box>", "expected 4 numbers, got 3"),
+        ("internvl", "<box>[[1,2,3,4]]", "begins like a box"),
+        ("earthdial", "[[1,2,3,4,5,6]]", "expected 4 or 5 numbers, got 6"),
+        ("qwen2", "<|box_start|>(100,200),(300)<|box_end|>", "expected 4 numbers, got 3"),
+        ("qwen2", "<|box_start|>(100,200),(300,400)", "begins like a box"),
+        ("qwen3", '{"bbox_2d": [1, 2, NaN, 4]}', "'NaN' is not a whole number"),
+        ("qwen3", '{"bbox_2d": [1, 2, 3, -4]}', "'-4' is not a whole number"),
+        ("qwen3", '{"bbox_2d": [1, 2, 3', "not closed"),
+        ("qwen3", '{"bbox_2d": "all"}', "expected a list"),
+        ("qwen2_5", '{"bbox_2d": [10, 10, 50, 101]}', "101 is beyond the scale, which ends at 100"),
+        ("falcon", "<box><1><2><3></box>", "expected 4 numbers, got 3"),
+        ("falcon", "<box><1><2><3><1000></box>", "1000 is beyond the scale, which ends at 999"),
+        ("falcon_quad", "<quad><0><0><9><9><9><0><0><9></quad>", "cross"),
+    ],
+)
+def test_what_is_no_box_is_rejected_with_its_reason(grammar, text, reason):
+    if reason == "expected 4 or 5 numbers, got 4":
+        text, reason = "{<30><45><70>}", "expected 4 or 5 numbers, got 3"
+    parsed = parse(text, grammar=grammar, size=SIZE)
+    assert parsed.grammar == grammar and not parsed.boxes
+    assert any(reason in rejection for rejection in parsed.rejections), parsed
+
+
+def test_a_bad_box_does_not_take_the_good_ones_with_it():
+    parsed = parse("{<1><2><3><4>|<0>}{<1><2><300><4>|<0>}", grammar="geochat")
+    assert len(parsed.boxes) == len(parsed.rejections) == 1
+    both = parse(
+        "<ref>ship</ref><box>[[1,2,3,4],[5,6,7,8]]</box> and <ref>car</ref><box>[[9,9,9,9]]</box>", grammar="internvl"
+    )
+    assert [box.label for box in both.boxes] == ["ship", "ship"] and len(both.rejections) == 1
+
+
+def test_a_grammar_that_does_not_exist_or_lacks_its_size_is_an_error():
+    with pytest.raises(EarthGPTError, match="did you mean 'geochat'"):
+        parse("", grammar="geochats")
+    with pytest.raises(EarthGPTError, match="give the size"):
+        parse("", grammar="qwen2_5")
+    for name in ("mmrs", "lhrs", "qwen2_5"):
+        with pytest.raises(EarthGPTError, match="read only"):
+            write_boxes([], grammar=name, frame=Square(1, 1))
+
+
+PIECES = (
+    *("[", "]", "[[", "]]", "{<", ">}", "><", "|<", "<box>", "</box>", "<quad>", "</quad>", "<|box_start|>("),
+    *(")<|box_end|>", "),(", ",", "12", "0.5", "999", "-3", '{"bbox_2d": [', "]}", "<p>two ships</p>", " "),
+)
+
+
+@given(st.lists(st.sampled_from(PIECES), max_size=30) | st.text(max_size=40).map(list))
+@settings(max_examples=300, deadline=None)
+def test_no_text_raises_and_every_box_has_numbers(pieces):
+    text = "".join(pieces)
+    for name in (AUTO, *GRAMMARS):
+        for box in parse(text, grammar=name, size=SIZE).boxes:
+            assert len(box.coords) == {BoxKind.HBB: 4, BoxKind.OBB: 8}[box.kind]
+            assert np.isfinite(box.coords).all()
+
+
+# ------------------------------------------------------------------------------------------ round trips
+WRITTEN = [row for row in GRAMMARS.values() if row.scale > 1]
+HORIZONTAL = [row.name for row in WRITTEN if row.counts == (4,)]
+ORIENTED = [row.name for row in WRITTEN if row.counts != (4,)]
+
+
+@given(
+    st.sampled_from(HORIZONTAL), st.sampled_from([Square(640, 480), Whole(640, 480), Square(300, 300)]),
+    *[st.floats(0, 1)] * 4,
+)  # fmt: skip
+@settings(deadline=None, max_examples=200)
+def test_a_horizontal_box_comes_back_within_half_a_step(grammar, frame, x0, y0, x1, y1):
+    (x0, x1), (y0, y1) = sorted((x0, x1)), sorted((y0, y1))
+    box = rect_to_polygon(*frame.to_pixels([x0, y0, x1, y1]))
+    parsed = parse(write_boxes([box, box], grammar=grammar, frame=frame, label="ship"), grammar=grammar)
+    assert len(parsed.boxes) == 2 and not parsed.rejections and {b.kind for b in parsed.boxes} == {BoxKind.HBB}
+    scale, half = GRAMMARS[grammar].scale, GRAMMARS[grammar].half
+    assume(min(x1 - x0, y1 - y0) > 1 / scale)  # thinner ones are widened
+    np.testing.assert_allclose(parsed.boxes[0].coords, [x0, y0, x1, y1], atol=(0.5 + half) / scale + 1e-6)
+
+
+@given(
+    st.sampled_from(ORIENTED), st.floats(0.4, 0.6), st.floats(0.4, 0.6), st.floats(0.2, 0.4), st.floats(0.3, 0.9),
+    st.floats(-4, 4),
+)  # fmt: skip
+@settings(deadline=None, max_examples=200)
+def test_an_oriented_box_comes_back_within_a_step_and_a_degree(grammar, cx, cy, w, ratio, angle):
+    frame = Square(500, 500)
+    box = rotated_to_polygon(cx=500 * cx, cy=500 * cy, w=500 * w, h=500 * w * ratio, angle=angle)
+    parsed = parse(write_boxes([box], grammar=grammar, frame=frame), grammar=grammar)
+    assert not parsed.rejections and parsed.boxes[0].kind is BoxKind.OBB
+    back = shapely.Polygon(parsed.boxes[0].pixels(frame).reshape(4, 2))
+    truth = shapely.Polygon(box.reshape(4, 2))
+    step, diagonal = 500 / GRAMMARS[grammar].scale, 500 * math.hypot(w, w * ratio)
+    # Half a step a coordinate, and half a degree seen from the centre; two corners alone fix the sides less well.
+    slack = (math.sqrt(2) * step + math.radians(0.5) * diagonal / 2) * (2 if grammar == "vrsbench_obb_v2" else 1)
+    assert back.hausdorff_distance(truth) <= slack + 1e-2
+
+
+@given(st.floats(-50, 50), st.floats(-50, 50), st.floats(1, 40), st.floats(1, 40), st.floats(-9, 9), st.integers(-3, 3))
+@settings(deadline=None)
+def test_a_rotated_box_has_one_form_whatever_its_period(cx, cy, w, h, angle, turns):
+    assume(abs(w - h) > 0.05)
+    box = polygon_to_rotated(rotated_to_polygon(cx=cx, cy=cy, w=w, h=h, angle=angle))
+    same = polygon_to_rotated(rotated_to_polygon(cx=cx, cy=cy, w=w, h=h, angle=angle + turns * math.pi))
+    swapped = polygon_to_rotated(rotated_to_polygon(cx=cx, cy=cy, w=h, h=w, angle=angle + math.pi / 2))
+    assert box.w >= box.h and -math.pi / 2 <= box.angle < math.pi / 2
+    assert (box.cx, box.cy, box.w, box.h) == pytest.approx((cx, cy, max(w, h), min(w, h)), abs=2e-3)
+    for other in (same, swapped):
+        assert (box.w, box.h) == pytest.approx((other.w, other.h), abs=2e-3)
+        assert math.sin(box.angle - other.angle) == pytest.approx(0, abs=5e-3)
+    again = rotated_to_polygon(cx=box.cx, cy=box.cy, w=box.w, h=box.h, angle=box.angle)
+    truth = shapely.Polygon(rotated_to_polygon(cx=cx, cy=cy, w=w, h=h, angle=angle).reshape(4, 2))
+    assert shapely.Polygon(again.reshape(4, 2)).symmetric_difference(truth).area < 1e-2 * w * h + 2e-2
+
+
+@given(st.floats(1, 40), st.floats(-9, 9))
+@settings(deadline=None)
+def test_a_squares_angle_has_a_quarter_turns_period(side, angle):
+    boxes = [
+        polygon_to_rotated(rotated_to_polygon(cx=0, cy=0, w=side, h=side, angle=a))
+        for a in (angle, angle + math.pi / 2)
+    ]
+    assert all(-math.pi / 4 <= box.angle < math.pi / 4 for box in boxes)
+    assert math.sin(2 * (boxes[0].angle - boxes[1].angle)) == pytest.approx(0, abs=1e-2)
+
+
+def test_clockwise_is_clockwise():
+    box = polygon_to_rotated(canonical(np.array([0, 0, 4, 4, 3, 5, -1, 1.0])))  # falls to the right by 45 degrees
+    assert math.degrees(box.angle) == pytest.approx(45, abs=1e-3)

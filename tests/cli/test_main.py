@@ -1,0 +1,238 @@
+"""The program's own behaviour: help without weight, overrides, one-line errors, exit statuses."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import importlib
+import os
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+from earthgpt_jax import __version__
+from earthgpt_jax.cli import main as cli
+from earthgpt_jax.common.errors import EarthGPTError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Fake(types.ModuleType):
+    """A command `fake` that keeps its arguments and then does `action`."""
+
+    NAME = "fake"
+    HELP = "does as told"
+    OVERRIDES = True
+
+    def __init__(self) -> None:
+        super().__init__("fake_command")
+        self.args: argparse.Namespace | None = None
+        self.action = lambda: 0
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--config")
+        parser.add_argument("--workdir")
+        below = parser.add_subparsers(dest="verb").add_parser("build")
+        below.add_argument("--quarantine")
+
+    def run(self, args: argparse.Namespace) -> int:
+        self.args = args
+        return self.action()
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> Fake:
+    module = Fake()
+    monkeypatch.setitem(sys.modules, "fake_command", module)
+    monkeypatch.setattr(cli, "COMMANDS", (cli.Command("fake", "fake_command", "does as told"),))
+    return module
+
+
+def _raise(error: BaseException):
+    def action() -> int:
+        raise error
+
+    return action
+
+
+@pytest.mark.parametrize("argv", [[], ["--help"], ["-h"]])
+def test_help_names_every_command(argv: list[str], capsys: pytest.CaptureFixture[str]):
+    assert cli.main(argv) == 0
+    out = capsys.readouterr().out
+    for command in cli.COMMANDS:
+        assert f"  {command.name} " in out
+        assert command.help in out
+
+
+def test_version(capsys: pytest.CaptureFixture[str]):
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"earthgpt {__version__}\n"
+
+
+def test_help_comes_at_once_without_heavy_imports():
+    code = (
+        "import sys; from earthgpt_jax.cli.main import main; main(['--help'])\n"
+        "heavy = {'jax', 'numpy', 'flax', 'absl', 'tensorflow_datasets'} & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS, ids=lambda command: command.name)
+def test_every_command_keeps_the_contract(command: cli.Command, capsys: pytest.CaptureFixture[str]):
+    module = importlib.import_module(command.module)
+    assert command.name == module.NAME
+    assert command.help == module.HELP, "the table in cli/main.py and the module say different things"
+    assert "\n" not in module.HELP
+    assert cli.main([command.name, "--help"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith(f"usage: earthgpt {command.name}")
+    assert getattr(module, "DESCRIPTION", module.HELP).splitlines()[0] in out
+
+
+def test_loading_all_commands_leaves_jax_out():
+    """Each command's own --help stays quick: what is heavy is imported in `run`."""
+    names = [command.module for command in cli.COMMANDS]
+    lines = ["import importlib, sys", f"for name in {names}: importlib.import_module(name)"]
+    code = "\n".join([*lines, "assert 'jax' not in sys.modules"])
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_arguments_and_overrides_arrive(fake: Fake):
+    words = ["--config.optim.peak_lr=1e-4", "--config.data.source=a=b c"]
+    assert cli.main(["fake", "--config", "tiny", words[0], "--workdir", "w", words[1]]) == 0
+    assert fake.args is not None
+    assert (fake.args.config, fake.args.workdir, fake.args.overrides) == ("tiny", "w", words)
+
+
+def test_no_overrides_is_an_empty_list(fake: Fake):
+    fake.OVERRIDES = False
+    assert cli.main(["fake"]) == 0
+    assert fake.args is not None
+    assert fake.args.overrides == []
+
+
+def test_status_of_the_command_is_the_programs(fake: Fake):
+    fake.action = lambda: 1
+    assert cli.main(["fake"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (["fkae"], "unknown command 'fkae': did you mean fake?"),
+        (["fake", "--wrokdir", "x"], "unknown option --wrokdir: did you mean --workdir?"),
+        (["fake", "--wrokdir=x"], "unknown option --wrokdir: did you mean --workdir?"),
+        (["fake", "build", "--quarantin=x"], "unknown option --quarantin: did you mean --quarantine?"),
+        (["fake", "--work", "x"], "unknown option --work: did you mean --workdir?"),  # no abbreviations
+        (["fake", "--config.a.b"], "--config.a.b: expected --config.a.b=VALUE"),
+        (["fake", "--confg.a=1"], "unknown option --confg.a: did you mean --config?"),
+        (["fake", "--workdir"], "argument --workdir: expected one argument (see `earthgpt fake --help`)"),
+        (["fake", "build", "stray"], "unrecognized arguments: stray"),
+        (["fake", "--config.a=1 2", "--wrokdir", "x"], "unknown option --wrokdir"),
+        (["fake", "-x"], "unrecognized arguments: -x"),
+        (["--verison"], "unknown option --verison: did you mean --version?"),
+    ],
+)
+def test_wrong_words_are_refused_with_the_nearest(
+    argv: list[str], expected: str, fake: Fake, capsys: pytest.CaptureFixture[str]
+):
+    assert cli.main(argv) == 2
+    assert fake.args is None
+    captured = capsys.readouterr()
+    assert captured.err.startswith(f"error: {expected}")
+    assert captured.err.count("\n") == 1
+    assert captured.out == ""
+
+
+def test_overrides_are_refused_where_there_is_no_config(fake: Fake, capsys: pytest.CaptureFixture[str]):
+    fake.OVERRIDES = False
+    assert cli.main(["fake", "--config.a=1"]) == 2
+    assert "--config.a=1: earthgpt fake takes no config overrides" in capsys.readouterr().err
+
+
+def test_user_error_is_one_line(fake: Fake, capsys: pytest.CaptureFixture[str]):
+    fake.action = _raise(EarthGPTError("image a.tif: expected 3 bands, got 2"))
+    assert cli.main(["fake"]) == 2
+    assert capsys.readouterr().err == "error: image a.tif: expected 3 bands, got 2\n"
+
+
+def test_defects_keep_their_traceback(fake: Fake):
+    fake.action = _raise(ZeroDivisionError("ours"))
+    with pytest.raises(ZeroDivisionError, match="ours"):
+        cli.main(["fake"])
+
+
+def test_interrupt_is_130(fake: Fake, capsys: pytest.CaptureFixture[str]):
+    fake.action = _raise(KeyboardInterrupt())
+    assert cli.main(["fake"]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+def _wrapped(inner: BaseException) -> BaseException:
+    outer = RuntimeError("could not save")
+    outer.__cause__ = inner
+    return outer
+
+
+@pytest.mark.parametrize(
+    ("error", "place"),
+    [
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "w/step_10"), " while writing w/step_10"),
+        (OSError(errno.EDQUOT, os.strerror(errno.EDQUOT)), ""),
+        (_wrapped(OSError(errno.ENOSPC, "full", "w/x")), " while writing w/x"),
+        (ValueError("RESOURCE_EXHAUSTED: Error writing local file: No space left on device [28]"), ""),
+        (ExceptionGroup("save", [ValueError("other"), OSError(errno.ENOSPC, "full")]), ""),
+    ],
+    ids=["plain", "quota", "wrapped", "quoted", "group"],
+)
+def test_full_disk_is_one_line(error: BaseException, place: str, fake: Fake, capsys: pytest.CaptureFixture[str]):
+    fake.action = _raise(error)
+    assert cli.main(["fake"]) == 2
+    expected = f"error: no space left on the disk{place}: free some and run the same command again\n"
+    assert capsys.readouterr().err == expected
+
+
+def test_other_system_errors_are_not_taken_for_a_full_disk(fake: Fake):
+    fake.action = _raise(PermissionError(errno.EACCES, "no", "x"))
+    with pytest.raises(PermissionError):
+        cli.main(["fake"])
+
+
+PRINTS = """
+import sys, types
+from earthgpt_jax.cli import main as cli
+
+module = types.ModuleType("prints")
+module.HELP = ""
+module.add_arguments = lambda parser: None
+module.run = lambda args: print("x" * 100_000)
+sys.modules["prints"] = module
+cli.COMMANDS = (cli.Command("prints", "prints", ""),)
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("word", ["prints", "--help"])
+def test_closed_pipe_is_quiet(word: str):
+    """As in `earthgpt data list | head -n1`: whoever reads is gone before all is written."""
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
+    read, write = os.pipe()
+    os.close(read)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", PRINTS, word],
+            cwd=ROOT,
+            env=environment,
+            stdout=write,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    finally:
+        os.close(write)
+    assert (done.returncode, done.stderr) == (141, "")

@@ -1,0 +1,149 @@
+import re
+
+import pytest
+
+from earthgpt_jax import config as config_lib
+from earthgpt_jax.common.errors import EarthGPTError
+from earthgpt_jax.config import AdapterKind, Stage, TrainableAttention
+from earthgpt_jax.models import earthgpt
+from earthgpt_jax.params import count
+from earthgpt_jax.training.stages import trained_paths
+
+RECIPES = ("tiny", "tiny_real", "earthgpt_7b", "earthgpt_13b", "sphinx_light")
+
+
+@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("stage", Stage)
+def test_every_recipe_resolves_and_survives_a_round_trip(name, stage):
+    config = config_lib.load(f"{name}:{stage}")
+    assert config.stage is stage
+    assert config_lib.load(f"{name}:lora").model.adapter.kind is AdapterKind.LORA
+    assert config_lib.resolve(config_lib.to_dict(config)) == config
+
+
+def test_all_errors_come_at_once_with_path_expected_got_and_nearest_name():
+    with pytest.raises(EarthGPTError) as error:
+        config_lib.load(
+            "tiny:align",
+            ["--config.optim.peak_lrr=1", "--config.model.llm.heads=3", "--config.stage=alig",
+             "--config.data.batch_size=many"],
+        )  # fmt: skip
+    text = str(error.value)
+    assert "4 problems" in text
+    assert "optim.peak_lrr: unknown field; did you mean 'peak_lr'?" in text
+    assert "model.llm.heads: expected a divisor of dim=128, got 3" in text
+    assert "stage: expected one of align, instruct, finetune, got 'alig'; did you mean 'align'?" in text
+    assert "data.batch_size: expected int, got 'many' (str)" in text
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("optim.microbatches=3", "expected a divisor of data.batch_size=16, got 3"),
+        ("model.adapter.kind=lora", "stage align expects none, got lora"),
+        ("model.perception.vit_layers=(1,9)", "expected indices below vit.depth=4"),
+        ("model.convnext.image_size=160", "neither divides"),
+        ("optim.warmup_steps=99999", "expected 0..steps=400"),
+        ("data.decimals=9", "expected 1..4, got 9"),
+        ("model.adapter.targets=('q','w1')", "got ['w1']"),
+        ("model.adapter.alpha=-1", "expected a positive number, or 0 for no scaling, got -1"),
+    ],
+)
+def test_impossible_combinations_are_refused(override, message):
+    with pytest.raises(EarthGPTError, match=re.escape(message)):
+        config_lib.load("tiny:align", [f"--config.{override}"])
+
+
+def test_a_misspelt_recipe_names_the_nearest():
+    with pytest.raises(EarthGPTError, match="did you mean 'tiny'"):
+        config_lib.load("tny:align")
+    with pytest.raises(EarthGPTError, match="expected one of"):
+        config_lib.load("tiny:aling")
+
+
+# Hand counts of the 13B model: facts of the paper's architecture, not of this code.
+def test_13b_has_the_published_parameter_counts():
+    config = config_lib.load("earthgpt_13b:instruct")
+    _, shapes = earthgpt.abstract(config.model)
+
+    def total(*prefixes: str) -> int:
+        return count({path: shape for path, shape in shapes.items() if path.startswith(prefixes)})
+
+    adapters = {path: shape for path, shape in shapes.items() if "/adapter/" in path}
+    assert total("llm/") - count(adapters) == 13_015_864_320
+    assert total("vit/") == 304_368_640 - 1024  # the published figure includes the unused mask token
+    assert total("convnext/") == 196_230_336
+    assert count(adapters) == 4_259_840
+    assert count({path: shapes[path] for path in trained_paths(config, shapes)}) == 4_259_840
+
+
+def test_sphinx_light_has_the_published_parameter_counts():
+    _, shapes = earthgpt.abstract(config_lib.load("sphinx_light:align").model)
+    parts = ("vit", "convnext", "projector", "llm")
+    counts = {part: count({p: s for p, s in shapes.items() if p.startswith(f"{part}/")}) for part in parts}
+    assert counts == {
+        "vit": 1_136_480_768 - 1536,  # the published figure includes the unused mask token
+        "convnext": 843_398_016,
+        "projector": 4608 * 2048 + 3 * 2048,
+        "llm": 1_100_048_384,
+    }
+
+
+def test_what_align_trains_at_13b():
+    config = config_lib.load("earthgpt_13b:align")
+    _, shapes = earthgpt.abstract(config.model)
+    trained = trained_paths(config, shapes)
+    by_group: dict[str, int] = {}
+    for path, rule in trained.items():
+        by_group[rule.group] = by_group.get(rule.group, 0) + count({path: shapes[path]})
+    assert by_group["attention"] == 4_194_304_000
+    assert by_group["norm"] == 414_720
+    # CNN stages 2880 + four ViT layers 4096 = 6976 channels, Linear + LayerNorm, and the two image marks.
+    assert by_group["projector"] == 6976 * 5120 + 5120 + 2 * 5120 + 2 * 5120
+    decaying = {path for path, rule in trained.items() if rule.decay}
+    assert "projector/linear/kernel" in decaying and "projector/linear/bias" not in decaying
+
+
+def test_what_lora_and_full_fine_tuning_train_at_13b():
+    config = config_lib.load("earthgpt_13b:lora")
+    assert config.stage is Stage.INSTRUCT and config.model.adapter.factor == 2.0
+    _, shapes = earthgpt.abstract(config.model)
+    trained = trained_paths(config, shapes)
+    dim, ffn, rank = 5120, 13824, 16
+    assert count({path: shapes[path] for path in trained}) == 40 * rank * (4 * 2 * dim + 3 * (dim + ffn))
+    assert {rule.group for rule in trained.values()} == {"adapter"} and all(rule.decay for rule in trained.values())
+
+    config = config_lib.load("earthgpt_13b:finetune")
+    _, shapes = earthgpt.abstract(config.model)
+    trained = trained_paths(config, shapes)
+    assert {path for path in shapes if path not in trained} == {
+        path for path in shapes if path.startswith(("vit/", "convnext/"))
+    }
+    assert count({path: shapes[path] for path in trained if path.startswith("llm/")}) == 13_015_864_320
+    assert {rule.group for rule in trained.values()} == {"projector", "attention", "norm", "mlp", "embed", "head"}
+    # As LLaMA2-Accessory: whatever is neither a bias nor a norm of the LLM decays.
+    kept = {path for path, rule in trained.items() if not rule.decay}
+    assert kept == {path for path in trained if path.endswith("/bias") or (path.startswith("llm/") and "norm" in path)}
+
+
+@pytest.mark.parametrize("attention", TrainableAttention)
+@pytest.mark.parametrize("kind", [AdapterKind.SCALE_BIAS, AdapterKind.BIAS, AdapterKind.LORA])
+@pytest.mark.parametrize("fuse", ["concat", "sum", "last"])
+def test_stage_tables_are_total_and_tight_for_every_variant(attention, kind, fuse):
+    for stage in (Stage.ALIGN, Stage.INSTRUCT):
+        chosen = kind if stage is Stage.INSTRUCT else AdapterKind.NONE
+        config = config_lib.load(
+            f"tiny:{stage}",
+            [f"--config.trainable_attention={attention}", f"--config.model.adapter.kind='{chosen}'",
+             f"--config.model.perception.cnn_fuse={fuse}"],
+        )  # fmt: skip
+        _, shapes = earthgpt.abstract(config.model)
+        assert trained_paths(config, shapes)
+
+
+@pytest.mark.parametrize("variant", ["perception.cnn_fuse=sum", "llm.tied_head=True", "llm.mlp_bias=True"])
+def test_full_fine_tuning_trains_every_variant(variant):
+    config = config_lib.load("tiny:finetune", [f"--config.model.{variant}", "--config.model.llm.attention_bias=True"])
+    _, shapes = earthgpt.abstract(config.model)
+    trained = trained_paths(config, shapes)
+    assert trained.keys() == {path for path in shapes if not path.startswith(("vit/", "convnext/"))}

@@ -1,0 +1,384 @@
+"""Conversion: bit-exact round trips of every kind of tensor, strict tables, and inputs that are wrong."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from earthgpt_jax import params as params_lib
+from earthgpt_jax.common.errors import EarthGPTError
+from earthgpt_jax.config import AdapterConfig, AdapterKind, Fuse, Mlp, ModelConfig
+from earthgpt_jax.convert import exporter, tables
+from earthgpt_jax.convert.export_info import described
+from earthgpt_jax.convert.importer import import_model, plan
+from earthgpt_jax.convert.layouts import open_source
+from earthgpt_jax.convert.merge import Folded, folded_config
+from earthgpt_jax.convert.tensor_io import Folder, Safetensors, SafetensorsWriter
+from earthgpt_jax.models import earthgpt
+from earthgpt_jax.models import model_dir as io
+from earthgpt_jax.ops.attention import visible
+from earthgpt_jax.training.initialization import initial
+from tests.support import nano
+
+ADAPTERS = {
+    "none": AdapterConfig(),
+    "scale+bias": AdapterConfig(kind=AdapterKind.SCALE_BIAS),
+    "bias on some": AdapterConfig(kind=AdapterKind.BIAS, targets=("q", "down")),
+    "lora": AdapterConfig(kind=AdapterKind.LORA, rank=3),
+    "lora with alpha": AdapterConfig(kind=AdapterKind.LORA, rank=2, alpha=8.0, targets=("k", "o", "up")),
+}
+
+
+def _model(**changes) -> ModelConfig:
+    return dataclasses.replace(nano.config("align").model, **changes)
+
+
+def _random(path, model: ModelConfig, dtype: str = "float32"):
+    """A model directory in which no leaf has its starting value, so that a lost adapter or norm shows."""
+    folder = nano.model_dir(path, model)
+    rng = np.random.default_rng(0)
+    arrays = load_file(folder / "model.safetensors")
+    save_file(
+        {key: (value + 0.1 * rng.standard_normal(value.shape)).astype(dtype) for key, value in arrays.items()},
+        folder / "model.safetensors",
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    return _random(tmp_path_factory.mktemp("plain") / "model", _model())
+
+
+def _bytes(folder) -> bytes:
+    return (folder / "model.safetensors").read_bytes()
+
+
+def _rewritten(folder, tmp_path) -> bytes:
+    """The same leaves in the converter's own file layout."""
+    reader = Safetensors([folder / "model.safetensors"])
+    (tmp_path / "again").mkdir()
+    writer = SafetensorsWriter(
+        tmp_path / "again", {k: (reader.shapes[k], reader.dtypes[k]) for k in sorted(reader.shapes)}
+    )
+    for key in reader.shapes:
+        writer.write(key, reader.read(key))
+    writer.close()
+    return _bytes(tmp_path / "again")
+
+
+# --------------------------------------------------------------------------------------- round trips
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_hugging_face_and_back_is_bit_exact(tmp_path, dtype):
+    model = _model(perception=dataclasses.replace(_model().perception, cnn_fuse=Fuse.SUM))
+    folder = _random(tmp_path / "model", model, dtype)
+    exporter.export_hf(folder, tmp_path / "hf", shard_bytes=40_000)
+    assert (tmp_path / "hf" / "model.safetensors.index.json").is_file()  # several files
+    known = described(tmp_path / "hf")
+    assert known is not None and known.model == model
+    import_model(
+        {"model": tmp_path / "hf"}, known.model, out=tmp_path / "back", tokenizer=tmp_path / "hf" / "tokenizer.model",
+        decimals=known.decimals, chat_template=known.chat_template,
+    )  # fmt: skip
+    assert _bytes(tmp_path / "back") == _rewritten(folder, tmp_path)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("shards", [1, 2])
+@pytest.mark.parametrize("adapter", ["none", "scale+bias", "lora"])
+def test_accessory_and_back_is_bit_exact(tmp_path, adapter, shards):
+    swiglu = dataclasses.replace(_model().vit, mlp=Mlp.SWIGLU)
+    folder = _random(tmp_path / "model", _model(adapter=ADAPTERS[adapter], vit=swiglu))
+    exporter.export_accessory(folder, tmp_path / "theirs", shards=shards)
+    assert len(list((tmp_path / "theirs").glob("consolidated.*.pth"))) == shards
+    import_model(
+        {"model": tmp_path / "theirs"}, _model(vit=swiglu), out=tmp_path / "back", decimals=2, chat_template="plain",
+        tokenizer=folder / "tokenizer.model",
+    )  # fmt: skip
+    assert io.describe(tmp_path / "back").model.adapter == ADAPTERS[adapter]
+    assert _bytes(tmp_path / "back") == _rewritten(folder, tmp_path)
+
+
+@pytest.mark.torch
+def test_accessory_files_have_alpha_within_b(tmp_path):
+    """Their layout has no alpha: B is multiplied by alpha / rank, which is 4 here."""
+    folder = _random(tmp_path / "model", _model(adapter=ADAPTERS["lora with alpha"]))
+    exporter.export_accessory(folder, tmp_path / "theirs")
+    import_model(
+        {"model": tmp_path / "theirs"}, _model(), out=tmp_path / "back", decimals=2, chat_template="plain",
+        tokenizer=folder / "tokenizer.model",
+    )  # fmt: skip
+    assert io.describe(tmp_path / "back").model.adapter == dataclasses.replace(ADAPTERS["lora with alpha"], alpha=0.0)
+    before, after = (load_file(path / "model.safetensors") for path in (folder, tmp_path / "back"))
+    for path, value in after.items():
+        np.testing.assert_array_equal(value, before[path] * (4 if path.endswith("adapter/b") else 1), err_msg=path)
+
+
+def test_adapters_kept_apart_come_back(tmp_path):
+    folder = _random(tmp_path / "model", _model(adapter=ADAPTERS["scale+bias"]))
+    exporter.export_hf(folder, tmp_path / "hf", adapter="separate")
+    assert not any("adapter" in key for key in Safetensors([tmp_path / "hf" / "model.safetensors"]).shapes)
+    known = described(tmp_path / "hf")
+    assert known is not None
+    import_model(
+        {"model": tmp_path / "hf"}, known.model, out=tmp_path / "back", tokenizer=folder / "tokenizer.model",
+        decimals=2, chat_template="plain",
+    )  # fmt: skip
+    assert _bytes(tmp_path / "back") == _rewritten(folder, tmp_path)
+
+
+def test_an_accessory_file_has_metas_names_and_row_order(tmp_path, plain):
+    torch = pytest.importorskip("torch")
+    exporter.export_accessory(plain, tmp_path / "theirs")
+    state = torch.load(tmp_path / "theirs" / "consolidated.00-of-01.model.pth", weights_only=True)["model"]
+    ours = load_file(plain / "model.safetensors")
+    np.testing.assert_array_equal(
+        state["llma.layers.1.feed_forward.w1.weight"].numpy(), ours["llm/blocks/mlp/gate/kernel"][1].T
+    )
+    # Head 0 of q, by hand: Meta's rows 0, 1, 2, ... are ours 0, half, 1, half + 1, ...
+    kernel, half = ours["llm/blocks/attn/q/kernel"][0].T, _model().llm.head_dim // 2
+    rows = state["llma.layers.0.attention.wq.weight"].numpy()
+    np.testing.assert_array_equal(rows[:4], kernel[[0, half, 1, half + 1]])
+    assert state["llma.start_img"].shape == (1, 1, 32)
+
+
+# -------------------------------------------------------------------------------------------- folding
+def _logits(model: ModelConfig, arrays: dict) -> np.ndarray:
+    graphdef, _ = earthgpt.abstract(model)
+    ids = jnp.asarray([[1, 5, 9, 200, 31, 7]])
+
+    @jax.jit
+    def forward(params):
+        llm = params_lib.merge_module(graphdef, params).llm
+        mask = visible(jnp.ones_like(ids), jnp.zeros_like(ids))
+        hidden, _ = llm(llm.embed_tokens(ids), positions=jnp.arange(6)[None], mask=mask)
+        return llm.logits(hidden)
+
+    return np.asarray(forward({path: jnp.asarray(value, jnp.float32) for path, value in arrays.items()}))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", [name for name in ADAPTERS if name != "none"])
+def test_folded_adapters_compute_the_same(tmp_path, name, dtype):
+    """Of leaves that are stored in bfloat16 too: what is folded must not be rounded to it."""
+    model = _model(adapter=ADAPTERS[name])
+    folder = _random(tmp_path / "model", model, dtype)
+    reader = Safetensors([folder / "model.safetensors"])
+    folded = Folded(reader, model)
+    expected = _logits(model, {path: reader.read(path) for path in reader.shapes})
+    got = _logits(folded_config(model), {path: folded.read(path) for path in folded.shapes})
+    np.testing.assert_allclose(got, expected, atol=1e-5, rtol=1e-5)  # bfloat16 would be 0.05 off
+    layer = folded.read("llm/blocks/attn/q/kernel", 1, 1)  # a layer alone is that layer of the whole
+    np.testing.assert_array_equal(layer[0], folded.read("llm/blocks/attn/q/kernel")[1])
+
+
+# ------------------------------------------------------------------------------------------ init_from
+def test_a_run_starts_from_parts(tmp_path, plain):
+    """Every part from a source of its own gives what the model directory itself gives."""
+    exporter.export_hf(plain, tmp_path / "hf")
+    exporter.export_llama(plain, tmp_path / "llm")
+    tensors = load_file(tmp_path / "hf" / "model.safetensors")
+    for part, prefix in (("vit", "vit."), ("convnext", "convnext.")):
+        chosen = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+        save_file(chosen, tmp_path / f"{part}.safetensors")
+    parts = {"vit": tmp_path / "vit.safetensors", "convnext": tmp_path / "convnext.safetensors",
+             "llm": tmp_path / "llm", "projector": tmp_path / "hf"}  # fmt: skip
+    overrides = [f"init_from.{part}={path}" for part, path in parts.items()]
+    start = initial(nano.config("instruct", "init=", *overrides))
+    reference = initial(nano.config("instruct", f"init={plain}"))
+    assert start.params.keys() == reference.params.keys()  # fresh adapters included
+    for path, value in reference.params.items():
+        np.testing.assert_array_equal(start.params[path], value, err_msg=path)
+    assert start.tokenizer == tmp_path / "llm" / "tokenizer.model"
+
+
+def test_a_run_starts_from_a_model_with_other_adapters(tmp_path):
+    """`instruct` leaves scales and biases; LoRA and full fine-tuning start from them folded."""
+    model = _model(adapter=ADAPTERS["scale+bias"])
+    folder = _random(tmp_path / "model", model)
+    with pytest.raises(EarthGPTError, match=r"attention_bias=True --config.model.llm.mlp_bias=True"):
+        initial(nano.config("finetune", f"init={folder}"))
+    biases = ("model.llm.attention_bias=True", "model.llm.mlp_bias=True")
+    expected = _logits(model, load_file(folder / "model.safetensors"))
+    for stage in ("finetune", "lora"):
+        config = nano.config(stage, f"init={folder}", *biases)
+        params = initial(config).params
+        np.testing.assert_allclose(_logits(config.model, params), expected, atol=1e-5, rtol=1e-5)
+    assert any("/adapter/b" in path for path in params)  # fresh LoRA, whose B is zero
+
+
+def test_without_a_projector_it_starts_fresh(tmp_path, plain):
+    exporter.export_hf(plain, tmp_path / "hf")
+    exporter.export_llama(plain, tmp_path / "llm")
+    chosen = plan({"llm": tmp_path / "llm", "model": tmp_path / "hf"}, _model())
+    assert not chosen.fresh
+    with pytest.raises(EarthGPTError, match="no source for convnext, vit"):
+        plan({"llm": tmp_path / "llm"}, _model())
+
+
+# ------------------------------------------------------------------------------------------ wrong input
+def _import(parts, tmp_path, model=None):
+    import_model(
+        parts, model or _model(), out=tmp_path / "out", tokenizer=tmp_path / "hf" / "tokenizer.model", decimals=2,
+        chat_template="plain",
+    )  # fmt: skip
+
+
+@pytest.fixture
+def exported(tmp_path, plain):
+    exporter.export_hf(plain, tmp_path / "hf", shard_bytes=100_000)
+    return tmp_path / "hf"
+
+
+def test_a_truncated_shard(tmp_path, exported):
+    shard = sorted(exported.glob("model-*.safetensors"))[1]
+    shard.write_bytes(shard.read_bytes()[:-1000])
+    with pytest.raises(EarthGPTError, match=rf"{shard.name}: expected a complete safetensors file"):
+        _import({"model": exported}, tmp_path)
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_a_missing_shard(tmp_path, exported):
+    shard = sorted(exported.glob("model-*.safetensors"))[1]
+    shard.unlink()
+    with pytest.raises(EarthGPTError, match=rf"shards are missing: {shard.name}"):
+        _import({"model": exported}, tmp_path)
+
+
+@pytest.mark.torch
+def test_a_missing_model_parallel_shard(tmp_path, plain, exported):
+    exporter.export_accessory(plain, tmp_path / "theirs", shards=2)
+    (tmp_path / "theirs" / "consolidated.01-of-02.model.pth").unlink()
+    with pytest.raises(EarthGPTError, match=r"shards are missing: number 1 of 2"):
+        _import({"model": tmp_path / "theirs"}, tmp_path)
+
+
+@pytest.mark.torch
+def test_a_truncated_torch_file_and_one_that_would_run_code(tmp_path, plain, exported):
+    import torch
+
+    exporter.export_accessory(plain, tmp_path / "theirs")
+    file = tmp_path / "theirs" / "consolidated.00-of-01.model.pth"
+    file.write_bytes(file.read_bytes()[:-5000])
+    with pytest.raises(EarthGPTError, match=r"expected a complete file of torch\.save"):
+        _import({"model": file}, tmp_path)
+    torch.save({"model": {"tok_embeddings.weight": _Surprise()}}, file)
+    with pytest.raises(EarthGPTError, match="holds more than tensors"):
+        _import({"model": file}, tmp_path)
+    torch.save({"model": {"tok_embeddings.weight": "text"}}, file)
+    with pytest.raises(EarthGPTError, match=r"expected a dict of tensors, got .*tok_embeddings\.weight: str"):
+        _import({"model": file}, tmp_path)
+    assert not list(tmp_path.glob("out*"))
+
+
+class _Surprise:
+    def __reduce__(self):
+        return print, ("must not be printed",)
+
+
+def test_another_size_is_reported_in_full(tmp_path, exported):
+    other = _model(llm=dataclasses.replace(_model().llm, dim=64, ffn_dim=96, depth=3))
+    with pytest.raises(EarthGPTError) as caught:
+        _import({"model": exported}, tmp_path, other)
+    text = str(caught.value)
+    assert "missing" in text and "wrong shape" in text
+    assert "language_model.model.embed_tokens.weight: expected (640, 64), got (640, 32)" in text
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_a_tokenizer_of_another_model(tmp_path, exported):
+    from earthgpt_jax.input.tokenizer import train_tokenizer
+
+    train_tokenizer(nano.dialogues(), vocab_size=600, path=exported / "tokenizer.model")
+    with pytest.raises(EarthGPTError, match=r"expected a tokenizer of 640 pieces.*got 600"):
+        _import({"model": exported}, tmp_path)
+
+
+def test_a_key_too_many_and_unknown_layouts(tmp_path, exported):
+    shutil.copyfile(sorted(exported.glob("*.safetensors"))[0], tmp_path / "one.safetensors")
+    tensors = load_file(tmp_path / "one.safetensors")
+    save_file({"a.b": np.zeros(2, np.float32)}, tmp_path / "odd.safetensors")
+    with pytest.raises(EarthGPTError, match="none of the layouts that are known"):
+        open_source(tmp_path / "odd.safetensors")
+    save_file(tensors | {"vit.extra": np.zeros(2, np.float32)}, sorted(exported.glob("*.safetensors"))[0])
+    with pytest.raises(EarthGPTError, match=r"unknown \(1\): vit.extra"):
+        _import({"model": exported}, tmp_path)
+
+
+def test_a_dinov2_with_registers(tmp_path):
+    save_file({"cls_token": np.zeros((1, 1, 4), np.float32), "register_tokens": np.zeros((1, 4, 4), np.float32)},
+              tmp_path / "dino.safetensors")  # fmt: skip
+    with pytest.raises(EarthGPTError, match="registers"):
+        open_source(tmp_path / "dino.safetensors")
+
+
+def test_a_part_of_another_kind(tmp_path, plain):
+    exporter.export_llama(plain, tmp_path / "llm")
+    with pytest.raises(EarthGPTError, match="expected the weights of vit, got LLaMA, transformers"):
+        plan({"vit": tmp_path / "llm", "llm": tmp_path / "llm", "convnext": tmp_path / "nowhere"}, _model())
+
+
+def test_an_export_does_not_overwrite_and_a_failure_leaves_nothing(tmp_path, plain):
+    def fail():
+        with Folder(tmp_path / "out") as folder:
+            (folder / "half").write_text("x")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert not list(tmp_path.iterdir())
+    exporter.export_llama(plain, tmp_path / "llm")
+    with pytest.raises(EarthGPTError, match="exists already"):
+        exporter.export_llama(plain, tmp_path / "llm")
+
+
+def test_shards_that_do_not_divide(tmp_path, plain):
+    pytest.importorskip("torch")
+    with pytest.raises(EarthGPTError, match="3 shards: expected a number that divides"):
+        exporter.export_accessory(plain, tmp_path / "out", shards=3)
+    assert not list(tmp_path.iterdir())
+
+
+# --------------------------------------------------------------------------------------------- tables
+def test_every_transform_is_a_bijection():
+    rng = np.random.default_rng(0)
+    cases = {
+        tables.LINEAR: (6, 4), tables.DEPTHWISE: (7, 7, 1, 5), tables.leading(2): (3,), tables.patches(4): (48, 5),
+        tables.rope_rows(2): (12,), tables.rope_linear(3): (5, 12),
+    }  # fmt: skip
+    for transform, shape in cases.items():
+        ours = rng.standard_normal(shape)
+        theirs = transform.theirs(ours)
+        assert theirs.shape == transform.their_shape(shape)
+        np.testing.assert_array_equal(transform.ours(theirs), ours, err_msg=transform.name)
+
+
+def test_a_writer_wants_every_byte(tmp_path):
+    writer = SafetensorsWriter(tmp_path, {"a": ((4, 2), np.dtype("float32"))})
+    writer.write("a", np.ones((2, 2), np.float32), start=2)
+    with pytest.raises(ValueError, match="rows"):
+        writer.write("a", np.ones((3, 2), np.float32), start=2)
+    with pytest.raises(ValueError, match="not written"):
+        writer.close()
+
+
+def test_the_card_tells_the_lineage(tmp_path, plain):
+    from earthgpt_jax.convert.card import model_card
+
+    model = io.describe(plain)
+    parent = {"recipe": "tiny", "stage": "align", "steps": 7, "source": "synthetic", "data": "def"}
+    about = {"recipe": "tiny", "stage": "instruct", "steps": 9, "source": "ssdd", "data": "abc", "parent": parent}
+    text = model_card(
+        dataclasses.replace(model, about=about), adapter="fold", scores={"optical": {"vqa": {"accuracy": 0.5}}}
+    )
+    assert text.index("| align | tiny | 7 |") < text.index("| instruct | tiny | 9 | ssdd | abc |")
+    assert "| optical, vqa, accuracy | 0.500 |" in text
+    assert "- synthetic" in text and "SSDD" in text
+    assert json.loads((plain / "config.json").read_text())["about"] == {"recipe": "nano"}

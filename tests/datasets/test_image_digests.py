@@ -1,0 +1,176 @@
+"""No image of an evaluation split is trained on, when datasets that share images are read together."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from earthgpt_jax.cli.main import main
+from earthgpt_jax.common.errors import EarthGPTError
+from earthgpt_jax.datasets import image_digests as digests
+from earthgpt_jax.datasets.inspect.validate import complaints
+from earthgpt_jax.datasets.store import image_digests, open_source, write
+from earthgpt_jax.records import Record, Sensor, Task
+
+
+def _record(source: str, split: str, image: bytes, task: Task = Task.CAPTION) -> Record:
+    return Record(
+        id=f"{source}/{split}/{image!r}", image=image, height=1, width=1, sensor=Sensor.OPTICAL, source=source,
+        split=split, tasks=(task,), references=("a",),
+    )  # fmt: skip
+
+
+def _folder(out: Path, datasets: dict[str, dict[str, list[bytes]]], **tasks: Task) -> Path:
+    """Datasets by name, each split -> image files."""
+    for name, splits in datasets.items():
+        task = tasks.get(name, Task.CAPTION)
+        records = {split: [_record(name, split, image, task) for image in images] for split, images in splits.items()}
+        write(records, out=out / name, name=name)
+    return out
+
+
+SHARING = {
+    "captions": {"train": [b"1", b"2", b"3", b"4"], "val": [b"5"]},
+    "questions": {"train": [b"5", b"3", b"6", b"6"], "test": [b"2", b"2"], "val": [b"4"]},
+}
+
+
+def _images(folder: Path, split: str, **options) -> list[tuple[str, bytes]]:
+    return [(record.source, record.image) for record in open_source(folder, split, **options)]
+
+
+def test_training_leaves_out_what_any_dataset_holds_out(tmp_path, caplog):
+    folder = _folder(tmp_path, SHARING)
+    with caplog.at_level(logging.WARNING):
+        source = open_source(folder, "train")
+    kept = [("captions", b"1"), ("captions", b"3"), ("questions", b"3"), ("questions", b"6"), ("questions", b"6")]
+    assert [(record.source, record.image) for record in source] == kept
+    assert [source[i].image for i in (4, -1, -5, 1)] == [b"6", b"6", b"1", b"3"]
+    assert pickle.loads(pickle.dumps(source))[2].id == "questions/train/b'3'"
+    for index in (5, -6):
+        with pytest.raises(IndexError):
+            source[index]
+    assert [r.message.partition("images: ")[2] for r in caplog.records] == ["captions 2 of 4, questions 1 of 4"]
+
+
+def test_evaluation_splits_and_a_dataset_alone_stay_whole(tmp_path, caplog):
+    folder = _folder(tmp_path, SHARING | {"repeats": {"train": [b"7", b"8"], "test": [b"7"]}})
+    with caplog.at_level(logging.WARNING):
+        assert [image for _, image in _images(folder, "test")] == [b"2", b"2", b"7"]
+        assert [image for _, image in _images(folder, "val")] == [b"5", b"4"]
+        assert [image for _, image in _images(folder / "repeats", "train")] == [b"7", b"8"]
+    assert not caplog.records
+    assert ("repeats", b"7") not in _images(folder, "train")  # beside others: its own test images too
+
+
+def test_a_dataset_holds_out_its_images_whatever_it_is_asked_for(tmp_path):
+    """Training on captions alone must still leave out what will be asked about."""
+    folder = _folder(tmp_path, SHARING, questions=Task.CLASSIFICATION)
+    assert _images(folder, "train", tasks=[Task.CAPTION]) == [("captions", b"1"), ("captions", b"3")]
+
+
+def test_zero_shot_benchmarks_are_not_trained_on_beside_others(tmp_path, caplog):
+    folder = _folder(tmp_path, {"captions": {"train": [b"1"]}})
+    write(
+        {"train": [_record("bench", "train", b"9")]},
+        out=tmp_path / "bench",
+        name="bench",
+        manifest={"card": {"role": "zero_shot"}},
+    )
+    with caplog.at_level(logging.WARNING):
+        assert _images(folder, "train") == [("captions", b"1")]
+    assert "bench: not trained on, as its card says zero_shot" in caplog.text
+    assert _images(folder / "bench", "train") == [("bench", b"9")]
+
+
+def test_the_fingerprint_depends_on_what_is_left_out(tmp_path):
+    """A run is not resumed with other training records."""
+    train = {"train": [b"1", b"2", b"3"]}
+    held_out: dict[str, dict[str, list[bytes]]] = {
+        "none": {"test": [b"9"]}, "one": {"test": [b"1"]}, "other": {"test": [b"2"]}, "again": {"val": [b"1", b"8"]},
+    }  # fmt: skip
+    prints = {
+        name: open_source(_folder(tmp_path / name, {"a": train, "b": splits}), "train").fingerprint
+        for name, splits in held_out.items()
+    }
+    assert prints["one"] == prints["again"]
+    assert len({prints["none"], prints["one"], prints["other"]}) == 3
+    assert prints["none"] == open_source(tmp_path / "none" / "a", "train").fingerprint
+
+
+def test_records_without_image_share_nothing(tmp_path):
+    folder = _folder(tmp_path, {"a": {"train": [b"1", b""]}, "b": {"test": [b""]}})
+    assert [image for _, image in _images(folder, "train")] == [b"1", b""]
+
+
+def test_nothing_to_train_on_is_said(tmp_path):
+    folder = _folder(tmp_path, {"a": {"train": [b"1"]}, "b": {"test": [b"1"]}})
+    with pytest.raises(EarthGPTError, match="all its training images are in evaluation splits"):
+        open_source(folder, "train")
+
+
+def test_a_digest_is_of_the_files_bytes(tmp_path):
+    assert digests.digest(b"") == digests.NONE
+    assert digests.digest(b"abc") == int.from_bytes(hashlib.sha256(b"abc").digest()[:8], "little")
+    folder = _folder(tmp_path, SHARING)
+    found = image_digests(folder / "questions")
+    assert {split: values.dtype for split, values in found.items()} == dict.fromkeys(SHARING["questions"], np.uint64)
+    assert {split: values.tolist() for split, values in found.items()} == {
+        split: [digests.digest(image) for image in images] for split, images in SHARING["questions"].items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "lacks digests.npz.*built by an earlier version. Delete the folder and build it anew"),
+        (b"", "damaged"),
+        (b"PK\x03\x04 torn", "damaged"),
+        ({"train": [1]}, "not of this folder's records"),
+        ({"train": [1, 2, 3, 4]}, "not of this folder's records"),
+    ],
+)
+def test_digests_that_are_missing_or_do_not_fit_are_said(tmp_path, content, message):
+    folder = _folder(tmp_path, SHARING)
+    path = folder / "captions" / digests.FILE
+    path.unlink()
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif content:
+        digests.write(folder / "captions", content)
+    with pytest.raises(EarthGPTError, match=message):
+        open_source(folder, "train")
+    assert len(complaints(folder / "captions")) == 1
+    assert len(open_source(folder, "val")) == 2
+    assert len(open_source(folder / "captions", "train")) == 4
+
+
+def test_check_finds_a_digest_of_another_image(tmp_path):
+    folder = _folder(tmp_path, {"a": {"train": [b"1", b"2"]}})
+    digests.write(folder / "a", {"train": [digests.digest(b"1"), 5]})
+    named = [complaint for complaint in complaints(folder / "a") if digests.FILE in complaint]
+    assert named == ["a/train/b'2': digests.npz is of another image"]
+
+
+def test_a_folder_of_an_earlier_version_is_not_called_identical(tmp_path, capsys):
+    words = ["data", "build", "synthetic", "--splits", "train=2", "--size", "48", "--out", str(tmp_path)]
+    assert main(words) == 0 == main(words)
+    (tmp_path / "synthetic" / digests.FILE).unlink()
+    assert main(words) == 2
+    assert "delete this folder" in capsys.readouterr().err
+
+
+@pytest.mark.realdata
+def test_no_held_out_image_of_the_real_samples_is_trained_on(realdata: Path, tmp_path: Path, caplog):
+    sharing = ("rsicd", "rsivqa", "sydney_captions", "dota")
+    assert main(["data", "build", *sharing, "--root", str(realdata), "--out", str(tmp_path / "out")]) == 1
+    with caplog.at_level(logging.WARNING):
+        source = open_source(tmp_path / "out", "train")
+    assert "images: rsicd 37 of 108, rsivqa 15 of 94, sydney_captions 1 of 4" in caplog.text
+    held_out = {r.image for split in ("val", "test") for r in open_source(tmp_path / "out", split)}
+    assert len(source) == 209 - 53 and not held_out & {record.image for record in source}

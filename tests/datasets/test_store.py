@@ -1,0 +1,234 @@
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+from earthgpt_jax.cli.main import main
+from earthgpt_jax.common.errors import EarthGPTError
+from earthgpt_jax.datasets import store
+from earthgpt_jax.datasets.examples import to_example
+from earthgpt_jax.datasets.store import RecordSource, manifest, write
+from earthgpt_jax.records import Object, Record, Sensor, Task, Turn
+
+
+def _record(number: int, **changes) -> Record:
+    values = {
+        "id": f"s/train/{number}", "image": bytes([0, 255, number]), "height": 3, "width": 4, "sensor": Sensor.SAR,
+        "source": "s", "split": "train", "tasks": (Task.VQA, Task.OBB), "label": "harbor",
+        "turns": (Turn(question="schön?", answer="yes", type="presence"),), "references": ("a", "b c"),
+        "objects": (
+            Object(label="ship", polygon=np.arange(8, dtype=np.float32) / 3, difficult=True, phrase="the ship",
+                   visible=0.5),
+            Object(label="bus", polygon=np.ones(8, np.float32)),
+        ),
+    }  # fmt: skip
+    return Record(**values | changes)
+
+
+def _same(a: Record, b: Record) -> bool:
+    plain = ("id", "image", "height", "width", "sensor", "source", "split", "tasks", "label", "turns", "references")
+    return all(getattr(a, name) == getattr(b, name) for name in plain) and all(
+        (x.label, x.difficult, x.phrase, x.visible) == (y.label, y.difficult, y.phrase, y.visible)
+        and np.array_equal(x.polygon, y.polygon)
+        for x, y in zip(a.objects, b.objects, strict=True)
+    )
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    out = tmp_path_factory.mktemp("store") / "s"
+    bare = _record(9, turns=(), references=(), objects=(), tasks=(Task.CLASSIFICATION,), image=b"")
+    splits = {"train": [_record(1), bare, _record(2)], "test": [_record(3)]}
+    write(splits, out=out, name="s", quarantine=[{"id": "x", "reason": "torn"}], manifest={"origin": "here"})
+    return out, splits
+
+
+def test_records_come_back_to_the_bit_in_order(built):
+    out, splits = built
+    for split, records in splits.items():
+        source = RecordSource(out, split)
+        assert len(source) == len(records)
+        assert all(_same(source[i], records[i]) for i in range(len(records)))
+        assert _same(source[-1], records[-1])
+        with pytest.raises(IndexError):
+            source[len(records)]
+    clone = pickle.loads(pickle.dumps(RecordSource(out, "train")))
+    assert _same(clone[2], splits["train"][2])
+
+
+def _through_tfds(folder: Path, split: str) -> Iterator[dict]:
+    yield from tfds.builder_from_directory(str(folder)).as_data_source(split=split)
+
+
+def _agree(record: Record, example: dict) -> None:
+    """Every field of TFDS's own decoding against the record's."""
+    as_written = to_example(record)
+    assert example.keys() == as_written.keys()
+    for key, value in as_written.items():
+        if key not in ("objects", "turns"):
+            expected = [_bytes(v) for v in value] if isinstance(value, list) else _bytes(value)
+            got = example[key]
+            assert (got.tolist() if isinstance(got, np.ndarray) else got) == expected, key
+            continue
+        for part, column in example[key].items():
+            np.testing.assert_array_equal(column, [_bytes(item[part]) for item in value] or column[:0], part)
+            assert len(column) == len(value)
+
+
+def _bytes(value):
+    return value.encode() if isinstance(value, str) else value
+
+
+def test_records_are_what_tfds_decodes(built):
+    out, splits = built
+    for split in splits:
+        for record, example in zip(RecordSource(out, split), _through_tfds(out, split), strict=True):
+            _agree(record, example)
+
+
+@pytest.mark.realdata
+def test_real_records_are_what_tfds_decodes(realdata, tmp_path):
+    assert main(["data", "build", "hit_uav", "rsicd", "rsvqa_lr", "--root", str(realdata), "--out", str(tmp_path)]) == 0
+    for folder in tmp_path.iterdir():
+        for split in manifest(folder)["counts"]:
+            for record, example in zip(RecordSource(folder, split), _through_tfds(folder, split), strict=True):
+                _agree(record, example)
+
+
+def test_the_manifest_counts_and_names_every_shard(built):
+    out, _ = built
+    values = manifest(out)
+    assert values["counts"]["train"]["total"] == {"objects": 4, "records": 3, "references": 4, "turns": 2}
+    assert values["counts"]["train"]["object"] == {"bus": 2, "ship": 2} == values["counts"]["train"]["holding"]
+    assert values["origin"] == "here"
+    assert set(values["shards"]) == {path.name for path in out.glob("*.array_record*")}
+    assert {split: len(values) for split, values in store.image_digests(out).items()} == {"train": 3, "test": 1}
+    assert [int(value) == 0 for value in store.image_digests(out)["train"]] == [False, True, False]  # one has no image
+    assert json.loads((out / "quarantine.jsonl").read_text()) == {"id": "x", "reason": "torn"}
+
+
+def test_the_same_records_give_the_same_bytes(built, tmp_path):
+    out, splits = built
+    write(splits, out=tmp_path / "again", name="s")
+    assert manifest(tmp_path / "again")["shards"] == manifest(out)["shards"]
+    write(splits | {"test": [_record(4)]}, out=tmp_path / "other", name="s")
+    assert manifest(tmp_path / "other")["fingerprint"] != manifest(out)["fingerprint"]
+
+
+_PROCESS = """
+import sys, numpy
+from pathlib import Path
+from earthgpt_jax.records import Object, Record, Sensor, Task
+from earthgpt_jax.datasets.store import RecordSource, write
+item = Object(label="ship", polygon=numpy.arange(8, dtype=numpy.float32))
+record = Record(id="s/train/1", image=b"x", height=1, width=1, sensor=Sensor.SAR, source="s", split="train",
+                tasks=(Task.HBB,), references=("a",), objects=(item,))
+write({"train": [record]}, out=Path(sys.argv[1]), name="s")
+assert RecordSource(Path(sys.argv[1]), "train")[0].objects[0].label == "ship"
+assert "tensorflow" not in sys.modules
+"""
+
+
+def test_another_process_writes_the_same_bytes_and_without_tensorflow(tmp_path):
+    for seed in ("1", "2"):
+        environment = {**os.environ, "PYTHONHASHSEED": seed}
+        subprocess.run([sys.executable, "-c", _PROCESS, str(tmp_path / seed)], check=True, env=environment)
+    first, second = ({path.name: path.read_bytes() for path in (tmp_path / seed).iterdir()} for seed in "12")
+    assert first == second
+
+
+def test_a_build_that_was_killed_is_no_dataset(built, tmp_path, monkeypatch):
+    """Also not in the last moment, when all files are there and only the name is missing."""
+
+    rename = os.replace
+
+    def killed(source, target):
+        if Path(target) == tmp_path / "s":
+            raise KeyboardInterrupt
+        rename(source, target)
+
+    monkeypatch.setattr(os, "replace", killed)
+    monkeypatch.setattr(store.tempfile.TemporaryDirectory, "cleanup", lambda self: self._finalizer.detach())
+    with pytest.raises(KeyboardInterrupt):
+        write({"train": [_record(1)]}, out=tmp_path / "s", name="s")
+    (left,) = tmp_path.iterdir()
+    assert left.name.startswith("s.partial-")
+    assert list(left.rglob(store.MANIFEST))
+    with pytest.raises(EarthGPTError, match="no dataset at all"):
+        store.open_source(tmp_path, "train")
+
+
+def test_what_goes_wrong_leaves_nothing_behind(built, tmp_path, monkeypatch):
+    with pytest.raises(EarthGPTError, match="exists already"):
+        write({}, out=built[0], name="s")
+
+    def breaks():
+        yield _record(1)
+        raise RuntimeError("reader broke")
+
+    with pytest.raises(RuntimeError, match="reader broke"):
+        write({"train": breaks()}, out=tmp_path / "broken", name="s")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    (tmp_path / "file").write_text("")
+    with pytest.raises(EarthGPTError, match=r"File exists \(.*/file\); nothing was left.* another place"):
+        write({"train": [_record(1)]}, out=tmp_path / "file" / "s", name="s")
+    (tmp_path / "file").unlink()
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(EarthGPTError, match="the disk is full; nothing was left behind"):
+        write({"train": [_record(1)]}, out=tmp_path / "full", name="s")
+
+    def full_in_words():
+        yield _record(1)
+        raise RuntimeError("write() failed: No space left on device; writing x")  # ArrayRecord's way
+
+    with pytest.raises(EarthGPTError, match="the disk is full; nothing was left behind"):
+        write({"train": full_in_words()}, out=tmp_path / "full", name="s")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_is_no_dataset_says_so(built, tmp_path):
+    with pytest.raises(EarthGPTError, match="there is no such folder"):
+        RecordSource(tmp_path / "nowhere", "train")
+    with pytest.raises(EarthGPTError, match="something else"):
+        RecordSource(tmp_path, "train")
+    with pytest.raises(EarthGPTError, match="something else"):
+        RecordSource(built[0] / "manifest.json", "train")
+    with pytest.raises(EarthGPTError, match="no split 'val'; it has train, test"):
+        RecordSource(built[0], "val")
+
+
+def test_a_folder_of_an_earlier_version_has_to_be_built_anew(built, tmp_path):
+    """Records of version 1 lack a feature; TFDS would say so in its own words, and late."""
+    shutil.copytree(built[0], tmp_path / "s")
+    values = manifest(tmp_path / "s")
+    for old in ({**values, "version": "1.0.0"}, {key: values[key] for key in values if key != "version"}):
+        (tmp_path / "s" / "manifest.json").write_text(json.dumps(old))
+        with pytest.raises(EarthGPTError, match=r"version 2\.0\.0, got 1\.0\.0: it was built by an earlier version"):
+            RecordSource(tmp_path / "s", "train")
+
+
+def test_parts_of_several_datasets_say_which_records_occur(tmp_path):
+    for name, count in (("a", 3), ("b", 2), ("c", 4)):
+        records = [_record(number, id=f"{name}/train/{number}") for number in range(count)]
+        write({"train": records}, out=tmp_path / name, name=name)
+    left_out = np.array([0, 1, 0, 1, 1, 0, 0, 0, 1], bool)
+    together = store.Together([RecordSource(tmp_path / name, "train") for name in "abc"], left_out=left_out)
+    found = [(source.name, records.tolist()) for source, records in together.parts()]
+    assert found == [("a", [0, 2]), ("b", []), ("c", [0, 1, 2])]
+    assert [f"{name}/train/{number}" for name, numbers in found for number in numbers] == [r.id for r in together]
+    whole = store.Together([RecordSource(tmp_path / "b", "train")])
+    assert [records.tolist() for _, records in whole.parts()] == [[0, 1]]

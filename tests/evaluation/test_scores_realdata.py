@@ -1,0 +1,84 @@
+"""Real annotations as answers: the truth scores full marks, on GeoChat's grid what that allows, chance nothing."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from earthgpt_jax.boxes import Whole, write_boxes
+from earthgpt_jax.datasets.build.builder import build
+from earthgpt_jax.datasets.cards import SPLITS, select
+from earthgpt_jax.datasets.store import manifest, open_source
+from earthgpt_jax.evaluation import baselines, benchmarks, runner, scores
+from earthgpt_jax.evaluation.predictions import Prediction, digest
+from earthgpt_jax.evaluation.third_party import formats, scorers
+from earthgpt_jax.records import Task
+
+pytestmark = pytest.mark.realdata
+# Questions and truth of the samples, as this project builds them: benchmark -> (how many, their digest). A reader or a
+# wording that changes shows here, before it makes figures incomparable.
+SAMPLES = {
+    "hit_uav": (90, "3b79bf0967bfc637"), "hit_uav_obb": (90, "e8b1c913d9fa8741"), "rsvqa_lr": (180, "5ad507c81e8155c9"),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def truth(realdata: Path, tmp_path_factory) -> list[Prediction]:
+    """The right answers about infrared images with upright and oriented boxes, and about Sentinel-2 tiles."""
+    out = tmp_path_factory.mktemp("built")
+    build(select(["hit_uav", "rsvqa_lr"]), root=_linked(realdata, out / "native"), out=out / "data")
+    rows = []
+    for folder in sorted((out / "data").iterdir()):
+        for split in SPLITS:
+            if manifest(folder)["counts"].get(split, {}).get("task"):
+                asked = runner.plan(open_source(folder, split), decimals=4, per_image={"vqa": 30})
+                rows += [Prediction.of(item.record, item.question, item.question.answer) for item in asked]
+    return rows
+
+
+def _linked(realdata: Path, native: Path) -> Path:
+    native.mkdir()
+    for name in ("ir", "optical"):
+        (native / name).symlink_to(realdata / name)
+    return native
+
+
+def test_the_truth_scores_full_marks_and_chance_nothing(truth):
+    table = scores.score(truth, extras=(scores.Extra.AP,))
+    assert table["vqa"]["all"]["accuracy"] == 1.0
+    for task in (Task.HBB, Task.OBB):
+        cell = table[task]["all"]
+        assert cell["objects"] > 300, task
+        for name in ("f1", "ap50", "ap40", "coco_ap50"):
+            assert cell[name] > 0.99, (task, name)
+    random = scores.score(baselines.shuffled(truth))
+    assert random["hbb"]["all"]["f1"] < 0.05 and random["vqa"]["all"]["accuracy"] < 0.7
+
+
+def test_the_truth_in_geochats_grammar_is_read_back(truth, tmp_path):
+    """A grid of 100 rounds away some of it; what is left is the grammar's own ceiling."""
+    chosen = [p for p in truth if p.task == Task.OBB]
+    path = tmp_path / "geochat.jsonl"
+    with path.open("w") as file:
+        for p in chosen:
+            frame = Whole(p.width, p.height)
+            texts = [
+                write_boxes([item.polygon], grammar="geochat", frame=frame, label=item.label) for item in p.objects
+            ]
+            file.write(json.dumps({"question_id": p.id, "answer": " ".join(texts)}) + "\n")
+    cell = scores.score(formats.read(path, form=formats.FORMS["geochat"], questions=chosen))["obb"]["all"]
+    assert cell["parse_rate"] == 1.0
+    assert 0.3 < cell["f1"] < 0.97
+
+
+def test_peers_call_chance_better_than_it_is(truth):
+    random = [p for p in baselines.shuffled(truth) if p.task == Task.VQA]
+    exact = scores.score(random)["vqa"]["all"]["accuracy"]
+    assert scorers.apply("vrsbench", random)["vqa"] > exact
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_the_questions_of_a_benchmark_stay_the_same(truth, name):
+    rows = benchmarks.chosen(truth, benchmarks.benchmark(name), where=Path("sample"))
+    assert (len(rows), digest((p.id, p.question, p.answer) for p in rows)) == SAMPLES[name]
+    assert len({p.source for p in rows}) == 1

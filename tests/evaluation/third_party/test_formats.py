@@ -1,0 +1,157 @@
+"""Other projects' files: read in their own grammar, joined with the truth, or refused with what is wrong."""
+
+import json
+
+import pytest
+
+from earthgpt_jax.boxes import Whole, write_boxes
+from earthgpt_jax.cli.main import main
+from earthgpt_jax.common.errors import EarthGPTError
+from earthgpt_jax.evaluation import predictions, scores
+from earthgpt_jax.evaluation.third_party import formats
+from earthgpt_jax.evaluation.third_party.formats import FORMS
+from earthgpt_jax.records import Task
+from tests.support.answers import answer, truth
+
+SIZE = {"width": 400, "height": 200}
+
+
+@pytest.fixture
+def questions():
+    """A grounding question and a detection, about an image that is not square."""
+    ships = (truth("ship", 40, 20, 120, 100), truth("ship", 200, 100, 280, 180))
+    return [
+        answer(id="r/1#grounding#1", record_id="r/1", task="grounding", objects=ships, object_index=1, answer="[x]",
+               question="where?", **SIZE),
+        answer(id="r/2#grounding#0", record_id="r/2", task="grounding", objects=ships, object_index=0, answer="[y]",
+               question="where?", **SIZE),
+    ]  # fmt: skip
+
+
+def _ours(path, rows, **header):
+    predictions.write(path, rows, header={"data": "d1", **header})
+    return path
+
+
+def _boxes(questions, form) -> list[str]:
+    """The right answers, as a model of that form writes them."""
+    frame = Whole(**SIZE)
+    texts = []
+    for q in questions:
+        polygon = q.objects[q.object_index].polygon
+        if form.grammar == "lhrs":
+            x0, y0, x1, y1 = (polygon[i] / s for i, s in ((0, 400), (1, 200), (4, 400), (5, 200)))
+            texts.append(f"It is at [{x0:.3f}, {y0:.3f}, {x1:.3f}, {y1:.3f}].")
+        else:
+            texts.append(write_boxes([polygon], grammar=form.grammar, frame=frame))
+    return texts
+
+
+@pytest.mark.parametrize("name", sorted(FORMS.keys() - {"mmrs"}))
+def test_right_answers_of_every_form_score_full_marks(questions, tmp_path, name):
+    form = formats.form_of(name)
+    entries = [
+        {"question_id": q.id, "answer": text} for q, text in zip(questions, _boxes(questions, form), strict=True)
+    ]
+    path = tmp_path / "theirs.jsonl"
+    path.write_text("".join(json.dumps(entry) + "\n" for entry in entries[::-1]))
+    rows = formats.read(path, form=form, questions=questions)
+    assert [row.id for row in rows] == [q.id for q in questions]
+    cell = scores.score(rows)["grounding"]["all"]
+    assert cell["pr50"] == cell["parse_rate"] == 1.0
+    assert cell["mean_iou"] > 0.97
+
+
+def test_a_file_with_its_own_truth(tmp_path):
+    path = tmp_path / "geochat.jsonl"
+    lines = [
+        {"question_id": 1, "image_id": "a", "answer": "{<10><10><30><30>|<0>}", "ground_truth": "{<10><10><30><30>}"},
+        {"question_id": 2, "image_id": "b", "answer": "{<60><60><80><80>|<90>}", "ground_truth": "{<60><60><80><70>}"},
+    ]
+    path.write_text("\n".join(map(json.dumps, lines)))
+    rows = formats.read(path, form=FORMS["geochat"], task=Task.GROUNDING)
+    assert scores.score(rows)["grounding"]["all"]["mean_iou"] == pytest.approx(0.75, abs=1e-6)
+    assert scores.breakdown(rows) == {}  # no sizes, no classes
+    lhrs = tmp_path / "eval_save_file.json"
+    lhrs.write_text(json.dumps([{"pred": "yes", "target": "yes", "types": "presence", "question_id": 7},
+                                {"pred": "no", "target": "yes", "types": "comp", "question_id": 8}]))  # fmt: skip
+    cell = scores.score(formats.read(lhrs, form=FORMS["lhrs"], task=Task.VQA))["vqa"]["all"]
+    assert (cell["accuracy"], cell["accuracy_presence"], cell["accuracy_comp"]) == (0.5, 1.0, 0.0)
+    scene = tmp_path / "scene.jsonl"
+    scene.write_text(json.dumps({"question_id": "Airport/airport_1.tif", "answer": "airport"}))
+    assert formats.read(scene, form=FORMS["geochat"], task=Task.CLASSIFICATION)[0].answer == "Airport"
+
+
+@pytest.mark.parametrize(
+    ("entries", "wrong"),
+    [
+        ([{"question_id": "r/1#grounding#1", "answer": ""}], "1 of 2 questions have no answer .r/2#grounding#0."),
+        ([{"id": n, "text": ""} for n in ("r/1#grounding#1", "r/2#grounding#0", "x")], "1 ids are unknown .x."),
+        ([{"question_id": "r/1#grounding#1", "answer": ""}] * 2, "id r/1#grounding#1 comes 2 times"),
+        ([{"question_id": "r/1#grounding#1"}], "entry 1: expected one of prediction, answer, pred"),
+        ([{"answer": "a"}], "entry 1: expected one of id, question_id"),
+        ([3], "entry 1: expected a JSON object, got int"),
+        ([], "empty file"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_with_a_file_is_said(questions, tmp_path, entries, wrong):
+    path = tmp_path / "theirs.json"
+    path.write_text(json.dumps(entries))
+    with pytest.raises(EarthGPTError, match=wrong):
+        formats.read(path, form=FORMS["lhrs"], questions=questions)
+
+
+def test_a_file_that_is_not_whole_is_refused(questions, tmp_path, capsys):
+    path = _ours(tmp_path / "p.jsonl", questions)
+    lines = path.read_text().splitlines(keepends=True)
+
+    def fails(text: str, *more: str) -> str:
+        path.write_text(text)
+        assert main(["score", str(path), *more]) == 2
+        return capsys.readouterr().err
+
+    assert "expected answers to 2 questions, as its header says, got 1" in fails("".join(lines[:2]))
+    assert "was answered in line 2 already" in fails("".join([*lines, lines[1]]))
+    assert "a question, an answer of the truth or an id was changed" in fails("".join(lines).replace("[x]", "[z]"))
+    assert "only for files of other projects" in fails("".join(lines), "--task", "hbb")
+    assert "no rules of 'lrhs'" in fails("".join(lines), "--as", "lrhs")
+
+
+def test_answers_about_another_dataset_are_refused(questions, tmp_path, capsys):
+    from earthgpt_jax.datasets.store import open_source, write
+    from earthgpt_jax.synthetic import SyntheticSource
+
+    write({"test": SyntheticSource("test", 2)}, out=tmp_path / "data", name="synthetic")
+    path = _ours(tmp_path / "p.jsonl", questions)
+    assert main(["score", str(path), "--data", str(tmp_path / "data")]) == 2
+    assert "got answers about a dataset of digest d1" in capsys.readouterr().err
+    path = _ours(tmp_path / "p.jsonl", questions, data=open_source(tmp_path / "data", "test").fingerprint)
+    assert main(["score", str(path), "--data", str(tmp_path / "data"), "--samples", "10"]) == 0
+
+
+def test_baselines_must_answer_the_same_questions(questions, tmp_path, capsys):
+    path = _ours(tmp_path / "p.jsonl", questions)
+    fewer = _ours(tmp_path / "fewer.jsonl", questions[:1])
+    assert main(["score", str(path), "--blind", str(fewer)]) == 2
+    assert "1 of 2 questions have no answer" in capsys.readouterr().err
+    moved = _ours(tmp_path / "moved.jsonl", [questions[0], answer(**vars(questions[1]) | {"objects": ()})])
+    assert main(["score", str(path), "--blind", str(moved)]) == 2
+    assert "1 questions have another wording or truth" in capsys.readouterr().err
+    assert main(["score", str(path), "--blind", str(path), "--samples", "5"]) == 0
+    assert "| blind |" in capsys.readouterr().out
+
+
+def test_a_peers_file_from_the_command_line(questions, tmp_path, capsys):
+    ours = _ours(tmp_path / "p.jsonl", questions)
+    theirs = tmp_path / "theirs.jsonl"
+    texts = _boxes(questions, FORMS["geochat"])
+    theirs.write_text("".join(json.dumps({"question_id": q.id, "answer": t}) + "\n"
+                              for q, t in zip(questions, texts, strict=True)))  # fmt: skip
+    argv = ["score", str(theirs), "--from", "geochat", "--questions", str(ours), "--as", "lhrs", "--samples", "20"]
+    assert main([*argv, "--report", str(tmp_path / "look")]) == 0
+    out = capsys.readouterr().out
+    assert "| grounding, Pr@0.5 | 1.000 [1.000, 1.000] |" in out
+    assert "published rule of lhrs" in out
+    for name in ("report.html", "report.md"):
+        text = (tmp_path / "look" / name).read_text()
+        assert "published rule of lhrs" in text and "cum_iou" in text and "size: medium" in text

@@ -1,0 +1,165 @@
+"""Published rules with their defects: the figures that they give where the truth is known."""
+
+import numpy as np
+import pytest
+
+from earthgpt_jax.boxes import BoxKind
+from earthgpt_jax.common.errors import EarthGPTError
+from earthgpt_jax.evaluation.metrics.average_precision import average_precisions
+from earthgpt_jax.evaluation.metrics.captions import captions
+from earthgpt_jax.evaluation.metrics.classification import classification
+from earthgpt_jax.evaluation.metrics.detection import detection
+from earthgpt_jax.evaluation.metrics.grounding import grounding
+from earthgpt_jax.evaluation.metrics.vqa import vqa
+from earthgpt_jax.evaluation.third_party import scorers
+from earthgpt_jax.records import Task
+from tests.support.answers import answer, truth
+
+SHIP = truth("ship", 10, 10, 30, 30)
+
+
+def _uniform(rng: np.random.Generator, count: int) -> np.ndarray:
+    """Boxes with sides of 0.02 to 0.3 anywhere in the unit square."""
+    sides = rng.uniform(0.02, 0.3, (count, 2))
+    low = rng.uniform(0, 1, (count, 2)) * (1 - sides)
+    return np.concatenate([low, low + sides], axis=1)
+
+
+def _grounded(texts, targets, **changes) -> list:
+    return [
+        answer(text, id=f"{i:05d}", task="grounding", objects=(truth("x", *target * 1000),), object_index=0, width=1000,
+               height=1000, **changes)
+        for i, (text, target) in enumerate(zip(texts, targets, strict=True))
+    ]  # fmt: skip
+
+
+def _text(box) -> str:
+    return "[" + ",".join(f"{n:.4f}" for n in box) + "]"
+
+
+def test_lhrs_calls_disjoint_boxes_half_overlapping():
+    assert scorers.plus_one_iou([0.1, 0.1, 0.2, 0.2], [0.3, 0.3, 0.4, 0.4]) == pytest.approx(0.503, abs=5e-4)
+
+
+def test_lhrs_gives_random_boxes_a_third_and_a_constant_box_half():
+    rng = np.random.default_rng(0)
+    targets = _uniform(rng, 4000)
+    random = _grounded(map(_text, _uniform(rng, 4000)), targets, grammar="lhrs", frame="whole")
+    assert scorers.apply("lhrs", random)["grounding"] == pytest.approx(0.326, abs=0.02)
+    assert grounding(random)["pr50"] == pytest.approx(0.002, abs=0.002)
+    constant = _grounded([_text([0.36, 0.36, 0.64, 0.64])] * 4000, targets, grammar="lhrs", frame="whole")
+    assert scorers.apply("lhrs", constant)["grounding"] == pytest.approx(0.516, abs=0.02)
+    assert grounding(constant)["pr50"] == pytest.approx(0.004, abs=0.003)
+
+
+def test_lhrs_leaves_out_what_it_cannot_read():
+    target = np.array([0.1, 0.1, 0.3, 0.3])
+    rows = _grounded([_text(target), "nowhere", "[0.1,0.2]", "[,]"], [target] * 4)
+    assert scorers.apply("lhrs", rows) == {"grounding": 1.0}
+    assert grounding(rows)["pr50"] == 0.25
+
+
+def test_vrsbench_calls_a_third_a_half():
+    assert scorers.plus_one_iou([0, 0, 2, 2], [1, 0, 3, 2]) == pytest.approx(0.5)
+    rows = _grounded(["{<0><0><2><2>}", "2 ships at {<1><0><3><2>}"], [np.array([0.01, 0, 0.03, 0.02])] * 2,
+                     grammar="geochat", frame="whole")  # fmt: skip
+    assert grounding(rows)["mean_iou"] == pytest.approx((1 / 3 + 1) / 2, abs=1e-4)
+    # the second one's numbers are taken for 2, 1, 0, 3
+    assert scorers.apply("vrsbench", rows) == {"grounding": 0.5}
+
+
+def test_vrsbench_finds_no_in_know_and_one_in_eleven():
+    rows = [answer("I do not know", id="0", task="vqa", answer="no"), answer("11", id="1", task="vqa", answer="1")]
+    assert scorers.apply("vrsbench", rows) == {"vqa": 1.0}
+    assert vqa(rows)["accuracy"] == 0.0
+
+
+def test_earthdial_counts_commas_and_lists_of_guesses():
+    assert scorers.token_recall("Pastures, Marine waters", "Urban fabric, Arable land") == pytest.approx(1 / 3)
+    assert scorers.token_recall("no, yes, maybe", "yes") == 1.0
+    rows = [answer("no, yes, maybe", id="0", task="vqa", answer="yes")]
+    assert (scorers.apply("earthdial", rows)["vqa"], vqa(rows)["accuracy"]) == (1.0, 0.0)
+
+
+def test_earthdial_calls_ten_copies_of_a_box_perfect():
+    copies = "<p>ten ships</p>[" + ";".join(["0.10,0.10,0.30,0.30"] * 10) + "]"
+    rows = [answer(copies, id="0", objects=(SHIP, truth("ship", 50, 50, 70, 70))), answer("", id="1", objects=(SHIP,))]
+    assert scorers.apply("earthdial", rows) == {"hbb": 1.0}
+    ours = detection[BoxKind.HBB](rows)
+    assert (ours["precision"], ours["recall"]) == (pytest.approx(0.1), pytest.approx(1 / 3))
+
+
+def test_falcon_ranks_by_what_it_shall_find_out():
+    # Of every two boxes one is right, and of every two objects one is found.
+    right, wrong = "<p>one ship</p>[0.10,0.10,0.30,0.30]", "<p>one ship</p>[0.80,0.80,0.90,0.90]"
+    objects = (SHIP, truth("ship", 50, 50, 70, 70))
+    rows = [answer(f"{wrong} {right}", id=f"{i:03d}", objects=objects) for i in range(100)]
+    assert scorers.apply("falcon", rows)["hbb"] == pytest.approx(0.5)
+    assert average_precisions(rows, BoxKind.HBB)["ap50"] == pytest.approx(0.25)
+
+
+def test_constant_confidence_in_random_order_is_near_precision_times_recall():
+    """The figure of published scorers, whose order of boxes is chance; ours is what it is near to on average."""
+    rng = np.random.default_rng(0)
+    right = rng.permutation(np.arange(400) < 200)
+    recall, precision = np.cumsum(right) / 400, np.cumsum(right) / np.arange(1, 401)
+    best = np.maximum.accumulate(precision[::-1])[::-1]
+    assert (np.diff(recall, prepend=0) * best).sum() == pytest.approx(0.259, abs=0.02)
+
+
+def test_falcon_calls_a_malformed_box_perfect():
+    assert scorers.falcon_iou([1, 2, 3], [10, 10, 30, 30]) == 1.0
+    rows = _grounded(["<box><1><2><3></box>", "nothing"], [np.array([0.1, 0.1, 0.3, 0.3])] * 2, grammar="falcon")
+    assert scorers.apply("falcon", rows) == {"grounding": 0.5}
+    assert grounding(rows)["pr50"] == 0.0
+
+
+def test_falcon_swaps_answer_and_truth():
+    """Seven words, all in the references of 23: three times the BLEU-1."""
+    rows = [
+        answer("a ship on", id="0", task="caption", references=("a ship on the lake near two green fields and trees",)),
+        answer("many white planes is", id="1", task="caption",
+               references=("many white planes is what there are on the grey runway here",)),
+    ]  # fmt: skip
+    assert captions(rows)["bleu1"] == pytest.approx(0.102, abs=5e-4)
+    assert scorers.apply("falcon", rows)["caption"] == pytest.approx(0.304, abs=5e-4)
+
+
+def test_lhrs_makes_a_class_of_anything_and_geochat_does_not():
+    rows = [
+        answer("It is a ferry terminal", id="0", task="classification", answer="terminal"),
+        answer("harbor", id="1", task="classification", answer="harbor"),
+    ]
+    assert scorers.apply("lhrs", rows)["classification"] == 1.0
+    assert scorers.apply("geochat", rows)["classification"] == classification(rows)["top1"] == 0.5
+    assert scorers.apply("geochat", [answer("Storage Tank.", task="classification", answer="storagetank")]) == {
+        "classification": 1.0
+    }
+
+
+def test_lhrs_calls_silence_right():
+    rows = [answer(text, id=text, task="vqa", kind="presence", answer="yes") for text in ("", "e", "The yes!", "no")]
+    assert scorers.apply("lhrs", rows) == {"vqa": 0.75}
+    assert vqa(rows)["accuracy"] == 0.0
+    assert scorers.evalai("Three, the ships.") == "3 ships"
+
+
+def test_counts_do_not_count_for_some():
+    rows = [answer("3", id="0", task="vqa", kind="count", answer="4"),
+            answer("Yes", id="1", task="vqa", kind="presence", answer="yes")]  # fmt: skip
+    assert scorers.apply("vhm", rows) == {"vqa": 1.0}
+    assert vqa(rows)["accuracy"] == 0.5
+
+
+def test_a_peers_rule_sees_our_answers_in_its_own_grammar():
+    target = np.array([0.1, 0.2, 0.5, 0.6])
+    rows = _grounded([_text(target)] * 2, [target] * 2)
+    assert scorers.text_in(rows[0], "geochat") == "{<10><20><50><60>|<0>}"
+    for peer, rules in scorers.PEERS.items():
+        if Task.GROUNDING in rules:
+            assert scorers.apply(peer, rows)["grounding"] == 1.0, peer
+
+
+def test_unknown_peers_are_named():
+    with pytest.raises(EarthGPTError, match="no rules of 'nobody'; there are those of geochat"):
+        scorers.apply("nobody", [])

@@ -1,0 +1,414 @@
+"""Generation against recomputation without a cache, token by token, however questions are batched and spread."""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from earthgpt_jax import config as config_lib
+from earthgpt_jax import params as params_lib
+from earthgpt_jax.common.errors import EarthGPTError
+from earthgpt_jax.config import MeshConfig
+from earthgpt_jax.inference.decode import Layout, placement
+from earthgpt_jax.inference.engine import Ask, Engine, Scene
+from earthgpt_jax.inference.mesh import build_mesh, fewest
+from earthgpt_jax.inference.reference import Prompts, Stop, generate
+from earthgpt_jax.inference.sampling import Sampling, choose, nucleus
+from earthgpt_jax.input.images import load_square
+from earthgpt_jax.input.sequences import prompt
+from earthgpt_jax.models import earthgpt
+from earthgpt_jax.models import model_dir as io
+from earthgpt_jax.ops.attention import visible
+from earthgpt_jax.params import merge_module
+from tests.support import nano
+
+NEW = 10
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory):
+    path = nano.model_dir(tmp_path_factory.mktemp("model") / "nano", nano.config("align").model)
+    return Engine.from_model_dir(path, batch_size=3, devices=jax.devices()[:1])
+
+
+@pytest.fixture(scope="module")
+def items():
+    images = np.random.default_rng(0).integers(0, 255, (3, 64, 64, 3)).astype(np.uint8)
+    questions = ["What?", "Where is the small ship in the upper left of this long image?", "How many trucks?"]
+    return list(zip(images, questions, strict=True))
+
+
+@pytest.fixture(scope="module")
+def uncached(engine):
+    """`(question, image) -> greedy tokens and log-probabilities`, running the whole sequence again for every token."""
+    config, longest = engine.model.model, 192
+
+    @jax.jit
+    def forward(params, tokens, slots, image, length):
+        model = merge_module(earthgpt.abstract(config)[0], params)
+        ones = jnp.ones_like(tokens)
+        hidden, _ = model.llm(  # what is behind `length` is seen by nothing before it
+            model.embed(tokens, slots, model.perceive(model.encode(image))),
+            positions=jnp.arange(longest)[None], mask=visible(ones, 0 * ones),
+        )  # fmt: skip
+        return jax.nn.log_softmax(model.llm.logits(hidden)[0, length - 1])
+
+    def continued(question: str, image: np.ndarray) -> tuple[list[int], list[float]]:
+        ids, at = prompt(engine._tokenizer, engine._chat_template, question, visual_tokens=config.visual_tokens)
+        tokens, slots = np.zeros((1, longest), np.int32), np.full((1, longest), -1, np.int32)
+        tokens[0, : len(ids)], slots[0, : len(at)] = ids, at
+        logprobs = []
+        for length in range(len(ids), len(ids) + NEW):
+            logits = np.asarray(forward(engine._params, tokens, slots, image[None], length))
+            tokens[0, length] = logits.argmax()
+            logprobs.append(float(logits.max()))
+        return tokens[0, len(ids) : len(ids) + NEW].tolist(), logprobs
+
+    return continued
+
+
+def test_cached_rows_of_different_lengths_equal_uncached_singles(engine, items, uncached):
+    rows = [
+        prompt(engine._tokenizer, engine._chat_template, q, visual_tokens=engine.model.model.visual_tokens)
+        for _, q in items
+    ]
+    longest = max(len(tokens) for tokens, _ in rows) + 5
+    prompts = Prompts(
+        tokens=jnp.asarray(np.stack([np.pad(t, (0, longest - len(t))) for t, _ in rows])),
+        image_slots=jnp.asarray(np.stack([np.pad(s, (0, longest - len(s)), constant_values=-1) for _, s in rows])),
+        lengths=jnp.asarray([len(t) for t, _ in rows]),
+        images=jnp.asarray(np.stack([image for image, _ in items])),
+    )
+    graphdef, _ = earthgpt.abstract(engine.model.model)
+    never = Stop(eos_id=-1, separators=())
+    got = np.asarray(
+        generate(graphdef, engine._params, prompts, config=engine.model.model, max_new_tokens=NEW, stop=never)
+    )
+    for (image, question), answer in zip(items, got, strict=True):
+        assert answer.tolist() == uncached(question, image)[0]
+    # The same, stopping at a pair of tokens that the first row makes: kept, then nothing but zeros.
+    pair = tuple(got[0, 3:5].tolist())
+    first = next(i for i in range(NEW) if tuple(got[0, i : i + 2].tolist()) == pair)
+    stopped = np.asarray(
+        generate(
+            graphdef, engine._params, prompts, config=engine.model.model, max_new_tokens=NEW,
+            stop=Stop(eos_id=-1, separators=((-7,), pair)),
+        )
+    )  # fmt: skip
+    assert stopped[0].tolist() == [*got[0, : first + 2], *([0] * (NEW - first - 2))]
+
+
+def test_an_answer_does_not_depend_on_its_batch(engine, items):
+    together = engine.answer(items, max_new_tokens=NEW)
+    assert together == [engine.answer([item], max_new_tokens=NEW)[0] for item in items]
+    assert together == list(reversed(engine.answer(items[::-1], max_new_tokens=NEW)))
+
+
+def _scenes(images, questions, *, shared: bool = True, order: int = 1) -> list[Scene]:
+    """Every question about every image, with answers of different lengths at most."""
+    scenes = []
+    for i, image in enumerate(images):
+        asks = [Ask(id=f"{i}/{j}", text=q, max_new_tokens=3 + 2 * ((i + j) % 4)) for j, q in enumerate(questions)]
+        parts = [asks[::order]] if shared else [[ask] for ask in asks]
+        scenes += [Scene(image=lambda image=image: image, asks=part) for part in parts]
+    return scenes[::order]
+
+
+def _with(engine: Engine, *, batch_size: int, devices: int = 1, sampling: Sampling | None = None) -> Engine:
+    return Engine(
+        engine.model, engine._params, batch_size=batch_size, sampling=sampling or Sampling(),
+        mesh=build_mesh(MeshConfig(), batch_size=batch_size, devices=jax.devices()[:devices]),
+    )  # fmt: skip
+
+
+def test_shared_prefixes_any_batch_order_and_devices_equal_the_uncached_singles(engine, uncached):
+    images = np.random.default_rng(1).integers(0, 255, (3, 64, 64, 3)).astype(np.uint8)
+    questions = ["What?", "Where is the small ship in the upper left of this long image?", "How many trucks? " * 9]
+    expected = {}
+    for scene in _scenes(images, questions):
+        for ask in scene.asks:
+            tokens, logprobs = uncached(ask.text, scene.image())
+            expected[ask.id] = tokens[: ask.max_new_tokens], logprobs[: ask.max_new_tokens]
+    ways = {
+        "shared": (_with(engine, batch_size=3), _scenes(images, questions)),
+        "shared, backwards": (_with(engine, batch_size=3), _scenes(images, questions, order=-1)),
+        "separate": (_with(engine, batch_size=3), _scenes(images, questions, shared=False)),
+        "alone": (_with(engine, batch_size=1), _scenes(images, questions)),
+        "two devices": (_with(engine, batch_size=6, devices=2), _scenes(images, questions)),
+        "eight devices": (_with(engine, batch_size=16, devices=8), _scenes(images, questions)),
+    }
+    for name, (with_engine, scenes) in ways.items():
+        with_engine._stop = Stop(eos_id=-1, separators=())
+        answers = {answer.id: answer for answer in with_engine.stream(scenes)}
+        assert answers.keys() == expected.keys(), name
+        for key, (tokens, logprobs) in expected.items():
+            assert answers[key].tokens.tolist() == tokens, (name, key)
+            np.testing.assert_allclose(answers[key].logprobs, logprobs, atol=2e-5, err_msg=f"{name} {key}")
+        counts = with_engine.counts
+        assert counts.questions == 9 and counts.images == (9 if name == "separate" else 3)
+        assert counts.unshared - counts.prefill == (9 - counts.images) * len(engine._prefix[0])
+        assert counts.made == sum(len(tokens) for tokens, _ in expected.values())
+
+
+MESHES = ((8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 1, 8), (1, 1, 2))
+
+
+@pytest.fixture(scope="module")
+def dividing(tmp_path_factory):
+    """A model whose heads divide over eight devices, and all its answers on one."""
+    config = nano.config("align", "model.llm.heads=8", "model.llm.kv_heads=8")
+    path = nano.model_dir(tmp_path_factory.mktemp("dividing") / "nano", config.model)
+    images = np.random.default_rng(5).integers(0, 255, (3, 64, 64, 3)).astype(np.uint8)
+    questions = ["What?", "Where is the small ship in the upper left of this long image?", "How many trucks? " * 9]
+    scenes = _scenes(images, questions)
+
+    def answers(mesh: tuple[int, int, int]) -> tuple[Engine, dict]:
+        data, fsdp, tensor = mesh
+        chosen = Engine.from_model_dir(
+            path, batch_size=4, mesh=MeshConfig(data=data, fsdp=fsdp, tensor=tensor),
+            devices=jax.devices()[: data * fsdp * tensor],
+        )  # fmt: skip
+        chosen._stop = Stop(eos_id=-1, separators=())
+        return chosen, {answer.id: answer for answer in chosen.stream(scenes)}
+
+    return answers, answers((1, 1, 1))[1]
+
+
+# Each compiles everything: by default the one that has all axes.
+@pytest.mark.parametrize(
+    "mesh", [mesh if min(mesh) > 1 else pytest.param(mesh, marks=pytest.mark.slow) for mesh in MESHES], ids=str
+)
+def test_a_mesh_answers_what_one_device_answers(dividing, mesh):
+    answers, expected = dividing
+    engine, found = answers(mesh)
+    assert found.keys() == expected.keys() and len({a.tokens.tobytes() for a in expected.values()}) > 3
+    for key, answer in expected.items():
+        assert found[key].tokens.tolist() == answer.tokens.tolist(), key
+        np.testing.assert_allclose(found[key].logprobs, answer.logprobs, atol=2e-5, err_msg=key)
+    # No device holds what it need not.
+    down = engine._params["llm/blocks/mlp/down/kernel"]
+    assert down.addressable_shards[0].data.size * mesh[1] * mesh[2] == down.size
+
+
+def test_a_part_of_the_questions_in_the_layout_of_all_is_answered_to_the_bit(engine):
+    images = np.random.default_rng(2).integers(0, 255, (4, 64, 64, 3)).astype(np.uint8)
+    scenes = _scenes(images, ["What?", "Where?"])
+    layout = engine.layout(scenes)
+    everything = {answer.id: answer for answer in engine.stream(scenes, layout=layout)}
+    for answer in engine.stream(scenes[2:], layout=layout):
+        np.testing.assert_array_equal(answer.logprobs, everything[answer.id].logprobs)
+
+
+def test_rows_are_refilled_without_compiling_anew(engine):
+    images = np.random.default_rng(3).integers(0, 255, (9, 64, 64, 3)).astype(np.uint8)
+    scenes = _scenes(images, ["What?", "Where?", "Why?"])
+    list(engine.stream(scenes[:3], layout=engine.layout(scenes)))
+    with jax.log_compiles(False), _no_compilation():
+        assert len(list(engine.stream(scenes, layout=engine.layout(scenes)))) == 27
+
+
+def _no_compilation():
+    """Raises where XLA compiles."""
+    import contextlib
+
+    from jax import monitoring
+
+    @contextlib.contextmanager
+    def watch():
+        seen: list[str] = []
+        monitoring.register_event_duration_secs_listener(
+            lambda event, _seconds, **_: seen.append(event) if "backend_compile" in event else None
+        )
+        yield
+        assert not seen
+
+    return watch()
+
+
+def test_an_answer_stops_at_its_end_and_says_so(engine, items):
+    free = next(iter(engine.stream([Scene(image=lambda: items[0][0], asks=[Ask(id="0", text="?", max_new_tokens=9)])])))
+    pair = tuple(free.tokens[3:5].tolist())
+    first = next(i for i in range(8) if tuple(free.tokens[i : i + 2].tolist()) == pair)
+    for stop, expected in (
+        (Stop(eos_id=-1, separators=((-7,), pair)), free.tokens[: first + 2]),
+        (Stop(eos_id=int(free.tokens[0]), separators=()), free.tokens[:1]),
+    ):
+        stopping = _with(engine, batch_size=3)
+        stopping._stop = stop
+        scenes = [
+            Scene(image=lambda: items[0][0], asks=[Ask(id="0", text="?", max_new_tokens=9)]),
+            Scene(image=lambda: items[1][0], asks=[Ask(id="1", text="What?", max_new_tokens=9)]),
+        ]
+        answers = {answer.id: answer.tokens.tolist() for answer in stopping.stream(scenes)}
+        assert answers["0"] == expected.tolist()
+
+
+def test_draws_depend_on_the_seed_and_the_question_only(engine):
+    images = np.random.default_rng(4).integers(0, 255, (3, 64, 64, 3)).astype(np.uint8)
+    questions = ["What?", "Where?"]
+    sampling = Sampling(temperature=2.0, top_p=0.9, seed=1)
+
+    def drawn(sampling: Sampling, batch_size: int, scenes: list[Scene]) -> dict[str, list[int]]:
+        chosen = _with(engine, batch_size=batch_size, sampling=sampling)
+        return {answer.id: answer.tokens.tolist() for answer in chosen.stream(scenes)}
+
+    first = drawn(sampling, 3, _scenes(images, questions))
+    assert drawn(sampling, 2, _scenes(images, questions, order=-1)) == first
+    assert drawn(sampling, 3, _scenes(images, questions, shared=False)) == first
+    assert drawn(dataclasses.replace(sampling, seed=2), 3, _scenes(images, questions)) != first
+    assert drawn(Sampling(temperature=1e-4), 3, _scenes(images, questions)) == drawn(
+        Sampling(), 3, _scenes(images, questions)
+    )
+
+
+def test_what_decides_answers_is_in_the_header(engine):
+    described = engine.describe()
+    assert described["decode"] == "greedy" and described["prompt"].startswith("plain ")
+    drawn = _with(engine, batch_size=5, devices=2, sampling=Sampling(temperature=0.5, top_p=0.9, seed=3)).describe()
+    assert drawn == described | {"decode": "temperature 0.5, top_p 0.9, seed 3"}
+    for changed in ({"chat_template": "v1"}, {"decimals": 3}):
+        other = Engine(dataclasses.replace(engine.model, **changed), engine._params, batch_size=1)
+        assert {key for key, value in other.describe().items() if value != described[key]} == {"prompt"}
+
+
+def test_draws_have_the_frequencies_of_the_nucleus():
+    probabilities = np.array([0.5, 0.3, 0.15, 0.05])
+    logits = jnp.log(jnp.asarray(probabilities, jnp.float32))
+    kept = np.exp(np.asarray(nucleus(logits[None], top_p=0.7))[0])
+    np.testing.assert_allclose(kept, [0.5, 0.3, 0, 0], rtol=1e-6)  # the first alone is too little
+    number = 4000
+    tokens, logprobs = choose(
+        jnp.broadcast_to(logits, (number, 4)), sampling=Sampling(temperature=0.5, top_p=0.99),
+        seeds=jnp.arange(number, dtype=jnp.uint32), steps=jnp.zeros(number, jnp.int32),
+    )  # fmt: skip
+    sharpened = probabilities**2 / (probabilities**2).sum()
+    seen = np.bincount(np.asarray(tokens), minlength=4) / number
+    np.testing.assert_allclose(seen, sharpened * (np.arange(4) < 3) / sharpened[:3].sum(), atol=0.03)
+    np.testing.assert_allclose(logprobs, np.log(probabilities)[np.asarray(tokens)], atol=1e-5)
+    for wrong in ({"temperature": -1.0}, {"temperature": float("nan")}, {"top_p": 0.0}, {"top_p": 1.1}, {"seed": -1}):
+        with pytest.raises(EarthGPTError, match="expected a temperature from 0 on"):
+            Sampling(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("questions", "batch_size", "devices", "images", "share"),
+    [
+        ([1] * 100, 64, 1, 64, 1),  # an image a row
+        ([3] * 100, 64, 1, 64, 1),
+        ([100] * 50, 64, 1, 4, 16),
+        ([100], 64, 1, 1, 64),  # too few images to fill the rows otherwise
+        ([100, 1, 1, 1], 64, 8, 1, 8),
+        ([2], 64, 1, 32, 2),  # never more rows an image than it has questions
+    ],
+)
+def test_rows_are_shared_out_by_the_questions_an_image(questions, batch_size, devices, images, share):
+    layout = Layout.of(questions, longest_question=20, longest_answer=16, batch_size=batch_size, groups=devices)
+    assert (layout.images, layout.rows_per_image) == (images, share)
+    assert layout.rows * devices >= batch_size
+
+
+@pytest.mark.realdata
+def test_the_embedded_model_on_real_images_says_the_same_however_it_is_asked(realdata):
+    """Against `generate` with whole prompts; texts of five questions about optical and infrared images."""
+    folders = {"optical/RSVQA-LR": "*.tif", "ir/HIT-UAV": "*.jpg", "optical/RSSCN7": "*.jpg"}
+    files = [path for name, glob in folders.items() for path in sorted((realdata / name).rglob(glob))[:2]]
+    assert len(files) == 6
+    questions = [
+        "What is the category of this remote sensing image?", "How many cars are there?",
+        "Describe the image in one sentence, please.", "Is there a road?",
+        "Detect all objects shown in this remote sensing image and describe them using horizontal bounding boxes.",
+    ]  # fmt: skip
+    engine = Engine.from_model_dir("tiny", batch_size=8, devices=jax.devices()[:1])
+    squares = [load_square(Path(file).read_bytes(), engine.image_size) for file in files]
+    asked = [(i, j) for i in range(len(squares)) for j in range(len(questions))]
+    visual = engine.model.model.visual_tokens
+    rows = [prompt(engine._tokenizer, engine._chat_template, questions[j], visual_tokens=visual) for _, j in asked]
+    length = max(len(tokens) for tokens, _ in rows)
+
+    def padded(part: int, fill: int) -> jax.Array:
+        return jnp.asarray(
+            np.stack([np.pad(row[part], (0, length - len(row[part])), constant_values=fill) for row in rows])
+        )
+
+    plain = np.asarray(
+        generate(
+            engine._graphdef, engine._params,
+            Prompts(
+                tokens=padded(0, 0), image_slots=padded(1, -1), lengths=jnp.asarray([len(t) for t, _ in rows]),
+                images=jnp.asarray(np.stack([squares[i] for i, _ in asked])),
+            ),
+            config=engine.model.model, max_new_tokens=32, stop=engine._stop,
+        )
+    )  # fmt: skip
+    for batch_size, devices in ((8, 1), (16, 8)):
+        scenes = [
+            Scene(
+                image=lambda square=square: square,
+                asks=[Ask(id=f"{i}/{j}", text=text, max_new_tokens=32) for j, text in enumerate(questions)],
+            )
+            for i, square in enumerate(squares)
+        ]
+        answers = {a.id: a for a in _with(engine, batch_size=batch_size, devices=devices).stream(scenes)}
+        for (i, j), expected in zip(asked, plain, strict=True):
+            got = answers[f"{i}/{j}"].tokens
+            assert got.tolist() == expected[: len(got)].tolist() and not expected[len(got) :].any()
+
+
+def test_each_device_reads_its_part_of_the_weights(tmp_path):
+    """Also of bfloat16, and of arrays that nothing splits."""
+    config = nano.config("align", "model.llm.heads=8", "model.llm.kv_heads=8", "model.compute_dtype=bfloat16").model
+    path = nano.model_dir(tmp_path / "nano", config)
+    model, arrays = io.read(path)
+    halves = {key: value.astype(jnp.bfloat16) if key.startswith("llm") else value for key, value in arrays.items()}
+    io.write(
+        path, halves, model=config, decimals=2, chat_template="plain", about={},
+        tokenizer=tmp_path / "nano.tokenizer.model",
+    )  # fmt: skip
+    mesh = build_mesh(MeshConfig(data=2, fsdp=2, tensor=2), batch_size=4)
+    place = placement(config, mesh)
+    for key, value in io.load(model, place).items():
+        assert value.dtype == halves[key].dtype and value.sharding.spec == place.specs[key], key
+        np.testing.assert_array_equal(value, halves[key], err_msg=key)
+    assert params_lib.fingerprint(io.load(model, place)) == params_lib.fingerprint(halves)
+
+
+def test_weights_are_spread_over_as_few_devices_as_have_room():
+    config = config_lib.load("earthgpt_13b:instruct").model
+    weights = 2 * params_lib.count(earthgpt.abstract(config)[1])
+    assert weights > 26e9
+    for gib, expected in ((95.7, 1), (31.2, 2), (15.7, 4), (7.9, 8)):  # v5p, v6e, v5e
+        assert fewest(config, weights=weights, limit=int(gib * 2**30), devices=8) == expected
+    with pytest.raises(EarthGPTError, match=r"25\.\d GiB, and a device has 4\.0 GiB: they fit on none of 1, 2, 4, 8"):
+        fewest(config, weights=weights, limit=4 * 2**30, devices=8)
+
+
+def test_a_mesh_takes_the_devices_that_it_has_rows_for():
+    def sizes(batch_size: int, **axes: int) -> tuple[int, ...]:
+        return tuple(build_mesh(MeshConfig(**axes), batch_size=batch_size).shape.values())
+
+    assert sizes(32) == (8, 1, 1)
+    assert sizes(3) == (3, 1, 1)
+    assert sizes(1, tensor=4) == (1, 1, 4)
+    assert sizes(32, tensor=4) == (2, 1, 4)
+    for wrong in ({"tensor": 3, "data": 2}, {"tensor": 16}, {"data": 0}, {"tensor": -1}):
+        with pytest.raises(EarthGPTError, match="mesh: "):
+            sizes(32, **wrong)
+    with pytest.raises(EarthGPTError, match=r"llm\.kv_heads: 2 heads do not divide over tensor=4"):
+        placement(nano.config("align").model, build_mesh(MeshConfig(tensor=4), batch_size=1))
+
+
+def test_a_model_directory_that_is_broken_says_so(tmp_path):
+    with pytest.raises(EarthGPTError, match=r"lacks model\.safetensors"):
+        io.read(tmp_path)
+    path = nano.model_dir(tmp_path / "model", nano.config("align").model)
+    weights = path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    for opened in (io.read, Engine.from_model_dir):
+        with pytest.raises(EarthGPTError, match="truncated"):
+            opened(path)
+    (path / "config.json").write_text("{")
+    with pytest.raises(EarthGPTError, match="not a model's config"):
+        io.describe(path)

@@ -1,0 +1,108 @@
+"""Detection answers of scenes with more objects than shall be listed."""
+
+import dataclasses
+import functools
+
+import numpy as np
+import pytest
+
+from earthgpt_jax.boxes import BoxKind, Square, format_detection, parse, rect_to_polygon, shortlist
+from earthgpt_jax.common.errors import EarthGPTError
+from earthgpt_jax.config import load
+from earthgpt_jax.input.pipeline import train_batches
+from earthgpt_jax.input.prompts.box_budget import fitted
+from earthgpt_jax.input.prompts.chat_template import chat_template
+from earthgpt_jax.input.prompts.questions import Grammar, ask
+from earthgpt_jax.input.sequences import turn_ids
+from earthgpt_jax.input.tokenizer import Tokenizer, train_tokenizer
+from earthgpt_jax.records import UNKNOWN, Object, Task
+from earthgpt_jax.synthetic import SyntheticSource
+from tests.support import nano
+from tests.support.in_memory import rows
+
+SQUARE = Square(100, 100)
+SHIPS = [rect_to_polygon(10 * i, 50, 10 * i + side, 50 + side) for i, side in enumerate((3, 9, 5, 7, 5))]
+GROUPS = {"ship": SHIPS, "bus": [rect_to_polygon(0, 0, 2, 2)] * 3}
+
+
+def _text(most: int) -> str:
+    chosen = shortlist(GROUPS, most=most)
+    return format_detection(chosen.groups, square=SQUARE, decimals=2, kind=BoxKind.HBB, rest=chosen.rest)
+
+
+def test_the_largest_are_listed_in_the_order_of_all_and_the_others_counted():
+    assert _text(3) == (
+        "There are <p>three ships</p>[0.10,0.50,0.19,0.59;0.20,0.50,0.25,0.55;0.30,0.50,0.37,0.57] in the image; "
+        "not listed: three buses and two more ships."
+    )  # of two equals, the left one
+    assert _text(7).endswith(" in the image; not listed: one more bus.")
+    assert _text(1).startswith("There is <p>one ship</p>[")
+
+
+@pytest.mark.parametrize("most", [1, 4, 7, 8, 99])
+def test_listed_and_counted_are_all(most):
+    parsed = parse(_text(most))
+    assert len(parsed.boxes) == min(most, 8) and not parsed.rejections
+    assert (_text(most) == format_detection(GROUPS, square=SQUARE, decimals=2, kind=BoxKind.HBB)) == (most >= 8)
+
+
+def test_the_order_of_the_annotation_changes_nothing():
+    mixed = {label: boxes[::-1] for label, boxes in reversed(GROUPS.items())}
+    for most in range(1, 9):
+        one, two = shortlist(GROUPS, most=most), shortlist(mixed, most=most)
+        assert one.rest == two.rest
+        assert {k: np.array(v).tolist() for k, v in one.groups.items()} == {
+            k: np.array(v).tolist() for k, v in two.groups.items()
+        }
+
+
+def test_batches_report_what_is_not_listed(tmp_path):
+    path = tmp_path / "tokenizer.model"
+    train_tokenizer(nano.dialogues(), vocab_size=512, path=path)
+    source = SyntheticSource("train", 30)
+    records = [record for record in (source[i] for i in range(30)) if len(record.objects) >= 3][:4]
+    made = {most: rows(records, Tokenizer(path), weights={"hbb": 1.0}, seq_len=900, max_images=1,
+                       grammar=Grammar(decimals=2, max_boxes=most)) for most in (0, 2)}  # fmt: skip
+    (_, whole), (_, batch) = (next(train_batches(each)) for each in made.values())
+    assert batch.unlisted.sum() == sum(len(record.objects) - 2 for record in records) and not whole.unlisted.any()
+    assert whole.tokens.astype(bool).sum() > batch.tokens.astype(bool).sum()
+    for kind in ("hbb", "obb", "grounded_caption"):
+        question = ask(records[0], kind, 0, grammar=Grammar(decimals=2, max_boxes=2))
+        assert len(parse(question.answer).boxes) == 2 and question.unlisted == len(records[0].objects) - 2
+    assert Task.HBB in records[0].tasks
+
+
+@pytest.mark.parametrize("kind", ["hbb", "obb", "grounded_caption", "class_hbb"])
+def test_an_answer_longer_than_a_row_lists_what_there_is_room_for(tmp_path, kind):
+    path = tmp_path / "tokenizer.model"
+    train_tokenizer(nano.dialogues(), vocab_size=512, path=path)
+    tokenizer, template = Tokenizer(path), chat_template("plain")
+    ships = [Object(label="ship", polygon=rect_to_polygon(8 * i, 50, 8 * i + 2 + i / 2, 54 + i)) for i in range(12)]
+    record = dataclasses.replace(SyntheticSource("train", 1)[0], objects=tuple(ships), references=("A port.",))
+
+    def length(question):
+        return len(turn_ids(tokenizer, template, question.text, question.answer)[0])
+
+    known = {"annotated": UNKNOWN, "seed": 3}
+    fit = functools.partial(fitted, tokenizer=tokenizer, template=template, grammar=Grammar(decimals=2), **known)
+    asked = ask(record, kind, 0, grammar=Grammar(decimals=2), rng=np.random.default_rng(2))
+    alone = ask(record, kind, 0, grammar=Grammar(decimals=2, max_boxes=1))
+    for room in range(length(asked) - 1, length(dataclasses.replace(alone, text=asked.text)) - 1, -29):
+        question = fit(asked, record, room=room)
+        count = len(parse(question.answer).boxes)
+        assert length(question) <= room and question.text == asked.text
+        assert 1 <= count < 12 and question.unlisted == 12 - count
+        if count < 11:  # as many as there is room for
+            more = ask(record, kind, 0, grammar=Grammar(decimals=2, max_boxes=count + 1))
+            assert length(dataclasses.replace(more, text=asked.text)) > room
+    assert fit(asked, record, room=length(asked)) is asked
+    assert fit(asked, record, room=20) is asked  # not one box fits: left out
+    batch = rows([record], tokenizer, weights={kind: 1.0}, seq_len=300)[0]
+    assert batch.unlisted.tolist()[0] > 0
+
+
+def test_the_cap_is_a_setting_of_a_recipe_and_off_by_default():
+    assert load("tiny:instruct").data.max_boxes == 0
+    assert load("tiny:instruct", ["--config.data.max_boxes=20"]).data.max_boxes == 20
+    with pytest.raises(EarthGPTError, match="max_boxes: expected a number of boxes, or 0 for all, got -1"):
+        load("tiny:instruct", ["--config.data.max_boxes=-1"])

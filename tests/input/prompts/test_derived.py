@@ -1,0 +1,142 @@
+"""Questions derived from boxes: what they say is true, and their wording does not tell the answer."""
+
+import collections
+import dataclasses
+
+import numpy as np
+import pytest
+
+from earthgpt_jax.boxes import parse, rect_to_polygon
+from earthgpt_jax.datasets import store
+from earthgpt_jax.datasets.annotated_classes import annotated
+from earthgpt_jax.input.prompts.derived import NEED_CLASSES, Derived
+from earthgpt_jax.input.prompts.questions import Grammar, ask, candidates
+from earthgpt_jax.input.prompts.templates import answers, wordings
+from earthgpt_jax.records import UNKNOWN, Annotated, Object, Record, Sensor, Task
+
+TWO = Grammar(decimals=2)
+
+
+def _object(label: str, place: int = 0, **values) -> Object:
+    return Object(label=label, polygon=rect_to_polygon(10 * place, 10, 10 * place + 8, 20), **values)
+
+
+def _record(*objects: Object, name: str = "made/train/1", tasks=(Task.HBB, Task.OBB), **values) -> Record:
+    return Record(
+        id=name, image=b"", height=100, width=100, sensor=Sensor.OPTICAL, source="made", split="train", tasks=tasks,
+        objects=objects, **values,
+    )  # fmt: skip
+
+
+# A class of half of the images is always asked for, whether it is there or not.
+HALF = Annotated(shares={"ship": 0.5, "bridge": 0.5, "school bus": 0.5})
+RECORD = _record(_object("ship", 0), _object("ship", 2), _object("bridge", 4, difficult=True))
+
+
+def _all(record, kind, known=HALF, grammar=TWO):
+    where = {"annotated": known, "seed": 0}
+    return [ask(record, kind, i, grammar=grammar, **where) for i in candidates(record, kind, **where)]
+
+
+def test_presence_of_what_is_there_and_of_what_is_not():
+    said = {question.text: question.answer for question in _all(RECORD, "presence")}
+    begin = "Are there any {} in this image? Answer the question using a single word or phrase."
+    # Whether there is a bridge is for nobody to say: the only one is difficult.
+    assert said == {begin.format("ships"): "yes", begin.format("school buses"): "no"}
+
+
+def test_counts_are_of_classes_whose_objects_are_all_whole():
+    cut = _record(_object("ship", 0), _object("ship", 2, visible=0.75), _object("bridge", 4))
+    assert {q.text.split(" ")[2]: q.answer for q in _all(cut, "count", UNKNOWN)} == {"bridges": "1"}
+    assert [q.answer for q in _all(RECORD, "count", UNKNOWN)] == ["2"]
+    zeros = [q for n in range(40) for q in _all(dataclasses.replace(RECORD, id=f"made/train/{n}"), "count")]
+    assert {q.answer for q in zeros} == {"0", "2"} and all("school" in q.text for q in zeros if q.answer == "0")
+
+
+def test_the_class_of_a_region():
+    first, second = _all(RECORD, "region_class", UNKNOWN)
+    assert first.answer == "ship" and "[0.00,0.10,0.08,0.20]" in first.text and second.object_index == 1
+
+
+def test_one_class_is_detected_and_false_premises_are_denied():
+    texts = {kind: {q.answer for q in _all(RECORD, kind)} for kind in Derived}
+    assert texts["class_hbb"] == {
+        "There are <p>two ships</p>[0.00,0.10,0.08,0.20;0.20,0.10,0.28,0.20] in the image."
+    }  # fmt: skip
+    assert [box.kind for box in parse(next(iter(texts["class_obb"]))).boxes] == ["obb", "obb"]
+    assert texts["absent_hbb"] == texts["absent_obb"] == {"There are no school buses in the image."}
+    assert texts["absent_grounding"] == {"There is no school bus in the image."}
+    assert "the only school bus" in _all(RECORD, "absent_grounding")[0].text
+
+
+def test_nothing_is_absent_where_that_cannot_be_told():
+    doubtful = dataclasses.replace(RECORD, complete=False)
+    partial = dataclasses.replace(RECORD, tasks=(Task.GROUNDING,))  # its objects are those that are described
+    for record, known in ((RECORD, UNKNOWN), (doubtful, HALF), (partial, HALF)):
+        answered = {q.answer for kind in NEED_CLASSES for q in _all(record, kind, known)}
+        assert answered <= {"yes"}
+    assert not any(_all(RECORD, kind, UNKNOWN) for kind in NEED_CLASSES)
+    assert not _all(doubtful, "count")
+    trucks = Annotated(shares={"vehicle": 0.5, "large vehicle": 0.5, "ship": 0.5})
+    assert trucks.absent(_record(_object("large vehicle"))) == ["ship"]  # a large vehicle is a vehicle
+    assert trucks.absent(_record(_object("vehicle"))) == ["large vehicle", "ship"]
+
+
+def test_other_vehicles_are_not_asked_for():
+    known = Annotated(shares={"other vehicle": 0.5, "ship": 0.5})
+    for kind in set(Derived) - {Derived.REGION_CLASS}:
+        assert not any("other" in q.text for q in _all(_record(_object("other vehicle")), kind, known))
+
+
+@pytest.fixture(scope="module")
+def many():
+    """1,500 records of four classes, that 0.7, 0.3, 0.1 and all of them hold."""
+    rng = np.random.default_rng(0)
+    chances = {"airplane": 0.7, "ship": 0.3, "bridge": 0.1, "roundabout": 1.0}
+    records = [
+        _record(*(_object(label) for label, p in chances.items() if rng.random() < p), name=f"made/train/{n}")
+        for n in range(1500)
+    ]
+    shares = {label: sum(label in {o.label for o in r.objects} for r in records) / 1500 for label in chances}
+    return records, Annotated(shares=shares)
+
+
+def test_the_class_does_not_tell_whether_it_is_there(many):
+    records, known = many
+    said = collections.Counter((q.text, q.answer) for record in records for q in _all(record, "presence", known))
+    texts = {text for text, _ in said}
+    assert len(texts) == 3  # nobody asks for what every image holds
+    for text in texts:
+        yes, no = said[text, "yes"], said[text, "no"]
+        assert yes / (yes + no) == pytest.approx(0.5, abs=0.06) and yes + no > 200
+
+
+def test_what_is_asked_depends_on_the_id_and_the_seed_alone(many):
+    records, known = many
+    again = [dataclasses.replace(record, objects=record.objects[::-1]) for record in records[:50]]
+
+    def asked(items, seed):
+        return [
+            ask(r, kind, i, grammar=TWO, annotated=known, seed=seed)
+            for r in items
+            for kind in ("presence", "absent_hbb", "count")
+            for i in candidates(r, kind, annotated=known, seed=seed)
+        ]
+
+    assert asked(records[:50], 0) == asked(again, 0)
+    assert asked(records[:50], 0) != asked(records[:50], 1)
+
+
+def test_what_a_built_dataset_annotates(tmp_path):
+    records = [RECORD, dataclasses.replace(RECORD, id="made/train/2", objects=()), _record(name="made/train/3")]
+    store.write({"train": records}, out=tmp_path / "made", name="made")
+    source = store.RecordSource(tmp_path / "made", "train")
+    assert source.annotated == Annotated(shares={"bridge": 1 / 3, "ship": 1 / 3})
+    values = store.manifest(tmp_path / "made")
+    assert annotated(values | {"card": {"open_classes": True}}) == UNKNOWN
+    values["counts"]["train"]["task"] = {"grounding": 3}
+    assert annotated(values) == UNKNOWN
+
+
+def test_every_kind_has_a_form_of_answer():
+    assert set(answers()) == set(wordings())

@@ -1,0 +1,211 @@
+"""Images, tokenizer, conversations, questions, rows and the pipeline."""
+
+import dataclasses
+import io
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from earthgpt_jax.common.errors import EarthGPTError
+from earthgpt_jax.config import load
+from earthgpt_jax.input.batch import END_SLOT, START_SLOT, TEXT_SLOT
+from earthgpt_jax.input.images import FILL, load_square, pad_to_square
+from earthgpt_jax.input.prompts.chat_template import chat_template
+from earthgpt_jax.input.prompts.questions import KINDS, Grammar, ask, candidates, questions
+from earthgpt_jax.input.prompts.templates import wordings
+from earthgpt_jax.input.sequences import build_sample, image_prefix, prompt, turn_ids
+from earthgpt_jax.input.tokenizer import Tokenizer, train_tokenizer
+from earthgpt_jax.models import earthgpt
+from earthgpt_jax.raster.decode import decode
+from earthgpt_jax.records import Task
+from earthgpt_jax.synthetic import SyntheticSource
+from tests.support import nano
+
+GRAMMAR = Grammar(decimals=2)
+PLAIN = chat_template("plain")
+
+
+@pytest.fixture(scope="module")
+def records():
+    source = SyntheticSource("train", 24)
+    return [source[i] for i in range(24)]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.model"
+    train_tokenizer(nano.dialogues(), vocab_size=640, path=path)
+    return Tokenizer(path)
+
+
+def _png(array: np.ndarray, **options) -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(array).save(out, "PNG", **options)
+    return out.getvalue()
+
+
+# ---------------------------------------------------------------------------------------------- images
+def test_padding_goes_round_the_image_with_the_mean_colour():
+    square = pad_to_square(np.full((2, 5, 3), 9, np.uint8))
+    assert square.shape == (5, 5, 3)
+    assert (square[0] == FILL).all() and (square[3:] == FILL).all() and (square[1:3] == 9).all()
+
+
+def test_sixteen_bits_are_stretched_and_grey_becomes_three_bands():
+    band = np.linspace(1000, 3000, 64 * 64).reshape(64, 64).astype(np.uint16)
+    image = decode(_png(band))
+    assert image.shape == (64, 64, 3) and image.dtype == np.uint8
+    assert image.min() == 0 and image.max() == 255 and (image[..., 0] == image[..., 2]).all()
+
+
+def test_a_truncated_or_foreign_file_is_an_error():
+    data = _png(np.random.default_rng(0).integers(0, 255, (64, 64, 3)).astype(np.uint8))
+    for bad in (data[: len(data) // 2], b"", b"not an image"):
+        with pytest.raises(EarthGPTError, match="cannot be decoded"):
+            decode(bad)
+
+
+@pytest.mark.golden
+@pytest.mark.parametrize("name", ["tall", "wide", "tiny", "grey"])
+def test_pad_and_resize_equal_the_accessory_to_the_bit(goldens, name):
+    arrays = np.load(goldens / "preprocess" / "padded_resize_224.npz")
+    mean, std = (np.array(v).reshape(3, 1, 1) for v in (earthgpt.CLIP_MEAN, earthgpt.CLIP_STD))
+    pixels = np.round((arrays[f"{name}/output"] * std + mean) * 255).astype(np.uint8)
+    got = load_square(_png(arrays[f"{name}/input"]), 224)
+    np.testing.assert_array_equal(got, pixels.transpose(1, 2, 0))
+
+
+# ------------------------------------------------------------------------------------------- tokenizer
+def test_the_tokenizer_has_llamas_layout(tokenizer):
+    assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id, tokenizer.vocab_size) == (1, 2, 0, 640)
+    assert [tokenizer.decode([i]) for i in tokenizer.encode("75")][-2:] == ["7", "5"]  # single digits
+    for text in ("two ships", "café 船", "[0.12,0.34]"):  # byte fallback: nothing is unknown
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+    ids, spans = tokenizer.encode_with_spans("two ships")
+    assert ids == tokenizer.encode("two ships") and spans[-1][1] == len("two ships")
+
+
+def test_training_a_tokenizer_is_deterministic_and_a_bad_file_is_an_error(tmp_path, tokenizer):
+    path = tmp_path / "again.model"
+    train_tokenizer(nano.dialogues(), vocab_size=640, path=path)
+    assert Tokenizer(path).fingerprint == tokenizer.fingerprint
+    (tmp_path / "bad.model").write_bytes(b"nothing")
+    with pytest.raises(EarthGPTError, match=r"bad\.model"):
+        Tokenizer(tmp_path / "bad.model")
+
+
+# ---------------------------------------------------------------------------------------- conversation
+def test_supervised_is_the_answer_and_its_separator(tokenizer):
+    text, spans = PLAIN.dialogue([("Where?", "Here."), ("And?", "There.")])
+    assert text == "\n\n### Human: Where?\n### Assistant: Here.\n### Human: And?\n### Assistant: There.\n###"
+    assert [text[start:end] for start, end in spans] == [" Here.\n###", " There.\n###"]
+
+
+def test_an_unknown_conversation_names_the_nearest():
+    with pytest.raises(EarthGPTError, match="did you mean 'plain'"):
+        chat_template("plan")
+
+
+@pytest.mark.golden
+def test_prompt_and_labels_equal_the_accessory(goldens):
+    """Exactly, but for `repeated_answer`, where upstream marks an answer's words in the human's turn."""
+    recipe = chat_template(load("sphinx_light:instruct").data.chat_template)
+    folder = goldens / "conversation"
+    arrays = np.load(folder / "dialogues.npz")
+    tokenizer = Tokenizer(folder / "tokenizer.model.v1")
+    dialogues = json.loads((folder / "dialogues.json").read_text())["dialogues"]
+    assert len(dialogues) == 6
+    for row in dialogues:
+        name = row["name"]
+        template = dataclasses.replace(recipe, system=row["system"])
+        words = [turn["value"] for turn in row["turns"]]
+        text, spans = template.dialogue(list(zip(words[::2], words[1::2], strict=True)))
+        assert text == row["prompt"]
+        ids, offsets = tokenizer.encode_with_spans(text)
+        assert [tokenizer.bos_id, *ids, tokenizer.eos_id] == arrays[f"{name}/ids_full"].tolist()
+        labels = np.zeros(160, int)
+        for position, (token, (begin, _)) in enumerate(zip(ids, offsets, strict=True), start=1):
+            if position < 160 and any(start <= begin < end for start, end in spans):
+                labels[position] = token
+        same = bool((labels == arrays[f"{name}/text/labels"]).all())
+        assert same != (name == "repeated_answer"), name
+
+
+# ------------------------------------------------------------------------------------------- questions
+def test_everything_that_can_be_asked_is_asked_once(records):
+    record = next(r for r in records if len(r.objects) >= 2)
+    asked = questions(record, grammar=GRAMMAR)
+    assert len({q.id for q in asked}) == len(asked)
+    counts = {task: sum(q.task == task for q in asked) for task in Task}
+    phrases = sum(bool(item.phrase) for item in record.objects)
+    assert counts == {
+        "classification": 1, "caption": 1, "vqa": len(record.turns), "region_caption": phrases,
+        "grounding": phrases, "hbb": 1, "obb": 1,
+    }  # fmt: skip
+    caption = next(q for q in asked if q.task == "caption")
+    assert caption.references == record.references
+
+
+def test_no_two_kinds_share_a_wording_and_defaults_come_first():
+    table = wordings()
+    assert set(table) == set(KINDS)
+    # A question for what is not there is worded as one for what is.
+    shared = {"absent_grounding": "grounding", "absent_hbb": "class_hbb", "absent_obb": "class_obb"}
+    assert all(table[kind] == table[other] for kind, other in shared.items())
+    own = [texts for kind, texts in table.items() if kind not in shared]
+    assert len({text for texts in own for text in texts}) == sum(map(len, own))
+
+
+def test_a_record_without_objects_is_not_asked_where_they_are():
+    record = next(r for r in (SyntheticSource("train", 400)[i] for i in range(400)) if not r.objects)
+    assert not list(candidates(record, "grounding"))
+    assert ask(record, "hbb", 0, grammar=GRAMMAR).answer == "There are no objects in the image."
+
+
+# ------------------------------------------------------------------------------------------------ rows
+def test_ids_of_a_sample_equal_the_joint_tokenisation(records, tokenizer):
+    for record in records[:8]:
+        asked = questions(record, grammar=GRAMMAR)
+        prefix = image_prefix(tokenizer, PLAIN, visual_tokens=17)
+        row = build_sample(asked, prefix=prefix, tokenizer=tokenizer, chat_template=PLAIN)
+        shared = len(prefix[0])
+        assert len(asked) >= 2
+        for branch, question in enumerate(asked, start=1):
+            inside = row.branches == branch
+            joint = tokenizer.encode(PLAIN.dialogue([(question.text, question.answer)])[0])
+            assert [*tokenizer.encode(PLAIN.prefix), *row.tokens[inside]] == joint
+            np.testing.assert_array_equal(row.positions[inside], shared + np.arange(inside.sum()))
+            said = tokenizer.decode(row.tokens[inside][row.loss_weights[inside] > 0].tolist())
+            assert said.strip() == f"{question.answer}\n###".strip()
+            assert row.loss_weights[np.flatnonzero(inside)[0]] == 0  # a branch begins with the question
+        assert not row.loss_weights[row.branches == 0].any()
+
+
+def test_image_slots(tokenizer):
+    tokens, slots = image_prefix(tokenizer, PLAIN, visual_tokens=3)
+    assert tokens[:6].tolist() == [1, 0, 0, 0, 0, 0]
+    assert slots[:6].tolist() == [TEXT_SLOT, START_SLOT, 0, 1, 2, END_SLOT]
+    assert (slots[6:] == TEXT_SLOT).all()
+
+
+def test_a_prompt_is_the_beginning_of_its_training_row(records, tokenizer):
+    for question in questions(records[0], grammar=GRAMMAR):
+        tokens, _ = prompt(tokenizer, PLAIN, question.text, visual_tokens=17)
+        ids, weights = turn_ids(tokenizer, PLAIN, question.text, question.answer)
+        prefix, _ = image_prefix(tokenizer, PLAIN, visual_tokens=17)
+        row = [*prefix, *ids]
+        assert row[: len(tokens)] == tokens.tolist()
+        assert len(ids) - int(sum(weights)) == len(tokens) - len(prefix)  # the answer starts right there
+
+
+def test_load_square_resizes(records):
+    assert load_square(records[0].image, 32).shape == (32, 32, 3)
+
+
+def test_every_way_an_answer_can_end_is_found(tokenizer):
+    endings = PLAIN.separator_ids(tokenizer)
+    for answer in ("yes", "3", "in the image.", "[0.12,0.34]", "Really?"):
+        ids = tuple(tokenizer.encode(PLAIN.dialogue([("Q", answer)])[0]))
+        assert any(ids[-len(ending) :] == ending for ending in endings), answer

@@ -1,0 +1,112 @@
+"""Samples and rows for any text: ids are those of a joint tokenisation, and no question is ever cut."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from earthgpt_jax.common.errors import EarthGPTError
+from earthgpt_jax.config import QuestionContext
+from earthgpt_jax.input.prompts.chat_template import SEPARATOR, chat_template
+from earthgpt_jax.input.prompts.questions import Question
+from earthgpt_jax.input.sequences import build_row, build_sample, image_prefix, prompt, turn_ids
+from earthgpt_jax.input.tokenizer import Tokenizer, train_tokenizer
+from tests.support import nano
+
+VISUAL = 5
+# Also what a source may hold by accident: the separator's characters, brackets, spaces at the ends, no text.
+TEXTS = st.one_of(
+    st.text(max_size=40),
+    st.text(alphabet="ab 01.#\n[];,", max_size=40),
+    st.sampled_from(["", " ", "yes", " yes ", "\n", "#", "###", "[0.12,0.34,0.56,0.78]", "café 船", "a\0b", "▁"]),
+)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.model"
+    train_tokenizer(nano.dialogues(), vocab_size=512, path=path)
+    return Tokenizer(path)
+
+
+def _question(number: int, text: str, answer: str) -> Question:
+    return Question(
+        id=f"r#vqa#{number}", record_id="r", task="vqa", kind="", text=text, answer=answer, references=(answer,)
+    )
+
+
+def _check_joint(tokenizer: Tokenizer, name: str, question: str, answer: str) -> None:
+    template = chat_template(name)
+    text, ((start, _),) = template.dialogue([(question, answer)])
+    ids, weights = turn_ids(tokenizer, template, question, answer)
+    assert [*tokenizer.encode(template.prefix), *ids] == tokenizer.encode(text)
+    supervised = int(sum(weights))
+    assert 0 < supervised < len(ids)  # the separator at least, never the question
+    assert weights == [0.0] * (len(ids) - supervised) + [1.0] * supervised
+    assert text[start:] == f" {answer}{SEPARATOR}"
+    tokens, _ = prompt(tokenizer, template, question, visual_tokens=VISUAL)
+    prefix, _ = image_prefix(tokenizer, template, visual_tokens=VISUAL)
+    # Generation begins where supervision does, behind the very same ids.
+    assert tokens.tolist() == [*prefix, *ids[: len(ids) - supervised]]
+
+
+@given(name=st.sampled_from(["v1", "plain"]), question=TEXTS, answer=TEXTS)
+@settings(max_examples=150, deadline=None)
+def test_a_turn_is_tokenised_as_in_the_joint_text(tokenizer, name, question, answer):
+    _check_joint(tokenizer, name, question, answer)
+
+
+@pytest.mark.golden
+@given(name=st.sampled_from(["v1", "plain"]), question=TEXTS, answer=TEXTS)
+@settings(max_examples=150, deadline=None)
+def test_a_turn_is_tokenised_as_in_the_joint_text_by_a_32000_piece_tokenizer(goldens, name, question, answer):
+    _check_joint(Tokenizer(goldens / "conversation" / "tokenizer.model.v1"), name, question, answer)
+
+
+@given(
+    dialogues=st.lists(
+        st.lists(st.tuples(st.text("abc ?", max_size=30), st.text("xyz .", max_size=60)), max_size=4), max_size=4
+    ),
+    question_context=st.sampled_from(QuestionContext),
+    spare=st.integers(0, 50),
+)
+@settings(max_examples=80, deadline=None)
+def test_a_row_is_samples_one_behind_the_other(tokenizer, dialogues, question_context, spare):
+    template = chat_template("plain")
+    prefix = image_prefix(tokenizer, template, visual_tokens=VISUAL)
+    samples = [
+        build_sample(
+            [_question(number, *turn) for number, turn in enumerate(asked)], prefix=prefix, tokenizer=tokenizer,
+            chat_template=template, question_context=question_context,
+        )
+        for asked in dialogues
+    ]  # fmt: skip
+    used = sum(map(len, samples))
+    row = build_row(samples, seq_len=used + spare, visual_tokens=VISUAL)
+    assert row.segments.tolist() == [i for i, sample in enumerate(samples, 1) for _ in range(len(sample))] + [0] * spare
+    for place, (sample, asked) in enumerate(zip(samples, dialogues, strict=True)):
+        inside = row.segments == place + 1
+        for name in ("tokens", "positions", "branches", "loss_weights"):
+            assert getattr(row, name)[inside].tolist() == getattr(sample, name).tolist()
+        slots = row.image_slots[inside]
+        assert slots[slots >= 0].tolist() == [*range(place * VISUAL, (place + 1) * VISUAL)]
+        ids = [turn_ids(tokenizer, template, *turn) for turn in asked]
+        assert sample.tokens.tolist() == [*prefix[0], *(token for tokens, _ in ids for token in tokens)]
+        assert sample.loss_weights.tolist() == [0.0] * len(prefix[0]) + [w for _, loss in ids for w in loss]
+        if question_context is QuestionContext.DIALOGUE:
+            assert sample.positions.tolist() == [*range(len(sample))] and not sample.branches.any()
+        else:
+            assert sample.branches.max() == len(asked)
+            for branch, (tokens, _) in enumerate(ids, 1):
+                positions = sample.positions[sample.branches == branch].tolist()
+                assert positions == [*range(len(prefix[0]), len(prefix[0]) + len(tokens))]
+    if used:
+        with pytest.raises(EarthGPTError, match=f"expected samples of {used - 1} tokens together, got {used}"):
+            build_row(samples, seq_len=used - 1, visual_tokens=VISUAL)
+
+
+def test_dtypes_and_an_empty_row():
+    row = build_row([], seq_len=40, visual_tokens=VISUAL)
+    assert not row.loss_weights.any() and row.loss_weights.dtype == np.float32
+    for name in ("tokens", "positions", "segments", "branches", "image_slots"):
+        assert getattr(row, name).dtype == np.int32 and getattr(row, name).shape == (40,)

@@ -1,0 +1,181 @@
+"""`earthgpt data stats`: what is measured, and that text, JSON and page say the same."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from earthgpt_jax.boxes import rect_to_polygon, rotated_to_polygon
+from earthgpt_jax.cli.main import main
+from earthgpt_jax.common.resources import assets_path
+from earthgpt_jax.datasets.store import write
+from earthgpt_jax.input.packing.efficiency import padded
+from earthgpt_jax.input.statistics import Statistics, measure
+from earthgpt_jax.input.tokenizer import Tokenizer
+from earthgpt_jax.records import Object, Record, Sensor, Task, Turn
+from tests.support import nano
+
+TOKENIZER = assets_path("tiny", "tokenizer.model")
+
+
+def _record(name: str, *tasks: Task, sensor: Sensor = Sensor.SAR, **truth) -> Record:
+    source, split, _ = name.split("/")
+    values = {"image": b"x", "height": 60, "width": 80, **truth}
+    return Record(id=name, sensor=sensor, source=source, split=split, tasks=tasks, **values)
+
+
+@pytest.fixture
+def datasets(tmp_path: Path) -> Path:
+    """Boxes of 20 x 10, 32 x 32 and 96 x 96 px and a tilted one of 200 x 50; two questions; two captions."""
+    upright = [rect_to_polygon(0, 0, w, h) for w, h in ((20, 10), (32, 32), (96, 96))]
+    tilted = rotated_to_polygon(cx=300, cy=300, w=200, h=50, angle=0.7)
+    ships = [Object(label="ship", polygon=polygon) for polygon in (*upright, tilted)]
+    size = {"height": 600, "width": 600}
+    boxes = [_record("a/train/1", Task.HBB, objects=tuple(ships), **size), _record("a/train/2", Task.HBB, **size)]
+    turns = (Turn(question="How many ships?", answer="3", type="count"), Turn(question="Is it a port?", answer="yes"))
+    texts = [_record("b/test/1", Task.VQA, sensor=Sensor.OPTICAL, turns=turns)]
+    captions = [_record("b/val/1", Task.CAPTION, image=b"", references=("a port with ships .", "ships ."))]
+    native = {"object": {"native": 7, "kept": 4, "quarantined": 2, "dropped": 1}}
+    write(
+        {"train": boxes}, out=tmp_path / "a", name="a", manifest={"native": native, "dropped": {"class dot: rule": 1}}
+    )
+    write({"test": texts, "val": captions}, out=tmp_path / "b", name="b")
+    return tmp_path
+
+
+def _measured(datasets: Path) -> dict[str, Statistics]:
+    found = measure([datasets / "a", datasets / "b"], tokenizer=Tokenizer(TOKENIZER))
+    return {each.name: each for each in found}
+
+
+def test_boxes_are_measured_at_any_orientation(datasets: Path) -> None:
+    found = _measured(datasets)["a"]
+    assert found.coco == {"small": 1, "medium": 1, "large": 2}
+    side, aspect, objects, longer = found.spreads
+    assert (side.count, aspect.count, objects.count, longer.count) == (4, 4, 2, 2)
+    np.testing.assert_allclose([side.quantiles["min"], side.quantiles["max"]], [200**0.5, 100], rtol=1e-5)
+    np.testing.assert_allclose([aspect.quantiles["min"], aspect.quantiles["max"]], [1, 4], rtol=1e-5)
+    assert (objects.quantiles["min"], objects.quantiles["mean"], objects.quantiles["max"]) == (0, 2, 4)
+    assert dict(zip(side.edges, side.counts, strict=True)) == {
+        12: 1, 16: 0, 24: 0, 32: 1, 48: 0, 64: 0, 96: 2
+    }  # fmt: skip
+
+
+def test_texts_are_counted_in_tokens_by_kind(datasets: Path) -> None:
+    found, tokenizer = _measured(datasets)["b"], Tokenizer(TOKENIZER)
+    assert set(found.texts) == {"caption", "vqa", "vqa: count"}
+    question, answer = found.texts["vqa: count"]
+    assert (question.count, answer.quantiles["max"]) == (1, len(tokenizer.encode("3")))
+    assert question.quantiles["max"] >= len(tokenizer.encode("How many ships?"))
+    question, answer = found.texts["caption"]
+    assert (question.count, answer.count) == (1, 2)
+    lengths = [len(tokenizer.encode(text)) for text in ("ships .", "a port with ships .")]
+    assert [answer.quantiles["min"], answer.quantiles["max"]] == lengths
+    assert found.spreads[0].count == 0
+    assert found.spreads[3].count == 1  # not the one without an image
+
+
+def test_several_datasets_together(datasets: Path) -> None:
+    found = _measured(datasets)
+    together = found["all together"]
+    assert together.splits == ("train", "test", "val")
+    assert together.counts["sensor"] == {"optical": {"test": 1}, "sar": {"train": 2, "val": 1}}
+    assert together.counts["total"]["records"] == {"train": 2, "test": 1, "val": 1}
+    assert (together.coco, together.texts) == (found["a"].coco, {**found["a"].texts, **found["b"].texts})
+    assert together.native == {}
+
+
+def test_text_json_and_page_agree(datasets: Path, tmp_path: Path, capsys) -> None:
+    files = {name: tmp_path / f"stats.{name}" for name in ("json", "html")}
+    words = ["data", "stats", str(datasets), "--json", str(files["json"]), "--html", str(files["html"])]
+    assert main(words) == 0
+    said = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["objects", "7", "4", "2", "1"] in said
+    assert ["large", "2", "50.0", "%"] in said
+    assert ["class", "dot:", "rule", "1"] in said
+    read = json.loads(files["json"].read_text())
+    assert [each["name"] for each in read] == ["a", "b", "all together"]
+    assert read[0]["coco"] == {"small": 1, "medium": 1, "large": 2}
+    text = files["html"].read_text()
+    assert "<td>large</td><td>2</td><td>50.0 %</td>" in text
+    assert "embedded tokenizer (1024 pieces)" in text
+    assert not re.search(r'(src|href)="(?!data:|#)|<script', text)
+    heights = [float(h) for h in re.findall(r'<rect [^>]*height="([\d.]+)"[^>]*><title>from 96: 2', text)]
+    assert heights
+    assert max(heights) == 150  # the fullest bar is as high as the plot
+    assert main(["data", "stats", str(datasets / "b"), "--tokenizer", str(TOKENIZER)]) == 0
+    assert "all together" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--html", "no/where.html"], "--html no/where.html: expected the name of a file"),
+        (["--json", "."], "--json .: expected the name of a file"),
+        (["--tokenizer", "none.model"], "expected a SentencePiece model file"),
+    ],
+)
+def test_what_the_user_can_mend(datasets: Path, tmp_path: Path, monkeypatch, capsys, words, message) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["data", "stats", str(datasets), *words]) == 2
+    assert message in capsys.readouterr().err
+
+
+def _planned(capsys, *words: object) -> tuple[int, str, str]:
+    capsys.readouterr()
+    status = main(["data", "stats", *map(str, words)])
+    return status, *capsys.readouterr()
+
+
+def test_a_plan_is_compared_with_padding(tmp_path: Path, capsys) -> None:
+    nano.dataset(tmp_path / "synthetic", train=40, test=0)
+    words = (tmp_path, "--plan", "--tokens-per-row", 1280, "--images-per-row", 9, "--workers", 1)
+    status, said, _ = _planned(capsys, *words)
+    assert status == 0
+    assert "What training packs" in said
+    rows = {line[4:].split("  ")[0]: line.split() for line in said.splitlines()}
+    whole, batch, buckets, packed = (
+        rows[name] for name in ("padded to T", "padded to the longest of 16", "8 length buckets", "packed by the plan")
+    )
+    samples = float(whole[-5])
+    # Means of the epochs of a cycle, with one decimal.
+    assert float(whole[-4]) == pytest.approx(1280 * samples, abs=64)
+    assert float(packed[-4]) == pytest.approx(1280 * float(packed[-5]), abs=64)
+    assert float(whole[-3]) < float(batch[-3]) <= float(buckets[-3]) < float(packed[-3]) <= 1
+    held = [line.split() for line in said.split("images of the plan's rows")[1].split("an image with")[0].splitlines()]
+    assert sum(int(row[0]) * float(row[1]) for row in held if len(row) == 4) == pytest.approx(samples, abs=1)
+    assert _planned(capsys, *words)[1] == said  # from the lengths that were kept
+    (tmp_path / "m.yaml").write_text("rule: explicit\nweights: {synthetic: 0.5}\nsensors: {sar: 4.0}\n")
+    said = _planned(capsys, *words, "--mixture", tmp_path / "m.yaml")[1]
+    sources = {line.split()[0]: line.split() for line in said.split("  sources\n")[1].splitlines() if line.strip()}
+    assert sources["synthetic/sar"][2:4] == ["2", "2"] and sources["synthetic/infrared"][2:4] == ["0.5", "0.5"]
+
+
+def test_padding_by_hand() -> None:
+    tokens = np.array([10, 30, 79, 80])
+    whole, batch, buckets = padded(tokens, seq_len=80, batch_size=4).values()
+    assert (whole.tolist(), batch.tolist(), buckets.tolist()) == ([80] * 4, [80] * 4, [10, 30, 80, 80])
+    alone = padded(tokens, seq_len=80, batch_size=1)["padded to the longest of 1"]
+    assert sorted(alone.tolist()) == tokens.tolist()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--workers", "2"], "--workers is for --plan"),
+        (["--mixture", "mmrs"], "--mixture is for --plan"),
+        (["--plan", "--mixture", "mrs"], "did you mean 'mmrs'"),
+        (["--plan", "--json", "x.json"], "--json and --html are of the statistics"),
+        (["--plan", "--images-per-row", "0"], "--images-per-row: expected at least 1"),
+        (["--plan", "--tokens-per-row", "20"], "data.seq_len: expected room for"),
+        (["--plan", "--config", "tiny:instruct"], "no dataset with images"),
+    ],
+)
+def test_what_the_user_can_mend_of_a_plan(tmp_path: Path, capsys, words, message) -> None:
+    write({"val": [_record("b/val/1", Task.CAPTION, references=("ships .",))]}, out=tmp_path / "b", name="b")
+    status, _, wrong = _planned(capsys, tmp_path, *words)
+    assert status == 2 and message in wrong

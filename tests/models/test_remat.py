@@ -1,0 +1,67 @@
+"""Rematerialisation policies change no gradient, and compute again exactly what they say."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from earthgpt_jax import params as params_lib
+from earthgpt_jax.aot.flops import products
+from earthgpt_jax.config import Remat, Stage
+from earthgpt_jax.models import earthgpt
+from earthgpt_jax.models.llama import Execution
+from earthgpt_jax.ops.attention import visible
+from earthgpt_jax.training.stages import trained_paths
+from tests.support import nano
+
+ROWS, LENGTH = 2, 24
+
+
+def _gradient(remat: Remat):
+    """A function of the adapters, and them: the gradient of a sum over the LLM's outputs."""
+    config = nano.config(Stage.INSTRUCT)
+    graphdef, params = earthgpt.init(config.model, seed=0)
+    rng = np.random.default_rng(0)
+    params = {k: v + 0.1 * rng.standard_normal(v.shape).astype(np.float32) for k, v in params.items()}
+    trained, frozen = params_lib.split(params, trained_paths(config, params))
+    ones = jnp.ones((ROWS, LENGTH), jnp.int32)
+    x = jnp.asarray(rng.normal(size=(ROWS, LENGTH, config.model.llm.dim)), jnp.float32)
+    how = {"positions": jnp.cumsum(ones, 1), "mask": visible(ones, 0 * ones), "execution": Execution(remat=remat)}
+
+    def total(trained):
+        model = params_lib.merge_module(graphdef, params_lib.merge(trained, frozen))
+        return jnp.sum(model.llm(x, **how)[0] ** 2)
+
+    return jax.grad(total), trained
+
+
+@functools.cache
+def _products(remat: Remat) -> float:
+    return products(*_gradient(remat))
+
+
+@pytest.mark.parametrize("remat", [policy for policy in Remat if policy is not Remat.NONE])
+def test_gradients_are_those_without(remat):
+    gradient, trained = _gradient(remat)
+    expected = jax.jit(_gradient(Remat.NONE)[0])(trained)
+    for path, value in jax.jit(gradient)(trained).items():
+        scale = np.abs(expected[path]).max()
+        np.testing.assert_allclose(value / scale, expected[path] / scale, atol=1e-5, err_msg=path)
+
+
+def test_what_is_multiplied_again():
+    """With names behind the adapters' scale, `minimal` would multiply every linear again."""
+    llm = nano.config(Stage.INSTRUCT).model.llm
+    tokens = ROWS * LENGTH
+    attention = llm.depth * 2 * 2 * tokens * LENGTH * llm.dim  # scores, and scores times values
+    gate_up = llm.depth * 2 * tokens * 2 * llm.dim * llm.ffn_dim
+    kv = llm.kv_heads * llm.head_dim
+    others = llm.depth * 2 * tokens * (2 * llm.dim * llm.dim + 2 * llm.dim * kv + llm.dim * llm.ffn_dim)
+    assert _products(Remat.MINIMAL) - _products(Remat.NONE) == attention
+    assert _products(Remat.ATTENTION) - _products(Remat.MINIMAL) == gate_up
+    assert _products(Remat.OFFLOAD) == _products(Remat.ATTENTION)
+    assert _products(Remat.FULL) - _products(Remat.ATTENTION) == others

@@ -1,0 +1,79 @@
+"""Records in memory as a planned run."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from earthgpt_jax.config import Augment, OnDamaged, QuestionContext
+from earthgpt_jax.input.packing.lengths import Asking, measure
+from earthgpt_jax.input.packing.sampler import Room
+from earthgpt_jax.input.packing.schedule import Plan, Source
+from earthgpt_jax.input.pipeline import Assembler, InputSpec, Rows
+from earthgpt_jax.input.prompts.chat_template import chat_template
+from earthgpt_jax.input.prompts.questions import Grammar
+from earthgpt_jax.input.sequences import image_prefix
+from earthgpt_jax.input.tokenizer import Tokenizer
+from earthgpt_jax.records import UNKNOWN, Annotated, Record
+
+GRAMMAR = Grammar(decimals=2)
+
+
+@dataclasses.dataclass(frozen=True)
+class Listed:
+    """What `datasets.store.RecordSource` is to the pipeline."""
+
+    name: str
+    records: Sequence[Record]
+    annotated: Annotated = UNKNOWN
+
+    def __getitem__(self, index: int) -> Record:
+        return self.records[index]
+
+
+def rows(
+    records: Sequence[Record],
+    tokenizer: Tokenizer,
+    *,
+    weights: Mapping[str, float],
+    seq_len: int = 160,
+    max_images: int = 3,
+    batch_size: int = 4,
+    image_size: int = 32,
+    visual_tokens: int = 17,
+    max_questions: int = 4,
+    grammar: Grammar = GRAMMAR,
+    chat: str = "plain",
+    seed: int = 0,
+    annotated: Annotated = UNKNOWN,
+    question_context: QuestionContext = QuestionContext.INDEPENDENT,
+    on_damaged: OnDamaged = OnDamaged.REFUSE,
+    augment: Augment = Augment.NONE,
+) -> Rows:
+    """The rows of a plan over one source."""
+    shared = len(image_prefix(tokenizer, chat_template(chat), visual_tokens=visual_tokens)[0])
+    asking = Asking(
+        kinds=tuple(sorted(weights)), tokenizer=tokenizer, chat_template=chat, grammar=grammar,
+        room=seq_len - shared, seed=seed,
+    )  # fmt: skip
+    index = measure(records, asking=asking, annotated=annotated)
+    plan = Plan(
+        [Source(name="listed", index=index, records=np.arange(len(records)))],
+        weights=weights, room=Room(shared=shared, seq_len=seq_len, max_questions=max_questions),
+        max_images=max_images, seed=seed,
+    )  # fmt: skip
+    spec = InputSpec(
+        batch_size=batch_size,
+        image_size=image_size,
+        visual_tokens=visual_tokens,
+        question_context=question_context,
+        on_damaged=on_damaged,
+        augment=augment,
+    )
+    assemble = Assembler(
+        sources=[Listed("listed", records, annotated)], asking=asking, spec=spec, seq_len=seq_len,
+        max_images=max_images,
+    )  # fmt: skip
+    return Rows(plan=plan, assemble=assemble)

@@ -1,0 +1,235 @@
+"""Checkpoints by themselves: what damage does, what stays, how large they are."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from earthgpt_jax import config as config_lib
+from earthgpt_jax import params as params_lib
+from earthgpt_jax.cli.main import main
+from earthgpt_jax.common.errors import EarthGPTError
+from earthgpt_jax.config import CheckpointConfig
+from earthgpt_jax.models import earthgpt
+from earthgpt_jax.training.checkpoints import Checkpoints
+from earthgpt_jax.training.optim import optimizer
+from earthgpt_jax.training.stages import Trained, trained_paths
+from earthgpt_jax.training.step import State
+
+# Of reads that fail half-way, in TensorStore.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+ABOUT = {"identity": {"synthetic: dataset": "abcd", "frozen weights": "1234"}, "data_position": 6}
+
+
+def _state(step: int, *, devices: int = 8, rows: int = 64) -> State:
+    """Random numbers, which do not compress, half of them spread over the devices."""
+    mesh = Mesh(np.array(jax.devices()[:devices]), ("fsdp",))
+    rng = np.random.default_rng(step)
+
+    def put(value, spec):
+        return jax.device_put(value, NamedSharding(mesh, spec))
+
+    trained = {
+        f"llm/{name}": put(rng.normal(size=(rows, 32)).astype(np.float32), spec)
+        for name, spec in (("a", P("fsdp")), ("b", P()))
+    }
+    moments = {"mu": dict(trained), "count": put(np.int32(step), P())}
+    return State(put(np.int32(step), P()), trained, moments)
+
+
+def _same(one: State, other: State) -> bool:
+    return all(
+        np.array_equal(np.asarray(a), np.asarray(b))
+        for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
+    )
+
+
+def _save(workdir: Path, *steps: int, **config: float) -> None:
+    checkpoints = Checkpoints(workdir, CheckpointConfig(**{"keep": 9, **config}))
+    for step in steps:
+        checkpoints.save(step, _state(step), ABOUT)
+    checkpoints.close()
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory) -> Path:
+    workdir = tmp_path_factory.mktemp("saved")
+    _save(workdir, 2, 4, 6)
+    return workdir
+
+
+def _truncated(data: bytes) -> bytes:
+    return data[: len(data) // 2]
+
+
+def _flipped(data: bytes) -> bytes:
+    place = len(data) // 2
+    return data[:place] + bytes([data[place] ^ 0x10]) + data[place + 1 :]
+
+
+DAMAGES = {"truncated": _truncated, "flipped": _flipped, "missing": None}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damage_is_refused_or_without_effect_but_never_restored(saved, tmp_path, damage):
+    refused = 0
+    folder = saved / "checkpoints" / "6"
+    files = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    for number, name in enumerate(files):
+        workdir = tmp_path / str(number)
+        shutil.copytree(saved, workdir)
+        victim, change = workdir / "checkpoints" / "6" / name, DAMAGES[damage]
+        victim.write_bytes(change(victim.read_bytes())) if change else victim.unlink()
+        checkpoints = Checkpoints(workdir, CheckpointConfig())
+        assert checkpoints.latest() == 6
+        try:
+            state, extra = checkpoints.restore(6, _state(0))
+        except EarthGPTError as error:
+            text = str(error)
+            assert f"{workdir / 'checkpoints' / '6'}: damaged" in text and "step 4" in text and "mv " in text
+            refused += 1
+        else:
+            assert _same(state, _state(6)) and extra["identity"] == ABOUT["identity"], name
+        checkpoints.close()
+    assert refused >= 4, "arrays, their index, and what the checkpoint says of itself"
+
+
+def test_moved_aside_a_damaged_checkpoint_leaves_the_one_before_it(saved, tmp_path):
+    shutil.copytree(saved, tmp_path / "run")
+    (tmp_path / "run" / "checkpoints" / "6").rename(tmp_path / "run" / "damaged-6")
+    checkpoints = Checkpoints(tmp_path / "run", CheckpointConfig())
+    assert checkpoints.latest() == 4
+    assert _same(checkpoints.restore(4, _state(0, devices=2))[0], _state(4))
+    checkpoints.close()
+
+
+def test_what_was_not_finished_is_said_and_never_restored(saved, tmp_path, caplog, capsys):
+    workdir = tmp_path / "run"
+    shutil.copytree(saved, workdir)
+    torn = workdir / "checkpoints" / "8.orbax-checkpoint-tmp"
+    shutil.copytree(workdir / "checkpoints" / "6", torn)
+    assert main(["inspect", str(workdir / "checkpoints")]) == 1
+    assert f"{torn}: UNFINISHED" in capsys.readouterr().out
+    with caplog.at_level(logging.WARNING):
+        checkpoints = Checkpoints(workdir, CheckpointConfig())
+    assert "8.orbax-checkpoint-tmp: not finished" in caplog.text
+    assert checkpoints.latest() == 6
+    checkpoints.save(8, _state(8), ABOUT)
+    checkpoints.close()
+    assert {path.name for path in torn.parent.iterdir()} == {"6", "8"}  # two are kept
+
+
+def test_an_older_one_whose_removal_was_interrupted_harms_nothing(saved, tmp_path, capsys):
+    for number, left in enumerate((0, 1, 5)):
+        workdir = tmp_path / str(number)
+        shutil.copytree(saved, workdir)
+        files = sorted(path for path in (workdir / "checkpoints" / "2").rglob("*") if path.is_file())
+        for path in files[left:]:
+            path.unlink()
+        assert main(["inspect", str(workdir / "checkpoints" / "2")]) == 1
+        assert "DAMAGED" in capsys.readouterr().out
+        checkpoints = Checkpoints(workdir, CheckpointConfig(keep=2, keep_every_hours=1))
+        assert _same(checkpoints.restore(6, _state(0))[0], _state(6))
+        checkpoints.save(8, _state(8), ABOUT)
+        checkpoints.close()
+        assert _same(_restored(workdir, 8), _state(8))
+
+
+def _restored(workdir: Path, step: int) -> State:
+    checkpoints = Checkpoints(workdir, CheckpointConfig())
+    state, _ = checkpoints.restore(step, _state(0))
+    checkpoints.close()
+    return state
+
+
+def test_arrays_of_another_config_are_named(saved):
+    checkpoints = Checkpoints(saved, CheckpointConfig())
+    with pytest.raises(EarthGPTError, match=r"got 5 others \(trained/llm/a, trained/llm/b, "):
+        checkpoints.restore(6, _state(0, rows=32)._replace(optimizer={"mu": {"llm/a": jnp.zeros(3)}}))
+    checkpoints.close()
+
+
+def test_kept_by_step(tmp_path):
+    _save(tmp_path, *range(2, 16, 2), every_steps=2, keep=2, keep_every_steps=4)
+    assert sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir()) == [4, 8, 12, 14]
+
+
+def test_kept_by_time(tmp_path):
+    _save(tmp_path, 1, 2, 3, 4, 5, 6, 7)
+    for step in range(1, 8):  # as if 40 minutes had passed from each to the next
+        path = tmp_path / "checkpoints" / str(step) / "_CHECKPOINT_METADATA"
+        values = json.loads(path.read_text())
+        values["commit_timestamp_nsecs"] -= (8 - step) * 40 * 60 * 10**9
+        path.write_text(json.dumps(values))
+    _save(tmp_path, 8, keep=1, keep_every_hours=2)
+    assert sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir()) == [1, 4, 7, 8]
+
+
+@pytest.mark.parametrize(
+    ("values", "error"),
+    [
+        ({"every_steps": 4, "keep_every_steps": 6}, "multiple of every_steps=4"),
+        ({"keep_every_hours": -1.0}, "expected hours"),
+        ({"every_steps": 0, "keep_every_steps": 6}, "expected a positive number"),
+    ],
+)
+def test_impossible_settings_are_refused(values, error):
+    assert any(error in line for line in CheckpointConfig(**values).check())
+
+
+def test_inspect_says_what_a_checkpoint_is(saved, capsys):
+    assert main(["inspect", str(saved / "checkpoints" / "6")]) == 0
+    out = capsys.readouterr().out
+    for text in ("checkpoint of step 6", "step 6", "synthetic, fingerprint abcd", "2 arrays, 4,096 numbers, 0.02 MB",
+                 "fingerprint 1234", "by earthgpt-jax"):  # fmt: skip
+        assert text in out
+
+
+def _instruct(*overrides: str) -> tuple[dict[str, Trained], dict[str, jax.ShapeDtypeStruct]]:
+    config = config_lib.load("earthgpt_13b:instruct", [f"--config.model.llm.{item}" for item in overrides])
+    _, shapes = earthgpt.abstract(config.model)
+    rules = trained_paths(config, shapes)
+    return rules, {path: jax.ShapeDtypeStruct(shapes[path].shape, jnp.float32) for path in rules}
+
+
+def _numbers(state: State) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(state))
+
+
+def test_instruct_at_13b_shapes_is_at_most_60_megabytes():
+    rules, trained = _instruct()
+    assert params_lib.count(trained) == 4_259_840
+    config = config_lib.load("earthgpt_13b:instruct")
+    moments = jax.eval_shape(optimizer(config.optim, rules).init, trained)
+    state = State(jax.ShapeDtypeStruct((), jnp.int32), trained, moments)
+    assert {str(leaf.dtype) for leaf in jax.tree.leaves(state)} == {"float32", "int32"}
+    assert sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state)) == 51_119_132
+
+
+def test_instruct_at_a_hundredth_of_the_size_is_as_large_on_disk_as_its_numbers(tmp_path):
+    rules, shapes = _instruct("depth=4", "dim=512", "ffn_dim=1384", "heads=4", "kv_heads=4")
+    assert params_lib.count(shapes) == pytest.approx(42_598, rel=0.01)
+    rng = np.random.default_rng(0)
+
+    def random(like):
+        return jnp.asarray(rng.normal(size=like.shape).astype(like.dtype))
+
+    trained = {path: random(like) for path, like in shapes.items()}
+    moments = jax.tree.map(random, optimizer(config_lib.load("earthgpt_13b:instruct").optim, rules).init(trained))
+    state = State(jnp.int32(1), trained, moments)
+    checkpoints = Checkpoints(tmp_path, CheckpointConfig())
+    checkpoints.save(1, state, {"config": config_lib.to_dict(config_lib.load("earthgpt_13b:instruct"))})
+    checkpoints.close()
+    folder = tmp_path / "checkpoints" / "1"
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    numbers = 4 * _numbers(state)
+    assert 0.9 * numbers < size <= 600_000, (size, numbers)  # a hundredth of 60 MB
