@@ -64,7 +64,7 @@ def model() -> ConfigDict:
     return ConfigDict(
         {
             "image_size": 512,
-            "dtype": "bfloat16",
+            "compute_dtype": "bfloat16",
             "vit": {
                 "image_size": 224, "patch_size": 14, "dim": 1024, "depth": 24, "heads": 16, "ffn_dim": 4096, "grid": 37
             },

@@ -56,7 +56,7 @@ def model() -> ConfigDict:
     return ConfigDict(
         {
             "image_size": 128,
-            "dtype": "float32",
+            "compute_dtype": "float32",
             "vit": {
                 "image_size": 128, "patch_size": 16, "dim": 128, "depth": 4, "heads": 4, "ffn_dim": 512, "grid": 8
             },
