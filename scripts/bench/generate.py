@@ -145,7 +145,7 @@ def main() -> None:
 def _small(path: Path) -> Path:
     """A model directory with random weights; its tokenizer is that of `tiny`."""
     tiny = model_dir.describe("tiny")
-    values = {**_SMALL, "adapter": {"kind": "scale+bias"}, "dtype": "float32"}
+    values = {**_SMALL, "adapter": {"kind": "scale+bias"}, "compute_dtype": "float32"}
     model = resolve_model(values, where="small")
     _, params = earthgpt.init(model, seed=0)
     model_dir.write(
