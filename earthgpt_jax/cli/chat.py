@@ -1,16 +1,5 @@
-"""`earthgpt chat`: questions about one image."""
+"""Ask a model about an image.
 
-from __future__ import annotations
-
-import argparse
-import sys
-from pathlib import Path
-
-from earthgpt_jax.cli import engine_options
-
-NAME = "chat"
-HELP = "ask a model about an image"
-DESCRIPTION = """\
 Answers questions about an image; without --question, reads them line by line. Each question is
 answered on its own. The embedded `tiny` was taught on synthetic scenes only: on real imagery it
 shows the interface, not quality.
@@ -19,6 +8,14 @@ examples:
   earthgpt chat --image scene.png --question "What is the category of this remote sensing image?"
   earthgpt chat --image scene.png --model runs/instruct/model --temperature 0.7 --top-p 0.9
 """
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from earthgpt_jax.cli import engine_options
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

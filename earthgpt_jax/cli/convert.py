@@ -1,15 +1,5 @@
-"""`earthgpt convert`: foreign checkpoints in, Hugging Face and LLaMA2-Accessory out."""
+"""Import foreign checkpoints; export for Hugging Face and LLaMA2-Accessory.
 
-from __future__ import annotations
-
-import argparse
-import sys
-from pathlib import Path
-
-NAME = "convert"
-HELP = "import foreign checkpoints; export for Hugging Face and LLaMA2-Accessory"
-OVERRIDES = True
-DESCRIPTION = """\
 Import builds a model directory from DINOv2, a CLIP ConvNeXt and a LLaMA, each in the files that its
 makers publish, or from a whole EarthGPT. Export writes folders that others load: `hf` for
 AutoModelForImageTextToText and AutoProcessor, `llama` the language model alone for LlamaForCausalLM,
@@ -24,6 +14,14 @@ examples:
   earthgpt convert export runs/instruct/model --to accessory --shards 2 --out consolidated
   earthgpt convert inspect Llama-2-13b-hf
 """
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+OVERRIDES = True
 TARGETS = ("hf", "llama", "accessory")
 _PARTS = {
     "vit": "DINOv2: transformers' or the hub's names",

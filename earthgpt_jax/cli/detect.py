@@ -1,4 +1,12 @@
-"""`earthgpt detect`: the boxes of an image, as JSON and drawn."""
+"""Find the objects of an image: boxes as JSON and drawn.
+
+Detects all objects, horizontal (hbb) or oriented (obb) boxes, and writes JSON with corners in
+pixels of the image to standard output; --draw saves a picture beside it.
+
+examples:
+  earthgpt detect --image scene.png --draw boxes.png
+  earthgpt detect --image scene.png --boxes obb --model runs/instruct/model
+"""
 
 from __future__ import annotations
 
@@ -8,17 +16,6 @@ import sys
 from pathlib import Path
 
 from earthgpt_jax.cli import engine_options
-
-NAME = "detect"
-HELP = "find the objects of an image: boxes as JSON and drawn"
-DESCRIPTION = """\
-Detects all objects, horizontal (hbb) or oriented (obb) boxes, and writes JSON with corners in
-pixels of the image to standard output; --draw saves a picture beside it.
-
-examples:
-  earthgpt detect --image scene.png --draw boxes.png
-  earthgpt detect --image scene.png --boxes obb --model runs/instruct/model
-"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,16 +1,5 @@
-"""`earthgpt eval`: a model on a dataset, beside its baselines."""
+"""Answer a benchmark's questions and score the answers.
 
-from __future__ import annotations
-
-import argparse
-import json
-from pathlib import Path
-
-from earthgpt_jax.cli import engine_options, process_options
-
-NAME = "eval"
-HELP = "answer a benchmark's questions and score the answers"
-DESCRIPTION = """\
 Asks a model every question of a split, scores the answers, and puts a constant baseline (learnt from
 the training split), a random one (another question's right answer) and a blind one (the same model on
 a grey image) beside each figure. Answers are written as they come; a stopped evaluation continues.
@@ -23,6 +12,14 @@ examples:
   srun earthgpt eval --model runs/instruct/model --data DATA --out runs/eval --mesh tensor=4
   earthgpt eval --model runs/instruct/model --data DATA --out runs/eval --chained classes --false-premises
 """
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from earthgpt_jax.cli import engine_options, process_options
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,14 +1,5 @@
-"""`earthgpt inspect`: what a run, a checkpoint or a foreign file of weights is."""
+"""Say what a run, a checkpoint or a foreign file of weights is, without loading it.
 
-from __future__ import annotations
-
-import argparse
-from collections.abc import Sequence
-from pathlib import Path
-
-NAME = "inspect"
-HELP = "say what a run, a checkpoint or a foreign file of weights is, without loading it"
-DESCRIPTION = """\
 Of a work directory of `earthgpt train`, its checkpoints folder or a single checkpoint: recipe and
 stage, step, data position and the datasets' fingerprints, what is trained and what is frozen, the mesh
 and the versions it was saved by; and what is unfinished or damaged (exit status 1).
@@ -19,6 +10,12 @@ examples:
   earthgpt inspect runs/instruct/checkpoints/400
   earthgpt inspect Llama-2-13b-hf
 """
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,26 +1,22 @@
-"""The program `earthgpt`: finds the command, parses its arguments, turns what escapes into an exit status.
+"""The program `earthgpt`: dispatch to a command, parse its arguments, turn exceptions into an exit status.
 
-A command is a module with
+A command is a module of `earthgpt_jax.cli` with
 
-    NAME         the verb, as typed
-    HELP         one line
-    DESCRIPTION  what `--help` says above the options, examples included (optional; HELP otherwise)
-    OVERRIDES    True if it takes `--config.path=value`; they arrive in `args.overrides` (optional)
+    __doc__      the text of `earthgpt COMMAND --help`; its first line is also the entry in `earthgpt --help`
+    OVERRIDES    True if the command takes `--config.path=value` words, passed in `args.overrides` (optional)
     add_arguments(parser) -> None
     run(args) -> int
 
-Only the module of the command that was asked for is imported, so that help comes at once.
+These modules import nothing heavy at the top, so that help is printed at once; `run` imports what it needs.
 
-Exit statuses: 0 done, 1 a check found something, 2 the user can mend it, 75 the same command goes on (a run was told to
-stop and saved, or waited in vain), 130 interrupted, 141 the reader of our output went away. Anything else that escapes
-is a defect and keeps its traceback.
+Exit statuses are listed in `EXIT_STATUS`. In addition, 141 means that the reader of our output closed the pipe
+(`earthgpt data list | head -n1`). Any other exception is a defect and keeps its traceback.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
 import difflib
 import errno
 import importlib
@@ -36,59 +32,45 @@ from earthgpt_jax.common.errors import AGAIN, INTERRUPTED, EarthGPTError, Stoppe
 USER_ERROR = 2
 BROKEN_PIPE = 128 + 13  # what a shell reports for SIGPIPE
 
-
-@dataclasses.dataclass(frozen=True)
-class Command:
-    """A row of the table: the verb, the module behind it, the line about it in `earthgpt --help`."""
-
-    name: str
-    module: str
-    help: str
-
-
-COMMANDS = (
-    Command(
-        "quickstart",
-        "earthgpt_jax.cli.quickstart",
-        "the whole recipe on synthetic data, on a CPU, in minutes",
-    ),
-    Command("data", "earthgpt_jax.cli.data", "list, build, check, count and look at datasets"),
-    Command("train", "earthgpt_jax.cli.train", "train a stage of a recipe; resumes by itself"),
-    Command(
-        "inspect",
-        "earthgpt_jax.cli.inspect",
-        "say what a run, a checkpoint or a foreign file of weights is, without loading it",
-    ),
-    Command(
-        "plan",
-        "earthgpt_jax.cli.plan",
-        "compile a recipe's step for a TPU slice: memory, FLOPs, collectives, the bound of its speed",
-    ),
-    Command("eval", "earthgpt_jax.cli.evaluate", "answer a benchmark's questions and score the answers"),
-    Command("score", "earthgpt_jax.cli.score", "score an existing predictions file, without a model"),
-    Command("chat", "earthgpt_jax.cli.chat", "ask a model about an image"),
-    Command("detect", "earthgpt_jax.cli.detect", "find the objects of an image: boxes as JSON and drawn"),
-    Command(
-        "convert",
-        "earthgpt_jax.cli.convert",
-        "import foreign checkpoints; export for Hugging Face and LLaMA2-Accessory",
-    ),
-)
+# Command -> its module, in the order of `earthgpt --help`.
+COMMANDS = {
+    "quickstart": "earthgpt_jax.cli.quickstart",
+    "data": "earthgpt_jax.cli.data",
+    "train": "earthgpt_jax.cli.train",
+    "inspect": "earthgpt_jax.cli.inspect",
+    "plan": "earthgpt_jax.cli.plan",
+    "eval": "earthgpt_jax.cli.evaluate",
+    "score": "earthgpt_jax.cli.score",
+    "chat": "earthgpt_jax.cli.chat",
+    "detect": "earthgpt_jax.cli.detect",
+    "convert": "earthgpt_jax.cli.convert",
+}
 
 DESCRIPTION = """\
-EarthGPT in JAX: one model for optical, SAR and infrared remote-sensing images that classifies,
-captions, answers questions, grounds phrases and detects objects in upright and oriented boxes.
+EarthGPT in JAX: a multimodal LLM for optical, SAR and infrared remote-sensing images. It classifies
+scenes, writes captions, answers questions, grounds phrases and detects objects with axis-aligned (HBB)
+and oriented (OBB) boxes.
 """
 
 EXAMPLES = """\
 examples:
-  earthgpt quickstart --workdir runs/quickstart    everything once, on a CPU, in minutes
-  earthgpt COMMAND --help                          what a command does and takes
+  earthgpt quickstart --workdir runs/quickstart    data, training, evaluation and export, on a CPU, in minutes
+  earthgpt detect --image scene.png                boxes of all objects in an image, as JSON
+  earthgpt COMMAND --help                          what a command does and its options
+"""
+
+EXIT_STATUS = """\
+exit status:
+  0    success
+  1    a check found problems
+  2    user error; one `error:` line explains the fix
+  75   preempted or hung; rerun the same command to resume
+  130  interrupted (Ctrl-C)
 """
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse with whole option names only, and errors in the one form that all our errors have."""
+    """An argument parser that accepts full option names only and raises errors as `EarthGPTError`."""
 
     def __init__(self, **kwargs) -> None:
         kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
@@ -100,22 +82,22 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs `earthgpt ARGV...` (default: this process's arguments) and returns the exit status."""
+    """Run `earthgpt ARGV...` (default: the arguments of this process) and return its exit status."""
     argv = sys.argv[1:] if argv is None else argv
     try:
         try:
             status = _dispatch(argv)
-        except SystemExit as stop:  # argparse ends `--help` and `--version` so
+        except SystemExit as stop:  # raised by argparse after `--help` and `--version`
             if isinstance(stop.code, str):
                 raise
             status = stop.code or 0
-        sys.stdout.flush()  # a closed pipe shows here, not at interpreter exit
+        sys.stdout.flush()  # a closed pipe raises here instead of at interpreter exit
         return status
     except TryAgain as error:
-        _say(str(error))
+        _print_error(str(error))
         return AGAIN
     except EarthGPTError as error:
-        return _say(str(error))
+        return _print_error(str(error))
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
         return stopped.status
@@ -123,61 +105,72 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
-        # The interpreter flushes stdout once more when it exits: let that go nowhere.
+        # The interpreter flushes stdout once more when it exits; send that to /dev/null.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
     except Exception as error:
         if full := _full_disk(error):
-            return _say(full)
+            return _print_error(full)
         raise
 
 
 def _dispatch(argv: Sequence[str]) -> int:
-    parser = _Parser(prog="earthgpt", usage="earthgpt COMMAND ...", description=DESCRIPTION, epilog=_epilog())
+    parser = _Parser(prog="earthgpt", usage="earthgpt COMMAND ...", description=DESCRIPTION)
     parser.add_argument("--version", action="version", version=f"earthgpt {__version__}")
-    verbs = parser.add_subparsers(prog="earthgpt", dest="command", help=argparse.SUPPRESS)
+    commands = parser.add_subparsers(prog="earthgpt", dest="command", help=argparse.SUPPRESS)
 
-    asked = next((word for word in argv if not word.startswith("-")), None)
-    _check_known(asked)
+    chosen = next((word for word in argv if not word.startswith("-")), None)
+    _check_command(chosen)
     module: ModuleType | None = None
-    deepest = parser
-    for command in COMMANDS:
-        if command.name != asked:
-            verbs.add_parser(command.name)
+    command_parser = parser
+    for name in COMMANDS:
+        if name != chosen:
+            commands.add_parser(name)
             continue
-        module = importlib.import_module(command.module)
-        deepest = verbs.add_parser(command.name, description=getattr(module, "DESCRIPTION", module.HELP))
-        module.add_arguments(deepest)
+        module = importlib.import_module(COMMANDS[name])
+        help_text = module.__doc__ or ""
+        own_statuses = "exit status:" in help_text
+        command_parser = commands.add_parser(name, description=help_text, epilog=None if own_statuses else EXIT_STATUS)
+        module.add_arguments(command_parser)
+    if module is None:
+        parser.epilog = _overview()
 
-    words, overrides = _split(argv, parser=deepest, takes_overrides=getattr(module, "OVERRIDES", False))
+    words, overrides = _split(argv, parser=command_parser, takes_overrides=getattr(module, "OVERRIDES", False))
     args = parser.parse_args(words)
     if module is None:
         parser.print_help()
         return 0
     args.overrides = overrides
-    _settle_absl_flags()
+    _mark_absl_flags_parsed()
     return module.run(args) or 0
 
 
-def _epilog() -> str:
-    width = max(len(command.name) for command in COMMANDS) + 2
-    lines = [f"  {command.name:<{width}}{command.help}" for command in COMMANDS]
-    return "\n".join(["commands:", *lines, "", EXAMPLES])
+def summary(module: ModuleType) -> str:
+    """Return the first line of a module's docstring: what the command does, in one line."""
+    return (module.__doc__ or "").partition("\n")[0].removesuffix(".")
 
 
-def _check_known(name: str | None) -> None:
-    names = [command.name for command in COMMANDS]
-    if name is not None and name not in names:
-        raise EarthGPTError(f"unknown command {name!r}{_nearest(name, names)} Commands: {', '.join(names)}.")
+def _overview() -> str:
+    """The commands, examples and exit statuses below `earthgpt --help`."""
+    width = max(map(len, COMMANDS)) + 2
+    lines = [f"  {name:<{width}}{summary(importlib.import_module(module))}" for name, module in COMMANDS.items()]
+    return "\n".join(["commands:", *lines, "", EXAMPLES, EXIT_STATUS])
+
+
+def _check_command(name: str | None) -> None:
+    if name is not None and name not in COMMANDS:
+        raise EarthGPTError(
+            f"unknown command {name!r}{_nearest(name, tuple(COMMANDS))} Commands: {', '.join(COMMANDS)}."
+        )
 
 
 def _split(
     argv: Sequence[str], *, parser: argparse.ArgumentParser, takes_overrides: bool
 ) -> tuple[list[str], list[str]]:
-    """(what argparse shall see, the `--config.path=value` words); an unknown option is refused here.
+    """Split the arguments into those for argparse and the `--config.path=value` words; refuse unknown options.
 
-    Before argparse, because that takes the value of an unknown option for a positional argument, and an
-    override with a space in it too.
+    This happens before argparse, which takes the value of an unknown option, or an override with a space in it,
+    for a positional argument.
     """
     known = sorted({*_options(parser), "--version"})
     words: list[str] = []
@@ -200,12 +193,12 @@ def _split(
 
 
 def _options(parser: argparse.ArgumentParser) -> Iterator[str]:
-    """The option names of `parser` and of the parsers below it (argparse has no public list of them)."""
+    """Yield the option names of `parser` and its subparsers (argparse has no public list of them)."""
     for action in parser._actions:
         yield from action.option_strings
         if isinstance(action, argparse._SubParsersAction):
-            for below in action.choices.values():
-                yield from _options(below)
+            for subparser in action.choices.values():
+                yield from _options(subparser)
 
 
 def _nearest(word: str, known: Sequence[str]) -> str:
@@ -213,8 +206,8 @@ def _nearest(word: str, known: Sequence[str]) -> str:
     return f": did you mean {near[0]}?" if near else "."
 
 
-def _settle_absl_flags() -> None:
-    """Worker processes of Grain read absl flags, which nobody parses outside an absl application."""
+def _mark_absl_flags_parsed() -> None:
+    """Let Grain's worker processes read absl flags, which are parsed only inside an absl application."""
     from absl import flags
 
     if not flags.FLAGS.is_parsed():
@@ -222,9 +215,9 @@ def _settle_absl_flags() -> None:
 
 
 def _full_disk(error: BaseException) -> str:
-    """What to say if `error`, or what lies behind it, is a full disk; "" otherwise.
+    """Return the message for the user if `error` or one of its causes is a full disk, "" otherwise.
 
-    Checkpoint writers wrap the system's error, or only quote its text.
+    Checkpoint writers wrap the system's error or only quote its text.
     """
     seen: set[int] = set()
     waiting: list[BaseException | None] = [error]
@@ -243,9 +236,9 @@ def _full_disk(error: BaseException) -> str:
     return ""
 
 
-def _say(message: str) -> int:
+def _print_error(message: str) -> int:
     with contextlib.suppress(BrokenPipeError):
-        sys.stdout.flush()  # what was printed before stands before the error
+        sys.stdout.flush()  # keeps earlier output above the error
     print(f"error: {message}", file=sys.stderr)
     return USER_ERROR
 

@@ -1,20 +1,5 @@
-"""`earthgpt plan`: does a recipe fit a TPU slice, and what does a step cost there."""
+"""Compile a recipe's step for a TPU slice: memory, FLOPs, collectives, the bound of its speed.
 
-from __future__ import annotations
-
-import argparse
-import dataclasses
-import json
-import logging
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from earthgpt_jax.config import Config
-
-NAME = "plan"
-HELP = "compile a recipe's step for a TPU slice: memory, FLOPs, collectives, the bound of its speed"
-OVERRIDES = True
-DESCRIPTION = """\
 Compiles the recipe's real training step for a TPU slice with the TPU's own compiler, on this machine's
 CPU (package libtpu: pip install 'earthgpt-jax[plan]'), and says what a chip's memory holds, whether it
 fits, how many FLOPs a step executes beside the fewest possible, how many bytes its collectives move, and
@@ -33,6 +18,19 @@ With --inference: the programs that `earthgpt eval` runs, for a batch of questio
 hold them (or as --config.mesh.tensor=N says), and those are a group, which has --per-chip-batch questions in work.
 Exit status 1: it fits none of the slices.
 """
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import logging
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from earthgpt_jax.config import Config
+
+OVERRIDES = True
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

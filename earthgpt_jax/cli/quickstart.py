@@ -1,16 +1,5 @@
-"""`earthgpt quickstart`: the whole recipe on embedded synthetic data, on a CPU, in minutes."""
+"""The whole recipe on synthetic data, on a CPU, in minutes.
 
-from __future__ import annotations
-
-import argparse
-import json
-import sys
-import time
-from pathlib import Path
-
-NAME = "quickstart"
-HELP = "the whole recipe on synthetic data, on a CPU, in minutes"
-DESCRIPTION = """\
 Builds a synthetic dataset (optical, SAR, infrared), trains both stages briefly from `tiny-base`,
 evaluates what came out and the shipped `tiny` on held-out images, with constant and blind
 baselines, writes scores.json and report.html, and exports `tiny` for Hugging Face, checked against
@@ -19,6 +8,14 @@ our own answers. A stopped run continues where it was.
 example:
   earthgpt quickstart --workdir runs/quickstart
 """
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
 
 PARITY = 1e-3  # of the export's logits, which reach 20; 2e-5 is usual
 # Questions asked an image and task; everything is asked once where a task has a single question.

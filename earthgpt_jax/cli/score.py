@@ -1,19 +1,5 @@
-"""`earthgpt score`: a predictions file, without a model."""
+"""Score an existing predictions file, without a model.
 
-from __future__ import annotations
-
-import argparse
-import hashlib
-import json
-from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from earthgpt_jax.evaluation.predictions import Prediction
-
-NAME = "score"
-HELP = "score an existing predictions file, without a model"
-DESCRIPTION = """\
 Scores a predictions file: one that `earthgpt eval` or `earthgpt quickstart` wrote, whose truth is in
 it, or one of another project. Neither the model nor the dataset is needed. A file that lacks answers,
 has an id twice or belongs to other questions is refused.
@@ -32,6 +18,17 @@ examples:
   earthgpt score answers.jsonl --from geochat --questions runs/eval/predictions_image.jsonl --as lhrs
   earthgpt score runs/eval/predictions_image.jsonl --benchmark dior_rsvg
 """
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from earthgpt_jax.evaluation.predictions import Prediction
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,17 +1,5 @@
-"""`earthgpt train`: one stage of a recipe."""
+"""Train a stage of a recipe; resumes by itself.
 
-from __future__ import annotations
-
-import argparse
-import sys
-from pathlib import Path
-
-from earthgpt_jax.cli import process_options as hosts_cli
-
-NAME = "train"
-HELP = "train a stage of a recipe; resumes by itself"
-OVERRIDES = True
-DESCRIPTION = """\
 Trains one stage: `align` (projector, attention, norms on image-caption pairs), then `instruct`
 (adapters on instructions). The same command continues a run that was stopped, bit for bit; on another
 number of hosts, but for the order of sums. Worker processes change nothing.
@@ -40,6 +28,16 @@ examples:
   earthgpt train --config tiny:align --workdir /shared/align --config.data.source=/shared/DATA \\
       --coordinator node0:8476 --processes 2 --process 0     (and on the other host: --process 1)
 """
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from earthgpt_jax.cli import process_options as hosts_cli
+
+OVERRIDES = True
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,4 +1,4 @@
-"""The program's own behaviour: help without weight, overrides, one-line errors, exit statuses."""
+"""The program `earthgpt`: help without heavy imports, overrides, one-line errors, exit statuses."""
 
 from __future__ import annotations
 
@@ -21,22 +21,20 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 class Fake(types.ModuleType):
-    """A command `fake` that keeps its arguments and then does `action`."""
+    """A command `fake` that records its arguments and then calls `action`."""
 
-    NAME = "fake"
-    HELP = "does as told"
     OVERRIDES = True
 
     def __init__(self) -> None:
-        super().__init__("fake_command")
+        super().__init__("fake_command", "Call an action.\n\nWith details.\n")
         self.args: argparse.Namespace | None = None
         self.action = lambda: 0
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--config")
         parser.add_argument("--workdir")
-        below = parser.add_subparsers(dest="verb").add_parser("build")
-        below.add_argument("--quarantine")
+        subparser = parser.add_subparsers(dest="verb").add_parser("build")
+        subparser.add_argument("--quarantine")
 
     def run(self, args: argparse.Namespace) -> int:
         self.args = args
@@ -47,7 +45,7 @@ class Fake(types.ModuleType):
 def fake(monkeypatch: pytest.MonkeyPatch) -> Fake:
     module = Fake()
     monkeypatch.setitem(sys.modules, "fake_command", module)
-    monkeypatch.setattr(cli, "COMMANDS", (cli.Command("fake", "fake_command", "does as told"),))
+    monkeypatch.setattr(cli, "COMMANDS", {"fake": "fake_command"})
     return module
 
 
@@ -62,9 +60,9 @@ def _raise(error: BaseException):
 def test_help_names_every_command(argv: list[str], capsys: pytest.CaptureFixture[str]):
     assert cli.main(argv) == 0
     out = capsys.readouterr().out
-    for command in cli.COMMANDS:
-        assert f"  {command.name} " in out
-        assert command.help in out
+    for name, module in cli.COMMANDS.items():
+        assert f"\n  {name} " in out
+        assert cli.summary(importlib.import_module(module)) in out
 
 
 def test_version(capsys: pytest.CaptureFixture[str]):
@@ -72,38 +70,30 @@ def test_version(capsys: pytest.CaptureFixture[str]):
     assert capsys.readouterr().out == f"earthgpt {__version__}\n"
 
 
-def test_help_comes_at_once_without_heavy_imports():
+@pytest.mark.parametrize("words", [["--help"], *([name, "--help"] for name in cli.COMMANDS)], ids=" ".join)
+def test_help_imports_nothing_heavy(words: list[str]):
+    """What is heavy is imported in `run`, so that help is printed at once."""
     code = (
-        "import sys; from earthgpt_jax.cli.main import main; main(['--help'])\n"
-        "heavy = {'jax', 'numpy', 'flax', 'absl', 'tensorflow_datasets'} & set(sys.modules)\n"
+        f"import sys; from earthgpt_jax.cli.main import main; main({words})\n"
+        "heavy = {'jax', 'numpy', 'flax', 'absl', 'tensorflow_datasets', 'PIL', 'scipy', 'yaml'} & set(sys.modules)\n"
         "sys.exit(f'imported {heavy}' if heavy else 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("command", cli.COMMANDS, ids=lambda command: command.name)
-def test_every_command_keeps_the_contract(command: cli.Command, capsys: pytest.CaptureFixture[str]):
-    module = importlib.import_module(command.module)
-    assert command.name == module.NAME
-    assert command.help == module.HELP, "the table in cli/main.py and the module say different things"
-    assert "\n" not in module.HELP
-    assert cli.main([command.name, "--help"]) == 0
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_every_command_explains_itself(name: str, capsys: pytest.CaptureFixture[str]):
+    module = importlib.import_module(cli.COMMANDS[name])
+    assert cli.main([name, "--help"]) == 0
     out = capsys.readouterr().out
-    assert out.startswith(f"usage: earthgpt {command.name}")
-    assert getattr(module, "DESCRIPTION", module.HELP).splitlines()[0] in out
+    assert out.startswith(f"usage: earthgpt {name}")
+    assert module.__doc__ and module.__doc__.strip() in out
+    assert cli.summary(module) and f"\n  earthgpt {name} " in module.__doc__  # a summary and an example
+    assert "exit status:" in out
 
 
-def test_loading_all_commands_leaves_jax_out():
-    """Each command's own --help stays quick: what is heavy is imported in `run`."""
-    names = [command.module for command in cli.COMMANDS]
-    lines = ["import importlib, sys", f"for name in {names}: importlib.import_module(name)"]
-    code = "\n".join([*lines, "assert 'jax' not in sys.modules"])
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-
-
-def test_arguments_and_overrides_arrive(fake: Fake):
+def test_a_command_receives_arguments_and_overrides(fake: Fake):
     words = ["--config.optim.peak_lr=1e-4", "--config.data.source=a=b c"]
     assert cli.main(["fake", "--config", "tiny", words[0], "--workdir", "w", words[1]]) == 0
     assert fake.args is not None
@@ -117,7 +107,7 @@ def test_no_overrides_is_an_empty_list(fake: Fake):
     assert fake.args.overrides == []
 
 
-def test_status_of_the_command_is_the_programs(fake: Fake):
+def test_the_command_sets_the_exit_status(fake: Fake):
     fake.action = lambda: 1
     assert cli.main(["fake"]) == 1
 
@@ -139,7 +129,7 @@ def test_status_of_the_command_is_the_programs(fake: Fake):
         (["--verison"], "unknown option --verison: did you mean --version?"),
     ],
 )
-def test_wrong_words_are_refused_with_the_nearest(
+def test_unknown_words_are_refused_with_a_suggestion(
     argv: list[str], expected: str, fake: Fake, capsys: pytest.CaptureFixture[str]
 ):
     assert cli.main(argv) == 2
@@ -150,7 +140,7 @@ def test_wrong_words_are_refused_with_the_nearest(
     assert captured.out == ""
 
 
-def test_overrides_are_refused_where_there_is_no_config(fake: Fake, capsys: pytest.CaptureFixture[str]):
+def test_overrides_are_refused_by_commands_without_a_config(fake: Fake, capsys: pytest.CaptureFixture[str]):
     fake.OVERRIDES = False
     assert cli.main(["fake", "--config.a=1"]) == 2
     assert "--config.a=1: earthgpt fake takes no config overrides" in capsys.readouterr().err
@@ -198,7 +188,7 @@ def test_full_disk_is_one_line(error: BaseException, place: str, fake: Fake, cap
     assert capsys.readouterr().err == expected
 
 
-def test_other_system_errors_are_not_taken_for_a_full_disk(fake: Fake):
+def test_other_system_errors_are_not_reported_as_a_full_disk(fake: Fake):
     fake.action = _raise(PermissionError(errno.EACCES, "no", "x"))
     with pytest.raises(PermissionError):
         cli.main(["fake"])
@@ -209,18 +199,17 @@ import sys, types
 from earthgpt_jax.cli import main as cli
 
 module = types.ModuleType("prints")
-module.HELP = ""
 module.add_arguments = lambda parser: None
 module.run = lambda args: print("x" * 100_000)
 sys.modules["prints"] = module
-cli.COMMANDS = (cli.Command("prints", "prints", ""),)
+cli.COMMANDS = {"prints": "prints"}
 sys.exit(cli.main(sys.argv[1:]))
 """
 
 
 @pytest.mark.parametrize("word", ["prints", "--help"])
 def test_closed_pipe_is_quiet(word: str):
-    """As in `earthgpt data list | head -n1`: whoever reads is gone before all is written."""
+    """As in `earthgpt data list | head -n1`: the reader is gone before everything is written."""
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
     read, write = os.pipe()
     os.close(read)

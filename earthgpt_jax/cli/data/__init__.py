@@ -1,15 +1,5 @@
-"""`earthgpt data`: list, build, check, count and look at datasets."""
+"""List, build, check, count and look at datasets.
 
-from __future__ import annotations
-
-import argparse
-from collections.abc import Mapping
-from pathlib import Path
-from types import ModuleType
-
-NAME = "data"
-HELP = "list, build, check, count and look at datasets"
-DESCRIPTION = """\
 Turns datasets in their native formats into dataset directories, OUT/<source>/, that training and
 evaluation read. Each source has a card (data/sources/*.yaml) that says where its files lie and how
 they are read. What cannot be used goes to quarantine.jsonl with its reason; the counts add up.
@@ -23,15 +13,23 @@ examples:
   earthgpt data audit datasets
 """
 
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="list | build | check | stats | preview | audit")
     listing = verbs.add_parser("list", help="the sources there are cards for")
     listing.add_argument("--root", type=Path, help="also say which of them lie below this folder")
 
-    for name, verb in _verbs().items():
-        below = verbs.add_parser(name, help=verb.HELP, description=verb.DESCRIPTION)
-        verb.add_arguments(below)
+    for name, module in _verbs().items():
+        help_text = module.__doc__ or ""
+        subparser = verbs.add_parser(name, help=help_text.partition("\n")[0], description=help_text)
+        module.add_arguments(subparser)
 
 
 def _verbs() -> Mapping[str, ModuleType]:

@@ -1,12 +1,5 @@
-"""`earthgpt data audit`."""
+"""Which evaluation splits are trained on, and by what.
 
-from __future__ import annotations
-
-import argparse
-from pathlib import Path
-
-HELP = "which evaluation splits are trained on, and by what"
-DESCRIPTION = """\
 Compares every training split with every evaluation split of the datasets in a folder: images that are
 the same file, the same pixels in another file format, or near copies (resized, compressed, cut a little
 at the border, stretched to 8 bits; not flipped or turned). Says which benchmark is contaminated and by
@@ -20,6 +13,11 @@ examples:
   earthgpt data audit datasets
   earthgpt data audit datasets --strict
 """
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

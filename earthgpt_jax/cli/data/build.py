@@ -1,4 +1,18 @@
-"""`earthgpt data build`."""
+"""Write OUT/<source>/ from native files.
+
+Reads native datasets and writes one dataset directory each. What is finished of a build that was
+stopped, however it was stopped, is kept in OUT/.<source>.building: the same command goes on from
+there and writes the same bytes. The number of workers changes nothing but the time.
+
+exit status: 0 everything was used; 1 built, but something is in quarantine (the summary says what);
+2 not built, for a reason that you can mend, such as more in quarantine than --max-quarantine.
+
+examples:
+  earthgpt data build hit_uav dota --root native --out datasets
+  earthgpt data build all --root native --out datasets --workers 8
+  earthgpt data build all --root /nfs/native --out /nfs/datasets \\
+      --beam --beam-options='--runner=FlinkRunner --flink_master=cluster:8081 --parallelism=64'
+"""
 
 from __future__ import annotations
 
@@ -13,21 +27,6 @@ if TYPE_CHECKING:
     from earthgpt_jax.common.parallel import Engine
     from earthgpt_jax.datasets.cards import Card
 
-HELP = "write OUT/<source>/ from native files"
-DESCRIPTION = """\
-Reads native datasets and writes one dataset directory each. What is finished of a build that was
-stopped, however it was stopped, is kept in OUT/.<source>.building: the same command goes on from
-there and writes the same bytes. The number of workers changes nothing but the time.
-
-exit status: 0 everything was used; 1 built, but something is in quarantine (the summary says what);
-2 not built, for a reason that you can mend, such as more in quarantine than --max-quarantine.
-
-examples:
-  earthgpt data build hit_uav dota --root native --out datasets
-  earthgpt data build all --root native --out datasets --workers 8
-  earthgpt data build all --root /nfs/native --out /nfs/datasets \\
-      --beam --beam-options='--runner=FlinkRunner --flink_master=cluster:8081 --parallelism=64'
-"""
 QUARANTINED = 1
 
 

@@ -1,14 +1,5 @@
-"""`earthgpt data check`: native files with `--root`, dataset directories without."""
+"""Is a native dataset complete, a built one undamaged; exit status 1 if not.
 
-from __future__ import annotations
-
-import argparse
-import sys
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-
-HELP = "is a native dataset complete, a built one undamaged; exit status 1 if not"
-DESCRIPTION = """\
 With --root: are native datasets complete? Are the files of the card's layout there, do the counts of
 images, objects, questions, captions and splits agree with the card, what would a build quarantine, and
 (--hashes) are the files the ones that somebody listed? A figure that the card marks as unverified is
@@ -27,6 +18,14 @@ examples:
   earthgpt data check datasets
   earthgpt data check datasets/mmrs1m_caption --against datasets/rsicd
 """
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
 _SHOWN = 20  # disagreements in full
 
 

@@ -1,13 +1,5 @@
-"""`earthgpt data preview`."""
+"""A page of records with their boxes and the dialogue that the model will see.
 
-from __future__ import annotations
-
-import argparse
-import sys
-from pathlib import Path
-
-HELP = "a page of records with their boxes and the dialogue that the model will see"
-DESCRIPTION = """\
 Shows a seeded choice of records, spread over datasets and splits. As HTML: the boxes on the image,
 upright and oriented, difficult and cut ones marked, and under them one row of a batch as the recipe
 makes it, read back from its tokens: the padded square, every question, the boxes in the answers, the
@@ -19,6 +11,13 @@ examples:
   earthgpt data preview datasets --out look.html --config earthgpt_13b:instruct --tokenizer tokenizer.model
   earthgpt data preview datasets --out sheet.png
 """
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
 _PAGE = "index.html"
 
 

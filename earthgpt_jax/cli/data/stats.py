@@ -1,13 +1,5 @@
-"""`earthgpt data stats`."""
+"""Classes, sensors, box sizes and texts in tokens, as tables and plots.
 
-from __future__ import annotations
-
-import argparse
-import sys
-from pathlib import Path
-
-HELP = "classes, sensors, box sizes and texts in tokens, as tables and plots"
-DESCRIPTION = """\
 Measures what dataset directories hold: records, sensors, tasks and classes by split; sizes of boxes in
 pixels and by COCO's small, medium and large, aspects, objects an image; lengths of questions and answers
 in tokens, by kind of question. Of several datasets also all together.
@@ -25,6 +17,11 @@ examples:
   earthgpt data stats datasets --plan --mixture mmrs_balanced
 """
 
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
 
 _CONFIG = "tiny:instruct"
 _FIELDS = ("mixture", "seq_len", "max_images")  # of a recipe's data
