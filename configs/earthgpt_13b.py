@@ -44,7 +44,7 @@ def get_config(stage: str = "align") -> ConfigDict:
             "obb": 1.0,
         }  # fmt: skip
 
-    # `earthgpt plan` says what fits where; docs/scale.md has measured choices for each slice.
+    # `earthgpt plan` says what fits where; docs/guides/scale.md has measured choices for each slice.
     # align, finetune: weights, gradients and Adam's moments are 86 and 209 GB, so spread over everything. instruct,
     # lora: 27 GB of frozen weights, which four v5e chips hold together; where a chip holds them alone (v5p, H100),
     # mesh.fsdp=1.

@@ -10,7 +10,7 @@ the end model/; profile/ and hang/ where there was something to say.
 
 On several hosts start the same command on each, with a WORKDIR that all of them see: by scripts/launch/
 (TPU VM, GKE, SLURM), which starts it again where that helps, or as in the last example. They find out at the
-start whether their config, code, data and weights are the same, and refuse if not. docs/running.md has it all.
+start whether their config, code, data and weights are the same, and refuse if not. docs/guides/running.md has it all.
 
 exit status:
   0    finished

@@ -4,7 +4,7 @@ Apart from metrics.jsonl, which is the same to the bit for a run that was stoppe
 it must not forget: what was done twice, or waited for, is what goodput is about. Lines are only ever added:
 
     {"first": 0, "time": ..., ...}       a process started, and goes on behind step `first`
-    {"step": 10, "steps": 10, ...}       the steps up to `step`; see docs/running.md for the fields
+    {"step": 10, "steps": 10, ...}       the steps up to `step`; see docs/guides/running.md for the fields
 """
 
 from __future__ import annotations
