@@ -7,11 +7,11 @@ Accessory's. Its released files (`consolidated.NN-of-MM.model.pth`) come in with
 
 from ml_collections import ConfigDict
 
-from earthgpt_jax.config import recipe
+from earthgpt_jax.config import load_recipe
 
 
 def get_config(stage: str = "instruct") -> ConfigDict:
-    config = recipe(f"earthgpt_13b:{stage}")
+    config = load_recipe(f"earthgpt_13b:{stage}")
     config.recipe = "sphinx_light"
     config.init = "models/sphinx_light"
     config.data.decimals = 2

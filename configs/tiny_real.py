@@ -8,11 +8,11 @@ evaluation split of any of them is not trained on; a run says at its start how m
 
 from ml_collections import ConfigDict
 
-from earthgpt_jax.config import recipe
+from earthgpt_jax.config import load_recipe
 
 
 def get_config(stage: str = "align") -> ConfigDict:
-    config = recipe(f"tiny:{stage}")
+    config = load_recipe(f"tiny:{stage}")
     config.recipe = "tiny_real"
     config.data.source = "data/real"
     config.data.seq_len = 512

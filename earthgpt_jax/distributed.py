@@ -16,7 +16,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from earthgpt_jax import __version__
-from earthgpt_jax.common.errors import EarthGPTError, TryAgain
+from earthgpt_jax.common.errors import EarthGPTError, RetryableError
 
 _log = logging.getLogger(__name__)
 _SHOWN = 12  # differences in one message, at most
@@ -36,7 +36,7 @@ def start(*, coordinator: str = "", processes: int = 0, process: int = -1, timeo
 
     Raises:
         EarthGPTError: the arguments do not fit each other or what was found.
-        TryAgain: the coordinator cannot be started or reached. (Where others do not come in time, JAX aborts the
+        RetryableError: the coordinator cannot be started or reached. (Where others do not come in time, JAX aborts the
             process with a message of its own.)
     """
     if coordinator and (processes < 1 or not 0 <= process < processes):
@@ -57,7 +57,7 @@ def start(*, coordinator: str = "", processes: int = 0, process: int = -1, timeo
         if "must be defined" not in str(error) and "should be defined" not in str(error):
             raise EarthGPTError(_unfound(error)) from error
     except jax.errors.JaxRuntimeError as error:
-        raise TryAgain(
+        raise RetryableError(
             f"the coordinator {coordinator or '(process 0)'} was not started or not reached "
             f"({str(error).splitlines()[0]}). Is its port free, and open between the hosts?"
         ) from error
@@ -93,7 +93,7 @@ def describe() -> str:
     )
 
 
-def gather(text: str) -> list[str]:
+def gather_texts(text: str) -> list[str]:
     """What every process gave, in their order; all of them must call it."""
     if jax.process_count() == 1:
         return [text]
@@ -107,7 +107,7 @@ def gather(text: str) -> list[str]:
 
 
 @contextlib.contextmanager
-def all_or_none(doing: str) -> Iterator[None]:
+def fail_together(doing: str) -> Iterator[None]:
     """What fails inside on one process fails on all, with its message; otherwise the others would wait for it forever.
 
     Nothing inside may itself wait for the other processes.
@@ -118,7 +118,7 @@ def all_or_none(doing: str) -> Iterator[None]:
     except Exception as error:
         failure = error
     known = isinstance(failure, EarthGPTError)
-    said = gather("" if failure is None else str(failure) if known else f"{type(failure).__name__}: {failure}")
+    said = gather_texts("" if failure is None else str(failure) if known else f"{type(failure).__name__}: {failure}")
     if failure is not None:
         raise failure
     messages = {message: [i for i, other in enumerate(said) if other == message] for message in said if message}
@@ -128,13 +128,13 @@ def all_or_none(doing: str) -> Iterator[None]:
         )
 
 
-def agree(facts: Mapping[str, Any]) -> None:
+def check_consistent(facts: Mapping[str, Any]) -> None:
     """Refuses, on every process, to go on where their `facts` (plain JSON) differ; also waits for all of them.
 
     Raises:
         EarthGPTError: which process has what, for each fact that differs.
     """
-    differing = disagreements([json.loads(each) for each in gather(json.dumps(facts))])
+    differing = inconsistencies([json.loads(each) for each in gather_texts(json.dumps(facts))])
     if differing:
         more = [f"and {len(differing) - _SHOWN} more"] if len(differing) > _SHOWN else []
         lines = "\n".join(f"  - {line}" for line in differing[:_SHOWN] + more)
@@ -144,7 +144,7 @@ def agree(facts: Mapping[str, Any]) -> None:
         )
 
 
-def disagreements(facts: Sequence[Mapping[str, Any]]) -> list[str]:
+def inconsistencies(facts: Sequence[Mapping[str, Any]]) -> list[str]:
     """A line for each fact (nested ones by their path) that not all processes have alike, in order of their names."""
     flat = [dict(_flat(each)) for each in facts]
     names = sorted({name for each in flat for name in each})
@@ -158,7 +158,7 @@ def disagreements(facts: Sequence[Mapping[str, Any]]) -> list[str]:
     return lines
 
 
-def code() -> dict[str, str]:
+def code_version() -> dict[str, str]:
     """What computes: our version and a digest of our sources, and the versions of JAX."""
     root = Path(__file__).parent
     digest = hashlib.sha256()

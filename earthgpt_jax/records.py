@@ -35,7 +35,7 @@ class Turn:
 
     question: str
     answer: str
-    type: str = ""
+    question_type: str = ""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -89,7 +89,7 @@ class Record:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Annotated:
+class AnnotatedClasses:
     """The classes that one dataset annotates: of an image without one of them it can be said that there is none.
 
     Attributes:
@@ -114,4 +114,4 @@ class Annotated:
         ]
 
 
-UNKNOWN = Annotated()
+UNKNOWN_CLASSES = AnnotatedClasses()

@@ -44,7 +44,7 @@ from earthgpt_jax.datasets.store import open_source, write
 from earthgpt_jax.input.batch import TEXT_SLOT
 from earthgpt_jax.input.images import load_square
 from earthgpt_jax.input.prompts.chat_template import ChatTemplate, chat_template
-from earthgpt_jax.input.prompts.questions import GROUNDED, Grammar, Question, ask, candidates
+from earthgpt_jax.input.prompts.questions import GROUNDED, BoxStyle, Question, ask, candidates
 from earthgpt_jax.input.sequences import build_row, build_sample, image_prefix, turn_ids
 from earthgpt_jax.input.tokenizer import Tokenizer, train_tokenizer
 from earthgpt_jax.models import earthgpt, model_dir
@@ -300,7 +300,7 @@ def renamed(record: Record, rng: np.random.Generator) -> Record:
     )
 
 
-def texts(records: Sequence[Record], grammar: Grammar) -> Iterator[str]:
+def texts(records: Sequence[Record], box_style: BoxStyle) -> Iterator[str]:
     """Every wording of every question about the records, as dialogues; then with real class names."""
     template = chat_template("plain")
     rngs = [np.random.default_rng(number) for number in range(len(records))]
@@ -308,7 +308,7 @@ def texts(records: Sequence[Record], grammar: Grammar) -> Iterator[str]:
     for record, rng in zip([*records, *more], [*rngs, *rngs], strict=True):
         for kind in (*(task.value for task in Task), *GROUNDED):
             for index in candidates(record, kind):
-                question = ask(record, kind, index, grammar=grammar, rng=rng)
+                question = ask(record, kind, index, box_style=box_style, rng=rng)
                 yield template.dialogue([(question.text, question.answer)])[0]
 
 
@@ -316,9 +316,9 @@ def tokenizer(workdir: Path, config: Config) -> Path:
     path = workdir / "tokenizer.model"
     if not path.exists():
         source = SyntheticSource("train", 400)
-        grammar = Grammar(decimals=config.data.decimals)
+        box_style = BoxStyle(decimals=config.data.decimals)
         train_tokenizer(
-            texts([source[i] for i in range(400)], grammar), vocab_size=config.model.llm.vocab_size, path=path
+            texts([source[i] for i in range(400)], box_style), vocab_size=config.model.llm.vocab_size, path=path
         )
     return path
 
@@ -419,14 +419,14 @@ class Corpus:
         if not as_map:
             record = renamed(record, rng) if rng.random() < 0.5 else record
         prefix = self._map_prefix() if as_map else self._text_prefix(record, kind, rng)
-        asked = draw(record, TEXT_KINDS[kind], grammar=Grammar(decimals=self.config.data.decimals), rng=rng)
+        asked = draw(record, TEXT_KINDS[kind], box_style=BoxStyle(decimals=self.config.data.decimals), rng=rng)
         return self._row(asked, prefix, index if as_map else None)[0]
 
     def drill(self, index: int, rng: np.random.Generator) -> tuple[LlmRow, tuple[Question, ...]]:
         """A map and everything there is to ask about it, as far as there is room."""
         record = dataclasses.replace(self.source[index], turns=drill(view(self.source[index]), rng))
-        grammar = Grammar(decimals=self.config.data.decimals)
-        asked = [ask(record, Task.VQA.value, i, grammar=grammar, rng=rng) for i in range(len(record.turns))]
+        box_style = BoxStyle(decimals=self.config.data.decimals)
+        asked = [ask(record, Task.VQA.value, i, box_style=box_style, rng=rng) for i in range(len(record.turns))]
         return self._row(asked, self._map_prefix(), index)
 
     @property
@@ -461,7 +461,7 @@ class Corpus:
 
 
 def draw(
-    record: Record, weights: Mapping[str, float], *, grammar: Grammar, rng: np.random.Generator, most: int = 8
+    record: Record, weights: Mapping[str, float], *, box_style: BoxStyle, rng: np.random.Generator, most: int = 8
 ) -> list[Question]:
     """Different questions, kinds drawn by weight, in random order; a kind's weight is shared by its questions."""
     pool = [
@@ -474,7 +474,7 @@ def draw(
         return []
     chances = np.array([weight for _, _, weight in pool])
     chosen = rng.choice(len(pool), size=min(most, len(pool)), replace=False, p=chances / chances.sum())
-    return [ask(record, *pool[i][:2], grammar=grammar, rng=rng) for i in chosen]
+    return [ask(record, *pool[i][:2], box_style=box_style, rng=rng) for i in chosen]
 
 
 class Reader(nnx.Module):

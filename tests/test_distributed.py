@@ -14,10 +14,10 @@ from earthgpt_jax.common.errors import EarthGPTError
 
 def test_differences_name_the_fact_the_values_and_the_processes():
     facts = [{"config": {"optim": {"peak_lr": 0.1, "steps": 5}, "mesh": {}}, "code": "a"} for _ in range(7)]
-    assert hosts.disagreements(facts) == []
+    assert hosts.inconsistencies(facts) == []
     facts[3] = {"config": {"optim": {"peak_lr": 0.2, "steps": 5}, "mesh": {"fsdp": 2}}, "code": "a"}
     facts[5] = facts[6] = {"config": {"optim": {"peak_lr": 0.1, "steps": 5}, "mesh": {}}, "code": "b", "more": [1]}
-    assert hosts.disagreements(facts) == [
+    assert hosts.inconsistencies(facts) == [
         "code: 'a' on processes 0-4, 'b' on processes 5-6",
         "config.mesh: {} on processes 0-2, 4-6, nothing on process 3",
         "config.mesh.fsdp: nothing on processes 0-2, 4-6, 2 on process 3",
@@ -27,16 +27,16 @@ def test_differences_name_the_fact_the_values_and_the_processes():
 
 
 def test_code_is_what_the_files_hold(monkeypatch, tmp_path):
-    before = hosts.code()
-    assert before == hosts.code() and before["jax"] == jax.__version__
+    before = hosts.code_version()
+    assert before == hosts.code_version() and before["jax"] == jax.__version__
     package = tmp_path / "earthgpt_jax"
     package.mkdir()
     for name in ("hosts.py", "a.py"):
         (package / name).write_text("x = 1\n")
     monkeypatch.setattr(hosts, "__file__", str(package / "hosts.py"))
-    one = hosts.code()["sources"]
+    one = hosts.code_version()["sources"]
     (package / "a.py").write_text("x = 2\n")
-    assert len({before["sources"], one, hosts.code()["sources"]}) == 3
+    assert len({before["sources"], one, hosts.code_version()["sources"]}) == 3
 
 
 @pytest.mark.parametrize(
@@ -65,9 +65,9 @@ def test_where_jax_has_computed_others_are_not_looked_for():
 
 
 def test_alone_there_is_nothing_to_wait_for():
-    assert hosts.gather("x") == ["x"] and hosts.describe() == ""
-    hosts.agree({"a": 1})
-    with pytest.raises(EarthGPTError, match="as it was"), hosts.all_or_none("a test"):
+    assert hosts.gather_texts("x") == ["x"] and hosts.describe() == ""
+    hosts.check_consistent({"a": 1})
+    with pytest.raises(EarthGPTError, match="as it was"), hosts.fail_together("a test"):
         raise EarthGPTError("as it was")
 
 

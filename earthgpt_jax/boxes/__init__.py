@@ -8,17 +8,17 @@ x). Angles are radians, clockwise on screen.
 counts, `writing` and `reading` are MMRS's text of boxes, and `grammars` has everybody else's: `parse` reads them all.
 """
 
-from earthgpt_jax.boxes.formats import AUTO, GRAMMARS, MMRS, BoxGrammar, parse, write_boxes
-from earthgpt_jax.boxes.frames import Frame, Square, Whole, Window
+from earthgpt_jax.boxes.formats import AUTO, BOX_FORMATS, MMRS, BoxFormat, parse, write_boxes
+from earthgpt_jax.boxes.frames import Frame, FullImage, Square, Window
 from earthgpt_jax.boxes.parsing import Parsed, ParsedBox
-from earthgpt_jax.boxes.plurals import counted, plural, singular
+from earthgpt_jax.boxes.plurals import count_phrase, plural, singular
 from earthgpt_jax.boxes.polygons import (
     BoxKind,
     RotatedBox,
     area,
     canonical,
-    clipped,
-    degenerate,
+    clip,
+    degeneracy,
     min_area_rect,
     polygon_to_rect,
     polygon_to_rotated,
@@ -29,23 +29,23 @@ from earthgpt_jax.boxes.writing import Shortlist, detection_sentence, format_box
 
 __all__ = [
     "AUTO",
-    "GRAMMARS",
+    "BOX_FORMATS",
     "MMRS",
-    "BoxGrammar",
+    "BoxFormat",
     "BoxKind",
     "Frame",
+    "FullImage",
     "Parsed",
     "ParsedBox",
     "RotatedBox",
     "Shortlist",
     "Square",
-    "Whole",
     "Window",
     "area",
     "canonical",
-    "clipped",
-    "counted",
-    "degenerate",
+    "clip",
+    "count_phrase",
+    "degeneracy",
     "detection_sentence",
     "format_boxes",
     "format_detection",

@@ -21,7 +21,7 @@ from earthgpt_jax.boxes.frames import Frame
 from earthgpt_jax.boxes.parsing import Parsed, ParsedBox, read_mmrs
 from earthgpt_jax.boxes.polygons import BoxKind
 from earthgpt_jax.boxes.syntaxes import BRACES, BRACKETS, DOUBLE, INTERNVL, QWEN2, Syntax, florence
-from earthgpt_jax.boxes.writing import widened
+from earthgpt_jax.boxes.writing import widen
 from earthgpt_jax.common.errors import EarthGPTError
 
 MMRS, AUTO = "mmrs", "auto"
@@ -30,7 +30,7 @@ _INTEGER, _DECIMAL, _DEGREES = r"\s*[0-9]+\s*", r"\s*[0-9]+(\.[0-9]+)?\s*", r"\s
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class BoxGrammar:
+class BoxFormat:
     """One grammar of boxes.
 
     Attributes:
@@ -76,35 +76,35 @@ _BACK, _TO_BACK = (
 )
 _FROM_RECT = (parameterizations.to_rect, _TO_TURNED, _TO_BACK)  # their first four numbers are upright corners
 
-GRAMMARS: Mapping[str, BoxGrammar] = {
+BOX_FORMATS: Mapping[str, BoxFormat] = {
     row.name: row
     for row in (
-        BoxGrammar(name=MMRS, owner="MMRS-1M, EarthGPT-JAX", scale=1, read=read_mmrs,
+        BoxFormat(name=MMRS, owner="MMRS-1M, EarthGPT-JAX", scale=1, read=read_mmrs,
                    fits=re.compile(r"<p>[^<>]*</p>\s*\[|(?<!\[)\[\s*\d*\.\d+\s*,")),
-        BoxGrammar(name="lhrs", owner="LHRS-Bot", scale=1, syntax=BRACKETS, number=_DECIMAL,
+        BoxFormat(name="lhrs", owner="LHRS-Bot", scale=1, syntax=BRACKETS, number=_DECIMAL,
                    fits=re.compile(r"(?<![\[>])\[\s*\d*\.\d+\s*,")),
-        BoxGrammar(name="vhm", owner="VHM", scale=999, syntax=BRACKETS, fits=_INT_BRACKET),
-        BoxGrammar(name="qwen", owner="Qwen style", scale=1000, syntax=BRACKETS, fits=_INT_BRACKET),
-        BoxGrammar(name="internvl", owner="InternVL", scale=1000, syntax=INTERNVL, fits=re.compile(r"<box>\s*\[")),
-        BoxGrammar(name="earthdial", owner="EarthDial", scale=100, syntax=DOUBLE, counts=(4, 5),
+        BoxFormat(name="vhm", owner="VHM", scale=999, syntax=BRACKETS, fits=_INT_BRACKET),
+        BoxFormat(name="qwen", owner="Qwen style", scale=1000, syntax=BRACKETS, fits=_INT_BRACKET),
+        BoxFormat(name="internvl", owner="InternVL", scale=1000, syntax=INTERNVL, fits=re.compile(r"<box>\s*\[")),
+        BoxFormat(name="earthdial", owner="EarthDial", scale=100, syntax=DOUBLE, counts=(4, 5),
                    meaning=_BACK, numbers=_TO_BACK, fits=re.compile(r"(?<!<box>)\[\[")),
-        BoxGrammar(name="qwen2", owner="Qwen2-VL", scale=1000, syntax=QWEN2, fits=re.compile(r"<\|box_start\|>")),
-        BoxGrammar(name="qwen2_5", owner="Qwen2.5-VL", scale=0, fits=_JSON),
-        BoxGrammar(name="qwen3", owner="Qwen3-VL", scale=1000, fits=_JSON),
+        BoxFormat(name="qwen2", owner="Qwen2-VL", scale=1000, syntax=QWEN2, fits=re.compile(r"<\|box_start\|>")),
+        BoxFormat(name="qwen2_5", owner="Qwen2.5-VL", scale=0, fits=_JSON),
+        BoxFormat(name="qwen3", owner="Qwen3-VL", scale=1000, fits=_JSON),
         # One syntax: the un-rotated box turned clockwise on screen (as geochat_demo.py computes corners), turned
         # the other way (as it draws them), and two of VRSBench's.
-        BoxGrammar(name="geochat", owner="GeoChat, VRSBench", scale=100, syntax=BRACES, counts=(4, 5),
+        BoxFormat(name="geochat", owner="GeoChat, VRSBench", scale=100, syntax=BRACES, counts=(4, 5),
                    meaning=_TURNED, numbers=_TO_TURNED, fits=_BRACE),
-        BoxGrammar(name="geochat_ccw", owner="GeoChat, as drawn", scale=100, syntax=BRACES, counts=(4, 5),
+        BoxFormat(name="geochat_ccw", owner="GeoChat, as drawn", scale=100, syntax=BRACES, counts=(4, 5),
                    meaning=_BACK, numbers=_TO_BACK, fits=_BRACE),
-        BoxGrammar(name="vrsbench_obb_v1", owner="VRSBench: cx, cy, w, h, degrees", scale=100, syntax=BRACES,
+        BoxFormat(name="vrsbench_obb_v1", owner="VRSBench: cx, cy, w, h, degrees", scale=100, syntax=BRACES,
                    counts=(5,), meaning=parameterizations.centred, numbers=parameterizations.to_centred, fits=_BRACE),
-        BoxGrammar(name="vrsbench_obb_v2", owner="VRSBench: nearest and farthest corner, degrees", scale=100,
+        BoxFormat(name="vrsbench_obb_v2", owner="VRSBench: nearest and farthest corner, degrees", scale=100,
                    syntax=BRACES, counts=(5,), meaning=parameterizations.diagonal,
                    numbers=parameterizations.to_diagonal, fits=_BRACE),
-        BoxGrammar(name="falcon", owner="Falcon", scale=1000, syntax=florence("box"), half=0.5,
+        BoxFormat(name="falcon", owner="Falcon", scale=1000, syntax=florence("box"), half=0.5,
                    fits=re.compile(r"<box>\s*<\d")),
-        BoxGrammar(name="falcon_quad", owner="Falcon, oriented", scale=1000, syntax=florence("quad"), half=0.5,
+        BoxFormat(name="falcon_quad", owner="Falcon, oriented", scale=1000, syntax=florence("quad"), half=0.5,
                    counts=(8,), meaning=parameterizations.corners, numbers=parameterizations.to_corners,
                    fits=re.compile(r"<quad>")),
     )
@@ -112,22 +112,22 @@ GRAMMARS: Mapping[str, BoxGrammar] = {
 
 
 # --------------------------------------------------------------------------------------------- reading
-def parse(text: str, *, grammar: str = MMRS, size: tuple[float, float] | None = None) -> Parsed:
+def parse(text: str, *, box_format: str = MMRS, size: tuple[float, float] | None = None) -> Parsed:
     """Reads the boxes of an answer, strictly: whatever is not exactly a box is rejected with its reason.
 
     Args:
-        grammar: a name of `GRAMMARS`; or `AUTO`, which reads what all grammars that a text fits agree on, names
+        grammar: a name of `BOX_FORMATS`; or `AUTO`, which reads what all grammars that a text fits agree on, names
             them, and otherwise rejects the text as ambiguous.
         size: (width, height) of the picture whose pixels are written, for a grammar of scale 0.
 
     Raises:
         EarthGPTError: no such grammar, or one of pixels without `size`. No text raises.
     """
-    if grammar == AUTO:
+    if box_format == AUTO:
         return _parse_any(text, size)
-    row = _row(grammar)
+    row = _row(box_format)
     if row.scale == 0 and size is None:
-        raise EarthGPTError(f"grammar {grammar!r}: its numbers are pixels; give the size of the picture")
+        raise EarthGPTError(f"grammar {box_format!r}: its numbers are pixels; give the size of the picture")
     if row.name == MMRS and "[" not in text:
         return Parsed("", (), ())
     if row.read is not None:
@@ -135,19 +135,19 @@ def parse(text: str, *, grammar: str = MMRS, size: tuple[float, float] | None = 
     return _read_items(text, row, size) if row.syntax else _read_json(text, row, size)
 
 
-def _row(name: str) -> BoxGrammar:
-    if name not in GRAMMARS:
-        near = difflib.get_close_matches(name, GRAMMARS, n=1)
+def _row(name: str) -> BoxFormat:
+    if name not in BOX_FORMATS:
+        near = difflib.get_close_matches(name, BOX_FORMATS, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise EarthGPTError(f"box grammar {name!r}: unknown{hint} Grammars: {', '.join(GRAMMARS)}")
-    return GRAMMARS[name]
+        raise EarthGPTError(f"box grammar {name!r}: unknown{hint} Grammars: {', '.join(BOX_FORMATS)}")
+    return BOX_FORMATS[name]
 
 
 def _parse_any(text: str, size: tuple[float, float] | None) -> Parsed:
-    fitting = [row.name for row in GRAMMARS.values() if row.fits.search(text)]
+    fitting = [row.name for row in BOX_FORMATS.values() if row.fits.search(text)]
     if not fitting:
         return Parsed("", (), ())
-    readings = {name: parse(text, grammar=name, size=size) for name in fitting if GRAMMARS[name].scale or size}
+    readings = {name: parse(text, box_format=name, size=size) for name in fitting if BOX_FORMATS[name].scale or size}
     whole = {name: read for name, read in readings.items() if not read.rejections}
     taken = whole or readings
     if (len(readings) == len(fitting) or not whole) and len({read.boxes for read in taken.values()}) == 1:
@@ -157,7 +157,7 @@ def _parse_any(text: str, size: tuple[float, float] | None) -> Parsed:
     return Parsed("", (), (reason,))
 
 
-def _read_items(text: str, row: BoxGrammar, size: tuple[float, float] | None) -> Parsed:
+def _read_items(text: str, row: BoxFormat, size: tuple[float, float] | None) -> Parsed:
     assert row.syntax
     boxes, rejections = [], []
     for label, part in row.syntax.items(text):
@@ -174,7 +174,7 @@ def _read_items(text: str, row: BoxGrammar, size: tuple[float, float] | None) ->
 _OBJECT = re.compile(r"\{[^{}]*\}")
 
 
-def _read_json(text: str, row: BoxGrammar, size: tuple[float, float] | None) -> Parsed:
+def _read_json(text: str, row: BoxFormat, size: tuple[float, float] | None) -> Parsed:
     """Objects with `bbox_2d` and perhaps `label`, alone or in a list, in a code fence or not."""
     boxes, rejections = [], []
     objects = [match[0] for match in _OBJECT.finditer(text) if _JSON.search(match[0])]
@@ -191,7 +191,7 @@ def _read_json(text: str, row: BoxGrammar, size: tuple[float, float] | None) -> 
     return Parsed(row.name, tuple(boxes), tuple(rejections))
 
 
-def _box(row: BoxGrammar, label: str, fields: Sequence[str], size: tuple[float, float] | None) -> ParsedBox:
+def _box(row: BoxFormat, label: str, fields: Sequence[str], size: tuple[float, float] | None) -> ParsedBox:
     """Raises ValueError with the reason why these are not the numbers of a box."""
     if len(fields) not in row.counts:
         raise ValueError(f"expected {' or '.join(map(str, row.counts))} numbers, got {len(fields)}")
@@ -216,7 +216,7 @@ def _box(row: BoxGrammar, label: str, fields: Sequence[str], size: tuple[float, 
 
 
 # --------------------------------------------------------------------------------------------- writing
-def write_boxes(polygons: Sequence[np.ndarray], *, grammar: str, frame: Frame, label: str = "") -> str:
+def write_boxes(polygons: Sequence[np.ndarray], *, box_format: str, frame: Frame, label: str = "") -> str:
     """Boxes in a foreign grammar, in their order; MMRS's own is `format_boxes`.
 
     Numbers are rounded to whole steps of the grammar's scale and kept on it, angles to whole degrees. Where upright
@@ -225,9 +225,9 @@ def write_boxes(polygons: Sequence[np.ndarray], *, grammar: str, frame: Frame, l
     Raises:
         EarthGPTError: no such grammar, or one of fractions or pixels, which has no step of its own.
     """
-    row = _row(grammar)
+    row = _row(box_format)
     if row.scale <= 1:
-        raise EarthGPTError(f"grammar {grammar!r}: is read only; write MMRS's with `format_boxes`")
+        raise EarthGPTError(f"grammar {box_format!r}: is read only; write MMRS's with `format_boxes`")
     boxes = [_steps(row, polygon, frame) for polygon in polygons]
     if row.syntax is None:
         said = {"label": label} if label else {}
@@ -235,11 +235,11 @@ def write_boxes(polygons: Sequence[np.ndarray], *, grammar: str, frame: Frame, l
     return row.syntax.write(label, [[str(n) for n in numbers] for numbers in boxes])
 
 
-def _steps(row: BoxGrammar, polygon: np.ndarray, frame: Frame) -> list[int]:
+def _steps(row: BoxFormat, polygon: np.ndarray, frame: Frame) -> list[int]:
     numbers = row.numbers(frame.to_fractions(polygon))
     places, degrees = (numbers[:4], numbers[4:]) if len(numbers) == 5 else (numbers, ())
     end = int(row.last)
     steps = [min(max(math.floor(n * row.scale + 0.5 - row.half), 0), end) for n in places]
     if row.numbers in _FROM_RECT:
-        steps = widened(steps, end=end)
+        steps = widen(steps, end=end)
     return [*steps, *map(round, degrees)]

@@ -46,7 +46,7 @@ class Square:
 
 
 @dataclasses.dataclass(frozen=True)
-class Whole:
+class FullImage:
     """The image itself, of which the boxes of models that do not pad hold fractions, each side's of its own."""
 
     width: int
@@ -61,7 +61,7 @@ class Whole:
         return (np.asarray(coordinates, np.float64).reshape(-1, 2) * (self.width, self.height)).reshape(-1)
 
 
-Frame = Square | Whole
+Frame = Square | FullImage
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

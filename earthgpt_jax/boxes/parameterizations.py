@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from earthgpt_jax.boxes.polygons import degenerate, polygon_to_rect, polygon_to_rotated, rotated_to_polygon
+from earthgpt_jax.boxes.polygons import degeneracy, polygon_to_rect, polygon_to_rotated, rotated_to_polygon
 
 Numbers = Sequence[float]
 
@@ -21,7 +21,7 @@ def upright(numbers: Numbers) -> Numbers:
 
 
 def corners(numbers: Numbers) -> Numbers:
-    if reason := degenerate(np.asarray(numbers), width=1, height=1):
+    if reason := degeneracy(np.asarray(numbers), width=1, height=1):
         raise ValueError(reason)
     return numbers
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from earthgpt_jax.boxes.frames import Frame
 from earthgpt_jax.boxes.plurals import WORDS, singular
-from earthgpt_jax.boxes.polygons import BoxKind, degenerate, rect_to_polygon
+from earthgpt_jax.boxes.polygons import BoxKind, degeneracy, rect_to_polygon
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +37,7 @@ class ParsedBox:
 class Parsed:
     """What a text says of boxes; `grammar` is "" where none was recognised."""
 
-    grammar: str
+    box_format: str
     boxes: tuple[ParsedBox, ...]
     rejections: tuple[str, ...]
 
@@ -69,7 +69,7 @@ def read_mmrs(text: str) -> Parsed:
 
 def _unclosed(between: str) -> list[str]:
     """A rejection for each bracket that opens in text outside of complete brackets."""
-    return [f"{'[' + part!r}: the bracket is not closed" for part in between.split("[")[1:]]
+    return [f"{text!r}: the bracket is not closed" for text in ("[" + part for part in between.split("[")[1:])]
 
 
 def _read_box(part: str, label: str) -> tuple[str, ParsedBox | None]:
@@ -86,7 +86,7 @@ def _read_box(part: str, label: str) -> tuple[str, ParsedBox | None]:
         if values[0] >= values[2] or values[1] >= values[3]:
             return "no area: x0 < x1 and y0 < y1 expected", None
         return "", ParsedBox(label, values, BoxKind.HBB)
-    reason = degenerate(np.asarray(values), width=1, height=1)
+    reason = degeneracy(np.asarray(values), width=1, height=1)
     return (reason, None) if reason else ("", ParsedBox(label, values, BoxKind.OBB))
 
 

@@ -44,7 +44,7 @@ def singular(noun: str) -> str:
     return noun[:-1] if noun.endswith("s") and not noun.endswith("ss") else noun
 
 
-def counted(noun: str, count: int) -> str:
+def count_phrase(noun: str, count: int) -> str:
     """`two ships`; words up to ten, digits beyond."""
     number = WORDS[count] if count < len(WORDS) else str(count)
     return f"{number} {noun if count == 1 else plural(noun)}"

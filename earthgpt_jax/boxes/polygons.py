@@ -105,7 +105,7 @@ def min_area_rect(points: np.ndarray) -> np.ndarray:
     return canonical(np.asarray(rectangle.exterior.coords)[:4].reshape(-1))
 
 
-def clipped(polygon: np.ndarray, x0: float, y0: float, x1: float, y1: float) -> tuple[np.ndarray, float]:
+def clip(polygon: np.ndarray, x0: float, y0: float, x1: float, y1: float) -> tuple[np.ndarray, float]:
     """What of a box is inside the rectangle x0, y0, x1, y1: `(polygon f32[8], share of its area)`, same coordinates.
 
     A box wholly inside comes back as it is. Of any other, the polygon is the smallest oriented box around what
@@ -115,7 +115,7 @@ def clipped(polygon: np.ndarray, x0: float, y0: float, x1: float, y1: float) -> 
     Raises:
         ValueError: the polygon is no box (see `degenerate`).
     """
-    if reason := degenerate(polygon, width=0, height=0):
+    if reason := degeneracy(polygon, width=0, height=0):
         raise ValueError(f"clipped: {reason}: {np.asarray(polygon).tolist()}")
     whole = shapely.Polygon(np.asarray(polygon, np.float64).reshape(4, 2))
     window = shapely.box(x0, y0, x1, y1)
@@ -126,7 +126,7 @@ def clipped(polygon: np.ndarray, x0: float, y0: float, x1: float, y1: float) -> 
     around = inside.envelope if upright else shapely.minimum_rotated_rectangle(inside)
     if around.area:
         corners = canonical(np.asarray(around.exterior.coords)[:4].reshape(-1))
-        if not degenerate(corners, width=0, height=0):
+        if not degeneracy(corners, width=0, height=0):
             return corners, min(inside.area / whole.area, 1.0)
     return np.full(8, np.nan, np.float32), 0.0  # nothing, a touch, or a sliver too thin for its numbers
 
@@ -135,7 +135,7 @@ def clipped(polygon: np.ndarray, x0: float, y0: float, x1: float, y1: float) -> 
 _NO_AREA = 1e-9
 
 
-def degenerate(polygon: np.ndarray, *, width: int, height: int) -> str:
+def degeneracy(polygon: np.ndarray, *, width: int, height: int) -> str:
     """Why a box cannot be used; "" if it can. Corners a little outside of the image are fine."""
     points = np.asarray(polygon, np.float64)
     if points.shape != (8,):

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from earthgpt_jax.boxes.frames import Square
-from earthgpt_jax.boxes.plurals import counted
-from earthgpt_jax.boxes.polygons import BoxKind, area, canonical, degenerate, polygon_to_rect
+from earthgpt_jax.boxes.plurals import count_phrase
+from earthgpt_jax.boxes.polygons import BoxKind, area, canonical, degeneracy, polygon_to_rect
 
 
 def format_boxes(polygons: Iterable[np.ndarray], *, square: Square, decimals: int, kind: BoxKind) -> str:
@@ -38,15 +38,15 @@ def _steps(polygon: np.ndarray, *, square: Square, decimals: int, kind: BoxKind)
     fractions = np.clip(square.to_fractions(numbers), 0.0, 1.0).tolist()
     steps = [int(f"{v:.{decimals}f}".replace(".", "")) for v in fractions]
     if kind is BoxKind.HBB:
-        return widened(steps, end=10**decimals)
-    if not degenerate(np.divide(steps, 10**decimals), width=1, height=1):
+        return widen(steps, end=10**decimals)
+    if not degeneracy(np.divide(steps, 10**decimals), width=1, height=1):
         return steps
     # Its direction is lost to rounding: the enclosing upright rectangle.
-    x0, y0, x1, y1 = widened(polygon_to_rect(np.array(steps)), end=10**decimals)
+    x0, y0, x1, y1 = widen(polygon_to_rect(np.array(steps)), end=10**decimals)
     return [x0, y0, x1, y0, x1, y1, x0, y1]
 
 
-def widened(rectangle: Sequence[float], *, end: int) -> list[int]:
+def widen(rectangle: Sequence[float], *, end: int) -> list[int]:
     """A side of no length grows by a step to the right or down; at the square's `end`, to the left or up."""
     x0, y0, x1, y1 = map(int, rectangle)
     x0, y0 = min(x0, end - 1), min(y0, end - 1)
@@ -99,10 +99,11 @@ def detection_sentence(listed: Mapping[str, tuple[int, str]], *, rest: Mapping[s
     """The same of boxes that are text already: label -> (how many, `[...]`)."""
     if not listed:
         return "There are no objects in the image."
-    items = [f"<p>{counted(label, count)}</p>{boxes}" for label, (count, boxes) in sorted(listed.items())]
+    items = [f"<p>{count_phrase(label, count)}</p>{boxes}" for label, (count, boxes) in sorted(listed.items())]
     verb = "is" if len(items) == 1 and items[0].startswith("<p>one ") else "are"
     others = [
-        counted(f"more {label}" if label in listed else label, count) for label, count in sorted((rest or {}).items())
+        count_phrase(f"more {label}" if label in listed else label, count)
+        for label, count in sorted((rest or {}).items())
     ]
     return f"There {verb} {_joined(items)} in the image" + (f"; not listed: {_joined(others)}." if others else ".")
 

@@ -27,7 +27,7 @@ from types import ModuleType
 from typing import NoReturn
 
 from earthgpt_jax import __version__
-from earthgpt_jax.common.errors import AGAIN, INTERRUPTED, EarthGPTError, Stopped, TryAgain
+from earthgpt_jax.common.errors import EXIT_INTERRUPTED, EXIT_RETRY, EarthGPTError, RetryableError, RunStopped
 
 USER_ERROR = 2
 BROKEN_PIPE = 128 + 13  # what a shell reports for SIGPIPE
@@ -93,17 +93,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             status = stop.code or 0
         sys.stdout.flush()  # a closed pipe raises here instead of at interpreter exit
         return status
-    except TryAgain as error:
+    except RetryableError as error:
         _print_error(str(error))
-        return AGAIN
+        return EXIT_RETRY
     except EarthGPTError as error:
         return _print_error(str(error))
-    except Stopped as stopped:
+    except RunStopped as stopped:
         print(stopped, file=sys.stderr)
         return stopped.status
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        return INTERRUPTED
+        return EXIT_INTERRUPTED
     except BrokenPipeError:
         # The interpreter flushes stdout once more when it exits; send that to /dev/null.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

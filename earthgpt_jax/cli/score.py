@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--from", dest="form", metavar="NAME", help="another project's file, by its form of boxes")
     parser.add_argument("--questions", type=Path, metavar="FILE", help="questions and truth of another project's file")
     parser.add_argument("--task", help="task of another project's file that holds its own truth")
-    parser.add_argument("--grammar", help="of its boxes, where it is not the project's usual one")
+    parser.add_argument("--box-format", help="of its boxes, where it is not the project's usual one")
     parser.add_argument("--frame", choices=("square", "whole"), help="what its boxes are fractions of")
     parser.add_argument("--as", dest="peer", metavar="PEER", help="also score by this project's published rule")
     parser.add_argument("--benchmark", metavar="NAME", help="score a benchmark's questions, beside published figures")
@@ -144,7 +144,7 @@ def _read(args: argparse.Namespace) -> tuple[dict, list[Prediction]]:
     from earthgpt_jax.records import Task
 
     if not args.form:
-        if given := [name for name in ("questions", "task", "grammar", "frame") if getattr(args, name)]:
+        if given := [name for name in ("questions", "task", "box_format", "frame") if getattr(args, name)]:
             raise EarthGPTError(
                 f"--{given[0]}: only for files of other projects; say whose with --from ({', '.join(formats.FORMS)})"
             )
@@ -153,7 +153,7 @@ def _read(args: argparse.Namespace) -> tuple[dict, list[Prediction]]:
         return header, answered
     form = formats.form_of(args.form)
     form = dataclasses.replace(
-        form, grammar=args.grammar or form.grammar, frame=FrameKind(args.frame) if args.frame else form.frame
+        form, box_format=args.box_format or form.box_format, frame=FrameKind(args.frame) if args.frame else form.frame
     )
     if args.task and args.task not in {task.value for task in Task}:
         raise EarthGPTError(f"--task {args.task}: unknown; there are {', '.join(task.value for task in Task)}")

@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
     from earthgpt_jax.config import load
 
     hosts_cli.start(args)
-    with distributed.all_or_none("reading the config"):
+    with distributed.fail_together("reading the config"):
         config = load(args.config, args.overrides)
 
     import jax

@@ -25,7 +25,7 @@ class Engine(Protocol):
         """Yields each job once it is done, in any order; raises what the function raised."""
 
 
-class Local:
+class LocalEngine:
     """This process, or `count` others, started when there is more than one job and kept until `close`."""
 
     def __init__(self, count: int):
@@ -58,14 +58,14 @@ class Local:
             self._pool.shutdown(cancel_futures=True)
             self._pool = None
 
-    def __enter__(self) -> Local:
+    def __enter__(self) -> LocalEngine:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
 
-def mapped(
+def parallel_map(
     function: Callable[[_Item], _Result], items: Sequence[_Item], *, workers: int | None = None, fewest: int = 4
 ) -> Iterator[_Result]:
     """The results of a picklable function, in the order of `items`.
@@ -100,4 +100,4 @@ def cores() -> int:
 def _processes(count: int) -> concurrent.futures.ProcessPoolExecutor:
     """Spawned, since readers of shards hold threads, which a fork would break."""
     context: Any = multiprocessing.get_context("spawn")
-    return concurrent.futures.ProcessPoolExecutor(count, mp_context=context, initializer=processes.prepare)
+    return concurrent.futures.ProcessPoolExecutor(count, mp_context=context, initializer=processes.init_worker)

@@ -27,6 +27,6 @@ def data_uri(pixels: np.ndarray, *, longest_side: int, encoding: Encoding = Enco
     return f"data:image/{encoding};base64," + base64.b64encode(out.getvalue()).decode()
 
 
-def points(polygon: Sequence[float] | np.ndarray) -> str:
+def svg_points(polygon: Sequence[float] | np.ndarray) -> str:
     """f32[8] or longer, x1,y1,x2,y2,... as an SVG `points` attribute."""
     return " ".join(f"{x:.1f},{y:.1f}" for x, y in np.asarray(polygon).reshape(-1, 2))

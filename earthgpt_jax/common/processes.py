@@ -8,7 +8,7 @@ import signal
 import threading
 
 
-def prepare(*leave: signal.Signals) -> None:
+def init_worker(*leave: signal.Signals) -> None:
     """To be called in a worker process: it ends with its parent, and leaves an interrupt to it.
 
     Args:

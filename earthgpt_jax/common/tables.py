@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 
-def aligned(rows: Sequence[Sequence[str]], *, left: int = 1, indent: str = "") -> list[str]:
+def align_columns(rows: Sequence[Sequence[str]], *, left: int = 1, indent: str = "") -> list[str]:
     """A line a row: the first `left` columns flush left, the others flush right; rows have as many cells each."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []

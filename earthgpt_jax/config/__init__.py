@@ -1,6 +1,6 @@
 """The configuration of a run: `schema` has its fields, `load` reads recipes into them."""
 
-from earthgpt_jax.config.load import checked, load, recipe, resolve, resolve_model, to_dict
+from earthgpt_jax.config.load import build, from_dict, load, load_recipe, model_from_dict, to_dict
 from earthgpt_jax.config.schema import (
     LINEARS,
     AdapterConfig,
@@ -61,10 +61,10 @@ __all__ = [
     "TrainableAttention",
     "ViTConfig",
     "WatchdogConfig",
-    "checked",
+    "build",
+    "from_dict",
     "load",
-    "recipe",
-    "resolve",
-    "resolve_model",
+    "load_recipe",
+    "model_from_dict",
     "to_dict",
 ]

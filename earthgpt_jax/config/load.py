@@ -31,13 +31,13 @@ def load(name: str, overrides: Sequence[str] = ()) -> Config:
         EarthGPTError: the file is missing or does not run, or any field is unknown, of the wrong type
             or impossible; everything found is in the one message.
     """
-    values = recipe(name).to_dict()
+    values = load_recipe(name).to_dict()
     for override in overrides:
         _apply(values, override)
-    return resolve(values, where=f"config {name}")
+    return from_dict(values, where=f"config {name}")
 
 
-def recipe(name: str) -> ml_collections.ConfigDict:
+def load_recipe(name: str) -> ml_collections.ConfigDict:
     """What the file of `name` (`file:argument`) returns, not validated yet; a recipe may build on another's."""
     file_name, _, argument = name.partition(":")
     path = _find(file_name)
@@ -55,14 +55,14 @@ def recipe(name: str) -> ml_collections.ConfigDict:
         ) from error
 
 
-def resolve(values: Mapping[str, Any], *, where: str = "config") -> Config:
+def from_dict(values: Mapping[str, Any], *, where: str = "config") -> Config:
     """Frozen dataclasses from nested plain values; the inverse of `to_dict`."""
-    return checked(Config, values, where=where)
+    return build(Config, values, where=where)
 
 
-def resolve_model(values: Mapping[str, Any], *, where: str = "model config") -> ModelConfig:
+def model_from_dict(values: Mapping[str, Any], *, where: str = "model config") -> ModelConfig:
     """Like `resolve`, for a model's config alone."""
-    return checked(ModelConfig, values, where=where)
+    return build(ModelConfig, values, where=where)
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -110,7 +110,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
     node[last] = value
 
 
-def checked(cls: type, values: Mapping[str, Any], *, where: str) -> Any:
+def build(cls: type, values: Mapping[str, Any], *, where: str) -> Any:
     """A frozen dataclass from plain values, its `check()` asked.
 
     Raises:

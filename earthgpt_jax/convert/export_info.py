@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from earthgpt_jax.common.errors import EarthGPTError
-from earthgpt_jax.config import ModelConfig, resolve_model
+from earthgpt_jax.config import ModelConfig, model_from_dict
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,7 @@ def described(folder: Path) -> Description | None:
             return None
         has_adapters = (folder / "adapter").is_dir()
         return Description(
-            model=resolve_model(values["model" if has_adapters else "exported"], where=str(path)),
+            model=model_from_dict(values["model" if has_adapters else "exported"], where=str(path)),
             decimals=values["decimals"],
             chat_template=values["conversation"],
             about=values["about"],

@@ -54,7 +54,7 @@ def to_example(record: Record) -> dict[str, Any]:
         "label": record.label,
         "complete": record.complete,
         "references": list(record.references),
-        "turns": [{"question": t.question, "answer": t.answer, "type": t.type} for t in record.turns],
+        "turns": [{"question": t.question, "answer": t.answer, "type": t.question_type} for t in record.turns],
         "objects": [
             {
                 "label": item.label,
@@ -95,7 +95,7 @@ def to_record(serialized: bytes) -> Record:
         complete=bool(numbers("complete")[0]),
         references=tuple(texts("references")),
         turns=tuple(
-            Turn(question=question, answer=answer, type=kind)
+            Turn(question=question, answer=answer, question_type=kind)
             for question, answer, kind in zip(
                 *(texts(f"turns/{part}") for part in ("question", "answer", "type")), strict=True
             )

@@ -28,8 +28,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.decode import DeserializeMethod
 
-from earthgpt_jax.common.errors import DamagedRecord, EarthGPTError
-from earthgpt_jax.common.parallel import Local
+from earthgpt_jax.common.errors import DamagedRecordError, EarthGPTError
+from earthgpt_jax.common.parallel import LocalEngine
 from earthgpt_jax.datasets import image_digests as digests
 from earthgpt_jax.datasets.annotated_classes import annotated
 from earthgpt_jax.datasets.build import chunks, shards
@@ -37,7 +37,7 @@ from earthgpt_jax.datasets.build.shards import MANIFEST, QUARANTINE
 from earthgpt_jax.datasets.cards import Role
 from earthgpt_jax.datasets.examples import VERSION, to_record
 from earthgpt_jax.datasets.overlap import findings
-from earthgpt_jax.records import Annotated, Record, Task
+from earthgpt_jax.records import AnnotatedClasses, Record, Task
 
 __all__ = [
     "MANIFEST", "QUARANTINE", "VERSION",
@@ -83,7 +83,7 @@ def write(
             shards.finish(
                 work,
                 [(examples, index)],
-                engine=Local(1),
+                engine=LocalEngine(1),
                 out=out,
                 name=name,
                 manifest=manifest or {},
@@ -176,7 +176,7 @@ class RecordSource(Sequence[Record]):
     Raises:
         EarthGPTError: not a finished dataset directory, no such split, or a shard of it is missing or has another
             size than when it was built.
-        DamagedRecord: at reading, a record that its shard does not give back. ArrayRecord's own checksums (of every
+        DamagedRecordError: at reading, a record that its shard does not give back. ArrayRecord's own checksums (of every
             record, its header and the shard's table of records) are what tells; that a whole shard is another one's,
             `earthgpt data check` finds.
     """
@@ -194,7 +194,7 @@ class RecordSource(Sequence[Record]):
         _check_files(self.directory, self._shards, values.get("sizes", {}))
 
     @functools.cached_property
-    def annotated(self) -> Annotated:
+    def annotated(self) -> AnnotatedClasses:
         """The classes that the dataset annotates."""
         return annotated(manifest(self.directory))
 
@@ -232,10 +232,10 @@ class RecordSource(Sequence[Record]):
             )
         return _Opened(examples, np.cumsum(lengths))
 
-    def _damaged(self, number: int, reason: str) -> DamagedRecord:
+    def _damaged(self, number: int, reason: str) -> DamagedRecordError:
         assert self._opened is not None
         shard = self._shards[int(np.searchsorted(self._opened.ends, number, side="right"))]
-        return DamagedRecord(
+        return DamagedRecordError(
             f"{self.directory / shard}: record {number} of split {self.split!r} cannot be read: {reason}. "
             f"`earthgpt data check {self.directory}` names every damaged shard; copy or build them anew, or leave "
             "damaged records out with --config.data.on_damaged=skip"
@@ -322,7 +322,7 @@ def open_source(directory: Path, split: str, *, tasks: Collection[Task] = ()) ->
 def _has_images(source: RecordSource) -> bool:
     """Whether images ship, as the first record that can be read tells; what to do about the others is the reader's."""
     for record in range(len(source)):
-        with contextlib.suppress(DamagedRecord):
+        with contextlib.suppress(DamagedRecordError):
             return bool(source[record].image)
     return len(source) > 0
 
@@ -358,7 +358,7 @@ class Together(Sequence[Record]):
         self.fingerprint = prints[0] if len(prints) == 1 else joined
 
     @property
-    def annotated(self) -> dict[str, Annotated]:
+    def annotated(self) -> dict[str, AnnotatedClasses]:
         """Source -> the classes that it annotates."""
         return {source.name: source.annotated for source in self._sources}
 

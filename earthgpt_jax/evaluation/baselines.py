@@ -53,7 +53,7 @@ class _Answers:
         turns = collections.defaultdict(list)
         for record in records:
             for turn in record.turns:
-                turns[turn.type].append(turn.answer)
+                turns[turn.question_type].append(turn.answer)
         self._vqa = {kind: _most_frequent(values) for kind, values in turns.items()}
         self._caption = _best_caption([record.references for record in records if record.references])
         self._phrase = _medoid([item.phrase for record in records for item in record.objects if item.phrase])
@@ -146,7 +146,7 @@ def shuffled(predictions: Sequence[Prediction], *, seed: int = 0) -> list[Predic
         order = rng.permutation(len(rows))
         for place, following in zip(order, np.roll(order, -1), strict=True):
             given[rows[place].id] = _right_answer(rows[following]) if len(rows) > 1 else ""
-    return [p.saying(given[p.id], grammar=MMRS, frame=FrameKind.SQUARE.value) for p in predictions]
+    return [p.saying(given[p.id], box_format=MMRS, frame=FrameKind.SQUARE.value) for p in predictions]
 
 
 def _right_answer(p: Prediction) -> str:

@@ -75,7 +75,7 @@ class Benchmark:
     kinds: tuple[str, ...] = ()
     questions: int = 0
     asked: str = ""
-    grammar: str = "mmrs"
+    box_format: str = "mmrs"
     prompt: str = ""
     synonyms: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     published: tuple[Published, ...] = ()

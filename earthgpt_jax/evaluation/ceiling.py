@@ -19,7 +19,7 @@ class Writing:
 
     name: str
     kind: BoxKind
-    grammar: str
+    box_format: str
     write: Callable[[np.ndarray, Square], str]
 
 
@@ -27,14 +27,14 @@ def _fractions(kind: BoxKind, decimals: int) -> Writing:
     def write(polygon: np.ndarray, square: Square) -> str:
         return format_boxes([polygon], square=square, decimals=decimals, kind=kind)
 
-    return Writing(name=f"{decimals} decimals", kind=kind, grammar="mmrs", write=write)
+    return Writing(name=f"{decimals} decimals", kind=kind, box_format="mmrs", write=write)
 
 
-def _foreign(name: str, kind: BoxKind, grammar: str) -> Writing:
+def _foreign(name: str, kind: BoxKind, box_format: str) -> Writing:
     def write(polygon: np.ndarray, square: Square) -> str:
-        return write_boxes([polygon], grammar=grammar, frame=square)
+        return write_boxes([polygon], box_format=box_format, frame=square)
 
-    return Writing(name=name, kind=kind, grammar=grammar, write=write)
+    return Writing(name=name, kind=kind, box_format=box_format, write=write)
 
 
 WRITINGS: tuple[Writing, ...] = (
@@ -96,7 +96,7 @@ def _square(record: Record) -> Square:
 
 def _iou(polygon: np.ndarray, square: Square, writing: Writing) -> float:
     """Of the box as it is read with the box as it is; 0 if it cannot be read."""
-    parsed = parse(writing.write(polygon, square), grammar=writing.grammar)
+    parsed = parse(writing.write(polygon, square), box_format=writing.box_format)
     if len(parsed.boxes) != 1:
         return 0.0
     read = parsed.boxes[0].pixels(square).astype(np.float64)

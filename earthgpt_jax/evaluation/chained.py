@@ -34,9 +34,9 @@ from earthgpt_jax.evaluation.metrics.parsed_boxes import boxes_of
 from earthgpt_jax.evaluation.predictions import DETECTION, Chained, Prediction, Step
 from earthgpt_jax.evaluation.runner import Answerer, Asked, LogProbs, View
 from earthgpt_jax.input.prompts.derived import Derived
-from earthgpt_jax.input.prompts.questions import Grammar, Question, ask, candidates
+from earthgpt_jax.input.prompts.questions import BoxStyle, Question, ask, candidates
 from earthgpt_jax.input.prompts.templates import choose
-from earthgpt_jax.records import UNKNOWN, Annotated, Record, Task
+from earthgpt_jax.records import UNKNOWN_CLASSES, AnnotatedClasses, Record, Task
 
 
 class Protocol(enum.StrEnum):
@@ -75,7 +75,7 @@ def detect(
     *,
     kinds: Sequence[Chained],
     protocol: Protocol,
-    annotated: Mapping[str, Annotated],
+    annotated: Mapping[str, AnnotatedClasses],
     out: Path,
     header: Mapping[str, Any],
     view: View,
@@ -147,12 +147,12 @@ def _id(record_id: str, kind: Chained) -> str:
 
 def _direct(record: Record, kind: Chained, decimals: int) -> Question:
     """The direct question, for its truth, under the chain's name."""
-    question = ask(record, _DIRECT[kind].value, 0, grammar=Grammar(decimals=decimals))
+    question = ask(record, _DIRECT[kind].value, 0, box_style=BoxStyle(decimals=decimals))
     return dataclasses.replace(question, id=_id(record.id, kind), task=kind.value)
 
 
-def _classes(record: Record, annotated: Mapping[str, Annotated]) -> list[str]:
-    classes = sorted(annotated.get(record.source, UNKNOWN).shares)
+def _classes(record: Record, annotated: Mapping[str, AnnotatedClasses]) -> list[str]:
+    classes = sorted(annotated.get(record.source, UNKNOWN_CLASSES).shares)
     if not classes:
         raise EarthGPTError(
             f"chained detection asks for each class that a dataset annotates, which {record.source} does not tell; "

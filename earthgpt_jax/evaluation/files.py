@@ -50,7 +50,9 @@ class Process:
 
     def agree(self, header: Mapping[str, Any]) -> None:
         """Refuses, on all of them, to go on where they would answer something else, or differently."""
-        differing = distributed.disagreements([json.loads(text) for text in distributed.gather(json.dumps(header))])
+        differing = distributed.inconsistencies(
+            [json.loads(text) for text in distributed.gather_texts(json.dumps(header))]
+        )
         if differing:
             raise EarthGPTError(
                 f"the {self.count} processes of this evaluation differ ({'; '.join(differing)}); give all of them the "
@@ -64,7 +66,7 @@ class Process:
         Raises:
             EarthGPTError: on all of them, where it failed on one.
         """
-        with distributed.all_or_none(doing):
+        with distributed.fail_together(doing):
             try:
                 yield
             except Exception:

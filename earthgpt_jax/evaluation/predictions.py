@@ -94,7 +94,7 @@ class Prediction:
     object_index: int | None
     width: int
     height: int
-    grammar: str = MMRS
+    box_format: str = MMRS
     frame: str = FrameKind.SQUARE.value
     confidences: tuple[float, ...] = ()
     synonyms: tuple[str, ...] = ()

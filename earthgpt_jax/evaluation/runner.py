@@ -21,8 +21,8 @@ from earthgpt_jax.evaluation.predictions import WITH_BOXES, Prediction
 from earthgpt_jax.inference.engine import Answer, Ask, Scene
 from earthgpt_jax.input.images import grey_square, load_square
 from earthgpt_jax.input.prompts.derived import Derived
-from earthgpt_jax.input.prompts.questions import Grammar, Question, ask, candidates, questions
-from earthgpt_jax.records import UNKNOWN, Annotated, Record, Task
+from earthgpt_jax.input.prompts.questions import BoxStyle, Question, ask, candidates, questions
+from earthgpt_jax.records import UNKNOWN_CLASSES, AnnotatedClasses, Record, Task
 
 # Longest answer of a task, in tokens: boxes take one token a digit.
 MAX_NEW_TOKENS: Mapping[str, int] = {
@@ -99,7 +99,7 @@ def plan(
     per_image: Mapping[str, int] | None = None,
     tasks: Sequence[Task] = tuple(Task),
     derived: Sequence[Derived] = (),
-    annotated: Mapping[str, Annotated] | None = None,
+    annotated: Mapping[str, AnnotatedClasses] | None = None,
 ) -> list[Asked]:
     """All questions of the records; at most `per_image[task]` an image, chosen by a hash of the id.
 
@@ -111,10 +111,10 @@ def plan(
     asked = []
     for index in range(len(records)):
         record = records[index]
-        grammar = Grammar(decimals=decimals)
-        classes = (annotated or {}).get(record.source, UNKNOWN)
-        everything = questions(record, grammar=grammar, tasks=tasks) + tuple(
-            ask(record, kind.value, place, grammar=grammar, annotated=classes)
+        box_style = BoxStyle(decimals=decimals)
+        classes = (annotated or {}).get(record.source, UNKNOWN_CLASSES)
+        everything = questions(record, box_style=box_style, tasks=tasks) + tuple(
+            ask(record, kind.value, place, box_style=box_style, annotated=classes)
             for kind in derived
             for place in candidates(record, kind.value, annotated=classes)
         )

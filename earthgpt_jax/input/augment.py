@@ -134,5 +134,5 @@ def holds_turned(question: Question) -> bool:
 
 
 def _boxes(text: str) -> bool:
-    found = parse(text, grammar=AUTO)
+    found = parse(text, box_format=AUTO)
     return bool(found.boxes or found.rejections)

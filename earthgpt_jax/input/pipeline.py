@@ -215,7 +215,7 @@ def train_batches(
         dataset = dataset.map(_pack).mp_prefetch(
             grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=_ROWS_AHEAD),
             # A run that is told to stop still needs its rows until it has saved.
-            worker_init_fn=lambda *_: processes.prepare(signal.SIGTERM),
+            worker_init_fn=lambda *_: processes.init_worker(signal.SIGTERM),
         )
     iterator = iter(dataset)
     made = map(_unpack, iterator) if workers else iterator

@@ -12,7 +12,7 @@ import jinja2
 import numpy as np
 
 from earthgpt_jax.boxes import Square, parse, polygon_to_rect, rect_to_polygon
-from earthgpt_jax.common.pictures import Encoding, data_uri, points
+from earthgpt_jax.common.pictures import Encoding, data_uri, svg_points
 from earthgpt_jax.config import Config
 from earthgpt_jax.datasets.inspect.sheet import COLOURS, extent
 from earthgpt_jax.input.batch import Batch
@@ -24,7 +24,7 @@ from earthgpt_jax.input.pipeline import Assembler, InputSpec
 from earthgpt_jax.input.tokenizer import Tokenizer
 from earthgpt_jax.input.transcript import Span, transcript
 from earthgpt_jax.raster.decode import decode
-from earthgpt_jax.records import UNKNOWN, Annotated, Object, Record, Task
+from earthgpt_jax.records import UNKNOWN_CLASSES, AnnotatedClasses, Object, Record, Task
 
 _LONGEST_SIDE = 1024  # of an original on the page
 
@@ -92,7 +92,7 @@ class Shown:
 
 def page(
     records: Sequence[Record], *, title: str, recipe: str, config: Config, tokenizer: Tokenizer,
-    annotated: Mapping[str, Annotated] | None = None,
+    annotated: Mapping[str, AnnotatedClasses] | None = None,
 ) -> str:  # fmt: skip
     """The HTML page; everything in it is inline, and it has no JavaScript.
 
@@ -117,7 +117,7 @@ class _Alone:
     """A record as a dataset of its own."""
 
     name: str
-    annotated: Annotated
+    annotated: AnnotatedClasses
     record: Record
 
     def __getitem__(self, index: int) -> Record:
@@ -125,7 +125,7 @@ class _Alone:
 
 
 def seen(
-    records: Sequence[Record], *, config: Config, tokenizer: Tokenizer, annotated: Mapping[str, Annotated]
+    records: Sequence[Record], *, config: Config, tokenizer: Tokenizer, annotated: Mapping[str, AnnotatedClasses]
 ) -> dict[str, Seen]:
     """Record id -> the first of the samples that an epoch makes of it; without those records that have no image."""
     asking, room = asking_of(config, tokenizer)
@@ -134,7 +134,7 @@ def seen(
     for record in records:
         if not record.image:
             continue
-        known = annotated.get(record.source, UNKNOWN)
+        known = annotated.get(record.source, UNKNOWN_CLASSES)
         index = measure([record], asking=asking, annotated=known)
         made = Drawing(index, times=times, epochs=1, room=room, seed=config.seed).epoch(0)
         first = made.of(0) if len(made) else np.zeros(0, np.int64)
@@ -157,7 +157,7 @@ def _seen(batch: Batch, tokenizer: Tokenizer, *, left_out: int, later: int) -> S
     for number, spans in enumerate(read.questions):
         colour = COLOURS[number % len(COLOURS)]
         own = [
-            Drawn(points=points(box.pixels(Square(*pixels.shape[:2]))), colour=colour, title=box.label)
+            Drawn(points=svg_points(box.pixels(Square(*pixels.shape[:2]))), colour=colour, title=box.label)
             for box in parse("".join(span.text for span in spans)).boxes
         ]
         boxes += own
@@ -216,7 +216,7 @@ def _drawn(item: Object, colour: str, *, upright: bool) -> Drawn:
     if item.visible < 1:
         notes.append(f"cut: {item.visible:.0%} of it is here")
     marks = " ".join(["difficult"] * item.difficult + ["cut"] * (item.visible < 1))
-    return Drawn(points=points(polygon), colour=colour, title=", ".join(notes), marks=marks)
+    return Drawn(points=svg_points(polygon), colour=colour, title=", ".join(notes), marks=marks)
 
 
 def _picture(caption: str, pixels: np.ndarray, boxes: Sequence[Drawn], *, encoding: Encoding) -> Picture:

@@ -13,9 +13,9 @@ import jinja2
 import numpy as np
 from tqdm import tqdm
 
-from earthgpt_jax.common.tables import aligned
+from earthgpt_jax.common.tables import align_columns
 from earthgpt_jax.datasets import store
-from earthgpt_jax.input.prompts.questions import Grammar, questions
+from earthgpt_jax.input.prompts.questions import BoxStyle, questions
 from earthgpt_jax.input.tokenizer import Tokenizer
 from earthgpt_jax.records import Record, Task
 
@@ -133,7 +133,7 @@ def measure(directories: Sequence[Path], *, tokenizer: Tokenizer) -> list[Statis
 
 
 def _texts(record: Record, tokenizer: Tokenizer) -> Iterator[tuple[str, int, list[int]]]:
-    for question in questions(record, grammar=Grammar()):
+    for question in questions(record, box_style=BoxStyle()):
         kind = f"{question.task}: {question.kind}" if question.kind else question.task
         yield kind, len(tokenizer.encode(question.text)), [len(tokenizer.encode(t)) for t in question.references]
 
@@ -240,7 +240,7 @@ def text(found: Statistics) -> str:
     """All tables, for a terminal."""
     lines = [found.name]
     for title, columns, rows in tables(found):
-        lines += ["", f"  {title}", *aligned([columns, *rows], indent="    ")]
+        lines += ["", f"  {title}", *align_columns([columns, *rows], indent="    ")]
     return "\n".join(lines)
 
 

@@ -25,7 +25,7 @@ from safetensors.numpy import load_file, save_file
 from earthgpt_jax import params as params_lib
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.common.resources import assets_path
-from earthgpt_jax.config import ModelConfig, resolve_model, to_dict
+from earthgpt_jax.config import ModelConfig, model_from_dict, to_dict
 from earthgpt_jax.models import earthgpt
 from earthgpt_jax.params import Params
 from earthgpt_jax.sharding.mesh import Placement
@@ -77,7 +77,7 @@ def describe(name: str | Path) -> ModelDir:
         values = json.loads((path / "config.json").read_text())
         return ModelDir(
             path=path,
-            model=resolve_model(values["model"], where=f"{path / 'config.json'}"),
+            model=model_from_dict(values["model"], where=f"{path / 'config.json'}"),
             decimals=values["decimals"],
             chat_template=values["chat_template"],
             about=values["about"],

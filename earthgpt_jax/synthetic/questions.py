@@ -76,7 +76,7 @@ def _is_there(name: str, *, present: bool, rng: np.random.Generator) -> Turn:
         f"Are there any {OBJECTS[name].plural} in the image?",
         f"Does the image show {article(name)}?",
     )
-    return Turn(question=_pick(rng, wordings), answer="yes" if present else "no", type="presence")
+    return Turn(question=_pick(rng, wordings), answer="yes" if present else "no", question_type="presence")
 
 
 def _count(view: View, rng: np.random.Generator) -> Turn:
@@ -88,7 +88,7 @@ def _count(view: View, rng: np.random.Generator) -> Turn:
 def _how_many(name: str, count: int, rng: np.random.Generator) -> Turn:
     plural = OBJECTS[name].plural
     wordings = (f"How many {plural} are there in the image?", f"What is the number of {plural} in the image?")
-    return Turn(question=_pick(rng, wordings), answer=str(count), type="count")
+    return Turn(question=_pick(rng, wordings), answer=str(count), question_type="count")
 
 
 def _comparison(view: View, rng: np.random.Generator) -> Turn | None:
@@ -108,7 +108,7 @@ def _more_than(view: View, first: str, second: str) -> Turn:
     return Turn(
         question=f"Are there more {OBJECTS[first].plural} than {OBJECTS[second].plural} in the image?",
         answer="yes" if view.counts.get(first, 0) > view.counts.get(second, 0) else "no",
-        type="comparison",
+        question_type="comparison",
     )
 
 
@@ -120,7 +120,7 @@ def _sensor(view: View, rng: np.random.Generator) -> Turn:
             "What kind of sensor was this image taken with?",
         ),
     )
-    return Turn(question=wording, answer=view.sensor.value, type="sensor")
+    return Turn(question=wording, answer=view.sensor.value, question_type="sensor")
 
 
 def _position(view: View, rng: np.random.Generator) -> Turn | None:
@@ -136,13 +136,13 @@ def _position(view: View, rng: np.random.Generator) -> Turn | None:
     if not candidates:
         return None
     question, answer = _pick(rng, candidates)
-    return Turn(question=question, answer=answer, type="position")
+    return Turn(question=question, answer=answer, question_type="position")
 
 
 def _object_class(view: View, rng: np.random.Generator) -> Turn | None:
     if len(view.counts) == 1:
         wording = _pick(rng, ("What kind of object is in the image?", "Which class of objects does the image show?"))
-        return Turn(question=wording, answer=next(iter(view.counts)), type="object_class")
+        return Turn(question=wording, answer=next(iter(view.counts)), question_type="object_class")
     alone = []
     for item in view.objects:
         others = [o for o in view.objects if o is not item]
@@ -151,7 +151,9 @@ def _object_class(view: View, rng: np.random.Generator) -> Turn | None:
     if not alone:
         return None
     item = _pick(rng, alone)
-    return Turn(question=f"What kind of object is in the {region(item)}?", answer=item.kind.name, type="object_class")
+    return Turn(
+        question=f"What kind of object is in the {region(item)}?", answer=item.kind.name, question_type="object_class"
+    )
 
 
 def _setting(view: View, rng: np.random.Generator) -> Turn | None:
@@ -159,4 +161,4 @@ def _setting(view: View, rng: np.random.Generator) -> Turn | None:
     if view.objects and setting is Setting.RURAL and rng.random() > _RURAL_SHARE:
         return None
     wording = _pick(rng, ("Is it a rural or an urban area?", "Is the area in the image rural or urban?"))
-    return Turn(question=wording, answer=setting.value, type="rural_urban")
+    return Turn(question=wording, answer=setting.value, question_type="rural_urban")

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from earthgpt_jax import distributed
 from earthgpt_jax import params as params_lib
 from earthgpt_jax.common.errors import EarthGPTError
-from earthgpt_jax.config import Config, resolve, to_dict
+from earthgpt_jax.config import Config, from_dict, to_dict
 from earthgpt_jax.input.packing.efficiency import text
 from earthgpt_jax.input.packing.planner import planned
 from earthgpt_jax.input.packing.schedule import Planned, differences
@@ -72,14 +72,14 @@ def train(config: Config, workdir: Path, *, profile: Profile | None = None, yard
         Stopped: by SIGTERM or Ctrl-C, with the running step saved.
     """
     clock = Clock()
-    distributed.agree({"config": to_dict(config), "code": distributed.code()})
+    distributed.check_consistent({"config": to_dict(config), "code": distributed.code_version()})
     finished = workdir / "model"
-    with distributed.all_or_none("the start"):
+    with distributed.fail_together("the start"):
         _refuse_other(config, workdir)
         if not finished.exists():
             start = initial(config)
             data = planned(config, tokenizer=Tokenizer(start.tokenizer))
-    distributed.agree({"model is finished": finished.exists()})
+    distributed.check_consistent({"model is finished": finished.exists()})
     if finished.exists():
         return finished
 
@@ -89,7 +89,7 @@ def train(config: Config, workdir: Path, *, profile: Profile | None = None, yard
     frozen = freeze(frozen, config.frozen_dtype)
     frozen_print = params_lib.fingerprint(frozen)
     identity = data.plan.identity() | {"frozen weights": frozen_print}
-    distributed.agree({"data": identity})
+    distributed.check_consistent({"data": identity})
     mesh = build_mesh(config.mesh, rows=config.data.batch_size // config.optim.microbatches)
     place = rules.placement(config.model, start.params, mesh=mesh)
     trained, frozen = place.put(trained), place.put(frozen)
@@ -116,7 +116,9 @@ def train(config: Config, workdir: Path, *, profile: Profile | None = None, yard
         _put(workdir / "plan.txt", text(data.plan, batch_size=config.data.batch_size) + "\n")
     checkpoints = Checkpoints(workdir, config.checkpoint)
     latest = checkpoints.latest()
-    distributed.agree({"newest checkpoint": latest})  # a work directory that not all of them see would show here
+    distributed.check_consistent(
+        {"newest checkpoint": latest}
+    )  # a work directory that not all of them see would show here
     if latest is not None:
         state, extra = checkpoints.restore(latest, state)
         _refuse_other_data(extra["identity"], identity, workdir)
@@ -189,7 +191,7 @@ def train(config: Config, workdir: Path, *, profile: Profile | None = None, yard
                 "parent": start.about,
             },
         )
-    distributed.gather("")  # until the model is written
+    distributed.gather_texts("")  # until the model is written
     return finished
 
 
@@ -217,7 +219,7 @@ def _refuse_other(config: Config, workdir: Path) -> None:
     if not path.exists():
         return
     # Fields that the file is older than have their default, which is what that version did.
-    before = to_dict(resolve(json.loads(path.read_text()), where=str(path)))
+    before = to_dict(from_dict(json.loads(path.read_text()), where=str(path)))
     differing = [line for line in _differences(before, to_dict(config)) if not line.startswith(_FREE)]
     if differing:
         raise EarthGPTError(

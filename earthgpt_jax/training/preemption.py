@@ -15,7 +15,7 @@ from types import FrameType
 import jax
 from jax.experimental import multihost_utils
 
-from earthgpt_jax.common.errors import AGAIN, INTERRUPTED
+from earthgpt_jax.common.errors import EXIT_INTERRUPTED, EXIT_RETRY
 
 
 class Notice:
@@ -64,7 +64,7 @@ class Notice:
     @property
     def status(self) -> int:
         """The exit status that says so."""
-        return INTERRUPTED if self._signal is signal.SIGINT else AGAIN
+        return EXIT_INTERRUPTED if self._signal is signal.SIGINT else EXIT_RETRY
 
     def _note(self, number: int, _: FrameType | None) -> None:
         if self._signal is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from earthgpt_jax.common.errors import Stopped
+from earthgpt_jax.common.errors import RunStopped
 from earthgpt_jax.training.checkpoints import Checkpoints
 from earthgpt_jax.training.preemption import Notice
 from earthgpt_jax.training.step import State
@@ -40,7 +40,7 @@ class Saver:
         self._checkpoints.save(step, state, self._about | {"data_position": step})
         if self._told:
             self._checkpoints.wait()
-            raise Stopped(
+            raise RunStopped(
                 f"stopped ({self._notice.because()}): step {step} of {self._last} is saved in "
                 f"{self._checkpoints.folder(step)}. The same command goes on from there.",
                 status=self._notice.status,

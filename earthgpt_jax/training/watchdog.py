@@ -12,11 +12,11 @@ import threading
 import time
 from pathlib import Path
 
-from earthgpt_jax.common.errors import AGAIN
+from earthgpt_jax.common.errors import EXIT_RETRY
 
 
 class Watchdog:
-    """While it is entered: `beat()` within every `seconds`, or the process ends with status `AGAIN`.
+    """While it is entered: `beat()` within every `seconds`, or the process ends with status `EXIT_RETRY`.
 
     The stacks of all threads then stand in `report` and on stderr. Where even this thread cannot run, because
     whatever hangs holds the interpreter's lock, `faulthandler`'s own thread writes the stacks to stderr `grace`
@@ -56,7 +56,7 @@ class Watchdog:
     def _bite(self) -> None:
         message = (
             f"no step was finished for {self._seconds / 60:.3g} minutes (watchdog.minutes), after "
-            f"{self._beats - 1} in this start; ending with status {AGAIN}"
+            f"{self._beats - 1} in this start; ending with status {EXIT_RETRY}"
         )
         try:
             self._report.parent.mkdir(parents=True, exist_ok=True)
@@ -70,4 +70,4 @@ class Watchdog:
         finally:
             os.write(2, f"error: {message}\n".encode())
             faulthandler.dump_traceback(file=sys.__stderr__ or 2)
-            os._exit(AGAIN)
+            os._exit(EXIT_RETRY)

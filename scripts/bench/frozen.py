@@ -20,7 +20,7 @@ import numpy as np
 from tqdm import tqdm
 
 from earthgpt_jax import params as params_lib
-from earthgpt_jax.common.tables import aligned
+from earthgpt_jax.common.tables import align_columns
 from earthgpt_jax.config import FrozenDType, load
 from earthgpt_jax.datasets.store import write
 from earthgpt_jax.input.packing.planner import planned
@@ -86,7 +86,7 @@ def _compare(model: str, recipe: str, data: Path, count: int) -> None:
              f"{value - reference:+.5f} ({value / reference - 1:+.2%})")
         )  # fmt: skip
     print(f"{model}, {recipe}: {int(weight)} supervised tokens")
-    print("\n".join(aligned(table)))
+    print("\n".join(align_columns(table)))
 
 
 def _bytes(tree: dict) -> int:

@@ -27,14 +27,14 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from earthgpt_jax.common.tables import aligned
-from earthgpt_jax.config import resolve_model
+from earthgpt_jax.common.tables import align_columns
+from earthgpt_jax.config import model_from_dict
 from earthgpt_jax.convert.exporter import export_hf
 from earthgpt_jax.inference.engine import Ask, Engine, Scene
 from earthgpt_jax.inference.reference import Prompts, generate
 from earthgpt_jax.input.batch import TEXT_SLOT
 from earthgpt_jax.input.images import load_square
-from earthgpt_jax.input.prompts.questions import Grammar, questions
+from earthgpt_jax.input.prompts.questions import BoxStyle, questions
 from earthgpt_jax.input.sequences import prompt
 from earthgpt_jax.models import earthgpt, model_dir
 from earthgpt_jax.records import Task
@@ -138,15 +138,15 @@ def main() -> None:
                      f"{way.core_rate / one.core_rate:.1f}", f"{way.rate / own.rate:.1f}", saved.get(way.name, ""),
                      f"{same} of {len(way.items)}")
                 )  # fmt: skip
-            print("\n".join(aligned(table[:1] + table[-len(best) :])), flush=True)
-    print("\n".join(aligned(table)))
+            print("\n".join(align_columns(table[:1] + table[-len(best) :])), flush=True)
+    print("\n".join(align_columns(table)))
 
 
 def _small(path: Path) -> Path:
     """A model directory with random weights; its tokenizer is that of `tiny`."""
     tiny = model_dir.describe("tiny")
     values = {**_SMALL, "adapter": {"kind": "scale+bias"}, "compute_dtype": "float32"}
-    model = resolve_model(values, where="small")
+    model = model_from_dict(values, where="small")
     _, params = earthgpt.init(model, seed=0)
     model_dir.write(
         path, model_dir.as_numpy(params), model=model, decimals=tiny.decimals, chat_template=tiny.chat_template,
@@ -160,7 +160,7 @@ def _items(images: int, each: int, *, size: int) -> list[Item]:
     items = []
     for number in range(images):
         record = source[number]
-        asked = questions(record, grammar=Grammar(), tasks=[Task.VQA])
+        asked = questions(record, box_style=BoxStyle(), tasks=[Task.VQA])
         square = load_square(record.image, size)
         items += [Item(f"{number}/{i}", record.image, square, asked[i % len(asked)].text) for i in range(each)]
     return items

@@ -37,7 +37,7 @@ import optax
 from flax import nnx
 
 from earthgpt_jax import params as params_lib
-from earthgpt_jax.common.tables import aligned
+from earthgpt_jax.common.tables import align_columns
 from earthgpt_jax.config import LINEARS, AdapterConfig, AdapterKind, DType, LlamaConfig, OptimConfig, Remat
 from earthgpt_jax.convert import tables
 from earthgpt_jax.models.llama import Execution, Llama
@@ -164,7 +164,7 @@ def main() -> None:
                 (trained, "ours packed, theirs padded", "", "", *_shown(packed), who, *_shown(padded),
                  f"{packed[1] / padded[1]:.2f}")
             )  # fmt: skip
-        print("\n".join(aligned(table)), flush=True)
+        print("\n".join(align_columns(table)), flush=True)
 
 
 def _shown(rates: Sequence[float]) -> tuple[str, str]:

@@ -23,7 +23,7 @@ import numpy as np
 from tqdm import tqdm
 
 from earthgpt_jax import params as params_lib
-from earthgpt_jax.common.tables import aligned
+from earthgpt_jax.common.tables import align_columns
 from earthgpt_jax.config import Config, load
 from earthgpt_jax.input.batch import Batch
 from earthgpt_jax.input.packing.planner import planned
@@ -80,7 +80,7 @@ def main() -> None:
              *(f"{of(taken):.1f}" for of in (statistics.median, min, max)),
              f"{statistics.median(taken) / packed:.2f}")
         )  # fmt: skip
-    print("\n".join(aligned(table)))
+    print("\n".join(align_columns(table)))
 
 
 def _samples(batches: Sequence[Batch]) -> int:

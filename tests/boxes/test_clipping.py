@@ -6,7 +6,7 @@ import shapely
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from earthgpt_jax.boxes import clipped, degenerate, polygon_to_rect, rect_to_polygon, rotated_to_polygon
+from earthgpt_jax.boxes import clip, degeneracy, polygon_to_rect, rect_to_polygon, rotated_to_polygon
 
 COORDINATES = st.floats(-100, 200)
 SIDES = st.floats(0.5, 150)
@@ -21,7 +21,7 @@ def _shape(polygon):
 @settings(deadline=None)
 def test_an_upright_box_is_cut_at_the_border(x, y, w, h):
     box = rect_to_polygon(x, y, x + w, y + h)
-    polygon, share = clipped(box, *WINDOW)
+    polygon, share = clip(box, *WINDOW)
     inside = _shape(box).intersection(shapely.box(*WINDOW))
     assert share == pytest.approx(inside.area / _shape(box).area, abs=1e-6) or np.isnan(polygon).all()
     if share:
@@ -34,13 +34,13 @@ def test_an_upright_box_is_cut_at_the_border(x, y, w, h):
 @settings(deadline=None)
 def test_an_oriented_box_becomes_the_smallest_around_what_is_inside(cx, cy, w, h, angle):
     box = rotated_to_polygon(cx=cx, cy=cy, w=w, h=h, angle=angle)
-    polygon, share = clipped(box, *WINDOW)
+    polygon, share = clip(box, *WINDOW)
     inside = _shape(box).intersection(shapely.box(*WINDOW))
     assert 0 <= share <= 1
     if not share:
         assert np.isnan(polygon).all() and inside.area < 1e-2
         return
-    assert not degenerate(polygon, width=100, height=80)
+    assert not degeneracy(polygon, width=100, height=80)
     assert share == pytest.approx(inside.area / _shape(box).area, abs=1e-6)
     assert inside.difference(_shape(polygon)).area < 1e-3 * inside.area + 1e-3
     # Never larger than the whole, nor than the upright rectangle around the part.
@@ -49,13 +49,13 @@ def test_an_oriented_box_becomes_the_smallest_around_what_is_inside(cx, cy, w, h
 
 def test_a_box_inside_keeps_its_corners_even_if_it_is_no_rectangle():
     trapezium = np.array([10, 10, 30, 12, 28, 30, 12, 25], np.float32)
-    polygon, share = clipped(trapezium, *WINDOW)
+    polygon, share = clip(trapezium, *WINDOW)
     assert share == 1 and polygon.tolist() == trapezium.tolist()
 
 
 def test_outside_and_touching_are_nothing_and_no_box_is_an_error():
     for box in (rect_to_polygon(200, 0, 210, 10), rect_to_polygon(100, 0, 110, 10)):
-        polygon, share = clipped(box, *WINDOW)
+        polygon, share = clip(box, *WINDOW)
         assert share == 0 and np.isnan(polygon).all()
     with pytest.raises(ValueError, match="coincide"):
-        clipped(np.array([0, 0, 1, 0, 1, 0, 0, 0.0]), *WINDOW)
+        clip(np.array([0, 0, 1, 0, 1, 0, 0, 0.0]), *WINDOW)

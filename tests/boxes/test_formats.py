@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from earthgpt_jax.boxes import (
     AUTO,
-    GRAMMARS,
+    BOX_FORMATS,
     BoxKind,
+    FullImage,
     Square,
-    Whole,
     canonical,
     parse,
     polygon_to_rect,
@@ -49,24 +49,24 @@ EXAMPLES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("grammar", "text", "label", "coords"), EXAMPLES)
-def test_one_box_in_each_grammar(grammar, text, label, coords):
-    parsed = parse(text, grammar=grammar, size=SIZE)
-    assert parsed.grammar == grammar and not parsed.rejections
+@pytest.mark.parametrize(("box_format", "text", "label", "coords"), EXAMPLES)
+def test_one_box_in_each_grammar(box_format, text, label, coords):
+    parsed = parse(text, box_format=box_format, size=SIZE)
+    assert parsed.box_format == box_format and not parsed.rejections
     (box,) = parsed.boxes
     assert box.label == label and box.kind == {4: BoxKind.HBB, 8: BoxKind.OBB}[len(coords)]
     np.testing.assert_allclose(box.coords, coords, atol=1e-5)
 
 
 def test_every_grammar_has_an_example():
-    assert {name for name, *_ in EXAMPLES} | {"vrsbench_obb_v2"} == set(GRAMMARS)
+    assert {name for name, *_ in EXAMPLES} | {"vrsbench_obb_v2"} == set(BOX_FORMATS)
 
 
 def test_the_second_obb_of_vrsbench_is_two_corners_and_an_angle():
     # A unit square's corners: nearest (20, 30), farthest (60, 70) of a box at 0 degrees; then turned by 45.
-    flat = parse("{<20><30><60><70>|<0>}", grammar="vrsbench_obb_v2").boxes[0]
+    flat = parse("{<20><30><60><70>|<0>}", box_format="vrsbench_obb_v2").boxes[0]
     np.testing.assert_allclose(polygon_to_rect(np.array(flat.coords)), (0.2, 0.3, 0.6, 0.7), atol=1e-6)
-    turned = parse("{<40><30><60><70>|<45>}", grammar="vrsbench_obb_v2").boxes[0]
+    turned = parse("{<40><30><60><70>|<45>}", box_format="vrsbench_obb_v2").boxes[0]
     corners = np.array(turned.coords).reshape(4, 2)
     for corner in ((0.4, 0.3), (0.6, 0.7)):
         assert np.abs(corners - corner).sum(axis=1).min() < 1e-5
@@ -74,17 +74,17 @@ def test_the_second_obb_of_vrsbench_is_two_corners_and_an_angle():
 
 
 def test_one_syntax_has_four_meanings():
-    syntax = GRAMMARS["geochat"].syntax
-    sharing = [name for name, row in GRAMMARS.items() if row.syntax is syntax]
-    read = {parse("{<30><45><70><55>|<30>}", grammar=name).boxes for name in sharing}
+    syntax = BOX_FORMATS["geochat"].syntax
+    sharing = [name for name, row in BOX_FORMATS.items() if row.syntax is syntax]
+    read = {parse("{<30><45><70><55>|<30>}", box_format=name).boxes for name in sharing}
     assert len(sharing) == len(read) == 4
-    guess = parse("{<30><45><70><55>|<30>}", grammar=AUTO)
-    assert not guess.boxes and guess.grammar == ""
+    guess = parse("{<30><45><70><55>|<30>}", box_format=AUTO)
+    assert not guess.boxes and guess.box_format == ""
     assert guess.rejections[0].startswith("ambiguous: the text fits geochat, geochat_ccw, vrsbench_obb_v1")
 
 
 @pytest.mark.parametrize(
-    ("text", "grammar"),
+    ("text", "box_format"),
     [
         ("<p>two ships</p>[0.1,0.1,0.2,0.2;0.3,0.3,0.4,0.4]", "mmrs"),
         ("[0.1,0.2,0.3,0.4]", "mmrs|lhrs"),  # the same fractions, of another frame
@@ -100,16 +100,16 @@ def test_one_syntax_has_four_meanings():
         ('{"bbox_2d": [100, 200, 300, 400]}', "ambiguous"),
     ],
 )
-def test_what_a_text_is_in_is_told_where_it_can_be(text, grammar):
-    parsed = parse(text, grammar=AUTO)
-    if grammar == "ambiguous":
+def test_what_a_text_is_in_is_told_where_it_can_be(text, box_format):
+    parsed = parse(text, box_format=AUTO)
+    if box_format == "ambiguous":
         assert not parsed.boxes and "ambiguous" in parsed.rejections[0]
     else:
-        assert parsed.grammar == grammar and bool(parsed.boxes) == bool(grammar) and not parsed.rejections
+        assert parsed.box_format == box_format and bool(parsed.boxes) == bool(box_format) and not parsed.rejections
 
 
 @pytest.mark.parametrize(
-    ("grammar", "text", "reason"),
+    ("box_format", "text", "reason"),
     [
         ("geochat", "{<30><45><70><55>|<361>}", "361 degrees are more than a turn"),
         ("geochat", "{<30><45><170><55>|<30>}", "170 is beyond the scale, which ends at 100"),
@@ -141,31 +141,32 @@ def test_what_a_text_is_in_is_told_where_it_can_be(text, grammar):
         ("falcon_quad", "<quad><0><0><9><9><9><0><0><9></quad>", "cross"),
     ],
 )
-def test_what_is_no_box_is_rejected_with_its_reason(grammar, text, reason):
+def test_what_is_no_box_is_rejected_with_its_reason(box_format, text, reason):
     if reason == "expected 4 or 5 numbers, got 4":
         text, reason = "{<30><45><70>}", "expected 4 or 5 numbers, got 3"
-    parsed = parse(text, grammar=grammar, size=SIZE)
-    assert parsed.grammar == grammar and not parsed.boxes
+    parsed = parse(text, box_format=box_format, size=SIZE)
+    assert parsed.box_format == box_format and not parsed.boxes
     assert any(reason in rejection for rejection in parsed.rejections), parsed
 
 
 def test_a_bad_box_does_not_take_the_good_ones_with_it():
-    parsed = parse("{<1><2><3><4>|<0>}{<1><2><300><4>|<0>}", grammar="geochat")
+    parsed = parse("{<1><2><3><4>|<0>}{<1><2><300><4>|<0>}", box_format="geochat")
     assert len(parsed.boxes) == len(parsed.rejections) == 1
     both = parse(
-        "<ref>ship</ref><box>[[1,2,3,4],[5,6,7,8]]</box> and <ref>car</ref><box>[[9,9,9,9]]</box>", grammar="internvl"
+        "<ref>ship</ref><box>[[1,2,3,4],[5,6,7,8]]</box> and <ref>car</ref><box>[[9,9,9,9]]</box>",
+        box_format="internvl",
     )
     assert [box.label for box in both.boxes] == ["ship", "ship"] and len(both.rejections) == 1
 
 
 def test_a_grammar_that_does_not_exist_or_lacks_its_size_is_an_error():
     with pytest.raises(EarthGPTError, match="did you mean 'geochat'"):
-        parse("", grammar="geochats")
+        parse("", box_format="geochats")
     with pytest.raises(EarthGPTError, match="give the size"):
-        parse("", grammar="qwen2_5")
+        parse("", box_format="qwen2_5")
     for name in ("mmrs", "lhrs", "qwen2_5"):
         with pytest.raises(EarthGPTError, match="read only"):
-            write_boxes([], grammar=name, frame=Square(1, 1))
+            write_boxes([], box_format=name, frame=Square(1, 1))
 
 
 PIECES = (
@@ -178,29 +179,29 @@ PIECES = (
 @settings(max_examples=300, deadline=None)
 def test_no_text_raises_and_every_box_has_numbers(pieces):
     text = "".join(pieces)
-    for name in (AUTO, *GRAMMARS):
-        for box in parse(text, grammar=name, size=SIZE).boxes:
+    for name in (AUTO, *BOX_FORMATS):
+        for box in parse(text, box_format=name, size=SIZE).boxes:
             assert len(box.coords) == {BoxKind.HBB: 4, BoxKind.OBB: 8}[box.kind]
             assert np.isfinite(box.coords).all()
 
 
 # ------------------------------------------------------------------------------------------ round trips
-WRITTEN = [row for row in GRAMMARS.values() if row.scale > 1]
+WRITTEN = [row for row in BOX_FORMATS.values() if row.scale > 1]
 HORIZONTAL = [row.name for row in WRITTEN if row.counts == (4,)]
 ORIENTED = [row.name for row in WRITTEN if row.counts != (4,)]
 
 
 @given(
-    st.sampled_from(HORIZONTAL), st.sampled_from([Square(640, 480), Whole(640, 480), Square(300, 300)]),
+    st.sampled_from(HORIZONTAL), st.sampled_from([Square(640, 480), FullImage(640, 480), Square(300, 300)]),
     *[st.floats(0, 1)] * 4,
 )  # fmt: skip
 @settings(deadline=None, max_examples=200)
-def test_a_horizontal_box_comes_back_within_half_a_step(grammar, frame, x0, y0, x1, y1):
+def test_a_horizontal_box_comes_back_within_half_a_step(box_format, frame, x0, y0, x1, y1):
     (x0, x1), (y0, y1) = sorted((x0, x1)), sorted((y0, y1))
     box = rect_to_polygon(*frame.to_pixels([x0, y0, x1, y1]))
-    parsed = parse(write_boxes([box, box], grammar=grammar, frame=frame, label="ship"), grammar=grammar)
+    parsed = parse(write_boxes([box, box], box_format=box_format, frame=frame, label="ship"), box_format=box_format)
     assert len(parsed.boxes) == 2 and not parsed.rejections and {b.kind for b in parsed.boxes} == {BoxKind.HBB}
-    scale, half = GRAMMARS[grammar].scale, GRAMMARS[grammar].half
+    scale, half = BOX_FORMATS[box_format].scale, BOX_FORMATS[box_format].half
     assume(min(x1 - x0, y1 - y0) > 1 / scale)  # thinner ones are widened
     np.testing.assert_allclose(parsed.boxes[0].coords, [x0, y0, x1, y1], atol=(0.5 + half) / scale + 1e-6)
 
@@ -210,16 +211,16 @@ def test_a_horizontal_box_comes_back_within_half_a_step(grammar, frame, x0, y0, 
     st.floats(-4, 4),
 )  # fmt: skip
 @settings(deadline=None, max_examples=200)
-def test_an_oriented_box_comes_back_within_a_step_and_a_degree(grammar, cx, cy, w, ratio, angle):
+def test_an_oriented_box_comes_back_within_a_step_and_a_degree(box_format, cx, cy, w, ratio, angle):
     frame = Square(500, 500)
     box = rotated_to_polygon(cx=500 * cx, cy=500 * cy, w=500 * w, h=500 * w * ratio, angle=angle)
-    parsed = parse(write_boxes([box], grammar=grammar, frame=frame), grammar=grammar)
+    parsed = parse(write_boxes([box], box_format=box_format, frame=frame), box_format=box_format)
     assert not parsed.rejections and parsed.boxes[0].kind is BoxKind.OBB
     back = shapely.Polygon(parsed.boxes[0].pixels(frame).reshape(4, 2))
     truth = shapely.Polygon(box.reshape(4, 2))
-    step, diagonal = 500 / GRAMMARS[grammar].scale, 500 * math.hypot(w, w * ratio)
+    step, diagonal = 500 / BOX_FORMATS[box_format].scale, 500 * math.hypot(w, w * ratio)
     # Half a step a coordinate, and half a degree seen from the centre; two corners alone fix the sides less well.
-    slack = (math.sqrt(2) * step + math.radians(0.5) * diagonal / 2) * (2 if grammar == "vrsbench_obb_v2" else 1)
+    slack = (math.sqrt(2) * step + math.radians(0.5) * diagonal / 2) * (2 if box_format == "vrsbench_obb_v2" else 1)
     assert back.hausdorff_distance(truth) <= slack + 1e-2
 
 

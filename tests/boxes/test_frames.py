@@ -6,7 +6,7 @@ import shapely
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from earthgpt_jax.boxes import Square, Whole, Window, area, polygon_to_rect, rect_to_polygon, rotated_to_polygon
+from earthgpt_jax.boxes import FullImage, Square, Window, area, polygon_to_rect, rect_to_polygon, rotated_to_polygon
 from earthgpt_jax.evaluation.metrics.iou import hbb_ious, obb_ious
 
 SIZES = st.integers(1, 4000)
@@ -17,7 +17,7 @@ PLACES = st.floats(-100, 5000)
 @settings(deadline=None)
 def test_every_frame_is_left_as_it_was_entered(width, height, x, y, left, top, scale):
     point = [x, y]
-    for frame in (Square(width, height), Whole(width, height)):
+    for frame in (Square(width, height), FullImage(width, height)):
         np.testing.assert_allclose(frame.to_pixels(frame.to_fractions(point)), point, atol=1e-6)
     for window in (Window(x=left, y=top), Window(scale=scale), Window(x=left, y=top, scale=scale)):
         np.testing.assert_allclose(window.to_pixels(window.to_window(point)), point, atol=1e-5)
@@ -35,7 +35,7 @@ def test_frames_by_hand():
     assert Window(x=512, y=0).to_window([600, 20]).tolist() == [88, 20]  # a tile
     assert Window(scale=0.5).to_window([600, 20]).tolist() == [300, 10]  # half the size
     assert Square(200, 100).resized(50).to_window([0, 0]).tolist() == [0, 12.5]  # 50 px of padding above
-    assert Whole(200, 100).to_fractions([50, 50]).tolist() == [0.25, 0.5]
+    assert FullImage(200, 100).to_fractions([50, 50]).tolist() == [0.25, 0.5]
 
 
 @given(st.floats(-50, 50), st.floats(-50, 50), st.floats(0.5, 40), st.floats(0.5, 40), st.floats(-4, 4))

@@ -10,8 +10,8 @@ from earthgpt_jax.boxes import (
     BoxKind,
     Square,
     canonical,
-    counted,
-    degenerate,
+    count_phrase,
+    degeneracy,
     format_boxes,
     format_detection,
     min_area_rect,
@@ -90,7 +90,7 @@ def _boxes(draw: st.DrawFn) -> tuple[Square, np.ndarray]:
     angle = draw(st.sampled_from([0.0, math.pi / 4, math.pi / 2]) | ANGLES)
     w, h = diagonal * math.cos(slant), diagonal * math.sin(slant)
     polygon = rotated_to_polygon(cx=cx, cy=cy, w=w, h=h, angle=angle)
-    assume(not degenerate(polygon, width=width, height=height))
+    assume(not degeneracy(polygon, width=width, height=height))
     return Square(width, height), polygon
 
 
@@ -100,11 +100,11 @@ def test_every_box_is_read_back_as_it_was_rounded_or_with_the_least_area(box, de
     square, polygon = box
     expected = rect_to_polygon(*polygon_to_rect(polygon)) if kind is BoxKind.HBB else polygon
     parsed = parse(format_boxes([polygon], square=square, decimals=decimals, kind=kind))
-    assert parsed.grammar == "mmrs" and not parsed.rejections and [b.kind for b in parsed.boxes] == [kind]
+    assert parsed.box_format == "mmrs" and not parsed.rejections and [b.kind for b in parsed.boxes] == [kind]
     read, step = parsed.boxes[0].pixels(square), 10**-decimals * square.side
     fractions = np.clip(square.to_fractions(expected), 0, 1)
     rounded = np.array([float(f"{value:.{decimals}f}") for value in fractions])
-    if degenerate(rounded, width=1, height=1):
+    if degeneracy(rounded, width=1, height=1):
         np.testing.assert_allclose(polygon_to_rect(read), polygon_to_rect(expected), atol=1.5 * step + 2e-3)
     else:
         np.testing.assert_allclose(read, expected, atol=0.5 * step + 2e-3)
@@ -203,14 +203,14 @@ def test_plural_and_singular_are_inverse(noun):
 
 
 def test_counts_are_words_up_to_ten():
-    assert [counted("ship", n) for n in (1, 2, 10, 11)] == ["one ship", "two ships", "ten ships", "11 ships"]
+    assert [count_phrase("ship", n) for n in (1, 2, 10, 11)] == ["one ship", "two ships", "ten ships", "11 ships"]
 
 
 def test_degenerate_says_why():
     box = rect_to_polygon(10, 10, 20, 20)
-    assert degenerate(box, width=100, height=100) == ""
-    assert degenerate(box - 12, width=100, height=100) == ""  # partly outside is fine
-    assert "outside" in degenerate(box + 200, width=100, height=100)
-    assert degenerate(rect_to_polygon(1, 1, 1, 5), width=9, height=9)
-    assert "finite" in degenerate(np.array([np.nan] * 8), width=9, height=9)
-    assert "cross" in degenerate(np.array([0, 0, 5, 5, 5, 0, 0, 5.0]), width=9, height=9)
+    assert degeneracy(box, width=100, height=100) == ""
+    assert degeneracy(box - 12, width=100, height=100) == ""  # partly outside is fine
+    assert "outside" in degeneracy(box + 200, width=100, height=100)
+    assert degeneracy(rect_to_polygon(1, 1, 1, 5), width=9, height=9)
+    assert "finite" in degeneracy(np.array([np.nan] * 8), width=9, height=9)
+    assert "cross" in degeneracy(np.array([0, 0, 5, 5, 5, 0, 0, 5.0]), width=9, height=9)

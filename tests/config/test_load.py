@@ -18,7 +18,7 @@ def test_every_recipe_resolves_and_survives_a_round_trip(name, stage):
     config = config_lib.load(f"{name}:{stage}")
     assert config.stage is stage
     assert config_lib.load(f"{name}:lora").model.adapter.kind is AdapterKind.LORA
-    assert config_lib.resolve(config_lib.to_dict(config)) == config
+    assert config_lib.from_dict(config_lib.to_dict(config)) == config
 
 
 def test_all_errors_come_at_once_with_path_expected_got_and_nearest_name():

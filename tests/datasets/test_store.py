@@ -25,7 +25,7 @@ def _record(number: int, **changes) -> Record:
     values = {
         "id": f"s/train/{number}", "image": bytes([0, 255, number]), "height": 3, "width": 4, "sensor": Sensor.SAR,
         "source": "s", "split": "train", "tasks": (Task.VQA, Task.OBB), "label": "harbor",
-        "turns": (Turn(question="schön?", answer="yes", type="presence"),), "references": ("a", "b c"),
+        "turns": (Turn(question="schön?", answer="yes", question_type="presence"),), "references": ("a", "b c"),
         "objects": (
             Object(label="ship", polygon=np.arange(8, dtype=np.float32) / 3, difficult=True, phrase="the ship",
                    visible=0.5),

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from earthgpt_jax.boxes import GRAMMARS
+from earthgpt_jax.boxes import BOX_FORMATS
 from earthgpt_jax.cli.main import main
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.datasets.cards import SPLITS, Role, cards
@@ -29,7 +29,7 @@ def test_every_card_is_of_a_known_dataset_split_task_and_grammar():
     for name, card in found.items():
         source = known[card.source]
         assert card.task in source.tasks, name
-        assert card.split in SPLITS and card.grammar in GRAMMARS and card.question and card.protocol, name
+        assert card.split in SPLITS and card.box_format in BOX_FORMATS and card.question and card.protocol, name
         assert (card.regime is Regime.ZERO_SHOT) == (source.role is Role.ZERO_SHOT), name
         assert set(card.contaminated_by) <= known.keys(), name
         assert {item.metric for item in card.published} <= set(card.metrics), name

@@ -17,11 +17,11 @@ from earthgpt_jax.evaluation.predictions import Chained
 from earthgpt_jax.evaluation.runner import View
 from earthgpt_jax.inference.engine import Answer
 from earthgpt_jax.input.images import load_square
-from earthgpt_jax.records import Annotated
+from earthgpt_jax.records import AnnotatedClasses
 from earthgpt_jax.synthetic import SyntheticSource
 
 CLASSES = ("airplane", "ship", "storage tank", "truck")
-ANNOTATED = {"synthetic": Annotated(shares=dict.fromkeys(CLASSES, 0.5))}
+ANNOTATED = {"synthetic": AnnotatedClasses(shares=dict.fromkeys(CLASSES, 0.5))}
 
 
 class Oracle:

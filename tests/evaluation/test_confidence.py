@@ -174,7 +174,7 @@ def test_a_task_has_confidences_for_all_boxes_or_for_none():
 
 
 def test_other_grammars_have_none():
-    row = _by_character("{<10><10><50><50>}", lambda i: -0.1, grammar="geochat", frame="whole")
+    row = _by_character("{<10><10><50><50>}", lambda i: -0.1, box_format="geochat", frame="whole")
     assert confidence.of_tokens(row) is None
 
 

@@ -11,7 +11,7 @@ from earthgpt_jax.evaluation.files import Process
 from earthgpt_jax.evaluation.runner import View
 from earthgpt_jax.inference.engine import Answer
 from earthgpt_jax.input.images import load_square
-from earthgpt_jax.records import Annotated
+from earthgpt_jax.records import AnnotatedClasses
 from earthgpt_jax.synthetic import SyntheticSource
 
 HEADER = {"model": "m", "data": "d"}
@@ -204,7 +204,7 @@ def test_answers_do_not_depend_on_the_order_of_questions_and_other_questions_are
 
 
 def test_false_premises_are_asked_where_it_is_known_what_is_not_there(records, tmp_path):
-    annotated = {"synthetic": Annotated(shares={"ship": 0.5, "airplane": 0.5, "truck": 0.5})}
+    annotated = {"synthetic": AnnotatedClasses(shares={"ship": 0.5, "airplane": 0.5, "truck": 0.5})}
     arguments = {"decimals": 3, "tasks": (), "derived": runner.FALSE_PREMISES}
     assert runner.plan(records, **arguments) == []
     asked = runner.plan(records, annotated=annotated, per_image={"absent_hbb": 1}, **arguments)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from earthgpt_jax.boxes import Whole, write_boxes
+from earthgpt_jax.boxes import FullImage, write_boxes
 from earthgpt_jax.datasets.build.builder import build
 from earthgpt_jax.datasets.cards import SPLITS, select
 from earthgpt_jax.datasets.store import manifest, open_source
@@ -61,9 +61,9 @@ def test_the_truth_in_geochats_grammar_is_read_back(truth, tmp_path):
     path = tmp_path / "geochat.jsonl"
     with path.open("w") as file:
         for p in chosen:
-            frame = Whole(p.width, p.height)
+            frame = FullImage(p.width, p.height)
             texts = [
-                write_boxes([item.polygon], grammar="geochat", frame=frame, label=item.label) for item in p.objects
+                write_boxes([item.polygon], box_format="geochat", frame=frame, label=item.label) for item in p.objects
             ]
             file.write(json.dumps({"question_id": p.id, "answer": " ".join(texts)}) + "\n")
     cell = scores.score(formats.read(path, form=formats.FORMS["geochat"], questions=chosen))["obb"]["all"]

@@ -248,7 +248,7 @@ def test_whatever_the_synthetic_source_says_of_places_is_heard():
     heard = collections.defaultdict(set)
     for record in SyntheticSource("train", 60, size=32):
         for turn in record.turns:
-            kind = f"{turn.type}, {turn.answer}" if "center" in turn.answer else turn.type
+            kind = f"{turn.question_type}, {turn.answer}" if "center" in turn.answer else turn.question_type
             text = f"{turn.question} {turn.answer}"
             heard[f"{kind}, where" if re.search(r"in the (upper|lower)", text) else kind].add(speaks_of_direction(text))
         for item in record.objects:

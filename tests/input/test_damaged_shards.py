@@ -10,7 +10,7 @@ import shutil
 import numpy as np
 import pytest
 
-from earthgpt_jax.common.errors import DamagedRecord, EarthGPTError
+from earthgpt_jax.common.errors import DamagedRecordError, EarthGPTError
 from earthgpt_jax.common.resources import assets_path
 from earthgpt_jax.config import OnDamaged
 from earthgpt_jax.datasets.build.chunks import serialize
@@ -18,7 +18,7 @@ from earthgpt_jax.datasets.store import MANIFEST, RecordSource, write
 from earthgpt_jax.input.packing import length_cache
 from earthgpt_jax.input.packing.length_cache import lengths
 from earthgpt_jax.input.packing.lengths import Asking
-from earthgpt_jax.input.prompts.questions import Grammar
+from earthgpt_jax.input.prompts.questions import BoxStyle
 from earthgpt_jax.input.tokenizer import Tokenizer
 from earthgpt_jax.synthetic import SyntheticSource
 
@@ -44,12 +44,12 @@ def copy(intact, tmp_path):
 
 
 def _read(folder) -> list[bytes | str]:
-    """Each record serialised, or the error's text; anything else than DamagedRecord escapes."""
+    """Each record serialised, or the error's text; anything else than DamagedRecordError escapes."""
     source, found = RecordSource(folder, "train"), []
     for number in range(len(source)):
         try:
             found.append(serialize(source[number]))
-        except DamagedRecord as error:
+        except DamagedRecordError as error:
             found.append(str(error))
     return found
 
@@ -146,10 +146,10 @@ def test_a_shard_that_disappears_later_is_damaged_records_and_no_end_of_an_itera
     folder, shard = copy
     source = RecordSource(folder, "train")
     shard.unlink()
-    with pytest.raises(DamagedRecord, match=r"record 0 of split 'train' cannot be read: .*No such file"):
+    with pytest.raises(DamagedRecordError, match=r"record 0 of split 'train' cannot be read: .*No such file"):
         list(source)
     shard.write_bytes(intact[2])
-    with pytest.raises(DamagedRecord):
+    with pytest.raises(DamagedRecordError):
         source[0]  # a reader that could not open its file stays so
     assert [serialize(record) for record in pickle.loads(pickle.dumps(source))] == intact[3]
 
@@ -172,9 +172,9 @@ def test_lengths_of_what_cannot_be_read_are_refused_or_left_out_and_not_kept(int
     shard.write_bytes(_flipped(intact[2], _chunks(intact[2], COUNT)[1] + 60, 1))
     asking = Asking(
         kinds=("vqa",), tokenizer=Tokenizer(assets_path("tiny", "tokenizer.model")), chat_template="plain",
-        grammar=Grammar(), room=300, seed=0,
+        box_style=BoxStyle(), room=300, seed=0,
     )  # fmt: skip
-    with pytest.raises(DamagedRecord, match="record 1 of split 'train' cannot be read"):
+    with pytest.raises(DamagedRecordError, match="record 1 of split 'train' cannot be read"):
         lengths(RecordSource(folder, "train"), asking=asking, workers=1)
     found = lengths(RecordSource(folder, "train"), asking=asking, workers=1, on_damaged=OnDamaged.SKIP).index
     assert {*found.record.tolist()} == {0, 2, 3} and len(found.digests) == COUNT

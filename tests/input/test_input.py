@@ -13,7 +13,7 @@ from earthgpt_jax.config import load
 from earthgpt_jax.input.batch import END_SLOT, START_SLOT, TEXT_SLOT
 from earthgpt_jax.input.images import FILL, load_square, pad_to_square
 from earthgpt_jax.input.prompts.chat_template import chat_template
-from earthgpt_jax.input.prompts.questions import KINDS, Grammar, ask, candidates, questions
+from earthgpt_jax.input.prompts.questions import KINDS, BoxStyle, ask, candidates, questions
 from earthgpt_jax.input.prompts.templates import wordings
 from earthgpt_jax.input.sequences import build_sample, image_prefix, prompt, turn_ids
 from earthgpt_jax.input.tokenizer import Tokenizer, train_tokenizer
@@ -23,7 +23,7 @@ from earthgpt_jax.records import Task
 from earthgpt_jax.synthetic import SyntheticSource
 from tests.support import nano
 
-GRAMMAR = Grammar(decimals=2)
+BOX_STYLE = BoxStyle(decimals=2)
 PLAIN = chat_template("plain")
 
 
@@ -136,7 +136,7 @@ def test_prompt_and_labels_equal_the_accessory(goldens):
 # ------------------------------------------------------------------------------------------- questions
 def test_everything_that_can_be_asked_is_asked_once(records):
     record = next(r for r in records if len(r.objects) >= 2)
-    asked = questions(record, grammar=GRAMMAR)
+    asked = questions(record, box_style=BOX_STYLE)
     assert len({q.id for q in asked}) == len(asked)
     counts = {task: sum(q.task == task for q in asked) for task in Task}
     phrases = sum(bool(item.phrase) for item in record.objects)
@@ -161,13 +161,13 @@ def test_no_two_kinds_share_a_wording_and_defaults_come_first():
 def test_a_record_without_objects_is_not_asked_where_they_are():
     record = next(r for r in (SyntheticSource("train", 400)[i] for i in range(400)) if not r.objects)
     assert not list(candidates(record, "grounding"))
-    assert ask(record, "hbb", 0, grammar=GRAMMAR).answer == "There are no objects in the image."
+    assert ask(record, "hbb", 0, box_style=BOX_STYLE).answer == "There are no objects in the image."
 
 
 # ------------------------------------------------------------------------------------------------ rows
 def test_ids_of_a_sample_equal_the_joint_tokenisation(records, tokenizer):
     for record in records[:8]:
-        asked = questions(record, grammar=GRAMMAR)
+        asked = questions(record, box_style=BOX_STYLE)
         prefix = image_prefix(tokenizer, PLAIN, visual_tokens=17)
         row = build_sample(asked, prefix=prefix, tokenizer=tokenizer, chat_template=PLAIN)
         shared = len(prefix[0])
@@ -191,7 +191,7 @@ def test_image_slots(tokenizer):
 
 
 def test_a_prompt_is_the_beginning_of_its_training_row(records, tokenizer):
-    for question in questions(records[0], grammar=GRAMMAR):
+    for question in questions(records[0], box_style=BOX_STYLE):
         tokens, _ = prompt(tokenizer, PLAIN, question.text, visual_tokens=17)
         ids, weights = turn_ids(tokenizer, PLAIN, question.text, question.answer)
         prefix, _ = image_prefix(tokenizer, PLAIN, visual_tokens=17)

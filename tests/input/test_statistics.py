@@ -36,7 +36,10 @@ def datasets(tmp_path: Path) -> Path:
     ships = [Object(label="ship", polygon=polygon) for polygon in (*upright, tilted)]
     size = {"height": 600, "width": 600}
     boxes = [_record("a/train/1", Task.HBB, objects=tuple(ships), **size), _record("a/train/2", Task.HBB, **size)]
-    turns = (Turn(question="How many ships?", answer="3", type="count"), Turn(question="Is it a port?", answer="yes"))
+    turns = (
+        Turn(question="How many ships?", answer="3", question_type="count"),
+        Turn(question="Is it a port?", answer="yes"),
+    )
     texts = [_record("b/test/1", Task.VQA, sensor=Sensor.OPTICAL, turns=turns)]
     captions = [_record("b/val/1", Task.CAPTION, image=b"", references=("a port with ships .", "ships ."))]
     native = {"object": {"native": 7, "kept": 4, "quarantined": 2, "dropped": 1}}

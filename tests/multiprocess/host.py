@@ -19,7 +19,7 @@ def main(address: str, hosts: str, host: str, workdir: str, kill_at: str, *overr
 
     if int(hosts) > 1:
         jax.distributed.initialize(address, num_processes=int(hosts), process_id=int(host), initialization_timeout=300)
-    from earthgpt_jax.common.errors import Stopped
+    from earthgpt_jax.common.errors import RunStopped
     from earthgpt_jax.training import loop
     from earthgpt_jax.training.saving import Saver
     from tests.support import nano
@@ -35,7 +35,7 @@ def main(address: str, hosts: str, host: str, workdir: str, kill_at: str, *overr
     Saver.due = checked
     try:
         loop.train(nano.config("align", *overrides), Path(workdir))
-    except Stopped as stopped:
+    except RunStopped as stopped:
         sys.exit(stopped.status)
 
 

@@ -13,12 +13,12 @@ from earthgpt_jax.input.packing.sampler import Room
 from earthgpt_jax.input.packing.schedule import Plan, Source
 from earthgpt_jax.input.pipeline import Assembler, InputSpec, Rows
 from earthgpt_jax.input.prompts.chat_template import chat_template
-from earthgpt_jax.input.prompts.questions import Grammar
+from earthgpt_jax.input.prompts.questions import BoxStyle
 from earthgpt_jax.input.sequences import image_prefix
 from earthgpt_jax.input.tokenizer import Tokenizer
-from earthgpt_jax.records import UNKNOWN, Annotated, Record
+from earthgpt_jax.records import UNKNOWN_CLASSES, AnnotatedClasses, Record
 
-GRAMMAR = Grammar(decimals=2)
+BOX_STYLE = BoxStyle(decimals=2)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Listed:
 
     name: str
     records: Sequence[Record]
-    annotated: Annotated = UNKNOWN
+    annotated: AnnotatedClasses = UNKNOWN_CLASSES
 
     def __getitem__(self, index: int) -> Record:
         return self.records[index]
@@ -44,10 +44,10 @@ def rows(
     image_size: int = 32,
     visual_tokens: int = 17,
     max_questions: int = 4,
-    grammar: Grammar = GRAMMAR,
+    box_style: BoxStyle = BOX_STYLE,
     chat: str = "plain",
     seed: int = 0,
-    annotated: Annotated = UNKNOWN,
+    annotated: AnnotatedClasses = UNKNOWN_CLASSES,
     question_context: QuestionContext = QuestionContext.INDEPENDENT,
     on_damaged: OnDamaged = OnDamaged.REFUSE,
     augment: Augment = Augment.NONE,
@@ -55,7 +55,7 @@ def rows(
     """The rows of a plan over one source."""
     shared = len(image_prefix(tokenizer, chat_template(chat), visual_tokens=visual_tokens)[0])
     asking = Asking(
-        kinds=tuple(sorted(weights)), tokenizer=tokenizer, chat_template=chat, grammar=grammar,
+        kinds=tuple(sorted(weights)), tokenizer=tokenizer, chat_template=chat, box_style=box_style,
         room=seq_len - shared, seed=seed,
     )  # fmt: skip
     index = measure(records, asking=asking, annotated=annotated)

@@ -113,7 +113,7 @@ def test_answers_are_true(records: list[Record]) -> None:
         counts = Counter(o.label for o in record.objects)
         for turn in record.turns:
             named = [names[word] for word in re.findall(rf"\b({words})\b", turn.question)]
-            match turn.type:
+            match turn.question_type:
                 case "presence":
                     truth = "yes" if counts[named[0]] else "no"
                 case "count":
@@ -135,7 +135,7 @@ def test_answers_are_true(records: list[Record]) -> None:
                     assert {o.label for o in items} == {turn.answer}
                     truth = turn.answer
                 case _:
-                    pytest.fail(f"unknown type {turn.type}")
+                    pytest.fail(f"unknown type {turn.question_type}")
             assert turn.answer == truth, (record.id, turn)
 
 
@@ -151,9 +151,9 @@ def test_a_blind_reader_is_at_chance(records: list[Record]) -> None:
     by_type, by_wording, by_class = defaultdict(Counter), defaultdict(Counter), defaultdict(Counter)
     for record in records:
         for turn in record.turns:
-            by_type[turn.type][turn.answer] += 1
+            by_type[turn.question_type][turn.answer] += 1
             by_wording[re.sub(rf"\b(an? )?({words})\b", "X", turn.question)][turn.answer] += 1
-            if turn.type == "presence":
+            if turn.question_type == "presence":
                 by_class[turn.question][turn.answer] += 1
     most = {"count": 0.4, "sensor": 0.42, "position": 0.4, "object_class": 0.2}
     for kind, answers in by_type.items():

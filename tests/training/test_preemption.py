@@ -83,7 +83,7 @@ def test_outside_of_the_main_thread_nothing_is_noted(heard):
 
 
 def _worker(ready, *leave) -> None:
-    processes.prepare(*leave)
+    processes.init_worker(*leave)
     ready.set()
     time.sleep(600)
 

@@ -47,7 +47,7 @@ _SYNTHETIC = ("synthetic", "own", "all", "all", "procedural scenes, drawn by thi
 
 
 def _list(args: argparse.Namespace) -> int:
-    from earthgpt_jax.common.tables import aligned
+    from earthgpt_jax.common.tables import align_columns
     from earthgpt_jax.datasets.cards import cards
 
     found = cards()
@@ -59,5 +59,5 @@ def _list(args: argparse.Namespace) -> int:
         variants = f"; variants: {', '.join(card.variants)}" if card.variants else ""
         title = f"{card.title} ({card.folder}){variants}{there}"
         rows.append((name, card.role.value, card.sensor.value, ",".join(task.value for task in card.tasks), title))
-    print("\n".join(aligned(rows, left=len(_SYNTHETIC))))
+    print("\n".join(align_columns(rows, left=len(_SYNTHETIC))))
     return 0

@@ -98,9 +98,9 @@ def _engine(args: argparse.Namespace) -> Iterator[Engine]:
         return
     if args.beam_options:
         raise EarthGPTError("--beam-options are for --beam; add it, or leave them out")
-    from earthgpt_jax.common.parallel import Local, cores
+    from earthgpt_jax.common.parallel import LocalEngine, cores
 
-    with Local(cores() if args.workers is None else args.workers) as engine:
+    with LocalEngine(cores() if args.workers is None else args.workers) as engine:
         yield engine
 
 

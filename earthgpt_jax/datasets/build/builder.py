@@ -24,7 +24,7 @@ from typing import Any
 from tqdm import tqdm
 
 from earthgpt_jax.common.errors import EarthGPTError
-from earthgpt_jax.common.parallel import Engine, Local
+from earthgpt_jax.common.parallel import Engine, LocalEngine
 from earthgpt_jax.datasets import image_digests, store
 from earthgpt_jax.datasets.build import chunks, native_files, shards
 from earthgpt_jax.datasets.build.counts import COLUMNS, Tally
@@ -130,7 +130,7 @@ def build(
     """
     if not 0 <= max_quarantine <= 1:
         raise EarthGPTError(f"--max-quarantine: expected a share from 0 to 1, got {max_quarantine}")
-    engine = engine or Local(1)
+    engine = engine or LocalEngine(1)
     return Summary(
         tuple(_build_one(card, root, out / card.name, engine=engine, max_quarantine=max_quarantine) for card in cards)
     )
@@ -159,7 +159,7 @@ def build_synthetic(
             for source in sources.values()
             for start in range(0, len(source), _UNITS)
         )
-        read = _read(batches, work, engine or Local(1), salt=origin, name=SyntheticSource.name)
+        read = _read(batches, work, engine or LocalEngine(1), salt=origin, name=SyntheticSource.name)
         card = {"name": SyntheticSource.name, "size": size, "seed": seed}
         read.finish(target, name=SyntheticSource.name, manifest={"origin": origin, "card": card})
     return Summary((read.built(SyntheticSource.name),))

@@ -17,7 +17,7 @@ from typing import Any
 import tensorflow_datasets as tfds
 
 from earthgpt_jax.common.errors import EarthGPTError
-from earthgpt_jax.common.parallel import Local, cores
+from earthgpt_jax.common.parallel import LocalEngine, cores
 from earthgpt_jax.datasets.build import shards
 from earthgpt_jax.datasets.build.builder import build
 from earthgpt_jax.datasets.cards import cards
@@ -41,7 +41,7 @@ class EarthgptRecords(shards.Builder):
         card = cards()[self.builder_config.name]
         target = Path(self.data_dir)  # TFDS's own temporary folder, another one in every run
         made = target.parent / f".{card.name}.tfds" / card.name
-        with Local(cores()) as engine:
+        with LocalEngine(cores()) as engine:
             build([card], root=Path(dl_manager.manual_dir), out=made.parent, engine=engine)
         made.rename(target)  # as a whole, over an empty folder
         made.parent.rmdir()

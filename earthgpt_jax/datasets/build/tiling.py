@@ -16,7 +16,7 @@ from collections.abc import Iterator
 import numpy as np
 from PIL import Image
 
-from earthgpt_jax.boxes import clipped, polygon_to_rect
+from earthgpt_jax.boxes import clip, polygon_to_rect
 from earthgpt_jax.datasets.cards import Tile
 from earthgpt_jax.records import Object, Record, Task
 
@@ -108,7 +108,7 @@ class _Scene:
         self._record, self._tile = record, tile
         self._rects = np.array([polygon_to_rect(item.polygon) for item in record.objects]).reshape(-1, 4)
         border = (0, 0, record.width, record.height)
-        self._visible = [clipped(item.polygon, *border)[1] for item in record.objects]
+        self._visible = [clip(item.polygon, *border)[1] for item in record.objects]
         self.found: set[int] = set()
 
     def objects(
@@ -123,7 +123,7 @@ class _Scene:
         present: collections.Counter[str] = collections.Counter()  # also of what is left out: a part of it shows
         for number in near:
             item = self._record.objects[number]
-            polygon, share = clipped(item.polygon, x0, y0, x1, y1)
+            polygon, share = clip(item.polygon, x0, y0, x1, y1)
             share = min(share / self._visible[number], 1.0) if self._visible[number] else 0.0
             if not share:
                 continue

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from earthgpt_jax.common import checksums
 from earthgpt_jax.common.errors import EarthGPTError
-from earthgpt_jax.common.tables import aligned
+from earthgpt_jax.common.tables import align_columns
 from earthgpt_jax.datasets.build import native_files
 from earthgpt_jax.datasets.build.counts import Tally
 from earthgpt_jax.datasets.cards import EXPECTED, SPLITS, Card
@@ -94,7 +94,7 @@ class Report:
         if self.failure:
             yield f"  {self.failure}"
         rows = [(f.name, "-" if f.expected is None else str(f.expected), str(f.found)) for f in self.figures]
-        lines = aligned([("", "expected", "found"), *rows], indent="  ")
+        lines = align_columns([("", "expected", "found"), *rows], indent="  ")
         if rows:
             yield lines[0]
         for line, figure in zip(lines[1:], self.figures, strict=True):

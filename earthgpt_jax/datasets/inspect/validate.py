@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from earthgpt_jax.boxes import degenerate
+from earthgpt_jax.boxes import degeneracy
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.datasets import image_digests as digests
 from earthgpt_jax.datasets import store
@@ -88,7 +88,7 @@ def _wrong(record: Record) -> Iterator[str]:
             if shape != (record.height, record.width):
                 yield f"says {record.width}x{record.height}, the image is {shape[1]}x{shape[0]}"
     for index, item in enumerate(record.objects):
-        if reason := degenerate(item.polygon, width=record.width, height=record.height):
+        if reason := degeneracy(item.polygon, width=record.width, height=record.height):
             yield f"object {index}: {reason}"
         if not item.label or item.label != item.label.lower():
             yield f"object {index}: label {item.label!r} is not a lower-case name"

@@ -16,7 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from earthgpt_jax.common.errors import EarthGPTError
-from earthgpt_jax.common.tables import aligned
+from earthgpt_jax.common.tables import align_columns
 from earthgpt_jax.datasets import image_digests as digests
 from earthgpt_jax.datasets import store
 from earthgpt_jax.datasets.overlap import findings
@@ -76,7 +76,7 @@ class Audit:
             rows.append(
                 (row.benchmark, row.split, row.train, str(row.images), *figures, f"{100 * row.share:.1f} %", count)
             )
-        return "\n".join([*(aligned(rows, left=3) if self.overlaps else ()), *self._words()])
+        return "\n".join([*(align_columns(rows, left=3) if self.overlaps else ()), *self._words()])
 
     def _words(self) -> Iterator[str]:
         for row in sorted(self.together, key=lambda each: -each.share):

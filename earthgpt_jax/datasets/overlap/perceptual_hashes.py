@@ -25,7 +25,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from earthgpt_jax.common.errors import EarthGPTError
-from earthgpt_jax.common.parallel import mapped
+from earthgpt_jax.common.parallel import parallel_map
 from earthgpt_jax.datasets import store
 from earthgpt_jax.raster.decode import decode
 
@@ -94,7 +94,7 @@ def looks(directory: Path, *, workers: int | None = None) -> dict[str, Looks]:
     ]
     arrays = {split: np.zeros((length, len(_COLUMNS)), np.uint64) for split, length in lengths.items()}
     with tqdm(total=sum(lengths.values()), desc=f"{values['name']}: looks", unit="image", leave=False) as bar:
-        found_all = mapped(functools.partial(_chunk, directory), chunks, workers=workers)
+        found_all = parallel_map(functools.partial(_chunk, directory), chunks, workers=workers)
         for (split, start, stop), found in zip(chunks, found_all, strict=True):
             arrays[split][start:stop] = found
             bar.update(stop - start)

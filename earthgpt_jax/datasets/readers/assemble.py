@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from earthgpt_jax.boxes import Square, canonical, degenerate, polygon_to_rect, rect_to_polygon
+from earthgpt_jax.boxes import Square, canonical, degeneracy, polygon_to_rect, rect_to_polygon
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.datasets.build.tiling import large_images
 from earthgpt_jax.datasets.cards import Card, Images, Unlisted
@@ -236,7 +236,7 @@ class _Judge:
             points = Square(width, height).to_pixels(points)
         elif entry.fractions:
             points = points * np.array([width, height] * 4)
-        reason = degenerate(points, width=width, height=height)
+        reason = degeneracy(points, width=width, height=height)
         if reason:
             return None, f"degenerate box: {reason}"
         polygon = canonical(points)
@@ -245,7 +245,7 @@ class _Judge:
             if width and height:
                 x0, y0, x1, y1 = max(x0, 0), max(y0, 0), min(x1, width), min(y1, height)
             polygon = rect_to_polygon(x0, y0, x1, y1)
-            if degenerate(polygon, width=width, height=height):  # it only touched the border
+            if degeneracy(polygon, width=width, height=height):  # it only touched the border
                 return None, "degenerate box: nothing of it is inside of the image"
         return polygon, ""
 

@@ -30,4 +30,4 @@ def _turn(key: str, row: dict[str, Any]) -> RawTurn:
     question, answer = plain(row.get("Question")), plain(row.get("Ground_Truth"))
     if not question or not answer:
         return RawTurn(turn=None, problem=f"row {key} has no {'question' if not question else 'answer'}")
-    return RawTurn(turn=Turn(question=question, answer=answer, type=plain(row.get("Question_Type")).lower()))
+    return RawTurn(turn=Turn(question=question, answer=answer, question_type=plain(row.get("Question_Type")).lower()))

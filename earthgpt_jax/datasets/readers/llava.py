@@ -130,7 +130,7 @@ def _detections(pairs: _Pairs) -> dict[str, Any]:
     for _, answer in pairs:
         read = parse_boxes(answer)
         problems = list(read.rejections)
-        if not read.grammar and answer != _NOTHING:
+        if not read.box_format and answer != _NOTHING:
             problems.append(f"no box in the answer {answer!r:.80}")
         objects += [RawObject(name=box.label, polygon=_corners(box)) for box in read.boxes]
         objects += [RawObject(name="", polygon=None, problem=problem) for problem in problems]

@@ -52,4 +52,4 @@ def _turn(row: dict[str, Any], number: int, fields: Mapping[str, str]) -> RawTur
     if not question or not answer:
         missing = fields["answer" if question else "question"]
         return RawTurn(turn=None, problem=f"row {number}: nothing in the field {missing!r}")
-    return RawTurn(turn=Turn(question=question, answer=answer, type=plain(row.get(fields["type"])).lower()))
+    return RawTurn(turn=Turn(question=question, answer=answer, question_type=plain(row.get(fields["type"])).lower()))

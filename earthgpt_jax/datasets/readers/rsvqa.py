@@ -60,4 +60,4 @@ def _turn(row: dict[str, Any], answers: dict[Any, dict[str, Any]]) -> RawTurn:
     if not question or not answer:
         what = "text" if not question else f"active answer (answers_ids {row.get('answers_ids')})"
         return RawTurn(turn=None, problem=f"question {row.get('id')} has no {what}")
-    return RawTurn(turn=Turn(question=question, answer=answer, type=plain(row.get("type"))))
+    return RawTurn(turn=Turn(question=question, answer=answer, question_type=plain(row.get("type"))))

@@ -32,7 +32,7 @@ def _pair(prediction: Prediction) -> tuple[np.ndarray | None, np.ndarray]:
     polygon = np.asarray(target(prediction).polygon)
     parsed = boxes_of(prediction)
     oriented = len(parsed.boxes) == 1 and parsed.boxes[0].kind is BoxKind.OBB
-    if len(parsed.boxes) != 1 or parsed.rejections or (oriented and prediction.grammar == MMRS):
+    if len(parsed.boxes) != 1 or parsed.rejections or (oriented and prediction.box_format == MMRS):
         return None, numbers(polygon, BoxKind.HBB)
     kind = parsed.boxes[0].kind
     return pixels_of(parsed.boxes[0], frame_of(prediction)), numbers(polygon, kind)

@@ -7,21 +7,21 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from earthgpt_jax.boxes import BoxKind, Frame, Parsed, ParsedBox, Square, Whole, area, parse, polygon_to_rect
+from earthgpt_jax.boxes import BoxKind, Frame, FullImage, Parsed, ParsedBox, Square, area, parse, polygon_to_rect
 from earthgpt_jax.evaluation.predictions import FrameKind, Prediction
 
 # COCO's areas, in square pixels of the original image: upper ends.
 SIZES: Mapping[str, float] = {"small": 32.0**2, "medium": 96.0**2, "large": np.inf}
-_FRAMES: Mapping[FrameKind, type[Square] | type[Whole]] = {FrameKind.SQUARE: Square, FrameKind.WHOLE: Whole}
+_FRAMES: Mapping[FrameKind, type[Square] | type[FullImage]] = {FrameKind.SQUARE: Square, FrameKind.WHOLE: FullImage}
 
 
 @functools.lru_cache(maxsize=2**15)
-def _parse(text: str, grammar: str, size: tuple[int, int]) -> Parsed:
-    return parse(text, grammar=grammar, size=size)
+def _parse(text: str, box_format: str, size: tuple[int, int]) -> Parsed:
+    return parse(text, box_format=box_format, size=size)
 
 
 def boxes_of(prediction: Prediction) -> Parsed:
-    return _parse(prediction.prediction, prediction.grammar, (prediction.width, prediction.height))
+    return _parse(prediction.prediction, prediction.box_format, (prediction.width, prediction.height))
 
 
 def frame_of(prediction: Prediction) -> Frame:

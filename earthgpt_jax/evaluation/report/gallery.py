@@ -10,7 +10,7 @@ import numpy as np
 
 from earthgpt_jax.boxes import BoxKind, polygon_to_rect, rect_to_polygon
 from earthgpt_jax.common.errors import EarthGPTError
-from earthgpt_jax.common.pictures import data_uri, points
+from earthgpt_jax.common.pictures import data_uri, svg_points
 from earthgpt_jax.evaluation.metrics import classification
 from earthgpt_jax.evaluation.metrics.captions import captions
 from earthgpt_jax.evaluation.metrics.detection import matching
@@ -151,9 +151,9 @@ def _case(record: Record, predictions: Sequence[Prediction]) -> Case:
             for item in _asked_for(prediction):  # drawn as it is scored: upright unless oriented boxes are asked for
                 upright = DETECTION.get(prediction.task) is not BoxKind.OBB
                 polygon = rect_to_polygon(*polygon_to_rect(np.asarray(item.polygon))) if upright else item.polygon
-                truth.append(Box(label=item.label, points=points(polygon)))
+                truth.append(Box(label=item.label, points=svg_points(polygon)))
             frame = frame_of(prediction)
-            got += [Box(label=box.label, points=points(box.pixels(frame))) for box in boxes_of(prediction).boxes]
+            got += [Box(label=box.label, points=svg_points(box.pixels(frame))) for box in boxes_of(prediction).boxes]
     return Case(
         title=record.id,
         sensor=record.sensor.value,

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from earthgpt_jax.boxes import GRAMMARS, BoxKind, parse, rect_to_polygon
+from earthgpt_jax.boxes import BOX_FORMATS, BoxKind, parse, rect_to_polygon
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.evaluation.predictions import FrameKind, Prediction, Truth, same_ids
 from earthgpt_jax.records import Sensor, Task
@@ -23,18 +23,18 @@ class Form:
     """How a project writes boxes: the grammar, and what its numbers are fractions of."""
 
     owner: str
-    grammar: str
+    box_format: str
     frame: FrameKind = FrameKind.WHOLE
 
 
 FORMS: Mapping[str, Form] = {
-    "geochat": Form(owner="GeoChat", grammar="geochat"),
-    "lhrs": Form(owner="LHRS-Bot", grammar="lhrs"),
-    "vhm": Form(owner="VHM", grammar="vhm"),
-    "earthdial": Form(owner="EarthDial", grammar="earthdial"),
-    "vrsbench": Form(owner="VRSBench", grammar="geochat"),
-    "falcon": Form(owner="Falcon", grammar="falcon"),
-    "mmrs": Form(owner="MMRS-1M", grammar="mmrs", frame=FrameKind.SQUARE),
+    "geochat": Form(owner="GeoChat", box_format="geochat"),
+    "lhrs": Form(owner="LHRS-Bot", box_format="lhrs"),
+    "vhm": Form(owner="VHM", box_format="vhm"),
+    "earthdial": Form(owner="EarthDial", box_format="earthdial"),
+    "vrsbench": Form(owner="VRSBench", box_format="geochat"),
+    "falcon": Form(owner="Falcon", box_format="falcon"),
+    "mmrs": Form(owner="MMRS-1M", box_format="mmrs", frame=FrameKind.SQUARE),
 }
 
 # Field -> what files call it, the first that an entry has. GeoChat and VRSBench write question_id, image_id, answer,
@@ -105,7 +105,7 @@ def read(
     if questions is not None:
         same_ids(ids, [q.id for q in questions], where=path, of=questions_path or path)
         by_id = dict(zip(ids, texts, strict=True))
-        return [q.saying(by_id[q.id], grammar=form.grammar, frame=form.frame.value) for q in questions]
+        return [q.saying(by_id[q.id], box_format=form.box_format, frame=form.frame.value) for q in questions]
     if task is None:
         tasks = ", ".join(task.value for task in Task)
         raise EarthGPTError(f"{path}: says no task; give --task ({tasks}), or --questions with the truth")
@@ -139,7 +139,7 @@ def _own(entry: Mapping[str, Any], name: str, text: str, *, path: Path, task: Ta
         )
     objects: tuple[Truth, ...] = ()
     if task in (Task.GROUNDING, Task.HBB, Task.OBB):
-        objects = _objects(str(truth), form.grammar, str(_get(entry, "label", "")), where=f"{path}: {name}")
+        objects = _objects(str(truth), form.box_format, str(_get(entry, "label", "")), where=f"{path}: {name}")
         if task is Task.GROUNDING and len(objects) != 1:
             raise EarthGPTError(
                 f"{path}: {name} asks for {len(objects)} boxes; a grounding question has one: "
@@ -150,17 +150,17 @@ def _own(entry: Mapping[str, Any], name: str, text: str, *, path: Path, task: Ta
         id=name, record_id=str(_get(entry, "image", name)), task=task.value, kind=str(_get(entry, "kind", "")),
         sensor=Sensor.OPTICAL.value, source=str(_get(entry, "source", path.stem)),
         question=str(_get(entry, "question", "")), prediction=text, answer=references[0], references=references,
-        objects=objects, object_index=0 if task is Task.GROUNDING else None, width=1, height=1, grammar=form.grammar,
-        frame=form.frame.value,
+        objects=objects, object_index=0 if task is Task.GROUNDING else None, width=1, height=1,
+        box_format=form.box_format, frame=form.frame.value,
     )  # fmt: skip
 
 
-def _objects(text: str, grammar: str, label: str, *, where: str) -> tuple[Truth, ...]:
-    parsed = parse(text, grammar=grammar, size=(1, 1))
+def _objects(text: str, box_format: str, label: str, *, where: str) -> tuple[Truth, ...]:
+    parsed = parse(text, box_format=box_format, size=(1, 1))
     if parsed.rejections:
         raise EarthGPTError(
-            f"{where}: the truth is not in the grammar {grammar!r}: {parsed.rejections[0]}; "
-            f"name another with --grammar ({', '.join(GRAMMARS)})"
+            f"{where}: the truth is not in the grammar {box_format!r}: {parsed.rejections[0]}; "
+            f"name another with --box-format ({', '.join(BOX_FORMATS)})"
         )
     return tuple(
         Truth(

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from earthgpt_jax.boxes import GRAMMARS, BoxKind, polygon_to_rect, rect_to_polygon, write_boxes
+from earthgpt_jax.boxes import BOX_FORMATS, BoxKind, polygon_to_rect, rect_to_polygon, write_boxes
 from earthgpt_jax.boxes.plurals import WORDS
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.evaluation.metrics.captions import captions
@@ -46,16 +46,16 @@ class Rule:
 
 
 # ------------------------------------------------------------------------------------- texts as a project reads them
-def text_in(prediction: Prediction, grammar: str) -> str:
+def text_in(prediction: Prediction, box_format: str) -> str:
     """The answer as its model would have written it in a grammar; one that has no readable box stays as it is."""
-    if prediction.grammar == grammar:
+    if prediction.box_format == box_format:
         return prediction.prediction
     parsed, frame = boxes_of(prediction), frame_of(prediction)
     if not parsed.boxes:
         return prediction.prediction
-    if GRAMMARS[grammar].scale > 1:
+    if BOX_FORMATS[box_format].scale > 1:
         polygons = [box.pixels(frame) for box in parsed.boxes]
-        return "".join(write_boxes([polygon], grammar=grammar, frame=frame) for polygon in polygons)
+        return "".join(write_boxes([polygon], box_format=box_format, frame=frame) for polygon in polygons)
     rects = [polygon_to_rect(np.asarray(_corners(box.coords))) for box in parsed.boxes]
     return "".join("[" + ",".join(f"{n:.3f}" for n in rect) + "]" for rect in rects)
 

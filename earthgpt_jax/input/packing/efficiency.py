@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from earthgpt_jax.common.tables import aligned
+from earthgpt_jax.common.tables import align_columns
 from earthgpt_jax.input.packing.sampler import by_kind
 from earthgpt_jax.input.packing.schedule import Plan
 
@@ -125,5 +125,5 @@ def text(plan: Plan, *, batch_size: int) -> str:
         + (f", the mean of {plan.cycle.epochs}." if plan.cycle.epochs > 1 else ".")
     ]
     for title, columns, rows in tables(plan, batch_size=batch_size):
-        lines += ["", f"  {title}", *aligned([columns, *rows], indent="    ")]
+        lines += ["", f"  {title}", *align_columns([columns, *rows], indent="    ")]
     return "\n".join(lines)

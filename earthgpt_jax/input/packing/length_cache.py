@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from earthgpt_jax.common.errors import DamagedRecord, EarthGPTError
-from earthgpt_jax.common.parallel import mapped
+from earthgpt_jax.common.errors import DamagedRecordError, EarthGPTError
+from earthgpt_jax.common.parallel import parallel_map
 from earthgpt_jax.config import OnDamaged
 from earthgpt_jax.datasets import store
 from earthgpt_jax.input.packing.lengths import Asking, LengthIndex, fingerprint, joined, measure
@@ -82,7 +82,7 @@ def _measured(
     parts, missing = [], 0
     with tqdm(total=len(source), desc=f"{source.name}: lengths", unit="record", leave=False) as bar:
         task = functools.partial(_chunk, source.directory, source.split, asking, on_damaged)
-        for part, lost in mapped(task, starts, workers=workers):
+        for part, lost in parallel_map(task, starts, workers=workers):
             parts.append(part)
             missing += lost
             bar.update(len(part.digests))
@@ -101,7 +101,7 @@ def _chunk(directory: Path, split: str, asking: Asking, on_damaged: OnDamaged, s
     for number in range(start, min(start + _CHUNK, len(source))):
         try:
             records.append(source[number])
-        except DamagedRecord:
+        except DamagedRecordError:
             if on_damaged is OnDamaged.REFUSE:
                 raise
             records.append(None)

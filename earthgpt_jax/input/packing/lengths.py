@@ -19,10 +19,10 @@ from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.input.prompts import templates
 from earthgpt_jax.input.prompts.box_budget import fitted
 from earthgpt_jax.input.prompts.chat_template import chat_template
-from earthgpt_jax.input.prompts.questions import Grammar, Question, ask, candidates, task_of
+from earthgpt_jax.input.prompts.questions import BoxStyle, Question, ask, candidates, task_of
 from earthgpt_jax.input.sequences import turn_ids
 from earthgpt_jax.input.tokenizer import Tokenizer
-from earthgpt_jax.records import UNKNOWN, Annotated, Record, Sensor
+from earthgpt_jax.records import UNKNOWN_CLASSES, AnnotatedClasses, Record, Sensor
 
 SENSORS = tuple(Sensor)
 _VERSION = 2  # raise it when code gives the same question another text, or the index has other columns
@@ -43,7 +43,7 @@ class Asking:
     kinds: tuple[str, ...]
     tokenizer: Tokenizer
     chat_template: str
-    grammar: Grammar
+    box_style: BoxStyle
     room: int
     seed: int
 
@@ -52,9 +52,9 @@ class Asking:
         for kind in self.kinds:
             task_of(kind)
 
-    def question(self, record: Record, kind: str, index: int, *, annotated: Annotated) -> Question:
+    def question(self, record: Record, kind: str, index: int, *, annotated: AnnotatedClasses) -> Question:
         """The question, worded and answered the same whenever it is asked; `index` as `questions.ask` takes it."""
-        known: Mapping[str, Any] = {"grammar": self.grammar, "annotated": annotated, "seed": self.seed}
+        known: Mapping[str, Any] = {"box_style": self.box_style, "annotated": annotated, "seed": self.seed}
         rng = templates.wording_rng(record.id, kind, index, seed=self.seed)
         return fitted(
             ask(record, kind, index, rng=rng, **known),
@@ -71,8 +71,8 @@ class Asking:
             "tokenizer": self.tokenizer.fingerprint,
             "chat_template": self.chat_template,
             "chat template text": fingerprint(chat_template(self.chat_template).dialogue([("{question}", "{answer}")])),
-            "decimals": self.grammar.decimals,
-            "max_boxes": self.grammar.max_boxes,
+            "decimals": self.box_style.decimals,
+            "max_boxes": self.box_style.max_boxes,
             "room": self.room,
             "templates": templates.fingerprint(),
             "kinds": list(self.kinds),
@@ -127,7 +127,7 @@ def fingerprint(values: Any) -> str:
 
 
 def measure(
-    records: Sequence[Record | None], *, asking: Asking, annotated: Annotated = UNKNOWN, start: int = 0
+    records: Sequence[Record | None], *, asking: Asking, annotated: AnnotatedClasses = UNKNOWN_CLASSES, start: int = 0
 ) -> LengthIndex:
     """The index of a run of records, whose first has the number `start`; of None, nothing is asked.
 

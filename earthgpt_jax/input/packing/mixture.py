@@ -16,7 +16,7 @@ import yaml
 
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.common.resources import data_path
-from earthgpt_jax.config import checked
+from earthgpt_jax.config import build
 from earthgpt_jax.records import Sensor
 
 
@@ -124,7 +124,7 @@ def load_mixture(name: str) -> Mixture:
         raise EarthGPTError(f"mixture {path}: cannot be read: {error.strerror}") from error
     except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise EarthGPTError(f"mixture {path}: cannot be read as YAML: {error}") from error
-    return checked(Mixture, values, where=f"mixture {path}")
+    return build(Mixture, values, where=f"mixture {path}")
 
 
 def _find(name: str) -> Path:

@@ -19,7 +19,7 @@ from earthgpt_jax.input.packing.mixture import Mixture, load_mixture
 from earthgpt_jax.input.packing.sampler import Room, about, by_kind, fits
 from earthgpt_jax.input.packing.schedule import Plan, Planned, Source
 from earthgpt_jax.input.prompts.chat_template import chat_template
-from earthgpt_jax.input.prompts.questions import Grammar, task_of
+from earthgpt_jax.input.prompts.questions import BoxStyle, task_of
 from earthgpt_jax.input.sequences import image_prefix
 from earthgpt_jax.input.tokenizer import Tokenizer
 
@@ -44,7 +44,7 @@ def asking_of(config: Config, tokenizer: Tokenizer) -> tuple[Asking, Room]:
         kinds=tuple(kind for kind, weight in sorted(data.task_weights.items()) if weight > 0),
         tokenizer=tokenizer,
         chat_template=data.chat_template,
-        grammar=Grammar(decimals=data.decimals, max_boxes=data.max_boxes),
+        box_style=BoxStyle(decimals=data.decimals, max_boxes=data.max_boxes),
         room=room.seq_len - room.shared,
         seed=config.seed,
     )

@@ -19,7 +19,7 @@ from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.input.packing.bins import PackPlan
 from earthgpt_jax.input.packing.lengths import Asking, LengthIndex
 from earthgpt_jax.input.packing.sampler import Cycle, Drawing, Room, about, by_kind, cycle
-from earthgpt_jax.records import Annotated, Record
+from earthgpt_jax.records import AnnotatedClasses, Record
 
 _VERSION = 1  # raise it when the same inputs give other rows
 
@@ -211,7 +211,7 @@ class Records(Protocol):
     def name(self) -> str: ...
 
     @property
-    def annotated(self) -> Annotated: ...
+    def annotated(self) -> AnnotatedClasses: ...
 
     def __getitem__(self, index: int) -> Record: ...
 

@@ -6,10 +6,10 @@ import bisect
 import dataclasses
 
 from earthgpt_jax.input.prompts.chat_template import ChatTemplate
-from earthgpt_jax.input.prompts.questions import LISTS_BOXES, Grammar, Question, ask
+from earthgpt_jax.input.prompts.questions import LISTS_BOXES, BoxStyle, Question, ask
 from earthgpt_jax.input.sequences import turn_ids
 from earthgpt_jax.input.tokenizer import Tokenizer
-from earthgpt_jax.records import Annotated, Record
+from earthgpt_jax.records import AnnotatedClasses, Record
 
 
 def fitted(
@@ -19,8 +19,8 @@ def fitted(
     room: int,
     tokenizer: Tokenizer,
     template: ChatTemplate,
-    grammar: Grammar,
-    annotated: Annotated,
+    box_style: BoxStyle,
+    annotated: AnnotatedClasses,
     seed: int,
 ) -> Question:
     """The question, its answer listing no more boxes than `room` tokens hold: the largest; the others are counted.
@@ -43,8 +43,8 @@ def fitted(
     index = int(question.id.rsplit("#", 1)[1])
 
     def shorter(boxes: int) -> Question:
-        short = dataclasses.replace(grammar, max_boxes=boxes)
-        listed = ask(record, question.task, index, grammar=short, annotated=annotated, seed=seed)
+        short = dataclasses.replace(box_style, max_boxes=boxes)
+        listed = ask(record, question.task, index, box_style=short, annotated=annotated, seed=seed)
         return dataclasses.replace(listed, text=question.text)  # in the wording that was drawn
 
     most = len(record.objects) - question.unlisted

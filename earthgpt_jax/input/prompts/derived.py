@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from earthgpt_jax.records import Annotated, Record
+from earthgpt_jax.records import AnnotatedClasses, Record
 
 
 class Derived(enum.StrEnum):
@@ -35,7 +35,7 @@ class Derived(enum.StrEnum):
 _ZERO_RATE = 0.25
 
 
-def subjects(record: Record, kind: Derived, *, annotated: Annotated, seed: int) -> tuple[str, ...]:
+def subjects(record: Record, kind: Derived, *, annotated: AnnotatedClasses, seed: int) -> tuple[str, ...]:
     """The classes that a record can be asked about; not for `REGION_CLASS`, which asks about objects."""
     digest = hashlib.sha256(f"{record.id}/{kind}".encode()).digest()
     rng = np.random.default_rng((seed, int.from_bytes(digest[:8], "big")))
@@ -63,7 +63,7 @@ def _sampled(labels: Sequence[str], chances: Sequence[float], rng: np.random.Gen
     return [labels[i] for i in order[np.diff(steps) > 0]]
 
 
-def _absent(record: Record, annotated: Annotated, rng: np.random.Generator, *, rate: float = 1.0) -> list[str]:
+def _absent(record: Record, annotated: AnnotatedClasses, rng: np.random.Generator, *, rate: float = 1.0) -> list[str]:
     """Absent classes, each with the odds p / (1 - p) of being in an image (at most 1), times `rate`.
 
     A class that p of the images hold is then asked for min(p, 1 - p) times an image where it is absent, which is
@@ -74,7 +74,7 @@ def _absent(record: Record, annotated: Annotated, rng: np.random.Generator, *, r
     return _sampled(labels, [rate * min(1.0, p / max(1 - p, p)) for p in shares], rng)
 
 
-def _presence(record: Record, annotated: Annotated, rng: np.random.Generator) -> Sequence[str]:
+def _presence(record: Record, annotated: AnnotatedClasses, rng: np.random.Generator) -> Sequence[str]:
     """Each class is asked for as often where it is as where it is not; one that every image holds, never."""
     present = _present(record)
     shares = [annotated.shares.get(label, 1.0) for label in present]
@@ -82,7 +82,7 @@ def _presence(record: Record, annotated: Annotated, rng: np.random.Generator) ->
     return [*asked, *_absent(record, annotated, rng)]
 
 
-def _whole(record: Record, annotated: Annotated, rng: np.random.Generator) -> Sequence[str]:
+def _whole(record: Record, annotated: AnnotatedClasses, rng: np.random.Generator) -> Sequence[str]:
     """Classes all of whose objects are whole and not difficult, and some of which there are none."""
     if not record.complete:
         return []
@@ -91,15 +91,15 @@ def _whole(record: Record, annotated: Annotated, rng: np.random.Generator) -> Se
     return [*whole, *_absent(record, annotated, rng, rate=_ZERO_RATE)]
 
 
-def _there(record: Record, annotated: Annotated, rng: np.random.Generator) -> Sequence[str]:
+def _there(record: Record, annotated: AnnotatedClasses, rng: np.random.Generator) -> Sequence[str]:
     return _present(record)
 
 
-def _not_there(record: Record, annotated: Annotated, rng: np.random.Generator) -> Sequence[str]:
+def _not_there(record: Record, annotated: AnnotatedClasses, rng: np.random.Generator) -> Sequence[str]:
     return _absent(record, annotated, rng)
 
 
-_SUBJECTS: Mapping[Derived, Callable[[Record, Annotated, np.random.Generator], Sequence[str]]] = {
+_SUBJECTS: Mapping[Derived, Callable[[Record, AnnotatedClasses, np.random.Generator], Sequence[str]]] = {
     Derived.PRESENCE: _presence,
     Derived.COUNT: _whole,
     Derived.CLASS_HBB: _there,

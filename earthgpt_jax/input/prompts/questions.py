@@ -12,7 +12,7 @@ from earthgpt_jax.boxes import BoxKind, Shortlist, Square, format_boxes, format_
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.input.prompts.derived import Derived, subjects
 from earthgpt_jax.input.prompts.templates import answers, choose
-from earthgpt_jax.records import UNKNOWN, Annotated, Record, Task
+from earthgpt_jax.records import UNKNOWN_CLASSES, AnnotatedClasses, Record, Task
 
 # Kinds that only the align stage draws: captions whose nouns carry boxes.
 GROUNDED = {"grounded_caption": BoxKind.HBB, "grounded_caption_obb": BoxKind.OBB}
@@ -29,7 +29,7 @@ _TASKS = {
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Grammar:
+class BoxStyle:
     """How boxes are written.
 
     Attributes:
@@ -78,7 +78,9 @@ def task_of(kind: str) -> Task:
     return _TASKS[kind]
 
 
-def candidates(record: Record, kind: str, *, annotated: Annotated = UNKNOWN, seed: int = 0) -> range | list[int]:
+def candidates(
+    record: Record, kind: str, *, annotated: AnnotatedClasses = UNKNOWN_CLASSES, seed: int = 0
+) -> range | list[int]:
     """The indices that `ask` takes for this kind: VQA turns, objects, captions, classes, or just 0.
 
     Args:
@@ -107,9 +109,9 @@ def ask(
     kind: str,
     index: int,
     *,
-    grammar: Grammar,
+    box_style: BoxStyle,
     rng: np.random.Generator | None = None,
-    annotated: Annotated = UNKNOWN,
+    annotated: AnnotatedClasses = UNKNOWN_CLASSES,
     seed: int = 0,
 ) -> Question:
     """One question, `index` being one of `candidates` of the same `annotated` and `seed`.
@@ -118,10 +120,10 @@ def ask(
     """
     wording = choose(kind, rng)
     if kind in _SAYS:
-        said = _SAYS[kind](record, index, grammar)
+        said = _SAYS[kind](record, index, box_style)
     else:
         label = subjects(record, Derived(kind), annotated=annotated, seed=seed)[index]
-        said = _class(record, Derived(kind), label, grammar)
+        said = _class(record, Derived(kind), label, box_style)
     answer = answers()[kind].format(**said.fields)
     return Question(
         id=f"{record.id}#{kind}#{index}",
@@ -147,50 +149,50 @@ class _Said:
     unlisted: int = 0
 
 
-def _scene(record: Record, index: int, grammar: Grammar) -> _Said:
+def _scene(record: Record, index: int, box_style: BoxStyle) -> _Said:
     return _Said(fields={"label": record.label})
 
 
-def _caption(record: Record, index: int, grammar: Grammar) -> _Said:
+def _caption(record: Record, index: int, box_style: BoxStyle) -> _Said:
     return _Said(fields={"reference": record.references[index]}, references=record.references)
 
 
-def _turn(record: Record, index: int, grammar: Grammar) -> _Said:
+def _turn(record: Record, index: int, box_style: BoxStyle) -> _Said:
     turn = record.turns[index]
-    return _Said(fields={"question": turn.question, "answer": turn.answer}, kind=turn.type)
+    return _Said(fields={"question": turn.question, "answer": turn.answer}, kind=turn.question_type)
 
 
-def _region(record: Record, index: int, grammar: Grammar) -> _Said:
+def _region(record: Record, index: int, box_style: BoxStyle) -> _Said:
     item, square = record.objects[index], Square(record.width, record.height)
-    box = format_boxes([item.polygon], square=square, decimals=grammar.decimals, kind=BoxKind.HBB)
+    box = format_boxes([item.polygon], square=square, decimals=box_style.decimals, kind=BoxKind.HBB)
     return _Said(fields={"phrase": item.phrase, "label": item.label, "box": box}, object_index=index)
 
 
-def _boxes(record: Record, boxes: BoxKind, grammar: Grammar, *, label: str = "") -> _Said:
+def _boxes(record: Record, boxes: BoxKind, box_style: BoxStyle, *, label: str = "") -> _Said:
     """Of all objects, or of one label's."""
     groups: dict[str, list[np.ndarray]] = {}
     for item in record.objects:
         if not label or item.label == label:
             groups.setdefault(item.label, []).append(item.polygon)
-    chosen = shortlist(groups, most=grammar.max_boxes) if grammar.max_boxes else Shortlist(groups, {})
+    chosen = shortlist(groups, most=box_style.max_boxes) if box_style.max_boxes else Shortlist(groups, {})
     square = Square(record.width, record.height)
-    text = format_detection(chosen.groups, square=square, decimals=grammar.decimals, kind=boxes, rest=chosen.rest)
+    text = format_detection(chosen.groups, square=square, decimals=box_style.decimals, kind=boxes, rest=chosen.rest)
     return _Said(fields={"boxes": text}, unlisted=sum(chosen.rest.values()))
 
 
-def _detection(boxes: BoxKind) -> Callable[[Record, int, Grammar], _Said]:
-    return lambda record, index, grammar: _boxes(record, boxes, grammar)
+def _detection(boxes: BoxKind) -> Callable[[Record, int, BoxStyle], _Said]:
+    return lambda record, index, box_style: _boxes(record, boxes, box_style)
 
 
-def _grounded(boxes: BoxKind) -> Callable[[Record, int, Grammar], _Said]:
-    def said(record: Record, index: int, grammar: Grammar) -> _Said:
-        listed = _boxes(record, boxes, grammar)
+def _grounded(boxes: BoxKind) -> Callable[[Record, int, BoxStyle], _Said]:
+    def said(record: Record, index: int, box_style: BoxStyle) -> _Said:
+        listed = _boxes(record, boxes, box_style)
         return dataclasses.replace(listed, fields={**listed.fields, "reference": record.references[index]})
 
     return said
 
 
-_SAYS: Mapping[str, Callable[[Record, int, Grammar], _Said]] = {
+_SAYS: Mapping[str, Callable[[Record, int, BoxStyle], _Said]] = {
     Task.CLASSIFICATION: _scene,
     Task.CAPTION: _caption,
     Task.VQA: _turn,
@@ -203,7 +205,7 @@ _SAYS: Mapping[str, Callable[[Record, int, Grammar], _Said]] = {
 }
 
 
-def _class(record: Record, kind: Derived, label: str, grammar: Grammar) -> _Said:
+def _class(record: Record, kind: Derived, label: str, box_style: BoxStyle) -> _Said:
     """Of a derived question about one class."""
     count = sum(item.label == label for item in record.objects)
     told: dict[str, str | int] = {
@@ -215,17 +217,17 @@ def _class(record: Record, kind: Derived, label: str, grammar: Grammar) -> _Said
     }
     if kind not in _LISTING:
         return _Said(fields=told)
-    listed = _boxes(record, _LISTING[kind], grammar, label=label)
+    listed = _boxes(record, _LISTING[kind], box_style, label=label)
     return dataclasses.replace(listed, fields={**told, **listed.fields})
 
 
-def questions(record: Record, *, grammar: Grammar, tasks: Sequence[Task] = tuple(Task)) -> tuple[Question, ...]:
+def questions(record: Record, *, box_style: BoxStyle, tasks: Sequence[Task] = tuple(Task)) -> tuple[Question, ...]:
     """Every evaluation question of a record, in the default wordings, tasks in the order of `Task`.
 
     A caption is one question, whose references are all captions.
     """
     return tuple(
-        ask(record, task.value, index, grammar=grammar)
+        ask(record, task.value, index, box_style=box_style)
         for task in tasks
         for index in list(candidates(record, task.value))[: 1 if task is Task.CAPTION else None]
     )

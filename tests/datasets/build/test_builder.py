@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from earthgpt_jax.common.errors import EarthGPTError
-from earthgpt_jax.common.parallel import Local
+from earthgpt_jax.common.parallel import LocalEngine
 from earthgpt_jax.datasets.build import builder as building
 from earthgpt_jax.datasets.build import chunks, native_files, shards
 from earthgpt_jax.datasets.build.builder import build, build_synthetic
@@ -60,7 +60,7 @@ def _build(tmp_path: Path, found: Card, name: str, **options) -> dict[str, bytes
 
 def test_workers_and_another_place_give_the_same_bytes(tmp_path: Path, found: Card) -> None:
     one = _build(tmp_path, found, "one")
-    with Local(2) as engine:
+    with LocalEngine(2) as engine:
         assert _build(tmp_path, found, "two", engine=engine) == one
     shutil.move(tmp_path / "native", tmp_path / "moved")  # and other times of change
     shutil.copytree(tmp_path / "moved", tmp_path / "native", copy_function=shutil.copyfile)
@@ -200,7 +200,7 @@ def test_the_inputs_can_be_checked_and_changes_are_found(tmp_path: Path, found: 
 
 def test_synthetic_by_two_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(building, "_UNITS", 2)
-    with Local(2) as engine:
+    with LocalEngine(2) as engine:
         build_synthetic({"train": 5, "test": 1}, size=32, seed=3, out=tmp_path / "two", engine=engine)
     build_synthetic({"train": 5, "test": 1}, size=32, seed=3, out=tmp_path / "one")
     assert contents(tmp_path / "one" / "synthetic") == contents(tmp_path / "two" / "synthetic")
@@ -209,15 +209,15 @@ def test_synthetic_by_two_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_errors_of_workers_arrive(tmp_path: Path) -> None:
     jobs = [tmp_path / "a.job", tmp_path / "b.job"]
     with (
-        Local(2) as engine,
+        LocalEngine(2) as engine,
         pytest.raises(EarthGPTError, match="No such file"),
         writing(tmp_path / "s", left="all is lost"),
     ):
         list(engine.run(chunks.run, jobs))
-    with Local(2) as engine, pytest.raises(EarthGPTError, match="a worker was killed"):
+    with LocalEngine(2) as engine, pytest.raises(EarthGPTError, match="a worker was killed"):
         list(engine.run(_dies, jobs))
     with pytest.raises(EarthGPTError, match="at least 1"):
-        Local(0)
+        LocalEngine(0)
 
 
 def _complains(job: Path) -> None:

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from earthgpt_jax.boxes import degenerate, rect_to_polygon, rotated_to_polygon
+from earthgpt_jax.boxes import degeneracy, rect_to_polygon, rotated_to_polygon
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.datasets.build.builder import build
 from earthgpt_jax.datasets.build.tiling import cut, large_images, windows
@@ -103,7 +103,7 @@ def test_every_object_with_enough_of_it_occurs_and_its_share_is_shapelys(boxes, 
             assert item.visible == pytest.approx(share, abs=1e-3)
             if abs(share - tile.keep) > 1e-4:
                 assert item.difficult == (share < tile.keep)
-            assert not degenerate(item.polygon, width=record.width, height=record.height)
+            assert not degeneracy(item.polygon, width=record.width, height=record.height)
             moved = shapely.Polygon((item.polygon.reshape(4, 2) + np.array([x0, y0])).astype(float))
             if item.visible == 1:  # as it was, corners beyond the scene included
                 np.testing.assert_allclose(moved.symmetric_difference(shapes[i]).area, 0, atol=1e-2 * shapes[i].area)

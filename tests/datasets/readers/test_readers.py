@@ -145,7 +145,7 @@ def test_details_of_real_samples(realdata: Path) -> None:
         f"rsvqa_lr/val/{i}" for i in (491, 530, 543)
     }
     assert rsvqa[0].turns[1].question == "What is the number of roads?"
-    assert (rsvqa[0].turns[1].answer, rsvqa[0].turns[1].type) == ("69", "count")
+    assert (rsvqa[0].turns[1].answer, rsvqa[0].turns[1].question_type) == ("69", "count")
 
 
 # ---------------------------------------------------------------------------------------- written by hand
@@ -462,7 +462,7 @@ def test_rsvqa(native: Native) -> None:
     part = {"index": "im.json", "questions": "q.json", "answers": "an.json", "images": "i", "split": "val"}
     records, rejected, dropped = native.read(card("rsvqa", part, tasks=(Task.VQA,), split_rule=SplitRule.NATIVE))
     (turn,) = records["3"].turns
-    assert (turn.question, turn.answer, turn.type) == ("How many?", "12", "count")
+    assert (turn.question, turn.answer, turn.question_type) == ("How many?", "12", "count")
     assert records["3"].id == "s/val/3"
     reasons = why(rejected)
     assert reasons["3"] == ["question: question 1 has no active answer (answers_ids [6])"]
@@ -509,7 +509,7 @@ def test_floodnet(native: Native) -> None:
     native.put("a.json", {"0": row, **odd})
     records, rejected, _ = native.read(card("floodnet", {"annotations": "a.json"}, images=Images.NONE))
     (turn,) = records["7"].turns
-    assert (turn.answer, turn.type) == ("0", "simple_counting")
+    assert (turn.answer, turn.question_type) == ("0", "simple_counting")
     assert {name: len(reasons) for name, reasons in why(rejected).items()} == {"2": 1, "3": 1, "7": 2}
 
 

@@ -119,7 +119,7 @@ def test_rows_of_questions(native: Native) -> None:
     found = card("qa_rows", part, tasks=(Task.VQA,), fields=fields, split_rule=SplitRule.NATIVE)
     records, rejected, _ = native.read(found)
     (turn,) = records["1"].turns
-    assert (turn.question, turn.answer, turn.type) == ("Is it a port?", "Yes", "presence")
+    assert (turn.question, turn.answer, turn.question_type) == ("Is it a port?", "Yes", "presence")
     assert why(rejected) == {
         "row 4": ["question: no image in the field 'img'; its fields are image, q, a"],
         "row 5": ["question: no image in the field 'img'; its fields are none"],

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from earthgpt_jax.boxes import Whole, write_boxes
+from earthgpt_jax.boxes import FullImage, write_boxes
 from earthgpt_jax.cli.main import main
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.evaluation import predictions, scores
@@ -35,15 +35,15 @@ def _ours(path, rows, **header):
 
 def _boxes(questions, form) -> list[str]:
     """The right answers, as a model of that form writes them."""
-    frame = Whole(**SIZE)
+    frame = FullImage(**SIZE)
     texts = []
     for q in questions:
         polygon = q.objects[q.object_index].polygon
-        if form.grammar == "lhrs":
+        if form.box_format == "lhrs":
             x0, y0, x1, y1 = (polygon[i] / s for i, s in ((0, 400), (1, 200), (4, 400), (5, 200)))
             texts.append(f"It is at [{x0:.3f}, {y0:.3f}, {x1:.3f}, {y1:.3f}].")
         else:
-            texts.append(write_boxes([polygon], grammar=form.grammar, frame=frame))
+            texts.append(write_boxes([polygon], box_format=form.box_format, frame=frame))
     return texts
 
 

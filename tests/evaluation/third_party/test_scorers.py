@@ -44,10 +44,10 @@ def test_lhrs_calls_disjoint_boxes_half_overlapping():
 def test_lhrs_gives_random_boxes_a_third_and_a_constant_box_half():
     rng = np.random.default_rng(0)
     targets = _uniform(rng, 4000)
-    random = _grounded(map(_text, _uniform(rng, 4000)), targets, grammar="lhrs", frame="whole")
+    random = _grounded(map(_text, _uniform(rng, 4000)), targets, box_format="lhrs", frame="whole")
     assert scorers.apply("lhrs", random)["grounding"] == pytest.approx(0.326, abs=0.02)
     assert grounding(random)["pr50"] == pytest.approx(0.002, abs=0.002)
-    constant = _grounded([_text([0.36, 0.36, 0.64, 0.64])] * 4000, targets, grammar="lhrs", frame="whole")
+    constant = _grounded([_text([0.36, 0.36, 0.64, 0.64])] * 4000, targets, box_format="lhrs", frame="whole")
     assert scorers.apply("lhrs", constant)["grounding"] == pytest.approx(0.516, abs=0.02)
     assert grounding(constant)["pr50"] == pytest.approx(0.004, abs=0.003)
 
@@ -62,7 +62,7 @@ def test_lhrs_leaves_out_what_it_cannot_read():
 def test_vrsbench_calls_a_third_a_half():
     assert scorers.plus_one_iou([0, 0, 2, 2], [1, 0, 3, 2]) == pytest.approx(0.5)
     rows = _grounded(["{<0><0><2><2>}", "2 ships at {<1><0><3><2>}"], [np.array([0.01, 0, 0.03, 0.02])] * 2,
-                     grammar="geochat", frame="whole")  # fmt: skip
+                     box_format="geochat", frame="whole")  # fmt: skip
     assert grounding(rows)["mean_iou"] == pytest.approx((1 / 3 + 1) / 2, abs=1e-4)
     # the second one's numbers are taken for 2, 1, 0, 3
     assert scorers.apply("vrsbench", rows) == {"grounding": 0.5}
@@ -109,7 +109,7 @@ def test_constant_confidence_in_random_order_is_near_precision_times_recall():
 
 def test_falcon_calls_a_malformed_box_perfect():
     assert scorers.falcon_iou([1, 2, 3], [10, 10, 30, 30]) == 1.0
-    rows = _grounded(["<box><1><2><3></box>", "nothing"], [np.array([0.1, 0.1, 0.3, 0.3])] * 2, grammar="falcon")
+    rows = _grounded(["<box><1><2><3></box>", "nothing"], [np.array([0.1, 0.1, 0.3, 0.3])] * 2, box_format="falcon")
     assert scorers.apply("falcon", rows) == {"grounding": 0.5}
     assert grounding(rows)["pr50"] == 0.0
 

@@ -11,28 +11,28 @@ import numpy as np
 import pytest
 
 from earthgpt_jax.common.errors import EarthGPTError
-from earthgpt_jax.common.parallel import mapped
+from earthgpt_jax.common.parallel import parallel_map
 from earthgpt_jax.common.resources import assets_path
 from earthgpt_jax.datasets import store
 from earthgpt_jax.input.packing import length_cache
 from earthgpt_jax.input.packing.lengths import SENSORS, Asking, LengthIndex, joined, measure
 from earthgpt_jax.input.prompts.chat_template import chat_template
-from earthgpt_jax.input.prompts.questions import KINDS, Grammar, ask, candidates
+from earthgpt_jax.input.prompts.questions import KINDS, BoxStyle, ask, candidates
 from earthgpt_jax.input.prompts.templates import wording_rng
 from earthgpt_jax.input.sequences import build_sample, image_prefix
 from earthgpt_jax.input.tokenizer import Tokenizer
-from earthgpt_jax.records import Annotated
+from earthgpt_jax.records import AnnotatedClasses
 from earthgpt_jax.synthetic import SyntheticSource
 
 ASKING = Asking(
     kinds=KINDS,
     tokenizer=Tokenizer(assets_path("tiny", "tokenizer.model")),
     chat_template="plain",
-    grammar=Grammar(),
+    box_style=BoxStyle(),
     room=2048,
     seed=3,
 )
-ANNOTATED = Annotated(shares={"ship": 0.5, "unicorn": 0.5})
+ANNOTATED = AnnotatedClasses(shares={"ship": 0.5, "unicorn": 0.5})
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +73,7 @@ def test_every_question_is_as_long_as_a_row_makes_it(records):
     for (number, kind, at), tokens in zip(expected, index.tokens.tolist(), strict=True):
         record = records[number]
         rng = wording_rng(record.id, KINDS[kind], at, seed=ASKING.seed)
-        question = ask(record, KINDS[kind], at, grammar=ASKING.grammar, rng=rng, **known)
+        question = ask(record, KINDS[kind], at, box_style=ASKING.box_style, rng=rng, **known)
         sample = build_sample(
             [question], prefix=prefix, tokenizer=ASKING.tokenizer, chat_template=chat_template("plain")
         )
@@ -137,8 +137,8 @@ def test_another_way_of_asking_has_another_file_and_only_a_few_are_kept(dataset)
     ways = [
         asking,
         dataclasses.replace(asking, chat_template="v1"),
-        dataclasses.replace(asking, grammar=Grammar(decimals=2)),
-        dataclasses.replace(asking, grammar=Grammar(max_boxes=1)),
+        dataclasses.replace(asking, box_style=BoxStyle(decimals=2)),
+        dataclasses.replace(asking, box_style=BoxStyle(max_boxes=1)),
         dataclasses.replace(asking, room=100),
         dataclasses.replace(asking, kinds=kinds[::-1]),
         dataclasses.replace(asking, seed=4),
@@ -177,9 +177,9 @@ def test_a_read_only_dataset_is_cached_with_the_user(dataset, tmp_path, monkeypa
 
 
 def test_other_processes_give_the_same_in_order():
-    assert list(mapped(abs, range(-8, 0), workers=2)) == list(range(8, 0, -1))
+    assert list(parallel_map(abs, range(-8, 0), workers=2)) == list(range(8, 0, -1))
 
 
 def test_a_killed_worker_is_an_error_and_no_wait():
     with pytest.raises(EarthGPTError, match="one of 2 workers was killed"):
-        list(mapped(os._exit, [1] * 8, workers=2))
+        list(parallel_map(os._exit, [1] * 8, workers=2))

@@ -12,10 +12,10 @@ from earthgpt_jax.config import load
 from earthgpt_jax.input.pipeline import train_batches
 from earthgpt_jax.input.prompts.box_budget import fitted
 from earthgpt_jax.input.prompts.chat_template import chat_template
-from earthgpt_jax.input.prompts.questions import Grammar, ask
+from earthgpt_jax.input.prompts.questions import BoxStyle, ask
 from earthgpt_jax.input.sequences import turn_ids
 from earthgpt_jax.input.tokenizer import Tokenizer, train_tokenizer
-from earthgpt_jax.records import UNKNOWN, Object, Task
+from earthgpt_jax.records import UNKNOWN_CLASSES, Object, Task
 from earthgpt_jax.synthetic import SyntheticSource
 from tests.support import nano
 from tests.support.in_memory import rows
@@ -62,12 +62,12 @@ def test_batches_report_what_is_not_listed(tmp_path):
     source = SyntheticSource("train", 30)
     records = [record for record in (source[i] for i in range(30)) if len(record.objects) >= 3][:4]
     made = {most: rows(records, Tokenizer(path), weights={"hbb": 1.0}, seq_len=900, max_images=1,
-                       grammar=Grammar(decimals=2, max_boxes=most)) for most in (0, 2)}  # fmt: skip
+                       box_style=BoxStyle(decimals=2, max_boxes=most)) for most in (0, 2)}  # fmt: skip
     (_, whole), (_, batch) = (next(train_batches(each)) for each in made.values())
     assert batch.unlisted.sum() == sum(len(record.objects) - 2 for record in records) and not whole.unlisted.any()
     assert whole.tokens.astype(bool).sum() > batch.tokens.astype(bool).sum()
     for kind in ("hbb", "obb", "grounded_caption"):
-        question = ask(records[0], kind, 0, grammar=Grammar(decimals=2, max_boxes=2))
+        question = ask(records[0], kind, 0, box_style=BoxStyle(decimals=2, max_boxes=2))
         assert len(parse(question.answer).boxes) == 2 and question.unlisted == len(records[0].objects) - 2
     assert Task.HBB in records[0].tasks
 
@@ -83,17 +83,17 @@ def test_an_answer_longer_than_a_row_lists_what_there_is_room_for(tmp_path, kind
     def length(question):
         return len(turn_ids(tokenizer, template, question.text, question.answer)[0])
 
-    known = {"annotated": UNKNOWN, "seed": 3}
-    fit = functools.partial(fitted, tokenizer=tokenizer, template=template, grammar=Grammar(decimals=2), **known)
-    asked = ask(record, kind, 0, grammar=Grammar(decimals=2), rng=np.random.default_rng(2))
-    alone = ask(record, kind, 0, grammar=Grammar(decimals=2, max_boxes=1))
+    known = {"annotated": UNKNOWN_CLASSES, "seed": 3}
+    fit = functools.partial(fitted, tokenizer=tokenizer, template=template, box_style=BoxStyle(decimals=2), **known)
+    asked = ask(record, kind, 0, box_style=BoxStyle(decimals=2), rng=np.random.default_rng(2))
+    alone = ask(record, kind, 0, box_style=BoxStyle(decimals=2, max_boxes=1))
     for room in range(length(asked) - 1, length(dataclasses.replace(alone, text=asked.text)) - 1, -29):
         question = fit(asked, record, room=room)
         count = len(parse(question.answer).boxes)
         assert length(question) <= room and question.text == asked.text
         assert 1 <= count < 12 and question.unlisted == 12 - count
         if count < 11:  # as many as there is room for
-            more = ask(record, kind, 0, grammar=Grammar(decimals=2, max_boxes=count + 1))
+            more = ask(record, kind, 0, box_style=BoxStyle(decimals=2, max_boxes=count + 1))
             assert length(dataclasses.replace(more, text=asked.text)) > room
     assert fit(asked, record, room=length(asked)) is asked
     assert fit(asked, record, room=20) is asked  # not one box fits: left out

@@ -10,11 +10,11 @@ from earthgpt_jax.boxes import parse, rect_to_polygon
 from earthgpt_jax.datasets import store
 from earthgpt_jax.datasets.annotated_classes import annotated
 from earthgpt_jax.input.prompts.derived import NEED_CLASSES, Derived
-from earthgpt_jax.input.prompts.questions import Grammar, ask, candidates
+from earthgpt_jax.input.prompts.questions import BoxStyle, ask, candidates
 from earthgpt_jax.input.prompts.templates import answers, wordings
-from earthgpt_jax.records import UNKNOWN, Annotated, Object, Record, Sensor, Task
+from earthgpt_jax.records import UNKNOWN_CLASSES, AnnotatedClasses, Object, Record, Sensor, Task
 
-TWO = Grammar(decimals=2)
+TWO = BoxStyle(decimals=2)
 
 
 def _object(label: str, place: int = 0, **values) -> Object:
@@ -29,13 +29,13 @@ def _record(*objects: Object, name: str = "made/train/1", tasks=(Task.HBB, Task.
 
 
 # A class of half of the images is always asked for, whether it is there or not.
-HALF = Annotated(shares={"ship": 0.5, "bridge": 0.5, "school bus": 0.5})
+HALF = AnnotatedClasses(shares={"ship": 0.5, "bridge": 0.5, "school bus": 0.5})
 RECORD = _record(_object("ship", 0), _object("ship", 2), _object("bridge", 4, difficult=True))
 
 
-def _all(record, kind, known=HALF, grammar=TWO):
+def _all(record, kind, known=HALF, box_style=TWO):
     where = {"annotated": known, "seed": 0}
-    return [ask(record, kind, i, grammar=grammar, **where) for i in candidates(record, kind, **where)]
+    return [ask(record, kind, i, box_style=box_style, **where) for i in candidates(record, kind, **where)]
 
 
 def test_presence_of_what_is_there_and_of_what_is_not():
@@ -47,14 +47,14 @@ def test_presence_of_what_is_there_and_of_what_is_not():
 
 def test_counts_are_of_classes_whose_objects_are_all_whole():
     cut = _record(_object("ship", 0), _object("ship", 2, visible=0.75), _object("bridge", 4))
-    assert {q.text.split(" ")[2]: q.answer for q in _all(cut, "count", UNKNOWN)} == {"bridges": "1"}
-    assert [q.answer for q in _all(RECORD, "count", UNKNOWN)] == ["2"]
+    assert {q.text.split(" ")[2]: q.answer for q in _all(cut, "count", UNKNOWN_CLASSES)} == {"bridges": "1"}
+    assert [q.answer for q in _all(RECORD, "count", UNKNOWN_CLASSES)] == ["2"]
     zeros = [q for n in range(40) for q in _all(dataclasses.replace(RECORD, id=f"made/train/{n}"), "count")]
     assert {q.answer for q in zeros} == {"0", "2"} and all("school" in q.text for q in zeros if q.answer == "0")
 
 
 def test_the_class_of_a_region():
-    first, second = _all(RECORD, "region_class", UNKNOWN)
+    first, second = _all(RECORD, "region_class", UNKNOWN_CLASSES)
     assert first.answer == "ship" and "[0.00,0.10,0.08,0.20]" in first.text and second.object_index == 1
 
 
@@ -72,18 +72,18 @@ def test_one_class_is_detected_and_false_premises_are_denied():
 def test_nothing_is_absent_where_that_cannot_be_told():
     doubtful = dataclasses.replace(RECORD, complete=False)
     partial = dataclasses.replace(RECORD, tasks=(Task.GROUNDING,))  # its objects are those that are described
-    for record, known in ((RECORD, UNKNOWN), (doubtful, HALF), (partial, HALF)):
+    for record, known in ((RECORD, UNKNOWN_CLASSES), (doubtful, HALF), (partial, HALF)):
         answered = {q.answer for kind in NEED_CLASSES for q in _all(record, kind, known)}
         assert answered <= {"yes"}
-    assert not any(_all(RECORD, kind, UNKNOWN) for kind in NEED_CLASSES)
+    assert not any(_all(RECORD, kind, UNKNOWN_CLASSES) for kind in NEED_CLASSES)
     assert not _all(doubtful, "count")
-    trucks = Annotated(shares={"vehicle": 0.5, "large vehicle": 0.5, "ship": 0.5})
+    trucks = AnnotatedClasses(shares={"vehicle": 0.5, "large vehicle": 0.5, "ship": 0.5})
     assert trucks.absent(_record(_object("large vehicle"))) == ["ship"]  # a large vehicle is a vehicle
     assert trucks.absent(_record(_object("vehicle"))) == ["large vehicle", "ship"]
 
 
 def test_other_vehicles_are_not_asked_for():
-    known = Annotated(shares={"other vehicle": 0.5, "ship": 0.5})
+    known = AnnotatedClasses(shares={"other vehicle": 0.5, "ship": 0.5})
     for kind in set(Derived) - {Derived.REGION_CLASS}:
         assert not any("other" in q.text for q in _all(_record(_object("other vehicle")), kind, known))
 
@@ -98,7 +98,7 @@ def many():
         for n in range(1500)
     ]
     shares = {label: sum(label in {o.label for o in r.objects} for r in records) / 1500 for label in chances}
-    return records, Annotated(shares=shares)
+    return records, AnnotatedClasses(shares=shares)
 
 
 def test_the_class_does_not_tell_whether_it_is_there(many):
@@ -117,7 +117,7 @@ def test_what_is_asked_depends_on_the_id_and_the_seed_alone(many):
 
     def asked(items, seed):
         return [
-            ask(r, kind, i, grammar=TWO, annotated=known, seed=seed)
+            ask(r, kind, i, box_style=TWO, annotated=known, seed=seed)
             for r in items
             for kind in ("presence", "absent_hbb", "count")
             for i in candidates(r, kind, annotated=known, seed=seed)
@@ -131,11 +131,11 @@ def test_what_a_built_dataset_annotates(tmp_path):
     records = [RECORD, dataclasses.replace(RECORD, id="made/train/2", objects=()), _record(name="made/train/3")]
     store.write({"train": records}, out=tmp_path / "made", name="made")
     source = store.RecordSource(tmp_path / "made", "train")
-    assert source.annotated == Annotated(shares={"bridge": 1 / 3, "ship": 1 / 3})
+    assert source.annotated == AnnotatedClasses(shares={"bridge": 1 / 3, "ship": 1 / 3})
     values = store.manifest(tmp_path / "made")
-    assert annotated(values | {"card": {"open_classes": True}}) == UNKNOWN
+    assert annotated(values | {"card": {"open_classes": True}}) == UNKNOWN_CLASSES
     values["counts"]["train"]["task"] = {"grounding": 3}
-    assert annotated(values) == UNKNOWN
+    assert annotated(values) == UNKNOWN_CLASSES
 
 
 def test_every_kind_has_a_form_of_answer():

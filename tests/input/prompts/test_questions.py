@@ -7,7 +7,7 @@ import pytest
 
 from earthgpt_jax.boxes import rect_to_polygon, rotated_to_polygon
 from earthgpt_jax.common.errors import EarthGPTError
-from earthgpt_jax.input.prompts.questions import KINDS, Grammar, ask, candidates, questions
+from earthgpt_jax.input.prompts.questions import KINDS, BoxStyle, ask, candidates, questions
 from earthgpt_jax.input.prompts.templates import choose, default_question, wordings
 from earthgpt_jax.records import Object, Record, Sensor, Task, Turn
 
@@ -22,7 +22,7 @@ RECORD = Record(
     split="test",
     tasks=tuple(Task),
     label="harbor",
-    turns=(Turn(question="How many {ships}?", answer="2", type="count"),),
+    turns=(Turn(question="How many {ships}?", answer="2", question_type="count"),),
     references=("Two ships.", "A harbor with ships."),
     objects=(
         Object(label="ship", polygon=rect_to_polygon(100, 50, 120, 70), phrase="the lower ship"),
@@ -30,17 +30,17 @@ RECORD = Record(
         Object(label="bridge", polygon=rect_to_polygon(0, 0, 200, 100), phrase="the bridge", difficult=True),
     ),
 )
-TWO, THREE = Grammar(decimals=2), Grammar(decimals=3)
+TWO, THREE = BoxStyle(decimals=2), BoxStyle(decimals=3)
 
 
-def _ask(kind, index=0, grammar=TWO):
-    return ask(RECORD, kind, index, grammar=grammar)
+def _ask(kind, index=0, box_style=TWO):
+    return ask(RECORD, kind, index, box_style=box_style)
 
 
 def test_boxes_are_fractions_of_the_padded_square():
     # (100, 50 + 50) / 200 ... (120, 70 + 50) / 200
     assert _ask("grounding").answer == "[0.50,0.50,0.60,0.60]"
-    assert _ask("grounding", grammar=THREE).answer == "[0.500,0.500,0.600,0.600]"
+    assert _ask("grounding", box_style=THREE).answer == "[0.500,0.500,0.600,0.600]"
     assert "the lower ship" in _ask("grounding").text
     region = _ask("region_caption")
     assert region.answer == "the lower ship" and "[0.50,0.50,0.60,0.60]" in region.text
@@ -58,12 +58,12 @@ def test_detection_and_grounded_captions():
     turned = dataclasses.replace(
         RECORD, objects=(Object(label="ship", polygon=rotated_to_polygon(cx=100, cy=50, w=40, h=20, angle=np.pi / 2)),)
     )
-    one = ask(turned, "obb", 0, grammar=TWO).answer
+    one = ask(turned, "obb", 0, box_style=TWO).answer
     assert one == "There is <p>one ship</p>[0.45,0.40,0.55,0.40,0.55,0.60,0.45,0.60] in the image."
 
 
 def test_what_is_asked_of_a_record_in_which_order():
-    asked = [q.id for q in questions(RECORD, grammar=TWO)]
+    asked = [q.id for q in questions(RECORD, box_style=TWO)]
     assert asked == [
         f"made/test/1#{name}"
         for name in ("classification#0", "caption#0", "vqa#0", "region_caption#0", "grounding#0", "hbb#0", "obb#0")
