@@ -69,7 +69,7 @@ def train(config: Config, workdir: Path, *, profile: Profile | None = None, yard
         yardstick: for MFU in throughput.jsonl.
 
     Raises:
-        Stopped: by SIGTERM or Ctrl-C, with the running step saved.
+        RunStopped: by SIGTERM or Ctrl-C, with the running step saved.
     """
     clock = Clock()
     distributed.check_consistent({"config": to_dict(config), "code": distributed.code_version()})

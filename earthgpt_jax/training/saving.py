@@ -35,7 +35,7 @@ class Saver:
         """Saves it.
 
         Raises:
-            Stopped: the run was told to stop, and this step is on disk.
+            RunStopped: the run was told to stop, and this step is on disk.
         """
         self._checkpoints.save(step, state, self._about | {"data_position": step})
         if self._told:
