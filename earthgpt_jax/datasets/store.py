@@ -176,9 +176,8 @@ class RecordSource(Sequence[Record]):
     Raises:
         EarthGPTError: not a finished dataset directory, no such split, or a shard of it is missing or has another
             size than when it was built.
-        DamagedRecordError: at reading, a record that its shard does not give back. ArrayRecord's own checksums (of every
-            record, its header and the shard's table of records) are what tells; that a whole shard is another one's,
-            `earthgpt data check` finds.
+        DamagedRecordError: on reading a record whose ArrayRecord checksum fails (ArrayRecord checks every record, its
+            header, and the shard's index of records). `earthgpt data check` finds shards that were swapped as a whole.
     """
 
     def __init__(self, directory: Path, split: str):
