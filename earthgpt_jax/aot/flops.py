@@ -27,7 +27,7 @@ from earthgpt_jax.aot import program, slices
 from earthgpt_jax.config import Config, MeshConfig, ModelConfig
 from earthgpt_jax.models.layers import unrolled
 from earthgpt_jax.params import merge_module
-from earthgpt_jax.training.stages import Trained, trained_paths
+from earthgpt_jax.training.stages import Trainable, trainable_paths
 
 # The encoders' smallest relatives: what they add to a count is noise.
 _TINY: dict[str, dict[str, Any]] = {
@@ -37,42 +37,42 @@ _TINY: dict[str, dict[str, Any]] = {
 }
 
 
-def minimum(config: Config, *, rows: int, trained: Mapping[str, Trained] | None = None) -> float:
+def minimum(config: Config, *, rows: int, trainable: Mapping[str, Trainable] | None = None) -> float:
     """FLOPs that a step on `rows` rows cannot do without, every position supervised."""
-    _, shapes = program.structure(config.model)
-    trained = trained_paths(config, shapes) if trained is None else trained
+    _, shapes = program.abstract_model(config.model)
+    trainable = trainable_paths(config, shapes) if trainable is None else trainable
     tokens = rows * config.data.seq_len
     total = 0
     for path, shape in shapes.items():
         linear = 2 * math.prod(shape.shape)
         if path == "llm/head/kernel" or (path == "llm/embed" and config.model.llm.tied_head):
-            total += linear * tokens * (2 + (path in trained))
+            total += linear * tokens * (2 + (path in trainable))
         elif path.startswith("llm/blocks/") and path.endswith("/kernel"):
-            total += linear * tokens * (2 + (path in trained))
-            first_to_train = not any(p.startswith(("projector/", "image_tokens/", "llm/embed")) for p in trained)
+            total += linear * tokens * (2 + (path in trainable))
+            first_to_train = not any(p.startswith(("projector/", "image_tokens/", "llm/embed")) for p in trainable)
             if first_to_train and path.split("/")[3] in ("q", "k", "v"):
                 total -= linear // config.model.llm.depth * tokens  # nothing before layer 0 wants a gradient
-    return total + _before(config, rows=rows, trained=trained)
+    return total + _before(config, rows=rows, trainable=trainable)
 
 
-def executed(config: Config, *, rows: int, trained: Mapping[str, Trained] | None = None) -> float:
+def executed(config: Config, *, rows: int, trainable: Mapping[str, Trainable] | None = None) -> float:
     """FLOPs of the compiled step on `rows` rows a chip, every position supervised. Needs libtpu."""
-    one, two = (_counted(config, rows=rows, depth=depth, trained=trained) for depth in (1, 2))
-    _, shapes = program.structure(config.model)
-    trained = trained_paths(config, shapes) if trained is None else trained
+    one, two = (_counted(config, rows=rows, depth=depth, trainable=trainable) for depth in (1, 2))
+    _, shapes = program.abstract_model(config.model)
+    trainable = trainable_paths(config, shapes) if trainable is None else trainable
     tiny = reduced(config, rows=rows, depth=1)
-    outside = _before(config, rows=rows, trained=trained) - _before(tiny, rows=rows, trained=trained)
+    outside = _before(config, rows=rows, trainable=trainable) - _before(tiny, rows=rows, trainable=trainable)
     return one + (config.model.llm.depth - 1) * (two - one) + outside
 
 
-def _counted(config: Config, *, rows: int, depth: int, trained: Mapping[str, Trained] | None) -> float:
+def _counted(config: Config, *, rows: int, depth: int, trainable: Mapping[str, Trainable] | None) -> float:
     devices = slices.devices(slices.parse("v5p-8"))
     smaller = reduced(config, rows=rows * len(devices), depth=depth)
     whole = None
-    if trained is not None:
-        whole = {path: rule for path, rule in trained.items() if path in program.structure(smaller.model)[1]}
+    if trainable is not None:
+        whole = {path: rule for path, rule in trainable.items() if path in program.abstract_model(smaller.model)[1]}
     with unrolled():
-        compiled = program.compiled(smaller, devices, trained=whole, loss_chunk=smaller.data.seq_len)
+        compiled = program.compile_step(smaller, devices, trainable=whole, loss_chunk=smaller.data.seq_len)
     analysis: Any = compiled.cost_analysis()
     return analysis["flops"]
 
@@ -86,19 +86,19 @@ def reduced(config: Config, *, rows: int, depth: int) -> Config:
     return program.with_rows(smaller, rows)
 
 
-def _before(config: Config, *, rows: int, trained: Mapping[str, Trained]) -> float:
+def _before(config: Config, *, rows: int, trainable: Mapping[str, Trainable]) -> float:
     """Of everything before the LLM: encoders forward, projector forward and its kernel's gradient."""
     images = rows * program.batch_shapes(program.with_rows(config, rows)).images.shape[1]
     path = "projector/linear/kernel"
-    kernel = program.structure(config.model)[1][path]
+    kernel = program.abstract_model(config.model)[1][path]
     projector = 2 * math.prod(kernel.shape) * config.model.visual_tokens
-    return images * (_encoders(config.model) + projector * (1 + (path in trained)))
+    return images * (_encoders(config.model) + projector * (1 + (path in trainable)))
 
 
 @functools.lru_cache(maxsize=16)
 def _encoders(config: ModelConfig) -> float:
     """Of both on one image."""
-    graphdef, shapes = program.structure(config)
+    graphdef, shapes = program.abstract_model(config)
     pixels = jax.ShapeDtypeStruct((1, config.image_size, config.image_size, 3), jnp.uint8)
     return products(lambda params, pixels: merge_module(graphdef, params).encode(pixels), shapes, pixels)
 

@@ -10,7 +10,7 @@ import jax
 
 from earthgpt_jax.aot import flops, slices
 from earthgpt_jax.config import Config
-from earthgpt_jax.training.throughput import Yardstick
+from earthgpt_jax.training.throughput import FlopsReference
 
 # Dense bf16 TFLOP/s by what JAX calls a device. TPUs: see `slices`. GPUs: NVIDIA's data sheets, without sparsity.
 PEAKS: tuple[tuple[str, float], ...] = (
@@ -30,7 +30,7 @@ def peak_tflops(device_kind: str) -> float | None:
     return next((peak for pattern, peak in PEAKS if re.fullmatch(pattern, device_kind)), None)
 
 
-def yardstick(config: Config, devices: Sequence[jax.Device]) -> Yardstick | None:
+def flops_reference(config: Config, devices: Sequence[jax.Device]) -> FlopsReference | None:
     """For a run of `config` on `devices`; None where their peak is not known, as on CPUs.
 
     `flops.minimum` is linear in tokens and images, so that two lengths of row give both. It counts every token as
@@ -39,11 +39,11 @@ def yardstick(config: Config, devices: Sequence[jax.Device]) -> Yardstick | None
     peak = peak_tflops(devices[0].device_kind)
     if peak is None:
         return None
-    token, image = costs(config)
-    return Yardstick(token=token, image=image, peak=peak * 1e12 * len(devices))
+    token, image = flops_per_token_and_image(config)
+    return FlopsReference(token=token, image=image, peak=peak * 1e12 * len(devices))
 
 
-def costs(config: Config) -> tuple[float, float]:
+def flops_per_token_and_image(config: Config) -> tuple[float, float]:
     """FLOPs of a token and of an image."""
     length = config.data.seq_len
 

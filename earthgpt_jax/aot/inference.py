@@ -30,7 +30,7 @@ from earthgpt_jax.inference.reference import Stop
 from earthgpt_jax.inference.sampling import GREEDY
 from earthgpt_jax.input.batch import END_SLOT, START_SLOT, TEXT_SLOT
 from earthgpt_jax.sharding.mesh import AXES
-from earthgpt_jax.training.stages import trained_paths
+from earthgpt_jax.training.stages import trainable_paths
 
 _log = logging.getLogger(__name__)
 _STOP = Stop(eos_id=2, separators=((2,),))  # any will do
@@ -38,7 +38,7 @@ _SYSTEM = 40  # tokens of text that stand between an image and its questions
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Asked:
+class Workload:
     """What questions are like.
 
     Attributes:
@@ -99,7 +99,7 @@ class InferencePlan:
     largest_rows: int | None = None
 
 
-def plan_inference(config: Config, wanted: Slice, *, asked: Asked, mesh: MeshConfig | None = None) -> InferencePlan:
+def plan_inference(config: Config, wanted: Slice, *, asked: Workload, mesh: MeshConfig | None = None) -> InferencePlan:
     """Compiles the programs that answer questions with the model of `config`.
 
     Args:
@@ -110,9 +110,9 @@ def plan_inference(config: Config, wanted: Slice, *, asked: Asked, mesh: MeshCon
     """
     if not slices.compiler_is_there():
         raise EarthGPTError("plan --inference: needs the TPU compiler (pip install 'earthgpt-jax[plan]')")
-    graphdef, shapes = program.structure(config.model)
-    trained = trained_paths(config, shapes)
-    dtypes = {path: jnp.float32 if path in trained else jnp.dtype(config.frozen_dtype) for path in shapes}
+    graphdef, shapes = program.abstract_model(config.model)
+    trainable = trainable_paths(config, shapes)
+    dtypes = {path: jnp.float32 if path in trainable else jnp.dtype(config.frozen_dtype) for path in shapes}
     weights = sum(math.prod(shape.shape) * jnp.dtype(dtypes[path]).itemsize for path, shape in shapes.items())
     if mesh is None:
         limit = int(wanted.chip.hbm_gib * GIB)
@@ -160,7 +160,7 @@ def plan_inference(config: Config, wanted: Slice, *, asked: Asked, mesh: MeshCon
     )
 
 
-def largest_rows(config: Config, wanted: Slice, *, asked: Asked, start: InferencePlan) -> int:
+def largest_rows(config: Config, wanted: Slice, *, asked: Workload, start: InferencePlan) -> int:
     """Most rows of a group that fit, in whole images; guessed along the line through what is needed, then tried.
 
     Every image's rows are counted with its prefix.

@@ -21,8 +21,8 @@ from earthgpt_jax.models import earthgpt
 from earthgpt_jax.models.quantized import freeze
 from earthgpt_jax.sharding import rules
 from earthgpt_jax.sharding.mesh import Placement, build_mesh
-from earthgpt_jax.training.optim import optimizer as make_optimizer
-from earthgpt_jax.training.stages import Trained, trained_paths
+from earthgpt_jax.training.optim import make_optimizer
+from earthgpt_jax.training.stages import Trainable, trainable_paths
 from earthgpt_jax.training.step import DeviceBatch, State, execution, make_step
 
 GIB = 2**30
@@ -30,7 +30,7 @@ Shape = jax.ShapeDtypeStruct
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Abstract:
+class StepInputs:
     """Everything a step takes, as shapes with their shardings; no array exists."""
 
     placement: Placement
@@ -60,7 +60,7 @@ class Memory:
         return self.arguments + self.output - self.aliased + self.temporaries
 
 
-def structure(config: ModelConfig) -> tuple[nnx.GraphDef, dict[str, Shape]]:
+def abstract_model(config: ModelConfig) -> tuple[nnx.GraphDef, dict[str, Shape]]:
     """`earthgpt.abstract`, found once a model."""
     graphdef, shapes = _structure(config)
     return graphdef, dict(shapes)
@@ -78,7 +78,9 @@ def with_rows(config: Config, rows: int, *, microbatches: int = 1) -> Config:
     )
 
 
-def abstract(config: Config, mesh: Mesh | AbstractMesh, *, trained: Mapping[str, Trained] | None = None) -> Abstract:
+def step_inputs(
+    config: Config, mesh: Mesh | AbstractMesh, *, trainable: Mapping[str, Trainable] | None = None
+) -> StepInputs:
     """The arguments of the step of `config` on a mesh.
 
     Args:
@@ -87,15 +89,15 @@ def abstract(config: Config, mesh: Mesh | AbstractMesh, *, trained: Mapping[str,
     Raises:
         EarthGPTError: the mesh does not fit the parameters.
     """
-    _, shapes = structure(config.model)
+    _, shapes = abstract_model(config.model)
     placement = rules.placement(config.model, shapes, mesh=mesh)
-    chosen = trained_paths(config, shapes) if trained is None else trained
+    chosen = trainable_paths(config, shapes) if trainable is None else trainable
     changing, fixed = params_lib.split(shapes, chosen)
     frozen = jax.eval_shape(lambda fixed: freeze(fixed, config.frozen_dtype), fixed)
     moments = jax.eval_shape(make_optimizer(config.optim, chosen).init, changing)
     shapes_of_state: Any = (Shape((), jnp.int32), changing, moments)
     state = State(*shapes_of_state)
-    return Abstract(
+    return StepInputs(
         placement=placement,
         state=_placed(state, placement.shardings(state)),
         frozen=_placed(frozen, placement.shardings(frozen)),
@@ -118,11 +120,11 @@ def batch_shapes(config: Config) -> DeviceBatch:
     return DeviceBatch(**arrays)
 
 
-def compiled(
+def compile_step(
     config: Config,
     devices: Sequence[jax.Device],
     *,
-    trained: Mapping[str, Trained] | None = None,
+    trainable: Mapping[str, Trainable] | None = None,
     loss_chunk: int | None = None,
 ) -> jax.stages.Compiled:
     """The step of `config`, compiled for these devices.
@@ -136,14 +138,14 @@ def compiled(
         EarthGPTError: the mesh does not fit the devices, the batch or the parameters.
     """
     mesh = build_mesh(config.mesh, rows=config.data.batch_size // config.optim.microbatches, devices=devices)
-    given = abstract(config, mesh, trained=trained)
-    graphdef, shapes = structure(config.model)
+    given = step_inputs(config, mesh, trainable=trainable)
+    graphdef, shapes = abstract_model(config.model)
     how = execution(config, platform=devices[0].platform)
     if loss_chunk is not None:
         how = dataclasses.replace(how, loss_chunk=loss_chunk)
     step = make_step(
         graphdef,
-        make_optimizer(config.optim, trained_paths(config, shapes) if trained is None else trained),
+        make_optimizer(config.optim, trainable_paths(config, shapes) if trainable is None else trainable),
         microbatches=config.optim.microbatches,
         execution=how,
         mesh=mesh,

@@ -14,7 +14,7 @@ from jax.sharding import AbstractMesh, AxisType
 from earthgpt_jax.aot import flops, hlo, program, slices
 from earthgpt_jax.aot.collectives import by_kind, collectives
 from earthgpt_jax.aot.costs import costs
-from earthgpt_jax.aot.program import GIB, Abstract, OutOfMemory
+from earthgpt_jax.aot.program import GIB, OutOfMemory, StepInputs
 from earthgpt_jax.aot.roofline import Roofline, roofline
 from earthgpt_jax.aot.slices import Slice
 from earthgpt_jax.config import Config
@@ -29,7 +29,7 @@ BY_SHAPES = "arguments and a copy of the gradients are more than a chip holds"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Plan:
+class StepPlan:
     """What a recipe needs on a slice; sizes are of one chip, in GiB, and everything is an estimate.
 
     Attributes:
@@ -89,7 +89,7 @@ class Plan:
         return self.flops_per_chip / self.minimum_flops_per_chip if self.flops_per_chip else None  # type: ignore[operator]
 
 
-def plan(config: Config, wanted: Slice, *, per_chip_batch: int | None = None, unrolled: bool = False) -> Plan:
+def plan_step(config: Config, wanted: Slice, *, per_chip_batch: int | None = None, unrolled: bool = False) -> StepPlan:
     """Compiles the step of `config` for the slice; without libtpu, adds up the shapes.
 
     Args:
@@ -103,8 +103,8 @@ def plan(config: Config, wanted: Slice, *, per_chip_batch: int | None = None, un
     config, per_chip = _per_chip(config, wanted, per_chip_batch)
     rows, microbatches = config.data.batch_size, config.optim.microbatches
     sizes = resolve(config.mesh, devices=wanted.devices, rows=rows // microbatches, slices=wanted.count)
-    given = program.abstract(config, AbstractMesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES)))
-    result = Plan(
+    given = program.step_inputs(config, AbstractMesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES)))
+    result = StepPlan(
         recipe=config.recipe,
         stage=config.stage,
         topology=wanted.name,
@@ -116,7 +116,7 @@ def plan(config: Config, wanted: Slice, *, per_chip_batch: int | None = None, un
         seq_len=config.data.seq_len,
         estimate=SHAPES,
         state_gib=program.bytes_per_device(given.state) / GIB,
-        gradients_gib=program.bytes_per_device(given.state.trained) / GIB,
+        gradients_gib=program.bytes_per_device(given.state.trainable) / GIB,
         frozen_gib=program.bytes_per_device(given.frozen) / GIB,
         batch_gib=program.bytes_per_device(given.batch) / GIB,
         hbm_limit_gib=wanted.chip.hbm_gib,
@@ -148,7 +148,7 @@ def turns(config: Config, *, rows: int, loss_chunk: int = PLAIN.loss_chunk) -> d
     }
 
 
-def text(result: Plan) -> str:
+def text(result: StepPlan) -> str:
     """For people."""
     mesh = " x ".join(f"{axis} {size}" for axis, size in result.mesh.items())
     times = f", {result.microbatches} times a step" if result.microbatches > 1 else ""
@@ -193,7 +193,7 @@ def text(result: Plan) -> str:
     return "\n".join(lines)
 
 
-def table(results: Sequence[Plan]) -> str:
+def table(results: Sequence[StepPlan]) -> str:
     """One line a plan."""
     heads = (
         "slice",
@@ -240,7 +240,7 @@ def table(results: Sequence[Plan]) -> str:
     return "\n".join([title, "", *formatted])
 
 
-def _flops_text(result: Plan) -> list[str]:
+def _flops_text(result: StepPlan) -> list[str]:
     if not result.minimum_flops_per_chip:
         return []
     lines = ["", f"{'FLOPs a chip and step':<31}{'TFLOP':>8}"]
@@ -282,16 +282,16 @@ def _per_chip(config: Config, wanted: Slice, per_chip_batch: int | None) -> tupl
     return program.with_rows(config, rows, microbatches=microbatches), max(rows // groups, 1)
 
 
-def _replicated(given: Abstract) -> dict[str, float]:
+def _replicated(given: StepInputs) -> dict[str, float]:
     mesh = given.placement.mesh
-    shapes: dict[str, Any] = {**given.state.trained, **given.frozen}
+    shapes: dict[str, Any] = {**given.state.trainable, **given.frozen}
     found = rules.replicated(shapes, given.placement.specs, sizes=dict(mesh.shape))
     return {entry.path: entry.bytes / GIB for entry in found} if mesh.shape["fsdp"] > 1 else {}
 
 
-def _compiled(result: Plan, config: Config, wanted: Slice) -> Plan:
+def _compiled(result: StepPlan, config: Config, wanted: Slice) -> StepPlan:
     try:
-        compiled: jax.stages.Compiled = program.compiled(config, slices.devices(wanted))
+        compiled: jax.stages.Compiled = program.compile_step(config, slices.devices(wanted))
     except OutOfMemory as error:
         return dataclasses.replace(
             result, estimate=COMPILER, fits=False, compiler_message=str(error), **_from_message(str(error), result)
@@ -322,7 +322,7 @@ def _compiled(result: Plan, config: Config, wanted: Slice) -> Plan:
     )
 
 
-def _from_message(message: str, result: Plan) -> dict[str, Any]:
+def _from_message(message: str, result: StepPlan) -> dict[str, Any]:
     """Sizes that the compiler names when a program does not fit."""
     if used := re.search(r"Used ([\d.]+)G of", message):
         return {"hbm_gib_per_chip": float(used[1])}

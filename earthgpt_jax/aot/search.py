@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 from earthgpt_jax.aot import report
-from earthgpt_jax.aot.report import Plan
+from earthgpt_jax.aot.report import StepPlan
 from earthgpt_jax.aot.slices import Slice
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.config import Config
@@ -13,14 +13,14 @@ from earthgpt_jax.config import Config
 _log = logging.getLogger(__name__)
 
 
-def largest_batch(config: Config, wanted: Slice, *, start: Plan) -> int:
+def largest_batch(config: Config, wanted: Slice, *, start: StepPlan) -> int:
     """Most rows a chip that fit: guessed along the line through what one row needs, then tried around there."""
-    tried: dict[int, Plan] = {start.per_chip_batch: start}
+    tried: dict[int, StepPlan] = {start.per_chip_batch: start}
 
-    def attempt(rows: int) -> Plan:
+    def attempt(rows: int) -> StepPlan:
         if rows not in tried:
             _log.info("plan: trying %d rows a chip", rows)
-            tried[rows] = report.plan(config, wanted, per_chip_batch=rows)
+            tried[rows] = report.plan_step(config, wanted, per_chip_batch=rows)
         return tried[rows]
 
     fitting, failing = 0, 0
@@ -41,7 +41,7 @@ def largest_batch(config: Config, wanted: Slice, *, start: Plan) -> int:
     return fitting
 
 
-def smallest_slice(config: Config, wanted: Slice, *, per_chip_batch: int | None = None) -> Plan:
+def smallest_slice(config: Config, wanted: Slice, *, per_chip_batch: int | None = None) -> StepPlan:
     """The plan for the smallest slice of the generation of `wanted` that fits; slices are tried from the smallest on.
 
     Raises:
@@ -51,7 +51,7 @@ def smallest_slice(config: Config, wanted: Slice, *, per_chip_batch: int | None 
     for candidate in wanted.same_generation():
         _log.info("plan: trying %s", candidate.name)
         try:
-            result = report.plan(config, candidate, per_chip_batch=per_chip_batch)
+            result = report.plan_step(config, candidate, per_chip_batch=per_chip_batch)
         except EarthGPTError as error:  # the mesh or the batch does not divide
             against.append(f"{candidate.name}: {error}")
             continue

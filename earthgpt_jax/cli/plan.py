@@ -82,7 +82,7 @@ def _inference(args: argparse.Namespace, config: Config) -> int:
     if len(args.topology) > 1 or args.smallest or args.unrolled:
         raise EarthGPTError("--inference: expected one slice, and neither --smallest nor --unrolled")
     wanted = slices.parse(args.topology[0])
-    asked = inference.Asked(per_image=args.questions_per_image)
+    asked = inference.Workload(per_image=args.questions_per_image)
     if args.per_chip_batch:
         asked = dataclasses.replace(asked, rows=args.per_chip_batch)
     # A recipe's mesh is for training; one that the command line names is meant.
@@ -99,7 +99,7 @@ def _training(args: argparse.Namespace, config: Config) -> int:
     from earthgpt_jax.aot import report, search, slices
     from earthgpt_jax.common.errors import EarthGPTError
 
-    results: list[report.Plan] = []
+    results: list[report.StepPlan] = []
     refused: dict[str, str] = {}  # of several slices those that the mesh or the batch cannot be spread over
     for name in args.topology:
         try:
@@ -107,7 +107,9 @@ def _training(args: argparse.Namespace, config: Config) -> int:
             if args.smallest:
                 results.append(search.smallest_slice(config, wanted, per_chip_batch=args.per_chip_batch))
             else:
-                results.append(report.plan(config, wanted, per_chip_batch=args.per_chip_batch, unrolled=args.unrolled))
+                results.append(
+                    report.plan_step(config, wanted, per_chip_batch=args.per_chip_batch, unrolled=args.unrolled)
+                )
         except EarthGPTError as error:
             if len(args.topology) == 1:
                 raise

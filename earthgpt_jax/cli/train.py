@@ -71,13 +71,13 @@ def run(args: argparse.Namespace) -> int:
 
     import jax
 
-    from earthgpt_jax.aot.flops_reference import yardstick
+    from earthgpt_jax.aot.flops_reference import flops_reference
     from earthgpt_jax.training.loop import train
     from earthgpt_jax.training.profile import Profile
 
     profile = None
     if args.profile is not None:
         profile = Profile(steps=args.profile, everywhere=args.profile_processes == "all")
-    finished = train(config, args.workdir, profile=profile, yardstick=yardstick(config, jax.devices()))
+    finished = train(config, args.workdir, profile=profile, flops_reference=flops_reference(config, jax.devices()))
     print(f"finished: {finished}", file=sys.stderr)
     return 0

@@ -18,7 +18,7 @@ _WORDS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}
 
 
 def named(tree: Any) -> dict[str, jax.Array]:
-    """The leaves by their paths (`trained/llm/norm/scale`)."""
+    """The leaves by their paths (`trainable/llm/norm/scale`)."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 

@@ -45,7 +45,7 @@ class GuardState(NamedTuple):
     spike: jax.Array
 
 
-def guarded(inner: optax.GradientTransformation, config: OptimConfig) -> optax.GradientTransformationExtraArgs:
+def guard_updates(inner: optax.GradientTransformation, config: OptimConfig) -> optax.GradientTransformationExtraArgs:
     """`inner`, where its update is fit to be applied; zero, and `inner`'s state as it was, otherwise.
 
     `update` takes the keyword arguments `loss` and `norm` (of the gradients), f32[] each.
@@ -95,14 +95,14 @@ def is_spike(value: jax.Array, ring: jax.Array, *, factor: float) -> jax.Array:
     return value - median > factor * jnp.maximum(deviation, _LEAST * jnp.abs(median))
 
 
-def report(state: optax.OptState) -> dict[str, jax.Array]:
+def guard_metrics(state: optax.OptState) -> dict[str, jax.Array]:
     """For the metrics of a step: its `spike` (0 or 1), and updates left out so far, all and in a row."""
     if not isinstance(state, GuardState):
         return {}
     return {"spike": state.spike, "skipped": state.skipped, "skipped_in_a_row": state.in_a_row}
 
 
-def refuse(config: OptimConfig, step: int, metrics: Mapping[str, float], samples: Sequence[str]) -> None:
+def check_step(config: OptimConfig, step: int, metrics: Mapping[str, float], samples: Sequence[str]) -> None:
     """Ends the run where the metrics of a step call for it.
 
     Args:

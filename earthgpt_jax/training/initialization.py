@@ -20,7 +20,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Initial:
+class InitialModel:
     """fp32 parameters of the whole model, the tokenizer that goes with them, and where they are from."""
 
     params: Params
@@ -28,7 +28,7 @@ class Initial:
     about: dict
 
 
-def initial(config: Config) -> Initial:
+def initial_model(config: Config) -> InitialModel:
     """Reads `config.init` or `config.init_from`; adapters that are in neither start fresh.
 
     Adapters of another kind than the config's, as `instruct` leaves them, are folded into the linears they sit on.
@@ -39,13 +39,15 @@ def initial(config: Config) -> Initial:
             _, params = model_dir.initial_params(config.init, config.model, seed=config.seed)
         else:
             params = _folded(parent, config)
-        return Initial(params=params, tokenizer=parent.tokenizer, about=parent.about)
+        return InitialModel(params=params, tokenizer=parent.tokenizer, about=parent.about)
     tokenizer = importer.find_tokenizer(config.init_from)
     importer.check_vocabulary(tokenizer, config.model)
     params = importer.initial_arrays(
         config.init_from, config.model, seed=config.seed, place=lambda _, array: jnp.asarray(array, jnp.float32)
     )
-    return Initial(params=params, tokenizer=tokenizer, about={"recipe": "init_from", "parts": dict(config.init_from)})
+    return InitialModel(
+        params=params, tokenizer=tokenizer, about={"recipe": "init_from", "parts": dict(config.init_from)}
+    )
 
 
 def _folded(parent: model_dir.ModelDir, config: Config) -> Params:

@@ -20,7 +20,7 @@ _BYTES = {"float32": 4, "int32": 4, "uint32": 4, "bfloat16": 2, "float16": 2}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Told:
+class Summary:
     """What there is to say.
 
     Attributes:
@@ -38,7 +38,7 @@ class Told:
         return "\n".join([self.title, *(f"  {name:<{width}}  {text}" for name, text in self.facts)])
 
 
-def inspect(path: Path) -> list[Told] | None:
+def inspect(path: Path) -> list[Summary] | None:
     """Of a run's work directory, its `checkpoints` folder or one checkpoint; None if it is none of them."""
     if _TEMPORARY in path.name and path.is_dir():
         return [_unfinished(path)]
@@ -62,29 +62,29 @@ def steps(folder: Path) -> list[int]:
     return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit() and path.is_dir())
 
 
-def _checkpoints(folder: Path) -> list[Told]:
+def _checkpoints(folder: Path) -> list[Summary]:
     """The newest in full, the others in a line each; then what does not belong there."""
     found = [_checkpoint(folder / str(step)) for step in reversed(steps(folder))]
     if not found:
-        found = [Told(title=f"{folder}: no checkpoint is complete; the run starts from its beginning")]
+        found = [Summary(title=f"{folder}: no checkpoint is complete; the run starts from its beginning")]
     older = [dataclasses.replace(told, facts=()) if told.whole else told for told in found[1:]]
     strange = [
-        Told(title=f"{path}: not a checkpoint; no run reads it")
+        Summary(title=f"{path}: not a checkpoint; no run reads it")
         for path in sorted(folder.iterdir())
         if not path.name.isdigit() and _TEMPORARY not in path.name
     ]
     return [found[0], *older, *map(_unfinished, unfinished(folder)), *strange]
 
 
-def _unfinished(path: Path) -> Told:
-    return Told(
+def _unfinished(path: Path) -> Summary:
+    return Summary(
         title=f"{path}: UNFINISHED checkpoint: being written, or its run was killed meanwhile. It is never restored; "
         "the next start removes it",
         whole=False,
     )
 
 
-def _run(path: Path, config: Mapping[str, Any]) -> Told:
+def _run(path: Path, config: Mapping[str, Any]) -> Summary:
     saved = steps(path / "checkpoints") if (path / "checkpoints").is_dir() else []
     last = config["optim"]["steps"]
     if (path / "model").is_dir():
@@ -93,10 +93,10 @@ def _run(path: Path, config: Mapping[str, Any]) -> Told:
         state = f"{saved[-1]} of {last} steps"
     else:
         state = f"nothing saved yet of {last} steps"
-    return Told(title=f"{path}: run of {_recipe(config)}, {state}")
+    return Summary(title=f"{path}: run of {_recipe(config)}, {state}")
 
 
-def _checkpoint(path: Path) -> Told:
+def _checkpoint(path: Path) -> Summary:
     try:
         missing = [name for name in _NEEDED if not (path / name).is_file()]
         if missing:
@@ -106,11 +106,11 @@ def _checkpoint(path: Path) -> Told:
         if not isinstance(said, dict):
             raise EarthGPTError("extra/metadata is not an object")
     except (EarthGPTError, ValueError, OSError) as error:
-        return Told(title=f"{path}: DAMAGED checkpoint ({error}); nothing can be restored from it", whole=False)
+        return Summary(title=f"{path}: DAMAGED checkpoint ({error}); nothing can be restored from it", whole=False)
     config = said.get("config") or _stage_config(path.parents[1] / "config.json")
     of = f" of {config['optim']['steps']}" if config else ""
     title = f"{path}: checkpoint of step {path.name}{of}" + (f", {_recipe(config)}" if config else "")
-    return Told(title=title, facts=tuple(_facts(said, config)))
+    return Summary(title=title, facts=tuple(_facts(said, config)))
 
 
 def _facts(said: Mapping[str, Any], config: Mapping[str, Any] | None) -> list[tuple[str, str]]:
@@ -129,9 +129,9 @@ def _facts(said: Mapping[str, Any], config: Mapping[str, Any] | None) -> list[tu
             facts.append(("dataset", f"{name.removesuffix(': dataset')}, fingerprint {value}"))
     if "arrays" in said:
         arrays = said["arrays"]
-        trained = {name: array for name, array in arrays.items() if name.startswith("trained/")}
-        numbers = sum(math.prod(shape) for _, shape in trained.values())
-        facts.append(("trained", f"{len(trained)} arrays, {numbers:,} numbers, {_megabytes(trained.values())}"))
+        trainable = {name: array for name, array in arrays.items() if name.startswith("trainable/")}
+        numbers = sum(math.prod(shape) for _, shape in trainable.values())
+        facts.append(("trained", f"{len(trainable)} arrays, {numbers:,} numbers, {_megabytes(trainable.values())}"))
         facts.append(("state", f"with the optimizer's: {len(arrays)} arrays, {_megabytes(arrays.values())}"))
     frozen = said.get("frozen")
     if frozen:

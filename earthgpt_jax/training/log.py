@@ -15,23 +15,30 @@ from tqdm import tqdm
 
 from earthgpt_jax.config import Config
 from earthgpt_jax.input.packing.schedule import Plan
-from earthgpt_jax.training.optim import schedule
-from earthgpt_jax.training.step_timer import INPUT, START, Clock
-from earthgpt_jax.training.throughput import Throughput, Yardstick
+from earthgpt_jax.training.optim import lr_schedule
+from earthgpt_jax.training.step_timer import INPUT, START, StepTimer
+from earthgpt_jax.training.throughput import FlopsReference, Throughput
 
 _SPEED = {"step_seconds", "tokens_per_second", "images_per_second", "mfu", "goodput"}
 _WORTH_SAYING = 0.05  # of the time, waited for batches
 
 
-class Log:
+class MetricsLogger:
     """Of the steps from `first` on; lines of metrics.jsonl about steps that are done again are dropped."""
 
     def __init__(
-        self, config: Config, workdir: Path, *, plan: Plan, first: int, clock: Clock, yardstick: Yardstick | None
+        self,
+        config: Config,
+        workdir: Path,
+        *,
+        plan: Plan,
+        first: int,
+        clock: StepTimer,
+        flops_reference: FlopsReference | None,
     ):
         _truncate(workdir / "metrics.jsonl", first)
         self._config, self._plan = config, plan
-        self._schedule = schedule(config.optim)
+        self._schedule = lr_schedule(config.optim)
         # Line by line: what a checkpoint is behind of must not be lost with a killed process.
         self._file = (workdir / "metrics.jsonl").open("a", buffering=1)
         self._board = tensorboardX.SummaryWriter(str(workdir / "tb"), purge_step=first)
@@ -42,7 +49,7 @@ class Log:
             workdir,
             first=first,
             positions=config.data.batch_size * config.data.seq_len,
-            yardstick=yardstick,
+            flops_reference=flops_reference,
             about={
                 "processes": jax.process_count(),
                 "devices": jax.device_count(),
@@ -50,7 +57,7 @@ class Log:
             },
         )
 
-    def __enter__(self) -> Log:
+    def __enter__(self) -> MetricsLogger:
         return self
 
     def __exit__(self, *_: object) -> None:

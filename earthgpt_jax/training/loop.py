@@ -30,18 +30,18 @@ from earthgpt_jax.sharding import rules
 from earthgpt_jax.sharding.mesh import build_mesh, local_rows
 from earthgpt_jax.training import guard
 from earthgpt_jax.training.checkpoints import Checkpoints
-from earthgpt_jax.training.initialization import initial
-from earthgpt_jax.training.log import Log
-from earthgpt_jax.training.metrics_fetcher import Behind
-from earthgpt_jax.training.optim import optimizer as make_optimizer
-from earthgpt_jax.training.preemption import Notice
-from earthgpt_jax.training.prefetch import placed
+from earthgpt_jax.training.initialization import initial_model
+from earthgpt_jax.training.log import MetricsLogger
+from earthgpt_jax.training.metrics_fetcher import MetricsFetcher
+from earthgpt_jax.training.optim import make_optimizer
+from earthgpt_jax.training.preemption import PreemptionSignal
+from earthgpt_jax.training.prefetch import prefetch_to_device
 from earthgpt_jax.training.profile import Profile, Profiler
-from earthgpt_jax.training.saving import Saver
-from earthgpt_jax.training.stages import trained_paths
+from earthgpt_jax.training.saving import CheckpointScheduler
+from earthgpt_jax.training.stages import trainable_paths
 from earthgpt_jax.training.step import State, execution, make_step
-from earthgpt_jax.training.step_timer import COMPILE, INPUT, SAVE, Clock
-from earthgpt_jax.training.throughput import Yardstick
+from earthgpt_jax.training.step_timer import COMPILE, INPUT, SAVE, StepTimer
+from earthgpt_jax.training.throughput import FlopsReference
 from earthgpt_jax.training.watchdog import Watchdog
 
 _log = logging.getLogger(__name__)
@@ -53,7 +53,9 @@ _FREE = (
 )  # fmt: skip
 
 
-def train(config: Config, workdir: Path, *, profile: Profile | None = None, yardstick: Yardstick | None = None) -> Path:
+def train(
+    config: Config, workdir: Path, *, profile: Profile | None = None, flops_reference: FlopsReference | None = None
+) -> Path:
     """Runs the stage of `config` in `workdir` and returns the finished model's directory.
 
     What is there already decides what happens, in this order:
@@ -71,30 +73,30 @@ def train(config: Config, workdir: Path, *, profile: Profile | None = None, yard
     Raises:
         RunStopped: by SIGTERM or Ctrl-C, with the running step saved.
     """
-    clock = Clock()
+    clock = StepTimer()
     distributed.check_consistent({"config": to_dict(config), "code": distributed.code_version()})
     finished = workdir / "model"
     with distributed.fail_together("the start"):
         _refuse_other(config, workdir)
         if not finished.exists():
-            start = initial(config)
+            start = initial_model(config)
             data = planned(config, tokenizer=Tokenizer(start.tokenizer))
     distributed.check_consistent({"model is finished": finished.exists()})
     if finished.exists():
         return finished
 
     graphdef, _ = earthgpt.abstract(config.model)
-    trained_rules = trained_paths(config, start.params)
-    trained, frozen = params_lib.split(start.params, trained_rules)
+    trained_rules = trainable_paths(config, start.params)
+    trainable, frozen = params_lib.split(start.params, trained_rules)
     frozen = freeze(frozen, config.frozen_dtype)
     frozen_print = params_lib.fingerprint(frozen)
     identity = data.plan.identity() | {"frozen weights": frozen_print}
     distributed.check_consistent({"data": identity})
     mesh = build_mesh(config.mesh, rows=config.data.batch_size // config.optim.microbatches)
     place = rules.placement(config.model, start.params, mesh=mesh)
-    trained, frozen = place.put(trained), place.put(frozen)
+    trainable, frozen = place.put(trainable), place.put(frozen)
     optimizer = make_optimizer(config.optim, trained_rules)
-    state = place.put(State(jnp.zeros((), jnp.int32), trained, optimizer.init(trained)))
+    state = place.put(State(jnp.zeros((), jnp.int32), trainable, optimizer.init(trainable)))
     step_fn = jax.jit(
         make_step(
             graphdef,
@@ -142,21 +144,25 @@ def train(config: Config, workdir: Path, *, profile: Profile | None = None, yard
         stack.callback(batches.close)
         profiler = stack.enter_context(Profiler(profile, workdir / "profile", first=first, last=config.optim.steps))
         log = (
-            stack.enter_context(Log(config, workdir, plan=data.plan, first=first, clock=clock, yardstick=yardstick))
+            stack.enter_context(
+                MetricsLogger(
+                    config, workdir, plan=data.plan, first=first, clock=clock, flops_reference=flops_reference
+                )
+            )
             if leads
             else None
         )
-        behind = stack.enter_context(Behind())
+        behind = stack.enter_context(MetricsFetcher())
         watchdog = stack.enter_context(
             Watchdog(
                 seconds=60 * config.watchdog.minutes, report=workdir / "hang" / f"process-{jax.process_index()}.txt"
             )
         )
-        notice = stack.enter_context(Notice())
+        notice = stack.enter_context(PreemptionSignal())
         every, last = config.checkpoint.every_steps, config.optim.steps
-        save = Saver(checkpoints, every=every, last=last, notice=notice, about=about)
+        save = CheckpointScheduler(checkpoints, every=every, last=last, notice=notice, about=about)
         clock.started()
-        fed = placed(itertools.islice(batches, last - first), place.batch)
+        fed = prefetch_to_device(itertools.islice(batches, last - first), place.batch)
         for step, batch, arrays in clock.waiting(INPUT, fed):
             with profiler.step(step), clock.during(COMPILE) if step == first else contextlib.nullcontext():
                 called = time.monotonic()
@@ -168,7 +174,7 @@ def train(config: Config, workdir: Path, *, profile: Profile | None = None, yard
             for done in behind.take(all_of_them=saves):
                 watchdog.beat()
                 clock.done(called=done.called, finished=done.finished)
-                guard.refuse(config.optim, done.step, done.metrics, [s for row in done.batch.ids for s in row])
+                guard.check_step(config.optim, done.step, done.metrics, [s for row in done.batch.ids for s in row])
                 if log:
                     log(done.step, done.metrics)
             if saves:
@@ -177,7 +183,7 @@ def train(config: Config, workdir: Path, *, profile: Profile | None = None, yard
     if leads:
         model_dir.write(
             finished,
-            model_dir.as_numpy(params_lib.merge(state.trained, thaw(frozen, config.model.compute_dtype))),
+            model_dir.as_numpy(params_lib.merge(state.trainable, thaw(frozen, config.model.compute_dtype))),
             model=config.model,
             decimals=config.data.decimals,
             chat_template=config.data.chat_template,

@@ -16,7 +16,7 @@ from earthgpt_jax.input.batch import Batch
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Done:
+class FinishedStep:
     """A step that the devices have finished.
 
     Attributes:
@@ -30,7 +30,7 @@ class Done:
     finished: float
 
 
-class Behind:
+class MetricsFetcher:
     """Steps go in as they are started and come out as they are done, in order, one behind the last that went in.
 
     A thread waits for each, so that the time of its end is known whatever the main thread is busy with. It is a
@@ -42,7 +42,7 @@ class Behind:
         self._queue: queue.SimpleQueue[tuple[dict[str, jax.Array], Future] | None] = queue.SimpleQueue()
         threading.Thread(target=self._fetch, name="metrics", daemon=True).start()
 
-    def __enter__(self) -> Behind:
+    def __enter__(self) -> MetricsFetcher:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -53,12 +53,12 @@ class Behind:
         self._started.append((step, batch, called, future))
         self._queue.put((metrics, future))
 
-    def take(self, *, all_of_them: bool) -> Iterator[Done]:
+    def take(self, *, all_of_them: bool) -> Iterator[FinishedStep]:
         """Those that are done, waiting for them; the newest is left running unless `all_of_them`."""
         while len(self._started) > (0 if all_of_them else 1):
             step, batch, called, future = self._started.popleft()
             metrics, finished = future.result()
-            yield Done(step=step, batch=batch, metrics=metrics, called=called, finished=finished)
+            yield FinishedStep(step=step, batch=batch, metrics=metrics, called=called, finished=finished)
 
     def _fetch(self) -> None:
         while (item := self._queue.get()) is not None:

@@ -9,11 +9,11 @@ import optax
 
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.config import OptimConfig
-from earthgpt_jax.training.guard import guarded
-from earthgpt_jax.training.stages import Trained
+from earthgpt_jax.training.guard import guard_updates
+from earthgpt_jax.training.stages import Trainable
 
 
-def schedule(config: OptimConfig) -> optax.Schedule:
+def lr_schedule(config: OptimConfig) -> optax.Schedule:
     """Linear warm-up to `peak_lr`, then half a cosine to `min_lr` at the last step."""
 
     def rate(step: jnp.ndarray) -> jnp.ndarray:
@@ -25,7 +25,7 @@ def schedule(config: OptimConfig) -> optax.Schedule:
     return rate
 
 
-def optimizer(config: OptimConfig, trained: Mapping[str, Trained]) -> optax.GradientTransformationExtraArgs:
+def make_optimizer(config: OptimConfig, trainable: Mapping[str, Trainable]) -> optax.GradientTransformationExtraArgs:
     """Clip by the trained gradients' global norm, AdamW with a decay mask, a rate scale per group; guarded.
 
     Args:
@@ -34,7 +34,7 @@ def optimizer(config: OptimConfig, trained: Mapping[str, Trained]) -> optax.Grad
     Raises:
         EarthGPTError: `lr_scale` names a group that the stage does not have.
     """
-    groups = {path: rule.group for path, rule in trained.items()}
+    groups = {path: rule.group for path, rule in trainable.items()}
     unknown = sorted(config.lr_scale.keys() - set(groups.values()))
     if unknown:
         raise EarthGPTError(
@@ -44,8 +44,8 @@ def optimizer(config: OptimConfig, trained: Mapping[str, Trained]) -> optax.Grad
     adamw = optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
         optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps),
-        optax.add_decayed_weights(config.weight_decay, mask={path: rule.decay for path, rule in trained.items()}),
+        optax.add_decayed_weights(config.weight_decay, mask={path: rule.decay for path, rule in trainable.items()}),
         optax.partition(scales, groups),
-        optax.scale_by_learning_rate(schedule(config)),
+        optax.scale_by_learning_rate(lr_schedule(config)),
     )
-    return guarded(adamw, config)
+    return guard_updates(adamw, config)

@@ -18,7 +18,7 @@ from jax.experimental import multihost_utils
 from earthgpt_jax.common.errors import EXIT_INTERRUPTED, EXIT_RETRY
 
 
-class Notice:
+class PreemptionSignal:
     """Notes signals while it is entered; ask `reached` behind every step, with that step's number.
 
     Ctrl-C once is a notice like SIGTERM, twice is a KeyboardInterrupt on the spot. Further SIGTERMs change nothing.
@@ -32,7 +32,7 @@ class Notice:
         self._obeyed = False
         self._before: dict[signal.Signals, object] = {}
 
-    def __enter__(self) -> Notice:
+    def __enter__(self) -> PreemptionSignal:
         if threading.current_thread() is threading.main_thread():
             mine = [signal.SIGINT] if self._shared else [signal.SIGTERM, signal.SIGINT]
             self._before = {number: signal.signal(number, self._note) for number in mine}

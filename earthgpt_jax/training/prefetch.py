@@ -11,7 +11,9 @@ from earthgpt_jax.input.batch import Batch
 from earthgpt_jax.training.step import DeviceBatch
 
 
-def placed(batches: Iterable[tuple[int, Batch]], sharding: NamedSharding) -> Iterator[tuple[int, Batch, DeviceBatch]]:
+def prefetch_to_device(
+    batches: Iterable[tuple[int, Batch]], sharding: NamedSharding
+) -> Iterator[tuple[int, Batch, DeviceBatch]]:
     """`(step, batch, its arrays on the devices)`; the next batch is on its way before one is handed out."""
     ahead = None
     for step, batch in batches:

@@ -7,11 +7,11 @@ from typing import Any
 
 from earthgpt_jax.common.errors import RunStopped
 from earthgpt_jax.training.checkpoints import Checkpoints
-from earthgpt_jax.training.preemption import Notice
+from earthgpt_jax.training.preemption import PreemptionSignal
 from earthgpt_jax.training.step import State
 
 
-class Saver:
+class CheckpointScheduler:
     """Asked once behind every step, with that step's number, whether it is `due`; called where it is.
 
     Args:
@@ -21,7 +21,7 @@ class Saver:
     """
 
     def __init__(
-        self, checkpoints: Checkpoints, *, every: int, last: int, notice: Notice, about: Mapping[str, Any]
+        self, checkpoints: Checkpoints, *, every: int, last: int, notice: PreemptionSignal, about: Mapping[str, Any]
     ) -> None:
         self._checkpoints, self._notice, self._about = checkpoints, notice, dict(about)
         self._every, self._last, self._told = every, last, False

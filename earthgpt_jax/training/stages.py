@@ -10,14 +10,14 @@ from earthgpt_jax.config import AdapterKind, Config, Fuse, Stage, TrainableAtten
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Trained:
+class Trainable:
     """A trained path: its learning-rate group and whether weight decay applies."""
 
     group: str
     decay: bool
 
 
-Rows = list[tuple[str, Trained | None]]
+Rows = list[tuple[str, Trainable | None]]
 
 
 def table(config: Config) -> Rows:
@@ -38,7 +38,7 @@ def _instruct(config: Config) -> Rows:
     """Unified instruction tuning: the adapters, nothing else."""
     decay = config.model.adapter.kind is AdapterKind.LORA
     rows: Rows = [
-        (r"llm/blocks/.*/adapter/.*", Trained(group="adapter", decay=decay)),
+        (r"llm/blocks/.*/adapter/.*", Trainable(group="adapter", decay=decay)),
         (r"(projector|image_tokens)/.*", None),
         (r"llm/(blocks/(attn|mlp)_norm|norm)/scale", None),
         (r"llm/blocks/attn/[qkvo]/(kernel|bias)", None),
@@ -55,34 +55,34 @@ def _finetune(config: Config) -> Rows:
         *_projector(config),
         *_attention(config, "[qkvo]"),
         _NORMS,
-        (r"llm/embed", Trained(group="embed", decay=True)),
-        (r"llm/blocks/mlp/(gate|up|down)/kernel", Trained(group="mlp", decay=True)),
+        (r"llm/embed", Trainable(group="embed", decay=True)),
+        (r"llm/blocks/mlp/(gate|up|down)/kernel", Trainable(group="mlp", decay=True)),
     ]
     if config.model.llm.mlp_bias:
-        rows.append((r"llm/blocks/mlp/(gate|up|down)/bias", Trained(group="mlp", decay=False)))
-    return rows if config.model.llm.tied_head else [*rows, (r"llm/head/kernel", Trained(group="head", decay=True))]
+        rows.append((r"llm/blocks/mlp/(gate|up|down)/bias", Trainable(group="mlp", decay=False)))
+    return rows if config.model.llm.tied_head else [*rows, (r"llm/head/kernel", Trainable(group="head", decay=True))]
 
 
 # Decay as in LLaMA2-Accessory: on all but biases and the LLM's norms.
-_NORMS: tuple[str, Trained] = (r"llm/(blocks/(attn|mlp)_norm|norm)/scale", Trained(group="norm", decay=False))
+_NORMS: tuple[str, Trainable] = (r"llm/(blocks/(attn|mlp)_norm|norm)/scale", Trainable(group="norm", decay=False))
 
 
 def _projector(config: Config) -> Rows:
     rows: Rows = [
-        (r"projector/(linear/kernel|norm/scale)", Trained(group="projector", decay=True)),
-        (r"projector/.*/bias", Trained(group="projector", decay=False)),
-        (r"image_tokens/.*", Trained(group="projector", decay=True)),
+        (r"projector/(linear/kernel|norm/scale)", Trainable(group="projector", decay=True)),
+        (r"projector/.*/bias", Trainable(group="projector", decay=False)),
+        (r"image_tokens/.*", Trainable(group="projector", decay=True)),
     ]
     if config.model.perception.cnn_fuse is Fuse.SUM:
-        rows.append((r"perception/.*/kernel", Trained(group="projector", decay=True)))
-        rows.append((r"perception/.*/bias", Trained(group="projector", decay=False)))
+        rows.append((r"perception/.*/kernel", Trainable(group="projector", decay=True)))
+        rows.append((r"perception/.*/bias", Trainable(group="projector", decay=False)))
     return rows
 
 
 def _attention(config: Config, linears: str) -> Rows:
-    rows: Rows = [(rf"llm/blocks/attn/{linears}/kernel", Trained(group="attention", decay=True))]
+    rows: Rows = [(rf"llm/blocks/attn/{linears}/kernel", Trainable(group="attention", decay=True))]
     if config.model.llm.attention_bias:
-        rows.append((rf"llm/blocks/attn/{linears}/bias", Trained(group="attention", decay=False)))
+        rows.append((rf"llm/blocks/attn/{linears}/bias", Trainable(group="attention", decay=False)))
     return rows
 
 
@@ -95,7 +95,7 @@ def _others(config: Config) -> Rows:
 _TABLES = {Stage.ALIGN: _align, Stage.INSTRUCT: _instruct, Stage.FINETUNE: _finetune}
 
 
-def trained_paths(config: Config, paths: Iterable[str]) -> dict[str, Trained]:
+def trainable_paths(config: Config, paths: Iterable[str]) -> dict[str, Trainable]:
     """The paths that the stage trains, and how."""
     matched = params_lib.match(table(config), paths, table=f"stages.{config.stage}")
-    return {path: trained for path, trained in matched.items() if trained is not None}
+    return {path: trainable for path, trainable in matched.items() if trainable is not None}

@@ -33,13 +33,13 @@ class State(NamedTuple):
 
     Attributes:
         step: i32[], updates done.
-        trained: fp32 parameters of the stage.
-        optimizer: optax's state over exactly those.
+        trainable: fp32 parameters of the stage.
+        opt_state: optax's state over exactly those.
     """
 
     step: jax.Array
-    trained: Params
-    optimizer: optax.OptState
+    trainable: Params
+    opt_state: optax.OptState
 
 
 class DeviceBatch(NamedTuple):
@@ -78,7 +78,7 @@ def hidden(model: EarthGPT, features: Features, batch: DeviceBatch, *, execution
     return x
 
 
-def encode_used(encode: Callable[[jax.Array], Features], images: jax.Array, *, used: jax.Array) -> Features:
+def encode_images(encode: Callable[[jax.Array], Features], images: jax.Array, *, used: jax.Array) -> Features:
     """Features of B*I images of which only the first `used[b]` of each row are encoded; those of padding are zero.
 
     Args:
@@ -103,14 +103,14 @@ def encode_used(encode: Callable[[jax.Array], Features], images: jax.Array, *, u
         return jax.lax.fori_loop(0, -(-jnp.sum(real) // chunk), some, empty)
 
 
-def _narrowed(trained: Params, execution: Execution) -> Params:
+def _narrowed(trainable: Params, execution: Execution) -> Params:
     """`trained` with kernels in the dtype that they multiply in.
 
     A gradient of a bfloat16 product is bfloat16; cast inside of the differentiated function, all layers' gradients
     would be kept in fp32 until the step's end, twice the memory for the same numbers.
     """
     dtype = jnp.dtype(execution.kernels)
-    return {path: x.astype(dtype) if re.fullmatch(_KERNELS, path) else x for path, x in trained.items()}
+    return {path: x.astype(dtype) if re.fullmatch(_KERNELS, path) else x for path, x in trainable.items()}
 
 
 def _encoders(params: Params) -> dict[str, jax.Array | None]:
@@ -132,8 +132,8 @@ def make_step(
         mesh: that the arguments are placed on; None for one device.
     """
 
-    def loss_sums(trained: Params, frozen: Params, features: Features, batch: DeviceBatch):
-        model = merge_module(graphdef, merge(trained, frozen))
+    def loss_sums(trainable: Params, frozen: Params, features: Features, batch: DeviceBatch):
+        model = merge_module(graphdef, merge(trainable, frozen))
         x = hidden(model, features, batch, execution=execution)
         return supervised_loss(x, model.llm.unembedding(), batch.tokens, batch.loss_weights, chunk=execution.loss_chunk)
 
@@ -141,7 +141,7 @@ def make_step(
     update = optax.with_extra_args_support(optimizer).update
 
     def encode(encoders: dict, images: jax.Array, segments: jax.Array) -> Features:
-        return encode_used(merge_module(graphdef, encoders).encode, images, used=jnp.max(segments, axis=1))
+        return encode_images(merge_module(graphdef, encoders).encode, images, used=jnp.max(segments, axis=1))
 
     if mesh is not None:  # each device the images of its own rows, however many they are
         rows = PartitionSpec(ROWS)
@@ -153,22 +153,22 @@ def make_step(
     def step(state: State, frozen: Params, batch: DeviceBatch) -> tuple[State, dict[str, jax.Array]]:
         def accumulate(sums, part: DeviceBatch):
             # Outside of the differentiated function: no residual of a frozen encoder is ever kept.
-            features = encode(_encoders(merge(state.trained, frozen)), part.images, part.segments)
+            features = encode(_encoders(merge(state.trainable, frozen)), part.images, part.segments)
             (loss, weight), gradients = gradient(narrowed, frozen, features, part)
             return jax.tree.map(jnp.add, sums, (loss, weight, gradients)), None
 
-        narrowed = _narrowed(state.trained, execution)
+        narrowed = _narrowed(state.trainable, execution)
         # Every microbatches-th row: each device's rows stay where they are.
         parts = jax.tree.map(lambda x: x.reshape(-1, microbatches, *x.shape[1:]).swapaxes(0, 1), batch)
-        zero = (jnp.zeros(()), jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.trained))
+        zero = (jnp.zeros(()), jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.trainable))
         (loss, weight, gradients), _ = jax.lax.scan(accumulate, zero, parts)
 
         # Divided once, by the weight of the whole batch: every supervised token counts alike.
         weight = jnp.maximum(weight, 1e-9)
         loss, gradients = loss / weight, jax.tree.map(lambda g: g / weight, gradients)
         norm = optax.tree.norm(gradients)
-        updates, optimizer_state = update(gradients, state.optimizer, state.trained, loss=loss, norm=norm)
-        trained = optax.apply_updates(state.trained, updates)
+        updates, opt_state = update(gradients, state.opt_state, state.trainable, loss=loss, norm=norm)
+        trainable = optax.apply_updates(state.trainable, updates)
         metrics = {
             "loss": loss,
             "grad_norm": norm,
@@ -177,8 +177,8 @@ def make_step(
             "images": jnp.sum(jnp.max(batch.segments, axis=1)),
             "unlisted": jnp.sum(batch.unlisted),
             "damaged": jnp.sum(batch.damaged),
-            **guard.report(optimizer_state),
+            **guard.guard_metrics(opt_state),
         }
-        return State(state.step + 1, trained, optimizer_state), metrics
+        return State(state.step + 1, trainable, opt_state), metrics
 
     return step

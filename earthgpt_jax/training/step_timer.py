@@ -14,7 +14,7 @@ T = TypeVar("T")
 START, COMPILE, INPUT, SAVE, OTHER, STEP = "start", "compile", "input", "save", "other", "step"
 
 
-class Clock:
+class StepTimer:
     """Seconds by cause, each counted once.
 
     The devices work on a step from when it was handed to them, or the step before was finished, until it is

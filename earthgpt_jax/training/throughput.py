@@ -22,7 +22,7 @@ NAME = "throughput.jsonl"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Yardstick:
+class FlopsReference:
     """What a step must do and what the devices could, for MFU.
 
     Attributes:
@@ -55,13 +55,13 @@ class Throughput:
         *,
         first: int,
         positions: int,
-        yardstick: Yardstick | None,
+        flops_reference: FlopsReference | None,
         about: Mapping[str, Any],
         now: Callable[[], float] = time.time,
     ):
         path = workdir / NAME
         self._history = _read(path)
-        self._positions, self._yardstick, self._now = positions, yardstick, now
+        self._positions, self._flops_reference, self._now = positions, flops_reference, now
         self._file = path.open("a")
         if path.stat().st_size and not path.read_bytes().endswith(b"\n"):
             self._file.write("\n")  # behind a line that a kill cut off
@@ -90,8 +90,8 @@ class Throughput:
             "positions_per_second": steps * self._positions / running,
             "images_per_second": images / running,
         }
-        if self._yardstick:
-            line["mfu"] = self._yardstick.mfu(tokens=tokens, images=images, seconds=running)
+        if self._flops_reference:
+            line["mfu"] = self._flops_reference.mfu(tokens=tokens, images=images, seconds=running)
         line["goodput"] = goodput([*self._history, line])
         self._add(line)
         return line

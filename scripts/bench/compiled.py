@@ -22,20 +22,20 @@ from earthgpt_jax.aot.program import GIB
 from earthgpt_jax.config import AttentionImpl, Config, Remat, load
 from earthgpt_jax.ops.losses import next_token_loss
 from earthgpt_jax.training import step
-from earthgpt_jax.training.stages import Trained
+from earthgpt_jax.training.stages import Trainable
 
 _ROWS = ["--config.data.seq_len=1024", "--config.data.max_images=1"]
 
 
-def _whole(config: Config) -> dict[str, Trained]:
+def _whole(config: Config) -> dict[str, Trainable]:
     """Full fine-tuning: the LLM and the projector."""
-    paths = program.structure(config.model)[1]
-    return {p: Trained(group="all", decay=False) for p in paths if p.startswith(("llm/", "projector/"))}
+    paths = program.abstract_model(config.model)[1]
+    return {p: Trainable(group="all", decay=False) for p in paths if p.startswith(("llm/", "projector/"))}
 
 
 def flops_table() -> None:
     align, instruct = (load(f"earthgpt_13b:{stage}", _ROWS) for stage in ("align", "instruct"))
-    rows: list[tuple[str, Config, Remat, Mapping[str, Trained] | None]] = [
+    rows: list[tuple[str, Config, Remat, Mapping[str, Trainable] | None]] = [
         ("the whole LLM and the projector", align, Remat.MINIMAL, _whole(align)),
         ("align", align, Remat.MINIMAL, None),
         ("instruct", instruct, Remat.MINIMAL, None),
@@ -43,9 +43,9 @@ def flops_table() -> None:
     ]
     full = 0.0
     print("one row of 1024 tokens with an image, TFLOP: minimum, executed, executed / minimum, of full fine-tuning's")
-    for name, config, remat, trained in rows:
-        least = flops.minimum(config, rows=1, trained=trained)
-        done = flops.executed(dataclasses.replace(config, remat=remat), rows=1, trained=trained)
+    for name, config, remat, trainable in rows:
+        least = flops.minimum(config, rows=1, trainable=trainable)
+        done = flops.executed(dataclasses.replace(config, remat=remat), rows=1, trainable=trainable)
         full = full or done
         print(
             f"{name:<32} {remat:<8} {least / 1e12:7.2f} {done / 1e12:7.2f} {done / least:7.3f} {done / full:7.3f}",
@@ -71,7 +71,7 @@ def loss_table() -> None:
         ("plain", 1024, _plain),
     ):
         with mock.patch.object(step, "supervised_loss", loss):
-            compiled = program.compiled(config, devices, loss_chunk=chunk)
+            compiled = program.compile_step(config, devices, loss_chunk=chunk)
         work = costs.costs(hlo.parse(compiled.as_text() or ""), turns=report.turns(config, rows=4, loss_chunk=chunk))
         print(f"{name:<16} {program.memory(compiled).temporaries / GIB:6.2f} {work.flops / 1e12:7.2f}", flush=True)
 
@@ -91,7 +91,7 @@ def policies_table(args: argparse.Namespace, overrides: list[str]) -> None:
         (Remat.MINIMAL, AttentionImpl.XLA),
     ]:
         chosen = dataclasses.replace(config, remat=remat, attention_impl=attention)
-        found = report.plan(chosen, wanted, per_chip_batch=args.per_chip_batch)
+        found = report.plan_step(chosen, wanted, per_chip_batch=args.per_chip_batch)
         line = f"{remat:<10} {attention:<7} {found.hbm_gib_per_chip or 0:6.2f} {found.host_gib:6.2f} {found.fits!s:<5} "
         if found.roofline and found.ratio:
             bound = found.roofline

@@ -32,9 +32,9 @@ from earthgpt_jax.models.quantized import freeze
 from earthgpt_jax.ops.losses import supervised_loss
 from earthgpt_jax.sharding.mesh import data_parallel
 from earthgpt_jax.synthetic import SyntheticSource
-from earthgpt_jax.training.initialization import initial
+from earthgpt_jax.training.initialization import initial_model
 from earthgpt_jax.training.prefetch import device_batch
-from earthgpt_jax.training.stages import trained_paths
+from earthgpt_jax.training.stages import trainable_paths
 from earthgpt_jax.training.step import hidden
 
 
@@ -55,16 +55,16 @@ def main() -> None:
 
 def _compare(model: str, recipe: str, data: Path, count: int) -> None:
     config = load(recipe, [f"--config.init={model}", f"--config.data.source={data}", "--config.data.split=test"])
-    start = initial(config)
+    start = initial_model(config)
     rows = Rows.of(planned(config, tokenizer=Tokenizer(start.tokenizer)), InputSpec.of(config))
     place = data_parallel(1)
     batches = [device_batch(batch, place.batch) for _, batch in itertools.islice(train_batches(rows), count)]
     graphdef, _ = earthgpt.abstract(config.model)
-    trained, frozen = params_lib.split(start.params, trained_paths(config, start.params))
+    trainable, frozen = params_lib.split(start.params, trainable_paths(config, start.params))
 
     @jax.jit
     def loss(frozen, batch):
-        module = params_lib.merge_module(graphdef, params_lib.merge(trained, frozen))
+        module = params_lib.merge_module(graphdef, params_lib.merge(trainable, frozen))
         features = module.encode(batch.images.reshape(-1, *batch.images.shape[2:]))
         x = hidden(module, features, batch, execution=PLAIN)
         return jnp.stack(

@@ -43,8 +43,8 @@ from earthgpt_jax.convert import tables
 from earthgpt_jax.models.llama import Execution, Llama
 from earthgpt_jax.ops.attention import visible
 from earthgpt_jax.ops.losses import supervised_loss
-from earthgpt_jax.training.optim import optimizer
-from earthgpt_jax.training.stages import Trained
+from earthgpt_jax.training.optim import make_optimizer
+from earthgpt_jax.training.stages import Trainable
 
 SIZES = {
     "tiny": LlamaConfig(vocab_size=1024, dim=128, depth=5, heads=4, kv_heads=4, ffn_dim=384),
@@ -279,8 +279,8 @@ def _check(ways: Sequence[Way], number: int) -> None:
 def _ours(
     graphdef: nnx.GraphDef, params: params_lib.Params, chosen: Sequence[str], batch: Batch, *, remat: Remat
 ) -> Callable[[], float]:
-    rules = {path: Trained(group="all", decay=False) for path in chosen}
-    update = optimizer(dataclasses.replace(OPTIM, warmup_steps=0), rules)
+    rules = {path: Trainable(group="all", decay=False) for path in chosen}
+    update = make_optimizer(dataclasses.replace(OPTIM, warmup_steps=0), rules)
     held, frozen = params_lib.split(params, chosen)
     held = jax.tree.map(jnp.copy, held)  # donated below
     arrays = [jnp.asarray(value) for value in (batch.tokens, batch.positions, batch.segments, batch.weights)]

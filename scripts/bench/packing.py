@@ -32,10 +32,10 @@ from earthgpt_jax.input.pipeline import InputSpec, Rows, join
 from earthgpt_jax.input.tokenizer import Tokenizer
 from earthgpt_jax.models import earthgpt
 from earthgpt_jax.sharding.mesh import data_parallel
-from earthgpt_jax.training.initialization import initial
-from earthgpt_jax.training.optim import optimizer as make_optimizer
+from earthgpt_jax.training.initialization import initial_model
+from earthgpt_jax.training.optim import make_optimizer
 from earthgpt_jax.training.prefetch import device_batch
-from earthgpt_jax.training.stages import trained_paths
+from earthgpt_jax.training.stages import trainable_paths
 from earthgpt_jax.training.step import State, make_step
 
 BUCKETS, MULTIPLE = 8, 128
@@ -58,7 +58,7 @@ def main() -> None:
             "--config.data.max_images=0",
         ],
     )  # fmt: skip
-    start = initial(config)
+    start = initial_model(config)
     data = planned(config, tokenizer=Tokenizer(start.tokenizer))
     rows = Rows.of(data, InputSpec.of(config))
     ways = {name: list(batches) for name, batches in _ways(rows, args.samples, args.batch_size).items()}
@@ -129,12 +129,12 @@ def _ways(rows: Rows, samples: int, batch_size: int) -> dict[str, Iterator[Batch
 def _trainer(config: Config, params: params_lib.Params) -> Callable[[Sequence[Batch]], float]:
     """Trains on batches; returns the seconds that it took."""
     graphdef, _ = earthgpt.abstract(config.model)
-    rules = trained_paths(config, params)
+    rules = trainable_paths(config, params)
     place = data_parallel(1)
-    trained, frozen = jax.device_put(params_lib.split(params, rules), place.whole)
+    trainable, frozen = jax.device_put(params_lib.split(params, rules), place.whole)
     optimizer = make_optimizer(config.optim, rules)
     step = jax.jit(make_step(graphdef, optimizer, microbatches=1), donate_argnums=0)
-    state = jax.device_put(State(jnp.zeros((), jnp.int32), trained, optimizer.init(trained)), place.whole)
+    state = jax.device_put(State(jnp.zeros((), jnp.int32), trainable, optimizer.init(trainable)), place.whole)
 
     def run(batches: Sequence[Batch]) -> float:
         nonlocal state

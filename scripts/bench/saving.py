@@ -29,16 +29,16 @@ from earthgpt_jax.models import earthgpt
 from earthgpt_jax.synthetic import SyntheticSource
 from earthgpt_jax.training.checkpoints import Checkpoints
 from earthgpt_jax.training.loop import train
-from earthgpt_jax.training.optim import optimizer
-from earthgpt_jax.training.saving import Saver
-from earthgpt_jax.training.stages import trained_paths
+from earthgpt_jax.training.optim import make_optimizer
+from earthgpt_jax.training.saving import CheckpointScheduler
+from earthgpt_jax.training.stages import trainable_paths
 from earthgpt_jax.training.step import State
 
 
 def trained_run(config: Config, workdir: Path) -> tuple[list[float], list[float]]:
     """Milliseconds of each step that no save preceded, and of each save's share of the loop."""
     steps, blocks, last = [], [], [0.0]
-    due, save = Saver.due, Checkpoints.save
+    due, save = CheckpointScheduler.due, Checkpoints.save
 
     def timed_due(self, step: int) -> bool:
         now = time.perf_counter()
@@ -52,7 +52,7 @@ def trained_run(config: Config, workdir: Path) -> tuple[list[float], list[float]
         save(self, *args)
         blocks.append((time.perf_counter() - began) * 1e3)
 
-    with mock.patch.object(Saver, "due", timed_due), mock.patch.object(Checkpoints, "save", timed_save):
+    with mock.patch.object(CheckpointScheduler, "due", timed_due), mock.patch.object(Checkpoints, "save", timed_save):
         train(config, workdir)
     return steps, blocks[1:]  # the first one compiles the checksums and starts Orbax's threads
 
@@ -60,13 +60,13 @@ def trained_run(config: Config, workdir: Path) -> tuple[list[float], list[float]
 def random_state(config: Config) -> State:
     """Of a recipe's shapes, with normal numbers, which do not compress."""
     _, shapes = earthgpt.abstract(config.model)
-    rules = trained_paths(config, shapes)
+    rules = trainable_paths(config, shapes)
     rng = np.random.default_rng(0)
-    trained = {path: jnp.asarray(rng.standard_normal(shapes[path].shape, np.float32)) for path in rules}
-    moments = optimizer(config.optim, rules).init(trained)
+    trainable = {path: jnp.asarray(rng.standard_normal(shapes[path].shape, np.float32)) for path in rules}
+    moments = make_optimizer(config.optim, rules).init(trainable)
     leaves, structure = jax.tree.flatten(moments)
     leaves = [jnp.asarray(rng.standard_normal(leaf.shape).astype(leaf.dtype)) for leaf in leaves]
-    return State(jnp.int32(1), trained, jax.tree.unflatten(structure, leaves))
+    return State(jnp.int32(1), trainable, jax.tree.unflatten(structure, leaves))
 
 
 def saved(state: State, folder: Path, *, times: int) -> Iterator[tuple[float, float, int]]:

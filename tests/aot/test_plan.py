@@ -17,7 +17,7 @@ from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.config import MeshConfig
 from earthgpt_jax.models import earthgpt
 from earthgpt_jax.sharding.mesh import build_mesh
-from earthgpt_jax.training.stages import Trained
+from earthgpt_jax.training.stages import Trainable
 from tests.support import nano
 
 
@@ -262,8 +262,8 @@ def test_the_minimum_of_the_13b_stages_beside_full_fine_tuning():
         stage: config_lib.load(f"earthgpt_13b:{stage}", ["--config.data.seq_len=1024"])
         for stage in ("align", "instruct")
     }
-    outside = {stage: flops._before(configs[stage], rows=1, trained={}) for stage in configs}
-    full = {p: Trained(group="all", decay=False) for p in earthgpt.abstract(configs["align"].model)[1] if "llm" in p}
+    outside = {stage: flops._before(configs[stage], rows=1, trainable={}) for stage in configs}
+    full = {p: Trainable(group="all", decay=False) for p in earthgpt.abstract(configs["align"].model)[1] if "llm" in p}
     projector = 2 * 6976 * 5120 * 257 * program.batch_shapes(configs["align"]).images.shape[1]
     assert flops.minimum(configs["align"], rows=1) == pytest.approx(
         2 * tokens * (2 * blocks + attention + 2 * head) + outside["align"] + projector, rel=1e-4
@@ -272,7 +272,7 @@ def test_the_minimum_of_the_13b_stages_beside_full_fine_tuning():
     assert flops.minimum(configs["instruct"], rows=1) == pytest.approx(
         2 * tokens * (2 * blocks + 2 * head - first) + outside["instruct"], rel=1e-4
     )
-    assert flops.minimum(configs["align"], rows=1, trained=full) == pytest.approx(
+    assert flops.minimum(configs["align"], rows=1, trainable=full) == pytest.approx(
         2 * tokens * (3 * blocks + 3 * head) + outside["align"], rel=1e-4
     )
 
@@ -284,7 +284,7 @@ def no_compiler(monkeypatch):
 
 def test_without_a_compiler_the_shapes_are_added_up(no_compiler):
     config = config_lib.load("earthgpt_13b:instruct", ["--config.mesh.fsdp=4"])
-    result = report.plan(config, slices.parse("v5e-4"), per_chip_batch=1)
+    result = report.plan_step(config, slices.parse("v5e-4"), per_chip_batch=1)
     assert result.fits is None and result.hbm_gib_per_chip is None
     assert result.mesh == {"data": 1, "fsdp": 4, "tensor": 1} and result.per_chip_batch == 1
     # 13.016e9 parameters of the LLM and 0.5e9 of the encoders in bfloat16 over four chips; fp32 adapters with moments.
@@ -338,13 +338,13 @@ def test_several_slices_are_a_table(no_compiler, capsys):
 
 def test_microbatches_are_kept_and_hold_their_rows(no_compiler):
     config = config_lib.load("earthgpt_13b:align", ["--config.optim.microbatches=4"])
-    result = report.plan(config, slices.parse("v5e-8"), per_chip_batch=2)
-    once = report.plan(config_lib.load("earthgpt_13b:align"), slices.parse("v5e-8"), per_chip_batch=2)
+    result = report.plan_step(config, slices.parse("v5e-8"), per_chip_batch=2)
+    once = report.plan_step(config_lib.load("earthgpt_13b:align"), slices.parse("v5e-8"), per_chip_batch=2)
     assert (result.microbatches, result.per_chip_batch) == (4, 2)
     assert result.batch_gib == pytest.approx(4 * once.batch_gib)
     assert result.minimum_flops_per_chip == pytest.approx(4 * once.minimum_flops_per_chip)
     assert "4 times a step" in report.text(result)
-    assert report.plan(config, slices.parse("v5e-8")).per_chip_batch == 1  # the recipe's 32 rows, 8 at a time
+    assert report.plan_step(config, slices.parse("v5e-8")).per_chip_batch == 1  # the recipe's 32 rows, 8 at a time
 
 
 def test_loops_that_data_decides_turn_in_full():
@@ -361,8 +361,8 @@ def test_the_search_finds_the_largest_batch_without_trying_all(monkeypatch):
         tried.append(per_chip_batch)
         return result(per_chip_batch)
 
-    def result(rows: int) -> report.Plan:
-        return report.Plan(
+    def result(rows: int) -> report.StepPlan:
+        return report.StepPlan(
             recipe="", stage="", topology="", chips=1, mesh={}, remat="", per_chip_batch=rows, microbatches=1,
             seq_len=1, estimate="", state_gib=1.0, gradients_gib=0.0, frozen_gib=1.0, batch_gib=0.0,
             hbm_limit_gib=15.0, hbm_gib_per_chip=2.5 + rows, fits=rows <= limit,

@@ -52,7 +52,7 @@ def _config(stage: str, mesh: str, remat: str, *, rows: int) -> Config:
 @functools.cache
 def _program(stage: str, topology: str, mesh: str, remat: str) -> jax.stages.Compiled:
     devices = slices.devices(slices.parse(topology))
-    return program.compiled(_config(stage, mesh, remat, rows=2 * len(devices)), devices)
+    return program.compile_step(_config(stage, mesh, remat, rows=2 * len(devices)), devices)
 
 
 def _parsed(*case: str) -> hlo.Program:

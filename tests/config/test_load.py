@@ -7,7 +7,7 @@ from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.config import AdapterKind, Stage, TrainableAttention
 from earthgpt_jax.models import earthgpt
 from earthgpt_jax.params import count
-from earthgpt_jax.training.stages import trained_paths
+from earthgpt_jax.training.stages import trainable_paths
 
 RECIPES = ("tiny", "tiny_real", "earthgpt_7b", "earthgpt_13b", "sphinx_light")
 
@@ -74,7 +74,7 @@ def test_13b_has_the_published_parameter_counts():
     assert total("vit/") == 304_368_640 - 1024  # the published figure includes the unused mask token
     assert total("convnext/") == 196_230_336
     assert count(adapters) == 4_259_840
-    assert count({path: shapes[path] for path in trained_paths(config, shapes)}) == 4_259_840
+    assert count({path: shapes[path] for path in trainable_paths(config, shapes)}) == 4_259_840
 
 
 def test_sphinx_light_has_the_published_parameter_counts():
@@ -92,15 +92,15 @@ def test_sphinx_light_has_the_published_parameter_counts():
 def test_what_align_trains_at_13b():
     config = config_lib.load("earthgpt_13b:align")
     _, shapes = earthgpt.abstract(config.model)
-    trained = trained_paths(config, shapes)
+    trainable = trainable_paths(config, shapes)
     by_group: dict[str, int] = {}
-    for path, rule in trained.items():
+    for path, rule in trainable.items():
         by_group[rule.group] = by_group.get(rule.group, 0) + count({path: shapes[path]})
     assert by_group["attention"] == 4_194_304_000
     assert by_group["norm"] == 414_720
     # CNN stages 2880 + four ViT layers 4096 = 6976 channels, Linear + LayerNorm, and the two image marks.
     assert by_group["projector"] == 6976 * 5120 + 5120 + 2 * 5120 + 2 * 5120
-    decaying = {path for path, rule in trained.items() if rule.decay}
+    decaying = {path for path, rule in trainable.items() if rule.decay}
     assert "projector/linear/kernel" in decaying and "projector/linear/bias" not in decaying
 
 
@@ -108,22 +108,24 @@ def test_what_lora_and_full_fine_tuning_train_at_13b():
     config = config_lib.load("earthgpt_13b:lora")
     assert config.stage is Stage.INSTRUCT and config.model.adapter.factor == 2.0
     _, shapes = earthgpt.abstract(config.model)
-    trained = trained_paths(config, shapes)
+    trainable = trainable_paths(config, shapes)
     dim, ffn, rank = 5120, 13824, 16
-    assert count({path: shapes[path] for path in trained}) == 40 * rank * (4 * 2 * dim + 3 * (dim + ffn))
-    assert {rule.group for rule in trained.values()} == {"adapter"} and all(rule.decay for rule in trained.values())
+    assert count({path: shapes[path] for path in trainable}) == 40 * rank * (4 * 2 * dim + 3 * (dim + ffn))
+    assert {rule.group for rule in trainable.values()} == {"adapter"} and all(rule.decay for rule in trainable.values())
 
     config = config_lib.load("earthgpt_13b:finetune")
     _, shapes = earthgpt.abstract(config.model)
-    trained = trained_paths(config, shapes)
-    assert {path for path in shapes if path not in trained} == {
+    trainable = trainable_paths(config, shapes)
+    assert {path for path in shapes if path not in trainable} == {
         path for path in shapes if path.startswith(("vit/", "convnext/"))
     }
-    assert count({path: shapes[path] for path in trained if path.startswith("llm/")}) == 13_015_864_320
-    assert {rule.group for rule in trained.values()} == {"projector", "attention", "norm", "mlp", "embed", "head"}
+    assert count({path: shapes[path] for path in trainable if path.startswith("llm/")}) == 13_015_864_320
+    assert {rule.group for rule in trainable.values()} == {"projector", "attention", "norm", "mlp", "embed", "head"}
     # As LLaMA2-Accessory: whatever is neither a bias nor a norm of the LLM decays.
-    kept = {path for path, rule in trained.items() if not rule.decay}
-    assert kept == {path for path in trained if path.endswith("/bias") or (path.startswith("llm/") and "norm" in path)}
+    kept = {path for path, rule in trainable.items() if not rule.decay}
+    assert kept == {
+        path for path in trainable if path.endswith("/bias") or (path.startswith("llm/") and "norm" in path)
+    }
 
 
 @pytest.mark.parametrize("attention", TrainableAttention)
@@ -138,12 +140,12 @@ def test_stage_tables_are_total_and_tight_for_every_variant(attention, kind, fus
              f"--config.model.perception.cnn_fuse={fuse}"],
         )  # fmt: skip
         _, shapes = earthgpt.abstract(config.model)
-        assert trained_paths(config, shapes)
+        assert trainable_paths(config, shapes)
 
 
 @pytest.mark.parametrize("variant", ["perception.cnn_fuse=sum", "llm.tied_head=True", "llm.mlp_bias=True"])
 def test_full_fine_tuning_trains_every_variant(variant):
     config = config_lib.load("tiny:finetune", [f"--config.model.{variant}", "--config.model.llm.attention_bias=True"])
     _, shapes = earthgpt.abstract(config.model)
-    trained = trained_paths(config, shapes)
-    assert trained.keys() == {path for path in shapes if not path.startswith(("vit/", "convnext/"))}
+    trainable = trainable_paths(config, shapes)
+    assert trainable.keys() == {path for path in shapes if not path.startswith(("vit/", "convnext/"))}

@@ -16,9 +16,9 @@ from earthgpt_jax import params as params_lib
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.models import model_dir as io
 from earthgpt_jax.training import loop, prefetch
-from earthgpt_jax.training.optim import schedule
+from earthgpt_jax.training.optim import lr_schedule
 from earthgpt_jax.training.profile import Profile
-from earthgpt_jax.training.throughput import Yardstick
+from earthgpt_jax.training.throughput import FlopsReference
 from tests.support import nano
 
 POISONED = 3  # the fourth step
@@ -36,7 +36,7 @@ def poison(monkeypatch):
     """One batch's loss weights are not numbers, whenever it comes."""
 
     def placed(batches, sharding):
-        for step, batch, arrays in prefetch.placed(batches, sharding):
+        for step, batch, arrays in prefetch.prefetch_to_device(batches, sharding):
             bad = arrays._replace(loss_weights=arrays.loss_weights * np.nan)
             yield step, batch, bad if step == POISONED else arrays
 
@@ -56,14 +56,14 @@ def _traced_steps(folder: Path) -> set[int]:
 def test_a_batch_without_a_finite_loss_is_left_out_or_stops_the_run(world, poison):
     root, overrides = world
     skipping = nano.config("align", *overrides, "optim.on_nan=skip")
-    measure = Yardstick(token=1e6, image=1e7, peak=1e12)
-    straight = loop.train(skipping, root / "skip", profile=Profile(steps="4-5"), yardstick=measure)
+    measure = FlopsReference(token=1e6, image=1e7, peak=1e12)
+    straight = loop.train(skipping, root / "skip", profile=Profile(steps="4-5"), flops_reference=measure)
 
     lines = _lines(root / "skip", "metrics.jsonl")
     assert [line["skipped"] for line in lines] == [0, 0, 0, 1, 1, 1]
     assert [line["skipped_in_a_row"] for line in lines] == [0, 0, 0, 1, 0, 0]
     assert [bool(np.isfinite(line["loss"])) for line in lines] == [True, True, True, False, True, True]
-    rates = [float(schedule(skipping.optim)(update)) for update in (0, 1, 2, 2, 3, 4)]
+    rates = [float(lr_schedule(skipping.optim)(update)) for update in (0, 1, 2, 2, 3, 4)]
     np.testing.assert_allclose([line["lr"] for line in lines], rates, rtol=1e-6)  # of updates, not of batches
     _, found = io.read(straight)
     assert all(np.all(np.isfinite(array)) for array in found.values())

@@ -78,7 +78,7 @@ def test_derived_questions_and_a_cap_train_and_are_logged(world, tmp_path, caplo
 
 
 def test_checkpoints_hold_trained_paths_only(world):
-    for stage, trained in (
+    for stage, trainable in (
         ("align", ("projector", "image_tokens", "attn", "norm")),
         ("instruct", ("adapter",)),
     ):
@@ -86,7 +86,7 @@ def test_checkpoints_hold_trained_paths_only(world):
         names = {str(key) for key in metadata["tree_metadata"]}
         paths = {part for name in names for part in name.split("'") if "/" in part}
         assert paths
-        assert all(any(word in path for word in trained) for path in paths), sorted(paths)
+        assert all(any(word in path for word in trainable) for path in paths), sorted(paths)
         assert not any(path.startswith(("vit/", "convnext/")) or path == "llm/embed" for path in paths)
 
 

@@ -102,7 +102,7 @@ def test_13b_needs_half_the_bytes():
     def gib(dtype: str) -> float:
         config = config_lib.load("earthgpt_13b:instruct", [f"--config.frozen_dtype={dtype}", "--config.mesh.fsdp=1"])
         mesh = build_mesh(MeshConfig(data=1), rows=32, devices=jax.devices()[:1])
-        return program.bytes_per_device(program.abstract(config, mesh).frozen)
+        return program.bytes_per_device(program.step_inputs(config, mesh).frozen)
 
     kernels = 40 * (4 * 5120**2 + 3 * 5120 * 13824)
     scales = 4 * 40 * (5 * 5120 + 2 * 13824)

@@ -15,7 +15,7 @@ from earthgpt_jax.config import Remat, Stage
 from earthgpt_jax.models import earthgpt
 from earthgpt_jax.models.llama import Execution
 from earthgpt_jax.ops.attention import visible
-from earthgpt_jax.training.stages import trained_paths
+from earthgpt_jax.training.stages import trainable_paths
 from tests.support import nano
 
 ROWS, LENGTH = 2, 24
@@ -27,16 +27,16 @@ def _gradient(remat: Remat):
     graphdef, params = earthgpt.init(config.model, seed=0)
     rng = np.random.default_rng(0)
     params = {k: v + 0.1 * rng.standard_normal(v.shape).astype(np.float32) for k, v in params.items()}
-    trained, frozen = params_lib.split(params, trained_paths(config, params))
+    trainable, frozen = params_lib.split(params, trainable_paths(config, params))
     ones = jnp.ones((ROWS, LENGTH), jnp.int32)
     x = jnp.asarray(rng.normal(size=(ROWS, LENGTH, config.model.llm.dim)), jnp.float32)
     how = {"positions": jnp.cumsum(ones, 1), "mask": visible(ones, 0 * ones), "execution": Execution(remat=remat)}
 
-    def total(trained):
-        model = params_lib.merge_module(graphdef, params_lib.merge(trained, frozen))
+    def total(trainable):
+        model = params_lib.merge_module(graphdef, params_lib.merge(trainable, frozen))
         return jnp.sum(model.llm(x, **how)[0] ** 2)
 
-    return jax.grad(total), trained
+    return jax.grad(total), trainable
 
 
 @functools.cache
@@ -46,9 +46,9 @@ def _products(remat: Remat) -> float:
 
 @pytest.mark.parametrize("remat", [policy for policy in Remat if policy is not Remat.NONE])
 def test_gradients_are_those_without(remat):
-    gradient, trained = _gradient(remat)
-    expected = jax.jit(_gradient(Remat.NONE)[0])(trained)
-    for path, value in jax.jit(gradient)(trained).items():
+    gradient, trainable = _gradient(remat)
+    expected = jax.jit(_gradient(Remat.NONE)[0])(trainable)
+    for path, value in jax.jit(gradient)(trainable).items():
         scale = np.abs(expected[path]).max()
         np.testing.assert_allclose(value / scale, expected[path] / scale, atol=1e-5, err_msg=path)
 

@@ -21,10 +21,10 @@ def main(address: str, hosts: str, host: str, workdir: str, kill_at: str, *overr
         jax.distributed.initialize(address, num_processes=int(hosts), process_id=int(host), initialization_timeout=300)
     from earthgpt_jax.common.errors import RunStopped
     from earthgpt_jax.training import loop
-    from earthgpt_jax.training.saving import Saver
+    from earthgpt_jax.training.saving import CheckpointScheduler
     from tests.support import nano
 
-    due = Saver.due
+    due = CheckpointScheduler.due
 
     def checked(self, step):  # every host comes by here once a step
         time.sleep(float(os.environ.get("PACE", "0")))
@@ -32,7 +32,7 @@ def main(address: str, hosts: str, host: str, workdir: str, kill_at: str, *overr
             os.kill(os.getpid(), signal.SIGKILL)
         return due(self, step)
 
-    Saver.due = checked
+    CheckpointScheduler.due = checked
     try:
         loop.train(nano.config("align", *overrides), Path(workdir))
     except RunStopped as stopped:

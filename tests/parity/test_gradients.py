@@ -20,7 +20,7 @@ from earthgpt_jax.models import earthgpt
 from earthgpt_jax.models import model_dir as io
 from earthgpt_jax.ops.attention import visible
 from earthgpt_jax.ops.losses import next_token_loss
-from earthgpt_jax.training.stages import trained_paths
+from earthgpt_jax.training.stages import trainable_paths
 from tests.support import nano
 
 pytestmark = pytest.mark.torch
@@ -47,9 +47,9 @@ def _row(path, model: ModelConfig) -> Row:
     return build_row([sample], seq_len=96, visual_tokens=model.visual_tokens)
 
 
-def _ours(model: ModelConfig, arrays: dict, row: Row, image: np.ndarray, trained: set[str]) -> tuple[float, dict]:
+def _ours(model: ModelConfig, arrays: dict, row: Row, image: np.ndarray, trainable: set[str]) -> tuple[float, dict]:
     graphdef, _ = earthgpt.abstract(model)
-    chosen, rest = params_lib.split({path: jnp.asarray(value) for path, value in arrays.items()}, trained)
+    chosen, rest = params_lib.split({path: jnp.asarray(value) for path, value in arrays.items()}, trainable)
 
     @jax.jit
     @jax.value_and_grad
@@ -105,26 +105,26 @@ def _compare(got: dict, expected: dict) -> None:
 def test_align(tmp_path):
     config = nano.config("align")
     arrays = _shaken(tmp_path / "model", config.model)
-    trained = set(trained_paths(config, arrays))
+    trainable = set(trainable_paths(config, arrays))
     row, image = _row(tmp_path / "model", config.model), _image(config.model)
     exporter.export_hf(tmp_path / "model", tmp_path / "hf")
-    loss, got = _ours(config.model, arrays, row, image, trained)
+    loss, got = _ours(config.model, arrays, row, image, trainable)
     their_loss, gradients = _theirs(tmp_path / "hf", row, image)
     assert loss == pytest.approx(their_loss, abs=1e-5)
-    _compare(got, _by_path(gradients, config.model, sorted(trained)))
+    _compare(got, _by_path(gradients, config.model, sorted(trainable)))
 
 
 def test_instruct(tmp_path):
     """scale * (W x + bias), exported as W' = scale * W and b' = scale * bias: the chain rule gives the adapters'."""
     config = nano.config("instruct")
     arrays = _shaken(tmp_path / "model", config.model)
-    trained = set(trained_paths(config, arrays))
+    trainable = set(trainable_paths(config, arrays))
     row, image = _row(tmp_path / "model", config.model), _image(config.model)
     exporter.export_hf(tmp_path / "model", tmp_path / "hf")
-    loss, got = _ours(config.model, arrays, row, image, trained)
+    loss, got = _ours(config.model, arrays, row, image, trainable)
     their_loss, gradients = _theirs(tmp_path / "hf", row, image)
     assert loss == pytest.approx(their_loss, abs=1e-5)
-    linears = sorted({path.split("/adapter/")[0] for path in trained})
+    linears = sorted({path.split("/adapter/")[0] for path in trainable})
     folded = _by_path(
         gradients,
         folded_config(config.model),

@@ -14,7 +14,7 @@ from earthgpt_jax.convert import exporter
 from earthgpt_jax.models import earthgpt
 from earthgpt_jax.ops.attention import visible
 from earthgpt_jax.ops.losses import next_token_loss
-from earthgpt_jax.training.stages import trained_paths
+from earthgpt_jax.training.stages import trainable_paths
 from tests.support import nano
 
 pytestmark = pytest.mark.torch
@@ -84,19 +84,19 @@ def _logits(model: ModelConfig, params: dict) -> jax.Array:
 def test_logits_and_gradients(case):
     config, _, arrays, theirs = case
     params = {path: jnp.asarray(value) for path, value in arrays.items()}
-    trained, frozen = params_lib.split(params, trained_paths(config, params))
-    assert all("/adapter/" in path for path in trained)
+    trainable, frozen = params_lib.split(params, trainable_paths(config, params))
+    assert all("/adapter/" in path for path in trainable)
 
     @jax.jit
-    def gradient(trained):
-        def loss(trained):
-            logits = _logits(config.model, params_lib.merge(trained, frozen))
+    def gradient(trainable):
+        def loss(trainable):
+            logits = _logits(config.model, params_lib.merge(trainable, frozen))
             total, weight = next_token_loss(logits, jnp.asarray(IDS), jnp.ones(IDS.shape))
             return total / weight, logits
 
-        return jax.value_and_grad(loss, has_aux=True)(trained)
+        return jax.value_and_grad(loss, has_aux=True)(trainable)
 
-    (loss, logits), gradients = gradient(trained)
+    (loss, logits), gradients = gradient(trainable)
     output = theirs(input_ids=_tensor(IDS), labels=_tensor(IDS))
     output.loss.backward()
     np.testing.assert_allclose(logits, output.logits.detach(), atol=2e-5, rtol=0)

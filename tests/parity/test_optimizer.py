@@ -10,13 +10,13 @@ import pytest
 
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.config import OptimConfig
-from earthgpt_jax.training.optim import optimizer, schedule
-from earthgpt_jax.training.stages import Trained
+from earthgpt_jax.training.optim import lr_schedule, make_optimizer
+from earthgpt_jax.training.stages import Trainable
 
 RULES = {
-    "kernel": Trained(group="attention", decay=True),
-    "norm": Trained(group="norm", decay=False),
-    "projector": Trained(group="projector", decay=True),
+    "kernel": Trainable(group="attention", decay=True),
+    "norm": Trainable(group="norm", decay=False),
+    "projector": Trainable(group="projector", decay=True),
 }
 CONFIG = OptimConfig(
     steps=12, warmup_steps=4, peak_lr=3e-2, min_lr=1e-3, weight_decay=0.1, clip_norm=2.0, lr_scale={"attention": 0.25}
@@ -57,7 +57,7 @@ def test_twelve_updates():
         ],
         betas=(0.9, 0.95),
     )
-    ours, transformation = start, optimizer(CONFIG, RULES)
+    ours, transformation = start, make_optimizer(CONFIG, RULES)
     state = transformation.init(ours)
     for step, each in enumerate(gradients):
         for name, parameter in theirs.items():
@@ -68,11 +68,11 @@ def test_twelve_updates():
         adam.step()
         updates, state = transformation.update(each, state, ours, loss=1.0, norm=norms[step])
         ours = optax.apply_updates(ours, updates)
-        assert float(schedule(CONFIG)(step)) == pytest.approx(_rate(step), rel=1e-6)
+        assert float(lr_schedule(CONFIG)(step)) == pytest.approx(_rate(step), rel=1e-6)
     for name, value in theirs.items():
         np.testing.assert_allclose(ours[name], value.detach(), atol=2e-6, rtol=0, err_msg=name)
 
 
 def test_a_rate_for_a_group_that_is_not_trained_is_refused():
     with pytest.raises(EarthGPTError, match=r"unknown group\(s\) \['adapter'\]; this stage trains"):
-        optimizer(OptimConfig(steps=1, lr_scale={"adapter": 2.0}), RULES)
+        make_optimizer(OptimConfig(steps=1, lr_scale={"adapter": 2.0}), RULES)

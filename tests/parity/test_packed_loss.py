@@ -21,8 +21,8 @@ from earthgpt_jax.models.llama import PLAIN
 from earthgpt_jax.sharding.mesh import data_parallel
 from earthgpt_jax.synthetic import SyntheticSource
 from earthgpt_jax.training.prefetch import device_batch
-from earthgpt_jax.training.stages import trained_paths
-from earthgpt_jax.training.step import encode_used, hidden
+from earthgpt_jax.training.stages import trainable_paths
+from earthgpt_jax.training.step import encode_images, hidden
 from tests.support import nano
 from tests.support.in_memory import rows
 
@@ -53,21 +53,21 @@ def world(tmp_path_factory):
 def _functions(config, params):
     """`losses(batch) -> f32[B, T]`, each token's as a target, and `gradients(batch)` of their sum."""
     graphdef, _ = earthgpt.abstract(config.model)
-    trained, frozen = params_lib.split(params, trained_paths(config, params))
+    trainable, frozen = params_lib.split(params, trainable_paths(config, params))
 
-    def losses(trained, batch):
-        model = params_lib.merge_module(graphdef, params_lib.merge(trained, frozen))
-        features = encode_used(model.encode, batch.images, used=jnp.max(batch.segments, axis=1))
+    def losses(trainable, batch):
+        model = params_lib.merge_module(graphdef, params_lib.merge(trainable, frozen))
+        features = encode_images(model.encode, batch.images, used=jnp.max(batch.segments, axis=1))
         x = hidden(model, jax.lax.stop_gradient(features), batch, execution=PLAIN)
         logits = model.llm.logits(x)[:, :-1]
         picked = jnp.take_along_axis(jax.nn.log_softmax(logits), batch.tokens[:, 1:, None], axis=-1)[..., 0]
         return jnp.pad(-picked, ((0, 0), (1, 0))) * batch.loss_weights
 
     each = jax.jit(losses)
-    summed = jax.jit(jax.grad(lambda trained, batch: losses(trained, batch).sum()))
+    summed = jax.jit(jax.grad(lambda trainable, batch: losses(trainable, batch).sum()))
     place = data_parallel(1).batch
-    return (lambda batch: np.asarray(each(trained, device_batch(batch, place)))), (
-        lambda batch: summed(trained, device_batch(batch, place))
+    return (lambda batch: np.asarray(each(trainable, device_batch(batch, place)))), (
+        lambda batch: summed(trainable, device_batch(batch, place))
     )
 
 

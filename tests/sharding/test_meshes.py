@@ -16,7 +16,7 @@ from earthgpt_jax.config import Config, MeshConfig, Stage
 from earthgpt_jax.models import earthgpt
 from earthgpt_jax.sharding import rules
 from earthgpt_jax.sharding.mesh import build_mesh, data_parallel
-from earthgpt_jax.training.stages import trained_paths
+from earthgpt_jax.training.stages import trainable_paths
 from earthgpt_jax.training.step import DeviceBatch, State, execution, make_step
 from tests.support import nano
 
@@ -58,12 +58,12 @@ def _train(stage: Stage, mesh: tuple[int, int, int] | None) -> tuple[list[float]
     # No adapter at its starting point, where scales and biases hide errors.
     rng = np.random.default_rng(1)
     initial = {k: v + 0.05 * rng.standard_normal(v.shape).astype(np.float32) for k, v in initial.items()}
-    trained, frozen = params_lib.split(initial, trained_paths(config, initial))
+    trainable, frozen = params_lib.split(initial, trainable_paths(config, initial))
     optimizer = optax.sgd(0.1)  # Adam's first steps are as long for a gradient of rounding errors as for any
     make = functools.partial(
         make_step, graphdef, optimizer, microbatches=2, execution=execution(config, platform="cpu")
     )
-    state, batch = State(jnp.zeros((), jnp.int32), trained, optimizer.init(trained)), _batch(config)
+    state, batch = State(jnp.zeros((), jnp.int32), trainable, optimizer.init(trainable)), _batch(config)
     if mesh is None:
         step = jax.jit(make())
     else:
@@ -75,7 +75,7 @@ def _train(stage: Stage, mesh: tuple[int, int, int] | None) -> tuple[list[float]
     for _ in range(2):
         state, metrics = step(state, frozen, batch)
         losses.append(float(metrics["loss"]))
-    return losses, {path: np.asarray(value) for path, value in state.trained.items()}
+    return losses, {path: np.asarray(value) for path, value in state.trainable.items()}
 
 
 # Each is a compilation of half a minute: by default the one that has all axes.

@@ -21,8 +21,8 @@ from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.config import CheckpointConfig
 from earthgpt_jax.models import earthgpt
 from earthgpt_jax.training.checkpoints import Checkpoints
-from earthgpt_jax.training.optim import optimizer
-from earthgpt_jax.training.stages import Trained, trained_paths
+from earthgpt_jax.training.optim import make_optimizer
+from earthgpt_jax.training.stages import Trainable, trainable_paths
 from earthgpt_jax.training.step import State
 
 # Of reads that fail half-way, in TensorStore.
@@ -38,12 +38,12 @@ def _state(step: int, *, devices: int = 8, rows: int = 64) -> State:
     def put(value, spec):
         return jax.device_put(value, NamedSharding(mesh, spec))
 
-    trained = {
+    trainable = {
         f"llm/{name}": put(rng.normal(size=(rows, 32)).astype(np.float32), spec)
         for name, spec in (("a", P("fsdp")), ("b", P()))
     }
-    moments = {"mu": dict(trained), "count": put(np.int32(step), P())}
-    return State(put(np.int32(step), P()), trained, moments)
+    moments = {"mu": dict(trainable), "count": put(np.int32(step), P())}
+    return State(put(np.int32(step), P()), trainable, moments)
 
 
 def _same(one: State, other: State) -> bool:
@@ -153,8 +153,8 @@ def _restored(workdir: Path, step: int) -> State:
 
 def test_arrays_of_another_config_are_named(saved):
     checkpoints = Checkpoints(saved, CheckpointConfig())
-    with pytest.raises(EarthGPTError, match=r"got 5 others \(trained/llm/a, trained/llm/b, "):
-        checkpoints.restore(6, _state(0, rows=32)._replace(optimizer={"mu": {"llm/a": jnp.zeros(3)}}))
+    with pytest.raises(EarthGPTError, match=r"got 5 others \(trainable/llm/a, trainable/llm/b, "):
+        checkpoints.restore(6, _state(0, rows=32)._replace(opt_state={"mu": {"llm/a": jnp.zeros(3)}}))
     checkpoints.close()
 
 
@@ -194,10 +194,10 @@ def test_inspect_says_what_a_checkpoint_is(saved, capsys):
         assert text in out
 
 
-def _instruct(*overrides: str) -> tuple[dict[str, Trained], dict[str, jax.ShapeDtypeStruct]]:
+def _instruct(*overrides: str) -> tuple[dict[str, Trainable], dict[str, jax.ShapeDtypeStruct]]:
     config = config_lib.load("earthgpt_13b:instruct", [f"--config.model.llm.{item}" for item in overrides])
     _, shapes = earthgpt.abstract(config.model)
-    rules = trained_paths(config, shapes)
+    rules = trainable_paths(config, shapes)
     return rules, {path: jax.ShapeDtypeStruct(shapes[path].shape, jnp.float32) for path in rules}
 
 
@@ -206,11 +206,11 @@ def _numbers(state: State) -> int:
 
 
 def test_instruct_at_13b_shapes_is_at_most_60_megabytes():
-    rules, trained = _instruct()
-    assert params_lib.count(trained) == 4_259_840
+    rules, trainable = _instruct()
+    assert params_lib.count(trainable) == 4_259_840
     config = config_lib.load("earthgpt_13b:instruct")
-    moments = jax.eval_shape(optimizer(config.optim, rules).init, trained)
-    state = State(jax.ShapeDtypeStruct((), jnp.int32), trained, moments)
+    moments = jax.eval_shape(make_optimizer(config.optim, rules).init, trainable)
+    state = State(jax.ShapeDtypeStruct((), jnp.int32), trainable, moments)
     assert {str(leaf.dtype) for leaf in jax.tree.leaves(state)} == {"float32", "int32"}
     assert sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state)) == 51_119_132
 
@@ -223,9 +223,11 @@ def test_instruct_at_a_hundredth_of_the_size_is_as_large_on_disk_as_its_numbers(
     def random(like):
         return jnp.asarray(rng.normal(size=like.shape).astype(like.dtype))
 
-    trained = {path: random(like) for path, like in shapes.items()}
-    moments = jax.tree.map(random, optimizer(config_lib.load("earthgpt_13b:instruct").optim, rules).init(trained))
-    state = State(jnp.int32(1), trained, moments)
+    trainable = {path: random(like) for path, like in shapes.items()}
+    moments = jax.tree.map(
+        random, make_optimizer(config_lib.load("earthgpt_13b:instruct").optim, rules).init(trainable)
+    )
+    state = State(jnp.int32(1), trainable, moments)
     checkpoints = Checkpoints(tmp_path, CheckpointConfig())
     checkpoints.save(1, state, {"config": config_lib.to_dict(config_lib.load("earthgpt_13b:instruct"))})
     checkpoints.close()

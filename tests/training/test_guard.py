@@ -19,7 +19,7 @@ FACTOR = 8.0
 
 
 def _optimizer(**settings):
-    return guard.guarded(optax.adam(0.1), OptimConfig(steps=1000, spike_factor=FACTOR, **settings))
+    return guard.guard_updates(optax.adam(0.1), OptimConfig(steps=1000, spike_factor=FACTOR, **settings))
 
 
 def _run(optimizer, losses, norms, gradients, *, state=None, params=None):
@@ -91,9 +91,9 @@ def test_spikes_are_those_that_scipy_finds():
 def test_a_spike_is_applied_and_reported_unless_it_shall_be_skipped():
     losses, norms, gradients = [1.0] * 130 + [50.0], [1.0] * 131, np.ones((131, 3))
     (*_, before, kept), state = _run(_optimizer(), losses, norms, gradients)
-    assert guard.report(state)["spike"] and int(state.skipped) == 0 and np.all(kept != before)
+    assert guard.guard_metrics(state)["spike"] and int(state.skipped) == 0 and np.all(kept != before)
     (*_, before, skipped), state = _run(_optimizer(on_spike=OnSpike.SKIP), losses, norms, gradients)
-    assert guard.report(state)["spike"] and int(state.skipped) == 1 and np.all(skipped == before)
+    assert guard.guard_metrics(state)["spike"] and int(state.skipped) == 1 and np.all(skipped == before)
 
 
 def test_resumed_in_the_middle_the_same_updates_are_skipped():
@@ -134,7 +134,7 @@ def test_where_the_host_stops(on_nan, metrics, message):
     metrics = {"loss": 1.0, "grad_norm": 1.0, "spike": 0, "skipped_in_a_row": 0} | metrics
     samples = [f"a/{i}" for i in range(1, 6)]
     if message is None:
-        guard.refuse(config, 7, metrics, samples)
+        guard.check_step(config, 7, metrics, samples)
     else:
         with pytest.raises(EarthGPTError, match=message):
-            guard.refuse(config, 7, metrics, samples)
+            guard.check_step(config, 7, metrics, samples)

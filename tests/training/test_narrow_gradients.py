@@ -14,7 +14,7 @@ from earthgpt_jax.config import DType
 from earthgpt_jax.input.batch import END_SLOT, START_SLOT, TEXT_SLOT
 from earthgpt_jax.models import earthgpt
 from earthgpt_jax.models.llama import Execution
-from earthgpt_jax.training.stages import trained_paths
+from earthgpt_jax.training.stages import trainable_paths
 from earthgpt_jax.training.step import State, make_step
 from tests.support import nano
 
@@ -23,7 +23,7 @@ from tests.support import nano
 def test_they_are_those_of_fp32_copies_up_to_the_rounding_of_the_products():
     config = nano.config("align", "model.compute_dtype=bfloat16", "data.max_images=1")
     graphdef, initial = earthgpt.init(config.model)
-    trained, frozen = params_lib.split(initial, trained_paths(config, initial))
+    trainable, frozen = params_lib.split(initial, trainable_paths(config, initial))
     optimizer = optax.sgd(1.0)  # what is subtracted is the gradient
     numbers = np.random.default_rng(0)
     batch = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), batch_shapes(config))
@@ -40,9 +40,9 @@ def test_they_are_those_of_fp32_copies_up_to_the_rounding_of_the_products():
 
     def gradients(kernels: DType) -> dict[str, np.ndarray]:
         step = make_step(graphdef, optimizer, microbatches=2, execution=Execution(kernels=kernels))
-        state = State(jnp.zeros((), jnp.int32), trained, optimizer.init(trained))
+        state = State(jnp.zeros((), jnp.int32), trainable, optimizer.init(trainable))
         after, _ = jax.jit(step)(state, frozen, batch)
-        return {path: np.asarray(trained[path] - value) for path, value in after.trained.items()}
+        return {path: np.asarray(trainable[path] - value) for path, value in after.trainable.items()}
 
     wide, narrow = gradients(DType.FLOAT32), gradients(DType.BFLOAT16)
     for path, value in wide.items():

@@ -11,7 +11,7 @@ import time
 import pytest
 
 from earthgpt_jax.common import processes
-from earthgpt_jax.training.preemption import Notice
+from earthgpt_jax.training.preemption import PreemptionSignal
 
 
 @pytest.fixture
@@ -25,14 +25,14 @@ def heard():
 
 
 def test_nothing_is_reached_unless_told(heard):
-    with Notice() as notice:
+    with PreemptionSignal() as notice:
         assert not notice.reached(1)
     signal.raise_signal(signal.SIGTERM)
     assert heard == [signal.SIGTERM], "handlers are back"
 
 
 def test_sigterm_is_obeyed_behind_the_step_and_more_of_it_changes_nothing(heard, capfd):
-    with Notice() as notice:
+    with PreemptionSignal() as notice:
         for _ in range(3):
             signal.raise_signal(signal.SIGTERM)
         assert notice.reached(5)
@@ -43,7 +43,7 @@ def test_sigterm_is_obeyed_behind_the_step_and_more_of_it_changes_nothing(heard,
 
 
 def test_ctrl_c_is_obeyed_behind_the_step_and_a_second_one_at_once(heard):
-    with Notice() as notice:
+    with PreemptionSignal() as notice:
         signal.raise_signal(signal.SIGINT)
         assert notice.reached(5) and notice.status == 130
         with pytest.raises(KeyboardInterrupt):
@@ -51,7 +51,7 @@ def test_ctrl_c_is_obeyed_behind_the_step_and_a_second_one_at_once(heard):
 
 
 def test_a_signal_behind_the_last_step_goes_to_whoever_is_next(heard):
-    with Notice():
+    with PreemptionSignal():
         signal.raise_signal(signal.SIGTERM)
         assert heard == []
     assert heard == [signal.SIGTERM]
@@ -59,7 +59,7 @@ def test_a_signal_behind_the_last_step_goes_to_whoever_is_next(heard):
 
 def test_a_signal_does_not_hide_an_error(heard):
     def run() -> None:
-        with Notice():
+        with PreemptionSignal():
             signal.raise_signal(signal.SIGTERM)
             raise ValueError("loss")
 
@@ -70,7 +70,7 @@ def test_a_signal_does_not_hide_an_error(heard):
 
 def test_outside_of_the_main_thread_nothing_is_noted(heard):
     def other() -> None:
-        with Notice() as notice:
+        with PreemptionSignal() as notice:
             assert not notice.reached(1)
             seen.append(signal.getsignal(signal.SIGTERM))
 

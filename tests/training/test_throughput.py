@@ -9,7 +9,7 @@ import pytest
 from earthgpt_jax import config as config_lib
 from earthgpt_jax.aot import flops_reference
 from earthgpt_jax.training import step_timer as clock_lib
-from earthgpt_jax.training.throughput import Throughput, Yardstick, goodput
+from earthgpt_jax.training.throughput import FlopsReference, Throughput, goodput
 
 
 class _Time:
@@ -22,14 +22,14 @@ class _Time:
         self.now += seconds
 
 
-def _waited(clock: clock_lib.Clock, time: _Time, cause: str, seconds: float) -> None:
+def _waited(clock: clock_lib.StepTimer, time: _Time, cause: str, seconds: float) -> None:
     with clock.during(cause):
         time.passes(seconds)
 
 
 def test_a_batch_that_was_waited_for_while_the_devices_worked_costs_nothing():
     time = _Time()
-    clock = clock_lib.Clock(time)
+    clock = clock_lib.StepTimer(time)
     time.passes(5)
     clock.started()
     _waited(clock, time, clock_lib.INPUT, 2)  # 5..7
@@ -49,7 +49,7 @@ def test_a_batch_that_was_waited_for_while_the_devices_worked_costs_nothing():
 
 def test_waiting_gives_all_items_and_times_each():
     time = _Time()
-    clock = clock_lib.Clock(time)
+    clock = clock_lib.StepTimer(time)
 
     def slow():
         for item in (None, 1):
@@ -91,9 +91,9 @@ def test_goodput(lines, expected):
 def test_lines_outlive_a_start_that_was_cut_off(tmp_path):
     time = _Time()
     seconds = {"step": 6.0, "input": 2.0, "save": 0.0, "compile": 1.0, "start": 1.0, "other": 0.0}
-    measure = Yardstick(token=3e9, image=1e9, peak=1e12)
+    measure = FlopsReference(token=3e9, image=1e9, peak=1e12)
     about = {"devices": 8}
-    one = Throughput(tmp_path, first=0, positions=100, yardstick=None, about=about, now=time)
+    one = Throughput(tmp_path, first=0, positions=100, flops_reference=None, about=about, now=time)
     time.passes(10)
     line = one(4, steps=4, tokens=320, images=8, seconds=seconds)
     one.close()
@@ -102,7 +102,7 @@ def test_lines_outlive_a_start_that_was_cut_off(tmp_path):
     with (tmp_path / "throughput.jsonl").open("a") as file:
         file.write('{"step": 5, "ti')
     time.passes(10)
-    two = Throughput(tmp_path, first=2, positions=100, yardstick=measure, about=about, now=time)
+    two = Throughput(tmp_path, first=2, positions=100, flops_reference=measure, about=about, now=time)
     time.passes(10)
     line = two(6, steps=4, tokens=320, images=8, seconds=seconds)
     two.close()
@@ -124,6 +124,6 @@ def test_peaks_that_are_known_and_no_others(kind, expected):
 @pytest.mark.parametrize(("stage", "per_token"), [("align", 59.8e9), ("instruct", 51.4e9)])
 def test_costs_of_the_13b_model_are_those_counted_by_hand(stage, per_token):
     """2 FLOPs a parameter and token forward and for the input's gradient, 2 for what is trained; without layer 0's."""
-    token, image = flops_reference.costs(config_lib.load(f"earthgpt_13b:{stage}"))
+    token, image = flops_reference.flops_per_token_and_image(config_lib.load(f"earthgpt_13b:{stage}"))
     assert token == pytest.approx(per_token, rel=0.01)
     assert 0.2e12 < image < 1e12  # DINOv2-L at 224 px 0.16, ConvNeXt-L at 512 px some 0.35, the projector 257 tokens
