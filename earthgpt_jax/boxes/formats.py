@@ -7,7 +7,6 @@ syntax and mean different boxes by it; which one a text is in, its caller must k
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import json
 import math
@@ -23,6 +22,7 @@ from earthgpt_jax.boxes.polygons import BoxKind
 from earthgpt_jax.boxes.syntaxes import BRACES, BRACKETS, DOUBLE, INTERNVL, QWEN2, Syntax, florence
 from earthgpt_jax.boxes.writing import widen
 from earthgpt_jax.common.errors import EarthGPTError
+from earthgpt_jax.common.names import did_you_mean
 
 MMRS, AUTO = "mmrs", "auto"
 
@@ -137,9 +137,9 @@ def parse(text: str, *, box_format: str = MMRS, size: tuple[float, float] | None
 
 def _row(name: str) -> BoxFormat:
     if name not in BOX_FORMATS:
-        near = difflib.get_close_matches(name, BOX_FORMATS, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise EarthGPTError(f"box grammar {name!r}: unknown{hint} Grammars: {', '.join(BOX_FORMATS)}")
+        raise EarthGPTError(
+            f"box format {name!r}: unknown{did_you_mean(name, BOX_FORMATS)} Box formats: {', '.join(BOX_FORMATS)}"
+        )
     return BOX_FORMATS[name]
 
 

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import difflib
 import errno
 import importlib
 import os
@@ -28,6 +27,7 @@ from typing import NoReturn
 
 from earthgpt_jax import __version__
 from earthgpt_jax.common.errors import EXIT_INTERRUPTED, EXIT_RETRY, EarthGPTError, RetryableError, RunStopped
+from earthgpt_jax.common.names import did_you_mean
 
 USER_ERROR = 2
 BROKEN_PIPE = 128 + 13  # what a shell reports for SIGPIPE
@@ -160,7 +160,7 @@ def _overview() -> str:
 def _check_command(name: str | None) -> None:
     if name is not None and name not in COMMANDS:
         raise EarthGPTError(
-            f"unknown command {name!r}{_nearest(name, tuple(COMMANDS))} Commands: {', '.join(COMMANDS)}."
+            f"unknown command {name!r}{did_you_mean(name, tuple(COMMANDS))} Commands: {', '.join(COMMANDS)}."
         )
 
 
@@ -187,7 +187,7 @@ def _split(
             overrides.append(word)
             continue
         if word.startswith("--") and option not in known:
-            raise EarthGPTError(f"unknown option {option}{_nearest(option, known)} (see `{parser.prog} --help`)")
+            raise EarthGPTError(f"unknown option {option}{did_you_mean(option, known)} (see `{parser.prog} --help`)")
         words.append(word)
     return words, overrides
 
@@ -199,11 +199,6 @@ def _options(parser: argparse.ArgumentParser) -> Iterator[str]:
         if isinstance(action, argparse._SubParsersAction):
             for subparser in action.choices.values():
                 yield from _options(subparser)
-
-
-def _nearest(word: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(word, known, n=1)
-    return f": did you mean {near[0]}?" if near else "."
 
 
 def _mark_absl_flags_parsed() -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import difflib
 import enum
 import importlib.util
 import types
@@ -20,6 +19,7 @@ from typing import Any
 import ml_collections
 
 from earthgpt_jax.common.errors import EarthGPTError
+from earthgpt_jax.common.names import did_you_mean
 from earthgpt_jax.common.resources import config_path
 from earthgpt_jax.config.schema import Config, ModelConfig
 
@@ -84,11 +84,9 @@ def _find(name: str) -> Path:
         if candidate.is_file():
             return candidate
     known = sorted(path.stem for path in config_path().glob("*.py"))
-    near = difflib.get_close_matches(Path(name).stem, known, n=1)
     raise EarthGPTError(
-        f"config {name!r}: no such file, nor a recipe of that name"
-        + (f"; did you mean {near[0]!r}?" if near else "")
-        + f" Recipes: {', '.join(known)}."
+        f"config {name!r}: expected a file or the name of a recipe{did_you_mean(Path(name).stem, known)} "
+        f"Recipes: {', '.join(known)}."
     )
 
 
@@ -136,9 +134,7 @@ def _build(cls: type, values: Any, path: str, errors: list[str]) -> Any:
     fields = {field.name: field for field in dataclasses.fields(cls)}
     for name in values:
         if name not in fields:
-            near = difflib.get_close_matches(name, fields, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"fields here: {', '.join(fields)}"
-            errors.append(f"{path}{name}: unknown field; {hint}")
+            errors.append(f"{path}{name}: unknown field{did_you_mean(name, fields)} Fields here: {', '.join(fields)}")
     arguments = {}
     for name, field in fields.items():
         if name in values:
@@ -169,9 +165,8 @@ def _value(hint: Any, value: Any, path: str, errors: list[str]) -> Any:
             return hint(value)
         except ValueError:
             choices = [member.value for member in hint]
-            near = difflib.get_close_matches(str(value), choices, n=1)
-            hint_text = f"; did you mean {near[0]!r}?" if near else ""
-            errors.append(f"{path}: expected one of {', '.join(choices)}, got {value!r}{hint_text}")
+            hint = did_you_mean(str(value), choices)
+            errors.append(f"{path}: expected one of {', '.join(choices)}, got {value!r}{hint}")
             return None
     elif hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
         return float(value)

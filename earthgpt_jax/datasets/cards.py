@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import enum
 import hashlib
 import re
@@ -14,6 +13,7 @@ from typing import Any
 import yaml
 
 from earthgpt_jax.common.errors import EarthGPTError
+from earthgpt_jax.common.names import did_you_mean
 from earthgpt_jax.common.resources import data_path
 from earthgpt_jax.records import Sensor, Task
 
@@ -284,10 +284,8 @@ def select(names: Sequence[str]) -> tuple[Card, ...]:
     known = cards()
     unknown = [name for name in names if name.partition(":")[0] not in known and not _is_file(name)]
     if unknown:
-        near = {close for name in unknown for close in difflib.get_close_matches(name, known, n=1)}
-        hint = f"; did you mean {', '.join(sorted(near))}?" if near else ""
         raise EarthGPTError(
-            f"no card for {', '.join(unknown)}{hint or '.'} There are: {', '.join(known)}. "
+            f"no card for {', '.join(unknown)}{did_you_mean(unknown, known)} Cards: {', '.join(known)}. "
             "A card of your own is named by its file, which ends in .yaml"
         )
     chosen = tuple(load_card(Path(name)) if _is_file(name) else _known(name, known) for name in names)

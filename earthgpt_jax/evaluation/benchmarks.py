@@ -8,7 +8,6 @@ is pinned; answers to other questions are then refused.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import enum
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 import yaml
 
 from earthgpt_jax.common.errors import EarthGPTError
+from earthgpt_jax.common.names import did_you_mean
 from earthgpt_jax.common.resources import data_path
 from earthgpt_jax.evaluation.metrics.classification import normalise
 from earthgpt_jax.evaluation.predictions import Prediction, digest
@@ -119,9 +119,7 @@ def benchmark(name: str) -> Benchmark:
     """Raises EarthGPTError, naming the nearest, if there is no such card."""
     known = benchmarks()
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"; did you mean {near[0]}?" if near else "."
-        raise EarthGPTError(f"no benchmark {name}{hint} There are: {', '.join(known)}")
+        raise EarthGPTError(f"no benchmark {name!r}{did_you_mean(name, known)} Benchmarks: {', '.join(known)}")
     return known[name]
 
 

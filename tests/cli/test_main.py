@@ -115,18 +115,18 @@ def test_the_command_sets_the_exit_status(fake: Fake):
 @pytest.mark.parametrize(
     ("argv", "expected"),
     [
-        (["fkae"], "unknown command 'fkae': did you mean fake?"),
-        (["fake", "--wrokdir", "x"], "unknown option --wrokdir: did you mean --workdir?"),
-        (["fake", "--wrokdir=x"], "unknown option --wrokdir: did you mean --workdir?"),
-        (["fake", "build", "--quarantin=x"], "unknown option --quarantin: did you mean --quarantine?"),
-        (["fake", "--work", "x"], "unknown option --work: did you mean --workdir?"),  # no abbreviations
+        (["fkae"], "unknown command 'fkae'; did you mean 'fake'?"),
+        (["fake", "--wrokdir", "x"], "unknown option --wrokdir; did you mean '--workdir'?"),
+        (["fake", "--wrokdir=x"], "unknown option --wrokdir; did you mean '--workdir'?"),
+        (["fake", "build", "--quarantin=x"], "unknown option --quarantin; did you mean '--quarantine'?"),
+        (["fake", "--work", "x"], "unknown option --work; did you mean '--workdir'?"),  # no abbreviations
         (["fake", "--config.a.b"], "--config.a.b: expected --config.a.b=VALUE"),
-        (["fake", "--confg.a=1"], "unknown option --confg.a: did you mean --config?"),
+        (["fake", "--confg.a=1"], "unknown option --confg.a; did you mean '--config'?"),
         (["fake", "--workdir"], "argument --workdir: expected one argument (see `earthgpt fake --help`)"),
         (["fake", "build", "stray"], "unrecognized arguments: stray"),
         (["fake", "--config.a=1 2", "--wrokdir", "x"], "unknown option --wrokdir"),
         (["fake", "-x"], "unrecognized arguments: -x"),
-        (["--verison"], "unknown option --verison: did you mean --version?"),
+        (["--verison"], "unknown option --verison; did you mean '--version'?"),
     ],
 )
 def test_unknown_words_are_refused_with_a_suggestion(

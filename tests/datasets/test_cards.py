@@ -125,7 +125,7 @@ def test_mistakes_are_named(tmp_path: Path, text: str, message: str) -> None:
 
 def test_unknown_names() -> None:
     assert [card.name for card in select(["dota", "hit_uav"])] == ["dota", "hit_uav"]
-    with pytest.raises(EarthGPTError, match=r"no card for nonsense\. There are: .*dota"):
+    with pytest.raises(EarthGPTError, match=r"no card for nonsense\. Cards: .*dota"):
         select(["nonsense"])
     with pytest.raises(EarthGPTError, match="no variant 'z'; it has official, normal_xml"):
         cards()["hit_uav"].variant("z")

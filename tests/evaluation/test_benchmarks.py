@@ -61,7 +61,7 @@ def test_published_figures_are_shown_beside_ours_with_what_sets_them_apart(tmp_p
     assert main(["score", str(path), "--benchmark", "crsvqa"]) == 2
     assert "no answer to a question of crsvqa" in capsys.readouterr().err
     assert main(["score", str(path), "--benchmark", "dior_rsgv"]) == 2
-    assert "did you mean dior_rsvg?" in capsys.readouterr().err
+    assert "did you mean 'dior_rsvg'?" in capsys.readouterr().err
 
 
 def test_pinned_questions_and_declared_synonyms(tmp_path):

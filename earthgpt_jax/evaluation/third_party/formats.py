@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import difflib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 
 from earthgpt_jax.boxes import BOX_FORMATS, BoxKind, parse, rect_to_polygon
 from earthgpt_jax.common.errors import EarthGPTError
+from earthgpt_jax.common.names import did_you_mean
 from earthgpt_jax.evaluation.predictions import FrameKind, Prediction, Truth, same_ids
 from earthgpt_jax.records import Sensor, Task
 
@@ -177,7 +177,5 @@ def _objects(text: str, box_format: str, label: str, *, where: str) -> tuple[Tru
 def form_of(name: str) -> Form:
     """Raises EarthGPTError, naming the nearest, if there is no such form."""
     if name not in FORMS:
-        near = difflib.get_close_matches(name, FORMS, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else "."
-        raise EarthGPTError(f"form {name!r}: unknown{hint} Forms: {', '.join(FORMS)}")
+        raise EarthGPTError(f"form {name!r}: unknown{did_you_mean(name, FORMS)} Forms: {', '.join(FORMS)}")
     return FORMS[name]

@@ -6,7 +6,6 @@ Raffel et al. (2020, section 3.5.2) compare the rules: in proportion to size, by
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import enum
 import math
 from collections.abc import Collection, Mapping
@@ -15,6 +14,7 @@ from pathlib import Path
 import yaml
 
 from earthgpt_jax.common.errors import EarthGPTError
+from earthgpt_jax.common.names import did_you_mean
 from earthgpt_jax.common.resources import data_path
 from earthgpt_jax.config import build
 from earthgpt_jax.records import Sensor
@@ -69,7 +69,7 @@ class Mixture:
             ]
         known = [sensor.value for sensor in Sensor]
         errors += [
-            f"sensors.{name}: unknown sensor{_near(name, known)} Sensors: {', '.join(known)}"
+            f"sensors.{name}: unknown sensor{did_you_mean(name, known)} Sensors: {', '.join(known)}"
             for name in self.sensors
             if name not in known
         ]
@@ -133,11 +133,6 @@ def _find(name: str) -> Path:
             return candidate
     known = sorted(path.stem for path in data_path("mixtures").glob("*.yaml"))
     raise EarthGPTError(
-        f"data.mixture: no file {name!r}, nor a mixture of that name{_near(Path(name).stem, known)} "
+        f"data.mixture: no file {name!r}, nor a mixture of that name{did_you_mean(Path(name).stem, known)} "
         f"Mixtures: {', '.join(known)}."
     )
-
-
-def _near(name: str, known: Collection[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {near[0]!r}?" if near else "."

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import string
 from collections.abc import Sequence
 
 from earthgpt_jax.common.errors import EarthGPTError
+from earthgpt_jax.common.names import did_you_mean
 from earthgpt_jax.input.tokenizer import Tokenizer
 
 SEPARATOR = "\n###"
@@ -69,9 +69,5 @@ _ALL = {name: ChatTemplate(name=name, system=system) for name, system in (("v1",
 def chat_template(name: str) -> ChatTemplate:
     """A template by name: `v1` has SPHINX's system prompt, `plain` has none."""
     if name not in _ALL:
-        near = difflib.get_close_matches(name, _ALL, n=1)
-        raise EarthGPTError(
-            f"chat template {name!r}: expected one of {', '.join(_ALL)}"
-            + (f"; did you mean {near[0]!r}?" if near else "")
-        )
+        raise EarthGPTError(f"chat template {name!r}: expected one of {', '.join(_ALL)}{did_you_mean(name, _ALL)}")
     return _ALL[name]

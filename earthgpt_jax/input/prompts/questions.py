@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from earthgpt_jax.boxes import BoxKind, Shortlist, Square, format_boxes, format_detection, plural, shortlist
 from earthgpt_jax.common.errors import EarthGPTError
+from earthgpt_jax.common.names import did_you_mean
 from earthgpt_jax.input.prompts.derived import Derived, subjects
 from earthgpt_jax.input.prompts.templates import answers, choose
 from earthgpt_jax.records import UNKNOWN_CLASSES, AnnotatedClasses, Record, Task
@@ -72,9 +72,9 @@ def task_of(kind: str) -> Task:
         EarthGPTError: an unknown kind; names the nearest.
     """
     if kind not in _TASKS:
-        near = difflib.get_close_matches(kind, KINDS, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise EarthGPTError(f"data.task_weights: unknown kind {kind!r}{hint} Kinds: {', '.join(KINDS)}.")
+        raise EarthGPTError(
+            f"data.task_weights: unknown kind {kind!r}{did_you_mean(kind, KINDS)} Kinds: {', '.join(KINDS)}."
+        )
     return _TASKS[kind]
 
 
