@@ -66,10 +66,10 @@ from earthgpt_jax.records import Record, Task
 from earthgpt_jax.sharding.mesh import data_parallel
 from earthgpt_jax.synthetic import OBJECTS, SyntheticSource
 from earthgpt_jax.synthetic.canvas import WORLD
-from earthgpt_jax.synthetic.language import View
-from earthgpt_jax.synthetic.placement import Placed
+from earthgpt_jax.synthetic.language import SceneContents
+from earthgpt_jax.synthetic.placement import PlacedObject
 from earthgpt_jax.synthetic.pose import Pose
-from earthgpt_jax.synthetic.questions import drill
+from earthgpt_jax.synthetic.questions import all_questions
 from earthgpt_jax.training.loop import train
 
 GRID = 8
@@ -375,15 +375,15 @@ def map_codes(dense: dict[str, np.ndarray], index: int) -> np.ndarray:
     return codes
 
 
-def view(record: Record) -> View:
+def view(record: Record) -> SceneContents:
     """The truth of a record of synthetic scenes, as its questions are made from."""
     objects = []
     for item in record.objects:
         corners = np.asarray(item.polygon, np.float64).reshape(4, 2) * (WORLD / record.width)
         (cx, cy), sides = corners.mean(0), np.hypot(*(corners[1:3] - corners[0:2]).T)
         pose = Pose(cx=cx, cy=cy, long=max(sides), short=min(sides), angle=0.0)  # no question asks for the angle
-        objects.append(Placed(kind=OBJECTS[item.label], pose=pose))
-    return View(scene=record.label, sensor=record.sensor, objects=objects)
+        objects.append(PlacedObject(kind=OBJECTS[item.label], pose=pose))
+    return SceneContents(scene=record.label, sensor=record.sensor, objects=objects)
 
 
 class LlmRow(NamedTuple):
@@ -413,7 +413,7 @@ class Corpus:
         rng = np.random.default_rng((7, number))
         index = int(rng.integers(len(self.source) - HELD_OUT))
         if rng.random() < drill_share:
-            return self.drill(index, rng)[0]
+            return self.exhaustive_row(index, rng)[0]
         record, kind = self.source[index], BoxKind.OBB if rng.random() < 0.4 else BoxKind.HBB
         as_map = rng.random() < MAP_SHARE
         if not as_map:
@@ -422,9 +422,9 @@ class Corpus:
         asked = draw(record, TEXT_KINDS[kind], box_style=BoxStyle(decimals=self.config.data.decimals), rng=rng)
         return self._row(asked, prefix, index if as_map else None)[0]
 
-    def drill(self, index: int, rng: np.random.Generator) -> tuple[LlmRow, tuple[Question, ...]]:
+    def exhaustive_row(self, index: int, rng: np.random.Generator) -> tuple[LlmRow, tuple[Question, ...]]:
         """A map and everything there is to ask about it, as far as there is room."""
-        record = dataclasses.replace(self.source[index], turns=drill(view(self.source[index]), rng))
+        record = dataclasses.replace(self.source[index], turns=all_questions(view(self.source[index]), rng))
         box_style = BoxStyle(decimals=self.config.data.decimals)
         asked = [ask(record, Task.VQA.value, i, box_style=box_style, rng=rng) for i in range(len(record.turns))]
         return self._row(asked, self._map_prefix(), index)
@@ -521,7 +521,7 @@ def drilled(logits: Callable, corpus: Corpus, *, rows: int = 128, batch_size: in
     """Question type -> share of answers about held-out maps whose every token is the likeliest one."""
     right: dict[str, list[bool]] = collections.defaultdict(list)
     scenes = range(len(corpus.source) - HELD_OUT, len(corpus.source) - HELD_OUT + rows)
-    made = [corpus.drill(index, np.random.default_rng((13, index))) for index in scenes]
+    made = [corpus.exhaustive_row(index, np.random.default_rng((13, index))) for index in scenes]
     for start in range(0, rows, batch_size):
         some = made[start : start + batch_size]
         batch = LlmRow(*map(np.stack, zip(*(row for row, _ in some), strict=True)))

@@ -36,7 +36,7 @@ from earthgpt_jax.datasets.build import chunks, shards
 from earthgpt_jax.datasets.build.shards import MANIFEST, QUARANTINE
 from earthgpt_jax.datasets.cards import Role
 from earthgpt_jax.datasets.examples import VERSION, to_record
-from earthgpt_jax.datasets.overlap import findings
+from earthgpt_jax.datasets.overlap import matches
 from earthgpt_jax.records import AnnotatedClasses, Record, Task
 
 __all__ = [
@@ -332,7 +332,7 @@ def _held_out(folders: Sequence[Path]) -> list[np.ndarray]:
     beside = {values["name"]: values["fingerprint"] for values in manifests}
     same = digests.leaks([image_digests(folder) for folder in folders])
     return [
-        files | findings.held_out(folder, values, beside=beside, split=digests.TRAIN) if len(files) else files
+        files | matches.held_out_mask(folder, values, beside=beside, split=digests.TRAIN) if len(files) else files
         for folder, values, files in zip(folders, manifests, same, strict=True)
     ]
 

@@ -4,8 +4,8 @@ A scene is drawn once from surfaces (`canvas`, `materials`) and rendered by one 
 (`sensors`): optical, SAR, infrared. Depends on numpy and Pillow only.
 """
 
-from earthgpt_jax.synthetic.objects import OBJECTS, Kind
-from earthgpt_jax.synthetic.scenes import SCENES, Scene, Setting
+from earthgpt_jax.synthetic.objects import OBJECTS, ObjectClass
+from earthgpt_jax.synthetic.scenes import SCENES, AreaType, SceneClass
 from earthgpt_jax.synthetic.source import NAME, SPLITS, SyntheticSource, scene_record
 
 __all__ = [
@@ -13,9 +13,9 @@ __all__ = [
     "OBJECTS",
     "SCENES",
     "SPLITS",
-    "Kind",
-    "Scene",
-    "Setting",
+    "AreaType",
+    "ObjectClass",
+    "SceneClass",
     "SyntheticSource",
     "scene_record",
 ]

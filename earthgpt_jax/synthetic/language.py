@@ -11,7 +11,7 @@ import numpy as np
 from earthgpt_jax.records import Sensor
 from earthgpt_jax.synthetic.canvas import WORLD
 from earthgpt_jax.synthetic.objects import OBJECTS
-from earthgpt_jax.synthetic.placement import Placed
+from earthgpt_jax.synthetic.placement import PlacedObject
 from earthgpt_jax.synthetic.scenes import SCENES
 
 REGIONS = ("upper left", "upper right", "lower left", "lower right", "center")
@@ -22,12 +22,12 @@ _LARGER = 1.3  # by what factor in area the largest exceeds the next
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class View:
+class SceneContents:
     """Everything language needs of an image."""
 
     scene: str
     sensor: Sensor
-    objects: Sequence[Placed]
+    objects: Sequence[PlacedObject]
 
     @property
     def counts(self) -> dict[str, int]:
@@ -36,7 +36,7 @@ class View:
         return {name: found[name] for name in OBJECTS if found[name]}
 
 
-def region(item: Placed) -> str:
+def region(item: PlacedObject) -> str:
     """One of REGIONS, or "" where people could disagree."""
     dx, dy = item.pose.cx - WORLD / 2, item.pose.cy - WORLD / 2
     near, far = sorted((abs(dx), abs(dy)))
@@ -47,7 +47,7 @@ def region(item: Placed) -> str:
     return ""
 
 
-def arguable(item: Placed, place: str) -> bool:
+def arguable(item: PlacedObject, place: str) -> bool:
     """Whether anybody might say that the object is in this one of REGIONS: a looser reading than `region`."""
     dx, dy = item.pose.cx - WORLD / 2, item.pose.cy - WORLD / 2
     far = max(abs(dx), abs(dy))
@@ -58,22 +58,22 @@ def arguable(item: Placed, place: str) -> bool:
     return far > 6 and down > -5 and right > -5
 
 
-def area(item: Placed) -> float:
+def area(item: PlacedObject) -> float:
     return item.pose.long * item.pose.short
 
 
-def _size_word(item: Placed) -> str:
+def _size_word(item: PlacedObject) -> str:
     if item.pose.long >= LARGE:
         return "large "
     return "small " if item.pose.long <= SMALL else ""
 
 
-def phrases(objects: Sequence[Placed]) -> list[str]:
+def phrases(objects: Sequence[PlacedObject]) -> list[str]:
     """For each object a phrase that is true of it alone, or ""."""
     return [_phrase(item, [o for o in objects if o is not item and o.kind is item.kind]) for item in objects]
 
 
-def _phrase(item: Placed, others: list[Placed]) -> str:
+def _phrase(item: PlacedObject, others: list[PlacedObject]) -> str:
     name, place = item.kind.name, region(item)
     if place and not any(arguable(o, place) for o in others):
         return f"the {_size_word(item)}{name} in the {place}"
@@ -113,7 +113,7 @@ def listing(counts: dict[str, int]) -> str:
     return " and ".join(counted(name, count) for name, count in counts.items()) or "no objects"
 
 
-def _layout(view: View) -> str:
+def _layout(view: SceneContents) -> str:
     """ " in the upper left" or " on the left side" where that is true of all objects, else ""."""
     if len(view.objects) == 1:
         place = region(view.objects[0])
@@ -131,7 +131,7 @@ def _layout(view: View) -> str:
     return ""
 
 
-def captions(view: View) -> tuple[str, ...]:
+def captions(view: SceneContents) -> tuple[str, ...]:
     """Four true captions of different wording: scene, sensor, counts, and layout where it is clear."""
     noun, things, layout = SCENES[view.scene].noun, listing(view.counts), _layout(view)
     image = f"{sensor_name(view.sensor)} image"

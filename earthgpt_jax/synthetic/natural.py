@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from earthgpt_jax.synthetic.canvas import WORLD, Canvas
-from earthgpt_jax.synthetic.ground import Ground, crossings, edge_line, through
 from earthgpt_jax.synthetic.noise import blob, octaves, smooth, wander
+from earthgpt_jax.synthetic.terrain import Terrain, crossings, edge_line, through
 
 _IDLE_STREAMS = 0.15  # share of images that have a stream for its own sake
 _FIELD = 128  # resolution of the fields that outline patches; the canvas interpolates
@@ -27,7 +27,7 @@ def _trees(canvas: Canvas, count: int, *, radius: tuple[float, float] = (1.6, 3.
         canvas.disc(x, y, r, wood)
 
 
-def river(canvas: Canvas, rng: np.random.Generator, *, bridged: bool) -> Ground:
+def river(canvas: Canvas, rng: np.random.Generator, *, bridged: bool) -> Terrain:
     canvas.fill(str(rng.choice(["grass", "meadow"])))
     _patches(canvas, "wood", above=0.5)
     _patches(canvas, "crop", above=1.2, cells=(40,))
@@ -38,10 +38,10 @@ def river(canvas: Canvas, rng: np.random.Generator, *, bridged: bool) -> Ground:
     canvas.line(course, "shrub", width=width + 7)
     canvas.line(course, "beach", width=width + 2.5)
     canvas.line(course, "fresh", width=width)
-    return Ground(crossings=crossings(course, width=width), flow=angle)
+    return Terrain(crossings=crossings(course, width=width), flow=angle)
 
 
-def lake(canvas: Canvas, rng: np.random.Generator, *, bridged: bool) -> Ground:
+def lake(canvas: Canvas, rng: np.random.Generator, *, bridged: bool) -> Terrain:
     canvas.fill(str(rng.choice(["grass", "meadow", "shrub"])))
     _patches(canvas, "wood", above=0.1)
     cx, cy = rng.uniform(50, 78, 2)
@@ -52,10 +52,10 @@ def lake(canvas: Canvas, rng: np.random.Generator, *, bridged: bool) -> Ground:
     canvas.polygon(centre + (outline - centre) * 1.02, "beach")
     canvas.polygon(outline, "shallow")
     canvas.polygon(centre + (outline - centre) * 0.96, "fresh")
-    return Ground()
+    return Terrain()
 
 
-def beach(canvas: Canvas, rng: np.random.Generator, *, bridged: bool) -> Ground:
+def beach(canvas: Canvas, rng: np.random.Generator, *, bridged: bool) -> Terrain:
     angle = rng.uniform(0, 2 * np.pi)
     canvas.rows_angle, canvas.rows_period = angle, 5.0
     canvas.fill("sea")
@@ -67,10 +67,10 @@ def beach(canvas: Canvas, rng: np.random.Generator, *, bridged: bool) -> Ground:
     canvas.polygon(edge_line(line + offset + float(rng.uniform(24, 34)), angle=angle), "grass")
     inland = edge_line(line + offset + 42 + wander(rng, count=40, amplitude=3), angle=angle)
     canvas.polygon(inland, "shrub")
-    return Ground(flow=angle + np.pi / 2)
+    return Terrain(flow=angle + np.pi / 2)
 
 
-def forest(canvas: Canvas, rng: np.random.Generator, *, bridged: bool) -> Ground:
+def forest(canvas: Canvas, rng: np.random.Generator, *, bridged: bool) -> Terrain:
     canvas.fill("wood")
     _patches(canvas, "wood", above=0.2, cells=(50, 20))
     _patches(canvas, "wood", above=0.7)
@@ -80,7 +80,7 @@ def forest(canvas: Canvas, rng: np.random.Generator, *, bridged: bool) -> Ground
     return _stream(canvas, rng, bridged=bridged, bank="shrub")
 
 
-def meadow(canvas: Canvas, rng: np.random.Generator, *, bridged: bool) -> Ground:
+def meadow(canvas: Canvas, rng: np.random.Generator, *, bridged: bool) -> Terrain:
     canvas.fill("meadow")
     _patches(canvas, "grass", above=0.4, cells=(44, 18))
     _patches(canvas, "meadow", above=0.6)
@@ -91,7 +91,7 @@ def meadow(canvas: Canvas, rng: np.random.Generator, *, bridged: bool) -> Ground
     return _stream(canvas, rng, bridged=bridged, bank="grass")
 
 
-def farmland(canvas: Canvas, rng: np.random.Generator, *, bridged: bool) -> Ground:
+def farmland(canvas: Canvas, rng: np.random.Generator, *, bridged: bool) -> Terrain:
     angle = rng.uniform(0, np.pi)
     canvas.rows_angle, canvas.rows_period = angle, float(rng.uniform(3.0, 5.0))
     canvas.fill("track")
@@ -117,11 +117,11 @@ def farmland(canvas: Canvas, rng: np.random.Generator, *, bridged: bool) -> Grou
         course = np.linspace(course[0], course[1], 40)
         canvas.line(course, "grass", width=width + 5)
         canvas.line(course, "fresh", width=width)
-        return Ground(crossings=crossings(course, width=width))
-    return Ground()
+        return Terrain(crossings=crossings(course, width=width))
+    return Terrain()
 
 
-def desert(canvas: Canvas, rng: np.random.Generator, *, bridged: bool) -> Ground:
+def desert(canvas: Canvas, rng: np.random.Generator, *, bridged: bool) -> Terrain:
     canvas.rows_period = float(rng.uniform(7, 12))
     canvas.fill("dune")
     _patches(canvas, "scree", above=0.9)
@@ -132,10 +132,10 @@ def desert(canvas: Canvas, rng: np.random.Generator, *, bridged: bool) -> Ground
     crest = (phase / np.float32(rng.uniform(18, 28))) % 1.0
     # Long windward slopes, short slip faces.
     canvas.relief = np.where(crest < 0.8, crest / 0.8, (1 - crest) / 0.2) * np.float32(0.9)
-    return Ground()
+    return Terrain()
 
 
-def mountain(canvas: Canvas, rng: np.random.Generator, *, bridged: bool) -> Ground:
+def mountain(canvas: Canvas, rng: np.random.Generator, *, bridged: bool) -> Terrain:
     unit = canvas.size / WORLD
     ridges = octaves(rng, size=canvas.size, cells=(52 * unit, 24 * unit, 11 * unit), gain=0.5)
     fine = octaves(rng, size=canvas.size, cells=(24 * unit, 11 * unit, 5 * unit))
@@ -148,14 +148,14 @@ def mountain(canvas: Canvas, rng: np.random.Generator, *, bridged: bool) -> Grou
     return _stream(canvas, rng, bridged=bridged, bank="rock")
 
 
-def _stream(canvas: Canvas, rng: np.random.Generator, *, bridged: bool, bank: str) -> Ground:
+def _stream(canvas: Canvas, rng: np.random.Generator, *, bridged: bool, bank: str) -> Terrain:
     """A stream for bridges to cross; sometimes one without a bridge."""
     if not (bridged or rng.random() < _IDLE_STREAMS):
-        return Ground()
+        return Terrain()
     width = float(rng.uniform(17, 22))
     course = through(rng, angle=rng.uniform(0, np.pi), bend=6.0, offset=float(rng.uniform(-18, 18)))
     canvas.line(course, bank, width=width + 5)
     canvas.line(course, "fresh", width=width)
     if canvas.relief is not None:
         canvas.relief = canvas.relief * np.float32(0.75)
-    return Ground(crossings=crossings(course, width=width))
+    return Terrain(crossings=crossings(course, width=width))

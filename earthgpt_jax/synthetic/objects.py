@@ -17,7 +17,7 @@ from earthgpt_jax.synthetic.canvas import Canvas
 from earthgpt_jax.synthetic.pose import Pose
 
 
-class Site(enum.StrEnum):
+class PlacementArea(enum.StrEnum):
     """Where an object may stand."""
 
     WATER = "water"
@@ -26,7 +26,7 @@ class Site(enum.StrEnum):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Kind:
+class ObjectClass:
     """One object class.
 
     Attributes:
@@ -41,7 +41,7 @@ class Kind:
 
     name: str
     plural: str
-    site: Site
+    site: PlacementArea
     long: tuple[float, float]
     ratio: tuple[float, float]
     most: int
@@ -51,60 +51,60 @@ class Kind:
     approach: Callable[[Canvas, Pose, np.random.Generator], None] | None = None
 
 
-OBJECTS: dict[str, Kind] = {
+OBJECTS: dict[str, ObjectClass] = {
     kind.name: kind
     for kind in (
-        Kind(
+        ObjectClass(
             name="airplane",
             plural="airplanes",
-            site=Site.LAND,
+            site=PlacementArea.LAND,
             long=(26, 50),
             ratio=(0.84, 0.98),
             most=5,
             draw=silhouettes.airplane,
         ),
-        Kind(
+        ObjectClass(
             name="ship",
             plural="ships",
-            site=Site.WATER,
+            site=PlacementArea.WATER,
             clears=False,
             long=(30, 60),
             ratio=(0.26, 0.34),
             most=5,
             draw=silhouettes.ship,
         ),
-        Kind(
+        ObjectClass(
             name="storage tank",
             plural="storage tanks",
-            site=Site.LAND,
+            site=PlacementArea.LAND,
             long=(22, 40),
             ratio=(1, 1),
             most=5,
             upright=True,
             draw=silhouettes.storage_tank,
         ),
-        Kind(
+        ObjectClass(
             name="truck",
             plural="trucks",
-            site=Site.LAND,
+            site=PlacementArea.LAND,
             long=(26, 40),
             ratio=(0.39, 0.42),
             most=5,
             draw=silhouettes.truck,
         ),
-        Kind(
+        ObjectClass(
             name="warehouse",
             plural="warehouses",
-            site=Site.LAND,
+            site=PlacementArea.LAND,
             long=(28, 54),
             ratio=(0.52, 0.72),
             most=4,
             draw=silhouettes.warehouse,
         ),
-        Kind(
+        ObjectClass(
             name="bridge",
             plural="bridges",
-            site=Site.CROSSING,
+            site=PlacementArea.CROSSING,
             clears=False,
             long=(30, 60),
             ratio=(0.2, 0.3),
@@ -112,19 +112,19 @@ OBJECTS: dict[str, Kind] = {
             draw=silhouettes.bridge,
             approach=silhouettes.bridge_road,
         ),
-        Kind(
+        ObjectClass(
             name="tennis court",
             plural="tennis courts",
-            site=Site.LAND,
+            site=PlacementArea.LAND,
             long=(26, 46),
             ratio=(0.5, 0.55),
             most=5,
             draw=silhouettes.tennis_court,
         ),
-        Kind(
+        ObjectClass(
             name="roundabout",
             plural="roundabouts",
-            site=Site.LAND,
+            site=PlacementArea.LAND,
             long=(28, 44),
             ratio=(1, 1),
             most=2,
@@ -132,10 +132,10 @@ OBJECTS: dict[str, Kind] = {
             draw=silhouettes.roundabout,
             approach=silhouettes.roundabout_roads,
         ),
-        Kind(
+        ObjectClass(
             name="windmill",
             plural="windmills",
-            site=Site.LAND,
+            site=PlacementArea.LAND,
             long=(28, 44),
             ratio=(1, 1),
             most=4,
@@ -143,10 +143,10 @@ OBJECTS: dict[str, Kind] = {
             clears=False,
             draw=silhouettes.windmill,
         ),
-        Kind(
+        ObjectClass(
             name="stadium",
             plural="stadiums",
-            site=Site.LAND,
+            site=PlacementArea.LAND,
             long=(38, 60),
             ratio=(0.56, 0.66),
             most=2,

@@ -8,10 +8,10 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from earthgpt_jax.synthetic.canvas import WORLD
-from earthgpt_jax.synthetic.ground import Ground
-from earthgpt_jax.synthetic.objects import OBJECTS, Kind, Site
+from earthgpt_jax.synthetic.objects import OBJECTS, ObjectClass, PlacementArea
 from earthgpt_jax.synthetic.pose import Pose
 from earthgpt_jax.synthetic.scenes import CHANCES
+from earthgpt_jax.synthetic.terrain import Terrain
 
 EMPTY_SHARE = 0.07
 TWO_KINDS_SHARE = 0.45
@@ -23,12 +23,12 @@ _ROOM = {1: 1.0, 2: 0.85, 3: 0.6, 4: 0.4, 5: 0.3}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Placed:
-    kind: Kind
+class PlacedObject:
+    kind: ObjectClass
     pose: Pose
 
 
-def plan(rng: np.random.Generator, *, scene: str) -> list[Kind]:
+def sample_classes(rng: np.random.Generator, *, scene: str) -> list[ObjectClass]:
     """The kinds to place, one entry an object; nothing in a small share of images."""
     if rng.random() < EMPTY_SHARE:
         return []
@@ -43,7 +43,9 @@ def plan(rng: np.random.Generator, *, scene: str) -> list[Kind]:
     return [first] * min(few, first.most) + [second] * min(many, second.most)
 
 
-def place(rng: np.random.Generator, kinds: list[Kind], *, water: np.ndarray, ground: Ground) -> list[Placed]:
+def place_objects(
+    rng: np.random.Generator, kinds: list[ObjectClass], *, water: np.ndarray, ground: Terrain
+) -> list[PlacedObject]:
     """Poses for as many of the kinds as find room.
 
     Args:
@@ -53,30 +55,30 @@ def place(rng: np.random.Generator, kinds: list[Kind], *, water: np.ndarray, gro
     """
     taken = Image.new("1", (int(WORLD), int(WORLD)), 0)
     draw = ImageDraw.Draw(taken)
-    placed: list[Placed] = []
+    placed: list[PlacedObject] = []
     land = ~water
     # What is tied to a place goes first, then the large ones.
-    order = sorted(kinds, key=lambda k: (k.site != Site.CROSSING, -k.long[1] * k.ratio[1]))
+    order = sorted(kinds, key=lambda k: (k.site != PlacementArea.CROSSING, -k.long[1] * k.ratio[1]))
     for kind in order:
-        if kind.site == Site.CROSSING and not ground.crossings:
+        if kind.site == PlacementArea.CROSSING and not ground.crossings:
             continue
         occupied = np.asarray(taken)
-        allowed = (water if kind.site == Site.WATER else land) & ~occupied
+        allowed = (water if kind.site == PlacementArea.WATER else land) & ~occupied
         for _ in range(_TRIES):
             pose = _propose(rng, kind, ground=ground, count=len(kinds))
-            free = ~occupied if kind.site == Site.CROSSING else allowed
+            free = ~occupied if kind.site == PlacementArea.CROSSING else allowed
             if pose is not None and _fits(pose, free):
-                placed.append(Placed(kind=kind, pose=pose))
+                placed.append(PlacedObject(kind=kind, pose=pose))
                 draw.polygon([tuple(p) for p in pose.rectangle(margin=_GAP).tolist()], fill=1)
                 break
     return placed
 
 
-def _propose(rng: np.random.Generator, kind: Kind, *, ground: Ground, count: int) -> Pose | None:
+def _propose(rng: np.random.Generator, kind: ObjectClass, *, ground: Terrain, count: int) -> Pose | None:
     low, high = kind.long
     long = rng.uniform(low, low + (high - low) * _ROOM[min(count, 5)])
     short = max(long * rng.uniform(*kind.ratio), 10.2)
-    if kind.site == Site.CROSSING:
+    if kind.site == PlacementArea.CROSSING:
         spot = ground.crossings[int(rng.integers(len(ground.crossings)))]
         long, short = spot.width + rng.uniform(10, 14), rng.uniform(10.4, 13)
         return _inside(Pose(cx=spot.x, cy=spot.y, long=long, short=short, angle=spot.angle))

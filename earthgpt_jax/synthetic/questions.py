@@ -9,9 +9,9 @@ from __future__ import annotations
 import numpy as np
 
 from earthgpt_jax.records import Turn
-from earthgpt_jax.synthetic.language import View, area, arguable, article, region
+from earthgpt_jax.synthetic.language import SceneContents, area, arguable, article, region
 from earthgpt_jax.synthetic.objects import OBJECTS
-from earthgpt_jax.synthetic.scenes import SCENES, Setting
+from earthgpt_jax.synthetic.scenes import SCENES, AreaType
 
 _MOST = 6
 # Images without objects answer every presence question with no; the others make up for it.
@@ -21,7 +21,7 @@ _ABSENT_COUNT_SHARE = 0.14
 _RURAL_SHARE = 0.75
 
 
-def turns(view: View, rng: np.random.Generator) -> tuple[Turn, ...]:
+def scene_questions(view: SceneContents, rng: np.random.Generator) -> tuple[Turn, ...]:
     """Four to six questions of different types."""
     found = [_presence(view, rng), _count(view, rng), _sensor(view, rng)]
     extra = [_comparison(view, rng), _position(view, rng), _object_class(view, rng), _setting(view, rng)]
@@ -34,7 +34,7 @@ def turns(view: View, rng: np.random.Generator) -> tuple[Turn, ...]:
     return tuple(found)
 
 
-def drill(view: View, rng: np.random.Generator) -> tuple[Turn, ...]:
+def all_questions(view: SceneContents, rng: np.random.Generator) -> tuple[Turn, ...]:
     """Every question that there is about the view, in random order, for learning to read such images.
 
     As many absent classes as present ones are asked for, and each comparison goes both ways.
@@ -57,11 +57,11 @@ def _pick(rng: np.random.Generator, options):
     return options[int(rng.integers(len(options)))]
 
 
-def _absent(view: View, rng: np.random.Generator) -> str:
+def _absent(view: SceneContents, rng: np.random.Generator) -> str:
     return _pick(rng, [name for name in OBJECTS if name not in view.counts])
 
 
-def _presence(view: View, rng: np.random.Generator, *, besides: str = "") -> Turn:
+def _presence(view: SceneContents, rng: np.random.Generator, *, besides: str = "") -> Turn:
     while True:
         present = bool(view.objects) and rng.random() < _YES_SHARE
         name = _pick(rng, list(view.counts)) if present else _absent(view, rng)
@@ -79,7 +79,7 @@ def _is_there(name: str, *, present: bool, rng: np.random.Generator) -> Turn:
     return Turn(question=_pick(rng, wordings), answer="yes" if present else "no", question_type="presence")
 
 
-def _count(view: View, rng: np.random.Generator) -> Turn:
+def _count(view: SceneContents, rng: np.random.Generator) -> Turn:
     absent = not view.objects or rng.random() < _ABSENT_COUNT_SHARE
     name = _absent(view, rng) if absent else _pick(rng, list(view.counts))
     return _how_many(name, view.counts.get(name, 0), rng)
@@ -91,7 +91,7 @@ def _how_many(name: str, count: int, rng: np.random.Generator) -> Turn:
     return Turn(question=_pick(rng, wordings), answer=str(count), question_type="count")
 
 
-def _comparison(view: View, rng: np.random.Generator) -> Turn | None:
+def _comparison(view: SceneContents, rng: np.random.Generator) -> Turn | None:
     if not view.objects:
         return None
     names = list(view.counts)
@@ -104,7 +104,7 @@ def _comparison(view: View, rng: np.random.Generator) -> Turn | None:
     return _more_than(view, *((more, fewer) if yes else (fewer, more)))
 
 
-def _more_than(view: View, first: str, second: str) -> Turn:
+def _more_than(view: SceneContents, first: str, second: str) -> Turn:
     return Turn(
         question=f"Are there more {OBJECTS[first].plural} than {OBJECTS[second].plural} in the image?",
         answer="yes" if view.counts.get(first, 0) > view.counts.get(second, 0) else "no",
@@ -112,7 +112,7 @@ def _more_than(view: View, first: str, second: str) -> Turn:
     )
 
 
-def _sensor(view: View, rng: np.random.Generator) -> Turn:
+def _sensor(view: SceneContents, rng: np.random.Generator) -> Turn:
     wording = _pick(
         rng,
         (
@@ -123,7 +123,7 @@ def _sensor(view: View, rng: np.random.Generator) -> Turn:
     return Turn(question=wording, answer=view.sensor.value, question_type="sensor")
 
 
-def _position(view: View, rng: np.random.Generator) -> Turn | None:
+def _position(view: SceneContents, rng: np.random.Generator) -> Turn | None:
     candidates = []
     for name, count in view.counts.items():
         items = sorted((o for o in view.objects if o.kind.name == name), key=area, reverse=True)
@@ -139,7 +139,7 @@ def _position(view: View, rng: np.random.Generator) -> Turn | None:
     return Turn(question=question, answer=answer, question_type="position")
 
 
-def _object_class(view: View, rng: np.random.Generator) -> Turn | None:
+def _object_class(view: SceneContents, rng: np.random.Generator) -> Turn | None:
     if len(view.counts) == 1:
         wording = _pick(rng, ("What kind of object is in the image?", "Which class of objects does the image show?"))
         return Turn(question=wording, answer=next(iter(view.counts)), question_type="object_class")
@@ -156,9 +156,9 @@ def _object_class(view: View, rng: np.random.Generator) -> Turn | None:
     )
 
 
-def _setting(view: View, rng: np.random.Generator) -> Turn | None:
+def _setting(view: SceneContents, rng: np.random.Generator) -> Turn | None:
     setting = SCENES[view.scene].setting
-    if view.objects and setting is Setting.RURAL and rng.random() > _RURAL_SHARE:
+    if view.objects and setting is AreaType.RURAL and rng.random() > _RURAL_SHARE:
         return None
     wording = _pick(rng, ("Is it a rural or an urban area?", "Is the area in the image rural or urban?"))
     return Turn(question=wording, answer=setting.value, question_type="rural_urban")

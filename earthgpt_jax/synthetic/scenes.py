@@ -8,18 +8,18 @@ from collections.abc import Callable
 
 import numpy as np
 
-from earthgpt_jax.synthetic import built, natural
-from earthgpt_jax.synthetic.ground import Ground
+from earthgpt_jax.synthetic import natural, urban
 from earthgpt_jax.synthetic.objects import OBJECTS
+from earthgpt_jax.synthetic.terrain import Terrain
 
 
-class Setting(enum.StrEnum):
+class AreaType(enum.StrEnum):
     RURAL = "rural"
     URBAN = "urban"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Scene:
+class SceneClass:
     """One scene class.
 
     Attributes:
@@ -32,19 +32,19 @@ class Scene:
 
     name: str
     noun: str
-    setting: Setting
+    setting: AreaType
     kinds: tuple[str, ...]
     apron: str
-    draw: Callable[..., Ground]
+    draw: Callable[..., Terrain]
 
 
-def _scene(name: str, noun: str, setting: Setting, apron: str, draw, kinds: str) -> Scene:
-    return Scene(name=name, noun=noun, setting=setting, apron=apron, draw=draw, kinds=tuple(kinds.split(", ")))
+def _scene(name: str, noun: str, setting: AreaType, apron: str, draw, kinds: str) -> SceneClass:
+    return SceneClass(name=name, noun=noun, setting=setting, apron=apron, draw=draw, kinds=tuple(kinds.split(", ")))
 
 
-_R, _U = Setting.RURAL, Setting.URBAN
+_R, _U = AreaType.RURAL, AreaType.URBAN
 
-SCENES: dict[str, Scene] = {
+SCENES: dict[str, SceneClass] = {
     s.name: s
     for s in (
         _scene("river", "a river", _R, "", natural.river, "ship, bridge"),
@@ -60,18 +60,18 @@ SCENES: dict[str, Scene] = {
             "a residential area",
             _U,
             "grass",
-            built.residential,
+            urban.residential,
             "tennis court, stadium, roundabout",
         ),
-        _scene("industrial", "an industrial area", _U, "yard", built.industrial, "storage tank, warehouse, truck"),
-        _scene("harbor", "a harbor", _U, "concrete", built.harbor, "ship, storage tank, warehouse"),
-        _scene("airport", "an airport", _U, "", built.airport, "airplane, truck, warehouse, storage tank"),
+        _scene("industrial", "an industrial area", _U, "yard", urban.industrial, "storage tank, warehouse, truck"),
+        _scene("harbor", "a harbor", _U, "concrete", urban.harbor, "ship, storage tank, warehouse"),
+        _scene("airport", "an airport", _U, "", urban.airport, "airplane, truck, warehouse, storage tank"),
         _scene(
             "parking lot",
             "a parking lot",
             _U,
             "asphalt",
-            built.parking_lot,
+            urban.parking_lot,
             "truck, roundabout, tennis court",
         ),
         _scene(
@@ -79,7 +79,7 @@ SCENES: dict[str, Scene] = {
             "a sports field",
             _U,
             "pitch",
-            built.sports_field,
+            urban.sports_field,
             "tennis court, stadium, roundabout",
         ),
     )

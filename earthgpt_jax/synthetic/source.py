@@ -11,11 +11,11 @@ import numpy as np
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.records import Object, Record, Sensor, Task
 from earthgpt_jax.synthetic.canvas import WORLD, Canvas
-from earthgpt_jax.synthetic.language import View, captions, phrases
+from earthgpt_jax.synthetic.language import SceneContents, captions, phrases
 from earthgpt_jax.synthetic.noise import blob
-from earthgpt_jax.synthetic.objects import Site
-from earthgpt_jax.synthetic.placement import Placed, place, plan, polygon
-from earthgpt_jax.synthetic.questions import turns
+from earthgpt_jax.synthetic.objects import PlacementArea
+from earthgpt_jax.synthetic.placement import PlacedObject, place_objects, polygon, sample_classes
+from earthgpt_jax.synthetic.questions import scene_questions
 from earthgpt_jax.synthetic.scenes import SCENES
 from earthgpt_jax.synthetic.sensors import render
 
@@ -64,11 +64,11 @@ def _record(
     canvas = Canvas(size=size, rng=look)
     if sensor is Sensor.SAR:
         canvas.sun = canvas.radar  # a radar's shadows point away from the radar
-    kinds = plan(layout, scene=scene)
-    ground = SCENES[scene].draw(canvas, layout, bridged=any(kind.site == Site.CROSSING for kind in kinds))
-    placed = place(layout, kinds, water=canvas.water(), ground=ground)
+    kinds = sample_classes(layout, scene=scene)
+    ground = SCENES[scene].draw(canvas, layout, bridged=any(kind.site == PlacementArea.CROSSING for kind in kinds))
+    placed = place_objects(layout, kinds, water=canvas.water(), ground=ground)
     draw(canvas, placed, apron=SCENES[scene].apron, rng=look)
-    view = View(scene=scene, sensor=sensor, objects=placed)
+    view = SceneContents(scene=scene, sensor=sensor, objects=placed)
     objects = tuple(
         Object(label=item.kind.name, polygon=polygon(item.pose, scale=size / WORLD), phrase=phrase)
         for item, phrase in zip(placed, phrases(placed), strict=True)
@@ -83,13 +83,13 @@ def _record(
         split=split,
         tasks=tuple(task for task in Task if objects or task not in _NEED_OBJECTS),
         label=scene,
-        turns=turns(view, layout),
+        turns=scene_questions(view, layout),
         references=captions(view),
         objects=objects,
     )
 
 
-def draw(canvas: Canvas, placed: list[Placed], *, apron: str, rng: np.random.Generator) -> None:
+def draw(canvas: Canvas, placed: list[PlacedObject], *, apron: str, rng: np.random.Generator) -> None:
     """Paints the objects in order; first, what the background has under those on land goes away."""
     slot = canvas.slot(apron) if apron else None
     for item in placed:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from earthgpt_jax.cli.main import main
 from earthgpt_jax.datasets.build.counts import Tally
-from earthgpt_jax.datasets.readers import Dropped, Kind, Native, Rejected
+from earthgpt_jax.datasets.readers import Dropped, ItemType, Native, Rejected
 from earthgpt_jax.datasets.store import RecordSource
 from earthgpt_jax.synthetic import SyntheticSource
 
@@ -52,7 +52,7 @@ def test_build_counts_and_repeats(native: Path, tmp_path: Path, capsys) -> None:
     assert rows[1] == ["ssdd_yolo", "image", "5", "4", "1", "0", str(train), str(2 - train), "2"]
     assert rows[2] == ["ssdd_yolo", "object", "6", "4", "2", "0"]
     quarantine = [json.loads(line) for line in (out / "ssdd_yolo" / "quarantine.jsonl").read_text().splitlines()]
-    assert sorted((q["id"], q["kind"], q["file"]) for q in quarantine) == [
+    assert sorted((q["id"], q["item_type"], q["file"]) for q in quarantine) == [
         ("000009", "object", "000009.txt"),
         ("000012", "image", "000012.txt"),
         ("000012", "object", "000012.txt"),
@@ -175,12 +175,12 @@ def test_what_the_user_can_mend(tmp_path: Path, monkeypatch, capsys, words: list
 
 def test_counts_that_do_not_add_up_are_loud() -> None:
     tally = Tally()
-    tally.add(Native(kind=Kind.OBJECT, count=3))
-    tally.add(Rejected(id="a", kind=Kind.OBJECT, reason="r", file="f"))
-    tally.add(Dropped(kind=Kind.OBJECT, reason="rule"))
+    tally.add(Native(item_type=ItemType.OBJECT, count=3))
+    tally.add(Rejected(id="a", item_type=ItemType.OBJECT, reason="r", file="f"))
+    tally.add(Dropped(item_type=ItemType.OBJECT, reason="rule"))
     with pytest.raises(RuntimeError, match=r"3 native, but 0 kept \+ 1 quarantined \+ 1 dropped = 2"):
         tally.check("x")
-    tally.add(Dropped(kind=Kind.OBJECT, reason="rule"))
+    tally.add(Dropped(item_type=ItemType.OBJECT, reason="rule"))
     tally.check("x")
 
 

@@ -60,5 +60,5 @@ def why(rejected: list[Rejected]) -> dict[str, list[str]]:
     """id -> "kind: reason" of everything rejected."""
     found: dict[str, list[str]] = {}
     for event in rejected:
-        found.setdefault(event.id, []).append(f"{event.kind}: {event.reason}")
+        found.setdefault(event.id, []).append(f"{event.item_type}: {event.reason}")
     return found

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from earthgpt_jax.records import Object, Record, Sensor
-from earthgpt_jax.synthetic import OBJECTS, SCENES, Setting, scene_record
+from earthgpt_jax.synthetic import OBJECTS, SCENES, AreaType, scene_record
 from earthgpt_jax.synthetic.language import listing
 
 NUMBERS = ("no", "one", "two", "three", "four", "five")
@@ -167,7 +167,7 @@ def test_a_blind_reader_is_at_chance(records: list[Record]) -> None:
 
 
 def test_every_setting_has_scenes() -> None:
-    assert {scene.setting for scene in SCENES.values()} == set(Setting)
+    assert {scene.setting for scene in SCENES.values()} == set(AreaType)
 
 
 def test_listing() -> None:

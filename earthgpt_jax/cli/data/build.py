@@ -118,10 +118,10 @@ def _chosen(names: list[str], root: Path) -> tuple[Card, ...]:
 
 def _lies_below(root: Path, card: Card) -> bool:
     """The folder and at least one whole part of the layout: a card may share its folder with others."""
-    from earthgpt_jax.datasets.readers import absent_parts
+    from earthgpt_jax.datasets.readers import missing_paths
 
     base = root / card.folder
-    absent = set(absent_parts(base, card))
+    absent = set(missing_paths(base, card))
     return base.is_dir() and any(not absent & set(part.values()) for part in card.parts)
 
 

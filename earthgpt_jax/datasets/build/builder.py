@@ -29,7 +29,7 @@ from earthgpt_jax.datasets import image_digests, store
 from earthgpt_jax.datasets.build import chunks, native_files, shards
 from earthgpt_jax.datasets.build.counts import COLUMNS, Tally
 from earthgpt_jax.datasets.cards import SPLITS, Card, Images
-from earthgpt_jax.datasets.readers import Event, Kind, Unit, absent_parts, locate, plan
+from earthgpt_jax.datasets.readers import Event, ItemType, PairedEntry, locate, missing_paths, pair_entries
 from earthgpt_jax.records import Task
 from earthgpt_jax.synthetic import SyntheticSource
 
@@ -91,7 +91,7 @@ class Summary:
             for kind, counts in built.counts.items():
                 if not counts["native"]:
                     continue
-                splits = [str(built.splits.get(split, 0)) if kind == Kind.IMAGE else "" for split in SPLITS]
+                splits = [str(built.splits.get(split, 0)) if kind == ItemType.IMAGE else "" for split in SPLITS]
                 rows.append((built.name, kind, *(str(counts[column]) for column in COLUMNS), *splits))
         widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
         lines = [
@@ -168,7 +168,7 @@ def build_synthetic(
 def _build_one(card: Card, root: Path, out: Path, *, engine: Engine, max_quarantine: float) -> Built:
     base = locate(root, card)  # asked even if `out` is finished: "identical" is a statement about the native files
     _check_tile(card)
-    items = plan(root, card)  # says what is missing before anything is made
+    items = pair_entries(root, card)  # says what is missing before anything is made
     described = {"card": card.describe(), "readers": _READERS_VERSION}
     with store.writing(out, left=_LEFT), _work(out) as work:
         began = time.time()
@@ -186,7 +186,7 @@ def _build_one(card: Card, root: Path, out: Path, *, engine: Engine, max_quarant
             {path.relative_to(base.absolute()).as_posix(): digest for path, digest in read.inputs.items()}
             | native_files.parsed(base, files)
         )
-        absent = absent_parts(base, card)
+        absent = missing_paths(base, card)
         manifest = {
             "origin": native_files.origin(described, files, text),
             **described,
@@ -309,11 +309,11 @@ def _index(job: Path) -> chunks.Index:
     return found
 
 
-def _batches(card: Card, items: Iterable[Unit | Event]) -> Iterator[chunks.NativeBatch]:
-    taken: list[Unit | Event] = []
+def _batches(card: Card, items: Iterable[PairedEntry | Event]) -> Iterator[chunks.NativeBatch]:
+    taken: list[PairedEntry | Event] = []
     stamps: list[chunks.Stamp] = []
     for item in items:
-        if isinstance(item, Unit):
+        if isinstance(item, PairedEntry):
             item = dataclasses.replace(item, images=tuple(path.absolute() for path in item.images))
             stamps += map(chunks.stamp, item.images)
         taken.append(item)

@@ -27,7 +27,7 @@ from earthgpt_jax.datasets.build import tiling
 from earthgpt_jax.datasets.build.counts import COUNTED, Holdings, Tally, holds
 from earthgpt_jax.datasets.cards import Card
 from earthgpt_jax.datasets.examples import FEATURES, to_example
-from earthgpt_jax.datasets.readers import Event, Native, Rejected, Unit, judge
+from earthgpt_jax.datasets.readers import Event, Native, PairedEntry, Rejected, validate_entry
 from earthgpt_jax.records import Record
 from earthgpt_jax.synthetic import SyntheticSource
 
@@ -54,16 +54,16 @@ class NativeBatch:
     """
 
     card: Card
-    items: tuple[Unit | Event, ...]
+    items: tuple[PairedEntry | Event, ...]
     stamps: tuple[Stamp, ...] = ()
 
     def events(self, read: Read, tally: Tally) -> Iterator[tuple[Event, Iterable[Record]]]:
         for item in self.items:
-            if not isinstance(item, Unit):
+            if not isinstance(item, PairedEntry):
                 tally.add(item)
                 yield item, ()
                 continue
-            for event in judge(item, self.card, read=read):
+            for event in validate_entry(item, self.card, read=read):
                 tally.add(event)
                 yield event, self._stored(event, tally) if isinstance(event, Record) else ()
 
@@ -86,7 +86,7 @@ class SyntheticBatch:
         for index in range(self.start, self.stop):
             record = self.source[index]
             for kind, count in zip(COUNTED, holds(record), strict=True):
-                tally.add(Native(kind=kind, count=count))
+                tally.add(Native(item_type=kind, count=count))
             tally.add(record)
             yield record, (record,)
 
@@ -176,7 +176,7 @@ def _write(batch: Batch, hasher: _Hasher, write: Callable[[bytes], Any]) -> Inde
     made = Index()
     for event, records in batch.events(hasher.read, made.tally):
         if isinstance(event, Rejected):
-            made.rejected.append({**dataclasses.asdict(event), "kind": event.kind.value})
+            made.rejected.append({**dataclasses.asdict(event), "item_type": event.item_type.value})
         # Of the native image, also for its tiles: whoever has the image has what is in them.
         digest = hasher.digest(event.image) if isinstance(event, Record) else image_digests.NONE
         for record in records:

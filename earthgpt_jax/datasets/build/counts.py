@@ -8,10 +8,10 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from earthgpt_jax.datasets.readers import Dropped, Event, Kind, Native, Rejected
+from earthgpt_jax.datasets.readers import Dropped, Event, ItemType, Native, Rejected
 from earthgpt_jax.records import Record
 
-COUNTED = (Kind.IMAGE, Kind.OBJECT, Kind.QUESTION, Kind.CAPTION)
+COUNTED = (ItemType.IMAGE, ItemType.OBJECT, ItemType.QUESTION, ItemType.CAPTION)
 COLUMNS = ("native", "kept", "quarantined", "dropped")
 
 
@@ -44,11 +44,11 @@ class Tally:
                 self.counts[kind.value]["kept"] += count
             return
         column = {Native: "native", Rejected: "quarantined", Dropped: "dropped"}[type(event)]
-        self.counts[event.kind.counted_as.value][column] += event.count
+        self.counts[event.item_type.counted_as.value][column] += event.count
         if isinstance(event, Dropped):
             self.reasons[event.reason] += event.count
         elif isinstance(event, Rejected):
-            self.quarantined[f"{event.kind.counted_as}: {_general(event.reason)}"] += event.count
+            self.quarantined[f"{event.item_type.counted_as}: {_general(event.reason)}"] += event.count
 
     def update(self, other: Tally) -> None:
         """Adds what another part of the same source counted."""

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from earthgpt_jax.common import checksums
 from earthgpt_jax.datasets.cards import Card
-from earthgpt_jax.datasets.readers import paths_of
+from earthgpt_jax.datasets.readers import layout_paths
 from earthgpt_jax.datasets.readers.events import is_image
 
 FILE = "inputs.sha256"
@@ -32,7 +32,7 @@ def listing(base: Path, card: Card) -> dict[str, Status]:
     """Name below `base` -> status of every file that the card's layout covers, in order."""
     found: set[Path] = set()
     for part in card.parts:
-        for path in (base / value for value in paths_of(part)):
+        for path in (base / value for value in layout_paths(part)):
             found.update(below for below in path.rglob("*") if below.is_file()) if path.is_dir() else found.add(path)
     return {path.relative_to(base).as_posix(): _status(path) for path in sorted(found) if path.is_file()}
 

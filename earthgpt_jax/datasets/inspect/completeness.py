@@ -14,9 +14,11 @@ from earthgpt_jax.common.tables import align_columns
 from earthgpt_jax.datasets.build import native_files
 from earthgpt_jax.datasets.build.counts import Tally
 from earthgpt_jax.datasets.cards import EXPECTED, SPLITS, Card
-from earthgpt_jax.datasets.readers import Kind, absent_parts, locate, paths_of, read
+from earthgpt_jax.datasets.readers import ItemType, layout_paths, locate, missing_paths, read
 
-_COUNTED_AS = {f"{kind}s": kind.value for kind in (Kind.IMAGE, Kind.OBJECT, Kind.QUESTION, Kind.CAPTION)}
+_COUNTED_AS = {
+    f"{kind}s": kind.value for kind in (ItemType.IMAGE, ItemType.OBJECT, ItemType.QUESTION, ItemType.CAPTION)
+}
 _SHOWN = 10  # of a list of files
 
 
@@ -114,7 +116,7 @@ class Report:
 
 def present(card: Card, root: Path) -> bool:
     """Is anything of the card's layout in its folder below `root`? Cards may share a folder."""
-    return any((root / card.folder / path).exists() for part in card.parts for path in paths_of(part))
+    return any((root / card.folder / path).exists() for part in card.parts for path in layout_paths(part))
 
 
 def examine(card: Card, *, root: Path, listed: Mapping[str, str] | None = None) -> Report:
@@ -132,7 +134,7 @@ def examine(card: Card, *, root: Path, listed: Mapping[str, str] | None = None) 
         return Report(card=card, failure=str(error))
     return Report(
         card=card,
-        absent=absent_parts(base, card),
+        absent=missing_paths(base, card),
         figures=tuple(_figures(card, tally)),
         quarantined=dict(tally.quarantined.most_common()),
         sums=tuple(sums),
@@ -153,7 +155,7 @@ def _figures(card: Card, tally: Tally) -> Iterator[Figure]:
         expected = card.expected.get(name)
         verified = not {"expected", f"expected.{name}"} & set(card.unverified)
         if name in SPLITS:
-            found, slack = tally.splits[name], tally.counts[Kind.IMAGE]["quarantined"]
+            found, slack = tally.splits[name], tally.counts[ItemType.IMAGE]["quarantined"]
         else:
             found, slack = tally.counts[_COUNTED_AS[name]]["native"], 0
         if expected is not None or found:
@@ -176,6 +178,6 @@ def _compare(card: Card, root: Path, base: Path, listed: Mapping[str, str]) -> t
     known = [name for name in there if name in listed]
     found = checksums.sums(root, known, title=card.name)
     wrong = [f"sha256 differs: {name}" for name in known if found[name] != listed[name]]
-    covered = [base / path for part in card.parts for path in paths_of(part)]
+    covered = [base / path for part in card.parts for path in layout_paths(part)]
     lost = [n for n in listed if not (root / n).is_file() and any((root / n).is_relative_to(c) for c in covered)]
     return wrong + [f"listed, but not there: {name}" for name in sorted(lost)], len(there) - len(known)

@@ -13,7 +13,7 @@ from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.datasets import image_digests as digests
 from earthgpt_jax.datasets import store
 from earthgpt_jax.datasets.build import tiling
-from earthgpt_jax.datasets.overlap import findings
+from earthgpt_jax.datasets.overlap import matches
 from earthgpt_jax.raster.decode import decode
 from earthgpt_jax.records import Record, Task
 
@@ -59,8 +59,8 @@ def complaints(directory: Path) -> list[str]:
             found.append(f"{kind}s do not add up: {row}")
     try:
         digests_of = store.image_digests(directory)
-        if findings.KEY in values:
-            findings.read(directory, values[findings.KEY])
+        if matches.KEY in values:
+            matches.read(directory, values[matches.KEY])
     except EarthGPTError as error:
         return [*found, str(error)]
     seen: set[str] = set()

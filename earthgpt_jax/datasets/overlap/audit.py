@@ -19,12 +19,17 @@ from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.common.tables import align_columns
 from earthgpt_jax.datasets import image_digests as digests
 from earthgpt_jax.datasets import store
-from earthgpt_jax.datasets.overlap import findings
-from earthgpt_jax.datasets.overlap.findings import Leak, Likeness
+from earthgpt_jax.datasets.overlap import matches
 from earthgpt_jax.datasets.overlap.hamming import near_pairs
-from earthgpt_jax.datasets.overlap.perceptual_hashes import CONFIRMED, NEAR, NONE, looks
+from earthgpt_jax.datasets.overlap.matches import Match, MatchType
+from earthgpt_jax.datasets.overlap.perceptual_hashes import (
+    MAX_DHASH_DISTANCE,
+    MAX_PHASH_DISTANCE,
+    NO_HASH,
+    dataset_hashes,
+)
 
-_KINDS = (None, *Likeness)  # by the codes of `_Matches.kind`
+_KINDS = (None, *MatchType)  # by the codes of `_Matches.kind`
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,8 +47,8 @@ class Overlap:
     split: str
     train: str
     images: int
-    found: Mapping[Likeness, int]
-    records: Mapping[Likeness, int]
+    found: Mapping[MatchType, int]
+    records: Mapping[MatchType, int]
 
     @property
     def share(self) -> float:
@@ -69,9 +74,9 @@ class Audit:
 
     def table(self) -> str:
         """One line an evaluation split and training set, the most contaminated first, and a line in words each."""
-        rows = [("benchmark", "split", "in the training set of", "images", *Likeness, "share", "training records")]
+        rows = [("benchmark", "split", "in the training set of", "images", *MatchType, "share", "training records")]
         for row in sorted(self.overlaps, key=lambda each: -each.share):
-            figures = [str(row.found[kind]) for kind in Likeness]
+            figures = [str(row.found[kind]) for kind in MatchType]
             count = str(sum(row.records.values()))
             rows.append(
                 (row.benchmark, row.split, row.train, str(row.images), *figures, f"{100 * row.share:.1f} %", count)
@@ -153,7 +158,7 @@ def audit(directories: Sequence[Path], *, workers: int | None = None) -> Audit:
     trains = [split for split in splits if split.split == digests.TRAIN]
     benchmarks = [split for split in splits if split.split != digests.TRAIN]
     near = _near(trains, benchmarks, hashes)
-    found: dict[Path, list[Leak]] = {directory: [] for directory in directories}
+    found: dict[Path, list[Match]] = {directory: [] for directory in directories}
     overlaps, together = [], []
     for benchmark in tqdm(benchmarks, desc="comparing splits", unit="split", leave=False):
         strongest = np.zeros(len(benchmark.files), np.int64)
@@ -187,8 +192,8 @@ def _load(
     start = 0
     for directory, values in manifests.items():
         files = store.image_digests(directory)
-        for split, taken in looks(directory, workers=workers).items():
-            there, shown = taken.pixels != NONE, taken.phash != NONE
+        for split, taken in dataset_hashes(directory, workers=workers).items():
+            there, shown = taken.pixels != NO_HASH, taken.phash != NO_HASH
             undecodable[values["name"]] += int((~there & (files[split] != digests.NONE)).sum())
             unseen[values["name"]] += int((there & ~shown).sum())
             hashed.append(np.stack([taken.phash[shown], taken.dhash[shown]], axis=1))
@@ -210,9 +215,9 @@ def _near(trains: Sequence[_Split], benchmarks: Sequence[_Split], hashes: np.nda
         np.setdiff1d(np.concatenate([np.zeros(0, np.int64), *(split.look for split in side)]), [-1])
         for side in (trains, benchmarks)
     )
-    i, j, distance = near_pairs(hashes[train, 0], hashes[benchmark, 0], radius=NEAR)
+    i, j, distance = near_pairs(hashes[train, 0], hashes[benchmark, 0], radius=MAX_PHASH_DISTANCE)
     here, there = train[i], benchmark[j]
-    confirmed = np.bitwise_count(hashes[here, 1] ^ hashes[there, 1]) <= CONFIRMED
+    confirmed = np.bitwise_count(hashes[here, 1] ^ hashes[there, 1]) <= MAX_DHASH_DISTANCE
     here, there, distance = here[confirmed], there[confirmed], distance[confirmed]
     return _Pairs(
         here=np.concatenate([here, there]),
@@ -230,13 +235,13 @@ def _match(here: _Split, there: _Split, near: _Pairs) -> _Matches:
     by_look = np.where(pair >= 0, _find(looks_there, there.look, nothing=-1)[pair], -1) if len(order) else pair
     found = (
         _find(here.files, there.files, nothing=digests.NONE),
-        _find(here.pixels, there.pixels, nothing=NONE),
+        _find(here.pixels, there.pixels, nothing=NO_HASH),
         by_look,
     )
     kind, other = np.zeros(len(here.files), np.int64), np.full(len(here.files), -1)
     for code, place in reversed(list(enumerate(found, start=1))):  # the strongest last, over the others
         kind, other = np.where(place >= 0, code, kind), np.where(place >= 0, place, other)
-    is_near = kind == _KINDS.index(Likeness.NEAR)
+    is_near = kind == _KINDS.index(MatchType.NEAR)
     return _Matches(kind=kind, other=other, distance=np.where(is_near, np.append(distance, 0)[pair], 0))
 
 
@@ -260,14 +265,14 @@ def _overlap(benchmark: _Split, train: str, kinds: np.ndarray, records: Mapping[
     )
 
 
-def _leaks(here: _Split, there: _Split, matches: _Matches) -> list[Leak]:
+def _leaks(here: _Split, there: _Split, matches: _Matches) -> list[Match]:
     ids, others = store.RecordSource(here.directory, here.split), store.RecordSource(there.directory, there.split)
     found = []
     for index in np.flatnonzero(matches.kind).tolist():
         kind = _KINDS[matches.kind[index]]
         assert kind is not None
         found.append(
-            Leak(
+            Match(
                 id=ids[index].id,
                 split=here.split,
                 index=index,
@@ -281,15 +286,15 @@ def _leaks(here: _Split, there: _Split, matches: _Matches) -> list[Leak]:
     return found
 
 
-def _write(directory: Path, name: str, found: Sequence[Leak], result: Audit, compared: Mapping[str, str]) -> None:
-    content = findings.lines(found)
+def _write(directory: Path, name: str, found: Sequence[Match], result: Audit, compared: Mapping[str, str]) -> None:
+    content = matches.lines(found)
     pairs = [dataclasses.asdict(overlap) for overlap in result.overlaps if name in (overlap.benchmark, overlap.train)]
     verdict = {
         "datasets": dict(compared),
-        "near": {"phash": NEAR, "dhash": CONFIRMED},
+        "near": {"phash": MAX_PHASH_DISTANCE, "dhash": MAX_DHASH_DISTANCE},
         "pairs": pairs,
-        "sha256": findings.digest(content),
+        "sha256": matches.digest(content),
     }
     # The manifest last: until it names the new file, the old pair is found to be torn, never taken for this one.
-    store.replace(directory / findings.FILE, content)
-    store.amend(directory, **{findings.KEY: verdict})
+    store.replace(directory / matches.FILE, content)
+    store.amend(directory, **{matches.KEY: verdict})

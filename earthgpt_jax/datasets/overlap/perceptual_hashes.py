@@ -1,12 +1,13 @@
-"""What images look like: digests that survive another encoding, cached beside the shards of a dataset directory.
+"""Compute perceptual image hashes and cache them with the shards of a dataset directory.
 
-`digests` tells the same file; here the same pixels are found in another file format, and the same picture resized,
-compressed, cut a little at its border or stretched to 8 bits. Flipped and turned copies are other pictures here.
+`image_digests` finds identical files. The hashes here also find the same pixels in another file format (`pixels`), and
+near-duplicates: images that were resized, compressed again, cropped slightly at the border or stretched to 8 bits
+(`phash` and `dhash`). Flipped and rotated copies count as different images.
 
-Two 64-bit hashes of Johannes Buchner's `imagehash` must agree: pHash (signs of the low frequencies) within `NEAR`
-bits and dHash (signs of the gradients) within `CONFIRMED`. `scripts/bench/looks.py` measures what these limits miss
-and confuse; the weak spots are cuts of 5 % a side, and SAR images stretched between percentiles, where that moves most
-of what a dark image is made of.
+Two images are near-duplicates if two 64-bit hashes of Johannes Buchner's `imagehash` package agree: pHash (signs of the
+low frequencies) within `MAX_PHASH_DISTANCE` bits and dHash (signs of the gradients) within `MAX_DHASH_DISTANCE` bits.
+`scripts/bench/perceptual_hashes.py` measures false negatives and false positives at these limits. Known weaknesses are
+crops of 5 % per side and SAR images with a percentile stretch, which changes most of the contrast of a dark image.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ from earthgpt_jax.datasets import store
 from earthgpt_jax.raster.decode import decode
 
 FILE = "looks.npz"
-NONE = 0  # of a record without a picture, or with one that shows nothing
-NEAR, CONFIRMED = 8, 12  # bits that may differ: of pHash, of dHash
+NO_HASH = 0  # of a record without a picture, or with one that shows nothing
+MAX_PHASH_DISTANCE, MAX_DHASH_DISTANCE = 8, 12  # bits that may differ: of pHash, of dHash
 _VERSION = 1  # raise it when the same image gets other digests
 _COLUMNS = ("pixels", "phash", "dhash")
 _CHUNK = 64  # records a task of a worker process
@@ -40,7 +41,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Looks:
+class PerceptualHashes:
     """Of one split, u64[records] each.
 
     Attributes:
@@ -53,19 +54,19 @@ class Looks:
     dhash: np.ndarray
 
 
-def look(image: bytes) -> tuple[int, int, int]:
+def hash_image(image: bytes) -> tuple[int, int, int]:
     """(pixels, phash, dhash) of an image file; NONE where there is none to take."""
     if not image:
-        return NONE, NONE, NONE
+        return NO_HASH, NO_HASH, NO_HASH
     try:
         array = decode(image)
     except EarthGPTError:
-        return NONE, NONE, NONE
+        return NO_HASH, NO_HASH, NO_HASH
     digest = hashlib.sha256(repr(array.shape).encode() + array.tobytes())
     pixels = int.from_bytes(digest.digest()[:8], "little")
     grey = Image.fromarray(array).convert("L")
     if np.asarray(grey).std() < _FLAT:
-        return pixels, NONE, NONE
+        return pixels, NO_HASH, NO_HASH
     return pixels, _bits(imagehash.phash(grey)), _bits(imagehash.dhash(grey))
 
 
@@ -73,7 +74,7 @@ def _bits(value: imagehash.ImageHash) -> int:
     return int.from_bytes(np.packbits(value.hash).tobytes(), "big")
 
 
-def looks(directory: Path, *, workers: int | None = None) -> dict[str, Looks]:
+def dataset_hashes(directory: Path, *, workers: int | None = None) -> dict[str, PerceptualHashes]:
     """Split -> what its images look like, in the order of the records; computed once, then read from `FILE`.
 
     Args:
@@ -98,7 +99,7 @@ def looks(directory: Path, *, workers: int | None = None) -> dict[str, Looks]:
         for (split, start, stop), found in zip(chunks, found_all, strict=True):
             arrays[split][start:stop] = found
             bar.update(stop - start)
-    taken = {split: Looks(**dict(zip(_COLUMNS, array.T, strict=True))) for split, array in arrays.items()}
+    taken = {split: PerceptualHashes(**dict(zip(_COLUMNS, array.T, strict=True))) for split, array in arrays.items()}
     _write(directory / FILE, key, taken)
     return taken
 
@@ -111,16 +112,16 @@ def _source(directory: Path, split: str) -> store.RecordSource:
 def _chunk(directory: Path, chunk: tuple[str, int, int]) -> np.ndarray:
     split, start, stop = chunk
     source = _source(directory, split)
-    return np.array([look(source[index].image) for index in range(start, stop)], np.uint64)
+    return np.array([hash_image(source[index].image) for index in range(start, stop)], np.uint64)
 
 
-def _read(path: Path, key: str, lengths: dict[str, int]) -> dict[str, Looks] | None:
+def _read(path: Path, key: str, lengths: dict[str, int]) -> dict[str, PerceptualHashes] | None:
     """None where there is no file, or it is of other records; it is computed anew then."""
     try:
         with np.load(path) as file:
             if str(file["key"]) != key:
                 return None
-            found = {s: Looks(**{name: file[f"{s}/{name}"] for name in _COLUMNS}) for s in lengths}
+            found = {s: PerceptualHashes(**{name: file[f"{s}/{name}"] for name in _COLUMNS}) for s in lengths}
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
@@ -130,7 +131,7 @@ def _read(path: Path, key: str, lengths: dict[str, int]) -> dict[str, Looks] | N
     return found if whole else None
 
 
-def _write(path: Path, key: str, taken: dict[str, Looks]) -> None:
+def _write(path: Path, key: str, taken: dict[str, PerceptualHashes]) -> None:
     arrays = {f"{split}/{name}": getattr(each, name) for split, each in taken.items() for name in _COLUMNS}
     buffer = io.BytesIO()
     np.savez(buffer, key=np.array(key), allow_pickle=False, **arrays)

@@ -20,36 +20,36 @@ from earthgpt_jax.datasets.readers import (
     floodnet,
     folders,
     hit_uav_json,
-    lists,
     llava,
     nwpu_captions,
     qa_lines,
     qa_rows,
     rsivqa,
     rsvqa,
+    split_lists,
     vhr10,
     visdrone,
     voc,
     yolo,
 )
-from earthgpt_jax.datasets.readers.assemble import Planner, Unit, judge
-from earthgpt_jax.datasets.readers.events import Dropped, Entry, Event, Kind, Native, Part, Rejected
+from earthgpt_jax.datasets.readers.assemble import ImagePairer, PairedEntry, validate_entry
+from earthgpt_jax.datasets.readers.events import Dropped, Entry, Event, ItemType, Native, Part, Rejected
 
 __all__ = [
     "FORMATS",
     "Dropped",
     "Event",
-    "Kind",
+    "ItemType",
     "Native",
+    "PairedEntry",
     "Part",
     "Rejected",
-    "Unit",
-    "absent_parts",
-    "judge",
+    "layout_paths",
     "locate",
-    "paths_of",
-    "plan",
+    "missing_paths",
+    "pair_entries",
     "read",
+    "validate_entry",
 ]
 
 Parser = Callable[[Part, Card], Iterator[Entry | Event]]
@@ -88,7 +88,7 @@ def locate(root: Path, card: Card) -> Path:
     if below.is_dir():
         return below
     # A layout of the folder itself ("." only) would fit any folder, so there the name has to agree too.
-    parts = [paths_of(part) for part in card.parts]
+    parts = [layout_paths(part) for part in card.parts]
     named = root.resolve().name == Path(card.folder).name
     if any(all((root / path).exists() for path in paths) and (named or paths != {"."}) for paths in parts):
         return root
@@ -98,12 +98,12 @@ def locate(root: Path, card: Card) -> Path:
     )
 
 
-def absent_parts(base: Path, card: Card) -> tuple[str, ...]:
+def missing_paths(base: Path, card: Card) -> tuple[str, ...]:
     """The paths of a card's layout that are not below `base`: many releases come in pieces."""
-    return tuple(sorted({path for part in card.parts for path in paths_of(part) if not (base / path).exists()}))
+    return tuple(sorted({path for part in card.parts for path in layout_paths(part) if not (base / path).exists()}))
 
 
-def paths_of(part: Mapping[str, str]) -> set[str]:
+def layout_paths(part: Mapping[str, str]) -> set[str]:
     """The paths of one part of a card's layout, below the dataset's folder."""
     return {path for role, path in part.items() if role not in WORDS}
 
@@ -114,11 +114,13 @@ def read(root: Path, card: Card) -> Iterator[Event]:
     Raises:
         EarthGPTError: as `plan`.
     """
-    items = plan(root, card)
-    return itertools.chain.from_iterable(judge(item, card) if isinstance(item, Unit) else (item,) for item in items)
+    items = pair_entries(root, card)
+    return itertools.chain.from_iterable(
+        validate_entry(item, card) if isinstance(item, PairedEntry) else (item,) for item in items
+    )
 
 
-def plan(root: Path, card: Card) -> Iterator[Unit | Event]:
+def pair_entries(root: Path, card: Card) -> Iterator[PairedEntry | Event]:
     """The units of one dataset, to be judged in any process, among what is known without judging; no image is read.
 
     Args:
@@ -130,8 +132,8 @@ def plan(root: Path, card: Card) -> Iterator[Unit | Event]:
     if card.format not in FORMATS:
         raise EarthGPTError(f"card {card.name}: unknown format {card.format!r}; known: {', '.join(FORMATS)}")
     base = locate(root, card)
-    absent = set(absent_parts(base, card))
-    layouts = [layout for layout in card.parts if not absent & paths_of(layout)]
+    absent = set(missing_paths(base, card))
+    layouts = [layout for layout in card.parts if not absent & layout_paths(layout)]
     if not layouts:
         raise EarthGPTError(f"card {card.name}: {base} lacks {', '.join(sorted(absent))}; see the card's layout")
     if card.images is Images.FILES and any("images" not in layout for layout in layouts):
@@ -139,12 +141,12 @@ def plan(root: Path, card: Card) -> Iterator[Unit | Event]:
     return _plan(base, card, layouts)
 
 
-def _plan(base: Path, card: Card, layouts: list[Mapping[str, str]]) -> Iterator[Unit | Event]:
-    planner = Planner(card, base)
+def _plan(base: Path, card: Card, layouts: list[Mapping[str, str]]) -> Iterator[PairedEntry | Event]:
+    planner = ImagePairer(card, base)
     for layout in layouts:
         paths = {role: base / path for role, path in layout.items() if role not in WORDS}
         words = {word: layout[word] for word in WORDS if word in layout}
         part = Part(base=base, paths=paths, **words)
         images = paths["images"] if card.images is Images.FILES else None
-        yield from planner.units(lists.assign(FORMATS[card.format](part, card), part), images)
+        yield from planner.units(split_lists.assign(FORMATS[card.format](part, card), part), images)
     yield from planner.unlisted()

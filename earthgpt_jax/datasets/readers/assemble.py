@@ -17,7 +17,7 @@ from earthgpt_jax.boxes import Square, canonical, degeneracy, polygon_to_rect, r
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.datasets.build.tiling import large_images
 from earthgpt_jax.datasets.cards import Card, Images, Unlisted
-from earthgpt_jax.datasets.readers.events import Dropped, Entry, Event, Kind, Native, RawObject, Rejected, is_image
+from earthgpt_jax.datasets.readers.events import Dropped, Entry, Event, ItemType, Native, RawObject, Rejected, is_image
 from earthgpt_jax.raster.decode import decode
 from earthgpt_jax.records import Object, Record, Task, Turn
 
@@ -56,14 +56,14 @@ class ImageFolder:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Unit:
+class PairedEntry:
     """One entry and the image files that bear its name; all that is needed to judge it, in any process."""
 
     entry: Entry
     images: tuple[Path, ...] = ()
 
 
-class Planner:
+class ImagePairer:
     """Pairs the entries of one dataset with their images; what depends on other entries is decided here."""
 
     def __init__(self, card: Card, root: Path):
@@ -71,7 +71,7 @@ class Planner:
         self._folders: dict[Path, ImageFolder] = {}
         self._seen: set[str] = set()
 
-    def units(self, entries: Iterable[Entry | Event], images: Path | None) -> Iterator[Unit | Event]:
+    def units(self, entries: Iterable[Entry | Event], images: Path | None) -> Iterator[PairedEntry | Event]:
         """Entries of one part; what a parser rejected itself passes through."""
         folder = None
         if images is not None:
@@ -85,7 +85,7 @@ class Planner:
                 if entry.id in self._seen:
                     entry = dataclasses.replace(entry, problem=f"the id {entry.id} occurs twice")
                 self._seen.add(entry.id)
-            yield Unit(entry=entry, images=tuple(paths))
+            yield PairedEntry(entry=entry, images=tuple(paths))
 
     def unlisted(self) -> Iterator[Event]:
         """Image files that no entry of any part named; to be asked last."""
@@ -93,15 +93,17 @@ class Planner:
             for path in folder.files:
                 if path in folder.used:
                     continue
-                yield Native(kind=Kind.IMAGE)
+                yield Native(item_type=ItemType.IMAGE)
                 if self._card.unlisted is Unlisted.DROP:
-                    yield Dropped(kind=Kind.IMAGE, reason="no annotation names the image")
+                    yield Dropped(item_type=ItemType.IMAGE, reason="no annotation names the image")
                 else:
                     file = str(path.relative_to(self._root))
-                    yield Rejected(id=path.stem, kind=Kind.IMAGE, reason="no annotation names it", file=file)
+                    yield Rejected(id=path.stem, item_type=ItemType.IMAGE, reason="no annotation names it", file=file)
 
 
-def judge(unit: Unit, card: Card, *, read: Callable[[Path], bytes] = Path.read_bytes) -> Iterator[Event]:
+def validate_entry(
+    unit: PairedEntry, card: Card, *, read: Callable[[Path], bytes] = Path.read_bytes
+) -> Iterator[Event]:
     """Everything that becomes of one unit; depends on nothing but the unit, its image and the card.
 
     Args:
@@ -114,27 +116,27 @@ class _Judge:
     def __init__(self, card: Card, read: Callable[[Path], bytes]):
         self._card, self._read = card, read
 
-    def events(self, unit: Unit) -> Iterator[Event]:
+    def events(self, unit: PairedEntry) -> Iterator[Event]:
         entry = unit.entry
-        yield Native(kind=Kind.IMAGE)
-        parts = {Kind.OBJECT: entry.objects, Kind.QUESTION: entry.turns, Kind.CAPTION: entry.captions}
-        for kind, items in parts.items():
+        yield Native(item_type=ItemType.IMAGE)
+        parts = {ItemType.OBJECT: entry.objects, ItemType.QUESTION: entry.turns, ItemType.CAPTION: entry.captions}
+        for item_type, items in parts.items():
             if items:
-                yield Native(kind=kind, count=len(items))
-        kind, problem, data, (width, height) = self._image(entry, unit.images)
+                yield Native(item_type=item_type, count=len(items))
+        item_type, problem, data, (width, height) = self._image(entry, unit.images)
         if problem:
-            yield Rejected(id=entry.id, kind=kind, reason=problem, file=entry.file)
-            for kind, items in parts.items():
+            yield Rejected(id=entry.id, item_type=item_type, reason=problem, file=entry.file)
+            for item_type, items in parts.items():
                 if items:
                     reason = f"its image or annotation was rejected: {problem}"
-                    yield Rejected(id=entry.id, kind=kind, reason=reason, file=entry.file, count=len(items))
+                    yield Rejected(id=entry.id, item_type=item_type, reason=reason, file=entry.file, count=len(items))
             return
         objects, complaints = self._objects(entry, width, height)
         yield from complaints
         if not objects and any(isinstance(event, Rejected) for event in complaints):
             # As a record it would say that there is nothing in the image.
             reason = "every object of it was rejected"
-            yield Rejected(id=entry.id, kind=Kind.IMAGE, reason=reason, file=entry.file)
+            yield Rejected(id=entry.id, item_type=ItemType.IMAGE, reason=reason, file=entry.file)
             return
         turns: list[Turn] = []
         for raw in entry.turns:
@@ -142,16 +144,16 @@ class _Judge:
                 turns.append(raw.turn)
             else:
                 reason = raw.problem or _ILLEGIBLE
-                yield Rejected(id=entry.id, kind=Kind.QUESTION, reason=reason, file=entry.file)
+                yield Rejected(id=entry.id, item_type=ItemType.QUESTION, reason=reason, file=entry.file)
         captions = tuple(text.strip() for text in entry.captions if text.strip() and _legible(text))
         for text in entry.captions:
             if not text.strip() or not _legible(text):
                 reason = _ILLEGIBLE if text.strip() else "empty"
-                yield Rejected(id=entry.id, kind=Kind.CAPTION, reason=reason, file=entry.file)
+                yield Rejected(id=entry.id, item_type=ItemType.CAPTION, reason=reason, file=entry.file)
         tasks = self._tasks(turns=turns, captions=captions, objects=objects)
         if not tasks:
             reason = f"nothing of it is left for {', '.join(self._card.tasks)}"
-            yield Rejected(id=entry.id, kind=Kind.IMAGE, reason=reason, file=entry.file)
+            yield Rejected(id=entry.id, item_type=ItemType.IMAGE, reason=reason, file=entry.file)
             return
         split = self._card.split(entry.id, entry.split)
         yield Record(
@@ -170,31 +172,31 @@ class _Judge:
             complete=entry.complete and not complaints,
         )
 
-    def _image(self, entry: Entry, paths: Sequence[Path]) -> tuple[Kind, str, bytes, tuple[int, int]]:
+    def _image(self, entry: Entry, paths: Sequence[Path]) -> tuple[ItemType, str, bytes, tuple[int, int]]:
         """(kind, problem or "", bytes, (width, height))."""
         nothing = b"", (0, 0)
         if entry.problem:
-            return Kind.ANNOTATION, entry.problem, *nothing
+            return ItemType.ANNOTATION, entry.problem, *nothing
         if entry.label and not self._card.label(entry.label):
-            return Kind.ANNOTATION, f"unknown class {entry.label!r}", *nothing
+            return ItemType.ANNOTATION, f"unknown class {entry.label!r}", *nothing
         if self._card.images is Images.NONE:
-            return Kind.IMAGE, "", b"", entry.size
+            return ItemType.IMAGE, "", b"", entry.size
         if len(paths) != 1:
             reason = f"several images are called {entry.image!r}" if paths else f"missing image {entry.image!r}"
-            return Kind.IMAGE, reason, *nothing
+            return ItemType.IMAGE, reason, *nothing
         try:
             data = self._read(paths[0])
             with large_images(self._card.tile):
                 height, width = decode(data).shape[:2]
         except OSError as error:
-            return Kind.IMAGE, f"image cannot be read: {error.strerror}", *nothing
+            return ItemType.IMAGE, f"image cannot be read: {error.strerror}", *nothing
         except (EarthGPTError, Image.DecompressionBombError) as error:  # the latter: cut such scenes into tiles
-            return Kind.IMAGE, str(error), *nothing
+            return ItemType.IMAGE, str(error), *nothing
         if all(entry.size) and entry.size != (width, height):
             # Boxes of an image that was resized, or of another image.
             said = "x".join(map(str, entry.size))
-            return Kind.ANNOTATION, f"the annotation is of a {said} image, the image is {width}x{height}", *nothing
-        return Kind.IMAGE, "", data, (width, height)
+            return ItemType.ANNOTATION, f"the annotation is of a {said} image, the image is {width}x{height}", *nothing
+        return ItemType.IMAGE, "", data, (width, height)
 
     def _objects(self, entry: Entry, width: int, height: int) -> tuple[tuple[Object, ...], list[Event]]:
         kept: list[Object] = []
@@ -204,7 +206,7 @@ class _Judge:
         for raw in entry.objects:
             if raw.name in self._card.drop:
                 reason = f"class {raw.name}: {self._card.drop[raw.name]}"
-                events.append(Dropped(kind=Kind.OBJECT, reason=reason))
+                events.append(Dropped(item_type=ItemType.OBJECT, reason=reason))
                 continue
             label = self._card.label(raw.name)
             present[label] += 1
@@ -214,7 +216,7 @@ class _Judge:
             elif not label:
                 problem = problem or f"unknown class {raw.name!r}"
             if polygon is None or problem:
-                events.append(Rejected(id=entry.id, kind=Kind.OBJECT, reason=problem, file=entry.file))
+                events.append(Rejected(id=entry.id, item_type=ItemType.OBJECT, reason=problem, file=entry.file))
                 continue
             difficult = raw.difficult >= self._card.difficult_from
             kept.append(Object(label=label, polygon=polygon, difficult=difficult, phrase=raw.phrase))

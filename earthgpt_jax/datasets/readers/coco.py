@@ -13,7 +13,7 @@ from earthgpt_jax.datasets.cards import Card, Orientation
 from earthgpt_jax.datasets.readers.events import (
     Entry,
     Event,
-    Kind,
+    ItemType,
     Native,
     Part,
     RawObject,
@@ -67,9 +67,9 @@ def entries(
 def _orphans(objects: dict[Any, list[RawObject]], file: str) -> Iterator[Event]:
     """Annotations of images that the file does not list."""
     for image, rows in objects.items():
-        yield Native(kind=Kind.OBJECT, count=len(rows))
+        yield Native(item_type=ItemType.OBJECT, count=len(rows))
         reason = f"missing pair: no image has the id {image!r}"
-        yield Rejected(id=str(image), kind=Kind.OBJECT, reason=reason, file=file, count=len(rows))
+        yield Rejected(id=str(image), item_type=ItemType.OBJECT, reason=reason, file=file, count=len(rows))
 
 
 def _object(row: dict[str, Any], names: dict[Any, str], box: Callable[[dict[str, Any]], np.ndarray]) -> RawObject:

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.datasets.cards import SPLITS, Card
 from earthgpt_jax.datasets.readers import voc
-from earthgpt_jax.datasets.readers.events import Dropped, Entry, Event, Kind, Native, Part, read_text
+from earthgpt_jax.datasets.readers.events import Dropped, Entry, Event, ItemType, Native, Part, read_text
 
 _DIALECT = voc.Dialect(box=voc.upright, phrase="description")
 _STRICTEST_FIRST = ("test", "val", "train")
@@ -45,8 +45,8 @@ def _divided(entry: Entry, splits: Sequence[str]) -> Iterator[Entry | Event]:
     split = min(splits, key=_STRICTEST_FIRST.index)
     for other, count in collections.Counter(splits).items():
         if other != split:
-            yield Native(kind=Kind.OBJECT, count=count)
-            yield Dropped(kind=Kind.OBJECT, reason=f"of {other}, but its image is of {split}", count=count)
+            yield Native(item_type=ItemType.OBJECT, count=count)
+            yield Dropped(item_type=ItemType.OBJECT, reason=f"of {other}, but its image is of {split}", count=count)
     kept = tuple(item for item, own in zip(entry.objects, splits, strict=True) if own == split)
     yield dataclasses.replace(entry, split=split, objects=kept)
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from earthgpt_jax.datasets.cards import Card
 from earthgpt_jax.datasets.readers.events import Entry, Part, RawObject, number
-from earthgpt_jax.datasets.readers.lines import entries
+from earthgpt_jax.datasets.readers.object_lines import entries
 
 _HEADERS = ("imagesource", "gsd", "acquisition dates")
 

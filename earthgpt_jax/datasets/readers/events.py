@@ -18,7 +18,7 @@ from earthgpt_jax.records import Record, Turn
 _T = TypeVar("_T")
 
 
-class Kind(enum.StrEnum):
+class ItemType(enum.StrEnum):
     IMAGE = "image"
     ANNOTATION = "annotation"
     OBJECT = "object"
@@ -26,9 +26,9 @@ class Kind(enum.StrEnum):
     CAPTION = "caption"
 
     @property
-    def counted_as(self) -> Kind:
+    def counted_as(self) -> ItemType:
         """An annotation that fails as a whole takes its image along: the two are one unit of the count."""
-        return Kind.IMAGE if self is Kind.ANNOTATION else self
+        return ItemType.IMAGE if self is ItemType.ANNOTATION else self
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,7 @@ class Rejected:
     """Goes to the quarantine: bad input with its reason."""
 
     id: str
-    kind: Kind
+    item_type: ItemType
     reason: str
     file: str
     count: int = 1
@@ -46,7 +46,7 @@ class Rejected:
 class Dropped:
     """Left out by a declared rule of the card."""
 
-    kind: Kind
+    item_type: ItemType
     reason: str
     count: int = 1
 
@@ -55,7 +55,7 @@ class Dropped:
 class Native:
     """How much the native files hold, counted before anything is judged."""
 
-    kind: Kind
+    item_type: ItemType
     count: int = 1
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from earthgpt_jax.datasets.cards import Card
-from earthgpt_jax.datasets.readers.events import Entry, Event, Kind, Native, Part, RawTurn, Rejected, plain
+from earthgpt_jax.datasets.readers.events import Entry, Event, ItemType, Native, Part, RawTurn, Rejected, plain
 from earthgpt_jax.records import Turn
 
 
@@ -17,8 +17,8 @@ def parse(part: Part, card: Card) -> Iterator[Entry | Event]:
     for key, row in part.load_json("annotations", dict).items():
         image = row.get("Image_ID") if isinstance(row, dict) else None
         if not image:
-            yield Native(kind=Kind.QUESTION)
-            yield Rejected(id=str(key), kind=Kind.QUESTION, reason="no Image_ID", file=file)
+            yield Native(item_type=ItemType.QUESTION)
+            yield Rejected(id=str(key), item_type=ItemType.QUESTION, reason="no Image_ID", file=file)
             continue
         turns.setdefault(str(image), []).append(_turn(key, row))
     for image, asked in turns.items():

@@ -23,7 +23,7 @@ from earthgpt_jax.datasets.readers.events import (
     Dropped,
     Entry,
     Event,
-    Kind,
+    ItemType,
     Native,
     Part,
     RawObject,
@@ -52,9 +52,9 @@ def parse(part: Part, card: Card) -> Iterator[Entry | Event]:
             row = row if isinstance(row, dict) else {}
             image = (plain(row.get("image")) or plain(row.get("image_path"))).replace("\\", "/")
             if not image:
-                yield Native(kind=Kind.IMAGE)
+                yield Native(item_type=ItemType.IMAGE)
                 where = f"row {number}"
-                yield Rejected(id=where, kind=Kind.ANNOTATION, reason="no image", file=part.name(path))
+                yield Rejected(id=where, item_type=ItemType.ANNOTATION, reason="no image", file=part.name(path))
             elif not re.search(part.only, image):
                 others.add(image)
             else:
@@ -64,8 +64,8 @@ def parse(part: Part, card: Card) -> Iterator[Entry | Event]:
                 if problem:
                     problems.setdefault(image, f"row {number}: {problem}")
     if others:
-        yield Native(kind=Kind.IMAGE, count=len(others))
-        yield Dropped(kind=Kind.IMAGE, reason=f"its path does not match {part.only}", count=len(others))
+        yield Native(item_type=ItemType.IMAGE, count=len(others))
+        yield Dropped(item_type=ItemType.IMAGE, reason=f"its path does not match {part.only}", count=len(others))
     for image, said in pairs.items():
         content = _TAKES[card.tasks[0]](said)
         content["problem"] = problems.get(image, content.get("problem", ""))

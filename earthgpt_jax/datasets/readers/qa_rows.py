@@ -11,7 +11,17 @@ from typing import Any
 
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.datasets.cards import Card
-from earthgpt_jax.datasets.readers.events import Entry, Event, Kind, Native, Part, RawTurn, Rejected, load_json, plain
+from earthgpt_jax.datasets.readers.events import (
+    Entry,
+    Event,
+    ItemType,
+    Native,
+    Part,
+    RawTurn,
+    Rejected,
+    load_json,
+    plain,
+)
 from earthgpt_jax.records import Turn
 
 _FIELDS = {role: role for role in ("image", "question", "answer", "type")}
@@ -29,9 +39,9 @@ def parse(part: Part, card: Card) -> Iterator[Entry | Event]:
         if image := plain(row.get(fields["image"])):
             turns.setdefault(image, []).append(_turn(row, number, fields))
             continue
-        yield Native(kind=Kind.QUESTION)
+        yield Native(item_type=ItemType.QUESTION)
         reason = f"no image in the field {fields['image']!r}; its fields are {', '.join(row) or 'none'}"
-        yield Rejected(id=f"row {number}", kind=Kind.QUESTION, reason=reason, file=file)
+        yield Rejected(id=f"row {number}", item_type=ItemType.QUESTION, reason=reason, file=file)
     for image, asked in turns.items():
         stem = image.rsplit(".", 1)[0]
         yield Entry(id=part.prefix + stem, image=image, file=file, split=part.split, turns=tuple(asked))

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from earthgpt_jax.datasets.cards import Card
-from earthgpt_jax.datasets.readers.events import Entry, Event, Kind, Native, Part, RawTurn, Rejected, read_text
+from earthgpt_jax.datasets.readers.events import Entry, Event, ItemType, Native, Part, RawTurn, Rejected, read_text
 from earthgpt_jax.records import Turn
 
 
@@ -21,9 +21,9 @@ def parse(part: Part, card: Card) -> Iterator[Entry | Event]:
             continue
         image, colon, rest = line.partition(":")
         if not colon or not image.strip():
-            yield Native(kind=Kind.QUESTION)
+            yield Native(item_type=ItemType.QUESTION)
             reason = f"expected image:question?answer, got {line.strip()!r}"
-            yield Rejected(id=f"line {number}", kind=Kind.QUESTION, reason=reason, file=file)
+            yield Rejected(id=f"line {number}", item_type=ItemType.QUESTION, reason=reason, file=file)
             continue
         turns.setdefault(image.strip(), []).append(_turn(rest, number))
     for image, asked in turns.items():

@@ -15,7 +15,7 @@ from earthgpt_jax.datasets.readers.events import (
     Dropped,
     Entry,
     Event,
-    Kind,
+    ItemType,
     Native,
     Part,
     RawTurn,
@@ -36,20 +36,20 @@ def parse(part: Part, card: Card) -> Iterator[Entry | Event]:
         if row.get("active"):
             turns[identity(row.get("img_id"))].append(_turn(row, answers))
         else:
-            yield Native(kind=Kind.QUESTION)
-            yield Dropped(kind=Kind.QUESTION, reason=_INACTIVE)
+            yield Native(item_type=ItemType.QUESTION)
+            yield Dropped(item_type=ItemType.QUESTION, reason=_INACTIVE)
     for row in part.rows("index", "images"):
         if not row.get("active"):
-            yield Native(kind=Kind.IMAGE)
-            yield Dropped(kind=Kind.IMAGE, reason=_INACTIVE)
+            yield Native(item_type=ItemType.IMAGE)
+            yield Dropped(item_type=ItemType.IMAGE, reason=_INACTIVE)
             continue
         name = str(row.get("id"))
         asked = tuple(turns.pop(identity(row.get("id")), ()))
         yield Entry(id=part.prefix + name, image=name, file=file, split=part.split, turns=asked)
     for image, rows in turns.items():
-        yield Native(kind=Kind.QUESTION, count=len(rows))
+        yield Native(item_type=ItemType.QUESTION, count=len(rows))
         reason = f"missing pair: no active image has the id {image!r}"
-        yield Rejected(id=str(image), kind=Kind.QUESTION, reason=reason, file=file, count=len(rows))
+        yield Rejected(id=str(image), item_type=ItemType.QUESTION, reason=reason, file=file, count=len(rows))
 
 
 def _turn(row: dict[str, Any], answers: dict[Any, dict[str, Any]]) -> RawTurn:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from earthgpt_jax.boxes import rect_to_polygon
 from earthgpt_jax.datasets.cards import Card
 from earthgpt_jax.datasets.readers.events import Entry, Part, RawObject, number
-from earthgpt_jax.datasets.readers.lines import entries
+from earthgpt_jax.datasets.readers.object_lines import entries
 
 _REGION = "ignored regions"
 

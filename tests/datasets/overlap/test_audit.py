@@ -15,7 +15,7 @@ from scipy.ndimage import zoom
 from earthgpt_jax.cli.main import main
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.datasets.inspect.validate import complaints
-from earthgpt_jax.datasets.overlap import findings, perceptual_hashes
+from earthgpt_jax.datasets.overlap import matches, perceptual_hashes
 from earthgpt_jax.datasets.store import manifest, open_source, write
 from earthgpt_jax.records import Record, Sensor, Task
 
@@ -94,13 +94,13 @@ def test_the_verdict_is_told_written_and_obeyed(contaminated: Path, capsys, capl
     assert [(pair["benchmark"], pair["found"]) for pair in verdict["pairs"]] == [
         ("benchmark", {"file": 1, "pixels": 1, "near": 1})
     ]
-    lines = [json.loads(line) for line in (contaminated / "gathered" / findings.FILE).read_text().splitlines()]
+    lines = [json.loads(line) for line in (contaminated / "gathered" / matches.FILE).read_text().splitlines()]
     assert [(line["id"], line["kind"], line["other"]) for line in lines] == [
         ("gathered/train/0", "file", "benchmark/test/0"),
         ("gathered/train/1", "pixels", "benchmark/test/1"),
         ("gathered/train/2", "near", "benchmark/test/2"),
     ]
-    asked = [json.loads(line) for line in (contaminated / "benchmark" / findings.FILE).read_text().splitlines()]
+    asked = [json.loads(line) for line in (contaminated / "benchmark" / matches.FILE).read_text().splitlines()]
     assert {(line["id"], line["other"]) for line in asked if line["split"] == "test"} == {
         *((f"benchmark/test/{i}", f"gathered/train/{i}") for i in range(3)), ("benchmark/test/3", "benchmark/train/1")
     }  # fmt: skip
@@ -147,7 +147,7 @@ def test_a_verdict_counts_only_for_the_datasets_it_is_about(contaminated: Path, 
 
 def test_a_list_that_is_torn_is_said(contaminated: Path, capsys) -> None:
     _audit(capsys, contaminated)
-    path = contaminated / "gathered" / findings.FILE
+    path = contaminated / "gathered" / matches.FILE
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(EarthGPTError, match=r"damaged.*run `earthgpt data audit` again"):
         open_source(contaminated, "train")
@@ -178,9 +178,9 @@ def test_clean_datasets_and_one_alone(tmp_path: Path, capsys) -> None:
 
 def test_worker_processes_see_the_same(tmp_path: Path) -> None:
     _write(tmp_path, "a", train=[_file(_scene(seed, side=48)) for seed in range(20)] * 30)
-    alone = perceptual_hashes.looks(tmp_path / "a", workers=1)["train"]
+    alone = perceptual_hashes.dataset_hashes(tmp_path / "a", workers=1)["train"]
     (tmp_path / "a" / perceptual_hashes.FILE).unlink()
-    together = perceptual_hashes.looks(tmp_path / "a", workers=2)["train"]
+    together = perceptual_hashes.dataset_hashes(tmp_path / "a", workers=2)["train"]
     for name in ("pixels", "phash", "dhash"):
         np.testing.assert_array_equal(getattr(alone, name), getattr(together, name))
     assert len(set(together.pixels.tolist())) == 20

@@ -13,7 +13,7 @@ from earthgpt_jax.boxes import canonical, polygon_to_rect
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.datasets.build.counts import Tally
 from earthgpt_jax.datasets.cards import Card, Images, Orientation, SplitRule, Unlisted, cards
-from earthgpt_jax.datasets.readers import absent_parts, locate, read
+from earthgpt_jax.datasets.readers import locate, missing_paths, read
 from earthgpt_jax.records import Record, Task
 from tests.support.native_datasets import Native, card, png, why
 
@@ -79,7 +79,7 @@ def test_every_card_is_counted(realdata: Path) -> None:
 def _is_there(root: Path, found: Card) -> bool:
     """There are samples of some sources only."""
     lists = [set(part.values()) for part in found.parts]
-    absent = set(absent_parts(root / found.folder, found))
+    absent = set(missing_paths(root / found.folder, found))
     return (root / found.folder).is_dir() and any(not paths & absent for paths in lists)
 
 
@@ -467,7 +467,7 @@ def test_rsvqa(native: Native) -> None:
     reasons = why(rejected)
     assert reasons["3"] == ["question: question 1 has no active answer (answers_ids [6])"]
     assert reasons["4"] == ["question: missing pair: no active image has the id 4"]
-    assert sorted(event.kind for event in dropped) == ["image", "question"]
+    assert sorted(event.item_type for event in dropped) == ["image", "question"]
 
 
 def test_rsivqa(native: Native) -> None:

@@ -1,6 +1,6 @@
 """How many changed copies `earthgpt data audit` misses, and how many different images it takes for copies.
 
-    python scripts/bench/looks.py DATASETS
+    python scripts/bench/perceptual_hashes.py DATASETS
 
 DATASETS is a folder that `earthgpt data build` wrote. Every distinct image is changed in twelve ways and compared with
 itself, and with every other image of its sensor, by the audit's own hashes and limits. Prints a Markdown table.
@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from earthgpt_jax.datasets import store
 from earthgpt_jax.datasets.inspect.validate import directories
-from earthgpt_jax.datasets.overlap.perceptual_hashes import CONFIRMED, NEAR, NONE, look
+from earthgpt_jax.datasets.overlap.perceptual_hashes import MAX_DHASH_DISTANCE, MAX_PHASH_DISTANCE, NO_HASH, hash_image
 from earthgpt_jax.raster.decode import decode
 
 
@@ -71,13 +71,13 @@ CHANGES: Mapping[str, Callable[[Image.Image], Image.Image]] = {
 def hashes(image: Image.Image) -> tuple[int, int]:
     buffer = io.BytesIO()
     image.save(buffer, "BMP")
-    return look(buffer.getvalue())[1:]
+    return hash_image(buffer.getvalue())[1:]
 
 
 def alike(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """bool, of u64[..., 2] pairs of pHash and dHash, as the audit judges them."""
     bits = np.bitwise_count(a ^ b)
-    return (bits[..., 0] <= NEAR) & (bits[..., 1] <= CONFIRMED)
+    return (bits[..., 0] <= MAX_PHASH_DISTANCE) & (bits[..., 1] <= MAX_DHASH_DISTANCE)
 
 
 def distinct(folder: Path) -> dict[str, list[Image.Image]]:
@@ -86,8 +86,8 @@ def distinct(folder: Path) -> dict[str, list[Image.Image]]:
     for directory in directories(folder):
         for split in store.manifest(directory)["counts"]:
             for record in store.RecordSource(directory, split):
-                pixels, phash, _ = look(record.image)
-                if phash != NONE:
+                pixels, phash, _ = hash_image(record.image)
+                if phash != NO_HASH:
                     found[record.sensor.value].setdefault(pixels, Image.fromarray(decode(record.image)))
     return {sensor: list(images.values()) for sensor, images in found.items()}
 

@@ -21,7 +21,7 @@ class Crossing:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Ground:
+class Terrain:
     """`flow` is the direction (radians) that ships, lanes or rows of things keep to, if any."""
 
     crossings: tuple[Crossing, ...] = ()

@@ -7,8 +7,8 @@ import math
 import numpy as np
 
 from earthgpt_jax.synthetic.canvas import WORLD, Canvas
-from earthgpt_jax.synthetic.ground import Ground, edge_line
 from earthgpt_jax.synthetic.noise import octaves, wander
+from earthgpt_jax.synthetic.terrain import Terrain, edge_line
 
 _CARGO = ("cargo", "cargo", "cargo blue", "cargo blue", "cargo pale")
 _CENTRE = np.array([WORLD / 2, WORLD / 2])
@@ -41,7 +41,7 @@ def _block(canvas: Canvas, outline: np.ndarray, slot: int, *, height: float, ech
     canvas.echo([tuple(outline[facing]), tuple(outline[(facing + 1) % 4])], strength=echo, width=1.3)
 
 
-def residential(canvas: Canvas, rng: np.random.Generator, *, bridged: bool) -> Ground:
+def residential(canvas: Canvas, rng: np.random.Generator, *, bridged: bool) -> Terrain:
     angle = rng.uniform(0, np.pi / 2)
     axes = _axes(angle)
     canvas.fill("grass")
@@ -72,10 +72,10 @@ def residential(canvas: Canvas, rng: np.random.Generator, *, bridged: bool) -> G
                 x += w + rng.uniform(3.0, 5.5)
     for x in rng.uniform(-50, 50, 2):
         canvas.line(np.array([(x, -110), (x, 110)]) @ axes + _CENTRE, road, width=4.2)
-    return Ground(flow=angle)
+    return Terrain(flow=angle)
 
 
-def industrial(canvas: Canvas, rng: np.random.Generator, *, bridged: bool) -> Ground:
+def industrial(canvas: Canvas, rng: np.random.Generator, *, bridged: bool) -> Terrain:
     angle = rng.uniform(0, np.pi / 2)
     axes = _axes(angle)
     canvas.fill("yard")
@@ -99,10 +99,10 @@ def industrial(canvas: Canvas, rng: np.random.Generator, *, bridged: bool) -> Gr
         for row in range(int(rng.integers(2, 5))):
             item = _rectangle(x, y + row * 2.8, rng.uniform(5, 7), 2.3) @ axes + _CENTRE
             _block(canvas, item, stacks[int(rng.integers(5))], height=1.2, echo=rng.uniform(0.4, 0.9))
-    return Ground(flow=angle)
+    return Terrain(flow=angle)
 
 
-def harbor(canvas: Canvas, rng: np.random.Generator, *, bridged: bool) -> Ground:
+def harbor(canvas: Canvas, rng: np.random.Generator, *, bridged: bool) -> Terrain:
     angle = rng.uniform(0, 2 * np.pi)
     canvas.fill("sea")
     offset = float(rng.uniform(2, 16))
@@ -126,10 +126,10 @@ def harbor(canvas: Canvas, rng: np.random.Generator, *, bridged: bool) -> Ground
         for row in range(int(rng.integers(1, 5))):
             item = _rectangle(x, y + row * 2.6, 5.5, 2.2) @ turn + _CENTRE
             _block(canvas, item, stacks[int(rng.integers(5))], height=1.4, echo=rng.uniform(0.4, 1.0))
-    return Ground(flow=angle + np.pi / 2 * float(rng.integers(2)))
+    return Terrain(flow=angle + np.pi / 2 * float(rng.integers(2)))
 
 
-def airport(canvas: Canvas, rng: np.random.Generator, *, bridged: bool) -> Ground:
+def airport(canvas: Canvas, rng: np.random.Generator, *, bridged: bool) -> Terrain:
     angle = rng.uniform(0, np.pi)
     axes = _axes(angle)
     canvas.fill("grass")
@@ -149,10 +149,10 @@ def airport(canvas: Canvas, rng: np.random.Generator, *, bridged: bool) -> Groun
     canvas.line(np.array([(link, runway), (link + 20, 30)]) @ axes + _CENTRE, road, width=8.0)
     taxi = canvas.slot("roof pale")
     canvas.line(np.array([(-110, 8), (110, 8)]) @ axes + _CENTRE, taxi, width=0.5)
-    return Ground(flow=angle + np.pi / 2)
+    return Terrain(flow=angle + np.pi / 2)
 
 
-def parking_lot(canvas: Canvas, rng: np.random.Generator, *, bridged: bool) -> Ground:
+def parking_lot(canvas: Canvas, rng: np.random.Generator, *, bridged: bool) -> Terrain:
     angle = rng.uniform(0, np.pi)
     axes = _axes(angle)
     canvas.fill("asphalt")
@@ -175,10 +175,10 @@ def parking_lot(canvas: Canvas, rng: np.random.Generator, *, bridged: bool) -> G
     for _ in range(7):
         x, y = rng.uniform(0, WORLD, 2)
         canvas.disc(x, y, rng.uniform(1.6, 2.6), wood)
-    return Ground(flow=angle)
+    return Terrain(flow=angle)
 
 
-def sports_field(canvas: Canvas, rng: np.random.Generator, *, bridged: bool) -> Ground:
+def sports_field(canvas: Canvas, rng: np.random.Generator, *, bridged: bool) -> Terrain:
     angle = rng.uniform(0, np.pi)
     axes = _axes(angle)
     canvas.rows_angle, canvas.rows_period = angle, float(rng.uniform(8, 12))
@@ -202,7 +202,7 @@ def sports_field(canvas: Canvas, rng: np.random.Generator, *, bridged: bool) -> 
     for x in np.arange(-90, 90, 6.0):
         tree = np.array([x + rng.uniform(-1.5, 1.5), y + 38.5]) @ axes + _CENTRE
         canvas.disc(tree[0], tree[1], rng.uniform(1.4, 2.4), wood)
-    return Ground(flow=angle)
+    return Terrain(flow=angle)
 
 
 def _loop(canvas: Canvas, outline: np.ndarray, paint: int) -> None:

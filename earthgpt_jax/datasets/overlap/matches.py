@@ -23,7 +23,7 @@ FILE = "leaks.jsonl"
 KEY = "leaks"  # in the manifest
 
 
-class Likeness(enum.StrEnum):
+class MatchType(enum.StrEnum):
     """How two images are the same: the file's bytes, the decoded pixels, or what perceptual hashes see."""
 
     FILE = "file"
@@ -32,7 +32,7 @@ class Likeness(enum.StrEnum):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Leak:
+class Match:
     """A record of this dataset and its closest counterpart in one split of a dataset.
 
     Attributes:
@@ -44,14 +44,14 @@ class Leak:
     id: str
     split: str
     index: int
-    kind: Likeness
+    kind: MatchType
     distance: int
     other: str
     dataset: str
     of_split: str
 
 
-def lines(found: Sequence[Leak]) -> bytes:
+def lines(found: Sequence[Match]) -> bytes:
     """The content of `FILE`: one JSON object a line."""
     return "".join(json.dumps(dataclasses.asdict(leak)) + "\n" for leak in found).encode()
 
@@ -61,7 +61,7 @@ def digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def read(directory: Path, verdict: Mapping[str, Any]) -> list[Leak]:
+def read(directory: Path, verdict: Mapping[str, Any]) -> list[Match]:
     """The leaks of a dataset directory.
 
     Args:
@@ -81,10 +81,10 @@ def read(directory: Path, verdict: Mapping[str, Any]) -> list[Leak]:
             "run `earthgpt data audit` again"
         )
     found = [json.loads(line) for line in content.splitlines()]
-    return [Leak(**values | {"kind": Likeness(values["kind"])}) for values in found]
+    return [Match(**values | {"kind": MatchType(values["kind"])}) for values in found]
 
 
-def held_out(directory: Path, manifest: Mapping[str, Any], *, beside: Mapping[str, str], split: str) -> np.ndarray:
+def held_out_mask(directory: Path, manifest: Mapping[str, Any], *, beside: Mapping[str, str], split: str) -> np.ndarray:
     """bool[records of the split]: does an evaluation split of the datasets `beside` show the same picture?
 
     Nothing, where no audit was run. A near copy counts only where it is another dataset's: what a dataset publishes
@@ -101,6 +101,6 @@ def held_out(directory: Path, manifest: Mapping[str, Any], *, beside: Mapping[st
     current = {name for name, fingerprint in verdict["datasets"].items() if beside.get(name) == fingerprint}
     for leak in read(directory, verdict):
         own = leak.dataset == manifest["name"]
-        if leak.split == split and leak.dataset in current and not (own and leak.kind is Likeness.NEAR):
+        if leak.split == split and leak.dataset in current and not (own and leak.kind is MatchType.NEAR):
             mask[leak.index] = True
     return mask

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.datasets.cards import SPLITS
-from earthgpt_jax.datasets.readers.events import Entry, Event, Kind, Native, Part, Rejected, is_image, read_text
+from earthgpt_jax.datasets.readers.events import Entry, Event, ItemType, Native, Part, Rejected, is_image, read_text
 
 
 def assign(entries: Iterable[Entry | Event], part: Part) -> Iterator[Entry | Event]:
@@ -38,9 +38,11 @@ def assign(entries: Iterable[Entry | Event], part: Part) -> Iterator[Entry | Eve
         yield dataclasses.replace(entry, split=splits.get(name, ""), problem=problem)
     for name, split in splits.items():
         if name not in used:
-            yield Native(kind=Kind.IMAGE)
+            yield Native(item_type=ItemType.IMAGE)
             file = part.name(part.paths[split])
-            yield Rejected(id=part.prefix + name, kind=Kind.ANNOTATION, reason="listed, but not annotated", file=file)
+            yield Rejected(
+                id=part.prefix + name, item_type=ItemType.ANNOTATION, reason="listed, but not annotated", file=file
+            )
 
 
 def _splits(part: Part) -> dict[str, str]:
