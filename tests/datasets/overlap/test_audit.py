@@ -118,7 +118,7 @@ def test_the_verdict_is_told_written_and_obeyed(contaminated: Path, capsys, capl
 def test_a_second_audit_computes_nothing_anew(contaminated: Path, capsys, monkeypatch) -> None:
     first = _audit(capsys, contaminated)
     kept = (contaminated / "gathered" / perceptual_hashes.FILE).read_bytes()
-    monkeypatch.setattr(perceptual_hashes, "look", lambda image: pytest.fail("computed anew"))
+    monkeypatch.setattr(perceptual_hashes, "hash_image", lambda image: pytest.fail("computed anew"))
     assert _audit(capsys, contaminated)[:2] == first[:2]
     assert (contaminated / "gathered" / perceptual_hashes.FILE).read_bytes() == kept
     assert complaints(contaminated / "gathered") == []
