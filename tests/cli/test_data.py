@@ -147,7 +147,7 @@ def test_list(native: Path, capsys) -> None:
         (["build", "dota", "--out", "o"], "with --root"),
         (["build", "nonsense", "--root", "r", "--out", "o"], "no card for nonsense"),
         (["build", "dota", "--root", "r", "--out", "o"], "no such folder"),
-        (["build", "ssdd_yolo", "--root", ".", "--out", "o"], "it lacks the name SSDD-yolo"),
+        (["build", "ssdd_yolo", "--root", ".", "--out", "o"], "not called SSDD-yolo"),
         (["build", "all", "--root", "r", "--out", "o"], "holds none of the datasets"),
         (["build", "synthetic", "--out", "o"], "give either --count"),
         (["build", "synthetic", "--count", "0", "--out", "o"], "expected at least 1, got 0"),

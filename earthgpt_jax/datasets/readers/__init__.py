@@ -1,7 +1,8 @@
-"""Readers of native formats: `read(root, card)` yields records, rejections, drops and native counts.
+"""Read datasets in their native formats: `read(root, card)` yields records, rejections, drops and native counts.
 
-A format is one module with one parser, `parse(part, card)`; `FORMATS` is the table of them.
-For every kind, native = kept + quarantined + dropped (`datasets.build.builder` insists on it).
+Each format is one module with a parser `parse(part, card)`, registered in `FORMATS`. To add a format, write such a
+module and add it to the table. For every item type, native = kept + quarantined + dropped; `datasets.build.builder`
+enforces it.
 """
 
 from __future__ import annotations
@@ -75,44 +76,48 @@ FORMATS: Mapping[str, Parser] = {
     "llava": llava.parse,
 }
 
-WORDS = ("split", "prefix", "only", "label")  # entries of a layout that are not paths
+NON_PATH_KEYS = ("split", "prefix", "only", "label")  # keys of a layout whose values are not paths
 
 
 def locate(root: Path, card: Card) -> Path:
-    """The dataset's folder: `card.folder` below `root`, or `root` itself.
+    """Return the folder of a dataset: `root / card.folder` if it exists, else `root` if its contents match the card.
 
     Raises:
-        EarthGPTError: it is neither.
+        EarthGPTError: neither folder matches.
     """
     below = root / card.folder
     if below.is_dir():
         return below
-    # A layout of the folder itself ("." only) would fit any folder, so there the name has to agree too.
+    # A layout that consists of "." alone matches every folder, so the folder's name must match as well.
     parts = [layout_paths(part) for part in card.parts]
     named = root.resolve().name == Path(card.folder).name
     if any(all((root / path).exists() for path in paths) and (named or paths != {"."}) for paths in parts):
         return root
+    missing = ", ".join(sorted(parts[0] - {"."}))
+    problem = f"without {missing}" if missing else f"not called {Path(card.folder).name}"
     raise EarthGPTError(
-        f"card {card.name}: expected the dataset in {below} (there is no such folder) or in {root} "
-        f"(it lacks {', '.join(sorted(parts[0] - {'.'})) or f'the name {Path(card.folder).name}'}); see to --root"
+        f"card {card.name}: expected the dataset in {below} (no such folder) or in {root} ({problem}); check --root"
     )
 
 
 def missing_paths(base: Path, card: Card) -> tuple[str, ...]:
-    """The paths of a card's layout that are not below `base`: many releases come in pieces."""
+    """Return the paths of the card's layout that do not exist below `base`, sorted.
+
+    Many datasets are released in several archives, and users often download only some of them.
+    """
     return tuple(sorted({path for part in card.parts for path in layout_paths(part) if not (base / path).exists()}))
 
 
 def layout_paths(part: Mapping[str, str]) -> set[str]:
-    """The paths of one part of a card's layout, below the dataset's folder."""
-    return {path for role, path in part.items() if role not in WORDS}
+    """Return the paths of one part of a card's layout, relative to the dataset folder."""
+    return {path for role, path in part.items() if role not in NON_PATH_KEYS}
 
 
 def read(root: Path, card: Card) -> Iterator[Event]:
-    """Everything of one dataset, in the order of its native files: every item of `plan`, judged.
+    """Yield every event of one dataset in the order of its native files: `pair_entries`, then `validate_entry`.
 
     Raises:
-        EarthGPTError: as `plan`.
+        EarthGPTError: as for `pair_entries`.
     """
     items = pair_entries(root, card)
     return itertools.chain.from_iterable(
@@ -121,10 +126,13 @@ def read(root: Path, card: Card) -> Iterator[Event]:
 
 
 def pair_entries(root: Path, card: Card) -> Iterator[PairedEntry | Event]:
-    """The units of one dataset, to be judged in any process, among what is known without judging; no image is read.
+    """Parse the annotations of one dataset and pair each entry with its image files, without reading any image.
+
+    The result holds entries that still need validation (in any process) and events that are already final, for
+    example rejections by the parser.
 
     Args:
-        root: the folder below which `card.folder` lies, or that folder.
+        root: the folder that contains `card.folder`, or that folder itself.
 
     Raises:
         EarthGPTError: the folder or all of its parts are missing, or the card names an unknown format.
@@ -132,21 +140,21 @@ def pair_entries(root: Path, card: Card) -> Iterator[PairedEntry | Event]:
     if card.format not in FORMATS:
         raise EarthGPTError(f"card {card.name}: unknown format {card.format!r}; known: {', '.join(FORMATS)}")
     base = locate(root, card)
-    absent = set(missing_paths(base, card))
-    layouts = [layout for layout in card.parts if not absent & layout_paths(layout)]
+    missing = set(missing_paths(base, card))
+    layouts = [layout for layout in card.parts if not missing & layout_paths(layout)]
     if not layouts:
-        raise EarthGPTError(f"card {card.name}: {base} lacks {', '.join(sorted(absent))}; see the card's layout")
+        raise EarthGPTError(f"card {card.name}: {base} lacks {', '.join(sorted(missing))}; see the card's layout")
     if card.images is Images.FILES and any("images" not in layout for layout in layouts):
         raise EarthGPTError(f"card {card.name}: every part of the layout needs `images`, or `images: none`")
-    return _plan(base, card, layouts)
+    return _pair_parts(base, card, layouts)
 
 
-def _plan(base: Path, card: Card, layouts: list[Mapping[str, str]]) -> Iterator[PairedEntry | Event]:
-    planner = ImagePairer(card, base)
+def _pair_parts(base: Path, card: Card, layouts: list[Mapping[str, str]]) -> Iterator[PairedEntry | Event]:
+    pairer = ImagePairer(card, base)
     for layout in layouts:
-        paths = {role: base / path for role, path in layout.items() if role not in WORDS}
-        words = {word: layout[word] for word in WORDS if word in layout}
-        part = Part(base=base, paths=paths, **words)
+        paths = {role: base / path for role, path in layout.items() if role not in NON_PATH_KEYS}
+        options = {key: layout[key] for key in NON_PATH_KEYS if key in layout}
+        part = Part(base=base, paths=paths, **options)
         images = paths["images"] if card.images is Images.FILES else None
-        yield from planner.units(split_lists.assign(FORMATS[card.format](part, card), part), images)
-    yield from planner.unlisted()
+        yield from pairer.pair(split_lists.assign(FORMATS[card.format](part, card), part), images)
+    yield from pairer.unlisted()

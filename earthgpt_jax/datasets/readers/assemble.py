@@ -1,6 +1,6 @@
-"""From a format's entries to records: pairs images, decodes, checks, names classes, counts.
+"""Turn the entries of a parser into records: find the images, decode and validate, map class names, count.
 
-All rules that hold for every format are here, so that a parser only parses.
+The rules that apply to every format are here, so that a parser only parses.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from earthgpt_jax.raster.decode import decode
 from earthgpt_jax.records import Object, Record, Task, Turn
 
 _OBJECT_TASKS = (Task.GROUNDING, Task.REGION_CAPTION)
-_ILLEGIBLE = "wrong encoding: expected UTF-8"
+_BAD_ENCODING = "wrong encoding: expected UTF-8"
 
 
-def _legible(*texts: str) -> bool:
-    """No byte of a text had to be replaced, because it was not UTF-8."""
+def _is_utf8(*texts: str) -> bool:
+    """Return whether the texts were valid UTF-8 in the file; reading replaces invalid bytes."""
     return not any("\ufffd" in text for text in texts)
 
 
 class ImageFolder:
-    """The image files of a folder, found by path, name or stem; class folders below it count too."""
+    """The image files of a folder and its subfolders, found by path, name or stem."""
 
     def __init__(self, folder: Path):
         self.files = sorted(path for path in folder.rglob("*") if is_image(path))
@@ -44,35 +44,36 @@ class ImageFolder:
         self.used: set[Path] = set()
 
     def find(self, name: str) -> list[Path]:
-        """By the path below the folder, else by file name or stem; nothing outside is ever reached.
+        """Return the files that `name` may refer to: by relative path, else by file name, else by stem.
 
-        More than one where only folders or suffixes tell files apart, and the annotation names neither.
+        The result has several files if they differ only in folder or suffix and `name` has neither. Files outside the
+        folder are never returned.
         """
         base = name.replace("\\", "/").rsplit("/", 1)[-1].lower()
-        stem = Path(base).stem if is_image(Path(base)) else base  # "a.1" is a whole stem: not image "a"
-        found = [self._below[name]] if name in self._below else self._names.get(base) or self._stems.get(stem, [])
-        self.used.update(found)
-        return found
+        stem = Path(base).stem if is_image(Path(base)) else base  # "a.1" has no image suffix, so it is not image "a"
+        files = [self._below[name]] if name in self._below else self._names.get(base) or self._stems.get(stem, [])
+        self.used.update(files)
+        return files
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PairedEntry:
-    """One entry and the image files that bear its name; all that is needed to judge it, in any process."""
+    """An entry and the image files with its name. It can be validated in any process, without other entries."""
 
     entry: Entry
     images: tuple[Path, ...] = ()
 
 
 class ImagePairer:
-    """Pairs the entries of one dataset with their images; what depends on other entries is decided here."""
+    """Pair the entries of one dataset with their images, and make the checks that involve several entries."""
 
     def __init__(self, card: Card, root: Path):
         self._card, self._root = card, root
         self._folders: dict[Path, ImageFolder] = {}
         self._seen: set[str] = set()
 
-    def units(self, entries: Iterable[Entry | Event], images: Path | None) -> Iterator[PairedEntry | Event]:
-        """Entries of one part; what a parser rejected itself passes through."""
+    def pair(self, entries: Iterable[Entry | Event], images: Path | None) -> Iterator[PairedEntry | Event]:
+        """Pair the entries of one part with the files of its image folder; events of the parser pass through."""
         folder = None
         if images is not None:
             folder = self._folders.setdefault(images, self._folders.get(images) or ImageFolder(images))
@@ -88,7 +89,7 @@ class ImagePairer:
             yield PairedEntry(entry=entry, images=tuple(paths))
 
     def unlisted(self) -> Iterator[Event]:
-        """Image files that no entry of any part named; to be asked last."""
+        """Yield events for image files that no entry names; call it after `pair` has consumed all parts."""
         for folder in self._folders.values():
             for path in folder.files:
                 if path in folder.used:
@@ -102,57 +103,59 @@ class ImagePairer:
 
 
 def validate_entry(
-    unit: PairedEntry, card: Card, *, read: Callable[[Path], bytes] = Path.read_bytes
+    paired: PairedEntry, card: Card, *, read: Callable[[Path], bytes] = Path.read_bytes
 ) -> Iterator[Event]:
-    """Everything that becomes of one unit; depends on nothing but the unit, its image and the card.
+    """Validate one entry and yield its events: native counts, rejections, drops, and a record if it is valid.
+
+    The result depends only on the entry, its image and the card.
 
     Args:
-        read: how an image file is read; raises OSError.
+        read: reads an image file; raises OSError.
     """
-    return _Judge(card, read).events(unit)
+    return _Validator(card, read).events(paired)
 
 
-class _Judge:
+class _Validator:
     def __init__(self, card: Card, read: Callable[[Path], bytes]):
         self._card, self._read = card, read
 
-    def events(self, unit: PairedEntry) -> Iterator[Event]:
-        entry = unit.entry
+    def events(self, paired: PairedEntry) -> Iterator[Event]:
+        entry = paired.entry
         yield Native(item_type=ItemType.IMAGE)
-        parts = {ItemType.OBJECT: entry.objects, ItemType.QUESTION: entry.turns, ItemType.CAPTION: entry.captions}
-        for item_type, items in parts.items():
+        items_of = {ItemType.OBJECT: entry.objects, ItemType.QUESTION: entry.turns, ItemType.CAPTION: entry.captions}
+        for item_type, items in items_of.items():
             if items:
                 yield Native(item_type=item_type, count=len(items))
-        item_type, problem, data, (width, height) = self._image(entry, unit.images)
+        item_type, problem, data, (width, height) = self._image(entry, paired.images)
         if problem:
             yield Rejected(id=entry.id, item_type=item_type, reason=problem, file=entry.file)
-            for item_type, items in parts.items():
+            for item_type, items in items_of.items():
                 if items:
                     reason = f"its image or annotation was rejected: {problem}"
                     yield Rejected(id=entry.id, item_type=item_type, reason=reason, file=entry.file, count=len(items))
             return
-        objects, complaints = self._objects(entry, width, height)
-        yield from complaints
-        if not objects and any(isinstance(event, Rejected) for event in complaints):
-            # As a record it would say that there is nothing in the image.
+        objects, object_events = self._objects(entry, width, height)
+        yield from object_events
+        if not objects and any(isinstance(event, Rejected) for event in object_events):
+            # A record would wrongly say that the image contains no objects.
             reason = "every object of it was rejected"
             yield Rejected(id=entry.id, item_type=ItemType.IMAGE, reason=reason, file=entry.file)
             return
         turns: list[Turn] = []
         for raw in entry.turns:
-            if raw.turn is not None and _legible(raw.turn.question, raw.turn.answer):
+            if raw.turn is not None and _is_utf8(raw.turn.question, raw.turn.answer):
                 turns.append(raw.turn)
             else:
-                reason = raw.problem or _ILLEGIBLE
+                reason = raw.problem or _BAD_ENCODING
                 yield Rejected(id=entry.id, item_type=ItemType.QUESTION, reason=reason, file=entry.file)
-        captions = tuple(text.strip() for text in entry.captions if text.strip() and _legible(text))
+        captions = tuple(text.strip() for text in entry.captions if text.strip() and _is_utf8(text))
         for text in entry.captions:
-            if not text.strip() or not _legible(text):
-                reason = _ILLEGIBLE if text.strip() else "empty"
+            if not text.strip() or not _is_utf8(text):
+                reason = _BAD_ENCODING if text.strip() else "empty"
                 yield Rejected(id=entry.id, item_type=ItemType.CAPTION, reason=reason, file=entry.file)
         tasks = self._tasks(turns=turns, captions=captions, objects=objects)
         if not tasks:
-            reason = f"nothing of it is left for {', '.join(self._card.tasks)}"
+            reason = f"nothing valid is left for {', '.join(self._card.tasks)}"
             yield Rejected(id=entry.id, item_type=ItemType.IMAGE, reason=reason, file=entry.file)
             return
         split = self._card.split(entry.id, entry.split)
@@ -169,11 +172,11 @@ class _Judge:
             turns=tuple(turns),
             references=captions,
             objects=objects,
-            complete=entry.complete and not complaints,
+            complete=entry.complete and not object_events,
         )
 
     def _image(self, entry: Entry, paths: Sequence[Path]) -> tuple[ItemType, str, bytes, tuple[int, int]]:
-        """(kind, problem or "", bytes, (width, height))."""
+        """Return (item type to reject, problem or "", image bytes, (width, height))."""
         nothing = b"", (0, 0)
         if entry.problem:
             return ItemType.ANNOTATION, entry.problem, *nothing
@@ -190,18 +193,20 @@ class _Judge:
                 height, width = decode(data).shape[:2]
         except OSError as error:
             return ItemType.IMAGE, f"image cannot be read: {error.strerror}", *nothing
-        except (EarthGPTError, Image.DecompressionBombError) as error:  # the latter: cut such scenes into tiles
+        except (EarthGPTError, Image.DecompressionBombError) as error:  # huge scenes need `tile` in the card
             return ItemType.IMAGE, str(error), *nothing
         if all(entry.size) and entry.size != (width, height):
-            # Boxes of an image that was resized, or of another image.
-            said = "x".join(map(str, entry.size))
-            return ItemType.ANNOTATION, f"the annotation is of a {said} image, the image is {width}x{height}", *nothing
+            # The image was resized after annotation, or the annotation belongs to another image.
+            annotated = "x".join(map(str, entry.size))
+            reason = f"the annotation is of a {annotated} image, the image is {width}x{height}"
+            return ItemType.ANNOTATION, reason, *nothing
         return ItemType.IMAGE, "", data, (width, height)
 
     def _objects(self, entry: Entry, width: int, height: int) -> tuple[tuple[Object, ...], list[Event]]:
+        """Return the valid objects, and the events of those that are rejected or dropped."""
         kept: list[Object] = []
         events: list[Event] = []
-        # Also what is rejected counts here: a second ship with a bad box is still a second ship.
+        # Rejected objects count too: a second ship with an invalid box is still a second ship.
         present: collections.Counter[str] = collections.Counter()
         for raw in entry.objects:
             if raw.name in self._card.drop:
@@ -211,8 +216,8 @@ class _Judge:
             label = self._card.label(raw.name)
             present[label] += 1
             polygon, problem = self._polygon(raw, entry, width, height)
-            if not _legible(raw.name, raw.phrase):
-                problem = problem or _ILLEGIBLE
+            if not _is_utf8(raw.name, raw.phrase):
+                problem = problem or _BAD_ENCODING
             elif not label:
                 problem = problem or f"unknown class {raw.name!r}"
             if polygon is None or problem:
@@ -220,17 +225,18 @@ class _Judge:
                 continue
             difficult = raw.difficult >= self._card.difficult_from
             kept.append(Object(label=label, polygon=polygon, difficult=difficult, phrase=raw.phrase))
-        # Where nobody wrote a phrase, it is template text, true because the object is alone of its class.
-        # An object of unknown class might be of any, so then nothing is said.
-        named = [
+        # An object without a phrase gets a template phrase if it is the only one of its class. An object of unknown
+        # class may belong to any class, so its presence prevents this.
+        with_phrases = [
             dataclasses.replace(item, phrase=f"the only {item.label}")
             if not item.phrase and present[item.label] == 1 and not present[""] and entry.complete
             else item
             for item in kept
         ]
-        return tuple(named), events
+        return tuple(with_phrases), events
 
     def _polygon(self, raw: RawObject, entry: Entry, width: int, height: int) -> tuple[np.ndarray | None, str]:
+        """Return (the polygon in pixels, f64[8], or None; problem or "")."""
         if raw.problem or raw.polygon is None:
             return None, raw.problem or "no box"
         points = np.asarray(raw.polygon, np.float64)
@@ -247,15 +253,18 @@ class _Judge:
             if width and height:
                 x0, y0, x1, y1 = max(x0, 0), max(y0, 0), min(x1, width), min(y1, height)
             polygon = rect_to_polygon(x0, y0, x1, y1)
-            if degeneracy(polygon, width=width, height=height):  # it only touched the border
-                return None, "degenerate box: nothing of it is inside of the image"
+            if degeneracy(polygon, width=width, height=height):  # the object only touches the border
+                return None, "degenerate box: nothing of it is inside the image"
         return polygon, ""
 
     def _tasks(self, *, turns: Sequence[Turn], captions: Sequence[str], objects: Sequence[Object]) -> tuple[Task, ...]:
-        """What the truth is good for: no boxes is a truth too, no caption or question is none."""
+        """Return the tasks that the record has ground truth for.
+
+        An image without objects is valid for detection, but one without captions is not valid for captioning.
+        """
         phrases = [item.phrase for item in objects if item.phrase]
-        truth = {Task.CAPTION: captions, Task.VQA: turns, **dict.fromkeys(_OBJECT_TASKS, phrases)}
-        tasks = tuple(task for task in self._card.tasks if truth.get(task, True))
+        truth_of = {Task.CAPTION: captions, Task.VQA: turns, **dict.fromkeys(_OBJECT_TASKS, phrases)}
+        tasks = tuple(task for task in self._card.tasks if truth_of.get(task, True))
         if phrases:
             tasks = (*tasks, *(task for task in _OBJECT_TASKS if task not in tasks))
         return tasks

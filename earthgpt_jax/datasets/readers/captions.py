@@ -1,6 +1,7 @@
-"""Karpathy's caption JSON: `images` with `filename`, `split` and `sentences`, each with its `raw` text.
+"""Read caption datasets in the JSON layout of Karpathy and Fei-Fei (2015).
 
-Repeated captions stay: images with fewer than five distinct ones are padded by repetition in some releases.
+The file holds `images`, each with `filename`, `split` and `sentences`; each sentence has its text under `raw`.
+Repeated captions are kept, because some releases repeat captions to reach five per image.
 """
 
 from __future__ import annotations
@@ -27,5 +28,5 @@ def parse(part: Part, card: Card) -> Iterator[Entry]:
 
 
 def _text(sentence: Any) -> str:
-    """ "" where there is none: it is counted, and rejected as empty."""
+    """Return the text of a sentence, or "" if it has none; empty captions are counted, then rejected."""
     return str(sentence.get("raw") or "") if isinstance(sentence, dict) else ""

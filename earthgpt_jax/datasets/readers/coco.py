@@ -1,4 +1,8 @@
-"""COCO JSON: `bbox` x, y, w, h; with `orientation: rotated` the smallest rotated box around the segmentation."""
+"""Read COCO detection JSON.
+
+Boxes are `bbox` [x, y, w, h]. If the card says `orientation: rotated`, they are the minimum-area rotated rectangles
+around the `segmentation` polygons.
+"""
 
 from __future__ import annotations
 
@@ -18,38 +22,38 @@ from earthgpt_jax.datasets.readers.events import (
     Part,
     RawObject,
     Rejected,
-    identity,
-    number,
-    whole,
+    hashable_id,
+    parse_number,
+    int_or_zero,
 )
 
 
 def parse(part: Part, card: Card) -> Iterator[Entry | Event]:
-    box = _outline if card.orientation is Orientation.ROTATED else upright
+    box = _rotated_box if card.orientation is Orientation.ROTATED else horizontal_box
     yield from entries(part, annotations="annotations", file_name="file_name", box=box)
 
 
 def entries(
     part: Part, *, annotations: str, file_name: str, box: Callable[[dict[str, Any]], np.ndarray]
 ) -> Iterator[Entry | Event]:
-    """The entries of a JSON file of COCO's build.
+    """Yield the entries of a JSON file with COCO's structure.
 
     Args:
-        annotations: key of the list of boxes.
+        annotations: key of the list of annotations.
         file_name: key of an image's file name.
-        box: an annotation's corners, f64[8], pixels; raises ValueError.
+        box: returns the corners of an annotation, f64[8], pixels; raises ValueError if it has no valid box.
     """
     file = part.name(part.paths["annotations"])
-    names = {identity(row.get("id")): str(row.get("name")) for row in part.rows("annotations", "categories")}
+    names = {hashable_id(row.get("id")): str(row.get("name")) for row in part.rows("annotations", "categories")}
     objects: dict[Any, list[RawObject]] = collections.defaultdict(list)
     for row in part.rows("annotations", annotations):
-        objects[identity(row.get("image_id"))].append(_object(row, names, box))
+        objects[hashable_id(row.get("image_id"))].append(_object(row, names, box))
     seen = set()
     for row in part.rows("annotations", "images"):
-        name, key = str(row.get(file_name) or ""), identity(row.get("id"))
+        name, key = str(row.get(file_name) or ""), hashable_id(row.get("id"))
         problem = "" if name else f"no {file_name}"
         if key is None or key in seen:
-            # Whose boxes these are cannot be told, and without boxes it would claim to be empty.
+            # Its boxes cannot be identified, and without boxes the record would wrongly say that the image is empty.
             problem = "no id" if key is None else f"a second image with the id {key!r}"
         seen.add(key)
         yield Entry(
@@ -57,15 +61,15 @@ def entries(
             image=name,
             file=file,
             split=part.split,
-            size=(whole(row.get("width")), whole(row.get("height"))),
+            size=(int_or_zero(row.get("width")), int_or_zero(row.get("height"))),
             problem=problem,
             objects=tuple(objects.pop(key, ())),
         )
-    yield from _orphans(objects, file)
+    yield from _unmatched(objects, file)
 
 
-def _orphans(objects: dict[Any, list[RawObject]], file: str) -> Iterator[Event]:
-    """Annotations of images that the file does not list."""
+def _unmatched(objects: dict[Any, list[RawObject]], file: str) -> Iterator[Event]:
+    """Reject the annotations of images that the file does not list."""
     for image, rows in objects.items():
         yield Native(item_type=ItemType.OBJECT, count=len(rows))
         reason = f"missing pair: no image has the id {image!r}"
@@ -73,7 +77,7 @@ def _orphans(objects: dict[Any, list[RawObject]], file: str) -> Iterator[Event]:
 
 
 def _object(row: dict[str, Any], names: dict[Any, str], box: Callable[[dict[str, Any]], np.ndarray]) -> RawObject:
-    name = names.get(identity(row.get("category_id")), f"category {row.get('category_id')!r}")
+    name = names.get(hashable_id(row.get("category_id")), f"category {row.get('category_id')!r}")
     difficult = int(any(row.get(flag) for flag in ("iscrowd", "ignore", "difficult")))
     try:
         return RawObject(name=name, polygon=box(row), difficult=difficult)
@@ -81,19 +85,23 @@ def _object(row: dict[str, Any], names: dict[Any, str], box: Callable[[dict[str,
         return RawObject(name=name, polygon=None, problem=str(error))
 
 
-def upright(row: dict[str, Any]) -> np.ndarray:
-    """`bbox` x, y, w, h as corners."""
+def horizontal_box(row: dict[str, Any]) -> np.ndarray:
+    """Return the corners of `bbox` [x, y, w, h], f64[8].
+
+    Raises:
+        ValueError: the box is missing or degenerate.
+    """
     x, y, w, h = box_numbers(row, 4)
     if w <= 0 or h <= 0:
         raise ValueError(f"degenerate box: expected sides above 0, got {w:g} x {h:g}")
     return rect_to_polygon(x, y, x + w, y + h)
 
 
-def _outline(row: dict[str, Any]) -> np.ndarray:
+def _rotated_box(row: dict[str, Any]) -> np.ndarray:
     rings = row.get("segmentation")
     if not isinstance(rings, list) or not rings or not all(isinstance(ring, list) for ring in rings):
         raise ValueError("no polygon in `segmentation`")
-    numbers = [number(value) for ring in rings for value in ring]
+    numbers = [parse_number(value) for ring in rings for value in ring]
     if len(numbers) % 2 or len(numbers) < 6:
         raise ValueError(f"degenerate box: expected 3 or more points, got {len(numbers)} numbers")
     try:
@@ -103,8 +111,12 @@ def _outline(row: dict[str, Any]) -> np.ndarray:
 
 
 def box_numbers(row: dict[str, Any], count: int) -> list[float]:
-    """The `count` numbers of `bbox`."""
+    """Return the numbers of `bbox`.
+
+    Raises:
+        ValueError: `bbox` is not a list of `count` numbers.
+    """
     values = row.get("bbox")
     if not isinstance(values, list) or len(values) != count:
         raise ValueError(f"expected {count} numbers in bbox, got {values!r}")
-    return [number(value) for value in values]
+    return [parse_number(value) for value in values]

@@ -1,12 +1,12 @@
-"""DIOR-RSVG: VOC XML whose objects have a `description`, and splits that are lists of running object indices.
+"""Read DIOR-RSVG: VOC XML with a `description` per object, and split files that list object indices.
 
-An index counts the objects of all XML files in the order of their names, from 0 (`data_loader.py` of
-ZhanYang-nwpu/RSVG-pytorch). One file too many or too few would shift every later object into another split, so files
-and lists have to agree exactly: the lists hold each index of the objects that there are, once.
+An index numbers the objects of all XML files, sorted by file name, from 0 (`data_loader.py` of
+ZhanYang-nwpu/RSVG-pytorch). One extra or missing file would shift every later object into another split. The reader
+therefore requires that the lists contain each object index exactly once.
 
-Objects of one image fall into different splits. A record is an image, so it goes to the strictest of them - test
-before val before train - and its objects of the other splits are dropped. Test is whole, and nothing of a test image
-is trained on; the official training set has such images.
+The official splits divide objects, so one image may occur in several splits. A record is one image: it goes to the
+strictest of its splits (test before val before train), and its objects of the other splits are dropped. This keeps
+every test object and never trains on a test image, which the official training set does.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from earthgpt_jax.datasets.cards import SPLITS, Card
 from earthgpt_jax.datasets.readers import voc
 from earthgpt_jax.datasets.readers.events import Dropped, Entry, Event, ItemType, Native, Part, read_text
 
-_DIALECT = voc.Dialect(box=voc.upright, phrase="description")
+_DIALECT = voc.Dialect(box=voc.horizontal_box, phrase="description")
 _STRICTEST_FIRST = ("test", "val", "train")
 
 
@@ -28,17 +28,18 @@ def parse(part: Part, card: Card) -> Iterator[Entry | Event]:
     entries = [voc.entry(path, text, _DIALECT, part) for path, text in part.texts("annotations", ".xml")]
     if broken := [entry for entry in entries if entry.problem]:
         raise EarthGPTError(
-            f"card {card.name}: {broken[0].file}: {broken[0].problem}; how many objects it holds is not known, so the "
-            f"split of no later one is. Fetch the annotations again ({len(broken)} such files)"
+            f"card {card.name}: {broken[0].file}: {broken[0].problem}; the number of its objects is unknown, and with it "
+            f"the split of every later object. Download the annotations again (damaged files: {len(broken)})"
         )
     splits = _splits(part, objects=sum(len(entry.objects) for entry in entries), files=len(entries))
     start = 0
     for entry in entries:
-        yield from _divided(entry, splits[start : start + len(entry.objects)])
+        yield from _single_split(entry, splits[start : start + len(entry.objects)])
         start += len(entry.objects)
 
 
-def _divided(entry: Entry, splits: Sequence[str]) -> Iterator[Entry | Event]:
+def _single_split(entry: Entry, splits: Sequence[str]) -> Iterator[Entry | Event]:
+    """Assign an image to the strictest split of its objects, and drop its objects of other splits."""
     if not splits:
         yield dataclasses.replace(entry, problem="no objects, so no split")
         return
@@ -47,29 +48,29 @@ def _divided(entry: Entry, splits: Sequence[str]) -> Iterator[Entry | Event]:
         if other != split:
             yield Native(item_type=ItemType.OBJECT, count=count)
             yield Dropped(item_type=ItemType.OBJECT, reason=f"of {other}, but its image is of {split}", count=count)
-    kept = tuple(item for item, own in zip(entry.objects, splits, strict=True) if own == split)
+    kept = tuple(item for item, its_split in zip(entry.objects, splits, strict=True) if its_split == split)
     yield dataclasses.replace(entry, split=split, objects=kept)
 
 
 def _splits(part: Part, *, objects: int, files: int) -> list[str]:
-    """The split of each object.
+    """Return the split of each object.
 
     Raises:
-        EarthGPTError: the lists are not of these objects.
+        EarthGPTError: the lists do not contain each object index exactly once.
     """
-    found: dict[int, str] = {}
+    split_of: dict[int, str] = {}
     for split in SPLITS:
         path = part.paths[f"objects_{split}"]
         for line in filter(None, map(str.strip, read_text(path).splitlines())):
             if not (line.isascii() and line.isdigit()):
-                raise EarthGPTError(f"{path}: expected the index of an object a line, got {line!r}; fetch it again")
-            if int(line) in found:
-                raise EarthGPTError(f"{path}: {line} is also in {found[int(line)]}; a split would leak")
-            found[int(line)] = split
-    if sorted(found) != list(range(objects)):
+                raise EarthGPTError(f"{path}: expected one object index per line, got {line!r}; download it again")
+            if int(line) in split_of:
+                raise EarthGPTError(f"{path}: {line} is also in {split_of[int(line)]}; the splits would overlap")
+            split_of[int(line)] = split
+    if sorted(split_of) != list(range(objects)):
         raise EarthGPTError(
-            f"{part.paths['annotations']}: expected the {len(found)} objects that the lists of splits number"
-            f"{f' 0 to {max(found)}' if found else ''}, got {objects} in {files} files. A missing or an extra file "
-            "shifts every later object into another split; fetch annotations and lists together"
+            f"{part.paths['annotations']}: expected the {len(split_of)} objects of the split lists"
+            f"{f', numbered 0 to {max(split_of)}' if split_of else ''}; got {objects} in {files} files. A missing or "
+            "extra file shifts every later object into another split; download annotations and lists together"
         )
-    return [found[index] for index in range(objects)]
+    return [split_of[index] for index in range(objects)]

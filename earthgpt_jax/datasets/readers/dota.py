@@ -1,10 +1,10 @@
-"""DOTA labelTxt, one file an image: `x1 y1 ... x4 y4 class [difficult]`, pixels.
+"""Read DOTA `labelTxt` files and the similar files of UCAS-AOD: one text file per image, one object per line.
 
-`imagesource:` and `gsd:` header lines may stand first (tiles and DOTA 2.0 have none). Corners may lie
-outside of the image. In tiles, difficult 2 marks an object cut by the tile's border.
+DOTA: `x1 y1 ... x4 y4 class [difficult]` in pixels, after optional header lines `imagesource:` and `gsd:` (tiles and
+DOTA 2.0 have none). Corners may lie outside the image. In tiles, difficult 2 marks an object cut by the tile border.
 
-UCAS-AOD writes `x1 y1 ... x4 y4 theta x y w h`: the corners are read, not the angle (degrees) and the upright box
-(its left top, width and height); the class is that of the folder, `label` in the card's layout.
+UCAS-AOD: `x1 y1 ... x4 y4 theta x y w h`. The corners are used; the angle (degrees) and the horizontal box (top left,
+width, height) are ignored. The class is that of the folder, given as `label` in the card's layout.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from earthgpt_jax.datasets.cards import Card
-from earthgpt_jax.datasets.readers.events import Entry, Part, RawObject, number
+from earthgpt_jax.datasets.readers.events import Entry, Part, RawObject, parse_number
 from earthgpt_jax.datasets.readers.object_lines import entries
 
 _HEADERS = ("imagesource", "gsd", "acquisition dates")
@@ -25,7 +25,7 @@ def parse(part: Part, card: Card) -> Iterator[Entry]:
 
 
 def parse_ucas_aod(part: Part, card: Card) -> Iterator[Entry]:
-    return entries(part, lambda line: _unnamed(line, part.label))
+    return entries(part, lambda line: _ucas_object(line, part.label))
 
 
 def _is_header(line: str) -> bool:
@@ -40,18 +40,18 @@ def _object(line: str) -> RawObject | None:
     if len(fields) < 9:
         return RawObject(name="", polygon=None, problem=f"expected 8 coordinates and a class, got {len(fields)} fields")
     try:
-        polygon = np.array([number(field) for field in fields[:8]])
-        difficult = int(number(fields[9])) if len(fields) > 9 else 0
+        polygon = np.array([parse_number(field) for field in fields[:8]])
+        difficult = int(parse_number(fields[9])) if len(fields) > 9 else 0
     except ValueError as error:
         return RawObject(name=fields[8], polygon=None, problem=str(error))
     return RawObject(name=fields[8], polygon=polygon, difficult=difficult)
 
 
-def _unnamed(line: str, label: str) -> RawObject:
+def _ucas_object(line: str, label: str) -> RawObject:
     fields = line.split()
     try:
         if len(fields) != 13:
             raise ValueError(f"expected 8 coordinates, an angle and x, y, w, h, got {len(fields)} fields")
-        return RawObject(name=label, polygon=np.array([number(field) for field in fields[:8]]))
+        return RawObject(name=label, polygon=np.array([parse_number(field) for field in fields[:8]]))
     except ValueError as error:
         return RawObject(name=label, polygon=None, problem=str(error))

@@ -1,4 +1,4 @@
-"""What a reader yields beside records, and what a format's parser hands to `assemble`."""
+"""Data types of the readers: the events that a reader yields, and the entries that a parser passes to `assemble`."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ _T = TypeVar("_T")
 
 
 class ItemType(enum.StrEnum):
+    """What a count counts. Builds check native = kept + quarantined + dropped for each type."""
+
     IMAGE = "image"
     ANNOTATION = "annotation"
     OBJECT = "object"
@@ -27,13 +29,13 @@ class ItemType(enum.StrEnum):
 
     @property
     def counted_as(self) -> ItemType:
-        """An annotation that fails as a whole takes its image along: the two are one unit of the count."""
+        """The type under which an item is counted: rejecting an image's whole annotation rejects the image."""
         return ItemType.IMAGE if self is ItemType.ANNOTATION else self
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Rejected:
-    """Goes to the quarantine: bad input with its reason."""
+    """An invalid native item and the reason; it is written to the quarantine file."""
 
     id: str
     item_type: ItemType
@@ -44,7 +46,7 @@ class Rejected:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Dropped:
-    """Left out by a declared rule of the card."""
+    """A native item that a rule of the card excludes."""
 
     item_type: ItemType
     reason: str
@@ -53,7 +55,7 @@ class Dropped:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Native:
-    """How much the native files hold, counted before anything is judged."""
+    """The number of items in the native files, counted before validation."""
 
     item_type: ItemType
     count: int = 1
@@ -64,9 +66,14 @@ Event = Record | Rejected | Dropped | Native
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RawObject:
-    """One native object; `polygon` f64[8], pixels, or fractions of the image or square if its entry says so.
+    """One native object.
 
-    `phrase`: the source's own description of it; "" if it has none.
+    Attributes:
+        name: native class name.
+        polygon: f64[8], the corners in pixels, or as fractions if the entry says so; None if it could not be parsed.
+        difficult: native difficulty flag; the card says from which value on an object counts as difficult.
+        phrase: the dataset's own description of the object; "" if it has none.
+        problem: why the object cannot be used; "" if it can.
     """
 
     name: str
@@ -78,7 +85,7 @@ class RawObject:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RawTurn:
-    """One native question; a `problem` sends it to the quarantine."""
+    """One native question with its answer; with a `problem`, it goes to the quarantine file."""
 
     turn: Turn | None
     problem: str = ""
@@ -86,18 +93,19 @@ class RawTurn:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One native unit: an image's annotation.
+    """The native annotation of one image.
 
     Attributes:
-        id: native id, without split.
-        image: name of the image file, with or without suffix; "" where images do not ship.
+        id: native id, without the split.
+        image: name of the image file, with or without suffix; "" where the dataset has no image files.
         file: the annotation file, relative to the dataset folder.
         split: native split; "" if unknown.
-        size: (width, height) by the annotation; 0 where unknown.
+        size: (width, height) in pixels according to the annotation; 0 where unknown.
         problem: why the annotation as a whole cannot be used.
-        fractions: polygons are fractions of the image.
+        label: native scene class; "" if there is none.
+        fractions: polygons are fractions of the image's width and height.
         squared: polygons are fractions of the square that the image is padded to.
-        complete: every object of the card's classes is annotated, so one that is alone of its class is the only one.
+        complete: all objects of the card's classes are annotated, so the only annotated ship is the only ship.
     """
 
     id: str
@@ -117,15 +125,15 @@ class Entry:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Part:
-    """One part of a card's layout, resolved.
+    """One part of a card's layout, with absolute paths.
 
     Attributes:
         base: the dataset folder.
         paths: role ("annotations", "images", ...) -> path.
-        split: the native split of everything in it; "" if it has none.
-        prefix: comes before native ids, where parts would share them.
-        only: a pattern; of a file about many images, the part is those whose native path matches.
-        label: the class of all its objects, where the files do not say it.
+        split: the native split of all entries; "" if it is not known from the layout.
+        prefix: put before native ids that would otherwise occur in several parts.
+        only: a regular expression; only images whose native path matches belong to the part.
+        label: the class of all objects, for formats that do not write it into the files.
     """
 
     base: Path
@@ -136,66 +144,73 @@ class Part:
     label: str = ""
 
     def name(self, path: Path) -> str:
-        """A file relative to the dataset folder, as messages show it."""
+        """Return a file's path relative to the dataset folder, as messages show it."""
         return path.relative_to(self.base).as_posix()
 
-    def load_json(self, role: str, kind: type[_T]) -> _T:
-        """The JSON file of a role; its top must be a `kind`.
+    def load_json(self, role: str, expected: type[_T]) -> _T:
+        """Return the content of a role's JSON file, whose top level must be of type `expected`.
 
         Raises:
-            EarthGPTError: unreadable: without its annotation file nothing of a part can be counted.
+            EarthGPTError: as for the function `load_json`. It is fatal, because without its annotation file no item
+                of a part can be counted.
         """
-        return load_json(self.paths[role], kind)
+        return load_json(self.paths[role], expected)
 
     def files(self, role: str, suffix: str) -> tuple[Path, ...]:
-        """The file of a role, or every file with this suffix in and below its folder.
+        """Return the file of a role, or all files with this suffix in its folder and subfolders.
 
         Raises:
-            EarthGPTError: the folder has none.
+            EarthGPTError: the folder contains no such file.
         """
         path = self.paths[role]
         if not path.is_dir():
             return (path,)
-        found = tuple(sorted(below for below in path.rglob(f"*{suffix}") if below.is_file()))
-        if not found:
+        files = tuple(sorted(file for file in path.rglob(f"*{suffix}") if file.is_file()))
+        if not files:
             raise EarthGPTError(f"{path}: expected files ending in {suffix}, found none; see the card's layout")
-        return found
+        return files
 
     def rows(self, role: str, key: str) -> list[Any]:
-        """The list under `key` of a role's JSON object; each row must be an object."""
+        """Return the list of JSON objects under `key` of a role's JSON file.
+
+        Raises:
+            EarthGPTError: the file is unreadable, or there is no such list of objects.
+        """
         rows = self.load_json(role, dict).get(key)
         if not isinstance(rows, list):
             raise EarthGPTError(f"{self.paths[role]}: expected a list under {key!r}, got {type(rows).__name__}")
         for index, row in enumerate(rows):
             if not isinstance(row, dict):
                 where = f"{self.paths[role]}: row {index} of {key!r}"
-                raise EarthGPTError(f"{where}: expected an object, got {row!r:.60}; fetch the file again")
+                raise EarthGPTError(f"{where}: expected an object, got {row!r:.60}; download the file again")
         return rows
 
     def texts(self, role: str, suffix: str) -> Iterator[tuple[Path, str]]:
-        """(path, text) of every file of a folder with this suffix; bytes that are not UTF-8 are replaced."""
+        """Yield (path, text) of each file with this suffix in a role's folder; invalid UTF-8 bytes are replaced."""
         for path in sorted(self.paths[role].iterdir()):
             if path.suffix.lower() == suffix:
                 yield path, read_text(path)
 
 
-def load_json(path: Path, kind: type[_T]) -> _T:
-    """A JSON file; its top must be a `kind`. Bytes that are not UTF-8 are replaced: the texts with them are rejected.
+def load_json(path: Path, expected: type[_T]) -> _T:
+    """Return the content of a JSON file whose top level must be of type `expected`.
+
+    Invalid UTF-8 bytes are replaced; validation later rejects the texts that contain them.
 
     Raises:
-        EarthGPTError: unreadable, or another top.
+        EarthGPTError: the file is unreadable, or its top level is of another type.
     """
     try:
         value = json.loads(read_text(path).removeprefix("\ufeff"))
     except ValueError as error:
-        raise EarthGPTError(f"{path}: cannot be read as JSON: {error}; fetch the file again") from error
-    if not isinstance(value, kind):
-        raise EarthGPTError(f"{path}: expected a {kind.__name__}, got {type(value).__name__}")
+        raise EarthGPTError(f"{path}: cannot be read as JSON: {error}; download the file again") from error
+    if not isinstance(value, expected):
+        raise EarthGPTError(f"{path}: expected a {expected.__name__}, got {type(value).__name__}")
     return value
 
 
 def read_text(path: Path) -> str:
-    """The text of a file; bytes that are not UTF-8 are replaced.
+    """Return the text of a file, with invalid UTF-8 bytes replaced.
 
     Raises:
         EarthGPTError: the file cannot be read.
@@ -203,14 +218,14 @@ def read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8", errors="replace")
     except OSError as error:
-        raise EarthGPTError(f"{path}: cannot be read: {error.strerror}; see to its rights, or remove it") from error
+        raise EarthGPTError(f"{path}: cannot be read: {error.strerror}; check its permissions, or remove it") from error
 
 
-def number(text: object) -> float:
-    """A finite float.
+def parse_number(text: object) -> float:
+    """Return `text` as a finite float.
 
     Raises:
-        ValueError: saying what came instead; parsers make it an object's `problem`.
+        ValueError: it is not one. Parsers use the message as an object's `problem`.
     """
     try:
         value = float(text)  # type: ignore[arg-type]
@@ -221,24 +236,24 @@ def number(text: object) -> float:
     return value
 
 
-def whole(value: object) -> int:
-    """An integer, 0 where nothing sensible is written: only sizes and flags are read so."""
+def int_or_zero(value: object) -> int:
+    """Return `value` as an integer, or 0 if it is not a number; for optional sizes and flags."""
     try:
-        return int(number(value))
+        return int(parse_number(value))
     except ValueError:
         return 0
 
 
-def plain(value: object) -> str:
-    """Text, or a number as text; "" for anything else that JSON may hold."""
+def text_or_empty(value: object) -> str:
+    """Return a JSON string or number as stripped text, and "" for any other JSON value."""
     return str(value).strip() if isinstance(value, str | int | float) else ""
 
 
-def identity(value: object) -> int | str | None:
-    """A native id as a key; what is no number and no text cannot be one and stands as its text."""
+def hashable_id(value: object) -> int | str | None:
+    """Return a native JSON id as a dictionary key; lists and objects, which are invalid ids, become their repr."""
     return value if value is None or isinstance(value, int | str) else repr(value)
 
 
 def is_image(path: Path) -> bool:
-    """By its suffix, in any case."""
+    """Return whether the suffix is that of an image format, in upper or lower case."""
     return path.suffix.lower() in {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp"}

@@ -1,4 +1,4 @@
-"""Class folders: `<class>/<image>`; the folder's name is the scene class. An empty folder holds nothing."""
+"""Read class folders, `<class>/<image>`: the folder name is the scene class of its images."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""HIT-UAV's JSON, nearly COCO, in two dialects.
+"""Read the two JSON files of HIT-UAV, which are close to COCO's format.
 
-`normal_json.json`: list under `annotation`, bbox x, y, w, h. `rotate_json.json`: list under `annotations`,
-bbox cx, cy, w, h, angle (radians, clockwise on screen). Both name images by `filename`.
+`normal_json.json` has its annotations under `annotation`, with bbox [x, y, w, h]. `rotate_json.json` has them under
+`annotations`, with bbox [cx, cy, w, h, angle] (radians, clockwise on screen). Both name images by `filename`.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ import numpy as np
 from earthgpt_jax.boxes import rotated_to_polygon
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.datasets.cards import Card
-from earthgpt_jax.datasets.readers.coco import box_numbers, entries, upright
+from earthgpt_jax.datasets.readers.coco import box_numbers, entries, horizontal_box
 from earthgpt_jax.datasets.readers.events import Entry, Event, Part
 
 
 def parse(part: Part, card: Card) -> Iterator[Entry | Event]:
     content = part.load_json("annotations", dict)
-    dialects = {"annotation": upright, "annotations": _rotated}
-    found = [key for key in dialects if isinstance(content.get(key), list)]
-    if len(found) != 1:
+    box_of = {"annotation": horizontal_box, "annotations": _rotated_box}
+    keys = [key for key in box_of if isinstance(content.get(key), list)]
+    if len(keys) != 1:
         path = part.paths["annotations"]
         raise EarthGPTError(f"{path}: expected one list, `annotation` or `annotations`; got {sorted(content)}")
-    yield from entries(part, annotations=found[0], file_name="filename", box=dialects[found[0]])
+    yield from entries(part, annotations=keys[0], file_name="filename", box=box_of[keys[0]])
 
 
-def _rotated(row: dict[str, Any]) -> np.ndarray:
+def _rotated_box(row: dict[str, Any]) -> np.ndarray:
     cx, cy, w, h, angle = box_numbers(row, 5)
     if w <= 0 or h <= 0:
         raise ValueError(f"degenerate box: expected sides above 0, got {w:g} x {h:g}")

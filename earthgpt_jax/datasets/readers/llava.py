@@ -1,11 +1,11 @@
-"""LLaVA's JSON, a list of {image, conversations: [{from: human|gpt, value}, ...]}; the released MMRS-1M is one.
+"""Read LLaVA's JSON, the format of the released MMRS-1M: a list of {image, conversations}.
 
-What the answers are, the first task of the card says; `_TAKES` is the table. All dialogues about an image make
-one record. Captions that follow each other as turns of one dialogue become references, so that none of them stands
-in the context of another. Boxes are fractions of the padded square, read by `geometry.parse`.
+`conversations` is a list of {from: human or gpt, value}. The card's first task says how answers are interpreted, by
+the table `_CONVERTERS`. All dialogues about an image become one record. Captions become references, even if they were
+turns of one dialogue, so that no caption is in the context of another. Boxes are fractions of the padded square and
+are parsed by `boxes.parse`.
 
-A folder of the image's path that is called train, val or test is its split. `image_path` stands for `image` in
-some files.
+A folder named train, val or test in the image path is the split. Some files say `image_path` instead of `image`.
 """
 
 from __future__ import annotations
@@ -30,49 +30,52 @@ from earthgpt_jax.datasets.readers.events import (
     RawTurn,
     Rejected,
     load_json,
-    plain,
+    text_or_empty,
 )
 from earthgpt_jax.records import Task, Turn
 
 _Pairs = Sequence[tuple[str, str]]  # (question, answer)
-_NOTHING = "There are no objects in the image."
-_REGION = "object"  # the label of a region that only a phrase describes
+_NO_OBJECTS = "There are no objects in the image."
+_REGION_LABEL = "object"  # for regions that have a phrase but no class
 _DESCRIBED = re.compile(r"described as\s*:\s*(?P<phrase>.+?)\s*(in this remote sensing image)?\s*\.?\s*$", re.S | re.I)
 
 
 def parse(part: Part, card: Card) -> Iterator[Entry | Event]:
-    if card.tasks[0] not in _TAKES:
-        raise EarthGPTError(f"card {card.name}: llava is read for {', '.join(_TAKES)}, got {card.tasks[0]}")
+    if card.tasks[0] not in _CONVERTERS:
+        raise EarthGPTError(
+            f"card {card.name}: format llava expects one of the tasks {', '.join(_CONVERTERS)} first, "
+            f"got {card.tasks[0]}; change `tasks`"
+        )
     pairs: dict[str, list[tuple[str, str]]] = {}
     problems: dict[str, str] = {}
     files: dict[str, str] = {}
-    others: set[str] = set()
+    excluded: set[str] = set()
     for path in part.files("annotations", ".json"):
         for number, row in enumerate(load_json(path, list)):
             row = row if isinstance(row, dict) else {}
-            image = (plain(row.get("image")) or plain(row.get("image_path"))).replace("\\", "/")
+            image = (text_or_empty(row.get("image")) or text_or_empty(row.get("image_path"))).replace("\\", "/")
             if not image:
                 yield Native(item_type=ItemType.IMAGE)
                 where = f"row {number}"
                 yield Rejected(id=where, item_type=ItemType.ANNOTATION, reason="no image", file=part.name(path))
             elif not re.search(part.only, image):
-                others.add(image)
+                excluded.add(image)
             else:
-                said, problem = _pairs(row.get("conversations"))
-                pairs.setdefault(image, []).extend(said)
+                dialogue, problem = _pairs(row.get("conversations"))
+                pairs.setdefault(image, []).extend(dialogue)
                 files.setdefault(image, part.name(path))
                 if problem:
                     problems.setdefault(image, f"row {number}: {problem}")
-    if others:
-        yield Native(item_type=ItemType.IMAGE, count=len(others))
-        yield Dropped(item_type=ItemType.IMAGE, reason=f"its path does not match {part.only}", count=len(others))
-    for image, said in pairs.items():
-        content = _TAKES[card.tasks[0]](said)
+    if excluded:
+        yield Native(item_type=ItemType.IMAGE, count=len(excluded))
+        yield Dropped(item_type=ItemType.IMAGE, reason=f"its path does not match {part.only}", count=len(excluded))
+    for image, image_pairs in pairs.items():
+        content = _CONVERTERS[card.tasks[0]](image_pairs)
         content["problem"] = problems.get(image, content.get("problem", ""))
-        below = _below(image, part)
+        path_below = _relative_to_images(image, part)
         yield Entry(
-            id=part.prefix + below.rsplit(".", 1)[0],
-            image=below,
+            id=part.prefix + path_below.rsplit(".", 1)[0],
+            image=path_below,
             file=files[image],
             split=_split(image) or part.split,
             squared=True,
@@ -80,8 +83,8 @@ def parse(part: Part, card: Card) -> Iterator[Entry | Event]:
         )
 
 
-def _below(image: str, part: Part) -> str:
-    """The path below the part's images: files hold the paths of the machine that wrote them."""
+def _relative_to_images(image: str, part: Part) -> str:
+    """Return the image path relative to the part's image folder; files may contain paths of another machine."""
     if "images" not in part.paths:
         return image
     _, found, rest = f"/{image}".partition(f"/{part.paths['images'].name}/")
@@ -89,22 +92,23 @@ def _below(image: str, part: Part) -> str:
 
 
 def _split(image: str) -> str:
+    """Return the innermost folder of the path that is named like a split, or ""."""
     folders = image.split("/")[:-1]
     return next((folder for folder in reversed(folders) if folder in SPLITS), "")
 
 
 def _pairs(conversation: Any) -> tuple[list[tuple[str, str]], str]:
-    """(question, answer) of every two turns, and what is wrong with the dialogue."""
-    turns = conversation if isinstance(conversation, list) else []
-    said = [(turn.get("from"), turn.get("value")) if isinstance(turn, dict) else ("", None) for turn in turns]
-    speakers = [speaker for speaker, _ in said]
-    if not said or speakers != ["human", "gpt"] * (len(said) // 2):
-        return [], f"expected turns of human and gpt by turns, got {', '.join(map(str, speakers)) or 'none'}"
-    texts = [plain(value).replace("<image>", "").strip() for _, value in said]
+    """Return the (question, answer) pairs of a dialogue, and what is wrong with it or ""."""
+    items = conversation if isinstance(conversation, list) else []
+    messages = [(item.get("from"), item.get("value")) if isinstance(item, dict) else ("", None) for item in items]
+    speakers = [speaker for speaker, _ in messages]
+    if not messages or speakers != ["human", "gpt"] * (len(messages) // 2):
+        return [], f"expected alternating human and gpt messages, got {', '.join(map(str, speakers)) or 'none'}"
+    texts = [text_or_empty(value).replace("<image>", "").strip() for _, value in messages]
     return list(zip(texts[::2], texts[1::2], strict=True)), ""
 
 
-# ----------------------------------------------------------------- what the answers are, as fields of an Entry
+# ----------------------------------------------------- converters: (question, answer) pairs -> fields of an Entry
 def _questions(pairs: _Pairs) -> dict[str, Any]:
     def turn(question: str, answer: str) -> RawTurn:
         if question and answer:
@@ -119,59 +123,60 @@ def _captions(pairs: _Pairs) -> dict[str, Any]:
 
 
 def _label(pairs: _Pairs) -> dict[str, Any]:
-    found = sorted({answer.rstrip(". ") for _, answer in pairs} - {""})
-    if len(found) != 1:
-        return {"problem": f"expected one class, got {', '.join(map(repr, found)) or 'none'}"}
-    return {"label": found[0]}
+    labels = sorted({answer.rstrip(". ") for _, answer in pairs} - {""})
+    if len(labels) != 1:
+        return {"problem": f"expected one class, got {', '.join(map(repr, labels)) or 'none'}"}
+    return {"label": labels[0]}
 
 
 def _detections(pairs: _Pairs) -> dict[str, Any]:
     objects: list[RawObject] = []
     for _, answer in pairs:
-        read = parse_boxes(answer)
-        problems = list(read.rejections)
-        if not read.box_format and answer != _NOTHING:
+        parsed = parse_boxes(answer)
+        problems = list(parsed.rejections)
+        if not parsed.box_format and answer != _NO_OBJECTS:
             problems.append(f"no box in the answer {answer!r:.80}")
-        objects += [RawObject(name=box.label, polygon=_corners(box)) for box in read.boxes]
+        objects += [RawObject(name=box.label, polygon=_corners(box)) for box in parsed.boxes]
         objects += [RawObject(name="", polygon=None, problem=problem) for problem in problems]
     return {"objects": tuple(objects)}
 
 
 def _regions(pairs: _Pairs) -> dict[str, Any]:
-    """A phrase and its box are asked for once in each direction; the two turns are one object."""
+    """Join the two questions about a region, phrase -> box and box -> phrase, into one object."""
     directions: dict[tuple[str, ParsedBox], set[str]] = collections.defaultdict(set)
     problems: list[str] = []
     for question, answer in pairs:
-        asked = "[" not in answer  # for the phrase of a box
+        asks_for_phrase = "[" not in answer
         match = _DESCRIBED.search(question)
-        phrase = answer if asked else match["phrase"] if match else ""
-        read = parse_boxes(question if asked else answer)
-        problems += read.rejections
+        phrase = answer if asks_for_phrase else match["phrase"] if match else ""
+        parsed = parse_boxes(question if asks_for_phrase else answer)
+        problems += parsed.rejections
         if not phrase:
             problems.append(f"no phrase in {question!r:.120}")
-        elif len(read.boxes) == 1:
-            directions[phrase, read.boxes[0]].add("to a phrase" if asked else "to a box")
-        elif not read.rejections:
-            problems.append(f"expected one box, got {len(read.boxes)}")
+        elif len(parsed.boxes) == 1:
+            directions[phrase, parsed.boxes[0]].add("box to phrase" if asks_for_phrase else "phrase to box")
+        elif not parsed.rejections:
+            problems.append(f"expected one box, got {len(parsed.boxes)}")
     boxes = collections.Counter(phrase for phrase, _ in directions)
     objects = [
-        RawObject(name=_REGION, polygon=_corners(box), phrase=phrase, problem=_doubt(phrase, asked, boxes))
-        for (phrase, box), asked in directions.items()
+        RawObject(name=_REGION_LABEL, polygon=_corners(box), phrase=phrase, problem=_region_problem(phrase, found, boxes))
+        for (phrase, box), found in directions.items()
     ]
     return {"objects": (*objects, *(RawObject(name="", polygon=None, problem=text) for text in problems))}
 
 
-def _doubt(phrase: str, directions: set[str], boxes: Mapping[str, int]) -> str:
+def _region_problem(phrase: str, directions: set[str], boxes: Mapping[str, int]) -> str:
+    """Return why a phrase and its box are not a reliable pair, or ""."""
     if boxes[phrase] > 1:
         return f"ambiguous phrase {phrase!r}: it describes {boxes[phrase]} boxes"
-    return "" if len(directions) == 2 else f"asked in one direction only, {', '.join(directions)}"
+    return "" if len(directions) == 2 else f"asked in one direction only: {', '.join(directions)}"
 
 
 def _corners(box: ParsedBox) -> Any:
     return rect_to_polygon(*box.coords) if box.kind is BoxKind.HBB else box.coords
 
 
-_TAKES: Mapping[Task, Callable[[_Pairs], dict[str, Any]]] = {
+_CONVERTERS: Mapping[Task, Callable[[_Pairs], dict[str, Any]]] = {
     Task.VQA: _questions,
     Task.CAPTION: _captions,
     Task.CLASSIFICATION: _label,

@@ -1,6 +1,6 @@
-"""NWPU-Captions' JSON, class -> list of images: `filename`, `split` and five sentences, `raw`, `raw_1`, ..., `raw_4`.
+"""Read the JSON of NWPU-Captions: class -> list of images with `filename`, `split` and five sentences.
 
-Not Karpathy's layout. The images lie in a folder a class.
+The sentences are under `raw`, `raw_1`, ..., `raw_4`, unlike in Karpathy's layout. Each class has its own image folder.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Any
 
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.datasets.cards import Card
-from earthgpt_jax.datasets.readers.events import Entry, Part, plain
+from earthgpt_jax.datasets.readers.events import Entry, Part, text_or_empty
 
 _SENTENCES = ("raw", "raw_1", "raw_2", "raw_3", "raw_4")
 
@@ -25,12 +25,12 @@ def parse(part: Part, card: Card) -> Iterator[Entry]:
 
 
 def _entry(row: dict[str, Any], folder: str, part: Part) -> Entry:
-    name = plain(row.get("filename"))
+    name = text_or_empty(row.get("filename"))
     return Entry(
         id=f"{part.prefix}{folder}/{name.rsplit('.', 1)[0]}",
         image=f"{folder}/{name}" if name else "",
         file=part.name(part.paths["annotations"]),
-        split=plain(row.get("split")) or part.split,
+        split=text_or_empty(row.get("split")) or part.split,
         problem="" if name else "no filename",
-        captions=tuple(plain(row[key]) for key in _SENTENCES if key in row),
+        captions=tuple(text_or_empty(row[key]) for key in _SENTENCES if key in row),
     )

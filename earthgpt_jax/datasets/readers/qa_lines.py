@@ -1,6 +1,6 @@
-"""Questions and answers by turns, a line each, in one text file an image (CRSVQA as MQVQA's `dataset.py` reads it).
+"""Read one text file per image with alternating lines of questions and answers.
 
-Question marks may be full-width.
+This is how MQVQA's `dataset.py` reads CRSVQA. Question marks may be full-width.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
-"""A JSON list of questions, one an object; the card's `fields` names the fields of image, question, answer and type.
+"""Read a JSON list of objects with one question each.
 
-The list is the file's top, or the only list of an object. The image may come without suffix.
+The card's `fields` names the fields that hold image, question, answer and type. The list is the top level of the file,
+or the only list in the top-level object. Image names may lack the suffix.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from earthgpt_jax.datasets.readers.events import (
     RawTurn,
     Rejected,
     load_json,
-    plain,
+    text_or_empty,
 )
 from earthgpt_jax.records import Turn
 
@@ -36,15 +37,15 @@ def parse(part: Part, card: Card) -> Iterator[Entry | Event]:
     turns: dict[str, list[RawTurn]] = {}
     for number, row in enumerate(_rows(path)):
         row = row if isinstance(row, dict) else {}
-        if image := plain(row.get(fields["image"])):
+        if image := text_or_empty(row.get(fields["image"])):
             turns.setdefault(image, []).append(_turn(row, number, fields))
             continue
         yield Native(item_type=ItemType.QUESTION)
-        reason = f"no image in the field {fields['image']!r}; its fields are {', '.join(row) or 'none'}"
+        reason = f"no image in the field {fields['image']!r}; found the fields {', '.join(row) or 'none'}"
         yield Rejected(id=f"row {number}", item_type=ItemType.QUESTION, reason=reason, file=file)
-    for image, asked in turns.items():
+    for image, image_turns in turns.items():
         stem = image.rsplit(".", 1)[0]
-        yield Entry(id=part.prefix + stem, image=image, file=file, split=part.split, turns=tuple(asked))
+        yield Entry(id=part.prefix + stem, image=image, file=file, split=part.split, turns=tuple(image_turns))
 
 
 def _rows(path: Path) -> list[Any]:
@@ -58,8 +59,8 @@ def _rows(path: Path) -> list[Any]:
 
 
 def _turn(row: dict[str, Any], number: int, fields: Mapping[str, str]) -> RawTurn:
-    question, answer = plain(row.get(fields["question"])), plain(row.get(fields["answer"]))
+    question, answer = text_or_empty(row.get(fields["question"])), text_or_empty(row.get(fields["answer"]))
     if not question or not answer:
         missing = fields["answer" if question else "question"]
-        return RawTurn(turn=None, problem=f"row {number}: nothing in the field {missing!r}")
-    return RawTurn(turn=Turn(question=question, answer=answer, question_type=plain(row.get(fields["type"])).lower()))
+        return RawTurn(turn=None, problem=f"row {number}: the field {missing!r} is empty")
+    return RawTurn(turn=Turn(question=question, answer=answer, question_type=text_or_empty(row.get(fields["type"])).lower()))

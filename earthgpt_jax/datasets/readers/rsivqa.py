@@ -1,6 +1,6 @@
-"""RSIVQA text, `image:question?answer` a line: split at the first `:` and the last `?`.
+"""Read RSIVQA text files with one `image:question?answer` per line, split at the first `:` and the last `?`.
 
-The image may come without suffix; the question types are not given.
+Image names may lack the suffix. Question types are not given.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ def parse(part: Part, card: Card) -> Iterator[Entry | Event]:
             yield Rejected(id=f"line {number}", item_type=ItemType.QUESTION, reason=reason, file=file)
             continue
         turns.setdefault(image.strip(), []).append(_turn(rest, number))
-    for image, asked in turns.items():
+    for image, image_turns in turns.items():
         stem = image.rsplit(".", 1)[0]
-        yield Entry(id=part.prefix + stem, image=image, file=file, split=part.split, turns=tuple(asked))
+        yield Entry(id=part.prefix + stem, image=image, file=file, split=part.split, turns=tuple(image_turns))
 
 
 def _turn(text: str, number: int) -> RawTurn:

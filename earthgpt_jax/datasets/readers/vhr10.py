@@ -1,4 +1,7 @@
-"""NWPU VHR-10 txt, one file an image: `(x1,y1),(x2,y2),c`, pixels, classes numbered from 1; spaces anywhere."""
+"""Read NWPU VHR-10: one text file per image with lines `(x1,y1),(x2,y2),c`.
+
+Coordinates are pixels, and classes are numbered from 1. Spaces may occur anywhere in a line.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from collections.abc import Iterator
 
 from earthgpt_jax.boxes import rect_to_polygon
 from earthgpt_jax.datasets.cards import Card
-from earthgpt_jax.datasets.readers.events import Entry, Part, RawObject, number
+from earthgpt_jax.datasets.readers.events import Entry, Part, RawObject, parse_number
 from earthgpt_jax.datasets.readers.object_lines import entries
 
 _ROW = re.compile(r"\(([^(),]*),([^(),]*)\),\(([^(),]*),([^(),]*)\),(\d+)")
@@ -24,7 +27,7 @@ def _object(line: str, card: Card) -> RawObject:
     index = int(match[5])
     name = card.classes[index - 1] if 1 <= index <= len(card.classes) else match[5]
     try:
-        x0, y0, x1, y1 = (number(match[i]) for i in range(1, 5))
+        x0, y0, x1, y1 = (parse_number(match[i]) for i in range(1, 5))
         if x0 >= x1 or y0 >= y1:
             raise ValueError(f"degenerate box: expected min < max, got {line!r}")
     except ValueError as error:

@@ -1,7 +1,8 @@
-"""VisDrone txt, one file an image: `x,y,w,h,score,class,truncation,occlusion`, pixels, classes numbered from 1.
+"""Read VisDrone: one text file per image with lines `x,y,w,h,score,class,truncation,occlusion`.
 
-Class 0 is a region whose objects are not annotated and 11 is "others"; the card drops both by these names. A score of 0
-says that a box is not to be counted: it is difficult here. Lines may end in a comma.
+Coordinates are pixels, and classes are numbered from 1. Class 0 marks a region whose objects are not annotated
+("ignored regions"), and class 11 is "others"; the card drops both by these names. A score of 0 excludes a box from
+evaluation, so the object is marked difficult. Lines may end in a comma.
 """
 
 from __future__ import annotations
@@ -11,16 +12,16 @@ from collections.abc import Iterator, Sequence
 
 from earthgpt_jax.boxes import rect_to_polygon
 from earthgpt_jax.datasets.cards import Card
-from earthgpt_jax.datasets.readers.events import Entry, Part, RawObject, number
+from earthgpt_jax.datasets.readers.events import Entry, Part, RawObject, parse_number
 from earthgpt_jax.datasets.readers.object_lines import entries
 
-_REGION = "ignored regions"
+_IGNORED = "ignored regions"
 
 
 def parse(part: Part, card: Card) -> Iterator[Entry]:
-    names = (_REGION, *card.classes, "others")
+    names = (_IGNORED, *card.classes, "others")
     for entry in entries(part, lambda line: _object(line, names)):
-        yield dataclasses.replace(entry, complete=all(item.name != _REGION for item in entry.objects))
+        yield dataclasses.replace(entry, complete=all(item.name != _IGNORED for item in entry.objects))
 
 
 def _object(line: str, names: Sequence[str]) -> RawObject:
@@ -31,7 +32,7 @@ def _object(line: str, names: Sequence[str]) -> RawObject:
     if name.isascii() and name.isdigit() and int(name) < len(names):
         name = names[int(name)]
     try:
-        x, y, w, h, score = (number(field) for field in fields[:5])
+        x, y, w, h, score = (parse_number(field) for field in fields[:5])
         if w <= 0 or h <= 0:
             raise ValueError(f"degenerate box: expected sides above 0, got {w:g} x {h:g}")
     except ValueError as error:

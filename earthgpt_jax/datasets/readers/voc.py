@@ -1,10 +1,15 @@
-"""XML, one file an image: PASCAL VOC with upright boxes, rotated boxes or polygons, and its relatives.
+"""Read XML annotations with one file per image: PASCAL VOC and the formats derived from it.
 
-`DIALECTS` is the table of them. Rotated boxes: `robndbox` (roLabelImg, HIT-UAV: cx, cy, w, h, angle in radians,
-clockwise on screen; DIOR-R, MAR20: four corners from the left top on) and `rotated_bndbox` (SSDD: four corners
-x1..y4, which are the truth here, beside OpenCV's angle in degrees). FAIR1M: a ring of points, the first repeated.
-HRSC2016: `mbox_*`, centre, sides and angle in radians, clockwise on screen, along the ship.
-Pixel coordinates stay as written: releases disagree on whether they begin at 0 or 1.
+`DIALECTS` lists the formats. They differ in how a box is written:
+
+- `bndbox`: a horizontal box (PASCAL VOC).
+- `robndbox`: cx, cy, w, h and an angle in radians, clockwise on screen (roLabelImg, HIT-UAV), or four corners starting
+  at the top left (DIOR-R, MAR20).
+- `rotated_bndbox`: four corners x1..y4 (SSDD). OpenCV's angle in degrees is also given, but not used.
+- `points`: a closed ring of points, the first one repeated at the end (FAIR1M).
+- `mbox_*`: centre, sides and an angle in radians, clockwise on screen, along the ship (HRSC2016).
+
+Pixel coordinates are kept as written, because releases disagree on whether they start at 0 or 1.
 """
 
 from __future__ import annotations
@@ -18,24 +23,25 @@ import numpy as np
 
 from earthgpt_jax.boxes import min_area_rect, rect_to_polygon, rotated_to_polygon
 from earthgpt_jax.datasets.cards import Card
-from earthgpt_jax.datasets.readers.events import Entry, Part, RawObject, number, whole
+from earthgpt_jax.datasets.readers.events import Entry, Part, RawObject, parse_number, int_or_zero
 
 Element = ElementTree.Element
-_CORNERS = " ".join(f"{axis}_{corner}" for corner in ("left_top", "right_top", "right_bottom", "left_bottom")
+_CORNER_TAGS = " ".join(f"{axis}_{corner}" for corner in ("left_top", "right_top", "right_bottom", "left_bottom")
                     for axis in "xy")  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Dialect:
-    """Where the XML of a release keeps what; paths of tags.
+    """Tag paths of one XML format.
 
     Attributes:
-        box: an object's corners, f64[8], pixels; raises ValueError.
-        root: the outermost tag, in any case. Another one is another format, and would read as an empty image.
-        item: one object.
-        name: its class, below it.
-        phrase: its description, below it; "" where there are none.
-        size: width and height of the image, below the root.
+        box: returns the corners of an object element, f64[8], pixels; raises ValueError if it has no valid box.
+        root: the outermost tag, in upper or lower case. Files with another root are rejected, because they would
+            otherwise read as images without objects.
+        item: tag of one object.
+        name: tag of its class, inside the object.
+        phrase: tag of its description, inside the object; "" if the format has none.
+        size: tags of the image's width and height, inside the root.
     """
 
     box: Callable[[Element], np.ndarray]
@@ -52,20 +58,20 @@ def parse(part: Part, card: Card) -> Iterator[Entry]:
 
 
 def entry(path: Path, text: str, dialect: Dialect, part: Part) -> Entry:
-    """The entry of one file; an unreadable one has a `problem`."""
-    # The pair is made by the file's stem: <filename> is wrong in some releases, without suffix in others.
+    """Return the entry of one file, with a `problem` if it is invalid."""
+    # Images are found by the stem of the XML file: in some releases <filename> is wrong or lacks the suffix.
     name, file = path.stem, part.name(path)
-    identity = part.prefix + name
+    entry_id = part.prefix + name
     try:
         root = ElementTree.fromstring(text.lstrip("\ufeff \r\n"))
     except ElementTree.ParseError as error:
-        return Entry(id=identity, image=name, file=file, problem=f"not XML: {error}")
+        return Entry(id=entry_id, image=name, file=file, problem=f"not XML: {error}")
     if root.tag.lower() != dialect.root.lower():
         problem = f"expected <{dialect.root}>, got <{root.tag}>: another format"
-        return Entry(id=identity, image=name, file=file, problem=problem)
-    width, height = (whole(root.findtext(tag)) for tag in dialect.size)
+        return Entry(id=entry_id, image=name, file=file, problem=problem)
+    width, height = (int_or_zero(root.findtext(tag)) for tag in dialect.size)
     return Entry(
-        id=identity,
+        id=entry_id,
         image=name,
         file=file,
         split=part.split,
@@ -76,7 +82,7 @@ def entry(path: Path, text: str, dialect: Dialect, part: Part) -> Entry:
 
 def _object(item: Element, dialect: Dialect) -> RawObject:
     name = (item.findtext(dialect.name) or "").strip()
-    difficult = whole(item.findtext("difficult"))
+    difficult = int_or_zero(item.findtext("difficult"))
     phrase = " ".join((item.findtext(dialect.phrase) or "").split()) if dialect.phrase else ""
     try:
         if dialect.phrase and not phrase:
@@ -90,31 +96,35 @@ def _numbers(item: Element, tag: str, names: str) -> list[float]:
     element = item.find(tag)
     if element is None:
         raise ValueError(f"no <{tag}>")
-    return [number(element.findtext(name)) for name in names.split()]
+    return [parse_number(element.findtext(name)) for name in names.split()]
 
 
-def upright(item: Element) -> np.ndarray:
-    """`bndbox` as corners."""
+def horizontal_box(item: Element) -> np.ndarray:
+    """Return the corners of `bndbox`, f64[8].
+
+    Raises:
+        ValueError: the box is missing or degenerate.
+    """
     x0, y0, x1, y1 = _numbers(item, "bndbox", "xmin ymin xmax ymax")
     if x0 >= x1 or y0 >= y1:
         raise ValueError(f"degenerate box: expected min < max, got {x0:g},{y0:g},{x1:g},{y1:g}")
     return rect_to_polygon(x0, y0, x1, y1)
 
 
-def _rotated(item: Element) -> np.ndarray:
+def _rotated_box(item: Element) -> np.ndarray:
     if item.find("rotated_bndbox") is not None:
         return np.array(_numbers(item, "rotated_bndbox", "x1 y1 x2 y2 x3 y3 x4 y4"))
     if item.find("robndbox/x_left_top") is not None:
-        return np.array(_numbers(item, "robndbox", _CORNERS))
-    return _turned(*_numbers(item, "robndbox", "cx cy w h angle"))
+        return np.array(_numbers(item, "robndbox", _CORNER_TAGS))
+    return _corners(*_numbers(item, "robndbox", "cx cy w h angle"))
 
 
 def _mbox(item: Element) -> np.ndarray:
-    cx, cy, w, h, angle = (number(item.findtext(f"mbox_{name}")) for name in ("cx", "cy", "w", "h", "ang"))
-    return _turned(cx, cy, w, h, angle)
+    cx, cy, w, h, angle = (parse_number(item.findtext(f"mbox_{name}")) for name in ("cx", "cy", "w", "h", "ang"))
+    return _corners(cx, cy, w, h, angle)
 
 
-def _turned(cx: float, cy: float, w: float, h: float, angle: float) -> np.ndarray:
+def _corners(cx: float, cy: float, w: float, h: float, angle: float) -> np.ndarray:
     if w <= 0 or h <= 0:
         raise ValueError(f"degenerate box: expected sides above 0, got {w:g} x {h:g}")
     return rotated_to_polygon(cx=cx, cy=cy, w=w, h=h, angle=angle)
@@ -130,13 +140,13 @@ def _ring(item: Element) -> np.ndarray:
 
 
 def _points(item: Element, path: str) -> list[list[float]]:
-    points = [[number(value) for value in (point.text or "").split(",")] for point in item.iterfind(path)]
+    points = [[parse_number(value) for value in (point.text or "").split(",")] for point in item.iterfind(path)]
     if any(len(point) != 2 for point in points):
         raise ValueError(f"bad number: expected points x,y, got {points}")
     return points
 
 
-def _outline(item: Element) -> np.ndarray:
+def _polygon_box(item: Element) -> np.ndarray:
     points = _points(item, "segm/point")
     if len(points) < 3:
         raise ValueError(f"degenerate box: expected 3 or more points x,y, got {len(points)}")
@@ -147,9 +157,9 @@ def _outline(item: Element) -> np.ndarray:
 
 
 DIALECTS: Mapping[str, Dialect] = {
-    "voc": Dialect(box=upright),
-    "rotated_voc": Dialect(box=_rotated),
-    "polygon_voc": Dialect(box=_outline),
+    "voc": Dialect(box=horizontal_box),
+    "rotated_voc": Dialect(box=_rotated_box),
+    "polygon_voc": Dialect(box=_polygon_box),
     "fair1m": Dialect(box=_ring, name="possibleresult/name"),
     "hrsc": Dialect(
         box=_mbox,

@@ -1,6 +1,6 @@
-"""YOLO txt, one file an image: `class cx cy w h`, fractions of the image; class numbers index the card's classes.
+"""Read YOLO labels: one text file per image with lines `class cx cy w h`, in fractions of the image.
 
-An empty file is an image without objects.
+Class numbers index the card's classes, from 0. An empty file is an image without objects.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from earthgpt_jax.boxes import rect_to_polygon
 from earthgpt_jax.datasets.cards import Card
-from earthgpt_jax.datasets.readers.events import Entry, Part, RawObject, number
+from earthgpt_jax.datasets.readers.events import Entry, Part, RawObject, parse_number
 from earthgpt_jax.datasets.readers.object_lines import entries
 
 
@@ -25,7 +25,7 @@ def _object(line: str, card: Card) -> RawObject:
     try:
         if len(fields) != 5:
             raise ValueError(f"expected `class cx cy w h`, got {line!r}")
-        cx, cy, w, h = (number(field) for field in fields[1:])
+        cx, cy, w, h = (parse_number(field) for field in fields[1:])
         if w <= 0 or h <= 0 or max(cx, cy, w, h) > 1 or min(cx, cy) < 0:
             raise ValueError(f"degenerate box: expected fractions and sides above 0, got {line!r}")
     except ValueError as error:

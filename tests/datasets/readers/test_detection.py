@@ -122,9 +122,9 @@ def test_every_test_object_stays_and_no_image_is_in_two_splits(regions: Regions)
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("missing", "expected the 7 objects that the lists of splits number 0 to 6, got 5 in 3 files"),
-        ("extra", "expected the 7 objects that the lists of splits number 0 to 6, got 8 in 5 files"),
-        ("broken", r"Annotations/00002.xml: not XML: .*; how many objects it holds is not known"),
+        ("missing", "expected the 7 objects of the split lists, numbered 0 to 6; got 5 in 3 files"),
+        ("extra", "expected the 7 objects of the split lists, numbered 0 to 6; got 8 in 5 files"),
+        ("broken", r"Annotations/00002.xml: not XML: .*; the number of its objects is unknown"),
         ("empty", r"Annotations/00002.xml: not XML: no element found"),
         ("other", r"expected <annotation>, got <HRSC_Image>: another format"),
     ],
@@ -150,10 +150,10 @@ def test_one_file_more_or_less_never_shifts_the_splits(regions: Regions, change:
     [
         ({"val": (4, 6, 0)}, "val.txt: 0 is also in train"),
         ({"val": (4, 6, 6)}, "val.txt: 6 is also in val"),
-        ({"val": (4, "6.0")}, "expected the index of an object a line, got '6.0'"),
-        ({"val": (4,)}, "expected the 6 objects that the lists of splits number 0 to 5, got 7"),
-        ({"train": (7, 2, 3)}, "expected the 7 objects that the lists of splits number 0 to 7, got 7"),
-        ({"train": (), "val": (), "test": ()}, "expected the 0 objects that the lists of splits number, got 7"),
+        ({"val": (4, "6.0")}, "expected one object index per line, got '6.0'"),
+        ({"val": (4,)}, "expected the 6 objects of the split lists, numbered 0 to 5; got 7"),
+        ({"train": (7, 2, 3)}, "expected the 7 objects of the split lists, numbered 0 to 7; got 7"),
+        ({"train": (), "val": (), "test": ()}, "expected the 0 objects of the split lists; got 7"),
     ],
 )
 def test_lists_that_are_not_of_these_objects_are_refused(regions: Regions, lists: dict, message: str) -> None:
@@ -222,13 +222,13 @@ def test_dior_splits_by_lists(tmp_path: Path) -> None:
     assert records["00001"].objects[0].label == "expressway toll station"
     assert rejected == {
         "11727": [
-            "annotation: no list of a split names it",
-            "object: its image or annotation was rejected: no list of a split names it",
+            "annotation: not in any split list",
+            "object: its image or annotation was rejected: not in any split list",
         ],
-        "20000": ["annotation: listed, but not annotated"],
+        "20000": ["annotation: in a split list, but not annotated"],
     }
     tree.put("ImageSets/Main/test.txt", "00001\n")
-    with pytest.raises(EarthGPTError, match=r"test.txt: 00001 is also in the list of train; a split would leak"):
+    with pytest.raises(EarthGPTError, match=r"test.txt: 00001 is also in the train list; the splits would overlap"):
         tree.records()
     (tmp_path / tree.card.folder / "ImageSets/Main/test.txt").unlink()
     with pytest.raises(EarthGPTError, match=r"lacks ImageSets/Main/test\.txt"):

@@ -444,7 +444,7 @@ def test_captions(native: Native) -> None:
     assert reasons["x"] == ["caption: empty", "caption: empty"]
     assert reasons["gone"][0] == "image: missing image 'gone.tif'"
     assert reasons[""] == ["annotation: no filename"]
-    assert reasons["mute"] == ["image: nothing of it is left for caption"]
+    assert reasons["mute"] == ["image: nothing valid is left for caption"]
 
 
 def test_rsvqa(native: Native) -> None:
@@ -522,13 +522,13 @@ def test_the_folder_of_native_files_may_be_named_itself(native: Native) -> None:
     )
     assert (here[0].id, here[0].image) == (there[0].id, there[0].image)
     with pytest.raises(
-        EarthGPTError, match=r"expected the dataset in .*i/d \(there is no.* or in .*i \(it lacks a, i\)"
+        EarthGPTError, match=r"expected the dataset in .*i/d \(no such folder\) or in .*i \(without a, i\)"
     ):
         read(native.root / "d" / "i", card("voc"))
     # A layout of "." alone fits any folder: there the name decides.
     flat = card("yolo", {"annotations": ".", "images": "."}, folder="sar/d")
     assert locate(native.root / "d", flat) == native.root / "d"
-    with pytest.raises(EarthGPTError, match=r"it lacks the name d"):
+    with pytest.raises(EarthGPTError, match=r"not called d"):
         locate(native.root, flat)
 
 

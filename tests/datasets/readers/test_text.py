@@ -121,11 +121,11 @@ def test_rows_of_questions(native: Native) -> None:
     (turn,) = records["1"].turns
     assert (turn.question, turn.answer, turn.question_type) == ("Is it a port?", "Yes", "presence")
     assert why(rejected) == {
-        "row 4": ["question: no image in the field 'img'; its fields are image, q, a"],
-        "row 5": ["question: no image in the field 'img'; its fields are none"],
+        "row 4": ["question: no image in the field 'img'; found the fields image, q, a"],
+        "row 5": ["question: no image in the field 'img'; found the fields none"],
         "1": [
-            "question: row 2: nothing in the field 'q'",
-            "question: row 3: nothing in the field 'a'",
+            "question: row 2: the field 'q' is empty",
+            "question: row 3: the field 'a' is empty",
             "annotation: the id 1 occurs twice",  # named once with and once without its suffix
             "question: its image or annotation was rejected: the id 1 occurs twice",
         ],
@@ -155,7 +155,7 @@ def test_lines_of_questions(tmp_path: Path) -> None:
     assert [turn.answer for turn in records["2"].turns] == ["water"]
     assert why(rejected) == {
         "2": ["question: line 3: no answer"],
-        "3": ["image: nothing of it is left for vqa"],
+        "3": ["image: nothing valid is left for vqa"],
         "4": ["image: missing image '4'", "question: its image or annotation was rejected: missing image '4'"],
     }
 
@@ -240,8 +240,8 @@ def test_dialogues(native: Native) -> None:
         "row 3": ["annotation: no image"],
         "row 5": ["annotation: no image"],
         "x": ["question: no answer"],
-        "y": ["annotation: row 2: expected turns of human and gpt by turns, got human, gpt, human"],
-        "z": ["annotation: row 4: expected turns of human and gpt by turns, got gpt"],
+        "y": ["annotation: row 2: expected alternating human and gpt messages, got human, gpt, human"],
+        "z": ["annotation: row 4: expected alternating human and gpt messages, got gpt"],
     }
     native.put("a.json", {})
     with pytest.raises(EarthGPTError, match="expected a list, got dict"):
@@ -368,7 +368,7 @@ def test_released_regions(released: Released) -> None:
     np.testing.assert_allclose(polygon_to_rect(item.polygon), (4, 3, 20, 15), atol=0.2 + 1e-4)
     assert records["1"].tasks == (Task.GROUNDING, Task.REGION_CAPTION)
     assert [reason.removeprefix("object: ") for reason in why(rejected)["1"]] == [
-        "asked in one direction only, to a phrase",
+        "asked in one direction only: box to phrase",
         "ambiguous phrase 'A car': it describes 2 boxes",
         "ambiguous phrase 'A car': it describes 2 boxes",
         "'0.1,0.2,1.3,0.4': 1.3 is beyond the square",
