@@ -23,8 +23,8 @@ from earthgpt_jax.datasets.readers.events import (
     RawObject,
     Rejected,
     hashable_id,
-    parse_number,
     int_or_zero,
+    parse_number,
 )
 
 

@@ -28,8 +28,8 @@ def parse(part: Part, card: Card) -> Iterator[Entry | Event]:
     entries = [voc.entry(path, text, _DIALECT, part) for path, text in part.texts("annotations", ".xml")]
     if broken := [entry for entry in entries if entry.problem]:
         raise EarthGPTError(
-            f"card {card.name}: {broken[0].file}: {broken[0].problem}; the number of its objects is unknown, and with it "
-            f"the split of every later object. Download the annotations again (damaged files: {len(broken)})"
+            f"card {card.name}: {broken[0].file}: {broken[0].problem}; the number of its objects is unknown, and "
+            f"with it the split of every later object. Download the annotations again (damaged files: {len(broken)})"
         )
     splits = _splits(part, objects=sum(len(entry.objects) for entry in entries), files=len(entries))
     start = 0

@@ -32,4 +32,6 @@ def _turn(key: str, row: dict[str, Any]) -> RawTurn:
     question, answer = text_or_empty(row.get("Question")), text_or_empty(row.get("Ground_Truth"))
     if not question or not answer:
         return RawTurn(turn=None, problem=f"row {key} has no {'question' if not question else 'answer'}")
-    return RawTurn(turn=Turn(question=question, answer=answer, question_type=text_or_empty(row.get("Question_Type")).lower()))
+    return RawTurn(
+        turn=Turn(question=question, answer=answer, question_type=text_or_empty(row.get("Question_Type")).lower())
+    )

@@ -159,7 +159,9 @@ def _regions(pairs: _Pairs) -> dict[str, Any]:
             problems.append(f"expected one box, got {len(parsed.boxes)}")
     boxes = collections.Counter(phrase for phrase, _ in directions)
     objects = [
-        RawObject(name=_REGION_LABEL, polygon=_corners(box), phrase=phrase, problem=_region_problem(phrase, found, boxes))
+        RawObject(
+            name=_REGION_LABEL, polygon=_corners(box), phrase=phrase, problem=_region_problem(phrase, found, boxes)
+        )
         for (phrase, box), found in directions.items()
     ]
     return {"objects": (*objects, *(RawObject(name="", polygon=None, problem=text) for text in problems))}

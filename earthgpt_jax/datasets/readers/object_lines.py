@@ -7,9 +7,7 @@ from collections.abc import Callable, Iterator
 from earthgpt_jax.datasets.readers.events import Entry, Part, RawObject
 
 
-def entries(
-    part: Part, parse_line: Callable[[str], RawObject | None], *, fractions: bool = False
-) -> Iterator[Entry]:
+def entries(part: Part, parse_line: Callable[[str], RawObject | None], *, fractions: bool = False) -> Iterator[Entry]:
     """Yield one entry per annotation file; an empty file is an image without objects.
 
     Args:

@@ -63,4 +63,6 @@ def _turn(row: dict[str, Any], number: int, fields: Mapping[str, str]) -> RawTur
     if not question or not answer:
         missing = fields["answer" if question else "question"]
         return RawTurn(turn=None, problem=f"row {number}: the field {missing!r} is empty")
-    return RawTurn(turn=Turn(question=question, answer=answer, question_type=text_or_empty(row.get(fields["type"])).lower()))
+    return RawTurn(
+        turn=Turn(question=question, answer=answer, question_type=text_or_empty(row.get(fields["type"])).lower())
+    )

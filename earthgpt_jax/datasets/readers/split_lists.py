@@ -42,7 +42,10 @@ def assign(entries: Iterable[Entry | Event], part: Part) -> Iterator[Entry | Eve
             yield Native(item_type=ItemType.IMAGE)
             file = part.name(part.paths[split])
             yield Rejected(
-                id=part.prefix + name, item_type=ItemType.ANNOTATION, reason="in a split list, but not annotated", file=file
+                id=part.prefix + name,
+                item_type=ItemType.ANNOTATION,
+                reason="in a split list, but not annotated",
+                file=file,
             )
 
 

@@ -23,7 +23,7 @@ import numpy as np
 
 from earthgpt_jax.boxes import min_area_rect, rect_to_polygon, rotated_to_polygon
 from earthgpt_jax.datasets.cards import Card
-from earthgpt_jax.datasets.readers.events import Entry, Part, RawObject, parse_number, int_or_zero
+from earthgpt_jax.datasets.readers.events import Entry, Part, RawObject, int_or_zero, parse_number
 
 Element = ElementTree.Element
 _CORNER_TAGS = " ".join(f"{axis}_{corner}" for corner in ("left_top", "right_top", "right_bottom", "left_bottom")
