@@ -44,8 +44,14 @@ from earthgpt_jax.datasets.store import open_source, write
 from earthgpt_jax.input.batch import TEXT_SLOT
 from earthgpt_jax.input.images import load_square
 from earthgpt_jax.input.prompts.chat_template import ChatTemplate, chat_template
-from earthgpt_jax.input.prompts.questions import GROUNDED, BoxStyle, Question, ask, candidates
-from earthgpt_jax.input.sequences import build_row, build_sample, image_prefix, turn_ids
+from earthgpt_jax.input.prompts.questions import (
+    GROUNDED_CAPTIONS,
+    BoxStyle,
+    Question,
+    build_question,
+    question_indices,
+)
+from earthgpt_jax.input.sequences import build_sample, image_prefix, pack_samples, turn_ids
 from earthgpt_jax.input.tokenizer import Tokenizer, train_tokenizer
 from earthgpt_jax.models import earthgpt, model_dir
 from earthgpt_jax.models.earthgpt import (
@@ -306,9 +312,9 @@ def texts(records: Sequence[Record], box_style: BoxStyle) -> Iterator[str]:
     rngs = [np.random.default_rng(number) for number in range(len(records))]
     more = [renamed(record, rng) for record, rng in zip(records, rngs, strict=True)]
     for record, rng in zip([*records, *more], [*rngs, *rngs], strict=True):
-        for kind in (*(task.value for task in Task), *GROUNDED):
-            for index in candidates(record, kind):
-                question = ask(record, kind, index, box_style=box_style, rng=rng)
+        for kind in (*(task.value for task in Task), *GROUNDED_CAPTIONS):
+            for index in question_indices(record, kind):
+                question = build_question(record, kind, index, box_style=box_style, rng=rng)
                 yield template.dialogue([(question.text, question.answer)])[0]
 
 
@@ -392,7 +398,7 @@ class LlmRow(NamedTuple):
     tokens: np.ndarray
     positions: np.ndarray
     segments: np.ndarray
-    branches: np.ndarray
+    question_index: np.ndarray
     weights: np.ndarray
     slots: np.ndarray
     codes: np.ndarray
@@ -426,7 +432,9 @@ class Corpus:
         """A map and everything there is to ask about it, as far as there is room."""
         record = dataclasses.replace(self.source[index], turns=all_questions(view(self.source[index]), rng))
         box_style = BoxStyle(decimals=self.config.data.decimals)
-        asked = [ask(record, Task.VQA.value, i, box_style=box_style, rng=rng) for i in range(len(record.turns))]
+        asked = [
+            build_question(record, Task.VQA.value, i, box_style=box_style, rng=rng) for i in range(len(record.turns))
+        ]
         return self._row(asked, self._map_prefix(), index)
 
     @property
@@ -451,12 +459,19 @@ class Corpus:
                 held.append(question)
                 room -= tokens
         sample = build_sample(held, prefix=prefix, tokenizer=self.tokens, chat_template=self._template)
-        row = build_row([sample], seq_len=self.length, visual_tokens=1 + GRID**2)
+        row = pack_samples([sample], seq_len=self.length, visual_tokens=1 + GRID**2)
         # A language model reads everything: a text's own words are worth something, answers most.
         unsupervised = 0.1 if index is None else 0.0
         weights = np.where((row.segments > 0) & (row.loss_weights == 0), unsupervised, row.loss_weights)
         codes = np.zeros_like(map_codes(self.dense, 0)) if index is None else map_codes(self.dense, index)
-        columns = (row.tokens, row.positions, row.segments, row.branches, weights.astype(np.float32), row.image_slots)
+        columns = (
+            row.tokens,
+            row.positions,
+            row.segments,
+            row.question_index,
+            weights.astype(np.float32),
+            row.image_slots,
+        )
         return LlmRow(*columns, codes), tuple(held)
 
 
@@ -467,14 +482,14 @@ def draw(
     pool = [
         (kind, index, weight / len(indices))
         for kind, weight in sorted(weights.items())
-        if len(indices := candidates(record, kind))
+        if len(indices := question_indices(record, kind))
         for index in indices
     ]
     if not pool:
         return []
     chances = np.array([weight for _, _, weight in pool])
     chosen = rng.choice(len(pool), size=min(most, len(pool)), replace=False, p=chances / chances.sum())
-    return [ask(record, *pool[i][:2], box_style=box_style, rng=rng) for i in chosen]
+    return [build_question(record, *pool[i][:2], box_style=box_style, rng=rng) for i in chosen]
 
 
 class Reader(nnx.Module):
@@ -486,9 +501,9 @@ class Reader(nnx.Module):
         self.image_tokens = ImageTokens(dim, rngs=rngs)
         self.maps = Projector(CODES, dim, rngs=rngs, dtype=config.model.compute_dtype)
 
-    def __call__(self, tokens, positions, segments, branches, slots, codes) -> jax.Array:
+    def __call__(self, tokens, positions, segments, question_index, slots, codes) -> jax.Array:
         x = EarthGPT.embed(self, tokens, slots, self.maps(codes))  # type: ignore[arg-type]
-        hidden, _ = self.llm(x, positions=positions, mask=visible(segments, branches))
+        hidden, _ = self.llm(x, positions=positions, mask=visible(segments, question_index))
         return self.llm.logits(hidden)
 
 
@@ -527,9 +542,9 @@ def drilled(logits: Callable, corpus: Corpus, *, rows: int = 128, batch_size: in
         batch = LlmRow(*map(np.stack, zip(*(row for row, _ in some), strict=True)))
         likeliest = np.asarray(logits(batch).argmax(-1))[:, :-1]
         wrong = (likeliest != batch.tokens[:, 1:]) & (batch.weights[:, 1:] > 0)
-        for (_, questions), row_wrong, branches in zip(some, wrong, batch.branches[:, 1:], strict=True):
+        for (_, questions), row_wrong, question_index in zip(some, wrong, batch.question_index[:, 1:], strict=True):
             for branch, question in enumerate(questions, 1):
-                right[question.kind].append(not row_wrong[branches == branch].any())
+                right[question.question_type].append(not row_wrong[question_index == branch].any())
     return {kind: float(np.mean(values)) for kind, values in sorted(right.items())}
 
 
@@ -554,7 +569,7 @@ def _llm_round(graphdef, params, corpus: Corpus, *, steps: int, seed: int, drill
 
     def forward(params, batch: LlmRow) -> jax.Array:
         reader = params_lib.merge_module(graphdef, params)
-        return reader(batch.tokens, batch.positions, batch.segments, batch.branches, batch.slots, batch.codes)
+        return reader(batch.tokens, batch.positions, batch.segments, batch.question_index, batch.slots, batch.codes)
 
     def loss(params, batch: LlmRow):
         total, weight = next_token_loss(forward(params, batch), jnp.asarray(batch.tokens), jnp.asarray(batch.weights))

@@ -112,7 +112,7 @@ def batch_shapes(config: Config) -> DeviceBatch:
     images = min(config.data.max_images or room, room)
     whole = Shape((rows, length), np.int32)
     arrays: dict[str, Any] = dict.fromkeys(DeviceBatch._fields, Shape((rows,), np.int32))
-    arrays |= dict.fromkeys(("tokens", "positions", "segments", "branches", "image_slots"), whole)
+    arrays |= dict.fromkeys(("tokens", "positions", "segments", "question_index", "image_slots"), whole)
     arrays |= {
         "loss_weights": Shape((rows, length), np.float32),
         "images": Shape((rows, images, side, side, 3), np.uint8),

@@ -4,7 +4,7 @@ Trains one stage: `align` (projector, attention, norms on image-caption pairs), 
 (adapters on instructions). The same command continues a run that was stopped, bit for bit; on another
 number of hosts, but for the order of sums. Worker processes change nothing.
 
-WORKDIR then holds config.json (the recipe), plan.txt (what an epoch of it holds), metrics.jsonl and
+WORKDIR then holds config.json (the recipe), schedule.txt (what an epoch of it holds), metrics.jsonl and
 tb/ (loss, rate, epoch), throughput.jsonl (tokens/s, MFU, goodput, what is waited for), checkpoints/, and at
 the end model/; profile/ and hang/ where there was something to say.
 

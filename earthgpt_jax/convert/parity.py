@@ -14,7 +14,7 @@ from earthgpt_jax import params as params_lib
 from earthgpt_jax.inference.engine import Engine
 from earthgpt_jax.input.images import load_square
 from earthgpt_jax.input.prompts.chat_template import chat_template
-from earthgpt_jax.input.sequences import prompt
+from earthgpt_jax.input.sequences import generation_prompt
 from earthgpt_jax.input.tokenizer import Tokenizer
 from earthgpt_jax.models import earthgpt, model_dir
 from earthgpt_jax.ops.attention import visible
@@ -73,7 +73,7 @@ def _logits(name: str | Path, image: bytes, question: str) -> np.ndarray:
     """Ours, f32[T, V], of one prompt."""
     model, arrays = model_dir.read(name)
     graphdef, _ = earthgpt.abstract(model.model)
-    tokens, slots = prompt(
+    tokens, slots = generation_prompt(
         Tokenizer(model.tokenizer),
         chat_template(model.chat_template),
         question,

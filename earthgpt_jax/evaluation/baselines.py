@@ -21,14 +21,14 @@ from earthgpt_jax.boxes import (
 from earthgpt_jax.evaluation.metrics.captions import cider, tokenise
 from earthgpt_jax.evaluation.predictions import DETECTION, FrameKind, Prediction
 from earthgpt_jax.evaluation.runner import Asked
-from earthgpt_jax.input.prompts.derived import Derived
+from earthgpt_jax.input.prompts.derived import DerivedTask
 from earthgpt_jax.records import Record, Task
 
 # What a question whose premise is false looks like.
 _ASKS_FOR: Mapping[str, str] = {
-    Derived.ABSENT_GROUNDING: Task.GROUNDING,
-    Derived.ABSENT_HBB: Task.HBB,
-    Derived.ABSENT_OBB: Task.OBB,
+    DerivedTask.ABSENT_GROUNDING: Task.GROUNDING,
+    DerivedTask.ABSENT_HBB: Task.HBB,
+    DerivedTask.ABSENT_OBB: Task.OBB,
 }
 _SAMPLE = 300  # phrases compared with one another for their medoid
 _CANDIDATES, _IMAGES = 30, 120  # captions tried, and images they are tried on
@@ -73,16 +73,16 @@ class _Answers:
             case Task.CLASSIFICATION:
                 return self._label
             case Task.VQA:
-                return self._vqa.get(item.question.kind, "")
+                return self._vqa.get(item.question.question_type, "")
             case Task.CAPTION:
                 return self._caption
             case Task.REGION_CAPTION:
                 return self._phrase
-            case Derived.PRESENCE:
+            case DerivedTask.PRESENCE:
                 return "yes"  # of each class as often right as `no`
-            case Derived.COUNT:
+            case DerivedTask.COUNT:
                 return self._count
-            case Derived.REGION_CLASS:
+            case DerivedTask.REGION_CLASS:
                 return self._object
             case Task.GROUNDING:
                 return format_boxes(

@@ -33,9 +33,9 @@ from earthgpt_jax.evaluation.metrics.classification import normalise
 from earthgpt_jax.evaluation.metrics.parsed_boxes import boxes_of
 from earthgpt_jax.evaluation.predictions import DETECTION, Chained, Prediction, Step
 from earthgpt_jax.evaluation.runner import Answerer, Asked, LogProbs, View
-from earthgpt_jax.input.prompts.derived import Derived
-from earthgpt_jax.input.prompts.questions import BoxStyle, Question, ask, candidates
-from earthgpt_jax.input.prompts.templates import choose
+from earthgpt_jax.input.prompts.derived import DerivedTask
+from earthgpt_jax.input.prompts.questions import BoxStyle, Question, build_question, question_indices
+from earthgpt_jax.input.prompts.templates import choose_template
 from earthgpt_jax.records import UNKNOWN_CLASSES, AnnotatedClasses, Record, Task
 
 
@@ -60,9 +60,9 @@ class Link(enum.StrEnum):
 _DIRECT: Mapping[Chained, Task] = {Chained.HBB: Task.HBB, Chained.OBB: Task.OBB}
 _WHERE: Mapping[Protocol, Mapping[Chained, str]] = {
     Protocol.MMRS: _DIRECT,
-    Protocol.CLASSES: {Chained.HBB: Derived.CLASS_HBB, Chained.OBB: Derived.CLASS_OBB},
+    Protocol.CLASSES: {Chained.HBB: DerivedTask.CLASS_HBB, Chained.OBB: DerivedTask.CLASS_OBB},
 }
-_VERIFY: Mapping[Protocol, str] = {Protocol.MMRS: Task.REGION_CAPTION, Protocol.CLASSES: Derived.REGION_CLASS}
+_VERIFY: Mapping[Protocol, str] = {Protocol.MMRS: Task.REGION_CAPTION, Protocol.CLASSES: DerivedTask.REGION_CLASS}
 _ALL = "all"  # stands for the classes that are asked for together
 
 
@@ -99,7 +99,7 @@ def detect(
         _Chain(record, kind, protocol, _direct(record, kind, answerer.decimals), answerer.decimals)
         for record in records
         for kind in kinds
-        if candidates(record, _DIRECT[kind].value)
+        if question_indices(record, _DIRECT[kind].value)
     ]
     if not asked:
         raise EarthGPTError(f"{out}: nothing to ask; no record has boxes of {', '.join(kinds)}")
@@ -147,7 +147,7 @@ def _id(record_id: str, kind: Chained) -> str:
 
 def _direct(record: Record, kind: Chained, decimals: int) -> Question:
     """The direct question, for its truth, under the chain's name."""
-    question = ask(record, _DIRECT[kind].value, 0, box_style=BoxStyle(decimals=decimals))
+    question = build_question(record, _DIRECT[kind].value, 0, box_style=BoxStyle(decimals=decimals))
     return dataclasses.replace(question, id=_id(record.id, kind), task=kind.value)
 
 
@@ -175,14 +175,14 @@ class _Chain:
         # What is there is the same question for both kinds of boxes, and asked once.
         whose = "chained" if link is Link.WHAT else self.kind.value
         question = Question(
-            id=f"{self.record.id}#{whose}/{link}#{name}", record_id=self.record.id, task=str(kind), kind="",
-            text=choose(str(kind), None).format(**fields), answer="", references=("",),
+            id=f"{self.record.id}#{whose}/{link}#{name}", record_id=self.record.id, task=str(kind), question_type="",
+            text=choose_template(str(kind), None).format(**fields), answer="", references=("",),
         )  # fmt: skip
         return Asked(self.record, question)
 
     def what(self, classes: Sequence[str]) -> Iterator[Asked]:
         for label in classes:
-            yield self._asked(Link.WHAT, Derived.PRESENCE, label, label=label, plural=plural(label))
+            yield self._asked(Link.WHAT, DerivedTask.PRESENCE, label, label=label, plural=plural(label))
 
     def _present(self, what: Mapping[str, Prediction]) -> dict[str, Prediction]:
         """Class -> the answer that it is there."""

@@ -14,7 +14,7 @@ from earthgpt_jax.evaluation.metrics.intervals import SAMPLES
 from earthgpt_jax.evaluation.predictions import Chained, Prediction
 from earthgpt_jax.evaluation.runner import Asked, LogProbs, View
 from earthgpt_jax.inference.engine import Engine
-from earthgpt_jax.input.prompts.derived import Derived
+from earthgpt_jax.input.prompts.derived import DerivedTask
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,7 @@ def answer(
     per_image: Mapping[str, int],
     label: str,
     images: int | None = None,
-    derived: Sequence[Derived] = (),
+    derived: Sequence[DerivedTask] = (),
     chained_by: chained.Protocol | None = None,
     log_probs: LogProbs = LogProbs.BOXES,
 ) -> Answered:

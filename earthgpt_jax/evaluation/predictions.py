@@ -130,7 +130,7 @@ class Prediction:
             id=question.id,
             record_id=record.id,
             task=question.task,
-            kind=question.kind,
+            kind=question.question_type,
             sensor=record.sensor.value,
             source=record.source,
             question=question.text,

@@ -20,8 +20,14 @@ from earthgpt_jax.evaluation.files import Files, Process
 from earthgpt_jax.evaluation.predictions import WITH_BOXES, Prediction
 from earthgpt_jax.inference.engine import Answer, Ask, Scene
 from earthgpt_jax.input.images import grey_square, load_square
-from earthgpt_jax.input.prompts.derived import Derived
-from earthgpt_jax.input.prompts.questions import BoxStyle, Question, ask, candidates, questions
+from earthgpt_jax.input.prompts.derived import DerivedTask
+from earthgpt_jax.input.prompts.questions import (
+    BoxStyle,
+    Question,
+    build_question,
+    evaluation_questions,
+    question_indices,
+)
 from earthgpt_jax.records import UNKNOWN_CLASSES, AnnotatedClasses, Record, Task
 
 # Longest answer of a task, in tokens: boxes take one token a digit.
@@ -33,19 +39,19 @@ MAX_NEW_TOKENS: Mapping[str, int] = {
     Task.GROUNDING: 48,
     Task.HBB: 256,
     Task.OBB: 448,
-    Derived.PRESENCE: 16,
-    Derived.COUNT: 16,
-    Derived.REGION_CLASS: 16,
-    Derived.CLASS_HBB: 256,
-    Derived.CLASS_OBB: 448,
-    Derived.ABSENT_HBB: 256,
-    Derived.ABSENT_OBB: 448,
-    Derived.ABSENT_GROUNDING: 48,
+    DerivedTask.PRESENCE: 16,
+    DerivedTask.COUNT: 16,
+    DerivedTask.REGION_CLASS: 16,
+    DerivedTask.CLASS_HBB: 256,
+    DerivedTask.CLASS_OBB: 448,
+    DerivedTask.ABSENT_HBB: 256,
+    DerivedTask.ABSENT_OBB: 448,
+    DerivedTask.ABSENT_GROUNDING: 48,
 }
 # Questions about what is not there.
-FALSE_PREMISES = (Derived.ABSENT_HBB, Derived.ABSENT_OBB, Derived.ABSENT_GROUNDING)
+FALSE_PREMISES = (DerivedTask.ABSENT_HBB, DerivedTask.ABSENT_OBB, DerivedTask.ABSENT_GROUNDING)
 # And those about what is there and how many, which tell a model that says yes to everything.
-DERIVED = (Derived.PRESENCE, Derived.COUNT, *FALSE_PREMISES)
+DERIVED = (DerivedTask.PRESENCE, DerivedTask.COUNT, *FALSE_PREMISES)
 
 
 class LogProbs(enum.StrEnum):
@@ -98,7 +104,7 @@ def plan(
     decimals: int,
     per_image: Mapping[str, int] | None = None,
     tasks: Sequence[Task] = tuple(Task),
-    derived: Sequence[Derived] = (),
+    derived: Sequence[DerivedTask] = (),
     annotated: Mapping[str, AnnotatedClasses] | None = None,
 ) -> list[Asked]:
     """All questions of the records; at most `per_image[task]` an image, chosen by a hash of the id.
@@ -113,10 +119,10 @@ def plan(
         record = records[index]
         box_style = BoxStyle(decimals=decimals)
         classes = (annotated or {}).get(record.source, UNKNOWN_CLASSES)
-        everything = questions(record, box_style=box_style, tasks=tasks) + tuple(
-            ask(record, kind.value, place, box_style=box_style, annotated=classes)
+        everything = evaluation_questions(record, box_style=box_style, tasks=tasks) + tuple(
+            build_question(record, kind.value, place, box_style=box_style, annotated=classes)
             for kind in derived
-            for place in candidates(record, kind.value, annotated=classes)
+            for place in question_indices(record, kind.value, annotated=classes)
         )
         for task, group in itertools.groupby(everything, key=lambda question: question.task):
             chosen = sorted(group, key=lambda question: hashlib.sha256(question.id.encode()).digest())

@@ -31,7 +31,7 @@ from earthgpt_jax.evaluation.metrics.java import java_captions
 from earthgpt_jax.evaluation.metrics.voc_ap import Interpolation, average_precision, rank
 from earthgpt_jax.evaluation.metrics.vqa import vqa
 from earthgpt_jax.evaluation.predictions import DETECTION, WITH_BOXES, Chained, Prediction
-from earthgpt_jax.input.prompts.derived import Derived
+from earthgpt_jax.input.prompts.derived import DerivedTask
 from earthgpt_jax.records import Sensor, Task
 
 METRICS: Mapping[str, Metric] = {
@@ -44,12 +44,12 @@ METRICS: Mapping[str, Metric] = {
     Task.OBB: detection[BoxKind.OBB],
     Chained.HBB: detection[BoxKind.HBB],
     Chained.OBB: detection[BoxKind.OBB],
-    Derived.PRESENCE: vqa,
-    Derived.COUNT: vqa,
-    Derived.REGION_CLASS: classification,
-    Derived.ABSENT_HBB: premises,
-    Derived.ABSENT_OBB: premises,
-    Derived.ABSENT_GROUNDING: premises,
+    DerivedTask.PRESENCE: vqa,
+    DerivedTask.COUNT: vqa,
+    DerivedTask.REGION_CLASS: classification,
+    DerivedTask.ABSENT_HBB: premises,
+    DerivedTask.ABSENT_OBB: premises,
+    DerivedTask.ABSENT_GROUNDING: premises,
 }
 
 # What a table shows of each task: the metric that names it, and its title.
@@ -63,12 +63,12 @@ HEADLINE: Mapping[str, tuple[str, str]] = {
     Task.OBB: ("f1", "oriented boxes, F1@0.5"),
     Chained.HBB: ("f1", "horizontal boxes by chained questions, F1@0.5"),
     Chained.OBB: ("f1", "oriented boxes by chained questions, F1@0.5"),
-    Derived.PRESENCE: ("accuracy", "presence, accuracy"),
-    Derived.COUNT: ("accuracy", "counts, accuracy"),
-    Derived.REGION_CLASS: ("top1", "class of a region, top-1"),
-    Derived.ABSENT_HBB: ("refused", "no such object (HBB), refused"),
-    Derived.ABSENT_OBB: ("refused", "no such object (OBB), refused"),
-    Derived.ABSENT_GROUNDING: ("refused", "no such object (grounding), refused"),
+    DerivedTask.PRESENCE: ("accuracy", "presence, accuracy"),
+    DerivedTask.COUNT: ("accuracy", "counts, accuracy"),
+    DerivedTask.REGION_CLASS: ("top1", "class of a region, top-1"),
+    DerivedTask.ABSENT_HBB: ("refused", "no such object (HBB), refused"),
+    DerivedTask.ABSENT_OBB: ("refused", "no such object (OBB), refused"),
+    DerivedTask.ABSENT_GROUNDING: ("refused", "no such object (grounding), refused"),
 }
 _CAPTIONS = (Task.CAPTION, Task.REGION_CAPTION)
 BASELINES = ("constant", "random", "blind")

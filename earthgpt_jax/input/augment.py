@@ -81,16 +81,16 @@ class Symmetry(enum.Enum):
         )
 
 
-ALLOWED: Mapping[Augment, tuple[Symmetry, ...]] = {
+SYMMETRIES: Mapping[Augment, tuple[Symmetry, ...]] = {
     Augment.NONE: (Symmetry.IDENTITY,),
     Augment.FLIPS: (Symmetry.IDENTITY, Symmetry.LEFT_RIGHT, Symmetry.UP_DOWN, Symmetry.HALF_TURN),
     Augment.FLIPS_AND_ROTATIONS: tuple(Symmetry),
 }
 
 
-def draw(augment: Augment, rng: np.random.Generator) -> Symmetry:
+def sample_symmetry(augment: Augment, rng: np.random.Generator) -> Symmetry:
     """One of what is allowed, each as likely."""
-    allowed = ALLOWED[augment]
+    allowed = SYMMETRIES[augment]
     return allowed[int(rng.integers(len(allowed)))]
 
 
@@ -111,7 +111,7 @@ _DIRECTION = re.compile(
 )  # fmt: skip
 
 
-def speaks_of_direction(text: str) -> bool:
+def mentions_direction(text: str) -> bool:
     """Whether a text may say something that a flip or a turn makes false.
 
     Words alone decide, and more of them than needed: "on the right track" costs an augmentation, a missed "on the
@@ -123,14 +123,14 @@ def speaks_of_direction(text: str) -> bool:
 _AS_WRITTEN = frozenset({Task.VQA.value, Task.CAPTION.value})  # kinds in a source's own words
 
 
-def holds_turned(question: Question) -> bool:
+def is_symmetry_invariant(question: Question) -> bool:
     """Whether a question and its answer stay true when the image and the record's boxes are flipped or turned.
 
     Not where they speak of a direction, or where a source's own words quote boxes, which nobody turns.
     """
     said = f"{question.text}\n{question.answer}"
     quoted = question.task in _AS_WRITTEN and any(mark in said for mark in "[({<")
-    return not speaks_of_direction(said) and not (quoted and _boxes(said))
+    return not mentions_direction(said) and not (quoted and _boxes(said))
 
 
 def _boxes(text: str) -> bool:

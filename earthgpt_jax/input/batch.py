@@ -30,7 +30,7 @@ class Batch(NamedTuple):
     tokens: np.ndarray
     positions: np.ndarray
     segments: np.ndarray
-    branches: np.ndarray
+    question_index: np.ndarray
     loss_weights: np.ndarray
     images: np.ndarray
     image_slots: np.ndarray

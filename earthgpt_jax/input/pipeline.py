@@ -23,14 +23,15 @@ from absl import flags
 from earthgpt_jax.common import processes
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.config import Augment, Config, OnDamaged, QuestionContext
-from earthgpt_jax.input.augment import Symmetry, draw, holds_turned
+from earthgpt_jax.input.augment import Symmetry, is_symmetry_invariant, sample_symmetry
 from earthgpt_jax.input.batch import Batch
 from earthgpt_jax.input.images import to_square
-from earthgpt_jax.input.packing.lengths import Asking
-from earthgpt_jax.input.packing.schedule import Placed, Plan, Planned, Records
+from earthgpt_jax.input.packing.lengths import PromptConfig
+from earthgpt_jax.input.packing.schedule import PackedSample, PackingSchedule
+from earthgpt_jax.input.packing.training_data import RandomAccessRecords, TrainingData
 from earthgpt_jax.input.prompts.chat_template import chat_template
 from earthgpt_jax.input.prompts.questions import Question
-from earthgpt_jax.input.sequences import Sample, build_row, build_sample, image_prefix
+from earthgpt_jax.input.sequences import Sample, build_sample, image_prefix, pack_samples
 from earthgpt_jax.raster.decode import decode
 
 _log = logging.getLogger(__name__)
@@ -70,20 +71,20 @@ class _Made(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Assembler:
+class SequenceBuilder:
     """What a plan says stands in a row -> that row, as a Batch of one; pickles, so that worker processes can hold it.
 
     Attributes:
         sources: what `Placed.source` counts.
     """
 
-    sources: Sequence[Records]
-    asking: Asking
+    sources: Sequence[RandomAccessRecords]
+    prompt_config: PromptConfig
     spec: InputSpec
     seq_len: int
     max_images: int
 
-    def __call__(self, placed: Sequence[Placed], *, number: int = 0) -> Batch:
+    def __call__(self, placed: Sequence[PackedSample], *, number: int = 0) -> Batch:
         """The row.
 
         Args:
@@ -95,10 +96,10 @@ class Assembler:
         images = np.zeros((1, self.max_images, self.spec.image_size, self.spec.image_size, 3), np.uint8)
         made: list[_Made] = []
         for place, at in enumerate(placed):
-            rng = np.random.default_rng((self.asking.seed, number, place))
+            rng = np.random.default_rng((self.prompt_config.seed, number, place))
             if (each := self._made(at, rng, image=images[0, len(made)])) is not None:
                 made.append(each)
-        row = build_row(
+        row = pack_samples(
             [each.sample for each in made],
             seq_len=self.seq_len,
             visual_tokens=self.spec.visual_tokens,
@@ -111,7 +112,7 @@ class Assembler:
             ids=(tuple(each.id for each in made),),
         )
 
-    def _made(self, placed: Placed, rng: np.random.Generator, *, image: np.ndarray) -> _Made | None:
+    def _made(self, placed: PackedSample, rng: np.random.Generator, *, image: np.ndarray) -> _Made | None:
         """Fills `image`, u8[S, S, 3]; None, and nothing filled, where the record is damaged and skipped."""
         source = self.sources[placed.source]
         name = f"record {placed.record} of {source.name}"
@@ -132,12 +133,14 @@ class Assembler:
 
         def asked(symmetry: Symmetry) -> tuple[list[Question], Sample]:
             turned = symmetry.record(record)
-            said = [self.asking.question(turned, *question, annotated=source.annotated) for question in questions]
+            said = [
+                self.prompt_config.question(turned, *question, annotated=source.annotated) for question in questions
+            ]
             return said, self._sample(said)
 
         said, sample = asked(Symmetry.IDENTITY)
-        symmetry = draw(self.spec.augment, rng)
-        if symmetry is not Symmetry.IDENTITY and all(map(holds_turned, said)):
+        symmetry = sample_symmetry(self.spec.augment, rng)
+        if symmetry is not Symmetry.IDENTITY and all(map(is_symmetry_invariant, said)):
             other, turned = asked(symmetry)
             # The plan counts on the length; of equally large boxes others may be listed, in longer words.
             if len(turned) == len(sample):
@@ -153,40 +156,45 @@ class Assembler:
         return build_sample(
             asked,
             prefix=self._prefix,
-            tokenizer=self.asking.tokenizer,
-            chat_template=chat_template(self.asking.chat_template),
+            tokenizer=self.prompt_config.tokenizer,
+            chat_template=chat_template(self.prompt_config.chat_template),
             question_context=self.spec.question_context,
         )
 
     @functools.cached_property
     def _prefix(self) -> tuple[np.ndarray, np.ndarray]:
-        template = chat_template(self.asking.chat_template)
-        return image_prefix(self.asking.tokenizer, template, visual_tokens=self.spec.visual_tokens)
+        template = chat_template(self.prompt_config.chat_template)
+        return image_prefix(self.prompt_config.tokenizer, template, visual_tokens=self.spec.visual_tokens)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Rows:
+class PackedSequences:
     """Random access to the rows of a plan, counted through all epochs, each a Batch of one row."""
 
-    plan: Plan
-    assemble: Assembler
+    schedule: PackingSchedule
+    assemble: SequenceBuilder
 
     @classmethod
-    def of(cls, planned: Planned, spec: InputSpec) -> Rows:
+    def of(cls, planned: TrainingData, spec: InputSpec) -> PackedSequences:
         """Of a planned run."""
-        plan = planned.plan
-        assemble = Assembler(
-            sources=planned.sources, asking=planned.asking, spec=spec, seq_len=plan.room.seq_len,
-            max_images=plan.max_images,
+        schedule = planned.schedule
+        assemble = SequenceBuilder(
+            sources=planned.sources, prompt_config=planned.prompt_config, spec=spec, seq_len=schedule.room.seq_len,
+            max_images=schedule.max_images,
         )  # fmt: skip
-        return cls(plan=plan, assemble=assemble)
+        return cls(schedule=schedule, assemble=assemble)
 
     def __getitem__(self, number: int) -> Batch:
-        return self.assemble(self.plan[number], number=number)
+        return self.assemble(self.schedule[number], number=number)
 
 
 def train_batches(
-    rows: Rows, *, start_step: int = 0, local: Sequence[int] | None = None, workers: int = 0, threads: int = 4
+    rows: PackedSequences,
+    *,
+    start_step: int = 0,
+    local: Sequence[int] | None = None,
+    workers: int = 0,
+    threads: int = 4,
 ) -> Generator[tuple[int, Batch]]:
     """`(step, batch)` from `start_step` on, without end; close it to end the workers.
 
@@ -222,7 +230,7 @@ def train_batches(
     try:
         for step in itertools.count(start_step):
             parts = [next(made) for _ in range(count)]
-            yield step, join(parts, max_images=rows.assemble.max_images)
+            yield step, concatenate_batches(parts, max_images=rows.assemble.max_images)
     except RuntimeError as error:
         if "terminated unexpectedly" not in str(error):
             raise
@@ -249,7 +257,7 @@ def _unpack(sent: tuple[np.ndarray, np.ndarray]) -> Batch:
     return pickle.loads(rest.data)._replace(images=images)
 
 
-def join(parts: Sequence[Batch], *, max_images: int = 0) -> Batch:
+def concatenate_batches(parts: Sequence[Batch], *, max_images: int = 0) -> Batch:
     """Batches one behind the other, as one; rows of fewer images than `max_images` or any other's get padding."""
     names = [name for name in Batch._fields if name not in ("images", "ids")]
     arrays = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}

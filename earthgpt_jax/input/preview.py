@@ -16,13 +16,13 @@ from earthgpt_jax.common.pictures import Encoding, data_uri, svg_points
 from earthgpt_jax.config import Config
 from earthgpt_jax.datasets.inspect.sheet import COLOURS, extent
 from earthgpt_jax.input.batch import Batch
-from earthgpt_jax.input.packing.lengths import measure
-from earthgpt_jax.input.packing.planner import asking_of
-from earthgpt_jax.input.packing.sampler import Drawing
-from earthgpt_jax.input.packing.schedule import Placed
-from earthgpt_jax.input.pipeline import Assembler, InputSpec
+from earthgpt_jax.input.packing.lengths import measure_lengths
+from earthgpt_jax.input.packing.sampler import EpochSampler
+from earthgpt_jax.input.packing.schedule import PackedSample
+from earthgpt_jax.input.packing.training_data import prompt_config_of
+from earthgpt_jax.input.pipeline import InputSpec, SequenceBuilder
 from earthgpt_jax.input.tokenizer import Tokenizer
-from earthgpt_jax.input.transcript import Span, transcript
+from earthgpt_jax.input.transcript import Span, decode_transcript
 from earthgpt_jax.raster.decode import decode
 from earthgpt_jax.records import UNKNOWN_CLASSES, AnnotatedClasses, Object, Record, Task
 
@@ -30,7 +30,7 @@ _LONGEST_SIDE = 1024  # of an original on the page
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Drawn:
+class BoxShape:
     """A box on a picture: `marks` are `difficult` and `cut`, as the page's styles are called."""
 
     points: str
@@ -47,11 +47,11 @@ class Picture:
     href: str
     width: float
     height: float
-    boxes: tuple[Drawn, ...]
+    boxes: tuple[BoxShape, ...]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Asked:
+class QuestionView:
     """One question of a row: its text, and the colour that its boxes have in the square."""
 
     colour: str
@@ -60,7 +60,7 @@ class Asked:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Seen:
+class ModelView:
     """What the model sees of a record in one row.
 
     Attributes:
@@ -73,13 +73,13 @@ class Seen:
     seq_len: int
     visual: int
     shared: str
-    asked: tuple[Asked, ...]
+    asked: tuple[QuestionView, ...]
     left_out: int
     later: int
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Shown:
+class RecordView:
     """A record on the page; `legend` is (colour, class, objects)."""
 
     record: Record
@@ -87,10 +87,10 @@ class Shown:
     legend: tuple[tuple[str, str, int], ...]
     difficult: int
     cut: int
-    seen: Seen | None
+    model_views: ModelView | None
 
 
-def page(
+def render_page(
     records: Sequence[Record], *, title: str, recipe: str, config: Config, tokenizer: Tokenizer,
     annotated: Mapping[str, AnnotatedClasses] | None = None,
 ) -> str:  # fmt: skip
@@ -107,7 +107,7 @@ def page(
         loader=jinja2.PackageLoader("earthgpt_jax.input", "pages"), autoescape=True, trim_blocks=True,
         lstrip_blocks=True, undefined=jinja2.StrictUndefined,
     )  # fmt: skip
-    views = seen(records, config=config, tokenizer=tokenizer, annotated=annotated or {})
+    views = model_views(records, config=config, tokenizer=tokenizer, annotated=annotated or {})
     shown = [_shown(record, views.get(record.id)) for record in records]
     return environment.get_template("gallery.html").render(title=title, recipe=recipe, data=config.data, shown=shown)
 
@@ -124,46 +124,46 @@ class _Alone:
         return self.record
 
 
-def seen(
+def model_views(
     records: Sequence[Record], *, config: Config, tokenizer: Tokenizer, annotated: Mapping[str, AnnotatedClasses]
-) -> dict[str, Seen]:
+) -> dict[str, ModelView]:
     """Record id -> the first of the samples that an epoch makes of it; without those records that have no image."""
-    asking, room = asking_of(config, tokenizer)
-    times = dict.fromkeys(asking.kinds, 1)
+    prompt_config, room = prompt_config_of(config, tokenizer)
+    times = dict.fromkeys(prompt_config.kinds, 1)
     found = {}
     for record in records:
         if not record.image:
             continue
         known = annotated.get(record.source, UNKNOWN_CLASSES)
-        index = measure([record], asking=asking, annotated=known)
-        made = Drawing(index, times=times, epochs=1, room=room, seed=config.seed).epoch(0)
+        index = measure_lengths([record], prompt_config=prompt_config, annotated=known)
+        made = EpochSampler(index, times=times, epochs=1, room=room, seed=config.seed).epoch(0)
         first = made.of(0) if len(made) else np.zeros(0, np.int64)
-        assemble = Assembler(
-            sources=[_Alone(name=record.source, annotated=known, record=record)], asking=asking,
+        assemble = SequenceBuilder(
+            sources=[_Alone(name=record.source, annotated=known, record=record)], prompt_config=prompt_config,
             spec=InputSpec.of(config), seq_len=room.seq_len, max_images=1,
         )  # fmt: skip
-        batch = assemble([Placed(source=0, record=0, questions=index.named(first))])
+        batch = assemble([PackedSample(source=0, record=0, questions=index.named(first))])
         found[record.id] = _seen(
             batch, tokenizer, left_out=sum(made.left_out.values()), later=len(made.questions) - len(first)
         )
     return found
 
 
-def _seen(batch: Batch, tokenizer: Tokenizer, *, left_out: int, later: int) -> Seen:
-    read = transcript(batch, 0, tokenizer=tokenizer)
+def _seen(batch: Batch, tokenizer: Tokenizer, *, left_out: int, later: int) -> ModelView:
+    read = decode_transcript(batch, 0, tokenizer=tokenizer)
     pixels = batch.images[0, 0]
-    boxes: list[Drawn] = []
+    boxes: list[BoxShape] = []
     asked = []
     for number, spans in enumerate(read.questions):
         colour = COLOURS[number % len(COLOURS)]
         own = [
-            Drawn(points=svg_points(box.pixels(Square(*pixels.shape[:2]))), colour=colour, title=box.label)
+            BoxShape(points=svg_points(box.pixels(Square(*pixels.shape[:2]))), colour=colour, title=box.label)
             for box in parse("".join(span.text for span in spans)).boxes
         ]
         boxes += own
-        asked.append(Asked(colour=colour, spans=spans, boxes=len(own)))
+        asked.append(QuestionView(colour=colour, spans=spans, boxes=len(own)))
     caption = f"the padded square, {pixels.shape[1]} px, with the boxes of the dialogue"
-    return Seen(
+    return ModelView(
         square=_picture(caption, pixels, boxes, encoding=Encoding.PNG),
         tokens=read.tokens,
         seq_len=batch.tokens.shape[1],
@@ -175,16 +175,16 @@ def _seen(batch: Batch, tokenizer: Tokenizer, *, left_out: int, later: int) -> S
     )
 
 
-def _shown(record: Record, view: Seen | None) -> Shown:
+def _shown(record: Record, view: ModelView | None) -> RecordView:
     labels = sorted({item.label for item in record.objects})
     colours = {label: COLOURS[number % len(COLOURS)] for number, label in enumerate(labels)}
-    return Shown(
+    return RecordView(
         record=record,
         pictures=tuple(_pictures(record, colours)),
         legend=tuple((colours[label], label, sum(o.label == label for o in record.objects)) for label in labels),
         difficult=sum(item.difficult for item in record.objects),
         cut=sum(item.visible < 1 for item in record.objects),
-        seen=view,
+        model_views=view,
     )
 
 
@@ -206,7 +206,7 @@ def _pictures(record: Record, colours: Mapping[str, str]) -> Iterator[Picture]:
             yield _picture(kind, pixels, drawn, encoding=Encoding.JPEG)
 
 
-def _drawn(item: Object, colour: str, *, upright: bool) -> Drawn:
+def _drawn(item: Object, colour: str, *, upright: bool) -> BoxShape:
     polygon = rect_to_polygon(*polygon_to_rect(item.polygon)) if upright else item.polygon
     notes = [item.label]
     if item.phrase:
@@ -216,10 +216,10 @@ def _drawn(item: Object, colour: str, *, upright: bool) -> Drawn:
     if item.visible < 1:
         notes.append(f"cut: {item.visible:.0%} of it is here")
     marks = " ".join(["difficult"] * item.difficult + ["cut"] * (item.visible < 1))
-    return Drawn(points=svg_points(polygon), colour=colour, title=", ".join(notes), marks=marks)
+    return BoxShape(points=svg_points(polygon), colour=colour, title=", ".join(notes), marks=marks)
 
 
-def _picture(caption: str, pixels: np.ndarray, boxes: Sequence[Drawn], *, encoding: Encoding) -> Picture:
+def _picture(caption: str, pixels: np.ndarray, boxes: Sequence[BoxShape], *, encoding: Encoding) -> Picture:
     return Picture(
         caption=caption,
         href=data_uri(pixels, longest_side=_LONGEST_SIDE, encoding=encoding),

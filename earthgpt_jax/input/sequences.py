@@ -30,7 +30,7 @@ class Sample:
 
     tokens: np.ndarray
     positions: np.ndarray
-    branches: np.ndarray
+    question_index: np.ndarray
     loss_weights: np.ndarray
     image_slots: np.ndarray
 
@@ -45,7 +45,7 @@ class Row:
     tokens: np.ndarray
     positions: np.ndarray
     segments: np.ndarray
-    branches: np.ndarray
+    question_index: np.ndarray
     loss_weights: np.ndarray
     image_slots: np.ndarray
 
@@ -81,7 +81,7 @@ def open_turn_ids(tokenizer: Tokenizer, chat_template: ChatTemplate, question: s
     return tokenizer.encode(chat_template.prefix + chat_template.open_turn(question))[shared:]
 
 
-def prompt(
+def generation_prompt(
     tokenizer: Tokenizer, chat_template: ChatTemplate, question: str, *, visual_tokens: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """`(tokens, image_slots)` to generate from: the training row's beginning, to the token."""
@@ -109,21 +109,21 @@ def build_sample(
     lengths = [len(ids) for ids, _ in encoded]
     tokens = np.concatenate([shared, *(ids for ids, _ in encoded)]).astype(np.int32)
     if question_context is QuestionContext.DIALOGUE:
-        positions, branches = np.arange(len(tokens)), np.zeros(len(tokens))
+        positions, question_index = np.arange(len(tokens)), np.zeros(len(tokens))
     else:
         ordered = [np.arange(len(shared)), *(np.arange(len(shared), len(shared) + length) for length in lengths)]
         positions = np.concatenate(ordered)
-        branches = np.repeat(np.arange(1 + len(asked)), [len(shared), *lengths])
+        question_index = np.repeat(np.arange(1 + len(asked)), [len(shared), *lengths])
     return Sample(
         tokens=tokens,
         positions=positions.astype(np.int32),
-        branches=branches.astype(np.int32),
+        question_index=question_index.astype(np.int32),
         loss_weights=np.concatenate([np.zeros(len(shared)), *(loss for _, loss in encoded)]).astype(np.float32),
         image_slots=np.concatenate([slots, np.full(sum(lengths), TEXT_SLOT)]).astype(np.int32),
     )
 
 
-def build_row(samples: Sequence[Sample], *, seq_len: int, visual_tokens: int) -> Row:
+def pack_samples(samples: Sequence[Sample], *, seq_len: int, visual_tokens: int) -> Row:
     """Samples one behind the other, padded to T tokens; the i-th one's image has the slots i * P to i * P + P - 1.
 
     Raises:
@@ -142,7 +142,7 @@ def build_row(samples: Sequence[Sample], *, seq_len: int, visual_tokens: int) ->
         tokens=joined("tokens"),
         positions=joined("positions"),
         segments=segments,
-        branches=joined("branches"),
+        question_index=joined("question_index"),
         loss_weights=joined("loss_weights", dtype=np.float32),
         image_slots=np.where(slots >= 0, slots + (segments - 1) * visual_tokens, slots),
     )

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from earthgpt_jax.common.tables import align_columns
 from earthgpt_jax.datasets import store
-from earthgpt_jax.input.prompts.questions import BoxStyle, questions
+from earthgpt_jax.input.prompts.questions import BoxStyle, evaluation_questions
 from earthgpt_jax.input.tokenizer import Tokenizer
 from earthgpt_jax.records import Record, Task
 
@@ -28,7 +28,7 @@ _BARS = 30  # classes on the page's plot
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Spread:
+class Distribution:
     """How a quantity is spread.
 
     Attributes:
@@ -45,7 +45,7 @@ class Spread:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Statistics:
+class DatasetStatistics:
     """Of one dataset, or of several together.
 
     Attributes:
@@ -61,8 +61,8 @@ class Statistics:
     splits: tuple[str, ...]
     counts: Mapping[str, Mapping[str, Mapping[str, int]]]
     coco: Mapping[str, int]
-    spreads: tuple[Spread, ...]
-    texts: Mapping[str, tuple[Spread, Spread]]
+    spreads: tuple[Distribution, ...]
+    texts: Mapping[str, tuple[Distribution, Distribution]]
     native: Mapping[str, Mapping[str, int]]
     dropped: Mapping[str, int]
 
@@ -95,7 +95,7 @@ class _Measured:
             asked.append(question)
             answered.extend(answers)
 
-    def spreads(self) -> tuple[Spread, ...]:
+    def spreads(self) -> tuple[Distribution, ...]:
         return (
             _spread("side of a box", "px, root of its area", self.sides),
             _spread("aspect of a box", "longer side / shorter side", self.aspects, edges=_ASPECTS),
@@ -103,14 +103,14 @@ class _Measured:
             _spread("longer side of an image", "px", self.images),
         )
 
-    def asked(self) -> dict[str, tuple[Spread, Spread]]:
+    def asked(self) -> dict[str, tuple[Distribution, Distribution]]:
         return {
             kind: (_spread("question", "tokens", asked), _spread("answer", "tokens", answered))
             for kind, (asked, answered) in sorted(self.texts.items())
         }
 
 
-def measure(directories: Sequence[Path], *, tokenizer: Tokenizer) -> list[Statistics]:
+def compute_statistics(directories: Sequence[Path], *, tokenizer: Tokenizer) -> list[DatasetStatistics]:
     """One for each directory; of several, one of all together behind them.
 
     Texts are the questions that evaluation asks, in their default wordings, and the answers to them; of captions
@@ -133,12 +133,12 @@ def measure(directories: Sequence[Path], *, tokenizer: Tokenizer) -> list[Statis
 
 
 def _texts(record: Record, tokenizer: Tokenizer) -> Iterator[tuple[str, int, list[int]]]:
-    for question in questions(record, box_style=BoxStyle()):
-        kind = f"{question.task}: {question.kind}" if question.kind else question.task
+    for question in evaluation_questions(record, box_style=BoxStyle()):
+        kind = f"{question.task}: {question.question_type}" if question.question_type else question.task
         yield kind, len(tokenizer.encode(question.text)), [len(tokenizer.encode(t)) for t in question.references]
 
 
-def _statistics(name: str, manifests: Sequence[Mapping[str, Any]], measured: _Measured) -> Statistics:
+def _statistics(name: str, manifests: Sequence[Mapping[str, Any]], measured: _Measured) -> DatasetStatistics:
     counts: dict[str, dict[str, collections.Counter]] = {k: {} for k in ("total", "sensor", "task", "label", "object")}
     for values in manifests:
         for split, kinds in values["counts"].items():
@@ -146,7 +146,7 @@ def _statistics(name: str, manifests: Sequence[Mapping[str, Any]], measured: _Me
                 for row, count in kinds[kind].items():
                     rows.setdefault(row, collections.Counter())[split] += count
     alone = manifests[0] if len(manifests) == 1 else {}
-    return Statistics(
+    return DatasetStatistics(
         name=name,
         splits=tuple(dict.fromkeys(split for values in manifests for split in values["counts"])),
         counts={kind: {row: dict(c) for row, c in sorted(rows.items())} for kind, rows in counts.items()},
@@ -168,15 +168,15 @@ def _extents(polygons: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.abs(cross.sum(axis=1)) / 2, sides[:, 1] / np.maximum(sides[:, 0], 1e-6)
 
 
-def _spread(name: str, unit: str, values: array.array, *, edges: Sequence[float] = _STEPS) -> Spread:
+def _spread(name: str, unit: str, values: array.array, *, edges: Sequence[float] = _STEPS) -> Distribution:
     numbers = np.array(values, np.float64)
     if not len(numbers):
-        return Spread(name=name, unit=unit, count=0, quantiles={}, edges=(), counts=())
+        return Distribution(name=name, unit=unit, count=0, quantiles={}, edges=(), counts=())
     quantiles = dict(zip(_QUANTILES, np.quantile(numbers, list(_QUANTILES.values())).tolist(), strict=True))
     edges = [*edges, np.inf]
     counts, _ = np.histogram(numbers, edges)
     first, last = np.flatnonzero(counts)[[0, -1]].tolist()
-    return Spread(
+    return Distribution(
         name=name,
         unit=unit,
         count=len(numbers),
@@ -189,7 +189,7 @@ def _spread(name: str, unit: str, values: array.array, *, edges: Sequence[float]
 _Row = tuple[str, ...]
 
 
-def tables(found: Statistics) -> Iterator[tuple[str, _Row, list[_Row]]]:
+def tables(found: DatasetStatistics) -> Iterator[tuple[str, _Row, list[_Row]]]:
     """(title, column names, rows) of everything, as text."""
     for kind, title in (("total", "records"), ("sensor", "sensors"), ("task", "tasks")):
         yield title, ("", *found.splits, "all"), _by_split(found, kind)
@@ -225,7 +225,7 @@ def tables(found: Statistics) -> Iterator[tuple[str, _Row, list[_Row]]]:
         yield "dropped", ("", "count"), [(reason, str(count)) for reason, count in found.dropped.items()]
 
 
-def _by_split(found: Statistics, kind: str) -> list[_Row]:
+def _by_split(found: DatasetStatistics, kind: str) -> list[_Row]:
     return [
         (name, *(str(row.get(split, 0)) for split in found.splits), str(sum(row.values())))
         for name, row in found.counts[kind].items()
@@ -236,7 +236,7 @@ def _figure(value: float) -> str:
     return f"{value:.0f}" if value >= 100 or value == round(value) else f"{value:.1f}"
 
 
-def text(found: Statistics) -> str:
+def format_statistics(found: DatasetStatistics) -> str:
     """All tables, for a terminal."""
     lines = [found.name]
     for title, columns, rows in tables(found):
@@ -244,7 +244,7 @@ def text(found: Statistics) -> str:
     return "\n".join(lines)
 
 
-def page(found: Sequence[Statistics], *, title: str, tokenizer: str) -> str:
+def render_page(found: Sequence[DatasetStatistics], *, title: str, tokenizer: str) -> str:
     """The HTML page: every table, with plots; everything in it is inline, and it has no JavaScript.
 
     Args:
@@ -269,7 +269,7 @@ class _Bar:
     title: str
 
 
-def _plots(found: Statistics) -> Iterator[dict[str, Any]]:
+def _plots(found: DatasetStatistics) -> Iterator[dict[str, Any]]:
     for kind, title in (("label", "classes of scenes"), ("object", "classes of objects")):
         rows = sorted(((sum(row.values()), name) for name, row in found.counts[kind].items()), reverse=True)
         if rows:

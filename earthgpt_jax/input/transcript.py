@@ -35,14 +35,14 @@ class Transcript:
     questions: tuple[tuple[Span, ...], ...]
 
 
-def transcript(batch: Batch, row: int, *, tokenizer: Tokenizer, segment: int = 1) -> Transcript:
+def decode_transcript(batch: Batch, row: int, *, tokenizer: Tokenizer, segment: int = 1) -> Transcript:
     """Decodes the ids of one sample of independent questions; special tokens have no text."""
     used = batch.segments[row] == segment
-    branches, slots = batch.branches[row], batch.image_slots[row]
+    question_index, slots = batch.question_index[row], batch.image_slots[row]
     text = [
         _spans(batch.tokens[row][chosen], batch.loss_weights[row][chosen] > 0, tokenizer)
-        for branch in range(int(branches[used].max()) + 1)
-        if (chosen := used & (branches == branch) & (slots == TEXT_SLOT)).any()
+        for branch in range(int(question_index[used].max()) + 1)
+        if (chosen := used & (question_index == branch) & (slots == TEXT_SLOT)).any()
     ]
     return Transcript(
         tokens=int(used.sum()),

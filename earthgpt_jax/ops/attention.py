@@ -65,14 +65,14 @@ def _block(q: jax.Array, k: jax.Array, v: jax.Array, *, mask: jax.Array | None) 
     return (out / weights.sum(axis=-1, keepdims=True)).astype(v.dtype).reshape(*shape[:4], -1)
 
 
-def visible(segments: jax.Array, branches: jax.Array) -> jax.Array:
+def visible(segments: jax.Array, question_index: jax.Array) -> jax.Array:
     """Who sees whom in packed rows.
 
-    A token sees the earlier tokens of its own segment that are shared (branch 0) or of its own branch.
+    A token sees the earlier tokens of its own segment that are shared (question 0) or of its own question.
 
     Args:
         segments: i32[B, T], 0 is padding.
-        branches: i32[B, T].
+        question_index: i32[B, T].
 
     Returns:
         bool[B, T, T], [b, t, s]: t sees s.
@@ -81,8 +81,8 @@ def visible(segments: jax.Array, branches: jax.Array) -> jax.Array:
     order = jnp.arange(length)
     causal = order[:, None] >= order[None, :]
     same_segment = segments[:, :, None] == segments[:, None, :]
-    same_branch = (branches[:, None, :] == 0) | (branches[:, :, None] == branches[:, None, :])
-    return causal & same_segment & same_branch
+    same_question = (question_index[:, None, :] == 0) | (question_index[:, :, None] == question_index[:, None, :])
+    return causal & same_segment & same_question
 
 
 class Attention(Protocol):

@@ -3,7 +3,7 @@
 ```
 workdir/
   config.json              the resolved recipe
-  plan.txt                 what an epoch holds
+  schedule.txt             what an epoch holds
   checkpoints/STEP/
     state/                 step, trained parameters, optimizer state (Orbax: OCDBT, Zarr)
     extra/metadata         JSON: what `Checkpoints.save` adds to what the run says of itself

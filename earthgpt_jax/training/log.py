@@ -14,7 +14,7 @@ import tensorboardX
 from tqdm import tqdm
 
 from earthgpt_jax.config import Config
-from earthgpt_jax.input.packing.schedule import Plan
+from earthgpt_jax.input.packing.schedule import PackingSchedule
 from earthgpt_jax.training.optim import lr_schedule
 from earthgpt_jax.training.step_timer import INPUT, START, StepTimer
 from earthgpt_jax.training.throughput import FlopsReference, Throughput
@@ -31,13 +31,13 @@ class MetricsLogger:
         config: Config,
         workdir: Path,
         *,
-        plan: Plan,
+        packing: PackingSchedule,
         first: int,
         clock: StepTimer,
         flops_reference: FlopsReference | None,
     ):
         _truncate(workdir / "metrics.jsonl", first)
-        self._config, self._plan = config, plan
+        self._config, self._packing = config, packing
         self._schedule = lr_schedule(config.optim)
         # Line by line: what a checkpoint is behind of must not be lost with a killed process.
         self._file = (workdir / "metrics.jsonl").open("a", buffering=1)
@@ -73,14 +73,14 @@ class MetricsLogger:
             "step": step + 1,
             **metrics,
             "lr": float(self._schedule(jnp.asarray(step - int(metrics["skipped"])))),
-            "epoch": self._plan.epoch((step + 1) * size),
-            "data": self._plan.digest(range(step * size, (step + 1) * size)),
+            "epoch": self._packing.epoch((step + 1) * size),
+            "data": self._packing.digest(range(step * size, (step + 1) * size)),
         }
         self._sums.update({"steps": 1, "tokens": metrics["tokens"], "images": metrics["images"]})
         self._bar.update()
         shown = (step + 1) % self._config.log_every == 0 or step + 1 == self._config.optim.steps
         if shown:
-            line["epochs"] = self._plan.passes((step + 1) * size)
+            line["epochs"] = self._packing.epochs_per_source((step + 1) * size)
         self._file.write(json.dumps(line) + "\n")
         if shown:
             speed = self._throughput(step + 1, **self._sums, seconds=self._clock.take())

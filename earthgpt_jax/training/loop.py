@@ -18,11 +18,11 @@ from earthgpt_jax import distributed
 from earthgpt_jax import params as params_lib
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.config import Config, from_dict, to_dict
-from earthgpt_jax.input.packing.efficiency import text
-from earthgpt_jax.input.packing.planner import planned
-from earthgpt_jax.input.packing.schedule import Planned, differences
-from earthgpt_jax.input.pipeline import InputSpec, Rows, train_batches
-from earthgpt_jax.input.prompts.derived import NEED_CLASSES
+from earthgpt_jax.input.packing.efficiency import format_report
+from earthgpt_jax.input.packing.schedule import identity_differences
+from earthgpt_jax.input.packing.training_data import TrainingData, load_training_data
+from earthgpt_jax.input.pipeline import InputSpec, PackedSequences, train_batches
+from earthgpt_jax.input.prompts.derived import NEEDS_ANNOTATED_CLASSES
 from earthgpt_jax.input.tokenizer import Tokenizer
 from earthgpt_jax.models import earthgpt, model_dir
 from earthgpt_jax.models.quantized import freeze, thaw
@@ -80,7 +80,7 @@ def train(
         _refuse_other(config, workdir)
         if not finished.exists():
             start = initial_model(config)
-            data = planned(config, tokenizer=Tokenizer(start.tokenizer))
+            data = load_training_data(config, tokenizer=Tokenizer(start.tokenizer))
     distributed.check_consistent({"model is finished": finished.exists()})
     if finished.exists():
         return finished
@@ -90,7 +90,7 @@ def train(
     trainable, frozen = params_lib.split(start.params, trained_rules)
     frozen = freeze(frozen, config.frozen_dtype)
     frozen_print = params_lib.fingerprint(frozen)
-    identity = data.plan.identity() | {"frozen weights": frozen_print}
+    identity = data.schedule.identity() | {"frozen weights": frozen_print}
     distributed.check_consistent({"data": identity})
     mesh = build_mesh(config.mesh, rows=config.data.batch_size // config.optim.microbatches)
     place = rules.placement(config.model, start.params, mesh=mesh)
@@ -115,7 +115,7 @@ def train(
     if leads:
         workdir.mkdir(parents=True, exist_ok=True)
         _put(workdir / "config.json", json.dumps(to_dict(config), indent=1) + "\n")
-        _put(workdir / "plan.txt", text(data.plan, batch_size=config.data.batch_size) + "\n")
+        _put(workdir / "schedule.txt", format_report(data.schedule, batch_size=config.data.batch_size) + "\n")
     checkpoints = Checkpoints(workdir, config.checkpoint)
     latest = checkpoints.latest()
     distributed.check_consistent(
@@ -134,7 +134,7 @@ def train(
     }
 
     batches = train_batches(
-        Rows.of(data, InputSpec.of(config)),
+        PackedSequences.of(data, InputSpec.of(config)),
         start_step=first,
         local=local_rows(place.batch, config.data.batch_size),
         workers=config.data.workers,
@@ -146,7 +146,7 @@ def train(
         log = (
             stack.enter_context(
                 MetricsLogger(
-                    config, workdir, plan=data.plan, first=first, clock=clock, flops_reference=flops_reference
+                    config, workdir, packing=data.schedule, first=first, clock=clock, flops_reference=flops_reference
                 )
             )
             if leads
@@ -193,7 +193,7 @@ def train(
                 "stage": config.stage.value,
                 "steps": config.optim.steps,
                 "source": ", ".join(dict.fromkeys(source.name for source in data.sources)),
-                "data": {part.name: part.identity.get("dataset", "") for part in data.plan.sources},
+                "data": {part.name: part.identity.get("dataset", "") for part in data.schedule.sources},
                 "parent": start.about,
             },
         )
@@ -208,8 +208,8 @@ def _put(path: Path, text: str) -> None:
     partial.replace(path)
 
 
-def _warn_of_unknown_classes(config: Config, data: Planned) -> None:
-    kinds = sorted(kind for kind in NEED_CLASSES if config.data.task_weights.get(kind, 0) > 0)
+def _warn_of_unknown_classes(config: Config, data: TrainingData) -> None:
+    kinds = sorted(kind for kind in NEEDS_ANNOTATED_CLASSES if config.data.task_weights.get(kind, 0) > 0)
     silent = sorted({source.name for source in data.sources if not source.annotated.shares})
     if kinds and silent:
         _log.warning(
@@ -244,7 +244,7 @@ def _differences(old: Any, new: Any, path: str = "") -> Iterator[str]:
 
 def _refuse_other_data(saved: dict[str, Any], now: dict[str, Any], workdir: Path) -> None:
     """A data position means the same rows only in the same plan."""
-    changed = differences(saved, now)
+    changed = identity_differences(saved, now)
     if changed:
         raise EarthGPTError(
             f"cannot resume {workdir}: what its rows depend on has changed ({'; '.join(changed[:6])}"

@@ -48,7 +48,7 @@ class DeviceBatch(NamedTuple):
     tokens: jax.Array
     positions: jax.Array
     segments: jax.Array
-    branches: jax.Array
+    question_index: jax.Array
     loss_weights: jax.Array
     images: jax.Array
     image_slots: jax.Array
@@ -73,7 +73,7 @@ def hidden(model: EarthGPT, features: Features, batch: DeviceBatch, *, execution
     rows = batch.tokens.shape[0]
     visual = model.perceive(features)  # B*I P D
     x = model.embed(batch.tokens, batch.image_slots, visual.reshape(rows, -1, visual.shape[-1]))
-    mask = visible(batch.segments, batch.branches)
+    mask = visible(batch.segments, batch.question_index)
     x, _ = model.llm(constrain(x, ROWS), positions=batch.positions, mask=mask, execution=execution)
     return x
 

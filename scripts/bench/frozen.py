@@ -23,8 +23,8 @@ from earthgpt_jax import params as params_lib
 from earthgpt_jax.common.tables import align_columns
 from earthgpt_jax.config import FrozenDType, load
 from earthgpt_jax.datasets.store import write
-from earthgpt_jax.input.packing.planner import planned
-from earthgpt_jax.input.pipeline import InputSpec, Rows, train_batches
+from earthgpt_jax.input.packing.training_data import load_training_data
+from earthgpt_jax.input.pipeline import InputSpec, PackedSequences, train_batches
 from earthgpt_jax.input.tokenizer import Tokenizer
 from earthgpt_jax.models import earthgpt
 from earthgpt_jax.models.llama import PLAIN
@@ -56,7 +56,7 @@ def main() -> None:
 def _compare(model: str, recipe: str, data: Path, count: int) -> None:
     config = load(recipe, [f"--config.init={model}", f"--config.data.source={data}", "--config.data.split=test"])
     start = initial_model(config)
-    rows = Rows.of(planned(config, tokenizer=Tokenizer(start.tokenizer)), InputSpec.of(config))
+    rows = PackedSequences.of(load_training_data(config, tokenizer=Tokenizer(start.tokenizer)), InputSpec.of(config))
     place = data_parallel(1)
     batches = [device_batch(batch, place.batch) for _, batch in itertools.islice(train_batches(rows), count)]
     graphdef, _ = earthgpt.abstract(config.model)

@@ -34,8 +34,8 @@ from earthgpt_jax.inference.engine import Ask, Engine, Scene
 from earthgpt_jax.inference.reference import Prompts, generate
 from earthgpt_jax.input.batch import TEXT_SLOT
 from earthgpt_jax.input.images import load_square
-from earthgpt_jax.input.prompts.questions import BoxStyle, questions
-from earthgpt_jax.input.sequences import prompt
+from earthgpt_jax.input.prompts.questions import BoxStyle, evaluation_questions
+from earthgpt_jax.input.sequences import generation_prompt
 from earthgpt_jax.models import earthgpt, model_dir
 from earthgpt_jax.records import Task
 from earthgpt_jax.synthetic import SyntheticSource
@@ -160,7 +160,7 @@ def _items(images: int, each: int, *, size: int) -> list[Item]:
     items = []
     for number in range(images):
         record = source[number]
-        asked = questions(record, box_style=BoxStyle(), tasks=[Task.VQA])
+        asked = evaluation_questions(record, box_style=BoxStyle(), tasks=[Task.VQA])
         square = load_square(record.image, size)
         items += [Item(f"{number}/{i}", record.image, square, asked[i % len(asked)].text) for i in range(each)]
     return items
@@ -206,7 +206,9 @@ def _plain(engine: Engine, size: int) -> Callable[[Sequence[Item]], list[str]]:
 
     def batch(items: Sequence[Item]) -> list[str]:
         rows = [
-            prompt(engine._tokenizer, engine._chat_template, item.text, visual_tokens=engine.model.model.visual_tokens)
+            generation_prompt(
+                engine._tokenizer, engine._chat_template, item.text, visual_tokens=engine.model.model.visual_tokens
+            )
             for item in items
         ]
         length = -(-max(len(tokens) for tokens, _ in rows) // 32) * 32

@@ -21,8 +21,8 @@ from PIL import Image
 from earthgpt_jax.common.resources import assets_path
 from earthgpt_jax.config import Config, load
 from earthgpt_jax.input.batch import Batch
-from earthgpt_jax.input.packing.planner import planned
-from earthgpt_jax.input.pipeline import InputSpec, Rows, train_batches
+from earthgpt_jax.input.packing.training_data import load_training_data
+from earthgpt_jax.input.pipeline import InputSpec, PackedSequences, train_batches
 from earthgpt_jax.input.tokenizer import Tokenizer
 
 ROWS_PER_BATCH, IMAGES_PER_BATCH = 4, 16
@@ -54,10 +54,10 @@ def recipe(datasets: str) -> Config:
     )
 
 
-def rows(datasets: str) -> Rows:
+def rows(datasets: str) -> PackedSequences:
     config = recipe(datasets)
     tokenizer = Tokenizer(assets_path("tiny", "tokenizer.model"))
-    return Rows.of(planned(config, tokenizer=tokenizer, workers=1), InputSpec.of(config))
+    return PackedSequences.of(load_training_data(config, tokenizer=tokenizer, workers=1), InputSpec.of(config))
 
 
 def ours(work: Path, *, workers: int) -> Iterator[Made]:
@@ -68,7 +68,7 @@ def ours(work: Path, *, workers: int) -> Iterator[Made]:
     for _ in range(about["batches"]):
         _, batch = next(batches)
         used = batch.segments.max(axis=1)
-        starts = (batch.branches > 0) & (np.diff(batch.branches, axis=1, prepend=0) != 0)
+        starts = (batch.question_index > 0) & (np.diff(batch.question_index, axis=1, prepend=0) != 0)
         yield Made(
             images=[row[:count] for row, count in zip(batch.images, used, strict=True)],
             questions=int(starts.sum()),
@@ -80,9 +80,9 @@ def ours(work: Path, *, workers: int) -> Iterator[Made]:
 def _turns(batch: Batch) -> list[list[int]]:
     """The ids of every turn, without the prefix that an image's turns share."""
     found = []
-    for tokens, segments, branches in zip(batch.tokens, batch.segments, batch.branches, strict=True):
-        turn = segments.astype(np.int64) * 1000 + branches
-        found += [tokens[turn == value].tolist() for value in np.unique(turn[branches > 0])]
+    for tokens, segments, question_index in zip(batch.tokens, batch.segments, batch.question_index, strict=True):
+        turn = segments.astype(np.int64) * 1000 + question_index
+        found += [tokens[turn == value].tolist() for value in np.unique(turn[question_index > 0])]
     return found
 
 
@@ -224,15 +224,15 @@ def prepare(datasets: Path, work: Path, *, batches: int) -> None:
     from earthgpt_jax.input.prompts.chat_template import chat_template
 
     found = rows(str(datasets))
-    assemble, asking = found.assemble, found.assemble.asking
-    template = chat_template(asking.chat_template)
+    assemble, prompt_config = found.assemble, found.assemble.prompt_config
+    template = chat_template(prompt_config.chat_template)
     (work / "images").mkdir(parents=True)
     samples, names = [], dict[str, str]()
     for number in range(batches * ROWS_PER_BATCH):
-        for placed in found.plan[number]:
+        for placed in found.schedule[number]:
             source: Any = assemble.sources[placed.source]
             record = source[placed.record]
-            questions = [asking.question(record, *each, annotated=source.annotated) for each in placed.questions]
+            questions = [prompt_config.question(record, *each, annotated=source.annotated) for each in placed.questions]
             name = names.setdefault(record.id, f"{len(names):06d}")
             if not (work / "images" / name).exists():
                 (work / "images" / name).write_bytes(record.image)

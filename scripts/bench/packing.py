@@ -26,9 +26,9 @@ from earthgpt_jax import params as params_lib
 from earthgpt_jax.common.tables import align_columns
 from earthgpt_jax.config import Config, load
 from earthgpt_jax.input.batch import Batch
-from earthgpt_jax.input.packing.planner import planned
-from earthgpt_jax.input.packing.schedule import Placed
-from earthgpt_jax.input.pipeline import InputSpec, Rows, join
+from earthgpt_jax.input.packing.schedule import PackedSample
+from earthgpt_jax.input.packing.training_data import load_training_data
+from earthgpt_jax.input.pipeline import InputSpec, PackedSequences, concatenate_batches
 from earthgpt_jax.input.tokenizer import Tokenizer
 from earthgpt_jax.models import earthgpt
 from earthgpt_jax.sharding.mesh import data_parallel
@@ -59,8 +59,8 @@ def main() -> None:
         ],
     )  # fmt: skip
     start = initial_model(config)
-    data = planned(config, tokenizer=Tokenizer(start.tokenizer))
-    rows = Rows.of(data, InputSpec.of(config))
+    data = load_training_data(config, tokenizer=Tokenizer(start.tokenizer))
+    rows = PackedSequences.of(data, InputSpec.of(config))
     ways = {name: list(batches) for name, batches in _ways(rows, args.samples, args.batch_size).items()}
     run = _trainer(config, start.params)
     for batches in tqdm(ways.values(), desc="compiling", unit="way"):
@@ -87,13 +87,13 @@ def _samples(batches: Sequence[Batch]) -> int:
     return sum(int(batch.segments.max(axis=1).sum()) for batch in batches)
 
 
-def _ways(rows: Rows, samples: int, batch_size: int) -> dict[str, Iterator[Batch]]:
+def _ways(rows: PackedSequences, samples: int, batch_size: int) -> dict[str, Iterator[Batch]]:
     """The same samples, up to the last row that is packed whole."""
-    wide = rows.plan.room.seq_len
-    held: list[Placed] = []
+    wide = rows.schedule.room.seq_len
+    held: list[PackedSample] = []
     packed: list[Batch] = []
     for number in itertools.count():
-        placed = rows.plan[number]
+        placed = rows.schedule[number]
         if packed and len(held) + len(placed) > samples:
             break
         packed.append(rows[number])
@@ -104,7 +104,7 @@ def _ways(rows: Rows, samples: int, batch_size: int) -> dict[str, Iterator[Batch
 
     def padded(chosen: Sequence[int], length: int) -> Batch:
         alone = dataclasses.replace(rows.assemble, seq_len=length, max_images=1)
-        return join([alone([held[place]]) for place in chosen])
+        return concatenate_batches([alone([held[place]]) for place in chosen])
 
     def batched(chosen: Sequence[int], length: Callable[[list[int]], int]) -> Iterator[Batch]:
         for start in range(0, len(chosen), batch_size):
@@ -122,7 +122,7 @@ def _ways(rows: Rows, samples: int, batch_size: int) -> dict[str, Iterator[Batch
         "padded to T": batched(every, lambda _: wide),
         f"padded to the longest of {batch_size}": batched(every, lambda some: -(-max(some) // MULTIPLE) * MULTIPLE),
         f"{BUCKETS} length buckets": bucketed(),
-        "packed by the plan": (join(packed[at : at + step]) for at in range(0, len(packed), step)),
+        "packed by the plan": (concatenate_batches(packed[at : at + step]) for at in range(0, len(packed), step)),
     }
 
 

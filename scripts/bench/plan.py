@@ -16,8 +16,8 @@ import time
 import numpy as np
 
 from earthgpt_jax.input.packing.lengths import LengthIndex
-from earthgpt_jax.input.packing.sampler import Room
-from earthgpt_jax.input.packing.schedule import Plan, Source
+from earthgpt_jax.input.packing.sampler import TokenBudget
+from earthgpt_jax.input.packing.schedule import PackingSchedule, Source
 
 _BATCH = 128
 # Kind -> (weight, questions of a record at most, tokens about).
@@ -30,7 +30,7 @@ _KINDS = {
     "vqa": (1.0, 8, 35),
 }
 _WEIGHTS = (1.0, 2.0, 0.5, 1.0)  # of sources, in turn
-_ROOM = Room(shared=295, seq_len=2048, max_questions=8)
+_ROOM = TokenBudget(shared=295, seq_len=2048, max_questions=8)
 
 
 def _index(rng: np.random.Generator, *, records: int) -> LengthIndex:
@@ -83,8 +83,8 @@ def main() -> None:
     weights = {kind: weight for kind, (weight, _, _) in _KINDS.items()}
     print(f"{sum(len(source.index) for source in sources):,} questions of {args.sources} sources")
 
-    def build() -> Plan:
-        return Plan(sources, weights=weights, room=_ROOM, max_images=6, seed=0)
+    def build() -> PackingSchedule:
+        return PackingSchedule(sources, weights=weights, room=_ROOM, max_images=6, seed=0)
 
     for _ in range(args.repeats):
         times = [time.perf_counter()]
@@ -99,7 +99,8 @@ def main() -> None:
         built, found, rows = np.diff(times)
         print(
             f"build {built:.3f} s, first row at step {args.step:,} {found:.3f} s, next 1,000 rows {rows:.3f} s; "
-            f"{plan.cycle.epochs} epochs of {plan.rows / plan.cycle.epochs:,.0f} rows, occupancy {plan.occupancy:.4f}"
+            f"{plan.cycle.epochs} epochs of {plan.rows / plan.cycle.epochs:,.0f} rows, "
+            f"packing efficiency {plan.packing_efficiency:.4f}"
         )
     if args.profile:
         with cProfile.Profile() as profile:

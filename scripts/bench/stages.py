@@ -20,10 +20,10 @@ from earthgpt_jax.boxes import writing
 from earthgpt_jax.datasets.examples import to_record
 from earthgpt_jax.datasets.store import RecordSource
 from earthgpt_jax.input.images import FILL, pad_to_square
-from earthgpt_jax.input.packing.lengths import Asking
-from earthgpt_jax.input.pipeline import InputSpec, join
+from earthgpt_jax.input.packing.lengths import PromptConfig
+from earthgpt_jax.input.pipeline import InputSpec, concatenate_batches
 from earthgpt_jax.input.prompts.chat_template import chat_template
-from earthgpt_jax.input.prompts.questions import Question, candidates
+from earthgpt_jax.input.prompts.questions import Question, question_indices
 from earthgpt_jax.input.resize import resize_square
 from earthgpt_jax.input.sequences import build_sample, image_prefix
 from earthgpt_jax.raster.decode import decode
@@ -69,30 +69,32 @@ def image_stages(data: bytes) -> Taken:
 class Profiler:
     """Times the stages of single records."""
 
-    asking: Asking
+    prompt_config: PromptConfig
     spec: InputSpec
 
     def record_stages(self, source: RecordSource, raw: Sequence[bytes], whole: Sequence[Mapping], index: int) -> Taken:
         serialized, record = raw[index], source[index]
         asked = [
             (kind, at)
-            for kind in self.asking.kinds
-            for at in candidates(record, kind, annotated=source.annotated, seed=self.asking.seed)
+            for kind in self.prompt_config.kinds
+            for at in question_indices(record, kind, annotated=source.annotated, seed=self.prompt_config.seed)
         ][:_QUESTIONS]
 
         def ask() -> list[Question]:
             writing._rounded.cache_clear()
-            return [self.asking.question(record, *each, annotated=source.annotated) for each in asked]
+            return [self.prompt_config.question(record, *each, annotated=source.annotated) for each in asked]
 
-        questions, template = ask(), chat_template(self.asking.chat_template)
-        prefix = image_prefix(self.asking.tokenizer, template, visual_tokens=self.spec.visual_tokens)
+        questions, template = ask(), chat_template(self.prompt_config.chat_template)
+        prefix = image_prefix(self.prompt_config.tokenizer, template, visual_tokens=self.spec.visual_tokens)
         read = took(lambda: raw[index])
         return {
             "read": read,
             "record": took(lambda: to_record(serialized)),
             "questions": took(ask),
             "tokens": took(
-                lambda: build_sample(questions, prefix=prefix, tokenizer=self.asking.tokenizer, chat_template=template)
+                lambda: build_sample(
+                    questions, prefix=prefix, tokenizer=self.prompt_config.tokenizer, chat_template=template
+                )
             ),
             "TFDS: record": max(0.0, took(lambda: whole[index]) - read),
         }
@@ -132,14 +134,14 @@ def assembling(rows, *, count: int = 16) -> Taken:
     rng = np.random.default_rng(0)
     image = np.zeros((rows.assemble.spec.image_size, rows.assemble.spec.image_size, 3), np.uint8)
     for number in range(count):
-        placed = rows.plan[number]
+        placed = rows.schedule[number]
         whole += took(functools.partial(rows.assemble, placed))
         parts += sum(took(functools.partial(rows.assemble._made, each, rng, image=image)) for each in placed)
         images += len(placed)
         made.append(rows.assemble(placed))
     return {
         "row": (whole - parts) / images,
-        "batch": took(lambda: join(made, max_images=rows.plan.max_images)) / images,
+        "batch": took(lambda: concatenate_batches(made, max_images=rows.schedule.max_images)) / images,
         "all of it": whole / images,
     }
 
@@ -147,7 +149,7 @@ def assembling(rows, *, count: int = 16) -> Taken:
 def profile(datasets: Path) -> str:
     """Two Markdown tables: milliseconds of an image by kind, and of putting images into rows and batches."""
     rows = loaders.rows(str(datasets))
-    profiler = Profiler(asking=rows.assemble.asking, spec=rows.assemble.spec)
+    profiler = Profiler(prompt_config=rows.assemble.prompt_config, spec=rows.assemble.spec)
     found: dict[str, list[Taken]] = collections.defaultdict(list)
     for source in rows.assemble.sources:
         assert isinstance(source, RecordSource)

@@ -76,12 +76,14 @@ def _greedy(pictures: list[bytes], questions: list[str]) -> list[list[int]]:
     """Our tokens, without a stop."""
     from earthgpt_jax.input.batch import TEXT_SLOT
     from earthgpt_jax.input.prompts.chat_template import chat_template
-    from earthgpt_jax.input.sequences import prompt
+    from earthgpt_jax.input.sequences import generation_prompt
     from earthgpt_jax.input.tokenizer import Tokenizer
 
     model, arrays = model_io.read("tiny")
     tokenizer, chat = Tokenizer(model.tokenizer), chat_template(model.chat_template)
-    rows = [prompt(tokenizer, chat, question, visual_tokens=model.model.visual_tokens) for question in questions]
+    rows = [
+        generation_prompt(tokenizer, chat, question, visual_tokens=model.model.visual_tokens) for question in questions
+    ]
     length = max(len(tokens) for tokens, _ in rows)
 
     def padded(part: int, fill: int) -> jnp.ndarray:

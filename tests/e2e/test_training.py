@@ -71,9 +71,9 @@ def test_derived_questions_and_a_cap_train_and_are_logged(world, tmp_path, caplo
     train(config, tmp_path / "run")
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert any(line["unlisted"] for line in lines)
-    plan = (tmp_path / "run" / "plan.txt").read_text()
+    schedule = (tmp_path / "run" / "schedule.txt").read_text()
     for kind in ("hbb", "presence", "absent_hbb", "count"):
-        assert re.search(rf"^ *{kind} +1 +[1-9]", plan, re.MULTILINE), plan
+        assert re.search(rf"^ *{kind} +1 +[1-9]", schedule, re.MULTILINE), schedule
     assert "no questions of" not in caplog.text  # the synthetic source's classes are known
 
 

@@ -111,7 +111,7 @@ def _asked(row):
     from earthgpt_jax.records import Record, Sensor
 
     record = Record(id="r", image=b"", height=9, width=9, sensor=Sensor.SAR, source="s", split="test", tasks=())
-    question = Question(id=row.id, record_id="r", task="hbb", kind="", text="?", answer="", references=("",))
+    question = Question(id=row.id, record_id="r", task="hbb", question_type="", text="?", answer="", references=("",))
     return record, question
 
 

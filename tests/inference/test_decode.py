@@ -18,7 +18,7 @@ from earthgpt_jax.inference.mesh import build_mesh, fewest
 from earthgpt_jax.inference.reference import Prompts, Stop, generate
 from earthgpt_jax.inference.sampling import Sampling, choose, nucleus
 from earthgpt_jax.input.images import load_square
-from earthgpt_jax.input.sequences import prompt
+from earthgpt_jax.input.sequences import generation_prompt
 from earthgpt_jax.models import earthgpt
 from earthgpt_jax.models import model_dir as io
 from earthgpt_jax.ops.attention import visible
@@ -57,7 +57,9 @@ def uncached(engine):
         return jax.nn.log_softmax(model.llm.logits(hidden)[0, length - 1])
 
     def continued(question: str, image: np.ndarray) -> tuple[list[int], list[float]]:
-        ids, at = prompt(engine._tokenizer, engine._chat_template, question, visual_tokens=config.visual_tokens)
+        ids, at = generation_prompt(
+            engine._tokenizer, engine._chat_template, question, visual_tokens=config.visual_tokens
+        )
         tokens, slots = np.zeros((1, longest), np.int32), np.full((1, longest), -1, np.int32)
         tokens[0, : len(ids)], slots[0, : len(at)] = ids, at
         logprobs = []
@@ -72,7 +74,7 @@ def uncached(engine):
 
 def test_cached_rows_of_different_lengths_equal_uncached_singles(engine, items, uncached):
     rows = [
-        prompt(engine._tokenizer, engine._chat_template, q, visual_tokens=engine.model.model.visual_tokens)
+        generation_prompt(engine._tokenizer, engine._chat_template, q, visual_tokens=engine.model.model.visual_tokens)
         for _, q in items
     ]
     longest = max(len(tokens) for tokens, _ in rows) + 5
@@ -325,7 +327,10 @@ def test_the_embedded_model_on_real_images_says_the_same_however_it_is_asked(rea
     squares = [load_square(Path(file).read_bytes(), engine.image_size) for file in files]
     asked = [(i, j) for i in range(len(squares)) for j in range(len(questions))]
     visual = engine.model.model.visual_tokens
-    rows = [prompt(engine._tokenizer, engine._chat_template, questions[j], visual_tokens=visual) for _, j in asked]
+    rows = [
+        generation_prompt(engine._tokenizer, engine._chat_template, questions[j], visual_tokens=visual)
+        for _, j in asked
+    ]
     length = max(len(tokens) for tokens, _ in rows)
 
     def padded(part: int, fill: int) -> jax.Array:

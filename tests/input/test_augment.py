@@ -24,9 +24,9 @@ from earthgpt_jax.boxes import (
 )
 from earthgpt_jax.config import Augment
 from earthgpt_jax.datasets.cards import cards
-from earthgpt_jax.input.augment import ALLOWED, Symmetry, draw, holds_turned, speaks_of_direction
+from earthgpt_jax.input.augment import SYMMETRIES, Symmetry, is_symmetry_invariant, mentions_direction, sample_symmetry
 from earthgpt_jax.input.prompts.questions import Question
-from earthgpt_jax.input.prompts.templates import answers, wordings
+from earthgpt_jax.input.prompts.templates import answer_templates, question_templates
 from earthgpt_jax.records import Object, Record, Sensor, Task
 from earthgpt_jax.synthetic import SyntheticSource
 
@@ -90,7 +90,7 @@ def test_the_eight_are_closed_under_composition_and_every_one_has_its_inverse():
     assert Symmetry.LEFT_RIGHT.then(Symmetry.UP_DOWN) is Symmetry.HALF_TURN
     assert Symmetry.QUARTER_TURN.then(Symmetry.QUARTER_TURN) is Symmetry.HALF_TURN
     assert Symmetry.QUARTER_TURN.inverse is Symmetry.THREE_QUARTER_TURN
-    for subgroup in ALLOWED.values():
+    for subgroup in SYMMETRIES.values():
         assert {a.then(b) for a, b in itertools.product(subgroup, repeat=2)} == set(subgroup)
 
 
@@ -105,15 +105,15 @@ def test_pixels_are_numpys_and_composition_is_one_after_the_other(a, b, size):
 
 
 def test_flips_keep_the_sides_and_draws_are_uniform_over_what_is_allowed():
-    assert ALLOWED[Augment.NONE] == (Symmetry.IDENTITY,)
-    assert not any(symmetry.swaps for symmetry in ALLOWED[Augment.FLIPS])
+    assert SYMMETRIES[Augment.NONE] == (Symmetry.IDENTITY,)
+    assert not any(symmetry.swaps for symmetry in SYMMETRIES[Augment.FLIPS])
     rng = np.random.default_rng(0)
-    for augment, allowed in ALLOWED.items():
-        found = collections.Counter(draw(augment, rng) for _ in range(800 * len(allowed)))
+    for augment, allowed in SYMMETRIES.items():
+        found = collections.Counter(sample_symmetry(augment, rng) for _ in range(800 * len(allowed)))
         assert set(found) == set(allowed)
         assert all(abs(count - 800) < 5 * 800**0.5 for count in found.values())
-    assert [draw(Augment.FLIPS, np.random.default_rng(s)) for s in range(20)] == [
-        draw(Augment.FLIPS, np.random.default_rng(s)) for s in range(20)
+    assert [sample_symmetry(Augment.FLIPS, np.random.default_rng(s)) for s in range(20)] == [
+        sample_symmetry(Augment.FLIPS, np.random.default_rng(s)) for s in range(20)
     ]
 
 
@@ -218,7 +218,7 @@ def test_boxes_of_any_numbers_keep_their_area(cx, cy, w, h, angle, symmetry):
     ],
 )  # fmt: skip
 def test_directions_are_heard(text):
-    assert speaks_of_direction(text)
+    assert mentions_direction(text)
 
 
 @pytest.mark.parametrize(
@@ -232,15 +232,15 @@ def test_directions_are_heard(text):
     ],
 )  # fmt: skip
 def test_other_words_are_not_directions(text):
-    assert not speaks_of_direction(text)
+    assert not mentions_direction(text)
 
 
 def test_our_own_wordings_and_class_names_can_all_be_turned():
-    every = [*itertools.chain(*wordings().values()), *answers().values()]
+    every = [*itertools.chain(*question_templates().values()), *answer_templates().values()]
     labels = [label for card in cards().values() for label in card.classes]
     assert len(every) > 50
     assert len(labels) > 100
-    assert [text for text in every + labels if speaks_of_direction(text)] == []
+    assert [text for text in every + labels if mentions_direction(text)] == []
 
 
 def test_whatever_the_synthetic_source_says_of_places_is_heard():
@@ -250,13 +250,13 @@ def test_whatever_the_synthetic_source_says_of_places_is_heard():
         for turn in record.turns:
             kind = f"{turn.question_type}, {turn.answer}" if "center" in turn.answer else turn.question_type
             text = f"{turn.question} {turn.answer}"
-            heard[f"{kind}, where" if re.search(r"in the (upper|lower)", text) else kind].add(speaks_of_direction(text))
+            heard[f"{kind}, where" if re.search(r"in the (upper|lower)", text) else kind].add(mentions_direction(text))
         for item in record.objects:
             place = re.search(r"in the (upper|lower)|most ", item.phrase)
-            heard["phrase, where" if place else "phrase"].add(speaks_of_direction(item.phrase))
+            heard["phrase, where" if place else "phrase"].add(mentions_direction(item.phrase))
         for text in record.references:
             place = re.search(r"in the (upper|lower)|on the (left|right)", text)
-            heard["caption, where" if place else "caption"].add(speaks_of_direction(text))
+            heard["caption, where" if place else "caption"].add(mentions_direction(text))
     placed = {"position", "object_class, where", "phrase, where", "caption, where"}
     assert {kind: found for kind, found in heard.items() if kind in placed} == {kind: {True} for kind in placed}
     others = {"position, center", "object_class", "phrase", "caption", "presence", "count", "sensor", "rural_urban"}
@@ -270,7 +270,7 @@ def test_real_texts_with_a_side_are_heard_and_most_others_are_not(realdata):
     asked = json.loads((realdata / "optical/RSVQA-HR/USGS_split_train_questions.json").read_text())["questions"]
     asked = [row["question"] for row in asked if "question" in row]
     for texts, sided, most in ((captions, 1, 0.02), (asked, 100, 0.15)):
-        heard = [text for text in texts if speaks_of_direction(text)]
+        heard = [text for text in texts if mentions_direction(text)]
         must = [text for text in texts if re.search(r"\b(left|right|top|bottom|above|up|directions)\b", text.lower())]
         assert len(must) >= sided
         assert set(must) <= set(heard)
@@ -289,5 +289,7 @@ def test_real_texts_with_a_side_are_heard_and_most_others_are_not(realdata):
     ],
 )
 def test_what_holds_when_the_image_is_turned(kind, text, answer, holds):
-    question = Question(id=f"r#{kind}#0", record_id="r", task=kind, kind="", text=text, answer=answer, references=())
-    assert holds_turned(question) is holds
+    question = Question(
+        id=f"r#{kind}#0", record_id="r", task=kind, question_type="", text=text, answer=answer, references=()
+    )
+    assert is_symmetry_invariant(question) is holds

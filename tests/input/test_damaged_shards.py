@@ -16,8 +16,8 @@ from earthgpt_jax.config import OnDamaged
 from earthgpt_jax.datasets.build.chunks import serialize
 from earthgpt_jax.datasets.store import MANIFEST, RecordSource, write
 from earthgpt_jax.input.packing import length_cache
-from earthgpt_jax.input.packing.length_cache import lengths
-from earthgpt_jax.input.packing.lengths import Asking
+from earthgpt_jax.input.packing.length_cache import load_length_index
+from earthgpt_jax.input.packing.lengths import PromptConfig
 from earthgpt_jax.input.prompts.questions import BoxStyle
 from earthgpt_jax.input.tokenizer import Tokenizer
 from earthgpt_jax.synthetic import SyntheticSource
@@ -170,16 +170,22 @@ def test_what_describes_the_shards_is_not_trusted_blindly(copy):
 def test_lengths_of_what_cannot_be_read_are_refused_or_left_out_and_not_kept(intact, copy, caplog):
     folder, shard = copy
     shard.write_bytes(_flipped(intact[2], _chunks(intact[2], COUNT)[1] + 60, 1))
-    asking = Asking(
+    prompt_config = PromptConfig(
         kinds=("vqa",), tokenizer=Tokenizer(assets_path("tiny", "tokenizer.model")), chat_template="plain",
         box_style=BoxStyle(), room=300, seed=0,
     )  # fmt: skip
     with pytest.raises(DamagedRecordError, match="record 1 of split 'train' cannot be read"):
-        lengths(RecordSource(folder, "train"), asking=asking, workers=1)
-    found = lengths(RecordSource(folder, "train"), asking=asking, workers=1, on_damaged=OnDamaged.SKIP).index
+        load_length_index(RecordSource(folder, "train"), prompt_config=prompt_config, workers=1)
+    found = load_length_index(
+        RecordSource(folder, "train"), prompt_config=prompt_config, workers=1, on_damaged=OnDamaged.SKIP
+    ).index
     assert {*found.record.tolist()} == {0, 2, 3} and len(found.digests) == COUNT
     assert "nothing is asked about 1 records" in caplog.text
     shard.write_bytes(intact[2])  # mended: all are asked about again
     mended = RecordSource(folder, "train")
     length_cache._source.cache_clear()
-    assert {*lengths(mended, asking=asking, workers=1, on_damaged=OnDamaged.SKIP).index.record.tolist()} == {0, 1, 2, 3}
+    assert {
+        *load_length_index(
+            mended, prompt_config=prompt_config, workers=1, on_damaged=OnDamaged.SKIP
+        ).index.record.tolist()
+    } == {0, 1, 2, 3}

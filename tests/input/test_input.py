@@ -13,9 +13,15 @@ from earthgpt_jax.config import load
 from earthgpt_jax.input.batch import END_SLOT, START_SLOT, TEXT_SLOT
 from earthgpt_jax.input.images import FILL, load_square, pad_to_square
 from earthgpt_jax.input.prompts.chat_template import chat_template
-from earthgpt_jax.input.prompts.questions import KINDS, BoxStyle, ask, candidates, questions
-from earthgpt_jax.input.prompts.templates import wordings
-from earthgpt_jax.input.sequences import build_sample, image_prefix, prompt, turn_ids
+from earthgpt_jax.input.prompts.questions import (
+    QUESTION_TASKS,
+    BoxStyle,
+    build_question,
+    evaluation_questions,
+    question_indices,
+)
+from earthgpt_jax.input.prompts.templates import question_templates
+from earthgpt_jax.input.sequences import build_sample, generation_prompt, image_prefix, turn_ids
 from earthgpt_jax.input.tokenizer import Tokenizer, train_tokenizer
 from earthgpt_jax.models import earthgpt
 from earthgpt_jax.raster.decode import decode
@@ -23,7 +29,7 @@ from earthgpt_jax.records import Task
 from earthgpt_jax.synthetic import SyntheticSource
 from tests.support import nano
 
-BOX_STYLE = BoxStyle(decimals=2)
+BOX_TEXT = BoxStyle(decimals=2)
 PLAIN = chat_template("plain")
 
 
@@ -136,7 +142,7 @@ def test_prompt_and_labels_equal_the_accessory(goldens):
 # ------------------------------------------------------------------------------------------- questions
 def test_everything_that_can_be_asked_is_asked_once(records):
     record = next(r for r in records if len(r.objects) >= 2)
-    asked = questions(record, box_style=BOX_STYLE)
+    asked = evaluation_questions(record, box_style=BOX_TEXT)
     assert len({q.id for q in asked}) == len(asked)
     counts = {task: sum(q.task == task for q in asked) for task in Task}
     phrases = sum(bool(item.phrase) for item in record.objects)
@@ -149,8 +155,8 @@ def test_everything_that_can_be_asked_is_asked_once(records):
 
 
 def test_no_two_kinds_share_a_wording_and_defaults_come_first():
-    table = wordings()
-    assert set(table) == set(KINDS)
+    table = question_templates()
+    assert set(table) == set(QUESTION_TASKS)
     # A question for what is not there is worded as one for what is.
     shared = {"absent_grounding": "grounding", "absent_hbb": "class_hbb", "absent_obb": "class_obb"}
     assert all(table[kind] == table[other] for kind, other in shared.items())
@@ -160,27 +166,27 @@ def test_no_two_kinds_share_a_wording_and_defaults_come_first():
 
 def test_a_record_without_objects_is_not_asked_where_they_are():
     record = next(r for r in (SyntheticSource("train", 400)[i] for i in range(400)) if not r.objects)
-    assert not list(candidates(record, "grounding"))
-    assert ask(record, "hbb", 0, box_style=BOX_STYLE).answer == "There are no objects in the image."
+    assert not list(question_indices(record, "grounding"))
+    assert build_question(record, "hbb", 0, box_style=BOX_TEXT).answer == "There are no objects in the image."
 
 
 # ------------------------------------------------------------------------------------------------ rows
 def test_ids_of_a_sample_equal_the_joint_tokenisation(records, tokenizer):
     for record in records[:8]:
-        asked = questions(record, box_style=BOX_STYLE)
+        asked = evaluation_questions(record, box_style=BOX_TEXT)
         prefix = image_prefix(tokenizer, PLAIN, visual_tokens=17)
         row = build_sample(asked, prefix=prefix, tokenizer=tokenizer, chat_template=PLAIN)
         shared = len(prefix[0])
         assert len(asked) >= 2
         for branch, question in enumerate(asked, start=1):
-            inside = row.branches == branch
+            inside = row.question_index == branch
             joint = tokenizer.encode(PLAIN.dialogue([(question.text, question.answer)])[0])
             assert [*tokenizer.encode(PLAIN.prefix), *row.tokens[inside]] == joint
             np.testing.assert_array_equal(row.positions[inside], shared + np.arange(inside.sum()))
             said = tokenizer.decode(row.tokens[inside][row.loss_weights[inside] > 0].tolist())
             assert said.strip() == f"{question.answer}\n###".strip()
             assert row.loss_weights[np.flatnonzero(inside)[0]] == 0  # a branch begins with the question
-        assert not row.loss_weights[row.branches == 0].any()
+        assert not row.loss_weights[row.question_index == 0].any()
 
 
 def test_image_slots(tokenizer):
@@ -191,8 +197,8 @@ def test_image_slots(tokenizer):
 
 
 def test_a_prompt_is_the_beginning_of_its_training_row(records, tokenizer):
-    for question in questions(records[0], box_style=BOX_STYLE):
-        tokens, _ = prompt(tokenizer, PLAIN, question.text, visual_tokens=17)
+    for question in evaluation_questions(records[0], box_style=BOX_TEXT):
+        tokens, _ = generation_prompt(tokenizer, PLAIN, question.text, visual_tokens=17)
         ids, weights = turn_ids(tokenizer, PLAIN, question.text, question.answer)
         prefix, _ = image_prefix(tokenizer, PLAIN, visual_tokens=17)
         row = [*prefix, *ids]

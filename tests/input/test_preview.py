@@ -17,12 +17,12 @@ from earthgpt_jax.common.resources import assets_path
 from earthgpt_jax.config import Config, load
 from earthgpt_jax.datasets.inspect.selection import Wanted, choose
 from earthgpt_jax.datasets.store import write
-from earthgpt_jax.input.preview import page, seen
+from earthgpt_jax.input.preview import model_views, render_page
 from earthgpt_jax.input.prompts.chat_template import chat_template
 from earthgpt_jax.input.tokenizer import Tokenizer
-from earthgpt_jax.input.transcript import transcript
+from earthgpt_jax.input.transcript import decode_transcript
 from earthgpt_jax.records import Object, Record, Sensor, Task, Turn
-from tests.support.in_memory import rows
+from tests.support.in_memory import packed_sequences
 
 TILTED = rotated_to_polygon(cx=40, cy=30, w=30, h=10, angle=0.5)
 
@@ -62,15 +62,15 @@ def _config(weights: dict, **changes) -> Config:
 
 def _page(record: Record, tokenizer: Tokenizer, weights: dict | None = None, **changes) -> str:
     config = _config(weights or {task.value: 1.0 for task in Task}, **changes)
-    return page([record], title="t", recipe="r", config=config, tokenizer=tokenizer)
+    return render_page([record], title="t", recipe="r", config=config, tokenizer=tokenizer)
 
 
 def test_a_transcript_is_the_dialogue(tokenizer: Tokenizer) -> None:
     turns = (Turn(question="How many ships are there?", answer="3"), Turn(question="Is it a port?", answer="yes"))
     for name in ("plain", "v1"):
         record = _record("q", Task.VQA, turns=turns)
-        batch = rows([record], tokenizer, weights={"vqa": 1.0}, chat=name, visual_tokens=5)[0]
-        read = transcript(batch, 0, tokenizer=tokenizer)
+        batch = packed_sequences([record], tokenizer, weights={"vqa": 1.0}, chat=name, visual_tokens=5)[0]
+        read = decode_transcript(batch, 0, tokenizer=tokenizer)
         template = chat_template(name)
         assert read.shared == template.prefix
         assert read.visual == 5
@@ -102,7 +102,7 @@ def test_boxes_upright_and_oriented_difficult_and_cut(tokenizer: Tokenizer) -> N
 def test_the_square_shows_the_boxes_of_the_answers(tokenizer: Tokenizer) -> None:
     """Pixel 60, 40 of 80x60 lies at (0.75, 0.625) of the padded square: at (24, 20) of its 32 pixels."""
     config = _config({"hbb": 1.0}, decimals=3)
-    view = seen([_ships()], config=config, tokenizer=tokenizer, annotated={})["d/train/ships"]
+    view = model_views([_ships()], config=config, tokenizer=tokenizer, annotated={})["d/train/ships"]
     assert (view.square.width, view.square.height, view.visual) == (32, 32, 5)
     bridge = next(box for box in view.square.boxes if box.title == "bridge")
     assert bridge.points == "24.0,20.0 32.0,20.0 32.0,28.0 24.0,28.0"

@@ -9,7 +9,7 @@ from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.config import QuestionContext
 from earthgpt_jax.input.prompts.chat_template import SEPARATOR, chat_template
 from earthgpt_jax.input.prompts.questions import Question
-from earthgpt_jax.input.sequences import build_row, build_sample, image_prefix, prompt, turn_ids
+from earthgpt_jax.input.sequences import build_sample, generation_prompt, image_prefix, pack_samples, turn_ids
 from earthgpt_jax.input.tokenizer import Tokenizer, train_tokenizer
 from tests.support import nano
 
@@ -31,7 +31,13 @@ def tokenizer(tmp_path_factory):
 
 def _question(number: int, text: str, answer: str) -> Question:
     return Question(
-        id=f"r#vqa#{number}", record_id="r", task="vqa", kind="", text=text, answer=answer, references=(answer,)
+        id=f"r#vqa#{number}",
+        record_id="r",
+        task="vqa",
+        question_type="",
+        text=text,
+        answer=answer,
+        references=(answer,),
     )
 
 
@@ -44,7 +50,7 @@ def _check_joint(tokenizer: Tokenizer, name: str, question: str, answer: str) ->
     assert 0 < supervised < len(ids)  # the separator at least, never the question
     assert weights == [0.0] * (len(ids) - supervised) + [1.0] * supervised
     assert text[start:] == f" {answer}{SEPARATOR}"
-    tokens, _ = prompt(tokenizer, template, question, visual_tokens=VISUAL)
+    tokens, _ = generation_prompt(tokenizer, template, question, visual_tokens=VISUAL)
     prefix, _ = image_prefix(tokenizer, template, visual_tokens=VISUAL)
     # Generation begins where supervision does, behind the very same ids.
     assert tokens.tolist() == [*prefix, *ids[: len(ids) - supervised]]
@@ -82,11 +88,11 @@ def test_a_row_is_samples_one_behind_the_other(tokenizer, dialogues, question_co
         for asked in dialogues
     ]  # fmt: skip
     used = sum(map(len, samples))
-    row = build_row(samples, seq_len=used + spare, visual_tokens=VISUAL)
+    row = pack_samples(samples, seq_len=used + spare, visual_tokens=VISUAL)
     assert row.segments.tolist() == [i for i, sample in enumerate(samples, 1) for _ in range(len(sample))] + [0] * spare
     for place, (sample, asked) in enumerate(zip(samples, dialogues, strict=True)):
         inside = row.segments == place + 1
-        for name in ("tokens", "positions", "branches", "loss_weights"):
+        for name in ("tokens", "positions", "question_index", "loss_weights"):
             assert getattr(row, name)[inside].tolist() == getattr(sample, name).tolist()
         slots = row.image_slots[inside]
         assert slots[slots >= 0].tolist() == [*range(place * VISUAL, (place + 1) * VISUAL)]
@@ -94,19 +100,19 @@ def test_a_row_is_samples_one_behind_the_other(tokenizer, dialogues, question_co
         assert sample.tokens.tolist() == [*prefix[0], *(token for tokens, _ in ids for token in tokens)]
         assert sample.loss_weights.tolist() == [0.0] * len(prefix[0]) + [w for _, loss in ids for w in loss]
         if question_context is QuestionContext.DIALOGUE:
-            assert sample.positions.tolist() == [*range(len(sample))] and not sample.branches.any()
+            assert sample.positions.tolist() == [*range(len(sample))] and not sample.question_index.any()
         else:
-            assert sample.branches.max() == len(asked)
+            assert sample.question_index.max() == len(asked)
             for branch, (tokens, _) in enumerate(ids, 1):
-                positions = sample.positions[sample.branches == branch].tolist()
+                positions = sample.positions[sample.question_index == branch].tolist()
                 assert positions == [*range(len(prefix[0]), len(prefix[0]) + len(tokens))]
     if used:
         with pytest.raises(EarthGPTError, match=f"expected samples of {used - 1} tokens together, got {used}"):
-            build_row(samples, seq_len=used - 1, visual_tokens=VISUAL)
+            pack_samples(samples, seq_len=used - 1, visual_tokens=VISUAL)
 
 
 def test_dtypes_and_an_empty_row():
-    row = build_row([], seq_len=40, visual_tokens=VISUAL)
+    row = pack_samples([], seq_len=40, visual_tokens=VISUAL)
     assert not row.loss_weights.any() and row.loss_weights.dtype == np.float32
-    for name in ("tokens", "positions", "segments", "branches", "image_slots"):
+    for name in ("tokens", "positions", "segments", "question_index", "image_slots"):
         assert getattr(row, name).dtype == np.int32 and getattr(row, name).shape == (40,)

@@ -13,8 +13,8 @@ from earthgpt_jax.boxes import rect_to_polygon, rotated_to_polygon
 from earthgpt_jax.cli.main import main
 from earthgpt_jax.common.resources import assets_path
 from earthgpt_jax.datasets.store import write
-from earthgpt_jax.input.packing.efficiency import padded
-from earthgpt_jax.input.statistics import Statistics, measure
+from earthgpt_jax.input.packing.efficiency import padded_lengths
+from earthgpt_jax.input.statistics import DatasetStatistics, compute_statistics
 from earthgpt_jax.input.tokenizer import Tokenizer
 from earthgpt_jax.records import Object, Record, Sensor, Task, Turn
 from tests.support import nano
@@ -50,8 +50,8 @@ def datasets(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def _measured(datasets: Path) -> dict[str, Statistics]:
-    found = measure([datasets / "a", datasets / "b"], tokenizer=Tokenizer(TOKENIZER))
+def _measured(datasets: Path) -> dict[str, DatasetStatistics]:
+    found = compute_statistics([datasets / "a", datasets / "b"], tokenizer=Tokenizer(TOKENIZER))
     return {each.name: each for each in found}
 
 
@@ -160,9 +160,9 @@ def test_a_plan_is_compared_with_padding(tmp_path: Path, capsys) -> None:
 
 def test_padding_by_hand() -> None:
     tokens = np.array([10, 30, 79, 80])
-    whole, batch, buckets = padded(tokens, seq_len=80, batch_size=4).values()
+    whole, batch, buckets = padded_lengths(tokens, seq_len=80, batch_size=4).values()
     assert (whole.tolist(), batch.tolist(), buckets.tolist()) == ([80] * 4, [80] * 4, [10, 30, 80, 80])
-    alone = padded(tokens, seq_len=80, batch_size=1)["padded to the longest of 1"]
+    alone = padded_lengths(tokens, seq_len=80, batch_size=1)["padded to the longest of 1"]
     assert sorted(alone.tolist()) == tokens.tolist()
 
 

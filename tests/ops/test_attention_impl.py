@@ -20,12 +20,12 @@ from earthgpt_jax.ops.splash import Splash
 
 def _packed(rows: int, length: int) -> tuple[jax.Array, jax.Array]:
     """Segments and branches: two samples and padding a row; the first has a shared part and two branches."""
-    segments, branches = np.zeros((2, rows, length), np.int32)
+    segments, question_index = np.zeros((2, rows, length), np.int32)
     for row in range(rows):
         first, second = length // 2 + 13 * row, length - 7 * row
         segments[row, :first], segments[row, first:second] = 1, 2
-        branches[row, first // 3 : first // 2], branches[row, first // 2 : first] = 1, 2
-    return jnp.asarray(segments), jnp.asarray(branches)
+        question_index[row, first // 3 : first // 2], question_index[row, first // 2 : first] = 1, 2
+    return jnp.asarray(segments), jnp.asarray(question_index)
 
 
 def _qkv(rows: int, length: int, *, heads: int, kv_heads: int, head_dim: int) -> tuple[jax.Array, ...]:
@@ -38,8 +38,8 @@ def _qkv(rows: int, length: int, *, heads: int, kv_heads: int, head_dim: int) ->
 def test_splash_is_the_plain_attention_forward_and_backward(length, kv_heads, head_dim):
     """The TPU kernel in interpret mode; relative 1e-5 of the largest value."""
     qkv = _qkv(2, length, heads=2, kv_heads=kv_heads, head_dim=head_dim)
-    segments, branches = _packed(2, length)
-    mask = visible(segments, branches)
+    segments, question_index = _packed(2, length)
+    mask = visible(segments, question_index)
     upstream = jnp.asarray(np.random.default_rng(1).normal(size=qkv[0].shape), jnp.float32)
 
     def total(kernel):

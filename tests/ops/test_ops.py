@@ -52,7 +52,7 @@ def test_a_query_that_sees_nothing_stays_finite_with_its_gradient():
 
 def test_who_sees_whom():
     # one shared token, branch 1 (two tokens), branch 2, then another sample's token, then padding
-    segments, branches = jnp.array([[1, 1, 1, 1, 2, 0]]), jnp.array([[0, 1, 1, 2, 0, 0]])
+    segments, question_index = jnp.array([[1, 1, 1, 1, 2, 0]]), jnp.array([[0, 1, 1, 2, 0, 0]])
     expected = [
         [1, 0, 0, 0, 0, 0],
         [1, 1, 0, 0, 0, 0],
@@ -61,7 +61,7 @@ def test_who_sees_whom():
         [0, 0, 0, 0, 1, 0],
         [0, 0, 0, 0, 0, 1],
     ]
-    np.testing.assert_array_equal(visible(segments, branches)[0].astype(int), expected)
+    np.testing.assert_array_equal(visible(segments, question_index)[0].astype(int), expected)
 
 
 def test_rope_depends_on_distance_alone_and_keeps_length():

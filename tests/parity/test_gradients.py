@@ -14,7 +14,7 @@ from earthgpt_jax.convert import exporter, tables
 from earthgpt_jax.convert.merge import folded_config
 from earthgpt_jax.input.prompts.chat_template import chat_template
 from earthgpt_jax.input.prompts.questions import Question
-from earthgpt_jax.input.sequences import Row, build_row, build_sample, image_prefix
+from earthgpt_jax.input.sequences import Row, build_sample, image_prefix, pack_samples
 from earthgpt_jax.input.tokenizer import Tokenizer
 from earthgpt_jax.models import earthgpt
 from earthgpt_jax.models import model_dir as io
@@ -25,7 +25,13 @@ from tests.support import nano
 
 pytestmark = pytest.mark.torch
 QUESTION = Question(
-    id="r#vqa#0", record_id="r", task="vqa", kind="", text="Where is it?", answer="[0.12,0.34,0.56,0.78]", references=()
+    id="r#vqa#0",
+    record_id="r",
+    task="vqa",
+    question_type="",
+    text="Where is it?",
+    answer="[0.12,0.34,0.56,0.78]",
+    references=(),
 )
 
 
@@ -44,7 +50,7 @@ def _row(path, model: ModelConfig) -> Row:
     tokenizer, chat = Tokenizer(io.describe(path).tokenizer), chat_template("plain")
     prefix = image_prefix(tokenizer, chat, visual_tokens=model.visual_tokens)
     sample = build_sample([QUESTION], prefix=prefix, tokenizer=tokenizer, chat_template=chat)
-    return build_row([sample], seq_len=96, visual_tokens=model.visual_tokens)
+    return pack_samples([sample], seq_len=96, visual_tokens=model.visual_tokens)
 
 
 def _ours(model: ModelConfig, arrays: dict, row: Row, image: np.ndarray, trainable: set[str]) -> tuple[float, dict]:
@@ -57,7 +63,7 @@ def _ours(model: ModelConfig, arrays: dict, row: Row, image: np.ndarray, trainab
         module = params_lib.merge_module(graphdef, params_lib.merge(chosen, rest))
         visual = module.perceive(module.encode(image[None]))
         x = module.embed(row.tokens[None], row.image_slots[None], visual)
-        mask = visible(row.segments[None], row.branches[None])
+        mask = visible(row.segments[None], row.question_index[None])
         hidden, _ = module.llm(x, positions=row.positions[None], mask=mask)
         total, weight = next_token_loss(module.llm.logits(hidden), row.tokens[None], row.loss_weights[None])
         return total / weight

@@ -20,7 +20,7 @@ from earthgpt_jax.inference.engine import Engine
 from earthgpt_jax.inference.reference import Prompts, Stop, generate
 from earthgpt_jax.input import images as our_images
 from earthgpt_jax.input.prompts.chat_template import ChatTemplate, chat_template
-from earthgpt_jax.input.sequences import prompt
+from earthgpt_jax.input.sequences import generation_prompt
 from earthgpt_jax.input.tokenizer import Tokenizer, train_tokenizer
 from earthgpt_jax.models import earthgpt, model_dir
 from earthgpt_jax.ops.attention import visible
@@ -167,10 +167,8 @@ def test_features_visual_tokens_and_logits(make_pair, variant):
 
     pair = make_pair(variant)
     config, squares = pair.config, _squares(pair.config, 2)
-    tokens, slots = map(
-        np.stack, zip(*[prompt(pair.tokenizer, pair.chat_template, "What?", visual_tokens=config.visual_tokens)] * 2,
-                      strict=True),
-    )  # fmt: skip
+    prompt = generation_prompt(pair.tokenizer, pair.chat_template, "What?", visual_tokens=config.visual_tokens)
+    tokens, slots = (np.stack([array, array]) for array in prompt)
 
     @jax.jit
     def ours(params, squares):
@@ -260,7 +258,7 @@ def greedy(adapted):
     """Squares, and for each the tokens that ours makes of its question; in the Engine's shape: one compilation."""
     squares = _squares(adapted.config, 4)
     rows = [
-        prompt(adapted.tokenizer, adapted.chat_template, q, visual_tokens=adapted.config.visual_tokens)
+        generation_prompt(adapted.tokenizer, adapted.chat_template, q, visual_tokens=adapted.config.visual_tokens)
         for q in QUESTIONS
     ]
     length = -(-max(len(tokens) for tokens, _ in rows) // 32) * 32
@@ -388,7 +386,7 @@ def test_rows_without_an_image(adapted, adapted_model):
 def test_ids_and_image_slots_are_those_of_our_rows(make_pair, chat):
     pair = make_pair("adapted", chat)
     processor, visual_tokens = pair.processor(), pair.config.visual_tokens
-    rows = [prompt(pair.tokenizer, pair.chat_template, q, visual_tokens=visual_tokens) for q in QUESTIONS]
+    rows = [generation_prompt(pair.tokenizer, pair.chat_template, q, visual_tokens=visual_tokens) for q in QUESTIONS]
     batch = processor(images=list(_squares(pair.config, 4)), text=QUESTIONS)
     for i, (tokens, slots) in enumerate(rows):
         real = batch["attention_mask"][i].astype(bool)

@@ -12,8 +12,8 @@ import pytest
 from earthgpt_jax import params as params_lib
 from earthgpt_jax.config import QuestionContext
 from earthgpt_jax.input.batch import Batch
-from earthgpt_jax.input.packing.schedule import Placed
-from earthgpt_jax.input.pipeline import Rows, join
+from earthgpt_jax.input.packing.schedule import PackedSample
+from earthgpt_jax.input.pipeline import PackedSequences, concatenate_batches
 from earthgpt_jax.input.tokenizer import Tokenizer
 from earthgpt_jax.models import earthgpt
 from earthgpt_jax.models import model_dir as io
@@ -24,7 +24,7 @@ from earthgpt_jax.training.prefetch import device_batch
 from earthgpt_jax.training.stages import trainable_paths
 from earthgpt_jax.training.step import encode_images, hidden
 from tests.support import nano
-from tests.support.in_memory import rows
+from tests.support.in_memory import packed_sequences
 
 KINDS = {"caption": 1.0, "classification": 1.0, "grounding": 1.0, "hbb": 1.0, "vqa": 1.0}
 TOLERANCE = 1e-5
@@ -40,7 +40,7 @@ def world(tmp_path_factory):
     arrays = {key: value + 0.05 * rng.standard_normal(value.shape).astype(np.float32) for key, value in arrays.items()}
     source = SyntheticSource("train", 6, size=64)
     made = {
-        context: rows(
+        context: packed_sequences(
             [source[i] for i in range(6)], Tokenizer(description.tokenizer), weights=KINDS, seq_len=420,
             max_images=4, image_size=64, visual_tokens=config.model.visual_tokens, max_questions=4,
             question_context=context,
@@ -71,11 +71,11 @@ def _functions(config, params):
     )
 
 
-def _alone(made: Rows, row: int, *, questions: bool) -> list[Batch]:
+def _alone(made: PackedSequences, row: int, *, questions: bool) -> list[Batch]:
     """Each sample of a row, or each of its questions with the image, in a row of its own."""
     return [
         made.assemble([part])
-        for sample in made.plan[row]
+        for sample in made.schedule[row]
         for part in (
             [dataclasses.replace(sample, questions=(question,)) for question in sample.questions]
             if questions
@@ -93,8 +93,8 @@ def _sample_losses(batch: Batch, losses: np.ndarray) -> list[float]:
 def test_packed_samples_have_the_losses_and_gradients_of_samples_alone(world, context):
     config, params, made = world[0], world[1], world[2][context]
     losses, gradients = _functions(config, params)
-    chosen = sorted(range(made.plan.rows), key=lambda row: -len(made.plan[row]))[:3]
-    assert len(made.plan[chosen[0]]) >= 2
+    chosen = sorted(range(made.schedule.rows), key=lambda row: -len(made.schedule[row]))[:3]
+    assert len(made.schedule[chosen[0]]) >= 2
     packed = [made[row] for row in chosen]
     alone = [part for row in chosen for part in _alone(made, row, questions=False)]
     one = [loss for batch in packed for loss in _sample_losses(batch, losses(batch))]
@@ -115,8 +115,8 @@ def test_independent_questions_have_the_losses_and_gradients_of_rows_of_their_ow
         found = losses(batch)[0]
         for segment in range(1, int(batch.segments.max()) + 1):
             inside = batch.segments[0] == segment
-            for branch in range(1, int(batch.branches[0][inside].max()) + 1):
-                one.append(found[inside & (batch.branches[0] == branch)].sum())
+            for branch in range(1, int(batch.question_index[0][inside].max()) + 1):
+                one.append(found[inside & (batch.question_index[0] == branch)].sum())
     for batch in alone:
         two.append(losses(batch).sum())
     assert len(one) == len(two) > len(packed) * 2
@@ -129,9 +129,9 @@ def test_a_dialogue_is_not_independent_questions(world):
     """The other way round: what must see the turns before it does."""
     config, params, made = world[0], world[1], world[2][QuestionContext.DIALOGUE]
     losses, _ = _functions(config, params)
-    row = next(row for row in range(made.plan.rows) if len(made.plan[row][0].questions) > 1)
+    row = next(row for row in range(made.schedule.rows) if len(made.schedule[row][0].questions) > 1)
     whole = _sample_losses(made[row], losses(made[row]))[0]
-    first = Placed(source=0, record=made.plan[row][0].record, questions=made.plan[row][0].questions)
+    first = PackedSample(source=0, record=made.schedule[row][0].record, questions=made.schedule[row][0].questions)
     parts = [made.assemble([dataclasses.replace(first, questions=(question,))]) for question in first.questions]
     assert abs(whole - sum(float(losses(part).sum()) for part in parts)) > 1e-3
 
@@ -152,7 +152,7 @@ def test_images_of_padding_change_nothing(world):
     """Whatever stands where no image is."""
     config, params, made = world[0], world[1], world[2][QuestionContext.INDEPENDENT]
     losses, _ = _functions(config, params)
-    batch = join([made[row] for row in range(4)])
+    batch = concatenate_batches([made[row] for row in range(4)])
     noise = np.random.default_rng(0).integers(0, 255, batch.images.shape, np.uint8)
     real = np.arange(batch.images.shape[1]) < batch.segments.max(axis=1)[:, None]
     assert not real.all()

@@ -30,19 +30,19 @@ def _batch(config: Config) -> DeviceBatch:
     shapes, rng = batch_shapes(config), np.random.default_rng(0)
     rows, length = shapes.tokens.shape
     visual = config.model.visual_tokens
-    segments, branches, positions, slots = np.zeros((4, rows, length), np.int32)
+    segments, question_index, positions, slots = np.zeros((4, rows, length), np.int32)
     slots -= 1
     slots[:, : visual + 2] = [-2, *range(visual), -3]
     for row, (first, second) in enumerate(zip(rng.integers(40, 60, rows), rng.integers(65, length, rows), strict=True)):
         segments[row, :first], segments[row, first:second] = 1, 2
-        branches[row, visual + 2 : first] = 1 + (np.arange(first - visual - 2) > 9)
+        question_index[row, visual + 2 : first] = 1 + (np.arange(first - visual - 2) > 9)
         positions[row, :first], positions[row, first:second] = np.arange(first), np.arange(second - first)
     weights = (segments > 0) * (slots == -1) * rng.integers(0, 3, segments.shape)
     arrays = {name: np.zeros(shape.shape, shape.dtype) for name, shape in shapes._asdict().items()} | {
         "tokens": rng.integers(3, config.model.llm.vocab_size, segments.shape, np.int32),
         "positions": positions,
         "segments": segments,
-        "branches": branches,
+        "question_index": question_index,
         "loss_weights": weights.astype(np.float32),
         "images": rng.integers(0, 256, shapes.images.shape, np.uint8),
         "image_slots": slots,

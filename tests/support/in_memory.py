@@ -8,21 +8,21 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from earthgpt_jax.config import Augment, OnDamaged, QuestionContext
-from earthgpt_jax.input.packing.lengths import Asking, measure
-from earthgpt_jax.input.packing.sampler import Room
-from earthgpt_jax.input.packing.schedule import Plan, Source
-from earthgpt_jax.input.pipeline import Assembler, InputSpec, Rows
+from earthgpt_jax.input.packing.lengths import PromptConfig, measure_lengths
+from earthgpt_jax.input.packing.sampler import TokenBudget
+from earthgpt_jax.input.packing.schedule import PackingSchedule, Source
+from earthgpt_jax.input.pipeline import InputSpec, PackedSequences, SequenceBuilder
 from earthgpt_jax.input.prompts.chat_template import chat_template
 from earthgpt_jax.input.prompts.questions import BoxStyle
 from earthgpt_jax.input.sequences import image_prefix
 from earthgpt_jax.input.tokenizer import Tokenizer
 from earthgpt_jax.records import UNKNOWN_CLASSES, AnnotatedClasses, Record
 
-BOX_STYLE = BoxStyle(decimals=2)
+BOX_TEXT = BoxStyle(decimals=2)
 
 
 @dataclasses.dataclass(frozen=True)
-class Listed:
+class InMemoryRecords:
     """What `datasets.store.RecordSource` is to the pipeline."""
 
     name: str
@@ -33,7 +33,7 @@ class Listed:
         return self.records[index]
 
 
-def rows(
+def packed_sequences(
     records: Sequence[Record],
     tokenizer: Tokenizer,
     *,
@@ -44,24 +44,24 @@ def rows(
     image_size: int = 32,
     visual_tokens: int = 17,
     max_questions: int = 4,
-    box_style: BoxStyle = BOX_STYLE,
+    box_style: BoxStyle = BOX_TEXT,
     chat: str = "plain",
     seed: int = 0,
     annotated: AnnotatedClasses = UNKNOWN_CLASSES,
     question_context: QuestionContext = QuestionContext.INDEPENDENT,
     on_damaged: OnDamaged = OnDamaged.REFUSE,
     augment: Augment = Augment.NONE,
-) -> Rows:
+) -> PackedSequences:
     """The rows of a plan over one source."""
     shared = len(image_prefix(tokenizer, chat_template(chat), visual_tokens=visual_tokens)[0])
-    asking = Asking(
+    prompt_config = PromptConfig(
         kinds=tuple(sorted(weights)), tokenizer=tokenizer, chat_template=chat, box_style=box_style,
         room=seq_len - shared, seed=seed,
     )  # fmt: skip
-    index = measure(records, asking=asking, annotated=annotated)
-    plan = Plan(
+    index = measure_lengths(records, prompt_config=prompt_config, annotated=annotated)
+    schedule = PackingSchedule(
         [Source(name="listed", index=index, records=np.arange(len(records)))],
-        weights=weights, room=Room(shared=shared, seq_len=seq_len, max_questions=max_questions),
+        weights=weights, room=TokenBudget(shared=shared, seq_len=seq_len, max_questions=max_questions),
         max_images=max_images, seed=seed,
     )  # fmt: skip
     spec = InputSpec(
@@ -72,8 +72,11 @@ def rows(
         on_damaged=on_damaged,
         augment=augment,
     )
-    assemble = Assembler(
-        sources=[Listed("listed", records, annotated)], asking=asking, spec=spec, seq_len=seq_len,
+    assemble = SequenceBuilder(
+        sources=[InMemoryRecords("listed", records, annotated)],
+        prompt_config=prompt_config,
+        spec=spec,
+        seq_len=seq_len,
         max_images=max_images,
-    )  # fmt: skip
-    return Rows(plan=plan, assemble=assemble)
+    )
+    return PackedSequences(schedule=schedule, assemble=assemble)

@@ -57,10 +57,10 @@ def run(args: argparse.Namespace) -> int:
         from earthgpt_jax.config import load
         from earthgpt_jax.datasets.annotated_classes import annotated
         from earthgpt_jax.datasets.store import manifest
-        from earthgpt_jax.input.preview import page
+        from earthgpt_jax.input.preview import render_page
         from earthgpt_jax.input.tokenizer import Tokenizer
 
-        text = page(
+        text = render_page(
             records,
             title=", ".join(folder.name for folder in folders),
             recipe=args.config,

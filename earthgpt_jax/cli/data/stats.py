@@ -50,7 +50,7 @@ def _plan(args: argparse.Namespace) -> int:
     from earthgpt_jax.common.resources import assets_path
     from earthgpt_jax.config import load
     from earthgpt_jax.input.packing import efficiency
-    from earthgpt_jax.input.packing.planner import planned
+    from earthgpt_jax.input.packing.training_data import load_training_data
     from earthgpt_jax.input.tokenizer import Tokenizer
 
     if args.json or args.html:
@@ -63,8 +63,8 @@ def _plan(args: argparse.Namespace) -> int:
     fields = [f"--config.data.{name}={value!r}" for name, value in given.items() if value is not None]
     config = load(args.config or _CONFIG, fields)
     tokenizer = Tokenizer(args.tokenizer or assets_path("tiny", "tokenizer.model"))
-    plan = planned(config, tokenizer=tokenizer, workers=args.workers).plan
-    print(efficiency.text(plan, batch_size=config.data.batch_size))
+    plan = load_training_data(config, tokenizer=tokenizer, workers=args.workers).schedule
+    print(efficiency.format_report(plan, batch_size=config.data.batch_size))
     return 0
 
 
@@ -85,15 +85,15 @@ def _measure(args: argparse.Namespace) -> int:
             raise EarthGPTError(f"{option} {path}: expected the name of a file in a folder that exists")
     folders = directories(args.dir)
     tokenizer = Tokenizer(args.tokenizer or assets_path("tiny", "tokenizer.model"))
-    found = statistics.measure(folders, tokenizer=tokenizer)
-    print("\n\n".join(statistics.text(each) for each in found))
+    found = statistics.compute_statistics(folders, tokenizer=tokenizer)
+    print("\n\n".join(statistics.format_statistics(each) for each in found))
     if args.json:
         content = json.dumps([each.plain() for each in found], indent=1) + "\n"
         store.replace(args.json, content.encode())
     if args.html:
         named = f"{args.tokenizer or 'the embedded tokenizer'} ({tokenizer.vocab_size} pieces)"
         title = f"Statistics of {', '.join(folder.name for folder in folders)}"
-        store.replace(args.html, statistics.page(found, title=title, tokenizer=named).encode())
+        store.replace(args.html, statistics.render_page(found, title=title, tokenizer=named).encode())
     for path in (args.json, args.html):
         if path:
             print(f"wrote {path}", file=sys.stderr)

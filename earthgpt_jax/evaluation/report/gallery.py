@@ -17,11 +17,11 @@ from earthgpt_jax.evaluation.metrics.detection import matching
 from earthgpt_jax.evaluation.metrics.grounding import iou
 from earthgpt_jax.evaluation.metrics.parsed_boxes import boxes_of, frame_of
 from earthgpt_jax.evaluation.predictions import DETECTION, WITH_BOXES, Prediction, Truth
-from earthgpt_jax.input.prompts.derived import Derived
+from earthgpt_jax.input.prompts.derived import DerivedTask
 from earthgpt_jax.raster.decode import decode
 from earthgpt_jax.records import Record, Sensor, Task
 
-_EXACT = (Task.CLASSIFICATION, Task.VQA, *Derived)  # tasks with one right answer
+_EXACT = (Task.CLASSIFICATION, Task.VQA, *DerivedTask)  # tasks with one right answer
 _LONGEST_SIDE = 640  # of a picture on the page; boxes keep the coordinates of the original
 
 

@@ -22,14 +22,14 @@ from earthgpt_jax.input.packing.bin_filling import Remaining, Size
 
 
 @dataclasses.dataclass(frozen=True)
-class Pattern:
+class SequencePattern:
     """`rows` rows that hold one sample of each of `sizes`."""
 
     sizes: tuple[Size, ...]
     rows: int
 
 
-def pack(counts: Mapping[Size, int], *, tokens: int, images: int) -> tuple[Pattern, ...]:
+def pack(counts: Mapping[Size, int], *, tokens: int, images: int) -> tuple[SequencePattern, ...]:
     """Rows for `counts` samples of each size, nearly full ones.
 
     Again and again the longest sample left opens a row, the fullest company for it is found among all that is left
@@ -49,11 +49,11 @@ def pack(counts: Mapping[Size, int], *, tokens: int, images: int) -> tuple[Patte
     remaining, patterns = Remaining(counts, tokens=tokens), []
     while (first := remaining.longest()) is not None:
         row = collections.Counter([first, *remaining.company(first, images=images)])
-        patterns.append(Pattern(tuple(row.elements()), remaining.take(row)))
+        patterns.append(SequencePattern(tuple(row.elements()), remaining.take(row)))
     return tuple(patterns)
 
 
-class PackPlan:
+class EpochPacking:
     """The rows of every epoch over samples of known sizes.
 
     Args:
@@ -89,7 +89,7 @@ class PackPlan:
                 starts[slot] = taken[index[size]]
                 taken[index[size]] += pattern.rows
             self._starts.append(starts)
-        self.occupancy = float(lengths.sum()) / max(1, self.rows * tokens)
+        self.packing_efficiency = float(lengths.sum()) / max(1, self.rows * tokens)
 
     @property
     def rows(self) -> int:

@@ -8,15 +8,15 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from earthgpt_jax.common.tables import align_columns
-from earthgpt_jax.input.packing.sampler import by_kind
-from earthgpt_jax.input.packing.schedule import Plan
+from earthgpt_jax.input.packing.sampler import count_by_task
+from earthgpt_jax.input.packing.schedule import PackingSchedule
 
 _BUCKETS = 8  # of equal width
 _MISSED = 0.01  # by so much of a weight rounding is told
 _Table = tuple[str, Sequence[str], list[tuple[str, ...]]]
 
 
-def padded(tokens: np.ndarray, *, seq_len: int, batch_size: int, seed: int = 0) -> dict[str, np.ndarray]:
+def padded_lengths(tokens: np.ndarray, *, seq_len: int, batch_size: int, seed: int = 0) -> dict[str, np.ndarray]:
     """Way of padding -> i64[S], the length that each sample of `tokens` i[S] has then, one sample a row."""
     shuffled = np.random.default_rng(seed).permutation(tokens)
     begins = np.arange(0, len(tokens), batch_size)
@@ -29,14 +29,14 @@ def padded(tokens: np.ndarray, *, seq_len: int, batch_size: int, seed: int = 0) 
     }
 
 
-def tables(plan: Plan, *, batch_size: int) -> Iterator[_Table]:
+def tables(plan: PackingSchedule, *, batch_size: int) -> Iterator[_Table]:
     """(title, column names, rows), all of one epoch, on average over the plan's cycle."""
     epochs, wide = plan.cycle.epochs, plan.room.seq_len
     drawn = [each for epoch in plan.samples for each in epoch]
     tokens = np.concatenate([each.tokens for each in drawn]).astype(np.int64)
     held = _images(plan)
 
-    ways = padded(tokens, seq_len=wide, batch_size=batch_size)
+    ways = padded_lengths(tokens, seq_len=wide, batch_size=batch_size)
     rows = [(name, len(tokens), int(lengths.sum()), 1.0) for name, lengths in ways.items()]
     rows.append(("packed by the plan", plan.rows, plan.rows * wide, len(tokens) / plan.rows))
     packed = rows[-1][2]
@@ -71,7 +71,7 @@ def tables(plan: Plan, *, batch_size: int) -> Iterator[_Table]:
         yield f"weights that {epochs} epochs miss by more than {_MISSED:.0%}", ("", "wanted", "got", "kinds"), lost
 
 
-def _lost(plan: Plan) -> list[tuple[str, ...]]:
+def _lost(plan: PackingSchedule) -> list[tuple[str, ...]]:
     """A line for the kinds of a source that rounding changes alike."""
     alike: dict[tuple[str, ...], list[str]] = {}
     for (name, kind), (want, got) in plan.cycle.lost.items():
@@ -80,7 +80,7 @@ def _lost(plan: Plan) -> list[tuple[str, ...]]:
     return [(*said, ", ".join(kinds)) for said, kinds in alike.items()]
 
 
-def _images(plan: Plan) -> Mapping[int, int]:
+def _images(plan: PackingSchedule) -> Mapping[int, int]:
     """Images -> rows of a cycle."""
     held: collections.Counter[int] = collections.Counter()
     for epoch in plan.epochs:
@@ -89,25 +89,25 @@ def _images(plan: Plan) -> Mapping[int, int]:
     return held
 
 
-def _source(plan: Plan, place: int, *, total: int) -> tuple[str, ...]:
+def _source(plan: PackingSchedule, place: int, *, total: int) -> tuple[str, ...]:
     source, drawn = plan.sources[place], [epoch[place] for epoch in plan.samples]
     tokens = sum(int(each.tokens.sum()) for each in drawn)
     return (
         source.name,
         str(len(source.records)),
         f"{source.weight:.4g}",
-        f"{plan.passes(plan.rows)[source.name] / plan.cycle.epochs:.4g}",
+        f"{plan.epochs_per_source(plan.rows)[source.name] / plan.cycle.epochs:.4g}",
         *(_count(sum(len(of) for of in each), plan.cycle.epochs) for each in (drawn, [d.questions for d in drawn])),
         f"{tokens / plan.room.seq_len / plan.cycle.epochs:.1f}",
         f"{100 * tokens / total:.1f} %",
     )
 
 
-def _kinds(plan: Plan) -> list[tuple[str, ...]]:
+def _kinds(plan: PackingSchedule) -> list[tuple[str, ...]]:
     asked: collections.Counter[str] = collections.Counter()
     for epoch in plan.samples:
         for source, each in zip(plan.sources, epoch, strict=True):
-            asked.update(by_kind(source.index, each.questions))
+            asked.update(count_by_task(source.index, each.questions))
     return [
         (kind, f"{weight:g}", _count(asked[kind], plan.cycle.epochs), str(plan.left_out.get(kind, 0)))
         for kind, weight in plan.weights.items()
@@ -118,7 +118,7 @@ def _count(total: int, epochs: int) -> str:
     return f"{total / epochs:.0f}" if total % epochs == 0 else f"{total / epochs:.1f}"
 
 
-def text(plan: Plan, *, batch_size: int) -> str:
+def format_report(plan: PackingSchedule, *, batch_size: int) -> str:
     """All tables, for a terminal."""
     lines = [
         "What training packs, beside what padding would cost. Counts are of an epoch"

@@ -23,7 +23,13 @@ from earthgpt_jax.common.errors import DamagedRecordError, EarthGPTError
 from earthgpt_jax.common.parallel import parallel_map
 from earthgpt_jax.config import OnDamaged
 from earthgpt_jax.datasets import store
-from earthgpt_jax.input.packing.lengths import Asking, LengthIndex, fingerprint, joined, measure
+from earthgpt_jax.input.packing.lengths import (
+    LengthIndex,
+    PromptConfig,
+    concatenate_indexes,
+    fingerprint,
+    measure_lengths,
+)
 from earthgpt_jax.records import Record
 
 KEPT = 4  # files of a split, the newest: one a way of asking
@@ -32,16 +38,20 @@ _log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Indexed:
+class CachedIndex:
     """A length index, and everything it depends on."""
 
     index: LengthIndex
     identity: Mapping[str, Any]
 
 
-def lengths(
-    source: store.RecordSource, *, asking: Asking, workers: int | None = None, on_damaged: OnDamaged = OnDamaged.REFUSE
-) -> Indexed:
+def load_length_index(
+    source: store.RecordSource,
+    *,
+    prompt_config: PromptConfig,
+    workers: int | None = None,
+    on_damaged: OnDamaged = OnDamaged.REFUSE,
+) -> CachedIndex:
     """The length index of a split, read from its file if there is one of the same identity.
 
     Where the dataset's folder cannot be written to, the file is in `$XDG_CACHE_HOME/earthgpt`; where that cannot
@@ -55,19 +65,19 @@ def lengths(
         EarthGPTError: a question that an index cannot hold; a worker was killed; a record cannot be read.
     """
     shares = source.annotated.shares
-    identity = {"dataset": source.fingerprint, "classes": fingerprint(dict(shares)), **asking.identity()}
+    identity = {"dataset": source.fingerprint, "classes": fingerprint(dict(shares)), **prompt_config.identity()}
     name = f"lengths-{source.split}-{fingerprint(identity)}.npz"
     places = (source.directory, _user_cache() / fingerprint(source.fingerprint))
     for place in places:
         index = _read(place / name, identity, records=len(source))
         if index is not None:
-            return Indexed(index=index, identity=identity)
-    index, missing = _measured(source, asking, workers, on_damaged)
+            return CachedIndex(index=index, identity=identity)
+    index, missing = _measured(source, prompt_config, workers, on_damaged)
     if missing:
         _log.warning("data %s: nothing is asked about %d records that cannot be read", source.directory, missing)
     else:
         _write(places, name, index, identity)
-    return Indexed(index=index, identity=identity)
+    return CachedIndex(index=index, identity=identity)
 
 
 def _user_cache() -> Path:
@@ -75,18 +85,18 @@ def _user_cache() -> Path:
 
 
 def _measured(
-    source: store.RecordSource, asking: Asking, workers: int | None, on_damaged: OnDamaged
+    source: store.RecordSource, prompt_config: PromptConfig, workers: int | None, on_damaged: OnDamaged
 ) -> tuple[LengthIndex, int]:
     """The index, and how many records are missing in it."""
     starts = range(0, len(source), _CHUNK)
     parts, missing = [], 0
     with tqdm(total=len(source), desc=f"{source.name}: lengths", unit="record", leave=False) as bar:
-        task = functools.partial(_chunk, source.directory, source.split, asking, on_damaged)
+        task = functools.partial(_chunk, source.directory, source.split, prompt_config, on_damaged)
         for part, lost in parallel_map(task, starts, workers=workers):
             parts.append(part)
             missing += lost
             bar.update(len(part.digests))
-    return joined(parts or [measure([], asking=asking)]), missing
+    return concatenate_indexes(parts or [measure_lengths([], prompt_config=prompt_config)]), missing
 
 
 @functools.lru_cache(maxsize=2)
@@ -95,7 +105,9 @@ def _source(directory: Path, split: str) -> store.RecordSource:
     return store.RecordSource(directory, split)
 
 
-def _chunk(directory: Path, split: str, asking: Asking, on_damaged: OnDamaged, start: int) -> tuple[LengthIndex, int]:
+def _chunk(
+    directory: Path, split: str, prompt_config: PromptConfig, on_damaged: OnDamaged, start: int
+) -> tuple[LengthIndex, int]:
     source = _source(directory, split)
     records: list[Record | None] = []
     for number in range(start, min(start + _CHUNK, len(source))):
@@ -105,7 +117,9 @@ def _chunk(directory: Path, split: str, asking: Asking, on_damaged: OnDamaged, s
             if on_damaged is OnDamaged.REFUSE:
                 raise
             records.append(None)
-    return measure(records, asking=asking, annotated=source.annotated, start=start), records.count(None)
+    return measure_lengths(
+        records, prompt_config=prompt_config, annotated=source.annotated, start=start
+    ), records.count(None)
 
 
 def _read(path: Path, identity: Mapping[str, Any], *, records: int) -> LengthIndex | None:

@@ -17,9 +17,15 @@ import numpy as np
 
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.input.prompts import templates
-from earthgpt_jax.input.prompts.box_budget import fitted
+from earthgpt_jax.input.prompts.box_budget import fit_to_budget
 from earthgpt_jax.input.prompts.chat_template import chat_template
-from earthgpt_jax.input.prompts.questions import BoxStyle, Question, ask, candidates, task_of
+from earthgpt_jax.input.prompts.questions import (
+    BoxStyle,
+    Question,
+    annotation_task,
+    build_question,
+    question_indices,
+)
 from earthgpt_jax.input.sequences import turn_ids
 from earthgpt_jax.input.tokenizer import Tokenizer
 from earthgpt_jax.records import UNKNOWN_CLASSES, AnnotatedClasses, Record, Sensor
@@ -30,7 +36,7 @@ _COLUMNS = {"record": np.int32, "kind": np.uint8, "index": np.uint16, "tokens": 
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Asking:
+class PromptConfig:
     """Which questions are asked, and how they are written; fields as in `config.DataConfig`.
 
     Attributes:
@@ -50,14 +56,14 @@ class Asking:
     def __post_init__(self) -> None:
         chat_template(self.chat_template)
         for kind in self.kinds:
-            task_of(kind)
+            annotation_task(kind)
 
     def question(self, record: Record, kind: str, index: int, *, annotated: AnnotatedClasses) -> Question:
         """The question, worded and answered the same whenever it is asked; `index` as `questions.ask` takes it."""
         known: Mapping[str, Any] = {"box_style": self.box_style, "annotated": annotated, "seed": self.seed}
-        rng = templates.wording_rng(record.id, kind, index, seed=self.seed)
-        return fitted(
-            ask(record, kind, index, rng=rng, **known),
+        rng = templates.template_rng(record.id, kind, index, seed=self.seed)
+        return fit_to_budget(
+            build_question(record, kind, index, rng=rng, **known),
             record,
             room=self.room,
             tokenizer=self.tokenizer,
@@ -126,15 +132,19 @@ def fingerprint(values: Any) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def measure(
-    records: Sequence[Record | None], *, asking: Asking, annotated: AnnotatedClasses = UNKNOWN_CLASSES, start: int = 0
+def measure_lengths(
+    records: Sequence[Record | None],
+    *,
+    prompt_config: PromptConfig,
+    annotated: AnnotatedClasses = UNKNOWN_CLASSES,
+    start: int = 0,
 ) -> LengthIndex:
     """The index of a run of records, whose first has the number `start`; of None, nothing is asked.
 
     Raises:
         EarthGPTError: a number that its type does not hold; names the question.
     """
-    template = chat_template(asking.chat_template)
+    template = chat_template(prompt_config.chat_template)
     columns = {name: array.array(np.dtype(dtype).char) for name, dtype in _COLUMNS.items()}
     digests, sensors = np.zeros(len(records), np.uint64), np.zeros(len(records), np.uint8)
     for number, record in enumerate(records):
@@ -142,10 +152,10 @@ def measure(
             continue
         sensors[number] = SENSORS.index(record.sensor)
         digests[number] = int.from_bytes(hashlib.sha256(record.id.encode()).digest()[:8], "little")
-        for place, kind in enumerate(asking.kinds):
-            for index in candidates(record, kind, annotated=annotated, seed=asking.seed):
-                said = asking.question(record, kind, index, annotated=annotated)
-                length = len(turn_ids(asking.tokenizer, template, said.text, said.answer)[0])
+        for place, kind in enumerate(prompt_config.kinds):
+            for index in question_indices(record, kind, annotated=annotated, seed=prompt_config.seed):
+                said = prompt_config.question(record, kind, index, annotated=annotated)
+                length = len(turn_ids(prompt_config.tokenizer, template, said.text, said.answer)[0])
                 try:
                     for column, value in zip(columns.values(), (start + number, place, index, length), strict=True):
                         column.append(value)
@@ -155,14 +165,14 @@ def measure(
                         f"{length}; let data.max_boxes list fewer boxes, or leave the record out of the dataset"
                     ) from None
     return LengthIndex(
-        kinds=asking.kinds,
+        kinds=prompt_config.kinds,
         digests=digests,
         sensors=sensors,
         **{name: np.array(column, _COLUMNS[name]) for name, column in columns.items()},
     )
 
 
-def joined(parts: Sequence[LengthIndex]) -> LengthIndex:
+def concatenate_indexes(parts: Sequence[LengthIndex]) -> LengthIndex:
     """Of consecutive runs of records, at least one, the whole."""
     columns = {name: np.concatenate([part.arrays()[name] for part in parts]) for name in parts[0].arrays()}
     return LengthIndex(kinds=parts[0].kinds, **columns)

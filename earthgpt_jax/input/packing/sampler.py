@@ -16,7 +16,7 @@ _Key = TypeVar("_Key", bound=Hashable)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Cycle(Generic[_Key]):
+class SamplingCycle(Generic[_Key]):
     """After how many epochs everything was asked by its weight, and how often within them.
 
     Attributes:
@@ -29,27 +29,27 @@ class Cycle(Generic[_Key]):
     lost: Mapping[_Key, tuple[float, float]]
 
 
-def cycle(weights: Mapping[_Key, float]) -> Cycle[_Key]:
+def sampling_cycle(weights: Mapping[_Key, float]) -> SamplingCycle[_Key]:
     """The shortest of the cycles of up to 8 epochs in which the weights are most nearly whole numbers.
 
     A weight of 1 is once an epoch, 2 twice, 0.5 every other epoch. The relative error of the worst weight counts; what
     has a positive weight is asked at least once a cycle. Weights that are not positive are left out.
     """
     asked = {key: weight for key, weight in weights.items() if weight > 0}
-    best: tuple[float, Cycle[_Key]] | None = None
+    best: tuple[float, SamplingCycle[_Key]] | None = None
     for epochs in range(1, _LONGEST + 1):
         times = {key: max(1, round(weight * epochs)) for key, weight in asked.items()}
         got = {key: (asked[key], times[key] / epochs) for key in asked}
         error = max((abs(have - want) / want for want, have in got.values()), default=0.0)
         if best is None or error < best[0] - 1e-9:
             lost = {key: pair for key, pair in got.items() if abs(pair[0] - pair[1]) > 1e-9 * pair[0]}
-            best = error, Cycle(epochs=epochs, times=times, lost=lost)
+            best = error, SamplingCycle(epochs=epochs, times=times, lost=lost)
     assert best
     return best[1]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Room:
+class TokenBudget:
     """What one sample may hold.
 
     Attributes:
@@ -92,7 +92,7 @@ class Samples:
         return self.questions[start : start + int(self.count[sample])]
 
 
-class Drawing:
+class EpochSampler:
     """The samples of a source, epoch by epoch of a cycle.
 
     A record's questions are put together in an order shuffled by its id, the seed and the epoch, as many as there is
@@ -111,15 +111,15 @@ class Drawing:
         *,
         times: Mapping[str, int],
         epochs: int,
-        room: Room,
+        room: TokenBudget,
         seed: int,
         records: np.ndarray | None = None,
     ):
         rate = np.array([times.get(kind, 0) for kind in index.kinds], np.int64)[index.kind]
         if records is not None:
-            rate[~about(index, records)] = 0
-        asked, short = rate > 0, fits(index, room)
-        self._left_out = by_kind(index, asked & ~short)
+            rate[~questions_about(index, records)] = 0
+        asked, short = rate > 0, fits_budget(index, room)
+        self._left_out = count_by_task(index, asked & ~short)
         self._pool = np.flatnonzero(asked & short)
         self._rate, self._record = rate[self._pool], index.record[self._pool]
         self._tokens = index.tokens[self._pool].astype(np.int64)
@@ -152,19 +152,19 @@ class Drawing:
         )
 
 
-def about(index: LengthIndex, records: np.ndarray) -> np.ndarray:
+def questions_about(index: LengthIndex, records: np.ndarray) -> np.ndarray:
     """bool[Q], the questions about these records."""
     wanted = np.zeros(len(index.digests), bool)
     wanted[records] = True
     return wanted[index.record]
 
 
-def fits(index: LengthIndex, room: Room) -> np.ndarray:
+def fits_budget(index: LengthIndex, room: TokenBudget) -> np.ndarray:
     """bool[Q], the questions that are no longer than a row."""
     return index.tokens <= max(0, room.seq_len - room.shared)
 
 
-def by_kind(index: LengthIndex, questions: np.ndarray) -> dict[str, int]:
+def count_by_task(index: LengthIndex, questions: np.ndarray) -> dict[str, int]:
     """Kind -> how many of these questions, given as bool[Q] or by their numbers; only kinds of which there are any."""
     counts = np.bincount(index.kind[questions], minlength=len(index.kinds)).tolist()
     return {kind: count for kind, count in sorted(zip(index.kinds, counts, strict=True)) if count}
@@ -231,7 +231,7 @@ def _previous(asked: np.ndarray, again: np.ndarray) -> np.ndarray:
     return before
 
 
-def _cut(record: np.ndarray, tokens: np.ndarray, previous: np.ndarray, room: Room) -> np.ndarray:
+def _cut(record: np.ndarray, tokens: np.ndarray, previous: np.ndarray, room: TokenBudget) -> np.ndarray:
     """bool[A], True where a sample begins: the first question of each record, then the second of each, and so on."""
     opens = np.zeros(len(record), bool)
     if not len(record):

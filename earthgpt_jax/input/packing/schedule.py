@@ -11,15 +11,21 @@ import dataclasses
 import functools
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from earthgpt_jax.common.errors import EarthGPTError
-from earthgpt_jax.input.packing.bins import PackPlan
-from earthgpt_jax.input.packing.lengths import Asking, LengthIndex
-from earthgpt_jax.input.packing.sampler import Cycle, Drawing, Room, about, by_kind, cycle
-from earthgpt_jax.records import AnnotatedClasses, Record
+from earthgpt_jax.input.packing.bins import EpochPacking
+from earthgpt_jax.input.packing.lengths import LengthIndex
+from earthgpt_jax.input.packing.sampler import (
+    EpochSampler,
+    SamplingCycle,
+    TokenBudget,
+    count_by_task,
+    questions_about,
+    sampling_cycle,
+)
 
 _VERSION = 1  # raise it when the same inputs give other rows
 
@@ -42,7 +48,7 @@ class Source:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Placed:
+class PackedSample:
     """A sample in a row: a record of a source, by their numbers, and the questions as `(kind, index)`."""
 
     source: int
@@ -50,7 +56,7 @@ class Placed:
     questions: tuple[tuple[str, int], ...]
 
 
-class Plan:
+class PackingSchedule:
     """The rows of all epochs.
 
     Args:
@@ -75,7 +81,7 @@ class Plan:
         sources: Sequence[Source],
         *,
         weights: Mapping[str, float],
-        room: Room,
+        room: TokenBudget,
         max_images: int,
         seed: int,
     ):
@@ -86,18 +92,18 @@ class Plan:
             )
         self.sources, self.room = tuple(sources), room
         self.weights, self.max_images, self._seed = dict(weights), max_images, seed
-        self.cycle: Cycle[tuple[str, str]] = cycle(
+        self.cycle: SamplingCycle[tuple[str, str]] = sampling_cycle(
             {
                 (source.name, kind): source.weight * weights[kind]
                 for source in sources
-                for kind in by_kind(source.index, about(source.index, source.records))
+                for kind in count_by_task(source.index, questions_about(source.index, source.records))
                 if kind in weights
             }
         )
         drawings = [self._drawing(source) for source in sources]
         self.samples = [[drawing.epoch(epoch) for drawing in drawings] for epoch in range(self.cycle.epochs)]
         self.epochs = [
-            PackPlan(
+            EpochPacking(
                 np.concatenate([each.tokens for each in drawn]), np.concatenate([each.images for each in drawn]),
                 tokens=room.seq_len, max_images=max_images, seed=seed + epoch,
             )
@@ -111,9 +117,9 @@ class Plan:
                 f"{room.seq_len} tokens, {room.shared} of them an image's; make rows longer, or ask other kinds"
             )
 
-    def _drawing(self, source: Source) -> Drawing:
+    def _drawing(self, source: Source) -> EpochSampler:
         times = {kind: count for (name, kind), count in self.cycle.times.items() if name == source.name}
-        return Drawing(
+        return EpochSampler(
             source.index, times=times, epochs=self.cycle.epochs, room=self.room, seed=self._seed,
             records=source.records,
         )  # fmt: skip
@@ -132,11 +138,11 @@ class Plan:
         return dict(total)
 
     @property
-    def occupancy(self) -> float:
+    def packing_efficiency(self) -> float:
         """Share of the cycle's tokens that are not padding."""
-        return sum(epoch.occupancy * epoch.rows for epoch in self.epochs) / self.rows
+        return sum(epoch.packing_efficiency * epoch.rows for epoch in self.epochs) / self.rows
 
-    def __getitem__(self, row: int) -> tuple[Placed, ...]:
+    def __getitem__(self, row: int) -> tuple[PackedSample, ...]:
         """What stands in row `row`, counted through all cycles."""
         number, place = divmod(int(row), self.rows)
         epoch = int(np.searchsorted(self._ends, place, side="right"))
@@ -147,14 +153,14 @@ class Plan:
             source = int(np.searchsorted(starts, sample, side="right")) - 1
             drawn, local = self.samples[epoch][source], sample - int(starts[source])
             asked = self.sources[source].index.named(drawn.of(local))
-            placed.append(Placed(source=source, record=int(drawn.record[local]), questions=asked))
+            placed.append(PackedSample(source=source, record=int(drawn.record[local]), questions=asked))
         return tuple(placed)
 
     def epoch(self, rows: int) -> float:
         """How many epochs so many rows are."""
         return rows / self.rows * self.cycle.epochs
 
-    def passes(self, rows: int) -> dict[str, float]:
+    def epochs_per_source(self, rows: int) -> dict[str, float]:
         """Source -> how often it was gone through after so many rows: questions asked, over those of one pass.
 
         One pass asks each question as often as the weight of its kind says. After a whole cycle this is `weight`
@@ -169,7 +175,7 @@ class Plan:
         for place, source in enumerate(self.sources):
             asked: collections.Counter[str] = collections.Counter()
             for epoch in self.samples:
-                asked.update(by_kind(source.index, epoch[place].questions))
+                asked.update(count_by_task(source.index, epoch[place].questions))
             once = sum(self.weights[kind] * n / self.cycle.times[source.name, kind] for kind, n in asked.items())
             passed[source.name] = asked.total() / once if asked else 0.0
         return passed
@@ -204,32 +210,7 @@ class Plan:
         return said
 
 
-class Records(Protocol):
-    """Random access to the records of a dataset, such as `datasets.store.RecordSource`."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def annotated(self) -> AnnotatedClasses: ...
-
-    def __getitem__(self, index: int) -> Record: ...
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Planned:
-    """The rows of a run, and how each is made.
-
-    Attributes:
-        sources: of each of `plan.sources`, what its records are read from; the sensors of a dataset share one.
-    """
-
-    plan: Plan
-    sources: tuple[Records, ...]
-    asking: Asking
-
-
-def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def identity_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What is not the same in two identities of plans, a line each; [] if they are equal."""
     names = [*before, *(name for name in now if name not in before)]
     nothing = "nothing"

@@ -6,13 +6,13 @@ import bisect
 import dataclasses
 
 from earthgpt_jax.input.prompts.chat_template import ChatTemplate
-from earthgpt_jax.input.prompts.questions import LISTS_BOXES, BoxStyle, Question, ask
+from earthgpt_jax.input.prompts.questions import BOX_LIST_TASKS, BoxStyle, Question, build_question
 from earthgpt_jax.input.sequences import turn_ids
 from earthgpt_jax.input.tokenizer import Tokenizer
 from earthgpt_jax.records import AnnotatedClasses, Record
 
 
-def fitted(
+def fit_to_budget(
     question: Question,
     record: Record,
     *,
@@ -38,13 +38,13 @@ def fitted(
             len(turn_ids(tokenizer, template, question.text, answer)[0]) <= room
         )
 
-    if question.task not in LISTS_BOXES or fits(question.answer):
+    if question.task not in BOX_LIST_TASKS or fits(question.answer):
         return question
     index = int(question.id.rsplit("#", 1)[1])
 
     def shorter(boxes: int) -> Question:
         short = dataclasses.replace(box_style, max_boxes=boxes)
-        listed = ask(record, question.task, index, box_style=short, annotated=annotated, seed=seed)
+        listed = build_question(record, question.task, index, box_style=short, annotated=annotated, seed=seed)
         return dataclasses.replace(listed, text=question.text)  # in the wording that was drawn
 
     most = len(record.objects) - question.unlisted

@@ -15,7 +15,7 @@ import numpy as np
 from earthgpt_jax.records import AnnotatedClasses, Record
 
 
-class Derived(enum.StrEnum):
+class DerivedTask(enum.StrEnum):
     """Kinds of question that no source asks itself.
 
     `absent_*` are false premises: the wording of a question about what is there, asked of what is not.
@@ -35,7 +35,7 @@ class Derived(enum.StrEnum):
 _ZERO_RATE = 0.25
 
 
-def subjects(record: Record, kind: Derived, *, annotated: AnnotatedClasses, seed: int) -> tuple[str, ...]:
+def question_classes(record: Record, kind: DerivedTask, *, annotated: AnnotatedClasses, seed: int) -> tuple[str, ...]:
     """The classes that a record can be asked about; not for `REGION_CLASS`, which asks about objects."""
     digest = hashlib.sha256(f"{record.id}/{kind}".encode()).digest()
     rng = np.random.default_rng((seed, int.from_bytes(digest[:8], "big")))
@@ -99,14 +99,16 @@ def _not_there(record: Record, annotated: AnnotatedClasses, rng: np.random.Gener
     return _absent(record, annotated, rng)
 
 
-_SUBJECTS: Mapping[Derived, Callable[[Record, AnnotatedClasses, np.random.Generator], Sequence[str]]] = {
-    Derived.PRESENCE: _presence,
-    Derived.COUNT: _whole,
-    Derived.CLASS_HBB: _there,
-    Derived.CLASS_OBB: _there,
-    Derived.ABSENT_HBB: _not_there,
-    Derived.ABSENT_OBB: _not_there,
-    Derived.ABSENT_GROUNDING: _not_there,
+_SUBJECTS: Mapping[DerivedTask, Callable[[Record, AnnotatedClasses, np.random.Generator], Sequence[str]]] = {
+    DerivedTask.PRESENCE: _presence,
+    DerivedTask.COUNT: _whole,
+    DerivedTask.CLASS_HBB: _there,
+    DerivedTask.CLASS_OBB: _there,
+    DerivedTask.ABSENT_HBB: _not_there,
+    DerivedTask.ABSENT_OBB: _not_there,
+    DerivedTask.ABSENT_GROUNDING: _not_there,
 }
 # Kinds without any question where a dataset's classes are not known.
-NEED_CLASSES = frozenset({Derived.PRESENCE, Derived.ABSENT_HBB, Derived.ABSENT_OBB, Derived.ABSENT_GROUNDING})
+NEEDS_ANNOTATED_CLASSES = frozenset(
+    {DerivedTask.PRESENCE, DerivedTask.ABSENT_HBB, DerivedTask.ABSENT_OBB, DerivedTask.ABSENT_GROUNDING}
+)

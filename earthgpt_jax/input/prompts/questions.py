@@ -10,21 +10,23 @@ import numpy as np
 from earthgpt_jax.boxes import BoxKind, Shortlist, Square, format_boxes, format_detection, plural, shortlist
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.common.names import did_you_mean
-from earthgpt_jax.input.prompts.derived import Derived, subjects
-from earthgpt_jax.input.prompts.templates import answers, choose
+from earthgpt_jax.input.prompts.derived import DerivedTask, question_classes
+from earthgpt_jax.input.prompts.templates import answer_templates, choose_template
 from earthgpt_jax.records import UNKNOWN_CLASSES, AnnotatedClasses, Record, Task
 
 # Kinds that only the align stage draws: captions whose nouns carry boxes.
-GROUNDED = {"grounded_caption": BoxKind.HBB, "grounded_caption_obb": BoxKind.OBB}
-KINDS = (*(task.value for task in Task), *GROUNDED, *(kind.value for kind in Derived))
-_LISTING = {Derived.CLASS_HBB: BoxKind.HBB, Derived.CLASS_OBB: BoxKind.OBB}
-_ORIENTED = {Derived.CLASS_OBB, Derived.ABSENT_OBB}
-LISTS_BOXES = frozenset({Task.HBB.value, Task.OBB.value, *GROUNDED, *_LISTING})  # kinds whose answers list boxes
+GROUNDED_CAPTIONS = {"grounded_caption": BoxKind.HBB, "grounded_caption_obb": BoxKind.OBB}
+QUESTION_TASKS = (*(task.value for task in Task), *GROUNDED_CAPTIONS, *(kind.value for kind in DerivedTask))
+_LISTING = {DerivedTask.CLASS_HBB: BoxKind.HBB, DerivedTask.CLASS_OBB: BoxKind.OBB}
+_ORIENTED = {DerivedTask.CLASS_OBB, DerivedTask.ABSENT_OBB}
+BOX_LIST_TASKS = frozenset(
+    {Task.HBB.value, Task.OBB.value, *GROUNDED_CAPTIONS, *_LISTING}
+)  # kinds whose answers list boxes
 # Kind -> the task whose truth it needs: of a grounded caption, its boxes'.
 _TASKS = {
     **{task.value: task for task in Task},
-    **{kind: Task(boxes) for kind, boxes in GROUNDED.items()},
-    **{kind.value: Task.OBB if kind in _ORIENTED else Task.HBB for kind in Derived},
+    **{kind: Task(boxes) for kind, boxes in GROUNDED_CAPTIONS.items()},
+    **{kind.value: Task.OBB if kind in _ORIENTED else Task.HBB for kind in DerivedTask},
 }
 
 
@@ -57,7 +59,7 @@ class Question:
     id: str
     record_id: str
     task: str
-    kind: str
+    question_type: str
     text: str
     answer: str
     references: tuple[str, ...]
@@ -65,7 +67,7 @@ class Question:
     unlisted: int = 0
 
 
-def task_of(kind: str) -> Task:
+def annotation_task(kind: str) -> Task:
     """The task whose truth a kind of question needs.
 
     Raises:
@@ -73,12 +75,13 @@ def task_of(kind: str) -> Task:
     """
     if kind not in _TASKS:
         raise EarthGPTError(
-            f"data.task_weights: unknown kind {kind!r}{did_you_mean(kind, KINDS)} Kinds: {', '.join(KINDS)}."
+            f"data.task_weights: unknown task {kind!r}{did_you_mean(kind, QUESTION_TASKS)} "
+            f"Tasks: {', '.join(QUESTION_TASKS)}."
         )
     return _TASKS[kind]
 
 
-def candidates(
+def question_indices(
     record: Record, kind: str, *, annotated: AnnotatedClasses = UNKNOWN_CLASSES, seed: int = 0
 ) -> range | list[int]:
     """The indices that `ask` takes for this kind: VQA turns, objects, captions, classes, or just 0.
@@ -87,24 +90,24 @@ def candidates(
         annotated: the classes of the record's dataset; unknown, nothing is asked that needs them.
         seed: of the choice of classes that derived questions are about.
     """
-    if task_of(kind) not in record.tasks or (kind in GROUNDED and not record.references):
+    if annotation_task(kind) not in record.tasks or (kind in GROUNDED_CAPTIONS and not record.references):
         return range(0)
     match kind:
         case Task.VQA.value:
             return range(len(record.turns))
         case Task.REGION_CAPTION.value | Task.GROUNDING.value:
             return [index for index, item in enumerate(record.objects) if item.phrase and not item.difficult]
-        case Derived.REGION_CLASS.value:
+        case DerivedTask.REGION_CLASS.value:
             return [index for index, item in enumerate(record.objects) if not item.difficult]
         case Task.CAPTION.value | "grounded_caption" | "grounded_caption_obb":
             return range(len(record.references))
         case Task.CLASSIFICATION.value | Task.HBB.value | Task.OBB.value:
             return range(1)
         case _:
-            return range(len(subjects(record, Derived(kind), annotated=annotated, seed=seed)))
+            return range(len(question_classes(record, DerivedTask(kind), annotated=annotated, seed=seed)))
 
 
-def ask(
+def build_question(
     record: Record,
     kind: str,
     index: int,
@@ -118,18 +121,18 @@ def ask(
 
     Without `rng` in the default wording.
     """
-    wording = choose(kind, rng)
+    wording = choose_template(kind, rng)
     if kind in _SAYS:
         said = _SAYS[kind](record, index, box_style)
     else:
-        label = subjects(record, Derived(kind), annotated=annotated, seed=seed)[index]
-        said = _class(record, Derived(kind), label, box_style)
-    answer = answers()[kind].format(**said.fields)
+        label = question_classes(record, DerivedTask(kind), annotated=annotated, seed=seed)[index]
+        said = _class(record, DerivedTask(kind), label, box_style)
+    answer = answer_templates()[kind].format(**said.fields)
     return Question(
         id=f"{record.id}#{kind}#{index}",
         record_id=record.id,
         task=kind,
-        kind=said.kind,
+        question_type=said.question_type,
         text=wording.format(**said.fields),
         answer=answer,
         references=said.references or (answer,),
@@ -143,7 +146,7 @@ class _Said:
     """What fills the wording of a question and the form of its answer; the rest as in `Question`."""
 
     fields: Mapping[str, str | int]
-    kind: str = ""
+    question_type: str = ""
     references: tuple[str, ...] = ()
     object_index: int | None = None
     unlisted: int = 0
@@ -159,7 +162,7 @@ def _caption(record: Record, index: int, box_style: BoxStyle) -> _Said:
 
 def _turn(record: Record, index: int, box_style: BoxStyle) -> _Said:
     turn = record.turns[index]
-    return _Said(fields={"question": turn.question, "answer": turn.answer}, kind=turn.question_type)
+    return _Said(fields={"question": turn.question, "answer": turn.answer}, question_type=turn.question_type)
 
 
 def _region(record: Record, index: int, box_style: BoxStyle) -> _Said:
@@ -198,14 +201,14 @@ _SAYS: Mapping[str, Callable[[Record, int, BoxStyle], _Said]] = {
     Task.VQA: _turn,
     Task.REGION_CAPTION: _region,
     Task.GROUNDING: _region,
-    Derived.REGION_CLASS: _region,
+    DerivedTask.REGION_CLASS: _region,
     Task.HBB: _detection(BoxKind.HBB),
     Task.OBB: _detection(BoxKind.OBB),
-    **{kind: _grounded(boxes) for kind, boxes in GROUNDED.items()},
+    **{kind: _grounded(boxes) for kind, boxes in GROUNDED_CAPTIONS.items()},
 }
 
 
-def _class(record: Record, kind: Derived, label: str, box_style: BoxStyle) -> _Said:
+def _class(record: Record, kind: DerivedTask, label: str, box_style: BoxStyle) -> _Said:
     """Of a derived question about one class."""
     count = sum(item.label == label for item in record.objects)
     told: dict[str, str | int] = {
@@ -221,13 +224,15 @@ def _class(record: Record, kind: Derived, label: str, box_style: BoxStyle) -> _S
     return dataclasses.replace(listed, fields={**told, **listed.fields})
 
 
-def questions(record: Record, *, box_style: BoxStyle, tasks: Sequence[Task] = tuple(Task)) -> tuple[Question, ...]:
+def evaluation_questions(
+    record: Record, *, box_style: BoxStyle, tasks: Sequence[Task] = tuple(Task)
+) -> tuple[Question, ...]:
     """Every evaluation question of a record, in the default wordings, tasks in the order of `Task`.
 
     A caption is one question, whose references are all captions.
     """
     return tuple(
-        ask(record, task.value, index, box_style=box_style)
+        build_question(record, task.value, index, box_style=box_style)
         for task in tasks
-        for index in list(candidates(record, task.value))[: 1 if task is Task.CAPTION else None]
+        for index in list(question_indices(record, task.value))[: 1 if task is Task.CAPTION else None]
     )

@@ -15,14 +15,14 @@ _FILES = ("instructions.yaml", "answers.yaml")
 
 
 @functools.cache
-def wordings() -> dict[str, tuple[str, ...]]:
+def question_templates() -> dict[str, tuple[str, ...]]:
     """Kind of question -> its wordings, the default first."""
     table = yaml.safe_load(data_path("templates", _FILES[0]).read_text())
     return {kind: tuple(row["text"] for row in rows) for kind, rows in table.items()}
 
 
 @functools.cache
-def answers() -> dict[str, str]:
+def answer_templates() -> dict[str, str]:
     """Kind of question -> the form of its answer."""
     return yaml.safe_load(data_path("templates", _FILES[1]).read_text())
 
@@ -38,18 +38,18 @@ def fingerprint() -> str:
 
 def default_question(task: Task) -> str:
     """The default wording of a task that needs nothing filled in."""
-    return wordings()[task.value][0]
+    return question_templates()[task.value][0]
 
 
-def choose(kind: str, rng: np.random.Generator | None) -> str:
+def choose_template(kind: str, rng: np.random.Generator | None) -> str:
     """A wording: the default without `rng`, else the default half of the time and any other one otherwise."""
-    options = wordings()[kind]
+    options = question_templates()[kind]
     if rng is None or len(options) == 1 or rng.random() < 0.5:
         return options[0]
     return options[1 + int(rng.integers(len(options) - 1))]
 
 
-def wording_rng(record_id: str, kind: str, index: int, *, seed: int) -> np.random.Generator:
+def template_rng(record_id: str, kind: str, index: int, *, seed: int) -> np.random.Generator:
     """The generator that chooses a question's wording: the same whenever and wherever that question is asked."""
     digest = hashlib.sha256(f"{seed}/{record_id}#{kind}#{index}".encode()).digest()
     return np.random.default_rng(int.from_bytes(digest[:16], "big"))

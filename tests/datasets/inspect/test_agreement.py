@@ -16,7 +16,7 @@ from earthgpt_jax.datasets.cards import cards
 from earthgpt_jax.datasets.inspect.agreement import compare
 from earthgpt_jax.datasets.readers import read
 from earthgpt_jax.datasets.store import write
-from earthgpt_jax.input.prompts.questions import BoxStyle, ask, candidates
+from earthgpt_jax.input.prompts.questions import BoxStyle, build_question, question_indices
 from earthgpt_jax.records import Object, Record, Sensor, Task, Turn
 
 
@@ -116,8 +116,8 @@ def _dialogues(records: list[Record], task: Task, folder: Path, below: str) -> I
         image = f"data/{below}/{number}.png"
         (folder / image).write_bytes(record.image)
         turns = []
-        for index in candidates(record, task.value):
-            question = ask(record, task.value, index, box_style=BoxStyle(decimals=2))
+        for index in question_indices(record, task.value):
+            question = build_question(record, task.value, index, box_style=BoxStyle(decimals=2))
             text = record.turns[index].question if task is Task.VQA else question.text
             turns += [{"from": "human", "value": text}, {"from": "gpt", "value": question.answer}]
         yield {"image": image, "conversations": turns}

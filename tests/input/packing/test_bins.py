@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.input.packing.bin_filling import Remaining
-from earthgpt_jax.input.packing.bins import PackPlan, Pattern, pack
+from earthgpt_jax.input.packing.bins import EpochPacking, SequencePattern, pack
 
 SIZES = st.dictionaries(st.tuples(st.integers(1, 60), st.integers(0, 3)), st.integers(0, 40), max_size=12)
 
@@ -20,16 +20,19 @@ SIZES = st.dictionaries(st.tuples(st.integers(1, 60), st.integers(0, 3)), st.int
 def test_a_full_row_is_found():
     """8 + 2 and 7 + 3 fill rows of 10; best fit decreasing would put 3 beside 8 first."""
     patterns = pack({(8, 1): 5, (7, 1): 5, (3, 1): 5, (2, 1): 5}, tokens=10, images=2)
-    assert set(patterns) == {Pattern(((8, 1), (2, 1)), 5), Pattern(((7, 1), (3, 1)), 5)}
+    assert set(patterns) == {SequencePattern(((8, 1), (2, 1)), 5), SequencePattern(((7, 1), (3, 1)), 5)}
 
 
 def test_images_limit_a_row_too():
-    assert pack({(1, 1): 6}, tokens=10, images=3) == (Pattern(((1, 1),) * 3, 2),)
-    assert pack({(1, 0): 6}, tokens=10, images=0) == (Pattern(((1, 0),) * 6, 1),)
+    assert pack({(1, 1): 6}, tokens=10, images=3) == (SequencePattern(((1, 1),) * 3, 2),)
+    assert pack({(1, 0): 6}, tokens=10, images=0) == (SequencePattern(((1, 0),) * 6, 1),)
 
 
 def test_one_size_that_does_not_divide():
-    assert pack({(4, 1): 5}, tokens=10, images=9) == (Pattern(((4, 1), (4, 1)), 2), Pattern(((4, 1),), 1))
+    assert pack({(4, 1): 5}, tokens=10, images=9) == (
+        SequencePattern(((4, 1), (4, 1)), 2),
+        SequencePattern(((4, 1),), 1),
+    )
 
 
 def test_a_sample_larger_than_a_row_is_refused():
@@ -69,7 +72,7 @@ def test_no_company_is_fuller(lengths, shown, images):
 @settings(deadline=None)
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=80), st.integers(0, 3), st.integers(0, 5))
 def test_an_epoch_has_every_sample_once(lengths, seed, epoch):
-    plan = PackPlan(np.array(lengths), np.ones(len(lengths)), tokens=50, max_images=4, seed=seed)
+    plan = EpochPacking(np.array(lengths), np.ones(len(lengths)), tokens=50, max_images=4, seed=seed)
     rows = [plan[epoch * plan.rows + row] for row in range(plan.rows)]
     assert sorted(sample for row in rows for sample in row) == list(range(len(lengths)))
     for row in rows:
@@ -78,8 +81,8 @@ def test_an_epoch_has_every_sample_once(lengths, seed, epoch):
 
 def test_rows_are_the_same_from_anywhere_and_other_in_another_epoch():
     lengths = np.random.default_rng(0).integers(10, 60, 200)
-    plan = PackPlan(lengths, np.ones(200), tokens=100, max_images=8, seed=3)
-    assert PackPlan(lengths, np.ones(200), tokens=100, max_images=8, seed=3)[1234] == plan[1234]
+    plan = EpochPacking(lengths, np.ones(200), tokens=100, max_images=8, seed=3)
+    assert EpochPacking(lengths, np.ones(200), tokens=100, max_images=8, seed=3)[1234] == plan[1234]
     first, second = ([plan[epoch * plan.rows + row] for row in range(plan.rows)] for epoch in (0, 1))
     assert first != second
     assert {frozenset(row) for row in first} != {frozenset(row) for row in second}  # other company, too
@@ -90,14 +93,14 @@ def test_occupancy_of_a_mixture_of_tasks():
     rng = np.random.default_rng(0)
     boxes = np.minimum(30 + 24 * rng.geometric(0.12, 20_000), 1700)
     lengths = 269 + np.where(rng.random(20_000) < 0.6, rng.integers(20, 300, 20_000), boxes)
-    plan = PackPlan(lengths, np.ones(len(lengths)), tokens=2048, max_images=8, seed=0)
-    assert plan.occupancy > 0.98
+    plan = EpochPacking(lengths, np.ones(len(lengths)), tokens=2048, max_images=8, seed=0)
+    assert plan.packing_efficiency > 0.98
 
 
 def test_the_fingerprint_knows_what_matters():
     lengths, other = np.array([10, 20, 30, 40]), np.array([20, 10, 30, 40])
     prints = {
-        PackPlan(values, np.ones(4), tokens=tokens, max_images=4, seed=seed).fingerprint()
+        EpochPacking(values, np.ones(4), tokens=tokens, max_images=4, seed=seed).fingerprint()
         for values, tokens, seed in ((lengths, 60, 0), (other, 60, 0), (lengths, 70, 0), (lengths, 60, 1))
     }
     assert len(prints) == 4

@@ -15,17 +15,17 @@ from earthgpt_jax.common.parallel import parallel_map
 from earthgpt_jax.common.resources import assets_path
 from earthgpt_jax.datasets import store
 from earthgpt_jax.input.packing import length_cache
-from earthgpt_jax.input.packing.lengths import SENSORS, Asking, LengthIndex, joined, measure
+from earthgpt_jax.input.packing.lengths import SENSORS, LengthIndex, PromptConfig, concatenate_indexes, measure_lengths
 from earthgpt_jax.input.prompts.chat_template import chat_template
-from earthgpt_jax.input.prompts.questions import KINDS, BoxStyle, ask, candidates
-from earthgpt_jax.input.prompts.templates import wording_rng
+from earthgpt_jax.input.prompts.questions import QUESTION_TASKS, BoxStyle, build_question, question_indices
+from earthgpt_jax.input.prompts.templates import template_rng
 from earthgpt_jax.input.sequences import build_sample, image_prefix
 from earthgpt_jax.input.tokenizer import Tokenizer
 from earthgpt_jax.records import AnnotatedClasses
 from earthgpt_jax.synthetic import SyntheticSource
 
-ASKING = Asking(
-    kinds=KINDS,
+ASKING = PromptConfig(
+    kinds=QUESTION_TASKS,
     tokenizer=Tokenizer(assets_path("tiny", "tokenizer.model")),
     chat_template="plain",
     box_style=BoxStyle(),
@@ -53,49 +53,59 @@ def _same(a: LengthIndex, b: LengthIndex) -> bool:
 
 def test_no_detection_is_longer_than_its_room(records):
     boxes = dataclasses.replace(ASKING, kinds=("hbb", "obb"), room=100)
-    long, short = (measure(records, asking=dataclasses.replace(boxes, room=room)).tokens for room in (2048, 100))
+    long, short = (
+        measure_lengths(records, prompt_config=dataclasses.replace(boxes, room=room)).tokens for room in (2048, 100)
+    )
     assert long.max() > 100 >= short.max()
     np.testing.assert_array_equal(short[long <= 100], long[long <= 100])
 
 
 def test_every_question_is_as_long_as_a_row_makes_it(records):
-    index = measure(records, asking=ASKING, annotated=ANNOTATED)
+    index = measure_lengths(records, prompt_config=ASKING, annotated=ANNOTATED)
     prefix = image_prefix(ASKING.tokenizer, chat_template("plain"), visual_tokens=4)
     known = {"annotated": ANNOTATED, "seed": ASKING.seed}
     expected = [
-        (number, KINDS.index(kind), at)
+        (number, QUESTION_TASKS.index(kind), at)
         for number, record in enumerate(records)
-        for kind in KINDS
-        for at in candidates(record, kind, **known)
+        for kind in QUESTION_TASKS
+        for at in question_indices(record, kind, **known)
     ]
     assert list(zip(index.record.tolist(), index.kind.tolist(), index.index.tolist(), strict=True)) == expected
     assert len({kind for _, kind, _ in expected}) > 10
     for (number, kind, at), tokens in zip(expected, index.tokens.tolist(), strict=True):
         record = records[number]
-        rng = wording_rng(record.id, KINDS[kind], at, seed=ASKING.seed)
-        question = ask(record, KINDS[kind], at, box_style=ASKING.box_style, rng=rng, **known)
+        rng = template_rng(record.id, QUESTION_TASKS[kind], at, seed=ASKING.seed)
+        question = build_question(record, QUESTION_TASKS[kind], at, box_style=ASKING.box_style, rng=rng, **known)
         sample = build_sample(
             [question], prefix=prefix, tokenizer=ASKING.tokenizer, chat_template=chat_template("plain")
         )
-        assert int((sample.branches == 1).sum()) == tokens
+        assert int((sample.question_index == 1).sum()) == tokens
 
 
 def test_it_is_small_and_joins_from_runs(records):
-    whole = measure(records, asking=ASKING)
+    whole = measure_lengths(records, prompt_config=ASKING)
     by_record = {"digests", "sensors"}
     assert sum(values[0].nbytes for name, values in whole.arrays().items() if name not in by_record) == 9
     assert whole.sensors.nbytes == len(records)
     assert [SENSORS[place] for place in whole.sensors] == [record.sensor for record in records]
-    assert _same(whole, joined([measure(records[:2], asking=ASKING), measure(records[2:], asking=ASKING, start=2)]))
+    assert _same(
+        whole,
+        concatenate_indexes(
+            [
+                measure_lengths(records[:2], prompt_config=ASKING),
+                measure_lengths(records[2:], prompt_config=ASKING, start=2),
+            ]
+        ),
+    )
 
 
 def test_wordings_depend_on_the_question_and_the_seed_alone():
-    first = [wording_rng("a/train/1", "vqa", at, seed=0).random() for at in range(4)]
-    assert first == [wording_rng("a/train/1", "vqa", at, seed=0).random() for at in range(4)]
+    first = [template_rng("a/train/1", "vqa", at, seed=0).random() for at in range(4)]
+    assert first == [template_rng("a/train/1", "vqa", at, seed=0).random() for at in range(4)]
     others = [
-        wording_rng("a/train/2", "vqa", 0, seed=0).random(),
-        wording_rng("a/train/1", "caption", 0, seed=0).random(),
-        wording_rng("a/train/1", "vqa", 0, seed=1).random(),
+        template_rng("a/train/2", "vqa", 0, seed=0).random(),
+        template_rng("a/train/1", "caption", 0, seed=0).random(),
+        template_rng("a/train/1", "vqa", 0, seed=1).random(),
     ]
     assert len({*first, *others}) == 7
 
@@ -103,16 +113,16 @@ def test_wordings_depend_on_the_question_and_the_seed_alone():
 def test_what_no_index_holds_is_refused(records):
     long = dataclasses.replace(records[0], references=("ship " * 70_000,))
     with pytest.raises(EarthGPTError, match=rf"question {long.id}#caption#0: expected .* below 2\^16"):
-        measure([long], asking=dataclasses.replace(ASKING, kinds=("caption",)))
+        measure_lengths([long], prompt_config=dataclasses.replace(ASKING, kinds=("caption",)))
     with pytest.raises(EarthGPTError, match="did you mean 'caption'"):
         dataclasses.replace(ASKING, kinds=("captoin",))
 
 
 def test_it_is_computed_once(dataset, monkeypatch):
-    found = length_cache.lengths(dataset, asking=ASKING, workers=1)
+    found = length_cache.load_length_index(dataset, prompt_config=ASKING, workers=1)
     (path,) = dataset.directory.glob("lengths-train-*.npz")
     monkeypatch.setattr(length_cache, "_measured", None)  # whoever calls it fails
-    assert _same(length_cache.lengths(dataset, asking=ASKING).index, found.index)
+    assert _same(length_cache.load_length_index(dataset, prompt_config=ASKING).index, found.index)
     assert found.identity["dataset"] == dataset.fingerprint
     with np.load(path) as file:
         assert file["tokens"].dtype == np.uint16
@@ -120,31 +130,31 @@ def test_it_is_computed_once(dataset, monkeypatch):
 
 @pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], lambda data: b"no zip file", lambda data: b""])
 def test_a_damaged_file_is_computed_anew_with_a_warning(dataset, damage, caplog):
-    found = length_cache.lengths(dataset, asking=ASKING, workers=1)
+    found = length_cache.load_length_index(dataset, prompt_config=ASKING, workers=1)
     (path,) = dataset.directory.glob("lengths-train-*.npz")
     path.write_bytes(damage(path.read_bytes()))
     with caplog.at_level(logging.WARNING):
-        assert _same(length_cache.lengths(dataset, asking=ASKING, workers=1).index, found.index)
+        assert _same(length_cache.load_length_index(dataset, prompt_config=ASKING, workers=1).index, found.index)
     assert f"{path} is damaged" in caplog.text
     caplog.clear()
-    length_cache.lengths(dataset, asking=ASKING, workers=1)
+    length_cache.load_length_index(dataset, prompt_config=ASKING, workers=1)
     assert not caplog.text
 
 
 def test_another_way_of_asking_has_another_file_and_only_a_few_are_kept(dataset):
     kinds, files = ("hbb", "caption"), []
-    asking = dataclasses.replace(ASKING, kinds=kinds)
+    prompt_config = dataclasses.replace(ASKING, kinds=kinds)
     ways = [
-        asking,
-        dataclasses.replace(asking, chat_template="v1"),
-        dataclasses.replace(asking, box_style=BoxStyle(decimals=2)),
-        dataclasses.replace(asking, box_style=BoxStyle(max_boxes=1)),
-        dataclasses.replace(asking, room=100),
-        dataclasses.replace(asking, kinds=kinds[::-1]),
-        dataclasses.replace(asking, seed=4),
+        prompt_config,
+        dataclasses.replace(prompt_config, chat_template="v1"),
+        dataclasses.replace(prompt_config, box_style=BoxStyle(decimals=2)),
+        dataclasses.replace(prompt_config, box_style=BoxStyle(max_boxes=1)),
+        dataclasses.replace(prompt_config, room=100),
+        dataclasses.replace(prompt_config, kinds=kinds[::-1]),
+        dataclasses.replace(prompt_config, seed=4),
     ]
     for way in ways:
-        length_cache.lengths(dataset, asking=way, workers=1)
+        length_cache.load_length_index(dataset, prompt_config=way, workers=1)
         files.append(set(dataset.directory.glob("lengths-train-*.npz")) - set().union(*files))
     assert [len(new) for new in files] == [1] * len(ways)
     assert len(list(dataset.directory.glob("lengths-*"))) == length_cache.KEPT
@@ -162,17 +172,17 @@ def test_a_read_only_dataset_is_cached_with_the_user(dataset, tmp_path, monkeypa
         replace(path, content)
 
     monkeypatch.setattr(store, "replace", guarded)
-    found = length_cache.lengths(dataset, asking=ASKING, workers=1)
+    found = length_cache.load_length_index(dataset, prompt_config=ASKING, workers=1)
     assert len(list(cache.glob("earthgpt/*/lengths-train-*.npz"))) == 1
     monkeypatch.setattr(length_cache, "_measured", None)
-    assert _same(length_cache.lengths(dataset, asking=ASKING).index, found.index)
+    assert _same(length_cache.load_length_index(dataset, prompt_config=ASKING).index, found.index)
 
     monkeypatch.undo()
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     monkeypatch.setattr(store, "replace", guarded)
     with caplog.at_level(logging.WARNING):
-        assert _same(length_cache.lengths(dataset, asking=ASKING, workers=1).index, found.index)
+        assert _same(length_cache.load_length_index(dataset, prompt_config=ASKING, workers=1).index, found.index)
     assert "will be computed again" in caplog.text
 
 

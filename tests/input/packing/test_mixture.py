@@ -16,7 +16,7 @@ from earthgpt_jax.config import Config
 from earthgpt_jax.datasets import store
 from earthgpt_jax.datasets.cards import Role, cards
 from earthgpt_jax.input.packing.mixture import Mixture, Rule, load_mixture
-from earthgpt_jax.input.packing.planner import Planned, planned
+from earthgpt_jax.input.packing.training_data import TrainingData, load_training_data
 from earthgpt_jax.input.tokenizer import Tokenizer
 from earthgpt_jax.records import Record, Sensor, Task
 from tests.support.native_datasets import png
@@ -58,10 +58,10 @@ def _config(mixture: object = "", *overrides: str) -> Config:
     return config_lib.load("tiny:instruct", [f"--config.{field}" for field in fields])
 
 
-def _planned(folder: Path, mixture: object = "", *overrides: str) -> Planned:
+def _planned(folder: Path, mixture: object = "", *overrides: str) -> TrainingData:
     tokenizer = Tokenizer(assets_path("tiny", "tokenizer.model"))
     config = _config(mixture, f"data.source={str(folder)!r}", *overrides)
-    return planned(config, tokenizer=tokenizer, workers=1)
+    return load_training_data(config, tokenizer=tokenizer, workers=1)
 
 
 def _file(path: Path, text: str) -> Path:
@@ -69,8 +69,8 @@ def _file(path: Path, text: str) -> Path:
     return path
 
 
-def _weights(found: Planned) -> dict[str, float]:
-    return {source.name: source.weight for source in found.plan.sources}
+def _weights(found: TrainingData) -> dict[str, float]:
+    return {source.name: source.weight for source in found.schedule.sources}
 
 
 def test_the_mixtures_that_travel_along():
@@ -108,15 +108,17 @@ def test_without_a_mixture_everything_is_read_once(folder):
     assert _weights(found) == dict.fromkeys(NAMES, 1.0)
     assert [source.name for source in found.sources] == list(NAMES)
     read = collections.Counter(
-        found.sources[placed.source][placed.record].id for row in range(found.plan.rows) for placed in found.plan[row]
+        found.sources[placed.source][placed.record].id
+        for row in range(found.schedule.rows)
+        for placed in found.schedule[row]
     )
     assert len(read) == 28 and set(read.values()) == {1}
 
 
 def test_images_of_a_row_are_the_recipes(folder):
-    plan = _planned(folder, "", "data.max_images=0").plan
+    plan = _planned(folder, "", "data.max_images=0").schedule
     assert plan.max_images == plan.room.seq_len // (plan.room.shared + 1)
-    assert _planned(folder, "", "data.max_images=3").plan.max_images == 3
+    assert _planned(folder, "", "data.max_images=3").schedule.max_images == 3
     with pytest.raises(EarthGPTError, match="max_images: expected a number of images"):
         _config("", "data.max_images=-1")
 
@@ -125,7 +127,7 @@ def test_sensors_of_a_dataset_are_split_where_they_are_weighed(folder, tmp_path)
     both = _planned(folder, _file(tmp_path / "m.yaml", "rule: proportional\nsensors: {sar: 2.0, infrared: 7}\n"))
     assert _weights(both) == {"mixed/optical": 1.0, "mixed/sar": 2.0, "sea": 2.0, "town": 1.0}
     assert both.sources[0] is both.sources[1]
-    for source, read in zip(both.plan.sources, both.sources, strict=True):
+    for source, read in zip(both.schedule.sources, both.sources, strict=True):
         of = {read[number].sensor.value for number in source.records}
         assert len(of) == 1 and (source.name.partition("/")[2] or of.copy().pop()) in of
     alike = _planned(folder, _file(tmp_path / "n.yaml", "rule: proportional\nsensors: {sar: 3, optical: 3.0}\n"))
@@ -140,12 +142,12 @@ def test_passes_are_what_the_rows_of_a_cycle_hold(folder, sea, sar, caption):
     path = folder.parent / f"{folder.name}.yaml"
     path.write_text(f"rule: explicit\nweights: {{mixed: 1.0, sea: {sea}}}\nsensors: {{sar: {sar}}}\n")
     found = _planned(folder, path, f"data.task_weights={{'caption': {caption}}}")
-    plan = found.plan
+    plan = found.schedule
     asked: collections.Counter[int] = collections.Counter()
     for row in range(plan.rows, 2 * plan.rows):
         for placed in plan[row]:
             asked[placed.source] += len(placed.questions)
-    passes = plan.passes(plan.rows)
+    passes = plan.epochs_per_source(plan.rows)
     for place, source in enumerate(plan.sources):
         times = plan.cycle.times[source.name, "caption"]
         assert asked[place] == times * len(source.records)

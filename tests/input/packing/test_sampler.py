@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from earthgpt_jax.input.packing.lengths import LengthIndex
-from earthgpt_jax.input.packing.sampler import Drawing, Room, cycle
+from earthgpt_jax.input.packing.sampler import EpochSampler, TokenBudget, sampling_cycle
 
 KINDS = ("a", "b", "c")
-ROOM = Room(shared=10, seq_len=50, max_questions=3)
+ROOM = TokenBudget(shared=10, seq_len=50, max_questions=3)
 QUESTIONS = st.lists(st.lists(st.tuples(st.integers(0, 2), st.integers(1, 45)), max_size=9), max_size=6)
 WEIGHTS = st.fixed_dictionaries({kind: st.sampled_from([0, 0.5, 1 / 3, 1, 1.5, 2, 3]) for kind in KINDS})
 
@@ -33,7 +33,7 @@ def _index(records) -> LengthIndex:
 
 
 def _drawn(index, turns, *, seed=0, records=None):
-    drawing = Drawing(index, times=turns.times, epochs=turns.epochs, room=ROOM, seed=seed, records=records)
+    drawing = EpochSampler(index, times=turns.times, epochs=turns.epochs, room=ROOM, seed=seed, records=records)
     return [drawing.epoch(epoch) for epoch in range(turns.epochs)]
 
 
@@ -47,21 +47,21 @@ def _drawn(index, turns, *, seed=0, records=None):
     ],
 )
 def test_weights_that_a_cycle_meets(weights, epochs, times):
-    found = cycle(weights)
+    found = sampling_cycle(weights)
     assert (found.epochs, dict(found.times), found.lost) == (epochs, times, {})
 
 
 def test_what_rounding_loses_is_said():
-    found = cycle({"a": 1.0, "b": 0.01, "c": 0.3})
+    found = sampling_cycle({"a": 1.0, "b": 0.01, "c": 0.3})
     assert found.epochs == 8  # 0.01 is asked once in 8 epochs at least
     assert found.lost == {"b": (0.01, 0.125), "c": (0.3, 0.25)}
-    assert cycle({"a": 0.3}).times == {"a": 2} and cycle({"a": 0.3}).epochs == 7
+    assert sampling_cycle({"a": 0.3}).times == {"a": 2} and sampling_cycle({"a": 0.3}).epochs == 7
 
 
 @settings(deadline=None)
 @given(QUESTIONS, WEIGHTS, st.integers(0, 3))
 def test_every_question_is_asked_by_its_weight(records, weights, seed):
-    index, turns = _index(records), cycle(weights)
+    index, turns = _index(records), sampling_cycle(weights)
     drawn = _drawn(index, turns, seed=seed)
     asked = collections.Counter(question for each in drawn for question in each.questions.tolist())
     fits = index.tokens <= ROOM.seq_len - ROOM.shared
@@ -79,7 +79,7 @@ def test_every_question_is_asked_by_its_weight(records, weights, seed):
 @given(QUESTIONS, WEIGHTS, st.integers(0, 3))
 def test_samples_hold_what_they_may_and_open_only_when_they_must(records, weights, seed):
     index = _index(records)
-    for each in _drawn(index, cycle(weights), seed=seed):
+    for each in _drawn(index, sampling_cycle(weights), seed=seed):
         assert each.count.sum() == len(each.questions)
         for sample in range(len(each)):
             held = each.of(sample).tolist()
@@ -98,7 +98,7 @@ def test_samples_hold_what_they_may_and_open_only_when_they_must(records, weight
 def test_a_record_is_put_together_alike_whatever_is_beside_it():
     rng = np.random.default_rng(0)
     records = [[(int(k), int(t)) for k, t in rng.integers((0, 1), (3, 30), (8, 2))] for _ in range(6)]
-    index, turns = _index(records), cycle({"a": 1.0, "b": 2.0, "c": 0.5})
+    index, turns = _index(records), sampling_cycle({"a": 1.0, "b": 2.0, "c": 0.5})
     whole = _drawn(index, turns)
     some = _drawn(index, turns, records=np.array([1, 4]))
     for all_of, few in zip(whole, some, strict=True):
@@ -109,8 +109,8 @@ def test_a_record_is_put_together_alike_whatever_is_beside_it():
 
 def test_the_seed_and_the_epoch_change_the_order():
     index = _index([[(0, 5)] * 9] * 4)
-    turns = cycle({"a": 1.0})
+    turns = sampling_cycle({"a": 1.0})
     first, other = (_drawn(index, turns, seed=seed)[0].questions.tolist() for seed in (0, 1))
-    second = Drawing(index, times={"a": 2}, epochs=2, room=ROOM, seed=0).epoch(1).questions.tolist()
+    second = EpochSampler(index, times={"a": 2}, epochs=2, room=ROOM, seed=0).epoch(1).questions.tolist()
     assert first == _drawn(index, turns, seed=0)[0].questions.tolist()
     assert len({tuple(first), tuple(other), tuple(second)}) == 3

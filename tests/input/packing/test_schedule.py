@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.input.packing.lengths import LengthIndex
-from earthgpt_jax.input.packing.sampler import Room
-from earthgpt_jax.input.packing.schedule import Plan, Source, differences
+from earthgpt_jax.input.packing.sampler import TokenBudget
+from earthgpt_jax.input.packing.schedule import PackingSchedule, Source, identity_differences
 
-ROOM = Room(shared=10, seq_len=60, max_questions=3)
+ROOM = TokenBudget(shared=10, seq_len=60, max_questions=3)
 
 
 def _source(name: str, lengths, *, weight: float = 1.0) -> Source:
@@ -36,9 +36,9 @@ def _source(name: str, lengths, *, weight: float = 1.0) -> Source:
     )
 
 
-def _plan(*sources: Source, seed: int = 0, **changes) -> Plan:
+def _plan(*sources: Source, seed: int = 0, **changes) -> PackingSchedule:
     values = {"weights": {"a": 1.0, "b": 1.0}, "room": ROOM, "max_images": 3, "seed": seed} | changes
-    return Plan(sources, **values)
+    return PackingSchedule(sources, **values)
 
 
 LENGTHS = st.lists(st.lists(st.integers(1, 50), min_size=1, max_size=6), min_size=1, max_size=8)
@@ -89,7 +89,7 @@ def test_rows_are_random_access_and_cycles_differ():
 
 def test_passes_are_counted_by_source():
     plan = _plan(_source("one", [[5]] * 4), _source("two", [[5]] * 4, weight=0.5))
-    assert plan.passes(plan.rows) == {"one": 2.0, "two": 1.0}  # a cycle is two epochs
+    assert plan.epochs_per_source(plan.rows) == {"one": 2.0, "two": 1.0}  # a cycle is two epochs
 
 
 def test_questions_longer_than_a_row_are_counted():
@@ -107,7 +107,7 @@ def test_a_source_occurs_once():
 def test_identities_tell_what_differs():
     one, two = _source("one", [[5, 6]] * 5), _source("two", [[7]] * 5)
     before = _plan(one, two).identity()
-    assert differences(before, _plan(one, two).identity()) == []
+    assert identity_differences(before, _plan(one, two).identity()) == []
     changed = dataclasses.replace(two, weight=2.0, identity={"dataset": "two-2"}, records=np.arange(4))
     others = {
         "seed: 0 before, 1 now": _plan(one, two, seed=1),
@@ -120,7 +120,11 @@ def test_identities_tell_what_differs():
         "sources: ['one', 'two'] before, ['two', 'one'] now": _plan(two, one),
     }
     for line, plan in others.items():
-        assert line in differences(before, plan.identity())
+        assert line in identity_differences(before, plan.identity())
     longer = dataclasses.replace(two, index=dataclasses.replace(two.index, tokens=two.index.tokens + np.uint16(1)))
-    assert any(line.startswith("two: questions: ") for line in differences(before, _plan(one, longer).identity()))
-    assert any(line.startswith("two: records: ") for line in differences(before, _plan(one, changed).identity()))
+    assert any(
+        line.startswith("two: questions: ") for line in identity_differences(before, _plan(one, longer).identity())
+    )
+    assert any(
+        line.startswith("two: records: ") for line in identity_differences(before, _plan(one, changed).identity())
+    )

@@ -10,15 +10,15 @@ from earthgpt_jax.boxes import BoxKind, Square, format_detection, parse, rect_to
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.config import load
 from earthgpt_jax.input.pipeline import train_batches
-from earthgpt_jax.input.prompts.box_budget import fitted
+from earthgpt_jax.input.prompts.box_budget import fit_to_budget
 from earthgpt_jax.input.prompts.chat_template import chat_template
-from earthgpt_jax.input.prompts.questions import BoxStyle, ask
+from earthgpt_jax.input.prompts.questions import BoxStyle, build_question
 from earthgpt_jax.input.sequences import turn_ids
 from earthgpt_jax.input.tokenizer import Tokenizer, train_tokenizer
 from earthgpt_jax.records import UNKNOWN_CLASSES, Object, Task
 from earthgpt_jax.synthetic import SyntheticSource
 from tests.support import nano
-from tests.support.in_memory import rows
+from tests.support.in_memory import packed_sequences
 
 SQUARE = Square(100, 100)
 SHIPS = [rect_to_polygon(10 * i, 50, 10 * i + side, 50 + side) for i, side in enumerate((3, 9, 5, 7, 5))]
@@ -61,13 +61,13 @@ def test_batches_report_what_is_not_listed(tmp_path):
     train_tokenizer(nano.dialogues(), vocab_size=512, path=path)
     source = SyntheticSource("train", 30)
     records = [record for record in (source[i] for i in range(30)) if len(record.objects) >= 3][:4]
-    made = {most: rows(records, Tokenizer(path), weights={"hbb": 1.0}, seq_len=900, max_images=1,
+    made = {most: packed_sequences(records, Tokenizer(path), weights={"hbb": 1.0}, seq_len=900, max_images=1,
                        box_style=BoxStyle(decimals=2, max_boxes=most)) for most in (0, 2)}  # fmt: skip
     (_, whole), (_, batch) = (next(train_batches(each)) for each in made.values())
     assert batch.unlisted.sum() == sum(len(record.objects) - 2 for record in records) and not whole.unlisted.any()
     assert whole.tokens.astype(bool).sum() > batch.tokens.astype(bool).sum()
     for kind in ("hbb", "obb", "grounded_caption"):
-        question = ask(records[0], kind, 0, box_style=BoxStyle(decimals=2, max_boxes=2))
+        question = build_question(records[0], kind, 0, box_style=BoxStyle(decimals=2, max_boxes=2))
         assert len(parse(question.answer).boxes) == 2 and question.unlisted == len(records[0].objects) - 2
     assert Task.HBB in records[0].tasks
 
@@ -84,20 +84,22 @@ def test_an_answer_longer_than_a_row_lists_what_there_is_room_for(tmp_path, kind
         return len(turn_ids(tokenizer, template, question.text, question.answer)[0])
 
     known = {"annotated": UNKNOWN_CLASSES, "seed": 3}
-    fit = functools.partial(fitted, tokenizer=tokenizer, template=template, box_style=BoxStyle(decimals=2), **known)
-    asked = ask(record, kind, 0, box_style=BoxStyle(decimals=2), rng=np.random.default_rng(2))
-    alone = ask(record, kind, 0, box_style=BoxStyle(decimals=2, max_boxes=1))
+    fit = functools.partial(
+        fit_to_budget, tokenizer=tokenizer, template=template, box_style=BoxStyle(decimals=2), **known
+    )
+    asked = build_question(record, kind, 0, box_style=BoxStyle(decimals=2), rng=np.random.default_rng(2))
+    alone = build_question(record, kind, 0, box_style=BoxStyle(decimals=2, max_boxes=1))
     for room in range(length(asked) - 1, length(dataclasses.replace(alone, text=asked.text)) - 1, -29):
         question = fit(asked, record, room=room)
         count = len(parse(question.answer).boxes)
         assert length(question) <= room and question.text == asked.text
         assert 1 <= count < 12 and question.unlisted == 12 - count
         if count < 11:  # as many as there is room for
-            more = ask(record, kind, 0, box_style=BoxStyle(decimals=2, max_boxes=count + 1))
+            more = build_question(record, kind, 0, box_style=BoxStyle(decimals=2, max_boxes=count + 1))
             assert length(dataclasses.replace(more, text=asked.text)) > room
     assert fit(asked, record, room=length(asked)) is asked
     assert fit(asked, record, room=20) is asked  # not one box fits: left out
-    batch = rows([record], tokenizer, weights={kind: 1.0}, seq_len=300)[0]
+    batch = packed_sequences([record], tokenizer, weights={kind: 1.0}, seq_len=300)[0]
     assert batch.unlisted.tolist()[0] > 0
 
 

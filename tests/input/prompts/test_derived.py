@@ -9,9 +9,9 @@ import pytest
 from earthgpt_jax.boxes import parse, rect_to_polygon
 from earthgpt_jax.datasets import store
 from earthgpt_jax.datasets.annotated_classes import annotated
-from earthgpt_jax.input.prompts.derived import NEED_CLASSES, Derived
-from earthgpt_jax.input.prompts.questions import BoxStyle, ask, candidates
-from earthgpt_jax.input.prompts.templates import answers, wordings
+from earthgpt_jax.input.prompts.derived import NEEDS_ANNOTATED_CLASSES, DerivedTask
+from earthgpt_jax.input.prompts.questions import BoxStyle, build_question, question_indices
+from earthgpt_jax.input.prompts.templates import answer_templates, question_templates
 from earthgpt_jax.records import UNKNOWN_CLASSES, AnnotatedClasses, Object, Record, Sensor, Task
 
 TWO = BoxStyle(decimals=2)
@@ -35,7 +35,9 @@ RECORD = _record(_object("ship", 0), _object("ship", 2), _object("bridge", 4, di
 
 def _all(record, kind, known=HALF, box_style=TWO):
     where = {"annotated": known, "seed": 0}
-    return [ask(record, kind, i, box_style=box_style, **where) for i in candidates(record, kind, **where)]
+    return [
+        build_question(record, kind, i, box_style=box_style, **where) for i in question_indices(record, kind, **where)
+    ]
 
 
 def test_presence_of_what_is_there_and_of_what_is_not():
@@ -59,7 +61,7 @@ def test_the_class_of_a_region():
 
 
 def test_one_class_is_detected_and_false_premises_are_denied():
-    texts = {kind: {q.answer for q in _all(RECORD, kind)} for kind in Derived}
+    texts = {kind: {q.answer for q in _all(RECORD, kind)} for kind in DerivedTask}
     assert texts["class_hbb"] == {
         "There are <p>two ships</p>[0.00,0.10,0.08,0.20;0.20,0.10,0.28,0.20] in the image."
     }  # fmt: skip
@@ -73,9 +75,9 @@ def test_nothing_is_absent_where_that_cannot_be_told():
     doubtful = dataclasses.replace(RECORD, complete=False)
     partial = dataclasses.replace(RECORD, tasks=(Task.GROUNDING,))  # its objects are those that are described
     for record, known in ((RECORD, UNKNOWN_CLASSES), (doubtful, HALF), (partial, HALF)):
-        answered = {q.answer for kind in NEED_CLASSES for q in _all(record, kind, known)}
+        answered = {q.answer for kind in NEEDS_ANNOTATED_CLASSES for q in _all(record, kind, known)}
         assert answered <= {"yes"}
-    assert not any(_all(RECORD, kind, UNKNOWN_CLASSES) for kind in NEED_CLASSES)
+    assert not any(_all(RECORD, kind, UNKNOWN_CLASSES) for kind in NEEDS_ANNOTATED_CLASSES)
     assert not _all(doubtful, "count")
     trucks = AnnotatedClasses(shares={"vehicle": 0.5, "large vehicle": 0.5, "ship": 0.5})
     assert trucks.absent(_record(_object("large vehicle"))) == ["ship"]  # a large vehicle is a vehicle
@@ -84,7 +86,7 @@ def test_nothing_is_absent_where_that_cannot_be_told():
 
 def test_other_vehicles_are_not_asked_for():
     known = AnnotatedClasses(shares={"other vehicle": 0.5, "ship": 0.5})
-    for kind in set(Derived) - {Derived.REGION_CLASS}:
+    for kind in set(DerivedTask) - {DerivedTask.REGION_CLASS}:
         assert not any("other" in q.text for q in _all(_record(_object("other vehicle")), kind, known))
 
 
@@ -117,10 +119,10 @@ def test_what_is_asked_depends_on_the_id_and_the_seed_alone(many):
 
     def asked(items, seed):
         return [
-            ask(r, kind, i, box_style=TWO, annotated=known, seed=seed)
+            build_question(r, kind, i, box_style=TWO, annotated=known, seed=seed)
             for r in items
             for kind in ("presence", "absent_hbb", "count")
-            for i in candidates(r, kind, annotated=known, seed=seed)
+            for i in question_indices(r, kind, annotated=known, seed=seed)
         ]
 
     assert asked(records[:50], 0) == asked(again, 0)
@@ -139,4 +141,4 @@ def test_what_a_built_dataset_annotates(tmp_path):
 
 
 def test_every_kind_has_a_form_of_answer():
-    assert set(answers()) == set(wordings())
+    assert set(answer_templates()) == set(question_templates())

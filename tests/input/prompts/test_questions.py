@@ -7,8 +7,14 @@ import pytest
 
 from earthgpt_jax.boxes import rect_to_polygon, rotated_to_polygon
 from earthgpt_jax.common.errors import EarthGPTError
-from earthgpt_jax.input.prompts.questions import KINDS, BoxStyle, ask, candidates, questions
-from earthgpt_jax.input.prompts.templates import choose, default_question, wordings
+from earthgpt_jax.input.prompts.questions import (
+    QUESTION_TASKS,
+    BoxStyle,
+    build_question,
+    evaluation_questions,
+    question_indices,
+)
+from earthgpt_jax.input.prompts.templates import choose_template, default_question, question_templates
 from earthgpt_jax.records import Object, Record, Sensor, Task, Turn
 
 # 200 x 100: the padded square has side 200 and begins 50 pixels above the image.
@@ -34,7 +40,7 @@ TWO, THREE = BoxStyle(decimals=2), BoxStyle(decimals=3)
 
 
 def _ask(kind, index=0, box_style=TWO):
-    return ask(RECORD, kind, index, box_style=box_style)
+    return build_question(RECORD, kind, index, box_style=box_style)
 
 
 def test_boxes_are_fractions_of_the_padded_square():
@@ -58,12 +64,12 @@ def test_detection_and_grounded_captions():
     turned = dataclasses.replace(
         RECORD, objects=(Object(label="ship", polygon=rotated_to_polygon(cx=100, cy=50, w=40, h=20, angle=np.pi / 2)),)
     )
-    one = ask(turned, "obb", 0, box_style=TWO).answer
+    one = build_question(turned, "obb", 0, box_style=TWO).answer
     assert one == "There is <p>one ship</p>[0.45,0.40,0.55,0.40,0.55,0.60,0.45,0.60] in the image."
 
 
 def test_what_is_asked_of_a_record_in_which_order():
-    asked = [q.id for q in questions(RECORD, box_style=TWO)]
+    asked = [q.id for q in evaluation_questions(RECORD, box_style=TWO)]
     assert asked == [
         f"made/test/1#{name}"
         for name in ("classification#0", "caption#0", "vqa#0", "region_caption#0", "grounding#0", "hbb#0", "obb#0")
@@ -71,7 +77,7 @@ def test_what_is_asked_of_a_record_in_which_order():
     caption = _ask("caption")
     assert caption.references == RECORD.references and caption.answer == "Two ships."
     vqa = _ask("vqa")
-    assert (vqa.kind, vqa.answer, vqa.references) == ("count", "2", ("2",))
+    assert (vqa.question_type, vqa.answer, vqa.references) == ("count", "2", ("2",))
     assert vqa.text == "How many {ships}? Answer the question using a single word or phrase."
     assert _ask("classification").answer == "harbor"
 
@@ -79,22 +85,22 @@ def test_what_is_asked_of_a_record_in_which_order():
 def test_a_kind_without_truth_has_no_questions():
     bare = dataclasses.replace(RECORD, tasks=(Task.HBB,), references=())
     from_boxes = {"count", "region_class", "class_hbb"}
-    assert {kind for kind in KINDS if list(candidates(bare, kind))} == {"hbb"} | from_boxes
-    assert not list(candidates(dataclasses.replace(bare, tasks=(Task.CAPTION,)), "caption"))
+    assert {kind for kind in QUESTION_TASKS if list(question_indices(bare, kind))} == {"hbb"} | from_boxes
+    assert not list(question_indices(dataclasses.replace(bare, tasks=(Task.CAPTION,)), "caption"))
     with pytest.raises(EarthGPTError, match="did you mean 'caption'"):
-        candidates(RECORD, "captoin")
+        question_indices(RECORD, "captoin")
 
 
 def test_the_default_wording_comes_half_of_the_time_and_every_other_comes():
     rng = np.random.default_rng(0)
-    drawn = [choose("classification", rng) for _ in range(2000)]
+    drawn = [choose_template("classification", rng) for _ in range(2000)]
     assert drawn.count(default_question(Task.CLASSIFICATION)) / 2000 == pytest.approx(0.5, abs=0.05)
-    assert set(drawn) == set(wordings()["classification"])
-    assert choose("classification", None) == wordings()["classification"][0]
+    assert set(drawn) == set(question_templates()["classification"])
+    assert choose_template("classification", None) == question_templates()["classification"][0]
 
 
 def test_detection_wordings_say_which_boxes():
-    table = wordings()
+    table = question_templates()
     assert not any("oriented" in text for text in table["hbb"])
     assert all("oriented" in text for text in table["obb"])
     for kind, field in (("vqa", "{question}"), ("region_caption", "{box}"), ("grounding", "{phrase}")):

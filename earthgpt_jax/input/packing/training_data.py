@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
@@ -13,20 +15,46 @@ from earthgpt_jax.config import Config
 from earthgpt_jax.datasets import cards
 from earthgpt_jax.datasets.inspect.validate import directories
 from earthgpt_jax.datasets.store import RecordSource, manifest, open_source
-from earthgpt_jax.input.packing.length_cache import Indexed, lengths
-from earthgpt_jax.input.packing.lengths import SENSORS, Asking
+from earthgpt_jax.input.packing.length_cache import CachedIndex, load_length_index
+from earthgpt_jax.input.packing.lengths import SENSORS, PromptConfig
 from earthgpt_jax.input.packing.mixture import Mixture, load_mixture
-from earthgpt_jax.input.packing.sampler import Room, about, by_kind, fits
-from earthgpt_jax.input.packing.schedule import Plan, Planned, Source
+from earthgpt_jax.input.packing.sampler import TokenBudget, count_by_task, fits_budget, questions_about
+from earthgpt_jax.input.packing.schedule import PackingSchedule, Source
 from earthgpt_jax.input.prompts.chat_template import chat_template
-from earthgpt_jax.input.prompts.questions import BoxStyle, task_of
+from earthgpt_jax.input.prompts.questions import BoxStyle, annotation_task
 from earthgpt_jax.input.sequences import image_prefix
 from earthgpt_jax.input.tokenizer import Tokenizer
+from earthgpt_jax.records import AnnotatedClasses, Record
 
 _log = logging.getLogger(__name__)
 
 
-def asking_of(config: Config, tokenizer: Tokenizer) -> tuple[Asking, Room]:
+class RandomAccessRecords(Protocol):
+    """Random access to the records of a dataset, such as `datasets.store.RecordSource`."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def annotated(self) -> AnnotatedClasses: ...
+
+    def __getitem__(self, index: int) -> Record: ...
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class TrainingData:
+    """The rows of a run, and how each is made.
+
+    Attributes:
+        sources: of each of `plan.sources`, what its records are read from; the sensors of a dataset share one.
+    """
+
+    schedule: PackingSchedule
+    sources: tuple[RandomAccessRecords, ...]
+    prompt_config: PromptConfig
+
+
+def prompt_config_of(config: Config, tokenizer: Tokenizer) -> tuple[PromptConfig, TokenBudget]:
     """How a recipe asks, and the room that a sample has.
 
     Raises:
@@ -39,8 +67,8 @@ def asking_of(config: Config, tokenizer: Tokenizer) -> tuple[Asking, Room]:
             f"data.seq_len: expected more than the {len(prefix)} tokens of image and system text "
             f"({data.chat_template!r}) that every sample begins with, got {data.seq_len}; make rows longer"
         )
-    room = Room(shared=len(prefix), seq_len=data.seq_len, max_questions=data.max_questions)
-    asking = Asking(
+    room = TokenBudget(shared=len(prefix), seq_len=data.seq_len, max_questions=data.max_questions)
+    prompt_config = PromptConfig(
         kinds=tuple(kind for kind, weight in sorted(data.task_weights.items()) if weight > 0),
         tokenizer=tokenizer,
         chat_template=data.chat_template,
@@ -48,10 +76,10 @@ def asking_of(config: Config, tokenizer: Tokenizer) -> tuple[Asking, Room]:
         room=room.seq_len - room.shared,
         seed=config.seed,
     )
-    return asking, room
+    return prompt_config, room
 
 
-def planned(config: Config, *, tokenizer: Tokenizer, workers: int | None = None) -> Planned:
+def load_training_data(config: Config, *, tokenizer: Tokenizer, workers: int | None = None) -> TrainingData:
     """The plan of a recipe over its data: a dataset directory, or a folder of them.
 
     Questions whose lengths are not known yet are measured, with a bar of progress.
@@ -65,11 +93,14 @@ def planned(config: Config, *, tokenizer: Tokenizer, workers: int | None = None)
     """
     data, directory = config.data, Path(config.data.source)
     mixture = load_mixture(data.mixture)
-    asking, room = asking_of(config, tokenizer)
-    kinds = {kind: data.task_weights[kind] for kind in asking.kinds}
-    together = open_source(directory, data.split, tasks=sorted({task_of(kind) for kind in kinds}))
+    prompt_config, room = prompt_config_of(config, tokenizer)
+    kinds = {kind: data.task_weights[kind] for kind in prompt_config.kinds}
+    together = open_source(directory, data.split, tasks=sorted({annotation_task(kind) for kind in kinds}))
     parts = _chosen(dict(together.parts()), mixture, directory, named=data.mixture)
-    found = {source: lengths(source, asking=asking, workers=workers, on_damaged=data.on_damaged) for source in parts}
+    found = {
+        source: load_length_index(source, prompt_config=prompt_config, workers=workers, on_damaged=data.on_damaged)
+        for source in parts
+    }
     asked = {
         source.name: _asked(found[source], records, kinds=kinds, room=room) for source, records in parts.items()
     }  # fmt: skip
@@ -79,14 +110,14 @@ def planned(config: Config, *, tokenizer: Tokenizer, workers: int | None = None)
         for source, records in parts.items()
         for part in _sensors(source.name, found[source], records, weight=weights[source.name], mixture=mixture)
     ]
-    plan = Plan(
+    plan = PackingSchedule(
         [part for _, part in split],
         weights=kinds,
         room=room,
         max_images=data.max_images or max(1, data.seq_len // (room.shared + 1)),
         seed=config.seed,
     )
-    return Planned(plan=plan, sources=tuple(source for source, _ in split), asking=asking)
+    return TrainingData(schedule=plan, sources=tuple(source for source, _ in split), prompt_config=prompt_config)
 
 
 def _chosen(
@@ -128,13 +159,15 @@ def _absent(missing: list[str], directory: Path, *, named: str) -> str:
     )
 
 
-def _asked(found: Indexed, records: np.ndarray, *, kinds: Mapping[str, float], room: Room) -> float:
+def _asked(found: CachedIndex, records: np.ndarray, *, kinds: Mapping[str, float], room: TokenBudget) -> float:
     """Questions of one pass through these records, at the weights of their kinds."""
-    counts = by_kind(found.index, about(found.index, records) & fits(found.index, room))
+    counts = count_by_task(found.index, questions_about(found.index, records) & fits_budget(found.index, room))
     return sum(kinds[kind] * count for kind, count in counts.items())
 
 
-def _sensors(name: str, found: Indexed, records: np.ndarray, *, weight: float, mixture: Mixture) -> Iterator[Source]:
+def _sensors(
+    name: str, found: CachedIndex, records: np.ndarray, *, weight: float, mixture: Mixture
+) -> Iterator[Source]:
     """A dataset as one source, or one a sensor where the mixture weighs its sensors differently."""
     own = found.index.sensors[records]
     factors = {place: mixture.of(SENSORS[place]) for place in np.unique(own).tolist()}
