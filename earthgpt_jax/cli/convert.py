@@ -75,13 +75,13 @@ def _import(args: argparse.Namespace) -> int:
 
     from earthgpt_jax.common.errors import EarthGPTError
     from earthgpt_jax.config import load
-    from earthgpt_jax.convert.export_info import described
+    from earthgpt_jax.convert.export_info import read_export_info
     from earthgpt_jax.convert.importer import find_tokenizer, import_model
 
     parts = {part: getattr(args, part) for part in _PARTS if getattr(args, part)}
     if not parts:
         raise EarthGPTError(f"convert import: expected sources, some of --{', --'.join(_PARTS)}")
-    known = described(parts["model"][0]) if "model" in parts else None
+    known = read_export_info(parts["model"][0]) if "model" in parts else None
     if args.config is None and known is None:
         raise EarthGPTError(
             "convert import: expected --config NAME:STAGE, the recipe whose model these weights are for"

@@ -44,10 +44,10 @@ def _foreign(paths: Sequence[Path]) -> int:
     import numpy as np
 
     from earthgpt_jax.common.errors import EarthGPTError
-    from earthgpt_jax.convert.layouts import open_source
+    from earthgpt_jax.convert.layouts import open_source_checkpoint
 
     try:
-        source = open_source(paths)
+        source = open_source_checkpoint(paths)
     except EarthGPTError as error:
         raise EarthGPTError(f"{error}; nor is it the work directory of a run, or a checkpoint in one") from error
     shapes, dtypes = source.reader.shapes, source.reader.dtypes

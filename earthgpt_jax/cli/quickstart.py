@@ -104,24 +104,25 @@ def _export(folder: Path, scores: dict, records: list) -> str:
     """Exports `tiny` and says how well the export agrees with it."""
     from earthgpt_jax.common.errors import EarthGPTError
     from earthgpt_jax.convert.exporter import export_hf
-    from earthgpt_jax.convert.parity import can_check, check_export
+    from earthgpt_jax.convert.parity import can_check_export, check_export
     from earthgpt_jax.input.prompts.templates import default_question
     from earthgpt_jax.records import Task
 
     if not folder.exists():
         export_hf("tiny", folder, scores=scores)
-    if not can_check():
+    if not can_check_export():
         return "not compared with ours: that needs PyTorch, pip install 'earthgpt-jax[convert]'"
     tasks = (Task.CAPTION, Task.HBB, Task.OBB, Task.CLASSIFICATION)
     items = [(record.image, default_question(tasks[i % len(tasks)])) for i, record in enumerate(records)]
     parity = check_export("tiny", folder, items)
-    if parity.logits > PARITY:
+    difference, answers = parity.max_logit_difference, f"{parity.identical_answers} of {parity.questions} answers"
+    if difference > PARITY:
         raise EarthGPTError(
-            f"{folder}: expected the export's logits within {PARITY:.0e} of ours, got {parity.logits:.1e} "
-            f"({parity.same} of {parity.asked} answers identical); another release of PyTorch or transformers may "
-            "compute otherwise: try those that scripts/test installs"
+            f"{folder}: expected the export's logits within {PARITY:.0e} of ours, got {difference:.1e} "
+            f"({answers} identical); another release of PyTorch or transformers may "
+            "compute different values: try those that scripts/test installs"
         )
-    return f"{parity.same} of {parity.asked} answers identical to ours, logits within {parity.logits:.1e}"
+    return f"{answers} identical to ours, logits within {difference:.1e}"
 
 
 def _say(started: float, text: str) -> None:

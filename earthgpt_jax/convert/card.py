@@ -1,4 +1,4 @@
-"""The model card of an export: written from the run, nothing that the run does not know."""
+"""Write the model card of an export from what the training run recorded, and nothing else."""
 
 from __future__ import annotations
 
@@ -16,34 +16,35 @@ TEMPLATE = Path(__file__).with_name("card.md.j2")
 
 
 def model_card(model: ModelDir, *, adapter: str, scores: Mapping[str, Any] | None) -> str:
-    """Markdown with the Hub's metadata: architecture, lineage, data with licences, scores if given.
+    """Return the model card: Markdown with the Hub's metadata, architecture, training runs, data licences and scores.
 
     Args:
-        adapter: "fold" or "separate", what the export did with the adapters.
-        scores: nested figures; every number in it becomes a row.
+        adapter: how the adapters were exported: "merge" or "separate".
+        scores: nested scores, as `earthgpt eval` writes them; each number becomes a line of a table.
     """
-    runs, known = list(_lineage(model.about)), cards()
+    runs, known_cards = list(_runs(model.about)), cards()
     names = sorted({name for run in runs for name in str(run.get("source", "")).split(", ")} - {""})
     has_adapter = model.model.adapter.kind is not AdapterKind.NONE
     environment = jinja2.Environment(undefined=jinja2.ChainableUndefined, keep_trailing_newline=True)
     return environment.from_string(TEMPLATE.read_text()).render(
         model=model.model,
         decimals=model.decimals,
-        adapters={"fold": ", folded into the weights", "separate": ", in adapter/"}[adapter] if has_adapter else "",
+        adapters={"merge": ", merged into the weights", "separate": ", in adapter/"}[adapter] if has_adapter else "",
         runs=runs,
-        sources={name: known.get(name) for name in names},
+        sources={name: known_cards.get(name) for name in names},
         scores=list(_numbers(scores or {})),
     )
 
 
-def _lineage(about: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """This run and its parents, the first one first."""
+def _runs(about: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """Yield the runs that led to a model, the first one first and the model's own run last."""
     if isinstance(about.get("parent"), Mapping):
-        yield from _lineage(about["parent"])
+        yield from _runs(about["parent"])
     yield about
 
 
 def _numbers(scores: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, float]]:
+    """Yield `("group, metric", value)` for every number in nested scores."""
     for name, value in scores.items():
         if isinstance(value, Mapping):
             yield from _numbers(value, f"{path}{name}, ")

@@ -1,4 +1,4 @@
-"""A model of ours -> what others load: Hugging Face folders, a plain LLaMA, LLaMA2-Accessory's files."""
+"""Export a model for other programs: a Hugging Face folder, a plain LLaMA, or LLaMA2-Accessory's files."""
 
 from __future__ import annotations
 
@@ -17,44 +17,49 @@ from earthgpt_jax.config import AdapterConfig, AdapterKind, LlamaConfig, ModelCo
 from earthgpt_jax.convert import tables
 from earthgpt_jax.convert.card import model_card
 from earthgpt_jax.convert.layouts import ADAPTER_FILE, SPLIT_DIMS
-from earthgpt_jax.convert.merge import Chosen, Folded, Unscaled, folded_config
+from earthgpt_jax.convert.merge import FilteredReader, MergedReader, ScaledLoraReader, merged_config
 from earthgpt_jax.convert.tables import Table
-from earthgpt_jax.convert.tensor_io import Folder, Joined, Reader, Safetensors, SafetensorsWriter
+from earthgpt_jax.convert.tensor_io import AtomicFolder, Reader, SafetensorsReader, SafetensorsWriter, split_dim
 from earthgpt_jax.input.prompts.chat_template import ASSISTANT, HUMAN, SEPARATOR, chat_template
 from earthgpt_jax.input.tokenizer import Tokenizer
 from earthgpt_jax.models import model_dir
 from earthgpt_jax.models.model_dir import ModelDir
 
 SHARD_BYTES = 5 * 10**9
-ADAPTERS = ("fold", "separate")
+ADAPTERS = ("merge", "separate")
 REMOTE_CODE = Path(__file__).parent / "hf"
-# LLaMA-2's context; nothing is allocated by it, but readers warn beyond it.
+# LLaMA-2's context length. It allocates nothing, but transformers warns about longer sequences.
 _MAX_POSITIONS = 4096
 
 
 def export_hf(
-    name: str | Path, out: Path, *, dtype: np.dtype | None = None, adapter: str = "fold",
+    name: str | Path, out: Path, *, dtype: np.dtype | None = None, adapter: str = "merge",
     shard_bytes: int = SHARD_BYTES, scores: Mapping[str, Any] | None = None,
 ) -> Path:  # fmt: skip
-    """A folder for `AutoModelForImageTextToText` and `AutoProcessor` with `trust_remote_code=True`.
+    """Write a folder for `AutoModelForImageTextToText` and `AutoProcessor` with `trust_remote_code=True`.
 
     Args:
         name: an embedded model or a model directory.
-        dtype: of all tensors; None keeps each leaf's, but float32 where adapters are folded.
-        adapter: "fold" into kernels and biases, or "separate": the model without them, and `adapter/` beside it.
-        scores: figures for the model card, as `earthgpt eval` wrote them.
+        out: the folder to write; it appears under its name once it is complete.
+        dtype: dtype of all tensors; None keeps each parameter's, or float32 if adapters are merged.
+        adapter: "merge" adapters into kernels and biases, or "separate": leave them out of the model and write them
+            to `adapter/`.
+        shard_bytes: upper limit for the bytes of tensors in a file.
+        scores: scores for the model card, as `earthgpt eval` writes them.
+
+    Raises:
+        EarthGPTError: there is no such model, or `out` exists already.
     """
-    model, reader, config = _opened(name, adapter)
-    dtype = _dtype(dtype, reader)
-    with Folder(out) as folder:
+    model, reader, config = _open_model(name, adapter)
+    dtype = _export_dtype(dtype, reader)
+    with AtomicFolder(out) as folder:
         _write(folder, tables.hf_export(config), reader, dtype=dtype, shard_bytes=shard_bytes)
         if adapter == "separate" and model.model.adapter.kind is not AdapterKind.NONE:
             (folder / ADAPTER_FILE).parent.mkdir()
-            _copy((folder / ADAPTER_FILE).parent, Chosen(_leaves(model), adapters=True))
-        values = hf_config(model, config, dtype=_name(dtype, reader))
-        (folder / "config.json").write_text(json.dumps(values, indent=1) + "\n")
-        for name_of_file, content in _around_the_model(model, config).items():
-            (folder / name_of_file).write_text(json.dumps(content, indent=1) + "\n")
+            _copy((folder / ADAPTER_FILE).parent, FilteredReader(_params(model), adapters=True))
+        _write_json(folder / "config.json", hf_config(model, config, dtype=_dtype_name(dtype, reader)))
+        for file_name, content in _processor_files(model, config).items():
+            _write_json(folder / file_name, content)
         for file in sorted(REMOTE_CODE.glob("*_earthgpt.py")):
             shutil.copyfile(file, folder / file.name)
         shutil.copyfile(model.tokenizer, folder / "tokenizer.model")
@@ -63,39 +68,52 @@ def export_hf(
 
 
 def export_llama(name: str | Path, out: Path, *, dtype: np.dtype | None = None, shard_bytes: int = SHARD_BYTES) -> Path:
-    """The language model alone, adapters folded, for `LlamaForCausalLM`: no remote code."""
-    model, reader, config = _opened(name, "fold")
-    dtype = _dtype(dtype, reader)
-    with Folder(out) as folder:
+    """Write the language model alone, with adapters merged, for `LlamaForCausalLM`; it needs no remote code.
+
+    The arguments and errors are those of `export_hf`.
+    """
+    model, reader, config = _open_model(name, "merge")
+    dtype = _export_dtype(dtype, reader)
+    with AtomicFolder(out) as folder:
         table = tables.llama_hf(config.llm).prefixed(path="llm/")
         _write(folder, table, reader, dtype=dtype, shard_bytes=shard_bytes)
-        values = {"architectures": ["LlamaForCausalLM"], **llama_config(config.llm), "dtype": _name(dtype, reader)}
-        (folder / "config.json").write_text(json.dumps(values, indent=1) + "\n")
-        (folder / "generation_config.json").write_text(json.dumps(_generation(), indent=1) + "\n")
+        dtype_name = _dtype_name(dtype, reader)
+        values = {"architectures": ["LlamaForCausalLM"], **llama_config(config.llm), "dtype": dtype_name}
+        _write_json(folder / "config.json", values)
+        _write_json(folder / "generation_config.json", _generation_config())
         shutil.copyfile(model.tokenizer, folder / "tokenizer.model")
     return out
 
 
 def export_accessory(name: str | Path, out: Path, *, dtype: np.dtype | None = None, shards: int = 1) -> Path:
-    """`consolidated.NN-of-MM.model.pth` in the layout of LLaMA2-Accessory's `llama_ens_light`, adapters as they are."""
+    """Write `consolidated.NN-of-MM.model.pth` in the layout of LLaMA2-Accessory's `llama_ens_light`.
+
+    Adapters are kept, because LLaMA2-Accessory has the same ones.
+
+    Args:
+        shards: number of model-parallel files.
+
+    Raises:
+        EarthGPTError: there is no such model, `out` exists already, or a tensor cannot be split into `shards`.
+    """
     import torch
     from safetensors.torch import load_file
 
     model = model_dir.describe(name)
-    reader, config = Unscaled(_leaves(model), model.model), model.model
+    reader, config = ScaledLoraReader(_params(model), model.model), model.model
     table = tables.accessory(config).prefixed(key="llma.")
-    ours = reader.shapes
-    full = table.their_shapes(ours)
-    dims = {key: Joined.dim_of(key, SPLIT_DIMS) for key in full}
-    odd = [key for key, dim in dims.items() if dim is not None and (shards < 1 or full[key][dim] % shards)]
-    if odd:
+    shapes = table.checkpoint_shapes(reader.shapes)
+    dims = {key: split_dim(key, SPLIT_DIMS) for key in shapes}
+    uneven = [key for key, dim in dims.items() if dim is not None and (shards < 1 or shapes[key][dim] % shards)]
+    if uneven:
         raise EarthGPTError(
             f"{shards} shards: expected a number that divides heads ({config.llm.heads}, {config.llm.kv_heads}), "
-            f"ffn_dim {config.llm.ffn_dim} and vocab_size {config.llm.vocab_size}; it does not divide {odd[:2]}"
+            f"ffn_dim {config.llm.ffn_dim} and vocab_size {config.llm.vocab_size}; it does not divide {uneven[:2]}"
         )
-    with Folder(out) as folder:
+    with AtomicFolder(out) as folder:
         for number in range(shards):
-            # Laid out as safetensors first, which can be written tensor by tensor; torch.save then copies mapped pages.
+            # torch.save takes all tensors at once. To keep them out of memory, write safetensors tensor by tensor
+            # first, then save the memory-mapped file.
             scratch = folder / "scratch"
             scratch.mkdir()
             _write(scratch, table, reader, dtype=dtype, shard=(number, shards, dims))
@@ -107,62 +125,65 @@ def export_accessory(name: str | Path, out: Path, *, dtype: np.dtype | None = No
         values = {
             "dim": llm.dim, "n_layers": llm.depth, "n_heads": llm.heads, "n_kv_heads": llm.kv_heads,
             "vocab_size": llm.vocab_size, "norm_eps": llm.norm_eps, "rope_theta": llm.rope_theta,
-            # Upstream computes the width of the MLP from dim; these two make its formula give ours.
+            # LLaMA2-Accessory computes the width of the MLP from dim; these two arguments make it equal to ours.
             **_ffn_arguments(llm), "max_seq_len": _MAX_POSITIONS,
         }  # fmt: skip
-        (folder / "config.json").write_text(json.dumps(values, indent=2) + "\n")
-        (folder / "meta.json").write_text(json.dumps({"llama_type": "llama_ens_light"}, indent=2) + "\n")
+        _write_json(folder / "config.json", values, indent=2)
+        _write_json(folder / "meta.json", {"llama_type": "llama_ens_light"}, indent=2)
         shutil.copyfile(model.tokenizer, folder / "tokenizer.model")
     return out
 
 
-# ------------------------------------------------------------------------------------------ the pieces
-def _leaves(model: ModelDir) -> Safetensors:
-    return Safetensors([model.path / "model.safetensors"])
+# -------------------------------------------------------------------------------------------- tensors
+def _params(model: ModelDir) -> SafetensorsReader:
+    return SafetensorsReader([model.path / "model.safetensors"])
 
 
-def _opened(name: str | Path, adapter: str) -> tuple[ModelDir, Reader, ModelConfig]:
-    """A model directory, its leaves without adapters, and the config that belongs to them."""
+def _open_model(name: str | Path, adapter: str) -> tuple[ModelDir, Reader, ModelConfig]:
+    """Return a model directory, its parameters without adapters, and the config that matches these parameters."""
     model = model_dir.describe(name)
-    leaves = _leaves(model)
+    params = _params(model)
     if adapter == "separate" or model.model.adapter.kind is AdapterKind.NONE:
-        return (
-            model,
-            Chosen(leaves, adapters=False),
-            dataclasses.replace(model.model, adapter=AdapterConfig()),
-        )
-    return model, Folded(leaves, model.model), folded_config(model.model)
+        config = dataclasses.replace(model.model, adapter=AdapterConfig())
+        return model, FilteredReader(params, adapters=False), config
+    return model, MergedReader(params, model.model), merged_config(model.model)
 
 
-def _dtype(asked: np.dtype | None, reader: Reader) -> np.dtype | None:
-    """float32 where adapters were folded in and nothing else was asked for: a narrower type would round products."""
-    return np.dtype("float32") if asked is None and isinstance(reader, Folded) else asked
+def _export_dtype(dtype: np.dtype | None, reader: Reader) -> np.dtype | None:
+    """Return float32 if adapters are merged and no dtype is given: a narrower dtype would round the products."""
+    return np.dtype("float32") if dtype is None and isinstance(reader, MergedReader) else dtype
 
 
 def _write(
     folder: Path, table: Table, reader: Reader, *, dtype: np.dtype | None, shard_bytes: int | None = None,
     shard: tuple[int, int, Mapping[str, int | None]] | None = None,
 ) -> None:  # fmt: skip
-    """The tensors of a table as safetensors; of a model-parallel shard `(number, of, dims)`, its share of them."""
-    ours = {row.path: reader.shapes[row.path] for row in table.rows if row.path in reader.shapes}
-    entries = table.entries(ours, where="export")
-    dtypes = {entry.key: np.dtype(dtype or reader.dtypes[entry.path]) for entry in entries}
-    number, count, dims = shard or (0, 1, {})
+    """Write the tensors of a table as safetensors files.
 
-    def share(key: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    Args:
+        shard: (index, count, key -> split axis) to write one model-parallel shard instead of full tensors.
+    """
+    paths = {rule.path: reader.shapes[rule.path] for rule in table.rules if rule.path in reader.shapes}
+    steps = table.steps(paths, where="export")
+    dtypes = {step.key: np.dtype(dtype or reader.dtypes[step.path]) for step in steps}
+    index, count, dims = shard or (0, 1, {})
+
+    def shard_shape(key: str, shape: tuple[int, ...]) -> tuple[int, ...]:
         dim = dims.get(key)
         return shape if dim is None else (*shape[:dim], shape[dim] // count, *shape[dim + 1 :])
 
-    shapes = table.their_shapes(ours)
-    small = np.dtype(dtype or "float32")
-    plan = {key: (share(key, shape), dtypes.get(key, small)) for key, shape in shapes.items()}
-    writer = SafetensorsWriter(folder, plan, shard_bytes=shard_bytes, metadata={"format": "pt"})
-    for entry in tqdm(entries, desc="export", unit="tensor"):
-        rows = reader.read(entry.path) if entry.layer is None else reader.read(entry.path, entry.layer, 1)[0]
-        value = entry.transform.theirs(rows)
-        if (dim := dims.get(entry.key)) is not None:
-            value = np.split(value, count, axis=dim)[number]
-        writer.write(entry.key, value, entry.start)
+    zeros_dtype = np.dtype(dtype or "float32")
+    tensors = {
+        key: (shard_shape(key, shape), dtypes.get(key, zeros_dtype))
+        for key, shape in table.checkpoint_shapes(paths).items()
+    }
+    writer = SafetensorsWriter(folder, tensors, shard_bytes=shard_bytes, metadata={"format": "pt"})
+    for step in tqdm(steps, desc="export", unit="tensor"):
+        value = reader.read(step.path) if step.layer is None else reader.read(step.path, step.layer, 1)[0]
+        value = step.transform.to_checkpoint(value)
+        if (dim := dims.get(step.key)) is not None:
+            value = np.split(value, count, axis=dim)[index]
+        writer.write(step.key, value, step.start)
     for key, shape in table.zeros.items():
         writer.write(key, np.zeros(shape))
     writer.close()
@@ -175,12 +196,17 @@ def _copy(folder: Path, reader: Reader) -> None:
     writer.close()
 
 
-def _name(dtype: np.dtype | None, reader: Reader) -> str:
+# --------------------------------------------------------------------------------------- config files
+def _write_json(path: Path, content: Mapping[str, Any], *, indent: int = 1) -> None:
+    path.write_text(json.dumps(content, indent=indent) + "\n")
+
+
+def _dtype_name(dtype: np.dtype | None, reader: Reader) -> str:
     return str(np.dtype(dtype or reader.dtypes["llm/embed"]))
 
 
 def llama_config(config: LlamaConfig) -> dict[str, Any]:
-    """transformers' `LlamaConfig`."""
+    """Return the arguments of transformers' `LlamaConfig`."""
     return {
         "model_type": "llama",
         "vocab_size": config.vocab_size,
@@ -204,13 +230,13 @@ def llama_config(config: LlamaConfig) -> dict[str, Any]:
     }
 
 
-def _generation() -> dict[str, Any]:
-    # transformers stops after 20 tokens where nothing is said.
+def _generation_config() -> dict[str, Any]:
+    # Without max_new_tokens, transformers stops after 20 tokens.
     return {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "max_new_tokens": 512}
 
 
 def hf_config(model: ModelDir, config: ModelConfig, *, dtype: str) -> dict[str, Any]:
-    """`config.json` of the export; `earthgpt_jax` holds what brings the folder back."""
+    """Return the contents of the export's `config.json`; its entry `earthgpt_jax` is what an import needs."""
     plain = to_dict(config)
     return {
         "architectures": ["EarthGPTForConditionalGeneration"],
@@ -225,7 +251,7 @@ def hf_config(model: ModelDir, config: ModelConfig, *, dtype: str) -> dict[str, 
         "perception": plain["perception"],
         "text_config": llama_config(config.llm),
         "decimals": model.decimals,
-        "conversation": _spoken(model),
+        "conversation": _conversation(model),
         "tie_word_embeddings": config.llm.tied_head,
         "dtype": dtype,
         "earthgpt_jax": {
@@ -235,8 +261,8 @@ def hf_config(model: ModelDir, config: ModelConfig, *, dtype: str) -> dict[str, 
     }  # fmt: skip
 
 
-def _spoken(model: ModelDir) -> dict[str, Any]:
-    """The conversation, as the processor builds prompts from it and generation ends by it."""
+def _conversation(model: ModelDir) -> dict[str, Any]:
+    """Return the chat template, from which the processor builds prompts and `generate` knows where answers end."""
     chat = chat_template(model.chat_template)
     return {
         "name": chat.name,
@@ -247,16 +273,16 @@ def _spoken(model: ModelDir) -> dict[str, Any]:
     }
 
 
-def _around_the_model(model: ModelDir, config: ModelConfig) -> dict[str, Any]:
-    """The files of the processor, the tokenizer and generation."""
+def _processor_files(model: ModelDir, config: ModelConfig) -> dict[str, Any]:
+    """Return file name -> content of the JSON files for the processor, the tokenizer and generation."""
     return {
-        "generation_config.json": _generation(),
+        "generation_config.json": _generation_config(),
         "processor_config.json": {
             "processor_class": "EarthGPTProcessor",
             "auto_map": {"AutoProcessor": "processing_earthgpt.EarthGPTProcessor"},
             "image_size": config.image_size,
             "visual_tokens": config.visual_tokens,
-            "conversation": _spoken(model),
+            "conversation": _conversation(model),
         },
         "tokenizer_config.json": {
             "tokenizer_class": "EarthGPTTokenizer",
@@ -266,7 +292,10 @@ def _around_the_model(model: ModelDir, config: ModelConfig) -> dict[str, Any]:
 
 
 def _ffn_arguments(config: LlamaConfig) -> dict[str, Any]:
-    """`multiple_of` and `ffn_dim_multiplier` for which upstream's int(m * int(8 dim / 3)), rounded up, is ours."""
+    """Return the `multiple_of` and `ffn_dim_multiplier` that give `config.ffn_dim` in LLaMA2-Accessory.
+
+    It computes int(multiplier * int(8 dim / 3)), rounded up to a multiple of `multiple_of`.
+    """
     base = int(2 * 4 * config.dim / 3)
     for multiple_of in (256, 16, 1):
         for multiplier in (None, config.ffn_dim / base):

@@ -1,4 +1,4 @@
-"""Foreign checkpoints -> a model of ours: each part from its own source, tensor by tensor."""
+"""Import source checkpoints: build a model from one checkpoint per part, tensor by tensor."""
 
 from __future__ import annotations
 
@@ -13,217 +13,255 @@ from tqdm import tqdm
 
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.config import AdapterConfig, ModelConfig
-from earthgpt_jax.convert.layouts import WHOLE, Source, open_source
-from earthgpt_jax.convert.tables import Entry
-from earthgpt_jax.convert.tensor_io import Folder, Reader, SafetensorsWriter, Shape
+from earthgpt_jax.convert.layouts import ALL_PARTS, SourceCheckpoint, open_source_checkpoint
+from earthgpt_jax.convert.tables import ConversionStep
+from earthgpt_jax.convert.tensor_io import AtomicFolder, Reader, SafetensorsWriter, Shape
 from earthgpt_jax.input.tokenizer import Tokenizer
 from earthgpt_jax.models import earthgpt, model_dir
 
-# Part of a model, as a user names it -> our path prefixes. What has no source of its own starts fresh
-# if it is small and new in every EarthGPT: perception, projector, image marks and adapters.
+# Part of a model as the user names it -> prefixes of our parameters.
 PARTS = {
     "vit": ("vit/",),
     "convnext": ("convnext/",),
     "llm": ("llm/",),
     "projector": ("perception/", "projector/", "image_tokens/"),
 }
-_FRESH = ("perception/", "projector/", "image_tokens/")
+# Small parts that are new in every EarthGPT; like adapters, they are initialized if no checkpoint provides them.
+_INITIALIZED = PARTS["projector"]
 Paths = str | Path | Sequence[str | Path]
 
 
 @dataclasses.dataclass(frozen=True)
-class Step:
-    """One tensor's way: where it is read, what becomes of it."""
+class ImportStep:
+    """One tensor to read: the checkpoint that holds it and how it is converted."""
 
     reader: Reader
-    entry: Entry
+    step: ConversionStep
 
     def read(self) -> np.ndarray:
-        entry = self.entry
-        rows = self.reader.read(entry.key, entry.start, entry.rows)
-        return entry.transform.ours(rows)
+        step = self.step
+        rows = self.reader.read(step.key, step.start, step.rows)
+        return step.transform.from_checkpoint(rows)
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
-    """A whole conversion before any tensor is read.
+class PreparedImport:
+    """A checked conversion, before any tensor is read.
 
     Attributes:
-        model: the config, with the adapters that the sources hold.
-        shapes, dtypes: of every leaf.
-        steps: in the order of the sources' files.
-        fresh: leaves that no source has.
-        about: part -> where it comes from.
+        model: the config, with the adapters that the checkpoints hold.
+        shapes, dtypes: path -> shape and dtype of every parameter.
+        steps: the tensors to read, in the order of the checkpoints' files.
+        initialized: paths of the parameters that no checkpoint provides.
+        sources: part -> the paths of its checkpoint.
     """
 
     model: ModelConfig
     shapes: Mapping[str, Shape]
     dtypes: Mapping[str, np.dtype]
-    steps: Sequence[Step]
-    fresh: Sequence[str]
-    about: Mapping[str, str]
+    steps: Sequence[ImportStep]
+    initialized: Sequence[str]
+    sources: Mapping[str, str]
 
 
-def plan(parts: Mapping[str, Paths], model: ModelConfig, *, dtype: np.dtype | None = None) -> Plan:
-    """What to read from where.
+def prepare_import(parts: Mapping[str, Paths], model: ModelConfig, *, dtype: np.dtype | None = None) -> PreparedImport:
+    """Open the checkpoints and decide which tensor fills which parameter.
 
     Args:
-        parts: "vit", "convnext", "llm", "projector" -> files or folders; or "model" -> a whole EarthGPT.
-        dtype: of all leaves; None keeps the sources'.
+        parts: "vit", "convnext", "llm", "projector" -> files or folders; or "model" -> a complete EarthGPT.
+        dtype: dtype of all parameters; None keeps those of the checkpoints.
 
     Raises:
-        EarthGPTError: every part that is missing, unknown, of another kind or another shape, together.
+        EarthGPTError: a part is missing or unknown, or its checkpoint has another architecture or other shapes; the
+            message lists all problems.
     """
     problems: list[str] = []
-    opened: dict[str, Source] = {}
+    checkpoints = _open_parts(parts, problems)
+    llm_source = checkpoints.get("llm") or checkpoints.get("model")
+    without_adapters = dataclasses.replace(model, adapter=AdapterConfig())
+    if llm_source is not None:
+        model = llm_source.with_adapters(model)
+    _, abstract = earthgpt.abstract(model)
+    shapes: dict[str, Shape] = {path: tuple(leaf.shape) for path, leaf in abstract.items()}
+    steps: list[ImportStep] = []
+    provided: set[str] = set()
+    for part, checkpoint in checkpoints.items():
+        prefixes = _prefixes(part)
+        has_adapters = checkpoint is llm_source and checkpoint.has_adapters(model.adapter)
+        part_shapes = {
+            path: shape
+            for path, shape in shapes.items()
+            if path.startswith(prefixes) and (has_adapters or "/adapter/" not in path)
+        }
+        try:
+            table = checkpoint.layout.table(model if has_adapters else without_adapters, checkpoint.reader)
+            if part == "projector":
+                rules = tuple(rule for rule in table.rules if rule.path.startswith(prefixes))
+                table = dataclasses.replace(table, rules=rules, ignored=(".*",))
+            conversion = table.steps(part_shapes, checkpoint.reader.shapes, where=checkpoint.path)
+            steps += [ImportStep(checkpoint.reader, step) for step in conversion]
+        except EarthGPTError as error:
+            problems.append(str(error))
+        provided |= part_shapes.keys()
+    initialized = [path for path in shapes if path not in provided]
+    missing = (path for path in initialized if "/adapter/" not in path and not path.startswith(_INITIALIZED))
+    if names := sorted({path.split("/")[0] for path in missing}):
+        problems.append(
+            f"no source for {', '.join(names)}; expected one for each of vit, convnext and llm, or a complete model"
+        )
+    if problems:
+        listed = f"{len(problems)} problems\n" + "\n".join(f"  - {problem}" for problem in problems)
+        raise EarthGPTError(problems[0] if len(problems) == 1 else listed)
+    dtypes = dict.fromkeys(shapes, np.dtype(dtype or "float32")) | ({} if dtype else _source_dtypes(steps))
+    sources = {part: checkpoint.path for part, checkpoint in checkpoints.items()}
+    return PreparedImport(model, shapes, dtypes, steps, initialized, sources)
+
+
+def _open_parts(parts: Mapping[str, Paths], problems: list[str]) -> dict[str, SourceCheckpoint]:
+    """Open the checkpoint of each part; append what is wrong to `problems`."""
+    checkpoints: dict[str, SourceCheckpoint] = {}
     for part, paths in parts.items():
         try:
             if part not in (*PARTS, "model"):
                 raise EarthGPTError(f"unknown part {part!r}; parts: {', '.join((*PARTS, 'model'))}")
-            opened[part] = open_source(paths)
-            _check_kind(part, opened[part])
+            checkpoints[part] = open_source_checkpoint(paths)
+            _check_architecture(part, checkpoints[part])
         except EarthGPTError as error:
             problems.append(str(error))
-    language = opened.get("llm") or opened.get("model")
-    bare = dataclasses.replace(model, adapter=AdapterConfig())
-    if language is not None:
-        model = language.adapted(model)
-    _, expected = earthgpt.abstract(model)
-    shapes: dict[str, Shape] = {path: tuple(leaf.shape) for path, leaf in expected.items()}
-    steps: list[Step] = []
-    filled: set[str] = set()
-    for part, source in opened.items():
-        prefixes = WHOLE if part == "model" else PARTS[part]
-        own_adapters = source is language and source.holds(model.adapter)
-        mine = {
-            path: shape
-            for path, shape in shapes.items()
-            if path.startswith(prefixes) and (own_adapters or "/adapter/" not in path)
-        }
-        plain = model if own_adapters else bare
-        try:
-            table = source.layout.table(plain, source.reader)
-            if part == "projector":
-                table = dataclasses.replace(
-                    table, rows=tuple(row for row in table.rows if row.path.startswith(prefixes)), ignored=(".*",)
-                )
-            steps += [
-                Step(source.reader, entry) for entry in table.entries(mine, source.reader.shapes, where=source.path)
-            ]
-        except EarthGPTError as error:
-            problems.append(str(error))
-        filled |= mine.keys()
-    fresh = [path for path in shapes if path not in filled]
-    orphans = (path for path in fresh if "/adapter/" not in path and not path.startswith(_FRESH))
-    if lost := sorted({path.split("/")[0] for path in orphans}):
-        problems.append(
-            f"no source for {', '.join(lost)}; expected one for each of vit, convnext and llm, or a whole model"
-        )
-    if problems:
-        head = (
-            problems[0]
-            if len(problems) == 1
-            else f"{len(problems)} problems\n" + "\n".join(f"  - {p}" for p in problems)
-        )
-        raise EarthGPTError(head)
-    found: dict[str, np.dtype] = {}
-    for step in steps:
-        theirs = step.reader.dtypes[step.entry.key]
-        found[step.entry.path] = np.result_type(found.get(step.entry.path, theirs), theirs)
-    dtypes = {path: np.dtype(dtype or found.get(path, np.dtype("float32"))) for path in shapes}
-    return Plan(model, shapes, dtypes, steps, fresh, {part: source.path for part, source in opened.items()})
+    return checkpoints
 
 
-def _check_kind(part: str, source: Source) -> None:
-    prefixes = WHOLE if part == "model" else PARTS[part]
-    whole = source.layout.parts == WHOLE
-    if not (whole if part in ("model", "projector") else source.layout.parts == prefixes):
-        raise EarthGPTError(f"{source.path}: expected the weights of {part}, got {source.layout.name}")
+def _prefixes(part: str) -> tuple[str, ...]:
+    return ALL_PARTS if part == "model" else PARTS[part]
 
 
-def leaves(chosen: Plan, *, seed: int, progress: bool = True) -> Iterator[tuple[str, int | None, np.ndarray]]:
-    """`(path, layer or None, array)` of every leaf, fresh ones first; one tensor in memory at a time."""
-    if chosen.fresh:
-        names = list(chosen.fresh)
+def _check_architecture(part: str, checkpoint: SourceCheckpoint) -> None:
+    """Raise if a checkpoint does not hold the part it is given for; "projector" takes a complete EarthGPT."""
+    expected = ALL_PARTS if part == "projector" else _prefixes(part)
+    if checkpoint.layout.prefixes != expected:
+        raise EarthGPTError(f"{checkpoint.path}: expected the weights of {part}, got {checkpoint.layout.name}")
 
-        def start() -> list[jax.Array]:
-            # Under jit the leaves that are not returned are never made, whatever their size.
-            _, params = earthgpt.init(chosen.model, seed=seed)
+
+def _source_dtypes(steps: Sequence[ImportStep]) -> dict[str, np.dtype]:
+    """Return path -> the common dtype of the checkpoint tensors that make up the parameter."""
+    dtypes: dict[str, np.dtype] = {}
+    for item in steps:
+        path, dtype = item.step.path, item.reader.dtypes[item.step.key]
+        dtypes[path] = np.result_type(dtypes.get(path, dtype), dtype)
+    return dtypes
+
+
+def read_params(
+    prepared: PreparedImport, *, seed: int, progress: bool = True
+) -> Iterator[tuple[str, int | None, np.ndarray]]:
+    """Yield `(path, layer or None, array)` for every parameter, initialized ones first, one tensor at a time.
+
+    Raises:
+        EarthGPTError: a tensor cannot be read.
+    """
+    if prepared.initialized:
+        names = list(prepared.initialized)
+
+        def initialize() -> list[jax.Array]:
+            # Under jit, parameters that are not returned are never computed, so their size does not matter.
+            _, params = earthgpt.init(prepared.model, seed=seed)
             return [params[name] for name in names]
 
-        for name, value in zip(names, jax.jit(start)(), strict=True):
+        for name, value in zip(names, jax.jit(initialize)(), strict=True):
             yield name, None, np.asarray(value)
-    for step in tqdm(chosen.steps, desc="convert", unit="tensor", disable=not progress):
+    for item in tqdm(prepared.steps, desc="convert", unit="tensor", disable=not progress):
         try:
-            yield step.entry.path, step.entry.layer, step.read()
+            yield item.step.path, item.step.layer, item.read()
         except (RuntimeError, OSError) as error:
-            raise EarthGPTError(f"{step.entry.key}: cannot be read ({error}); take its file anew") from error
+            raise EarthGPTError(f"{item.step.key}: cannot be read ({error}); download its file again") from error
 
 
 def import_model(
     parts: Mapping[str, Paths], model: ModelConfig, *, out: Path, tokenizer: Path, decimals: int, chat_template: str,
     dtype: np.dtype | None = None, seed: int = 0,
 ) -> Path:  # fmt: skip
-    """Writes a model directory; nothing of it is there under its name before it is complete."""
-    chosen = plan(parts, model, dtype=dtype)
+    """Import a model and write it as a model directory, which appears under its name once it is complete.
+
+    Args:
+        parts, dtype: see `prepare_import`.
+        out: the model directory to write.
+        tokenizer: the `tokenizer.model` that belongs to the language model.
+        decimals, chat_template: how the model writes boxes and dialogues, kept in the model directory.
+        seed: seed for the parameters that no checkpoint provides.
+
+    Raises:
+        EarthGPTError: see `prepare_import` and `check_vocabulary`; or `out` exists already.
+    """
+    prepared = prepare_import(parts, model, dtype=dtype)
     check_vocabulary(tokenizer, model)
-    with Folder(out) as folder:
+    with AtomicFolder(out) as folder:
         writer = SafetensorsWriter(
-            folder, {path: (chosen.shapes[path], chosen.dtypes[path]) for path in sorted(chosen.shapes)}
+            folder, {path: (prepared.shapes[path], prepared.dtypes[path]) for path in sorted(prepared.shapes)}
         )
-        for path, layer, array in leaves(chosen, seed=seed):
+        for path, layer, array in read_params(prepared, seed=seed):
             writer.write(path, array if layer is None else array[None], layer or 0)
         writer.close()
         model_dir.write_description(
-            folder, model=chosen.model, decimals=decimals, chat_template=chat_template, tokenizer=tokenizer,
-            about={"recipe": "earthgpt convert import", "stage": "base", "steps": 0, "parts": dict(chosen.about)},
+            folder, model=prepared.model, decimals=decimals, chat_template=chat_template, tokenizer=tokenizer,
+            about={"recipe": "earthgpt convert import", "stage": "base", "steps": 0, "parts": dict(prepared.sources)},
         )  # fmt: skip
     return out
 
 
-def initial_arrays(
+def import_params(
     parts: Mapping[str, Paths], model: ModelConfig, *, seed: int, place: Callable[[str, np.ndarray], jax.Array]
 ) -> dict[str, jax.Array]:
-    """The leaves as arrays of a device or mesh: `place(path, host array)` is called for one leaf at a time."""
-    chosen = plan(parts, model)
-    if chosen.model != model:
+    """Import the parameters as arrays on a device or a mesh.
+
+    Args:
+        parts: see `prepare_import`.
+        seed: seed for the parameters that no checkpoint provides.
+        place: called with the path and the host array of one parameter at a time; returns the device array.
+
+    Raises:
+        EarthGPTError: see `prepare_import`; or the checkpoints hold other adapters than the config.
+    """
+    prepared = prepare_import(parts, model)
+    if prepared.model != model:
         raise EarthGPTError(
-            f"{', '.join(chosen.about.values())}: holds adapters ({chosen.model.adapter.kind.value}), the config "
-            f"expects {model.adapter.kind.value}; import it into a model directory, or set model.adapter alike"
+            f"{', '.join(prepared.sources.values())}: expected {model.adapter.kind.value} adapters, as model.adapter "
+            f"says, got {prepared.model.adapter.kind.value}; import it into a model directory, or change model.adapter"
         )
-    # Leaf by leaf, not file by file: only one stacked leaf is on the host at a time.
-    by_path = sorted(chosen.steps, key=lambda step: (step.entry.path, step.entry.layer or 0))
-    parts_of = itertools.groupby(
-        leaves(dataclasses.replace(chosen, steps=by_path), seed=seed), key=lambda leaf: leaf[0]
-    )
-    arrays = {}
-    for path, pieces in parts_of:
-        leaf = np.empty(chosen.shapes[path], chosen.dtypes[path])
-        for _, layer, array in pieces:
-            leaf[... if layer is None else layer] = array
-        arrays[path] = place(path, leaf)
-    return dict(sorted(arrays.items()))
+    # By parameter instead of by file, so that the host holds only one stacked parameter at a time.
+    by_path = sorted(prepared.steps, key=lambda item: (item.step.path, item.step.layer or 0))
+    pieces = read_params(dataclasses.replace(prepared, steps=by_path), seed=seed)
+    params = {}
+    for path, layers in itertools.groupby(pieces, key=lambda piece: piece[0]):
+        value = np.empty(prepared.shapes[path], prepared.dtypes[path])
+        for _, layer, array in layers:
+            value[... if layer is None else layer] = array
+        params[path] = place(path, value)
+    return dict(sorted(params.items()))
 
 
 def find_tokenizer(parts: Mapping[str, Paths]) -> Path:
-    """The tokenizer.model beside the language model."""
-    places = [parts[part] for part in ("llm", "model") if part in parts]
-    paths = [Path(path) for place in places for path in ([place] if isinstance(place, (str, Path)) else place)]
+    """Return the path of the `tokenizer.model` in the folder of the language model.
+
+    Raises:
+        EarthGPTError: there is none.
+    """
+    sources = [parts[part] for part in ("llm", "model") if part in parts]
+    paths = [Path(path) for source in sources for path in ([source] if isinstance(source, (str, Path)) else source)]
     folders = [path if path.is_dir() else path.parent for path in paths]
     for folder in folders:
         if (folder / "tokenizer.model").is_file():
             return folder / "tokenizer.model"
     raise EarthGPTError(
         f"expected a tokenizer.model in {', '.join(map(str, folders)) or 'the folder of the language model'}; "
-        "copy the one that belongs to the language model there"
+        "copy the tokenizer of the language model there"
     )
 
 
 def check_vocabulary(tokenizer: Path, model: ModelConfig) -> None:
-    """Raises if the tokenizer has other pieces than the embedding has rows."""
+    """Raise if the number of pieces in the tokenizer differs from `model.llm.vocab_size`."""
     size = Tokenizer(tokenizer).vocab_size
     if size != model.llm.vocab_size:
         raise EarthGPTError(
             f"{tokenizer}: expected a tokenizer of {model.llm.vocab_size} pieces, as model.llm.vocab_size says, "
-            f"got {size}; take the tokenizer.model that belongs to the language model"
+            f"got {size}; use the tokenizer.model that belongs to the language model"
         )

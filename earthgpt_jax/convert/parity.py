@@ -1,4 +1,4 @@
-"""Whether an exported folder, opened by transformers, says what our model says."""
+"""Compare an exported folder, loaded by transformers, with our own model: logits and greedy answers."""
 
 from __future__ import annotations
 
@@ -21,56 +21,62 @@ from earthgpt_jax.ops.attention import visible
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Parity:
-    """Attributes:
-    logits: greatest difference over all positions of the first prompt, fp32.
-    same, asked: greedy answers that are identical, of so many.
+class ExportParity:
+    """How far an export agrees with our model, both in fp32.
+
+    Attributes:
+        max_logit_difference: largest absolute difference over all positions of the first prompt.
+        identical_answers: number of greedy answers that are identical.
+        questions: number of questions.
     """
 
-    logits: float
-    same: int
-    asked: int
+    max_logit_difference: float
+    identical_answers: int
+    questions: int
 
 
-def can_check() -> bool:
-    """Whether PyTorch and transformers are installed."""
+def can_check_export() -> bool:
+    """Return whether PyTorch and transformers are installed."""
     return all(importlib.util.find_spec(name) for name in ("torch", "transformers"))
 
 
 def check_export(
     name: str | Path, folder: Path, items: Sequence[tuple[bytes, str]], *, max_new_tokens: int = 64
-) -> Parity:
-    """Compares a model with its export in fp32, on images and questions.
+) -> ExportParity:
+    """Compare a model with its export in fp32.
 
     Args:
-        items: `(an image file's bytes, question)`.
+        name: an embedded model or a model directory.
+        folder: its export.
+        items: pairs of an image file's bytes and a question.
+        max_new_tokens: longest answer.
     """
     import torch
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
-    theirs = AutoModelForImageTextToText.from_pretrained(folder, trust_remote_code=True, dtype=torch.float32).eval()
+    exported = AutoModelForImageTextToText.from_pretrained(folder, trust_remote_code=True, dtype=torch.float32).eval()
     images, questions = [image for image, _ in items], [question for _, question in items]
     inputs = processor(images=images, text=questions, return_tensors="pt")
     first = processor(images=images[:1], text=questions[:1], return_tensors="pt")
     with torch.inference_mode():
-        logits = theirs(**first).logits[0].numpy()
-        output = theirs.generate(**inputs, max_new_tokens=max_new_tokens)
-    answers = processor.batch_decode(output[:, inputs["input_ids"].shape[1] :])
+        logits = exported(**first).logits[0].numpy()
+        output = exported.generate(**inputs, max_new_tokens=max_new_tokens)
+    exported_answers = processor.batch_decode(output[:, inputs["input_ids"].shape[1] :])
 
     engine = Engine.from_model_dir(name, batch_size=len(items))
-    ours = engine.answer(
+    our_answers = engine.answer(
         [(load_square(image, engine.image_size), question) for image, question in items], max_new_tokens=max_new_tokens
     )
-    return Parity(
-        logits=float(np.abs(logits - _logits(name, images[0], questions[0])).max()),
-        same=sum(mine == his for mine, his in zip(ours, answers, strict=True)),
-        asked=len(items),
+    return ExportParity(
+        max_logit_difference=float(np.abs(logits - _logits(name, images[0], questions[0])).max()),
+        identical_answers=sum(a == b for a, b in zip(our_answers, exported_answers, strict=True)),
+        questions=len(items),
     )
 
 
 def _logits(name: str | Path, image: bytes, question: str) -> np.ndarray:
-    """Ours, f32[T, V], of one prompt."""
+    """Return our logits of one prompt, f32[T, V]."""
     model, arrays = model_dir.read(name)
     graphdef, _ = earthgpt.abstract(model.model)
     tokens, slots = generation_prompt(

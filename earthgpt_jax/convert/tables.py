@@ -1,8 +1,11 @@
-"""One two-way table an architecture: our paths <-> foreign keys, each with a named transform.
+"""Conversion tables, one per architecture: our parameter paths <-> checkpoint keys, each with a named transform.
 
-A table is strict both ways: `entries` raises one error that lists every foreign key that is missing or
-unknown, every shape that differs, and every path of ours that no row covers. Layouts and their sources
-are those of the DINOv2 hub code, transformers, timm, Meta's LLaMA-2 release and LLaMA2-Accessory.
+A table works in both directions and is strict in both: `Table.steps` raises one error that lists every checkpoint
+key that is missing or unknown, every shape that differs, and every path of ours that no rule covers. For example,
+in `dinov2_hub` our `blocks/attn/q/kernel` [L, D, D] is the first third of the rows of `blocks.{i}.attn.qkv.weight`
+[3 D, D], transposed, for each layer i.
+
+The layouts are those of the DINOv2 hub code, transformers, timm, Meta's LLaMA-2 release and LLaMA2-Accessory.
 """
 
 from __future__ import annotations
@@ -31,15 +34,19 @@ Shape = tuple[int, ...]
 # ------------------------------------------------------------------------------------------ transforms
 @dataclasses.dataclass(frozen=True)
 class Transform:
-    """A bijection of one layer's array. `theirs(ours(x))` is x, to the bit."""
+    """A bijection between one layer's array in a checkpoint and in our model.
+
+    `to_checkpoint(from_checkpoint(x))` equals x bit for bit.
+    """
 
     name: str
-    ours: Callable[[np.ndarray], np.ndarray]
-    theirs: Callable[[np.ndarray], np.ndarray]
+    from_checkpoint: Callable[[np.ndarray], np.ndarray]
+    to_checkpoint: Callable[[np.ndarray], np.ndarray]
 
-    def their_shape(self, shape: Shape) -> Shape:
-        # All strides are 0, so every view below stays a view: nothing is allocated.
-        return self.theirs(np.broadcast_to(np.zeros(()), shape)).shape
+    def checkpoint_shape(self, shape: Shape) -> Shape:
+        """Return the checkpoint's shape of an array that has `shape` in our model."""
+        # All strides are 0, so every transform returns a view and nothing is allocated.
+        return self.to_checkpoint(np.broadcast_to(np.zeros(()), shape)).shape
 
 
 SAME = Transform("same", lambda x: x, lambda x: x)
@@ -50,14 +57,14 @@ DEPTHWISE = Transform(
 
 
 def leading(ones: int) -> Transform:
-    """`ones` leading axes of size 1 in front of ours."""
+    """Return the transform for a checkpoint array with `ones` extra leading axes of size 1."""
     return Transform(
         f"{ones} leading axes", lambda x: x.reshape(x.shape[ones:]), lambda x: x.reshape((1,) * ones + x.shape)
     )
 
 
 def patches(size: int) -> Transform:
-    """A convolution whose stride is its size: [O, I, size, size] <-> [size*size*I, O]."""
+    """Return the transform for a convolution whose stride is its size: [O, I, size, size] <-> [size*size*I, O]."""
     return Transform(
         f"patches of {size}",
         lambda x: x.transpose(2, 3, 1, 0).reshape(-1, x.shape[0]),
@@ -66,7 +73,10 @@ def patches(size: int) -> Transform:
 
 
 def rope_rows(heads: int) -> Transform:
-    """Rows of q and k: Meta turns pairs (2j, 2j+1), transformers and we turn (j, j + head_dim/2)."""
+    """Return the transform between the two orders of the rows of q and k.
+
+    RoPE rotates the pairs (2j, 2j + 1) in Meta's code, and (j, j + head_dim / 2) in transformers and here.
+    """
 
     def reorder(x: np.ndarray, *, pairs_last: bool) -> np.ndarray:
         half = x.shape[0] // heads // 2
@@ -79,21 +89,23 @@ def rope_rows(heads: int) -> Transform:
 
 
 def rope_linear(heads: int) -> Transform:
-    """`rope_rows`, then `LINEAR`: for kernels and for LoRA's B."""
+    """Return `rope_rows` followed by `LINEAR`: for the kernels of q and k and for their LoRA B matrices."""
     rows = rope_rows(heads)
-    return Transform(f"rope linear of {heads} heads", lambda x: rows.ours(x).T, lambda x: rows.theirs(x.T))
+    return Transform(
+        f"rope linear of {heads} heads", lambda x: rows.from_checkpoint(x).T, lambda x: rows.to_checkpoint(x.T)
+    )
 
 
 # ---------------------------------------------------------------------------------------------- tables
 @dataclasses.dataclass(frozen=True)
-class Row:
-    """One leaf of ours.
+class Rule:
+    """How one of our parameters corresponds to the tensors of a checkpoint.
 
     Attributes:
-        path: ours.
-        key: theirs; `{i}` is the layer of a stacked leaf.
-        layers: length of our leading axis L; 0 where ours is not stacked.
-        part: (k, n): ours is the k-th of n equal blocks of rows of theirs, as in a fused qkv.
+        path: our parameter.
+        key: the checkpoint's tensor; `{i}` stands for the layer of a stacked parameter.
+        layers: length of our leading axis L; 0 if the parameter is not stacked.
+        part: (k, n): our parameter is block k of n equal blocks of the tensor's rows, as in a fused qkv.
     """
 
     path: str
@@ -104,8 +116,11 @@ class Row:
 
 
 @dataclasses.dataclass(frozen=True)
-class Entry:
-    """One step of a conversion: rows `start:start+rows` of their tensor <-> our leaf, or layer `layer` of it."""
+class ConversionStep:
+    """One copy of a conversion: rows `start:start+rows` of the tensor `key` <-> our parameter `path`.
+
+    `layer` is the index into the leading axis of a stacked parameter; None if the parameter is not stacked.
+    """
 
     path: str
     layer: int | None
@@ -117,23 +132,24 @@ class Entry:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """An architecture's rows.
+    """The rules of an architecture.
 
     Attributes:
-        ignored: regexes of foreign keys that the model has no use for.
-        zeros: foreign tensors that another reader insists on although nobody uses them: key -> shape.
+        ignored: regexes of checkpoint keys that the model does not use.
+        zeros: key -> shape of tensors that other programs require although none of them uses the values;
+            they are written as zeros and ignored when read.
     """
 
     name: str
-    rows: tuple[Row, ...]
+    rules: tuple[Rule, ...]
     ignored: tuple[str, ...] = ()
     zeros: Mapping[str, Shape] = dataclasses.field(default_factory=dict)
 
     def prefixed(self, *, path: str = "", key: str = "") -> Table:
-        """The same table inside a larger model on either side."""
+        """Return the same table for a part of a larger model, with prefixes for our paths and for the keys."""
         return dataclasses.replace(
             self,
-            rows=tuple(dataclasses.replace(row, path=path + row.path, key=key + row.key) for row in self.rows),
+            rules=tuple(dataclasses.replace(rule, path=path + rule.path, key=key + rule.key) for rule in self.rules),
             ignored=tuple(re.escape(key) + pattern for pattern in self.ignored),
             zeros={key + name: shape for name, shape in self.zeros.items()},
         )
@@ -141,88 +157,101 @@ class Table:
     def __add__(self, other: Table) -> Table:
         return Table(
             f"{self.name} + {other.name}",
-            self.rows + other.rows,
+            self.rules + other.rules,
             self.ignored + other.ignored,
             {**self.zeros, **other.zeros},
         )
 
-    def their_shapes(self, ours: Mapping[str, Shape]) -> dict[str, Shape]:
-        """Every foreign tensor's shape, in the order of the rows, layer by layer; `zeros` last."""
-        shapes: dict[str, Shape] = {}
-        for layer in range(max(max((row.layers for row in self.rows), default=0), 1)):
-            for row in self.rows:
-                if layer < max(row.layers, 1):
-                    shape = row.transform.their_shape(ours[row.path][1:] if row.layers else ours[row.path])
-                    shapes[row.key.format(i=layer)] = (shape[0] * row.part[1], *shape[1:])
-        return shapes | dict(self.zeros)
+    def checkpoint_shapes(self, shapes: Mapping[str, Shape]) -> dict[str, Shape]:
+        """Return key -> shape of every tensor of the checkpoint.
 
-    def entries(
-        self, ours: Mapping[str, Shape], theirs: Mapping[str, Shape] | None = None, *, where: str
-    ) -> list[Entry]:
-        """The conversion, step by step, in the order of their keys.
+        The order is that of the rules, layer by layer, with `zeros` last.
 
         Args:
-            ours: path -> shape, exactly the leaves that the rows speak of.
-            theirs: key -> shape as found in a foreign checkpoint; None when we are going to write it.
-            where: names the checkpoint in the message.
+            shapes: path -> shape of our parameters.
+        """
+        result: dict[str, Shape] = {}
+        for layer in range(max(max((rule.layers for rule in self.rules), default=0), 1)):
+            for rule in self.rules:
+                if layer < max(rule.layers, 1):
+                    ours = shapes[rule.path]
+                    shape = rule.transform.checkpoint_shape(ours[1:] if rule.layers else ours)
+                    result[rule.key.format(i=layer)] = (shape[0] * rule.part[1], *shape[1:])
+        return result | dict(self.zeros)
+
+    def steps(
+        self, shapes: Mapping[str, Shape], checkpoint: Mapping[str, Shape] | None = None, *, where: str
+    ) -> list[ConversionStep]:
+        """Return the steps of the conversion, in the order of the checkpoint's keys.
+
+        Args:
+            shapes: path -> shape of our parameters; exactly those that the rules cover.
+            checkpoint: key -> shape of the tensors in a checkpoint to read; None for a checkpoint to write.
+            where: name of the checkpoint, for the error message.
 
         Raises:
-            EarthGPTError: all that does not match, together.
+            EarthGPTError: paths, keys or shapes do not match; the message lists all of them.
         """
-        paths = {row.path for row in self.rows}
-        expected = self.their_shapes(ours) if paths <= ours.keys() else {}
-        problems = {"not in the table": sorted(ours.keys() - paths), "not in the model": sorted(paths - ours.keys())}
-        if theirs is not None and expected:
-            wanted = expected.keys() - self.zeros.keys()
+        paths = {rule.path for rule in self.rules}
+        expected = self.checkpoint_shapes(shapes) if paths <= shapes.keys() else {}
+        problems = {
+            "not in the table": sorted(shapes.keys() - paths),
+            "not in the model": sorted(paths - shapes.keys()),
+        }
+        if checkpoint is not None and expected:
+            required = expected.keys() - self.zeros.keys()
             problems |= {
-                "missing": [key for key in expected if key in wanted and key not in theirs],
-                "unknown": [key for key in theirs if key not in wanted and not self.ignores(key)],
+                "missing": [key for key in expected if key in required and key not in checkpoint],
+                "unknown": [key for key in checkpoint if key not in required and not self.ignores(key)],
                 "wrong shape": [
-                    f"{key}: expected {expected[key]}, got {tuple(theirs[key])}"
+                    f"{key}: expected {expected[key]}, got {tuple(checkpoint[key])}"
                     for key in expected
-                    if key in wanted and key in theirs and tuple(theirs[key]) != expected[key]
+                    if key in required and key in checkpoint and tuple(checkpoint[key]) != expected[key]
                 ],
             }
         if any(problems.values()):
             raise EarthGPTError(
-                f"{where}: the tensors do not fit the model's config, read as {self.name}. "
-                + "; ".join(f"{what} ({len(names)}): {_some(names)}" for what, names in problems.items() if names)
-                + ". Use the config of these weights, or the weights of this config."
+                f"{where}: the tensors do not match the model's config, read as {self.name}. "
+                + "; ".join(f"{what} ({len(names)}): {_first(names)}" for what, names in problems.items() if names)
+                + ". Use the config that belongs to these weights, or the weights that belong to this config."
             )
         steps = []
-        for row in self.rows:
-            index, count = row.part
-            for layer in range(max(row.layers, 1)):
-                key = row.key.format(i=layer)
+        for rule in self.rules:
+            index, count = rule.part
+            for layer in range(max(rule.layers, 1)):
+                key = rule.key.format(i=layer)
                 rows = expected[key][0] // count if expected[key] else 1
-                steps.append(Entry(row.path, layer if row.layers else None, key, index * rows, rows, row.transform))
+                steps.append(
+                    ConversionStep(rule.path, layer if rule.layers else None, key, index * rows, rows, rule.transform)
+                )
         order = {key: number for number, key in enumerate(expected)}
         return sorted(steps, key=lambda step: (order[step.key], step.start))
 
     def ignores(self, key: str) -> bool:
+        """Return whether a tensor of a checkpoint is left unread."""
         return key in self.zeros or any(re.fullmatch(pattern, key) for pattern in self.ignored)
 
 
-def _some(names: Sequence[str], most: int = 8) -> str:
-    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
+def _first(names: Sequence[str], limit: int = 8) -> str:
+    return ", ".join(names[:limit]) + (", ..." if len(names) > limit else "")
 
 
 def join(tables: Iterable[Table], *, name: str) -> Table:
-    """Several tables as one."""
+    """Return the tables of a model's parts as one table."""
     total = Table(name, ())
     for table in tables:
         total = total + table
     return dataclasses.replace(total, name=name)
 
 
-def _linear(path: str, key: str, *, layers: int = 0, bias: bool = True, transform: Transform = LINEAR) -> list[Row]:
-    rows = [Row(f"{path}/kernel", f"{key}.weight", transform, layers)]
-    return rows + ([Row(f"{path}/bias", f"{key}.bias", SAME, layers)] if bias else [])
+def _linear(path: str, key: str, *, layers: int = 0, bias: bool = True, transform: Transform = LINEAR) -> list[Rule]:
+    rules = [Rule(f"{path}/kernel", f"{key}.weight", transform, layers)]
+    return rules + ([Rule(f"{path}/bias", f"{key}.bias", SAME, layers)] if bias else [])
 
 
-def _norm(path: str, key: str, *, layers: int = 0, bias: bool = True) -> list[Row]:
-    rows = [Row(f"{path}/scale", f"{key}.weight", SAME, layers)]
-    return rows + ([Row(f"{path}/bias", f"{key}.bias", SAME, layers)] if bias else [])
+def _norm(path: str, key: str, *, layers: int = 0, bias: bool = True) -> list[Rule]:
+    rules = [Rule(f"{path}/scale", f"{key}.weight", SAME, layers)]
+    return rules + ([Rule(f"{path}/bias", f"{key}.bias", SAME, layers)] if bias else [])
 
 
 # ---------------------------------------------------------------------------------------------- DINOv2
@@ -231,78 +260,81 @@ _HF_MLP = {Mlp.GELU: {"fc1": "fc1", "fc2": "fc2"}, Mlp.SWIGLU: {"fc12": "weights
 
 
 def dinov2_hub(config: ViTConfig) -> Table:
-    """facebookresearch/dinov2's own names: one fused qkv a block."""
+    """Return the table for facebookresearch/dinov2: one fused qkv per block."""
     depth, block = config.depth, "blocks.{i}"
-    rows = [
-        Row("cls", "cls_token", leading(2)),
-        Row("position", "pos_embed", leading(1)),
+    rules = [
+        Rule("cls", "cls_token", leading(2)),
+        Rule("position", "pos_embed", leading(1)),
         *_linear("patch", "patch_embed.proj", transform=patches(config.patch_size)),
         *_norm("blocks/norm1", f"{block}.norm1", layers=depth),
     ]
     for index, name in enumerate("qkv"):
-        rows += [
-            dataclasses.replace(row, part=(index, 3))
-            for row in _linear(f"blocks/attn/{name}", f"{block}.attn.qkv", layers=depth)
+        rules += [
+            dataclasses.replace(rule, part=(index, 3))
+            for rule in _linear(f"blocks/attn/{name}", f"{block}.attn.qkv", layers=depth)
         ]
-    rows += [
+    rules += [
         *_linear("blocks/attn/o", f"{block}.attn.proj", layers=depth),
-        Row("blocks/ls1", f"{block}.ls1.gamma", SAME, depth),
+        Rule("blocks/ls1", f"{block}.ls1.gamma", SAME, depth),
         *_norm("blocks/norm2", f"{block}.norm2", layers=depth),
-        *(row for ours, theirs in _HUB_MLP[config.mlp].items()
-          for row in _linear(f"blocks/mlp/{ours}", f"{block}.mlp.{theirs}", layers=depth)),
-        Row("blocks/ls2", f"{block}.ls2.gamma", SAME, depth),
+        *(rule for ours, theirs in _HUB_MLP[config.mlp].items()
+          for rule in _linear(f"blocks/mlp/{ours}", f"{block}.mlp.{theirs}", layers=depth)),
+        Rule("blocks/ls2", f"{block}.ls2.gamma", SAME, depth),
         *_norm("norm", "norm"),
     ]  # fmt: skip
-    return Table("DINOv2 (hub)", tuple(rows), zeros={"mask_token": (1, config.dim)})
+    return Table("DINOv2 (hub)", tuple(rules), zeros={"mask_token": (1, config.dim)})
 
 
 def dinov2_hf(config: ViTConfig) -> Table:
-    """transformers' `Dinov2Model`."""
+    """Return the table for transformers' `Dinov2Model`."""
     depth, block = config.depth, "encoder.layer.{i}"
-    rows = [
-        Row("cls", "embeddings.cls_token", leading(2)),
-        Row("position", "embeddings.position_embeddings", leading(1)),
+    rules = [
+        Rule("cls", "embeddings.cls_token", leading(2)),
+        Rule("position", "embeddings.position_embeddings", leading(1)),
         *_linear("patch", "embeddings.patch_embeddings.projection", transform=patches(config.patch_size)),
         *_norm("blocks/norm1", f"{block}.norm1", layers=depth),
-        *(row for ours, theirs in {"q": "query", "k": "key", "v": "value"}.items()
-          for row in _linear(f"blocks/attn/{ours}", f"{block}.attention.attention.{theirs}", layers=depth)),
+        *(rule for ours, theirs in {"q": "query", "k": "key", "v": "value"}.items()
+          for rule in _linear(f"blocks/attn/{ours}", f"{block}.attention.attention.{theirs}", layers=depth)),
         *_linear("blocks/attn/o", f"{block}.attention.output.dense", layers=depth),
-        Row("blocks/ls1", f"{block}.layer_scale1.lambda1", SAME, depth),
+        Rule("blocks/ls1", f"{block}.layer_scale1.lambda1", SAME, depth),
         *_norm("blocks/norm2", f"{block}.norm2", layers=depth),
-        *(row for ours, theirs in _HF_MLP[config.mlp].items()
-          for row in _linear(f"blocks/mlp/{ours}", f"{block}.mlp.{theirs}", layers=depth)),
-        Row("blocks/ls2", f"{block}.layer_scale2.lambda1", SAME, depth),
+        *(rule for ours, theirs in _HF_MLP[config.mlp].items()
+          for rule in _linear(f"blocks/mlp/{ours}", f"{block}.mlp.{theirs}", layers=depth)),
+        Rule("blocks/ls2", f"{block}.layer_scale2.lambda1", SAME, depth),
         *_norm("norm", "layernorm"),
     ]  # fmt: skip
-    return Table("DINOv2 (transformers)", tuple(rows), zeros={"embeddings.mask_token": (1, config.dim)})
+    return Table("DINOv2 (transformers)", tuple(rules), zeros={"embeddings.mask_token": (1, config.dim)})
 
 
 # -------------------------------------------------------------------------------------------- ConvNeXt
 def convnext_timm(config: ConvNeXtConfig) -> Table:
-    """timm's trunk, as in open_clip's `visual.trunk.` and in SPHINX files; heads behind the norm are unused."""
-    rows = [*_linear("stem/linear", "stem.0", transform=patches(4)), *_norm("stem_norm", "stem.1")]
+    """Return the table for timm's trunk, as in open_clip's `visual.trunk.` and in SPHINX files.
+
+    Heads after the final norm are ignored.
+    """
+    rules = [*_linear("stem/linear", "stem.0", transform=patches(4)), *_norm("stem_norm", "stem.1")]
     for stage, depth in enumerate(config.depths):
         ours, theirs = f"stages/{stage}", f"stages.{stage}"
         if stage:
-            rows += _norm(f"{ours}/down_norm", f"{theirs}.downsample.0")
-            rows += _linear(f"{ours}/down/linear", f"{theirs}.downsample.1", transform=patches(2))
+            rules += _norm(f"{ours}/down_norm", f"{theirs}.downsample.0")
+            rules += _linear(f"{ours}/down/linear", f"{theirs}.downsample.1", transform=patches(2))
         ours, theirs = f"{ours}/blocks", f"{theirs}.blocks.{{i}}"
-        rows += [
-            Row(f"{ours}/gamma", f"{theirs}.gamma", SAME, depth),
-            Row(f"{ours}/dw_kernel", f"{theirs}.conv_dw.weight", DEPTHWISE, depth),
-            Row(f"{ours}/dw_bias", f"{theirs}.conv_dw.bias", SAME, depth),
+        rules += [
+            Rule(f"{ours}/gamma", f"{theirs}.gamma", SAME, depth),
+            Rule(f"{ours}/dw_kernel", f"{theirs}.conv_dw.weight", DEPTHWISE, depth),
+            Rule(f"{ours}/dw_bias", f"{theirs}.conv_dw.bias", SAME, depth),
             *_norm(f"{ours}/norm", f"{theirs}.norm", layers=depth),
             *_linear(f"{ours}/fc1", f"{theirs}.mlp.fc1", layers=depth),
             *_linear(f"{ours}/fc2", f"{theirs}.mlp.fc2", layers=depth),
         ]
-    rows += _norm("norm", "head.norm")
-    return Table("ConvNeXt (timm)", tuple(rows), ignored=(r"head\.(fc|pre_logits)\..*", r"head\.(proj|mlp)\..*"))
+    rules += _norm("norm", "head.norm")
+    return Table("ConvNeXt (timm)", tuple(rules), ignored=(r"head\.(fc|pre_logits)\..*", r"head\.(proj|mlp)\..*"))
 
 
 # ----------------------------------------------------------------------------------------------- LLaMA
 @dataclasses.dataclass(frozen=True)
 class _LlamaNames:
-    """What differs between the layouts of one and the same LLaMA."""
+    """The names by which the layouts of LLaMA differ."""
 
     name: str
     embed: str
@@ -311,7 +343,7 @@ class _LlamaNames:
     block: str
     attn_norm: str
     mlp_norm: str
-    linears: Mapping[str, str]  # ours -> theirs, below a block
+    linears: Mapping[str, str]  # our path -> key, both relative to the block
     meta_rope: bool
     ignored: tuple[str, ...]
 
@@ -333,40 +365,43 @@ _META = _LlamaNames(
 
 
 def llama_hf(config: LlamaConfig) -> Table:
-    """transformers' `LlamaForCausalLM`. A tied head may be in the file; it is the embedding."""
+    """Return the table for transformers' `LlamaForCausalLM`; a tied head in the file is ignored."""
     return _llama(_HF, config, AdapterConfig())
 
 
 def llama_meta(config: LlamaConfig, adapter: AdapterConfig) -> Table:
-    """Meta's and LLaMA2-Accessory's names, adapters included (`wq.bias`, `wq.scale`, `wq.lora_a.weight`)."""
+    """Return the table for Meta's and LLaMA2-Accessory's names.
+
+    Adapters are included: `wq.bias`, `wq.scale`, `wq.lora_a.weight`.
+    """
     return _llama(_META, config, adapter)
 
 
 def _llama(names: _LlamaNames, config: LlamaConfig, adapter: AdapterConfig) -> Table:
     depth = config.depth
-    rows = [Row("embed", f"{names.embed}.weight")]
-    rows += _norm("blocks/attn_norm", f"{names.block}.{names.attn_norm}", layers=depth, bias=False)
+    rules = [Rule("embed", f"{names.embed}.weight")]
+    rules += _norm("blocks/attn_norm", f"{names.block}.{names.attn_norm}", layers=depth, bias=False)
     for ours, theirs in names.linears.items():
         part, linear = ours.split("/")
         heads = {"q": config.heads, "k": config.kv_heads}.get(linear, 0) if names.meta_rope else 0
         vector, matrix = (rope_rows(heads), rope_linear(heads)) if heads else (SAME, LINEAR)
         path, key = f"blocks/{ours}", f"{names.block}.{theirs}"
-        rows.append(Row(f"{path}/kernel", f"{key}.weight", matrix, depth))
+        rules.append(Rule(f"{path}/kernel", f"{key}.weight", matrix, depth))
         if {"attn": config.attention_bias, "mlp": config.mlp_bias}[part]:
-            rows.append(Row(f"{path}/bias", f"{key}.bias", vector, depth))
+            rules.append(Rule(f"{path}/bias", f"{key}.bias", vector, depth))
         if linear in adapter.targets:
-            for leaf, suffix, transform in _ADAPTERS[adapter.kind]:
-                # What has one number an output row follows the rows of the kernel.
+            for name, suffix, transform in _ADAPTERS[adapter.kind]:
+                # Vectors with one number per output follow the order of the kernel's rows.
                 chosen = {"vector": vector, "matrix": matrix, "input": LINEAR}[transform]
-                rows.append(Row(f"{path}/adapter/{leaf}", f"{key}.{suffix}", chosen, depth))
-    rows += _norm("blocks/mlp_norm", f"{names.block}.{names.mlp_norm}", layers=depth, bias=False)
-    rows += _norm("norm", names.norm, bias=False)
+                rules.append(Rule(f"{path}/adapter/{name}", f"{key}.{suffix}", chosen, depth))
+    rules += _norm("blocks/mlp_norm", f"{names.block}.{names.mlp_norm}", layers=depth, bias=False)
+    rules += _norm("norm", names.norm, bias=False)
     ignored = names.ignored
     if config.tied_head:
         ignored += (re.escape(f"{names.head}.weight"),)
     else:
-        rows.append(Row("head/kernel", f"{names.head}.weight", LINEAR))
-    return Table(names.name, tuple(rows), ignored)
+        rules.append(Rule("head/kernel", f"{names.head}.weight", LINEAR))
+    return Table(names.name, tuple(rules), ignored)
 
 
 _ADAPTERS = {
@@ -378,26 +413,26 @@ _ADAPTERS = {
 
 
 # -------------------------------------------------------------------------------------- whole EarthGPT
-def _laterals(config: ModelConfig, key: str) -> Table:
+def _lateral_linears(config: ModelConfig, key: str) -> Table:
     stages = config.perception.cnn_stages if config.perception.cnn_fuse is Fuse.SUM else ()
-    rows = [row for j in range(len(stages)) for row in _linear(f"perception/lateral/{j}", f"{key}.{j}")]
-    return Table("perception", tuple(rows))
+    rules = [rule for j in range(len(stages)) for rule in _linear(f"perception/lateral/{j}", f"{key}.{j}")]
+    return Table("perception", tuple(rules))
 
 
 def hf_export(config: ModelConfig) -> Table:
-    """Our Hugging Face folder; adapters must have been folded, or taken away, before."""
-    rows = (
+    """Return the table for our Hugging Face folder, of a model whose adapters were merged or removed."""
+    rules = (
         *_linear("projector/linear", "projector.linear"),
         *_norm("projector/norm", "projector.norm"),
-        Row("image_tokens/start", "image_tokens.start"),
-        Row("image_tokens/end", "image_tokens.end"),
+        Rule("image_tokens/start", "image_tokens.start"),
+        Rule("image_tokens/end", "image_tokens.end"),
     )
     return join(
         (
             dataclasses.replace(dinov2_hub(config.vit), zeros={}).prefixed(path="vit/", key="vit."),
             dataclasses.replace(convnext_timm(config.convnext), ignored=()).prefixed(path="convnext/", key="convnext."),
-            _laterals(config, "perception.lateral"),
-            Table("projector", rows),
+            _lateral_linears(config, "perception.lateral"),
+            Table("projector", rules),
             llama_hf(config.llm).prefixed(path="llm/", key="language_model."),
         ),
         name="EarthGPT (Hugging Face)",
@@ -405,18 +440,22 @@ def hf_export(config: ModelConfig) -> Table:
 
 
 def accessory(config: ModelConfig, *, vit: str = "dinov2_vitl14", convnext: str = "openclip_convnext_l") -> Table:
-    """LLaMA2-Accessory's `llama_ens_light`, below its prefix `llma.`, with the encoders under these names."""
-    rows = (
+    """Return the table for LLaMA2-Accessory's `llama_ens_light`, without its prefix `llma.`.
+
+    Args:
+        vit, convnext: names of the encoders in the checkpoint.
+    """
+    rules = (
         *_linear("projector/linear", "visual_proj.0"),
         *_norm("projector/norm", "visual_proj.1"),
-        Row("image_tokens/start", "start_img", leading(2)),
-        Row("image_tokens/end", "end_img", leading(2)),
+        Rule("image_tokens/start", "start_img", leading(2)),
+        Rule("image_tokens/end", "end_img", leading(2)),
     )
     parts = (
         llama_meta(config.llm, config.adapter).prefixed(path="llm/"),
         dinov2_hub(config.vit).prefixed(path="vit/", key=f"{vit}."),
         convnext_timm(config.convnext).prefixed(path="convnext/", key=f"{convnext}."),
-        _laterals(config, "perception.lateral"),
-        Table("projector", rows),
+        _lateral_linears(config, "perception.lateral"),
+        Table("projector", rules),
     )
     return join(parts, name="EarthGPT (LLaMA2-Accessory)")

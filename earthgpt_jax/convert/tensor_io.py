@@ -1,8 +1,8 @@
-"""Tensors on disk, read and written by rows, so that a checkpoint of any size passes in bounded memory.
+"""Read and write tensors on disk by rows, so that converting a checkpoint of any size needs little memory.
 
-A `Reader` knows every tensor's shape without reading it and gives rows of one at a time; a `Writer` lays
-its files out first and takes rows in any order. Both work on the leading axis, which is our layer axis and
-the axis that foreign layouts fuse (qkv) and split (shards) along.
+A `Reader` knows the shape of every tensor without reading it and returns rows of one tensor at a time.
+`SafetensorsWriter` lays out its files first and then accepts rows in any order. Rows are indices into the leading
+axis: our layer axis, and the axis along which other layouts fuse tensors (qkv) and split them (shards).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-import ml_dtypes  # noqa: F401  (teaches numpy, and with it safetensors, bfloat16)
+import ml_dtypes  # noqa: F401  (registers bfloat16 with numpy, which safetensors relies on)
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
@@ -25,7 +25,7 @@ from earthgpt_jax.common.errors import EarthGPTError
 
 Shape = tuple[int, ...]
 INDEX = "model.safetensors.index.json"
-# Files of this kind are mapped into memory; mapped anew after so many bytes, lest all pages stay resident.
+# torch.load maps files into memory. They are mapped again after this many bytes, which releases the pages read.
 _REMAP_BYTES = 256 << 20
 _DTYPES: dict[str, np.dtype] = {
     "F64": np.dtype("float64"), "F32": np.dtype("float32"), "F16": np.dtype("float16"),
@@ -36,7 +36,7 @@ _DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 
 class Reader(Protocol):
-    """Tensors by name."""
+    """Named tensors whose shapes are known before they are read."""
 
     @property
     def shapes(self) -> Mapping[str, Shape]: ...
@@ -45,7 +45,7 @@ class Reader(Protocol):
     def dtypes(self) -> Mapping[str, np.dtype]: ...
 
     def read(self, key: str, start: int = 0, rows: int | None = None) -> np.ndarray:
-        """Rows `start:start+rows` of a tensor, all from `start` on if `rows` is None."""
+        """Return rows `start:start+rows` of a tensor, or all rows from `start` if `rows` is None."""
         ...
 
 
@@ -54,8 +54,8 @@ def _rows(start: int, rows: int | None) -> slice:
 
 
 # ---------------------------------------------------------------------------------------------- reading
-class Safetensors:
-    """One or several safetensors files as one namespace."""
+class SafetensorsReader:
+    """Reads one or several safetensors files as one namespace."""
 
     def __init__(self, files: Iterable[Path]):
         self._file: dict[str, Path] = {}
@@ -70,22 +70,22 @@ class Safetensors:
                         self.dtypes[key] = _DTYPES[view.get_dtype()]
                         self._file[key] = file
             except KeyError as error:
-                raise EarthGPTError(f"{file}: tensors of type {error} are not supported") from error
+                raise EarthGPTError(f"{file}: unsupported tensor type {error}") from error
             except (SafetensorError, OSError, ValueError) as error:
                 raise EarthGPTError(
-                    f"{file}: expected a complete safetensors file ({error}); it may be truncated, take it anew"
+                    f"{file}: expected a complete safetensors file ({error}); it may be truncated: download it again"
                 ) from error
 
     def read(self, key: str, start: int = 0, rows: int | None = None) -> np.ndarray:
-        # Opened for this one tensor: what was mapped leaves the resident set when it is closed.
+        # Opened for this tensor only, because closing the file releases the mapped pages.
         with safe_open(self._file[key], framework="numpy") as tensors:
             if not self.shapes[key]:
                 return np.array(tensors.get_tensor(key))
             return np.array(tensors.get_slice(key)[_rows(start, rows)])
 
 
-class TorchFile:
-    """A file that torch wrote, tensors only: `{"key": tensor}` or `{"model": {"key": tensor}}`."""
+class TorchReader:
+    """Reads a file written by `torch.save` that holds `{"key": tensor}` or `{"model": {"key": tensor}}`."""
 
     def __init__(self, file: Path):
         self.file = file
@@ -98,31 +98,32 @@ class TorchFile:
             import torch
         except ModuleNotFoundError as error:
             raise EarthGPTError(
-                f"{self.file}: reading it needs PyTorch; pip install 'earthgpt-jax[convert]', or save it as safetensors"
+                f"{self.file}: reading this file requires PyTorch: pip install 'earthgpt-jax[convert]', "
+                "or save the tensors as safetensors"
             ) from error
         try:
             values: Any = torch.load(self.file, map_location="cpu", weights_only=True, mmap=True)
         except pickle.UnpicklingError as error:
             raise EarthGPTError(
-                f"{self.file}: it holds more than tensors, and loading that would run code of whoever made it; "
-                "expected a plain state dict, save `model.state_dict()`"
+                f"{self.file}: expected a plain state dict, got objects other than tensors; loading those would run "
+                "code from the file: save `model.state_dict()` instead"
             ) from error
         except (RuntimeError, OSError, ValueError, EOFError) as error:
             raise EarthGPTError(
-                f"{self.file}: expected a complete file of torch.save ({str(error).splitlines()[0]}); "
-                "it may be truncated, take it anew"
+                f"{self.file}: expected a complete file written by torch.save ({str(error).splitlines()[0]}); "
+                "it may be truncated: download it again"
             ) from error
         values = values.get("model", values) if isinstance(values, dict) else values
         if not isinstance(values, dict) or not all(isinstance(value, torch.Tensor) for value in values.values()):
             raise EarthGPTError(f"{self.file}: expected a dict of tensors, got {_describe(values)}")
-        self._tensors, self._touched = values, 0
+        self._tensors, self._bytes_read = values, 0
 
     def read(self, key: str, start: int = 0, rows: int | None = None) -> np.ndarray:
-        if self._touched > _REMAP_BYTES:
+        if self._bytes_read > _REMAP_BYTES:
             self._open()
         value = self._tensors[key]
         value = value[_rows(start, rows)].clone() if value.ndim else value.clone()
-        self._touched += value.nbytes
+        self._bytes_read += value.nbytes
         if str(value.dtype) == "torch.bfloat16":
             import torch
 
@@ -135,73 +136,75 @@ def _torch_dtype(value: Any, file: Path) -> np.dtype:
     try:
         return np.dtype(name)
     except TypeError as error:
-        raise EarthGPTError(f"{file}: tensors of type {name} are not supported") from error
+        raise EarthGPTError(f"{file}: unsupported tensor type {name}") from error
 
 
 def _describe(values: Any) -> str:
     if not isinstance(values, dict):
         return type(values).__name__
-    odd = [f"{key}: {type(value).__name__}" for key, value in values.items() if not hasattr(value, "dtype")]
-    return "{" + ", ".join(odd[:4]) + ("}" if len(odd) <= 4 else ", ...}")
+    others = [f"{key}: {type(value).__name__}" for key, value in values.items() if not hasattr(value, "dtype")]
+    return "{" + ", ".join(others[:4]) + ("}" if len(others) <= 4 else ", ...}")
 
 
-class Joined:
-    """Model-parallel shards as the full tensors.
+class ShardedReader:
+    """Reads model-parallel shards as full tensors.
 
     Args:
-        dims: regex -> the axis along which a tensor is split; what no row covers is in full in every shard.
+        dims: (regex, axis) pairs: the axis along which the tensors of these names are split. Every shard holds a
+            full copy of the other tensors.
+
+    Raises:
+        EarthGPTError: the shards hold different tensors.
     """
 
     def __init__(self, shards: Sequence[Reader], dims: Sequence[tuple[str, int]]):
         self._shards, self._dims = shards, dims
         first = shards[0]
         for number, shard in enumerate(shards[1:], 1):
-            if odd := sorted(first.shapes.keys() ^ shard.shapes.keys()):
+            if different := sorted(first.shapes.keys() ^ shard.shapes.keys()):
                 raise EarthGPTError(
-                    f"shards 0 and {number} hold different tensors ({', '.join(odd[:6])}): not of one checkpoint"
+                    f"shards 0 and {number}: expected the same tensors in both, got different ones "
+                    f"({', '.join(different[:6])}); use the shards of one checkpoint"
                 )
         self.dtypes = first.dtypes
         self.shapes = {}
         for key, shape in first.shapes.items():
-            dim = self.dim(key)
+            dim = split_dim(key, dims)
             if dim is not None:
                 total = sum(shard.shapes[key][dim] for shard in shards)
                 shape = (*shape[:dim], total, *shape[dim + 1 :])
             self.shapes[key] = tuple(shape)
 
-    def dim(self, key: str) -> int | None:
-        return self.dim_of(key, self._dims)
-
-    @staticmethod
-    def dim_of(key: str, dims: Sequence[tuple[str, int]]) -> int | None:
-        """The axis along which a tensor is split; None: every shard has all of it."""
-        return next((dim for pattern, dim in dims if re.fullmatch(pattern, key)), None)
-
     def read(self, key: str, start: int = 0, rows: int | None = None) -> np.ndarray:
-        match self.dim(key):
+        match split_dim(key, self._dims):
             case None:
                 return self._shards[0].read(key, start, rows)
             case 0:
-                # Whole shards: their number is small, and rows of one may straddle two.
+                # The requested rows may span two shards, and shards are few: read all of them.
                 return np.concatenate([shard.read(key) for shard in self._shards])[_rows(start, rows)]
             case dim:
                 return np.concatenate([shard.read(key, start, rows) for shard in self._shards], axis=dim)
 
 
-class Union:
-    """Readers of different tensors as one namespace."""
+def split_dim(key: str, dims: Sequence[tuple[str, int]]) -> int | None:
+    """Return the axis along which model-parallel shards split a tensor; None if every shard holds all of it."""
+    return next((dim for pattern, dim in dims if re.fullmatch(pattern, key)), None)
 
-    def __init__(self, parts: Sequence[Reader]):
-        self._of: dict[str, Reader] = {key: part for part in parts for key in part.shapes}
-        self.shapes = {key: part.shapes[key] for key, part in self._of.items()}
-        self.dtypes = {key: part.dtypes[key] for key, part in self._of.items()}
+
+class CombinedReader:
+    """Reads the tensors of several readers as one namespace; of a repeated name, the last reader's tensor."""
+
+    def __init__(self, readers: Sequence[Reader]):
+        self._reader: dict[str, Reader] = {key: reader for reader in readers for key in reader.shapes}
+        self.shapes = {key: reader.shapes[key] for key, reader in self._reader.items()}
+        self.dtypes = {key: reader.dtypes[key] for key, reader in self._reader.items()}
 
     def read(self, key: str, start: int = 0, rows: int | None = None) -> np.ndarray:
-        return self._of[key].read(key, start, rows)
+        return self._reader[key].read(key, start, rows)
 
 
-class Overlay:
-    """A checkpoint and, on top of it, one that changes some of its tensors: replaces them, or is added to them."""
+class OverlayReader:
+    """Reads a checkpoint with some of its tensors changed by a second one, which replaces or is added to them."""
 
     def __init__(self, base: Reader, changes: Reader, *, add: bool = False):
         self._base, self._changes, self._add = base, changes, add
@@ -218,24 +221,28 @@ class Overlay:
         return (base.astype(np.float32) + change.astype(np.float32)).astype(base.dtype)
 
 
-class Renamed:
-    """The tensors whose names a function keeps, under the names that it gives them."""
+class RenamedReader:
+    """Reads some tensors of a reader under new names.
+
+    Args:
+        names: old name -> new name; tensors that are not listed are hidden.
+    """
 
     def __init__(self, base: Reader, names: Mapping[str, str]):
-        self._base, self._theirs = base, {new: old for old, new in names.items()}
-        self.shapes = {new: base.shapes[old] for new, old in self._theirs.items()}
-        self.dtypes = {new: base.dtypes[old] for new, old in self._theirs.items()}
+        self._base, self._old_names = base, {new: old for old, new in names.items()}
+        self.shapes = {new: base.shapes[old] for new, old in self._old_names.items()}
+        self.dtypes = {new: base.dtypes[old] for new, old in self._old_names.items()}
 
     def read(self, key: str, start: int = 0, rows: int | None = None) -> np.ndarray:
-        return self._base.read(self._theirs[key], start, rows)
+        return self._base.read(self._old_names[key], start, rows)
 
 
 # ---------------------------------------------------------------------------------------------- writing
-class Folder:
-    """A folder that appears under its name only once everything in it is complete.
+class AtomicFolder:
+    """A folder that appears under its name only once everything in it has been written.
 
-    Use as a context manager; the body writes to `path`. An exception, or a killed process, leaves
-    at most `NAME.partial`, which the next attempt removes.
+    Use it as a context manager that yields the folder to write to. A killed process leaves at most
+    `NAME.partial`, which the next attempt removes.
     """
 
     def __init__(self, target: Path):
@@ -244,13 +251,13 @@ class Folder:
 
     def __enter__(self) -> Path:
         if self.target.exists() and (not self.target.is_dir() or any(self.target.iterdir())):
-            raise EarthGPTError(f"{self.target}: exists already; name a folder that does not, or remove it")
+            raise EarthGPTError(f"{self.target}: exists already; choose another folder, or remove this one")
         shutil.rmtree(self.path, ignore_errors=True)
         self.path.mkdir(parents=True)
         return self.path
 
-    def __exit__(self, kind: type | None, *_: object) -> None:
-        if kind is not None:
+    def __exit__(self, error_type: type | None, *_: object) -> None:
+        if error_type is not None:
             shutil.rmtree(self.path, ignore_errors=True)
             return
         if self.target.exists():
@@ -259,13 +266,15 @@ class Folder:
 
 
 class SafetensorsWriter:
-    """Safetensors files, laid out at once and filled in any order.
+    """Writes safetensors files whose layout is fixed first and whose tensors are filled in any order.
 
-    The library writes a file from arrays that are all in memory; this writes the same format tensor by tensor.
+    The safetensors library needs all arrays of a file in memory; this class writes the same format row by row.
 
     Args:
-        tensors: name -> (shape, dtype).
-        shard_bytes: least upper bound of a file's tensors, as in transformers; None for a single file.
+        tensors: name -> (shape, dtype), in the order of the files.
+        shard_bytes: upper limit for the bytes of tensors in a file, as in transformers; a larger tensor gets a file
+            to itself. None writes a single file.
+        metadata: strings for the `__metadata__` entry of each file.
     """
 
     def __init__(
@@ -279,7 +288,7 @@ class SafetensorsWriter:
             if len(groups) == 1
             else [f"model-{number:05d}-of-{len(groups):05d}.safetensors" for number in range(1, len(groups) + 1)]
         )
-        self._tensors, self._place, self._left = tensors, {}, dict(sizes)
+        self._tensors, self._location, self._remaining = tensors, {}, dict(sizes)
         self._files: list[int] = []
         for name, keys in zip(names, groups, strict=True):
             header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
@@ -300,34 +309,38 @@ class SafetensorsWriter:
             os.truncate(file, 8 + len(text) + offset)
             os.pwrite(file, struct.pack("<Q", len(text)) + text, 0)
             for key in keys:
-                self._place[key] = (file, 8 + len(text) + header[key]["data_offsets"][0])
+                self._location[key] = (file, 8 + len(text) + header[key]["data_offsets"][0])
         if len(groups) > 1:
             weight_map = {key: name for name, keys in zip(names, groups, strict=True) for key in keys}
             index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
             (folder / INDEX).write_text(json.dumps(index, indent=1) + "\n")
 
     def write(self, key: str, rows: np.ndarray, start: int = 0) -> None:
-        """Puts rows at `start` of a tensor; in the tensor's dtype."""
+        """Write rows of a tensor from row `start`, cast to the tensor's dtype."""
         shape, dtype = self._tensors[key]
         expected = (rows.shape[0] if shape else 1, *shape[1:])
         if shape and (rows.shape != expected or start + rows.shape[0] > shape[0]):
             raise ValueError(f"{key}: rows {rows.shape} at {start} do not fit {shape}")
-        file, offset = self._place[key]
+        file, offset = self._location[key]
         data = np.ascontiguousarray(rows.astype(dtype, copy=False)).reshape(-1).view(np.uint8)
         offset += start * (_bytes(shape[1:], dtype) if shape else 0)
         view = memoryview(data.data)
-        while view:  # one call writes at most 2 GiB
+        while view:  # a single call writes at most 2 GiB
             written = os.pwrite(file, view, offset)
             view, offset = view[written:], offset + written
-        self._left[key] -= data.nbytes
+        self._remaining[key] -= data.nbytes
 
     def close(self) -> None:
-        """Raises unless every byte was written once."""
+        """Close the files.
+
+        Raises:
+            ValueError: the bytes written to a tensor are more or fewer than its size.
+        """
         for file in self._files:
             os.close(file)
         self._files = []
-        if odd := [key for key, left in self._left.items() if left]:
-            raise ValueError(f"tensors not written, or not in full: {odd[:8]}")
+        if incomplete := [key for key, count in self._remaining.items() if count]:
+            raise ValueError(f"tensors not written completely: {incomplete[:8]}")
 
 
 def _bytes(shape: Shape, dtype: np.dtype) -> int:

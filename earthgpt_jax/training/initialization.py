@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.config import AdapterKind, Config
 from earthgpt_jax.convert import importer
-from earthgpt_jax.convert.merge import Folded, folded_config
-from earthgpt_jax.convert.tensor_io import Safetensors
+from earthgpt_jax.convert.merge import MergedReader, merged_config
+from earthgpt_jax.convert.tensor_io import SafetensorsReader
 from earthgpt_jax.models import model_dir
 from earthgpt_jax.params import Params
 
@@ -42,7 +42,7 @@ def initial_model(config: Config) -> InitialModel:
         return InitialModel(params=params, tokenizer=parent.tokenizer, about=parent.about)
     tokenizer = importer.find_tokenizer(config.init_from)
     importer.check_vocabulary(tokenizer, config.model)
-    params = importer.initial_arrays(
+    params = importer.import_params(
         config.init_from, config.model, seed=config.seed, place=lambda _, array: jnp.asarray(array, jnp.float32)
     )
     return InitialModel(
@@ -51,7 +51,7 @@ def initial_model(config: Config) -> InitialModel:
 
 
 def _folded(parent: model_dir.ModelDir, config: Config) -> Params:
-    plain, wanted = folded_config(parent.model).llm, config.model.llm
+    plain, wanted = merged_config(parent.model).llm, config.model.llm
     missing = [name for name in ("attention_bias", "mlp_bias") if getattr(plain, name) and not getattr(wanted, name)]
     if missing:
         raise EarthGPTError(
@@ -59,6 +59,6 @@ def _folded(parent: model_dir.ModelDir, config: Config) -> Params:
             f"there; set {' '.join(f'--config.model.llm.{name}=True' for name in missing)}"
         )
     _log.info("init %s: adapters (%s) folded into its linears", config.init, parent.model.adapter.kind)
-    reader = Folded(Safetensors([parent.path / "model.safetensors"]), parent.model)
+    reader = MergedReader(SafetensorsReader([parent.path / "model.safetensors"]), parent.model)
     arrays = {path: reader.read(path) for path in reader.shapes}
     return model_dir.completed(arrays, config.model, seed=config.seed, where=f"init {config.init!r}")

@@ -362,9 +362,9 @@ def _transformers(config: LlamaConfig, trained: str, params: params_lib.Params) 
     ours = {path: value for path, value in params.items() if "/adapter/" not in path}
     shapes = {path: tuple(value.shape) for path, value in ours.items()}
     state = {}
-    for entry in table.entries(shapes, where="benchmark"):
+    for entry in table.steps(shapes, where="benchmark"):
         value = np.asarray(ours[entry.path] if entry.layer is None else ours[entry.path][entry.layer])
-        state[entry.key] = torch.from_numpy(np.array(entry.transform.theirs(value)))
+        state[entry.key] = torch.from_numpy(np.array(entry.transform.to_checkpoint(value)))
     model.load_state_dict(state)
     model.requires_grad_(trained == "full")
     if trained == "align":

@@ -1,4 +1,4 @@
-"""Conversion: bit-exact round trips of every kind of tensor, strict tables, and inputs that are wrong."""
+"""Conversion: bit-exact round trips of all kinds of tensors, strict tables, and wrong inputs."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from earthgpt_jax import params as params_lib
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.config import AdapterConfig, AdapterKind, Fuse, Mlp, ModelConfig
 from earthgpt_jax.convert import exporter, tables
-from earthgpt_jax.convert.export_info import described
-from earthgpt_jax.convert.importer import import_model, plan
-from earthgpt_jax.convert.layouts import open_source
-from earthgpt_jax.convert.merge import Folded, folded_config
-from earthgpt_jax.convert.tensor_io import Folder, Safetensors, SafetensorsWriter
+from earthgpt_jax.convert.export_info import read_export_info
+from earthgpt_jax.convert.importer import import_model, prepare_import
+from earthgpt_jax.convert.layouts import open_source_checkpoint
+from earthgpt_jax.convert.merge import MergedReader, merged_config
+from earthgpt_jax.convert.tensor_io import AtomicFolder, SafetensorsReader, SafetensorsWriter
 from earthgpt_jax.models import earthgpt
 from earthgpt_jax.models import model_dir as io
 from earthgpt_jax.ops.attention import visible
@@ -41,7 +41,7 @@ def _model(**changes) -> ModelConfig:
 
 
 def _random(path, model: ModelConfig, dtype: str = "float32"):
-    """A model directory in which no leaf has its starting value, so that a lost adapter or norm shows."""
+    """A model directory in which no parameter has its initial value, so that a lost adapter or norm is noticed."""
     folder = nano.model_dir(path, model)
     rng = np.random.default_rng(0)
     arrays = load_file(folder / "model.safetensors")
@@ -62,16 +62,16 @@ def _bytes(folder) -> bytes:
 
 
 def _rewritten(folder, tmp_path) -> bytes:
-    """The same leaves in the converter's own file layout."""
-    reader = Safetensors([folder / "model.safetensors"])
-    (tmp_path / "again").mkdir()
+    """The same parameters in the file layout of the converter."""
+    reader = SafetensorsReader([folder / "model.safetensors"])
+    (tmp_path / "rewritten").mkdir()
     writer = SafetensorsWriter(
-        tmp_path / "again", {k: (reader.shapes[k], reader.dtypes[k]) for k in sorted(reader.shapes)}
+        tmp_path / "rewritten", {k: (reader.shapes[k], reader.dtypes[k]) for k in sorted(reader.shapes)}
     )
     for key in reader.shapes:
         writer.write(key, reader.read(key))
     writer.close()
-    return _bytes(tmp_path / "again")
+    return _bytes(tmp_path / "rewritten")
 
 
 # --------------------------------------------------------------------------------------- round trips
@@ -80,12 +80,12 @@ def test_hugging_face_and_back_is_bit_exact(tmp_path, dtype):
     model = _model(perception=dataclasses.replace(_model().perception, cnn_fuse=Fuse.SUM))
     folder = _random(tmp_path / "model", model, dtype)
     exporter.export_hf(folder, tmp_path / "hf", shard_bytes=40_000)
-    assert (tmp_path / "hf" / "model.safetensors.index.json").is_file()  # several files
-    known = described(tmp_path / "hf")
-    assert known is not None and known.model == model
+    assert (tmp_path / "hf" / "model.safetensors.index.json").is_file()  # several shards
+    info = read_export_info(tmp_path / "hf")
+    assert info is not None and info.model == model
     import_model(
-        {"model": tmp_path / "hf"}, known.model, out=tmp_path / "back", tokenizer=tmp_path / "hf" / "tokenizer.model",
-        decimals=known.decimals, chat_template=known.chat_template,
+        {"model": tmp_path / "hf"}, info.model, out=tmp_path / "back", tokenizer=tmp_path / "hf" / "tokenizer.model",
+        decimals=info.decimals, chat_template=info.chat_template,
     )  # fmt: skip
     assert _bytes(tmp_path / "back") == _rewritten(folder, tmp_path)
 
@@ -96,10 +96,10 @@ def test_hugging_face_and_back_is_bit_exact(tmp_path, dtype):
 def test_accessory_and_back_is_bit_exact(tmp_path, adapter, shards):
     swiglu = dataclasses.replace(_model().vit, mlp=Mlp.SWIGLU)
     folder = _random(tmp_path / "model", _model(adapter=ADAPTERS[adapter], vit=swiglu))
-    exporter.export_accessory(folder, tmp_path / "theirs", shards=shards)
-    assert len(list((tmp_path / "theirs").glob("consolidated.*.pth"))) == shards
+    exporter.export_accessory(folder, tmp_path / "accessory", shards=shards)
+    assert len(list((tmp_path / "accessory").glob("consolidated.*.pth"))) == shards
     import_model(
-        {"model": tmp_path / "theirs"}, _model(vit=swiglu), out=tmp_path / "back", decimals=2, chat_template="plain",
+        {"model": tmp_path / "accessory"}, _model(vit=swiglu), out=tmp_path / "back", decimals=2, chat_template="plain",
         tokenizer=folder / "tokenizer.model",
     )  # fmt: skip
     assert io.describe(tmp_path / "back").model.adapter == ADAPTERS[adapter]
@@ -107,12 +107,12 @@ def test_accessory_and_back_is_bit_exact(tmp_path, adapter, shards):
 
 
 @pytest.mark.torch
-def test_accessory_files_have_alpha_within_b(tmp_path):
-    """Their layout has no alpha: B is multiplied by alpha / rank, which is 4 here."""
+def test_accessory_files_contain_lora_alpha_in_b(tmp_path):
+    """LLaMA2-Accessory stores no alpha: B is multiplied by alpha / rank, which is 4 here."""
     folder = _random(tmp_path / "model", _model(adapter=ADAPTERS["lora with alpha"]))
-    exporter.export_accessory(folder, tmp_path / "theirs")
+    exporter.export_accessory(folder, tmp_path / "accessory")
     import_model(
-        {"model": tmp_path / "theirs"}, _model(), out=tmp_path / "back", decimals=2, chat_template="plain",
+        {"model": tmp_path / "accessory"}, _model(), out=tmp_path / "back", decimals=2, chat_template="plain",
         tokenizer=folder / "tokenizer.model",
     )  # fmt: skip
     assert io.describe(tmp_path / "back").model.adapter == dataclasses.replace(ADAPTERS["lora with alpha"], alpha=0.0)
@@ -121,35 +121,35 @@ def test_accessory_files_have_alpha_within_b(tmp_path):
         np.testing.assert_array_equal(value, before[path] * (4 if path.endswith("adapter/b") else 1), err_msg=path)
 
 
-def test_adapters_kept_apart_come_back(tmp_path):
+def test_separate_adapters_are_imported_again(tmp_path):
     folder = _random(tmp_path / "model", _model(adapter=ADAPTERS["scale+bias"]))
     exporter.export_hf(folder, tmp_path / "hf", adapter="separate")
-    assert not any("adapter" in key for key in Safetensors([tmp_path / "hf" / "model.safetensors"]).shapes)
-    known = described(tmp_path / "hf")
-    assert known is not None
+    assert not any("adapter" in key for key in SafetensorsReader([tmp_path / "hf" / "model.safetensors"]).shapes)
+    info = read_export_info(tmp_path / "hf")
+    assert info is not None
     import_model(
-        {"model": tmp_path / "hf"}, known.model, out=tmp_path / "back", tokenizer=folder / "tokenizer.model",
+        {"model": tmp_path / "hf"}, info.model, out=tmp_path / "back", tokenizer=folder / "tokenizer.model",
         decimals=2, chat_template="plain",
     )  # fmt: skip
     assert _bytes(tmp_path / "back") == _rewritten(folder, tmp_path)
 
 
-def test_an_accessory_file_has_metas_names_and_row_order(tmp_path, plain):
+def test_an_accessory_file_has_the_names_and_row_order_of_meta(tmp_path, plain):
     torch = pytest.importorskip("torch")
-    exporter.export_accessory(plain, tmp_path / "theirs")
-    state = torch.load(tmp_path / "theirs" / "consolidated.00-of-01.model.pth", weights_only=True)["model"]
+    exporter.export_accessory(plain, tmp_path / "accessory")
+    state = torch.load(tmp_path / "accessory" / "consolidated.00-of-01.model.pth", weights_only=True)["model"]
     ours = load_file(plain / "model.safetensors")
     np.testing.assert_array_equal(
         state["llma.layers.1.feed_forward.w1.weight"].numpy(), ours["llm/blocks/mlp/gate/kernel"][1].T
     )
-    # Head 0 of q, by hand: Meta's rows 0, 1, 2, ... are ours 0, half, 1, half + 1, ...
+    # Head 0 of q, by hand: rows 0, 1, 2, ... of Meta are our rows 0, half, 1, half + 1, ...
     kernel, half = ours["llm/blocks/attn/q/kernel"][0].T, _model().llm.head_dim // 2
     rows = state["llma.layers.0.attention.wq.weight"].numpy()
     np.testing.assert_array_equal(rows[:4], kernel[[0, half, 1, half + 1]])
     assert state["llma.start_img"].shape == (1, 1, 32)
 
 
-# -------------------------------------------------------------------------------------------- folding
+# -------------------------------------------------------------------------------------------- merging
 def _logits(model: ModelConfig, arrays: dict) -> np.ndarray:
     graphdef, _ = earthgpt.abstract(model)
     ids = jnp.asarray([[1, 5, 9, 200, 31, 7]])
@@ -166,41 +166,41 @@ def _logits(model: ModelConfig, arrays: dict) -> np.ndarray:
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", [name for name in ADAPTERS if name != "none"])
-def test_folded_adapters_compute_the_same(tmp_path, name, dtype):
-    """Of leaves that are stored in bfloat16 too: what is folded must not be rounded to it."""
+def test_merged_adapters_compute_the_same(tmp_path, name, dtype):
+    """Also for parameters stored in bfloat16: merged values must not be rounded to bfloat16."""
     model = _model(adapter=ADAPTERS[name])
     folder = _random(tmp_path / "model", model, dtype)
-    reader = Safetensors([folder / "model.safetensors"])
-    folded = Folded(reader, model)
+    reader = SafetensorsReader([folder / "model.safetensors"])
+    merged = MergedReader(reader, model)
     expected = _logits(model, {path: reader.read(path) for path in reader.shapes})
-    got = _logits(folded_config(model), {path: folded.read(path) for path in folded.shapes})
+    got = _logits(merged_config(model), {path: merged.read(path) for path in merged.shapes})
     np.testing.assert_allclose(got, expected, atol=1e-5, rtol=1e-5)  # bfloat16 would be 0.05 off
-    layer = folded.read("llm/blocks/attn/q/kernel", 1, 1)  # a layer alone is that layer of the whole
-    np.testing.assert_array_equal(layer[0], folded.read("llm/blocks/attn/q/kernel")[1])
+    layer = merged.read("llm/blocks/attn/q/kernel", 1, 1)  # reading one layer gives that layer of the stack
+    np.testing.assert_array_equal(layer[0], merged.read("llm/blocks/attn/q/kernel")[1])
 
 
 # ------------------------------------------------------------------------------------------ init_from
 def test_a_run_starts_from_parts(tmp_path, plain):
-    """Every part from a source of its own gives what the model directory itself gives."""
+    """One checkpoint per part gives the same parameters as the model directory."""
     exporter.export_hf(plain, tmp_path / "hf")
     exporter.export_llama(plain, tmp_path / "llm")
     tensors = load_file(tmp_path / "hf" / "model.safetensors")
     for part, prefix in (("vit", "vit."), ("convnext", "convnext.")):
-        chosen = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-        save_file(chosen, tmp_path / f"{part}.safetensors")
+        part_tensors = {k.removeprefix(prefix): value for k, value in tensors.items() if k.startswith(prefix)}
+        save_file(part_tensors, tmp_path / f"{part}.safetensors")
     parts = {"vit": tmp_path / "vit.safetensors", "convnext": tmp_path / "convnext.safetensors",
              "llm": tmp_path / "llm", "projector": tmp_path / "hf"}  # fmt: skip
     overrides = [f"init_from.{part}={path}" for part, path in parts.items()]
     start = initial_model(nano.config("instruct", "init=", *overrides))
     reference = initial_model(nano.config("instruct", f"init={plain}"))
-    assert start.params.keys() == reference.params.keys()  # fresh adapters included
+    assert start.params.keys() == reference.params.keys()  # including newly initialized adapters
     for path, value in reference.params.items():
         np.testing.assert_array_equal(start.params[path], value, err_msg=path)
     assert start.tokenizer == tmp_path / "llm" / "tokenizer.model"
 
 
 def test_a_run_starts_from_a_model_with_other_adapters(tmp_path):
-    """`instruct` leaves scales and biases; LoRA and full fine-tuning start from them folded."""
+    """LoRA and full fine-tuning start from the merged scales and biases that `instruct` trained."""
     model = _model(adapter=ADAPTERS["scale+bias"])
     folder = _random(tmp_path / "model", model)
     with pytest.raises(EarthGPTError, match=r"attention_bias=True --config.model.llm.mlp_bias=True"):
@@ -211,16 +211,16 @@ def test_a_run_starts_from_a_model_with_other_adapters(tmp_path):
         config = nano.config(stage, f"init={folder}", *biases)
         params = initial_model(config).params
         np.testing.assert_allclose(_logits(config.model, params), expected, atol=1e-5, rtol=1e-5)
-    assert any("/adapter/b" in path for path in params)  # fresh LoRA, whose B is zero
+    assert any("/adapter/b" in path for path in params)  # a new LoRA, whose B is zero
 
 
-def test_without_a_projector_it_starts_fresh(tmp_path, plain):
+def test_every_encoder_needs_a_source(tmp_path, plain):
     exporter.export_hf(plain, tmp_path / "hf")
     exporter.export_llama(plain, tmp_path / "llm")
-    chosen = plan({"llm": tmp_path / "llm", "model": tmp_path / "hf"}, _model())
-    assert not chosen.fresh
+    prepared = prepare_import({"llm": tmp_path / "llm", "model": tmp_path / "hf"}, _model())
+    assert not prepared.initialized
     with pytest.raises(EarthGPTError, match="no source for convnext, vit"):
-        plan({"llm": tmp_path / "llm"}, _model())
+        prepare_import({"llm": tmp_path / "llm"}, _model())
 
 
 # ------------------------------------------------------------------------------------------ wrong input
@@ -254,23 +254,23 @@ def test_a_missing_shard(tmp_path, exported):
 
 @pytest.mark.torch
 def test_a_missing_model_parallel_shard(tmp_path, plain, exported):
-    exporter.export_accessory(plain, tmp_path / "theirs", shards=2)
-    (tmp_path / "theirs" / "consolidated.01-of-02.model.pth").unlink()
+    exporter.export_accessory(plain, tmp_path / "accessory", shards=2)
+    (tmp_path / "accessory" / "consolidated.01-of-02.model.pth").unlink()
     with pytest.raises(EarthGPTError, match=r"shards are missing: number 1 of 2"):
-        _import({"model": tmp_path / "theirs"}, tmp_path)
+        _import({"model": tmp_path / "accessory"}, tmp_path)
 
 
 @pytest.mark.torch
 def test_a_truncated_torch_file_and_one_that_would_run_code(tmp_path, plain, exported):
     import torch
 
-    exporter.export_accessory(plain, tmp_path / "theirs")
-    file = tmp_path / "theirs" / "consolidated.00-of-01.model.pth"
+    exporter.export_accessory(plain, tmp_path / "accessory")
+    file = tmp_path / "accessory" / "consolidated.00-of-01.model.pth"
     file.write_bytes(file.read_bytes()[:-5000])
-    with pytest.raises(EarthGPTError, match=r"expected a complete file of torch\.save"):
+    with pytest.raises(EarthGPTError, match=r"expected a complete file written by torch\.save"):
         _import({"model": file}, tmp_path)
-    torch.save({"model": {"tok_embeddings.weight": _Surprise()}}, file)
-    with pytest.raises(EarthGPTError, match="holds more than tensors"):
+    torch.save({"model": {"tok_embeddings.weight": _RunsCode()}}, file)
+    with pytest.raises(EarthGPTError, match="got objects other than tensors"):
         _import({"model": file}, tmp_path)
     torch.save({"model": {"tok_embeddings.weight": "text"}}, file)
     with pytest.raises(EarthGPTError, match=r"expected a dict of tensors, got .*tok_embeddings\.weight: str"):
@@ -278,12 +278,12 @@ def test_a_truncated_torch_file_and_one_that_would_run_code(tmp_path, plain, exp
     assert not list(tmp_path.glob("out*"))
 
 
-class _Surprise:
+class _RunsCode:
     def __reduce__(self):
         return print, ("must not be printed",)
 
 
-def test_another_size_is_reported_in_full(tmp_path, exported):
+def test_a_model_of_another_size_is_reported_completely(tmp_path, exported):
     other = _model(llm=dataclasses.replace(_model().llm, dim=64, ffn_dim=96, depth=3))
     with pytest.raises(EarthGPTError) as caught:
         _import({"model": exported}, tmp_path, other)
@@ -301,12 +301,12 @@ def test_a_tokenizer_of_another_model(tmp_path, exported):
         _import({"model": exported}, tmp_path)
 
 
-def test_a_key_too_many_and_unknown_layouts(tmp_path, exported):
+def test_unknown_keys_and_unknown_layouts(tmp_path, exported):
     shutil.copyfile(sorted(exported.glob("*.safetensors"))[0], tmp_path / "one.safetensors")
     tensors = load_file(tmp_path / "one.safetensors")
     save_file({"a.b": np.zeros(2, np.float32)}, tmp_path / "odd.safetensors")
-    with pytest.raises(EarthGPTError, match="none of the layouts that are known"):
-        open_source(tmp_path / "odd.safetensors")
+    with pytest.raises(EarthGPTError, match="expected one of the layouts"):
+        open_source_checkpoint(tmp_path / "odd.safetensors")
     save_file(tensors | {"vit.extra": np.zeros(2, np.float32)}, sorted(exported.glob("*.safetensors"))[0])
     with pytest.raises(EarthGPTError, match=r"unknown \(1\): vit.extra"):
         _import({"model": exported}, tmp_path)
@@ -315,19 +315,19 @@ def test_a_key_too_many_and_unknown_layouts(tmp_path, exported):
 def test_a_dinov2_with_registers(tmp_path):
     save_file({"cls_token": np.zeros((1, 1, 4), np.float32), "register_tokens": np.zeros((1, 4, 4), np.float32)},
               tmp_path / "dino.safetensors")  # fmt: skip
-    with pytest.raises(EarthGPTError, match="registers"):
-        open_source(tmp_path / "dino.safetensors")
+    with pytest.raises(EarthGPTError, match="without registers"):
+        open_source_checkpoint(tmp_path / "dino.safetensors")
 
 
-def test_a_part_of_another_kind(tmp_path, plain):
+def test_a_checkpoint_of_another_architecture(tmp_path, plain):
     exporter.export_llama(plain, tmp_path / "llm")
     with pytest.raises(EarthGPTError, match="expected the weights of vit, got LLaMA, transformers"):
-        plan({"vit": tmp_path / "llm", "llm": tmp_path / "llm", "convnext": tmp_path / "nowhere"}, _model())
+        prepare_import({"vit": tmp_path / "llm", "llm": tmp_path / "llm", "convnext": tmp_path / "nowhere"}, _model())
 
 
 def test_an_export_does_not_overwrite_and_a_failure_leaves_nothing(tmp_path, plain):
     def fail():
-        with Folder(tmp_path / "out") as folder:
+        with AtomicFolder(tmp_path / "out") as folder:
             (folder / "half").write_text("x")
             raise RuntimeError
 
@@ -355,28 +355,28 @@ def test_every_transform_is_a_bijection():
     }  # fmt: skip
     for transform, shape in cases.items():
         ours = rng.standard_normal(shape)
-        theirs = transform.theirs(ours)
-        assert theirs.shape == transform.their_shape(shape)
-        np.testing.assert_array_equal(transform.ours(theirs), ours, err_msg=transform.name)
+        theirs = transform.to_checkpoint(ours)
+        assert theirs.shape == transform.checkpoint_shape(shape)
+        np.testing.assert_array_equal(transform.from_checkpoint(theirs), ours, err_msg=transform.name)
 
 
-def test_a_writer_wants_every_byte(tmp_path):
+def test_the_writer_requires_every_byte(tmp_path):
     writer = SafetensorsWriter(tmp_path, {"a": ((4, 2), np.dtype("float32"))})
     writer.write("a", np.ones((2, 2), np.float32), start=2)
     with pytest.raises(ValueError, match="rows"):
         writer.write("a", np.ones((3, 2), np.float32), start=2)
-    with pytest.raises(ValueError, match="not written"):
+    with pytest.raises(ValueError, match="not written completely"):
         writer.close()
 
 
-def test_the_card_tells_the_lineage(tmp_path, plain):
+def test_the_model_card_lists_all_runs(tmp_path, plain):
     from earthgpt_jax.convert.card import model_card
 
     model = io.describe(plain)
     parent = {"recipe": "tiny", "stage": "align", "steps": 7, "source": "synthetic", "data": "def"}
     about = {"recipe": "tiny", "stage": "instruct", "steps": 9, "source": "ssdd", "data": "abc", "parent": parent}
     text = model_card(
-        dataclasses.replace(model, about=about), adapter="fold", scores={"optical": {"vqa": {"accuracy": 0.5}}}
+        dataclasses.replace(model, about=about), adapter="merge", scores={"optical": {"vqa": {"accuracy": 0.5}}}
     )
     assert text.index("| align | tiny | 7 |") < text.index("| instruct | tiny | 9 | ssdd | abc |")
     assert "| optical, vqa, accuracy | 0.500 |" in text

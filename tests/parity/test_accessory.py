@@ -10,8 +10,8 @@ from flax import nnx
 
 from earthgpt_jax import params as params_lib
 from earthgpt_jax.config import AdapterConfig, AdapterKind, DType, LlamaConfig, ModelConfig, load
-from earthgpt_jax.convert.importer import initial_arrays, plan
-from earthgpt_jax.convert.layouts import open_source
+from earthgpt_jax.convert.importer import import_params, prepare_import
+from earthgpt_jax.convert.layouts import open_source_checkpoint
 from earthgpt_jax.convert.tables import llama_hf, llama_meta
 from earthgpt_jax.input.batch import END_SLOT, START_SLOT, TEXT_SLOT
 from earthgpt_jax.models import earthgpt
@@ -34,7 +34,7 @@ LIGHT = dataclasses.replace(
 
 
 def _leaves(parts: dict, model: ModelConfig) -> dict[str, jax.Array]:
-    return initial_arrays(parts, model, seed=0, place=lambda _, array: jnp.asarray(array, jnp.float32))
+    return import_params(parts, model, seed=0, place=lambda _, array: jnp.asarray(array, jnp.float32))
 
 
 def _same(a: dict, b: dict) -> bool:
@@ -80,13 +80,13 @@ def test_whole_model_matches_llama_ens_light(goldens, light):
 
 def _llama(path, model: ModelConfig = LIGHT) -> tuple[ModelConfig, Llama]:
     """A LLaMA of the goldens' sizes, with the adapters that its file holds."""
-    source = open_source(path)
+    source = open_source_checkpoint(path)
     shapes = source.reader.shapes
     llm = LlamaConfig(
         vocab_size=320, dim=48, depth=2, heads=4, kv_heads=shapes["layers.0.attention.wk.weight"][0] // 12,
         ffn_dim=shapes["layers.0.feed_forward.w1.weight"][0],
     )  # fmt: skip
-    config = source.adapted(dataclasses.replace(model, llm=llm))
+    config = source.with_adapters(dataclasses.replace(model, llm=llm))
     module = Llama(config.llm, adapter=config.adapter, rngs=nnx.Rngs(0), dtype=DType.FLOAT32)
     return config, load_into(module, path, llama_meta(config.llm, config.adapter))
 
@@ -141,4 +141,4 @@ def test_folded_biases_are_those_of_the_hf_copy(goldens):
 def test_plan_names_everything_that_does_not_fit(goldens):
     other = dataclasses.replace(LIGHT, llm=dataclasses.replace(LIGHT.llm, dim=32, ffn_dim=96))
     with pytest.raises(Exception, match=r"wrong shape .*expected .*got"):
-        plan({"model": goldens / "accessory" / "llama_ens_light" / "mp1"}, other)
+        prepare_import({"model": goldens / "accessory" / "llama_ens_light" / "mp1"}, other)

@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 from earthgpt_jax import params as params_lib
 from earthgpt_jax.config import ModelConfig
 from earthgpt_jax.convert import exporter, tables
-from earthgpt_jax.convert.merge import folded_config
+from earthgpt_jax.convert.merge import merged_config
 from earthgpt_jax.input.prompts.chat_template import chat_template
 from earthgpt_jax.input.prompts.questions import Question
 from earthgpt_jax.input.sequences import Row, build_sample, image_prefix, pack_samples
@@ -93,9 +93,9 @@ def _by_path(gradients: dict[str, np.ndarray], model: ModelConfig, paths: list[s
     """Torch's gradients brought to our paths: transforms are linear, so they carry gradients too."""
     shapes = {path: tuple(leaf.shape) for path, leaf in earthgpt.abstract(model)[1].items()}
     out = {path: np.zeros(shapes[path], np.float32) for path in paths}
-    for step in tables.hf_export(model).entries(shapes, where="gradients"):
+    for step in tables.hf_export(model).steps(shapes, where="gradients"):
         if step.path in out:
-            value = step.transform.ours(gradients[step.key][step.start : step.start + step.rows])
+            value = step.transform.from_checkpoint(gradients[step.key][step.start : step.start + step.rows])
             out[step.path][... if step.layer is None else step.layer] = value
     return out
 
@@ -133,7 +133,7 @@ def test_instruct(tmp_path):
     linears = sorted({path.split("/adapter/")[0] for path in trainable})
     folded = _by_path(
         gradients,
-        folded_config(config.model),
+        merged_config(config.model),
         [f"{linear}/{leaf}" for linear in linears for leaf in ("kernel", "bias")],
     )
     expected = {}

@@ -9,17 +9,17 @@ import numpy as np
 from flax import nnx
 
 from earthgpt_jax import params as params_lib
-from earthgpt_jax.convert.layouts import open_source
+from earthgpt_jax.convert.layouts import open_source_checkpoint
 from earthgpt_jax.convert.tables import Table
 
 
 def load_into(module: nnx.Module, path: Path | list[Path], table: Table) -> nnx.Module:
     """`module` with the tensors of a foreign checkpoint; every one of them must fit."""
     graphdef, params = params_lib.split_module(module)
-    reader = open_source(path).reader
+    reader = open_source_checkpoint(path).reader
     shapes = {name: tuple(value.shape) for name, value in params.items()}
     arrays = {name: np.empty(shape, np.float32) for name, shape in shapes.items()}
-    for step in table.entries(shapes, reader.shapes, where=str(path)):
-        value = step.transform.ours(reader.read(step.key, step.start, step.rows))
+    for step in table.steps(shapes, reader.shapes, where=str(path)):
+        value = step.transform.from_checkpoint(reader.read(step.key, step.start, step.rows))
         arrays[step.path][... if step.layer is None else step.layer] = value
     return params_lib.merge_module(graphdef, {name: jnp.asarray(value) for name, value in arrays.items()})
