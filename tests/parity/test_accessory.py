@@ -29,7 +29,7 @@ LIGHT = dataclasses.replace(
     convnext=dataclasses.replace(RECIPE.convnext, depths=(1, 1, 2, 1), dims=(8, 12, 16, 32)),
     perception=dataclasses.replace(RECIPE.perception, vit_layers=(1,)),
     llm=dataclasses.replace(RECIPE.llm, vocab_size=512, dim=64, depth=3, heads=4, kv_heads=2, ffn_dim=176),
-    dtype=DType.FLOAT32,
+    compute_dtype=DType.FLOAT32,
 )
 
 
