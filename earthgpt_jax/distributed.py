@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +15,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from earthgpt_jax import __version__
+from earthgpt_jax.common.digests import fingerprint_stream
 from earthgpt_jax.common.errors import EarthGPTError, RetryableError
 
 _log = logging.getLogger(__name__)
@@ -161,12 +161,13 @@ def inconsistencies(facts: Sequence[Mapping[str, Any]]) -> list[str]:
 def code_version() -> dict[str, str]:
     """What computes: our version and a digest of our sources, and the versions of JAX."""
     root = Path(__file__).parent
-    digest = hashlib.sha256()
-    for path in sorted(root.rglob("*.py")):
-        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    sources = (
+        path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes() + b"\0"
+        for path in sorted(root.rglob("*.py"))
+    )
     return {
         "earthgpt-jax": __version__,
-        "sources": digest.hexdigest()[:16],
+        "sources": fingerprint_stream(sources),
         "jax": jax.__version__,
         "jaxlib": jaxlib.__version__,
     }

@@ -7,9 +7,8 @@ decides nothing raises), so a renamed parameter can never fall through silently.
 
 from __future__ import annotations
 
-import hashlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -17,6 +16,7 @@ import ml_dtypes
 import numpy as np
 from flax import nnx
 
+from earthgpt_jax.common.digests import fingerprint_stream
 from earthgpt_jax.common.errors import EarthGPTError
 
 Params = dict[str, jax.Array]
@@ -127,12 +127,14 @@ def check_same_shapes(expected: Mapping[str, jax.ShapeDtypeStruct], got: Mapping
 
 def fingerprint(params: Mapping[str, jax.Array | np.ndarray]) -> str:
     """sha256 (16 hex digits) over paths, dtypes, shapes and bytes: equal only if every bit is."""
-    digest = hashlib.sha256()
-    for path in sorted(params):
-        for value in map(np.asarray, jax.tree.leaves(params[path])):  # an int8 kernel is two arrays
-            digest.update(f"{path}|{value.dtype}|{value.shape}|".encode())
-            digest.update(np.ascontiguousarray(value).tobytes())
-    return digest.hexdigest()[:16]
+
+    def parts() -> Iterator[bytes | str]:
+        for path in sorted(params):
+            for value in map(np.asarray, jax.tree.leaves(params[path])):  # an int8 kernel is two arrays
+                yield f"{path}|{value.dtype}|{value.shape}|"
+                yield np.ascontiguousarray(value).tobytes()
+
+    return fingerprint_stream(parts())
 
 
 def count(params: Mapping[str, jax.Array | jax.ShapeDtypeStruct]) -> int:

@@ -22,7 +22,6 @@ examples:
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -56,6 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from earthgpt_jax.common.digests import sha256_file
     from earthgpt_jax.common.errors import EarthGPTError
     from earthgpt_jax.datasets.store import open_source
     from earthgpt_jax.evaluation import baselines, benchmarks, confidence, predictions, report, scores
@@ -75,8 +75,7 @@ def run(args: argparse.Namespace) -> int:
             f"{args.file}: expected answers about {args.data} ({args.split}), digest {source.fingerprint}, got answers "
             f"about a dataset of digest {said}; name that one"
         )
-    sha256 = hashlib.sha256(args.file.read_bytes()).hexdigest()
-    notes = [f"{len(answered)} answers of {args.file.name}, sha256 {sha256}."]
+    notes = [f"{len(answered)} answers of {args.file.name}, sha256 {sha256_file(args.file)}."]
     notes += [f"{name}: {json.dumps(value)}" for name, value in header.items() if name not in ("questions", "asked")]
     if not args.form and "questions" not in header:
         notes.append("The file's header does not say how many questions were asked; missing answers would not show.")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from earthgpt_jax.common.digests import sha256_int
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.common.names import did_you_mean
 from earthgpt_jax.common.resources import data_path
@@ -155,7 +155,7 @@ class Card:
         if self.split_rule is SplitRule.NAME and re.search(self.test_pattern, native_id):
             return "test"
         shares = _SHARES if self.split_rule is SplitRule.HASH else (("train", 7 / 8), ("val", 1.0))
-        place = int.from_bytes(hashlib.sha256(native_id.encode()).digest()[:8], "big") / 2**64
+        place = sha256_int(native_id, size=8, byteorder="big") / 2**64
         return next(split for split, end in shares if place < end)
 
     def variant(self, name: str) -> Card:

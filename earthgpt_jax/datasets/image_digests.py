@@ -9,7 +9,6 @@ from a scene have the digest of the scene's file.
 
 from __future__ import annotations
 
-import hashlib
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from earthgpt_jax.common.digests import sha256_int
 from earthgpt_jax.common.errors import EarthGPTError
 
 FILE = "digests.npz"
@@ -26,7 +26,7 @@ NONE = 0  # of a record without an image
 
 def digest(image: bytes) -> int:
     """The first 8 bytes of the sha256 of an image file's bytes; NONE if there is no image."""
-    return shortened(hashlib.sha256(image).digest()) if image else NONE
+    return sha256_int(image, size=8, byteorder="little") if image else NONE
 
 
 def shortened(sha256: bytes) -> int:

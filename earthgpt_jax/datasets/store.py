@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
-import hashlib
 import json
 import logging
 import os
@@ -28,6 +27,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.decode import DeserializeMethod
 
+from earthgpt_jax.common.digests import fingerprint, sha256
 from earthgpt_jax.common.errors import DamagedRecordError, EarthGPTError
 from earthgpt_jax.common.parallel import LocalEngine
 from earthgpt_jax.datasets import image_digests as digests
@@ -352,8 +352,8 @@ class Together(Sequence[Record]):
         self.name = ", ".join(source.name for source in self._sources)
         prints = [source.fingerprint for source in self._sources]
         if len(self._rows) < everything:  # only then: runs on whole datasets resume as ever
-            prints.append(hashlib.sha256(self._rows.astype("<i8").tobytes()).hexdigest())
-        joined = hashlib.sha256("|".join(prints).encode()).hexdigest()[:16]
+            prints.append(sha256(self._rows.astype("<i8").tobytes()))
+        joined = fingerprint("|".join(prints))
         self.fingerprint = prints[0] if len(prints) == 1 else joined
 
     @property

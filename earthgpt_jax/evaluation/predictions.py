@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from earthgpt_jax.boxes import MMRS, BoxKind
+from earthgpt_jax.common.digests import fingerprint
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.input.prompts.questions import Question
 from earthgpt_jax.records import Record, Task
@@ -239,7 +239,7 @@ def write(path: Path, predictions: Sequence[Prediction], *, header: Mapping[str,
 def digest(questions: Iterable[tuple[str, str, str]]) -> str:
     """Of (id, wording, truth) of questions, in any order."""
     lines = sorted(json.dumps(list(question)) for question in questions)
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+    return fingerprint("\n".join(lines))
 
 
 def check(header: Mapping[str, Any], predictions: Sequence[Prediction], *, where: Path) -> None:

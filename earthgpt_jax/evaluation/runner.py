@@ -5,7 +5,6 @@ from __future__ import annotations
 import collections
 import dataclasses
 import enum
-import hashlib
 import itertools
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 from tqdm import tqdm
 
+from earthgpt_jax.common.digests import sha256
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.evaluation import predictions as predictions_lib
 from earthgpt_jax.evaluation.files import Files, Process
@@ -125,7 +125,7 @@ def plan(
             for place in question_indices(record, kind.value, annotated=classes)
         )
         for task, group in itertools.groupby(everything, key=lambda question: question.task):
-            chosen = sorted(group, key=lambda question: hashlib.sha256(question.id.encode()).digest())
+            chosen = sorted(group, key=lambda question: sha256(question.id))
             asked += [Asked(record, question) for question in chosen[: limits.get(task)]]
     return asked
 

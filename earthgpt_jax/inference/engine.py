@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from earthgpt_jax import params as params_lib
+from earthgpt_jax.common.digests import fingerprint, sha256
 from earthgpt_jax.config import MeshConfig
 from earthgpt_jax.inference.decode import Layout, placement, programs
 from earthgpt_jax.inference.mesh import build_mesh, default_mesh
@@ -142,7 +142,7 @@ class Engine:
         """Digest of everything that the model gets besides image and question, in front, around and behind."""
         around = self._question("?"), self._stop.eos_id, self._stop.separators
         parts = repr((self._prefix, around, self.model.decimals, self.image_size))
-        return f"{self.model.chat_template} {hashlib.sha256(parts.encode()).hexdigest()[:16]}"
+        return f"{self.model.chat_template} {fingerprint(parts)}"
 
     def answer(self, items: Sequence[tuple[np.ndarray, str]], *, max_new_tokens: int) -> list[str]:
         """One answer an item, in order; equal images are encoded once.
@@ -151,9 +151,9 @@ class Engine:
             items: `(u8[S, S, 3] image, question)`.
             max_new_tokens: an answer that is longer is cut there.
         """
-        scenes: dict[bytes, tuple[np.ndarray, list[Ask]]] = {}
+        scenes: dict[str, tuple[np.ndarray, list[Ask]]] = {}
         for number, (image, text) in enumerate(items):
-            _, asks = scenes.setdefault(hashlib.sha256(image.tobytes()).digest(), (image, []))
+            _, asks = scenes.setdefault(sha256(image.tobytes()), (image, []))
             asks.append(Ask(id=str(number), text=text, max_new_tokens=max_new_tokens))
         every = [Scene(image=lambda image=image: image, asks=asks) for image, asks in scenes.values()]  # type: ignore[misc]
         texts = {answer.id: answer.text for answer in self.stream(every)}

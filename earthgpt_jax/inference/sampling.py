@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import math
 
 import jax
 import jax.numpy as jnp
 
+from earthgpt_jax.common.digests import sha256_int
 from earthgpt_jax.common.errors import EarthGPTError
 
 
@@ -45,7 +45,7 @@ GREEDY = Sampling()
 
 def seed_of(name: str) -> int:
     """A question's own number, uint32."""
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "little")
+    return sha256_int(name, size=4, byteorder="little")
 
 
 def choose(logits: jax.Array, *, sampling: Sampling, seeds: jax.Array, steps: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import sentencepiece
 
+from earthgpt_jax.common.digests import fingerprint
 from earthgpt_jax.common.errors import EarthGPTError
 
 
@@ -27,7 +27,7 @@ class Tokenizer:
                 f"tokenizer {self._path}: expected a SentencePiece model file ({error}); "
                 "LLaMA's is called tokenizer.model"
             ) from error
-        self.fingerprint = hashlib.sha256(data).hexdigest()[:16]
+        self.fingerprint = fingerprint(data)
         self.vocab_size: int = self._processor.vocab_size()
         self.bos_id: int = self._processor.bos_id()
         self.eos_id: int = self._processor.eos_id()

@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _native(names: Sequence[str], *, root: Path, hashes: Path | None, write_to: Path | None) -> int:
-    from earthgpt_jax.common import checksums
+    from earthgpt_jax.common import digests
     from earthgpt_jax.common.errors import EarthGPTError
     from earthgpt_jax.datasets import store
     from earthgpt_jax.datasets.cards import cards, select
@@ -71,7 +71,7 @@ def _native(names: Sequence[str], *, root: Path, hashes: Path | None, write_to: 
     if "all" in names and not chosen:
         raise EarthGPTError(f"--root {root}: holds none of the datasets; see `earthgpt data list`")
     chosen += select([name for name in dict.fromkeys(names) if name not in {"all", *(card.name for card in chosen)}])
-    listed = checksums.read(hashes) if hashes else None
+    listed = digests.read_sha256_list(hashes) if hashes else None
     reports = [examine(card, root=root, listed=listed) for card in chosen]
     print("\n\n".join(report.text() for report in reports))
     if write_to:
@@ -79,8 +79,8 @@ def _native(names: Sequence[str], *, root: Path, hashes: Path | None, write_to: 
         for report in reports:
             if not report.failure:
                 new = [name for name in files(report.card, root) if name not in found]
-                found |= checksums.sums(root, new, title=report.card.name)
-        store.replace(write_to, checksums.write(found).encode())
+                found |= digests.sha256_files(root, new, title=report.card.name)
+        store.replace(write_to, digests.format_sha256_list(found).encode())
         print(f"wrote {write_to}: {len(found)} files", file=sys.stderr)
     return 0 if all(report.complete for report in reports) else 1
 

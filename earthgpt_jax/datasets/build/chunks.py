@@ -11,7 +11,6 @@ import array
 import collections
 import dataclasses
 import functools
-import hashlib
 import os
 import pickle
 import uuid
@@ -22,6 +21,7 @@ from typing import Any, Protocol
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
+from earthgpt_jax.common.digests import sha256
 from earthgpt_jax.datasets import image_digests
 from earthgpt_jax.datasets.build import tiling
 from earthgpt_jax.datasets.build.counts import COUNTED, Holdings, Tally, holds
@@ -106,7 +106,7 @@ def stamp(path: Path) -> Stamp:
 def write_job(folder: Path, index: int, batch: Batch, *, salt: str) -> Path:
     """Writes a batch as `folder/<index>-<digest>.job`; the name sorts by index."""
     data = pickle.dumps(batch, protocol=pickle.HIGHEST_PROTOCOL)
-    path = folder / f"{index:07d}-{hashlib.sha256(salt.encode() + data).hexdigest()[:20]}.job"
+    path = folder / f"{index:07d}-{sha256(salt, data)[:20]}.job"
     commit(path, data)
     return path
 
@@ -223,7 +223,7 @@ class _Hasher:
 
     def read(self, path: Path) -> bytes:
         data = path.read_bytes()
-        self.sums[path] = hashlib.sha256(data).hexdigest()
+        self.sums[path] = sha256(data)
         self._last = data, self.sums[path]
         return data
 

@@ -7,13 +7,11 @@ the manifest's `origin` too; times and places are not, so that a copy elsewhere 
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from earthgpt_jax.common import checksums
+from earthgpt_jax.common import digests
 from earthgpt_jax.datasets.cards import Card
 from earthgpt_jax.datasets.readers import layout_paths
 from earthgpt_jax.datasets.readers.events import is_image
@@ -44,32 +42,31 @@ def _status(path: Path) -> Status:
 
 def parsed(base: Path, names: Iterable[str]) -> dict[str, str]:
     """Name -> sha256 of the files that are no images: what parsers read."""
-    return {name: sha256(base / name) for name in names if not is_image(Path(name))}
+    return {name: sha256_or_empty(base / name) for name in names if not is_image(Path(name))}
 
 
-def sha256(path: Path) -> str:
-    """Of a file; "" if it cannot be read."""
+def sha256_or_empty(path: Path) -> str:
+    """Return the digest of a file, or "" if it cannot be read."""
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return digests.sha256_file(path)
     except OSError:
         return ""
 
 
 def write(sums: Mapping[str, str]) -> str:
     """The text of `FILE`."""
-    return checksums.write({name: digest for name, digest in sums.items() if digest})
+    return digests.format_sha256_list({name: digest for name, digest in sums.items() if digest})
 
 
 def read(text: str) -> dict[str, str]:
     """The inverse of `write`."""
-    return checksums.parse(text, where=FILE)
+    return digests.parse_sha256_list(text, where=FILE)
 
 
 def origin(described: Any, files: Mapping[str, Status], text: str) -> str:
     """A digest of what a dataset is made from: its card and readers, names and sizes of all files, what was read."""
     sizes = [(name, status.size) for name, status in files.items()]
-    return digest([described, sizes, hashlib.sha256(text.encode()).hexdigest()])
+    return digest([described, sizes, digests.sha256(text)])
 
 
 def current(base: Path, files: Mapping[str, Status], text: str, *, since: float) -> str:
@@ -79,9 +76,9 @@ def current(base: Path, files: Mapping[str, Status], text: str, *, since: float)
     """
     sums = read(text)
     touched = {n for n in sums if (s := files.get(n)) is None or s.touched >= since}
-    return write(sums | {name: sha256(base / name) for name in touched})
+    return write(sums | {name: sha256_or_empty(base / name) for name in touched})
 
 
 def digest(value: Any) -> str:
     """Of anything that JSON can say."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
+    return digests.sha256_json(value, default=str)

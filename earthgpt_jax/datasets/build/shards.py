@@ -9,7 +9,6 @@ from __future__ import annotations
 import array
 import collections
 import dataclasses
-import hashlib
 import json
 import os
 import pickle
@@ -28,6 +27,7 @@ from tensorflow_datasets.core.utils.shard_utils import ShardConfig, get_shard_bo
 from tqdm import tqdm
 
 from earthgpt_jax import __version__
+from earthgpt_jax.common.digests import fingerprint_json, sha256, sha256_file
 from earthgpt_jax.common.parallel import Engine
 from earthgpt_jax.datasets import image_digests
 from earthgpt_jax.datasets.build import chunks
@@ -112,7 +112,7 @@ def write_jobs(folder: Path, splits: Mapping[str, Layout]) -> dict[str, list[Pat
         for runs in layout.cut():
             # Chunks of the same name hold the same bytes, so a shard of the same places does too.
             data = pickle.dumps(runs, protocol=pickle.HIGHEST_PROTOCOL)
-            job = folder / f"{split}-{hashlib.sha256(data).hexdigest()[:20]}.job"
+            job = folder / f"{split}-{sha256(data)[:20]}.job"
             chunks.commit(job, data)
             jobs[split].append(job)
     return jobs
@@ -128,8 +128,8 @@ def run(job: Path) -> None:
         return
     temporary = chunks.partial(_shard(job))
     file_adapters.ADAPTER_FOR_FORMAT[FORMAT].write_examples(temporary, _examples(pickle.loads(job.read_bytes())))
+    digest = sha256_file(temporary)
     with temporary.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
         os.fsync(file.fileno())
     os.replace(temporary, _shard(job))
     chunks.commit(_sum(job), digest.encode())
@@ -197,7 +197,7 @@ def finish(
     values = {
         "name": name,
         "version": VERSION,
-        "fingerprint": hashlib.sha256(json.dumps(sums, sort_keys=True).encode()).hexdigest()[:16],
+        "fingerprint": fingerprint_json(sums),
         "counts": {split: layout.holdings.plain() for split, layout in splits.items()},
         "shards": sums,
         "sizes": {shard: (staged / shard).stat().st_size for shard in sums},

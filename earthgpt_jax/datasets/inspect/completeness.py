@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from earthgpt_jax.common import checksums
+from earthgpt_jax.common import digests
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.common.tables import align_columns
 from earthgpt_jax.datasets.build import native_files
@@ -176,7 +176,7 @@ def _compare(card: Card, root: Path, base: Path, listed: Mapping[str, str]) -> t
     """(one line a file that is not as listed, files that are not listed)."""
     there = files(card, root)
     known = [name for name in there if name in listed]
-    found = checksums.sums(root, known, title=card.name)
+    found = digests.sha256_files(root, known, title=card.name)
     wrong = [f"sha256 differs: {name}" for name in known if found[name] != listed[name]]
     covered = [base / path for part in card.parts for path in layout_paths(part)]
     lost = [n for n in listed if not (root / n).is_file() and any((root / n).is_relative_to(c) for c in covered)]

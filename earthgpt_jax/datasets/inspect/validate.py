@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
 from tqdm import tqdm
 
 from earthgpt_jax.boxes import degeneracy
+from earthgpt_jax.common.digests import sha256_file
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.datasets import image_digests as digests
 from earthgpt_jax.datasets import store
@@ -50,7 +50,7 @@ def complaints(directory: Path) -> list[str]:
         path = directory / name
         if not path.is_file():
             found.append(f"{name} is missing")
-        elif _sha256(path) != digest:
+        elif sha256_file(path) != digest:
             found.append(f"{name} is not the file that was built (sha256 differs)")
     if found:
         return found  # records of damaged shards would only say the same in many words
@@ -102,8 +102,3 @@ def _wrong(record: Record) -> Iterator[str]:
     for task in record.tasks:
         if not truth.get(task, True):  # no boxes is a truth too
             yield f"is for {task.value}, but has nothing of it"
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

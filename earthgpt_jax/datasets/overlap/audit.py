@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from earthgpt_jax.common.digests import sha256
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.common.tables import align_columns
 from earthgpt_jax.datasets import image_digests as digests
@@ -293,7 +294,7 @@ def _write(directory: Path, name: str, found: Sequence[Match], result: Audit, co
         "datasets": dict(compared),
         "near": {"phash": MAX_PHASH_DISTANCE, "dhash": MAX_DHASH_DISTANCE},
         "pairs": pairs,
-        "sha256": matches.digest(content),
+        "sha256": sha256(content),
     }
     # The manifest last: until it names the new file, the old pair is found to be torn, never taken for this one.
     store.replace(directory / matches.FILE, content)

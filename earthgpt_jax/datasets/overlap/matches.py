@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from earthgpt_jax.common.digests import sha256
 from earthgpt_jax.common.errors import EarthGPTError
 
 FILE = "leaks.jsonl"
@@ -56,11 +56,6 @@ def lines(found: Sequence[Match]) -> bytes:
     return "".join(json.dumps(dataclasses.asdict(leak)) + "\n" for leak in found).encode()
 
 
-def digest(content: bytes) -> str:
-    """What the manifest says of `FILE`, so that a file of another audit, or a torn one, is found."""
-    return hashlib.sha256(content).hexdigest()
-
-
 def read(directory: Path, verdict: Mapping[str, Any]) -> list[Match]:
     """The leaks of a dataset directory.
 
@@ -75,7 +70,7 @@ def read(directory: Path, verdict: Mapping[str, Any]) -> list[Match]:
         content = path.read_bytes()
     except OSError as error:
         raise EarthGPTError(f"{path}: cannot be read ({error.strerror}); run `earthgpt data audit` again") from error
-    if digest(content) != verdict["sha256"]:
+    if sha256(content) != verdict["sha256"]:
         raise EarthGPTError(
             f"{path} is damaged: expected the file that the manifest tells of, its sha256 is another; "
             "run `earthgpt data audit` again"

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 import io
 import logging
 import zipfile
@@ -25,6 +24,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from earthgpt_jax.common.digests import sha256_int
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.common.parallel import parallel_map
 from earthgpt_jax.datasets import store
@@ -62,8 +62,7 @@ def hash_image(image: bytes) -> tuple[int, int, int]:
         array = decode(image)
     except EarthGPTError:
         return NO_HASH, NO_HASH, NO_HASH
-    digest = hashlib.sha256(repr(array.shape).encode() + array.tobytes())
-    pixels = int.from_bytes(digest.digest()[:8], "little")
+    pixels = sha256_int(repr(array.shape).encode() + array.tobytes(), size=8, byteorder="little")
     grey = Image.fromarray(array).convert("L")
     if np.asarray(grey).std() < _FLAT:
         return pixels, NO_HASH, NO_HASH

@@ -11,12 +11,12 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
-import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from earthgpt_jax.common.digests import fingerprint
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.input.packing.bin_filling import Remaining, Size
 
@@ -120,6 +120,4 @@ class EpochPacking:
 
     def fingerprint(self) -> str:
         """Of everything that the order depends on."""
-        digest = hashlib.sha256(repr((self.tokens, self._seed, self.patterns)).encode())
-        digest.update(self._kind.astype("<i4").tobytes())
-        return digest.hexdigest()[:16]
+        return fingerprint(repr((self.tokens, self._seed, self.patterns)), self._kind.astype("<i4").tobytes())

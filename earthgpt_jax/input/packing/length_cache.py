@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from earthgpt_jax.common.digests import fingerprint_json
 from earthgpt_jax.common.errors import DamagedRecordError, EarthGPTError
 from earthgpt_jax.common.parallel import parallel_map
 from earthgpt_jax.config import OnDamaged
@@ -27,7 +28,6 @@ from earthgpt_jax.input.packing.lengths import (
     LengthIndex,
     PromptConfig,
     concatenate_indexes,
-    fingerprint,
     measure_lengths,
 )
 from earthgpt_jax.records import Record
@@ -65,9 +65,9 @@ def load_length_index(
         EarthGPTError: a question that an index cannot hold; a worker was killed; a record cannot be read.
     """
     shares = source.annotated.shares
-    identity = {"dataset": source.fingerprint, "classes": fingerprint(dict(shares)), **prompt_config.identity()}
-    name = f"lengths-{source.split}-{fingerprint(identity)}.npz"
-    places = (source.directory, _user_cache() / fingerprint(source.fingerprint))
+    identity = {"dataset": source.fingerprint, "classes": fingerprint_json(dict(shares)), **prompt_config.identity()}
+    name = f"lengths-{source.split}-{fingerprint_json(identity)}.npz"
+    places = (source.directory, _user_cache() / fingerprint_json(source.fingerprint))
     for place in places:
         index = _read(place / name, identity, records=len(source))
         if index is not None:

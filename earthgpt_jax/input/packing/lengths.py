@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import array
 import dataclasses
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from earthgpt_jax.common.digests import fingerprint, fingerprint_json, sha256_int
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.input.prompts import templates
 from earthgpt_jax.input.prompts.box_budget import fit_to_budget
@@ -76,7 +75,9 @@ class PromptConfig:
         return {
             "tokenizer": self.tokenizer.fingerprint,
             "chat_template": self.chat_template,
-            "chat template text": fingerprint(chat_template(self.chat_template).dialogue([("{question}", "{answer}")])),
+            "chat template text": fingerprint_json(
+                chat_template(self.chat_template).dialogue([("{question}", "{answer}")])
+            ),
             "decimals": self.box_style.decimals,
             "max_boxes": self.box_style.max_boxes,
             "room": self.room,
@@ -117,19 +118,11 @@ class LengthIndex:
 
     def fingerprint(self) -> str:
         """Of all that is in it."""
-        digest = hashlib.sha256(repr(self.kinds).encode())
-        for values in self.arrays().values():
-            digest.update(values.tobytes())
-        return digest.hexdigest()[:16]
+        return fingerprint(repr(self.kinds), *(values.tobytes() for values in self.arrays().values()))
 
     def arrays(self) -> dict[str, np.ndarray]:
         """By name, all but `kinds`."""
         return {name: getattr(self, name) for name in (*_COLUMNS, "digests", "sensors")}
-
-
-def fingerprint(values: Any) -> str:
-    """Of plain values."""
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def measure_lengths(
@@ -151,7 +144,7 @@ def measure_lengths(
         if record is None:
             continue
         sensors[number] = SENSORS.index(record.sensor)
-        digests[number] = int.from_bytes(hashlib.sha256(record.id.encode()).digest()[:8], "little")
+        digests[number] = sha256_int(record.id, size=8, byteorder="little")
         for place, kind in enumerate(prompt_config.kinds):
             for index in question_indices(record, kind, annotated=annotated, seed=prompt_config.seed):
                 said = prompt_config.question(record, kind, index, annotated=annotated)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Hashable, Mapping
 from typing import Generic, TypeVar
 
 import numpy as np
 
+from earthgpt_jax.common.digests import sha256_int
 from earthgpt_jax.input.packing.lengths import LengthIndex
 
 _LONGEST = 8  # epochs
@@ -172,8 +172,7 @@ def count_by_task(index: LengthIndex, questions: np.ndarray) -> dict[str, int]:
 
 def _keys(index: LengthIndex, pool: np.ndarray, seed: int) -> np.ndarray:
     """u64[P], a random number of each question, by its record's id, its kind and index, and the seed alone."""
-    names = [hashlib.sha256(f"{seed}/{kind}".encode()).digest()[:8] for kind in index.kinds]
-    kinds = np.array([int.from_bytes(name, "little") for name in names], np.uint64)
+    kinds = np.array([sha256_int(f"{seed}/{kind}", size=8, byteorder="little") for kind in index.kinds], np.uint64)
     own = _mixed(kinds[index.kind[pool]] + index.index[pool].astype(np.uint64))
     return _mixed(index.digests[index.record[pool]] ^ own)
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
-import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from earthgpt_jax.common.digests import fingerprint, sha256
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.input.packing.bins import EpochPacking
 from earthgpt_jax.input.packing.lengths import LengthIndex
@@ -182,7 +182,7 @@ class PackingSchedule:
 
     def digest(self, rows: Iterable[int]) -> str:
         """Of what stands in some rows, for logs: equal where the rows are, whoever makes them."""
-        return hashlib.sha256(repr([self[row] for row in rows]).encode()).hexdigest()[:8]
+        return sha256(repr([self[row] for row in rows]))[:8]
 
     def identity(self) -> dict[str, Any]:
         """Everything that the rows depend on, by name."""
@@ -204,7 +204,7 @@ class PackingSchedule:
                 **source.identity,
                 "weight": source.weight,
                 "questions": source.index.fingerprint(),
-                "records": hashlib.sha256(np.asarray(source.records, "<i8").tobytes()).hexdigest()[:16],
+                "records": fingerprint(np.asarray(source.records, "<i8").tobytes()),
             }
             said |= {f"{source.name}: {name}": value for name, value in own.items()}
         return said

@@ -7,11 +7,11 @@ that the record's dataset annotates (`records.Annotated`); where that is not kno
 from __future__ import annotations
 
 import enum
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from earthgpt_jax.common.digests import sha256_int
 from earthgpt_jax.records import AnnotatedClasses, Record
 
 
@@ -37,8 +37,7 @@ _ZERO_RATE = 0.25
 
 def question_classes(record: Record, kind: DerivedTask, *, annotated: AnnotatedClasses, seed: int) -> tuple[str, ...]:
     """The classes that a record can be asked about; not for `REGION_CLASS`, which asks about objects."""
-    digest = hashlib.sha256(f"{record.id}/{kind}".encode()).digest()
-    rng = np.random.default_rng((seed, int.from_bytes(digest[:8], "big")))
+    rng = np.random.default_rng((seed, sha256_int(f"{record.id}/{kind}", size=8, byteorder="big")))
     return tuple(_SUBJECTS[kind](record, annotated, rng))
 
 

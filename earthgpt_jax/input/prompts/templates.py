@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 
 import numpy as np
 import yaml
 
+from earthgpt_jax.common import digests
 from earthgpt_jax.common.resources import data_path
 from earthgpt_jax.records import Task
 
@@ -30,10 +30,7 @@ def answer_templates() -> dict[str, str]:
 @functools.cache
 def fingerprint() -> str:
     """Of the bytes of all templates."""
-    digest = hashlib.sha256()
-    for name in _FILES:
-        digest.update(hashlib.sha256(data_path("templates", name).read_bytes()).digest())
-    return digest.hexdigest()[:16]
+    return digests.fingerprint(*(bytes.fromhex(digests.sha256_file(data_path("templates", name))) for name in _FILES))
 
 
 def default_question(task: Task) -> str:
@@ -51,5 +48,4 @@ def choose_template(kind: str, rng: np.random.Generator | None) -> str:
 
 def template_rng(record_id: str, kind: str, index: int, *, seed: int) -> np.random.Generator:
     """The generator that chooses a question's wording: the same whenever and wherever that question is asked."""
-    digest = hashlib.sha256(f"{seed}/{record_id}#{kind}#{index}".encode()).digest()
-    return np.random.default_rng(int.from_bytes(digest[:16], "big"))
+    return np.random.default_rng(digests.sha256_int(f"{seed}/{record_id}#{kind}#{index}", size=16, byteorder="big"))
