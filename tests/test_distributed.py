@@ -73,7 +73,7 @@ def test_alone_there_is_nothing_to_wait_for():
 
 FOUND = """
 import jax
-from earthgpt_jax import hosts
+from earthgpt_jax import distributed as hosts
 hosts.start({arguments})
 print(jax.process_count(), jax.distributed.is_initialized())
 """

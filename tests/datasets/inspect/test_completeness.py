@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from earthgpt_jax.cli.main import main
-from earthgpt_jax.common import checksums
+from earthgpt_jax.common import digests
 from earthgpt_jax.datasets.inspect.completeness import examine
 from earthgpt_jax.records import Task
 from tests.support.native_datasets import Native, card, png
@@ -124,9 +124,9 @@ def test_names_that_a_list_must_escape(tmp_path: Path) -> None:
     names = ("plain", "back\\slash", "two\nlines", "with  spaces ")
     for name in names:
         (tmp_path / name).write_text(name)
-    listed = checksums.sums(tmp_path, names, title="t")
-    (tmp_path / "list").write_text(checksums.write(listed))
-    assert checksums.read(tmp_path / "list") == listed
+    listed = digests.sha256_files(tmp_path, names, title="t")
+    (tmp_path / "list").write_text(digests.format_sha256_list(listed))
+    assert digests.read_sha256_list(tmp_path / "list") == listed
     assert subprocess.run(["sha256sum", "--check", "--strict", "list"], cwd=tmp_path, check=False).returncode == 0
 
 
