@@ -21,6 +21,7 @@ REQUIRES = [
     "imagehash>=4.3,<5",
     "importlib-resources>=6,<8",  # tensorflow-datasets imports it without requiring it
     "jax>=0.10.2,<0.11",
+    "jaxtyping>=0.3,<0.4",
     "jinja2>=3.1,<4",
     "ml_collections>=1.1,<2",
     "ml_dtypes>=0.5.3,<0.7",
@@ -57,6 +58,7 @@ EXTRAS = {
     "tfds": ["apache-beam>=2.70,<3", "mlcroissant>=1.1,<2", "tensorflow>=2.20,<3"],
     "test": [
         "apache-beam>=2.70,<3",
+        "beartype>=0.22,<0.23",
         "hypothesis>=6.130,<7",
         "libtpu>=0.0.42,<0.0.43; sys_platform == 'linux' and platform_machine == 'x86_64'",
         "mypy>=2.4,<3",

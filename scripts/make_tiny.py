@@ -61,12 +61,12 @@ from earthgpt_jax.models.earthgpt import (
     IMAGENET_STD,
     EarthGPT,
     ImageTokens,
-    normalise,
+    normalize,
 )
 from earthgpt_jax.models.layers import LayerNorm, Linear
 from earthgpt_jax.models.llama import Llama
 from earthgpt_jax.models.perception import Projector
-from earthgpt_jax.ops.attention import visible
+from earthgpt_jax.ops.attention import make_attention_mask
 from earthgpt_jax.ops.losses import next_token_loss
 from earthgpt_jax.records import Record, Task
 from earthgpt_jax.sharding.mesh import data_parallel
@@ -179,8 +179,8 @@ class Pretext(nnx.Module):
 
     def __call__(self, images: jax.Array) -> list[dict[str, jax.Array]]:
         pixels = images.astype(jnp.float32) / 255
-        cnn = self.perception._fuse_cnn(self.convnext(normalise(pixels, CLIP_MEAN, CLIP_STD)))
-        vit = self.vit(normalise(pixels, IMAGENET_MEAN, IMAGENET_STD), taps=self.taps)[-1]
+        cnn = self.perception._fuse_cnn(self.convnext(normalize(pixels, CLIP_MEAN, CLIP_STD)))
+        vit = self.vit(normalize(pixels, IMAGENET_MEAN, IMAGENET_STD), taps=self.taps)[-1]
         inputs = (vit, cnn, jnp.concatenate([cnn, vit], -1))
         return [head(tokens) for head, tokens in zip(self.heads, inputs, strict=True)]
 
@@ -246,7 +246,7 @@ def encoders(workdir: Path, config: Config, *, count: int, rounds: Sequence[int]
             params |= {key: jnp.asarray(value) for key, value in np.load(saved).items() if key in params}
             continue
         params = _encoder_round(graphdef, params, data, steps=steps, batch_size=batch_size, seed=number)
-        np.savez(saved, **model_dir.as_numpy(params))  # type: ignore[arg-type]
+        np.savez(saved, **model_dir.to_host(params))  # type: ignore[arg-type]
     np.savez(path, **{k: np.asarray(v) for k, v in params.items() if k.startswith(("vit/", "convnext/"))})  # type: ignore[arg-type]
     return path
 
@@ -503,7 +503,7 @@ class Reader(nnx.Module):
 
     def __call__(self, tokens, positions, segments, question_index, slots, codes) -> jax.Array:
         x = EarthGPT.embed(self, tokens, slots, self.maps(codes))  # type: ignore[arg-type]
-        hidden, _ = self.llm(x, positions=positions, mask=visible(segments, question_index))
+        hidden, _ = self.llm(x, positions=positions, mask=make_attention_mask(segments, question_index))
         return self.llm.logits(hidden)
 
 
@@ -528,7 +528,7 @@ def llm(workdir: Path, config: Config, *, rounds: Sequence[int], count: int) -> 
             # Without the map's projector: each round learns a new one, as `align` will have to.
             np.savez(saved, **{k: np.asarray(v) for k, v in params.items() if not k.startswith("maps/")})  # type: ignore[arg-type]
         kept = {key: jnp.asarray(value) for key, value in np.load(saved).items()}
-    np.savez(path, **model_dir.as_numpy(kept))  # type: ignore[arg-type]
+    np.savez(path, **model_dir.to_host(kept))  # type: ignore[arg-type]
     return path
 
 
@@ -603,7 +603,7 @@ def base(workdir: Path, config: Config, args: argparse.Namespace) -> Path:
     path = workdir / "tiny-base"
     if not path.exists():
         _, params = earthgpt.init(config.model, seed=0)
-        arrays = model_dir.as_numpy(params)
+        arrays = model_dir.to_host(params)
         for file in (
             encoders(workdir, config, count=args.count, rounds=args.encoder_steps),
             llm(workdir, config, rounds=args.llm_steps, count=args.count),

@@ -6,6 +6,7 @@ import importlib.util
 import os
 from pathlib import Path
 
+import jaxtyping
 import pytest
 
 from tests.support.devices import xla_flags
@@ -37,6 +38,10 @@ def _prepare_environment() -> None:
 
 
 _prepare_environment()
+
+# Arguments and results of these modules are checked against their annotations, shapes included.
+CHECKED = ("earthgpt_jax.ops", "earthgpt_jax.models", "earthgpt_jax.inference.decode")
+jaxtyping.install_import_hook(CHECKED, "beartype.beartype")
 
 
 def pytest_configure(config: pytest.Config) -> None:

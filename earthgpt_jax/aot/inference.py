@@ -24,16 +24,16 @@ from earthgpt_jax.aot.roofline import Roofline, roofline
 from earthgpt_jax.aot.slices import Slice
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.config import Config, MeshConfig
-from earthgpt_jax.inference.decode import Insert, Layout, Programs, Until, bucket, programs
-from earthgpt_jax.inference.mesh import build_mesh, fewest
-from earthgpt_jax.inference.reference import Stop
+from earthgpt_jax.inference.decode import NewRequests, Programs, RefillThreshold, StateShape, bucket, build_programs
+from earthgpt_jax.inference.mesh import build_mesh, smallest_tensor_axis
+from earthgpt_jax.inference.reference import StopCondition
 from earthgpt_jax.inference.sampling import GREEDY
 from earthgpt_jax.input.batch import END_SLOT, START_SLOT, TEXT_SLOT
 from earthgpt_jax.sharding.mesh import AXES
 from earthgpt_jax.training.stages import trainable_paths
 
 _log = logging.getLogger(__name__)
-_STOP = Stop(eos_id=2, separators=((2,),))  # any will do
+_STOP = StopCondition(eos_id=2, separators=((2,),))  # any will do
 _SYSTEM = 40  # tokens of text that stand between an image and its questions
 
 
@@ -86,7 +86,7 @@ class InferencePlan:
     topology: str
     chips: int
     mesh: dict[str, int]
-    layout: Layout
+    layout: StateShape
     prefix_tokens: int
     estimate: str
     weights_gib: float
@@ -116,11 +116,13 @@ def plan_inference(config: Config, wanted: Slice, *, asked: Workload, mesh: Mesh
     weights = sum(math.prod(shape.shape) * jnp.dtype(dtypes[path]).itemsize for path, shape in shapes.items())
     if mesh is None:
         limit = int(wanted.chip.hbm_gib * GIB)
-        mesh = MeshConfig(tensor=fewest(config.model, weights=weights, limit=limit, devices=wanted.devices))
+        mesh = MeshConfig(
+            tensor=smallest_tensor_axis(config.model, weights=weights, limit=limit, devices=wanted.devices)
+        )
     chosen = build_mesh(mesh, batch_size=asked.rows * wanted.devices, devices=slices.devices(wanted))
     groups, tensor = chosen.shape["data"] * chosen.shape["fsdp"], chosen.shape["tensor"]
     images = max(1, -(-asked.rows // asked.per_image))
-    layout = Layout.of(
+    layout = StateShape.of(
         [asked.per_image] * images * groups,
         longest_question=asked.question_tokens,
         longest_answer=asked.answer_tokens,
@@ -130,7 +132,7 @@ def plan_inference(config: Config, wanted: Slice, *, asked: Workload, mesh: Mesh
     )
     visual = config.model.visual_tokens
     slots = (TEXT_SLOT, START_SLOT, *range(visual), END_SLOT, *([TEXT_SLOT] * _SYSTEM))
-    made = programs(
+    made = build_programs(
         graphdef, config=config.model, prefix=((0,) * len(slots), slots), layout=layout, stop=_STOP, sampling=GREEDY,
         mesh=chosen,
     )  # fmt: skip
@@ -229,7 +231,7 @@ Call = tuple[Callable[..., Any], tuple, int, str]
 
 
 def _calls(
-    config: Config, made: Programs, layout: Layout, params: dict[str, Any], *, chips: int
+    config: Config, made: Programs, layout: StateShape, params: dict[str, Any], *, chips: int
 ) -> tuple[dict[str, Call], Any]:
     """`name -> (program, its arguments' shapes, units of work in a call, their name)`, and the shapes that live on."""
     groups, place = made.groups, made.placement
@@ -246,7 +248,7 @@ def _calls(
     visual = (images, config.model.visual_tokens, config.model.llm.dim)
     width = bucket(layout.question_slots)
     inserts = groups * layout.inserts
-    new = Insert(
+    new = NewRequests(
         row=given((inserts,), jnp.int32),
         image=given((inserts,), jnp.int32),
         tokens=given((inserts, width), jnp.int32),
@@ -254,7 +256,7 @@ def _calls(
         limit=given((inserts,), jnp.int32),
         seed=given((inserts,), jnp.uint32),
     )
-    until = Until(given((groups,), jnp.bool_), given((), jnp.int32, place.whole))
+    until = RefillThreshold(given((groups,), jnp.bool_), given((), jnp.int32, place.whole))
     calls: dict[str, Call] = {
         "encode": (made.encode, (params, given((images, side, side, 3), jnp.uint8, spread)), images, "images"),
         "prefill": (

@@ -18,7 +18,7 @@ from earthgpt_jax import params as params_lib
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.config import Config, ModelConfig
 from earthgpt_jax.models import earthgpt
-from earthgpt_jax.models.quantized import freeze
+from earthgpt_jax.models.quantized import cast_frozen
 from earthgpt_jax.sharding import rules
 from earthgpt_jax.sharding.mesh import Placement, build_mesh
 from earthgpt_jax.training.optim import make_optimizer
@@ -93,7 +93,7 @@ def step_inputs(
     placement = rules.placement(config.model, shapes, mesh=mesh)
     chosen = trainable_paths(config, shapes) if trainable is None else trainable
     changing, fixed = params_lib.split(shapes, chosen)
-    frozen = jax.eval_shape(lambda fixed: freeze(fixed, config.frozen_dtype), fixed)
+    frozen = jax.eval_shape(lambda fixed: cast_frozen(fixed, config.frozen_dtype), fixed)
     moments = jax.eval_shape(make_optimizer(config.optim, chosen).init, changing)
     shapes_of_state: Any = (Shape((), jnp.int32), changing, moments)
     state = State(*shapes_of_state)
@@ -131,7 +131,7 @@ def compile_step(
 
     Args:
         trained: instead of what the stage trains.
-        loss_chunk: instead of `Execution.loss_chunk`.
+        loss_chunk: instead of `ExecutionOptions.loss_chunk`.
 
     Raises:
         OutOfMemory: it does not fit their memory.

@@ -99,7 +99,7 @@ def export_accessory(name: str | Path, out: Path, *, dtype: np.dtype | None = No
     import torch
     from safetensors.torch import load_file
 
-    model = model_dir.describe(name)
+    model = model_dir.read_config(name)
     reader, config = ScaledLoraReader(_params(model), model.model), model.model
     table = tables.accessory(config).prefixed(key="llma.")
     shapes = table.checkpoint_shapes(reader.shapes)
@@ -141,7 +141,7 @@ def _params(model: ModelDir) -> SafetensorsReader:
 
 def _open_model(name: str | Path, adapter: str) -> tuple[ModelDir, Reader, ModelConfig]:
     """Return a model directory, its parameters without adapters, and the config that matches these parameters."""
-    model = model_dir.describe(name)
+    model = model_dir.read_config(name)
     params = _params(model)
     if adapter == "separate" or model.model.adapter.kind is AdapterKind.NONE:
         config = dataclasses.replace(model.model, adapter=AdapterConfig())

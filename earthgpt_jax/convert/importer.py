@@ -201,7 +201,7 @@ def import_model(
         for path, layer, array in read_params(prepared, seed=seed):
             writer.write(path, array if layer is None else array[None], layer or 0)
         writer.close()
-        model_dir.write_description(
+        model_dir.write_config(
             folder, model=prepared.model, decimals=decimals, chat_template=chat_template, tokenizer=tokenizer,
             about={"recipe": "earthgpt convert import", "stage": "base", "steps": 0, "parts": dict(prepared.sources)},
         )  # fmt: skip

@@ -17,7 +17,7 @@ from earthgpt_jax.input.prompts.chat_template import chat_template
 from earthgpt_jax.input.sequences import generation_prompt
 from earthgpt_jax.input.tokenizer import Tokenizer
 from earthgpt_jax.models import earthgpt, model_dir
-from earthgpt_jax.ops.attention import visible
+from earthgpt_jax.ops.attention import make_attention_mask
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -91,7 +91,7 @@ def _logits(name: str | Path, image: bytes, question: str) -> np.ndarray:
         module = params_lib.merge_module(graphdef, params)
         x = module.embed(tokens[None], slots[None], module.perceive(module.encode(square[None])))
         ones = jax.numpy.ones((1, len(tokens)), int)
-        hidden, _ = module.llm(x, positions=np.arange(len(tokens))[None], mask=visible(ones, 0 * ones))
+        hidden, _ = module.llm(x, positions=np.arange(len(tokens))[None], mask=make_attention_mask(ones, 0 * ones))
         return module.llm.logits(hidden)[0]
 
     params = {path: jax.numpy.asarray(value, np.float32) for path, value in arrays.items()}

@@ -18,7 +18,7 @@ from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.evaluation import predictions as predictions_lib
 from earthgpt_jax.evaluation.files import Files, Process
 from earthgpt_jax.evaluation.predictions import WITH_BOXES, Prediction
-from earthgpt_jax.inference.engine import Answer, Ask, Scene
+from earthgpt_jax.inference.engine import Answer, ImageRequests, Request
 from earthgpt_jax.input.images import grey_square, load_square
 from earthgpt_jax.input.prompts.derived import DerivedTask
 from earthgpt_jax.input.prompts.questions import (
@@ -85,9 +85,9 @@ class Answerer(Protocol):
     @property
     def decimals(self) -> int: ...
 
-    def layout(self, scenes: Sequence[Scene]) -> Any: ...
+    def state_shape(self, scenes: Sequence[ImageRequests]) -> Any: ...
 
-    def stream(self, scenes: Sequence[Scene], *, layout: Any) -> Iterator[Answer]: ...
+    def stream(self, scenes: Sequence[ImageRequests], *, state_shape: Any) -> Iterator[Answer]: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,7 +191,7 @@ def evaluate(
 
 
 def _prediction(item: Asked, answer: Answer, log_probs: Collection[str]) -> Prediction:
-    kept = answer.lengths if item.question.task in log_probs else ()
+    kept = answer.token_lengths if item.question.task in log_probs else ()
     return Prediction.of(
         item.record, item.question, answer.text, token_lengths=kept, logprobs=answer.logprobs[: len(kept)].tolist()
     )
@@ -211,13 +211,13 @@ def _answers(
     """
     for at_most in sorted({_class(item) for item in asked}):
 
-        def scenes(groups: Iterable[Sequence[Asked]], at_most: int = at_most) -> list[Scene]:
+        def scenes(groups: Iterable[Sequence[Asked]], at_most: int = at_most) -> list[ImageRequests]:
             chosen = ([item for item in group if _class(item) == at_most] for group in groups)
             return [_scene(group, size=answerer.image_size, view=view) for group in chosen if group]
 
         missing = scenes([[item for item in group if item.question.id not in done] for group in own])
         if missing:
-            yield from answerer.stream(missing, layout=answerer.layout(scenes(_by_image(asked))))
+            yield from answerer.stream(missing, state_shape=answerer.state_shape(scenes(_by_image(asked))))
 
 
 def _class(item: Asked) -> int:
@@ -225,12 +225,12 @@ def _class(item: Asked) -> int:
     return next(at_most for at_most in _CLASSES if limit <= at_most)
 
 
-def _scene(group: Sequence[Asked], *, size: int, view: View) -> Scene:
+def _scene(group: Sequence[Asked], *, size: int, view: View) -> ImageRequests:
     record = group[0].record
-    return Scene(
+    return ImageRequests(
         image=lambda: _image(record, size, view),
-        asks=[
-            Ask(id=item.question.id, text=item.question.text, max_new_tokens=MAX_NEW_TOKENS[item.question.task])
+        requests=[
+            Request(id=item.question.id, text=item.question.text, max_new_tokens=MAX_NEW_TOKENS[item.question.task])
             for item in group
         ],
     )

@@ -19,8 +19,8 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from earthgpt_jax.config import ModelConfig
-from earthgpt_jax.inference.reference import Stop
-from earthgpt_jax.inference.sampling import Sampling, choose
+from earthgpt_jax.inference.reference import StopCondition
+from earthgpt_jax.inference.sampling import Sampling, sample_tokens
 from earthgpt_jax.inference.shared_prefix import each_group, extend, heads_first
 from earthgpt_jax.models import earthgpt
 from earthgpt_jax.models.earthgpt import EarthGPT
@@ -41,7 +41,7 @@ def bucket(length: int, least: int = _LEAST_QUESTION) -> int:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Layout:
+class StateShape:
     """Sizes of the state; a group's.
 
     Attributes:
@@ -74,7 +74,7 @@ class Layout:
         batch_size: int,
         groups: int = 1,
         tensor: int = 1,
-    ) -> Layout:
+    ) -> StateShape:
         """For so many questions an image: few rows an image, but enough that all are busy.
 
         Args:
@@ -125,7 +125,7 @@ class Rows(NamedTuple):
     seed: jax.Array
 
 
-class Insert(NamedTuple):
+class NewRequests(NamedTuple):
     """Questions for free rows; `row` is B where there is none.
 
     Attributes:
@@ -142,7 +142,7 @@ class Insert(NamedTuple):
     seed: Any
 
 
-class Until(NamedTuple):
+class RefillThreshold(NamedTuple):
     """When to stop decoding: when so many rows are free, or all.
 
     Attributes:
@@ -210,13 +210,13 @@ def _encoder(graphdef: nnx.GraphDef, config: ModelConfig, mesh: Mesh) -> Callabl
 
 
 @functools.lru_cache(maxsize=16)
-def programs(
+def build_programs(
     graphdef: nnx.GraphDef,
     *,
     config: ModelConfig,
     prefix: tuple[tuple[int, ...], tuple[int, ...]],
-    layout: Layout,
-    stop: Stop,
+    layout: StateShape,
+    stop: StopCondition,
     sampling: Sampling,
     mesh: Mesh,
 ) -> Programs:
@@ -271,7 +271,7 @@ def programs(
             found |= jnp.all(tail[:, -len(separator) :] == jnp.asarray(separator), axis=1)
         return found
 
-    def insert(params: Params, prefixes: Cache, rows: Rows, new: Insert) -> Rows:
+    def insert(params: Params, prefixes: Cache, rows: Rows, new: NewRequests) -> Rows:
         model: EarthGPT = merge_module(graphdef, params)
         width = new.tokens.shape[1]
         order = jnp.arange(width)
@@ -286,7 +286,7 @@ def programs(
         )
         last = jnp.take_along_axis(hidden, (new.length - 1)[:, None, None], axis=1)
         zeros = jnp.zeros_like(new.length)
-        token, logprob = choose(model.llm.logits(last)[:, 0], sampling=sampling, seeds=new.seed, steps=zeros)
+        token, logprob = sample_tokens(model.llm.logits(last)[:, 0], sampling=sampling, seeds=new.seed, steps=zeros)
         tail = jnp.full((len(token), window), -1).at[:, -1].set(token)
 
         def put(old: jax.Array, values: jax.Array) -> jax.Array:
@@ -314,7 +314,7 @@ def programs(
             seed=put(rows.seed, new.seed),
         )
 
-    def decode(params: Params, prefixes: Cache, rows: Rows, until: Until) -> Rows:
+    def decode(params: Params, prefixes: Cache, rows: Rows, until: RefillThreshold) -> Rows:
         model: EarthGPT = merge_module(graphdef, params)
         row = jnp.tile(jnp.arange(layout.rows), groups)
 
@@ -329,7 +329,7 @@ def programs(
                 written=rows.length,
             )
             logits = model.llm.logits(hidden)[:, 0]
-            token, logprob = choose(logits, sampling=sampling, seeds=rows.seed, steps=rows.made)
+            token, logprob = sample_tokens(logits, sampling=sampling, seeds=rows.seed, steps=rows.made)
             token = jnp.where(rows.active, token, rows.token)
             tail = jnp.concatenate([rows.tail[:, 1:], token[:, None]], axis=1)
             # A row that has ended writes nowhere: index B is beyond the arrays.
@@ -372,8 +372,8 @@ def programs(
     # The same tuples with a sharding at each place; `_make`, unlike their constructors, is not typed for arrays.
     prefixes = Cache._make([cached] * len(Cache._fields))
     state = Rows._make([prefixes, *[place.batch] * (len(Rows._fields) - 1)])
-    new = Insert._make([place.batch] * len(Insert._fields))
-    until = Until._make([place.batch, place.whole])
+    new = NewRequests._make([place.batch] * len(NewRequests._fields))
+    until = RefillThreshold._make([place.batch, place.whole])
 
     def compiled(function: Callable, *arguments: Any, out: Any, donated: int | None = None) -> Callable:
         def about(*values: Any) -> Any:

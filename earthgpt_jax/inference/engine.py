@@ -15,11 +15,11 @@ from jax.sharding import Mesh
 from earthgpt_jax import params as params_lib
 from earthgpt_jax.common.digests import fingerprint, sha256
 from earthgpt_jax.config import MeshConfig
-from earthgpt_jax.inference.decode import Layout, placement, programs
+from earthgpt_jax.inference.decode import StateShape, build_programs, placement
 from earthgpt_jax.inference.mesh import build_mesh, default_mesh
-from earthgpt_jax.inference.reference import Stop
-from earthgpt_jax.inference.sampling import GREEDY, Sampling, seed_of
-from earthgpt_jax.inference.scheduler import Counts, Finished, Request, Scheduler, Work
+from earthgpt_jax.inference.reference import StopCondition
+from earthgpt_jax.inference.sampling import GREEDY, Sampling, request_seed
+from earthgpt_jax.inference.scheduler import Counts, Finished, Scheduler, TokenizedRequest, Work
 from earthgpt_jax.input.prompts.chat_template import SEPARATOR, chat_template
 from earthgpt_jax.input.sequences import image_prefix, open_turn_ids
 from earthgpt_jax.input.tokenizer import Tokenizer
@@ -28,7 +28,7 @@ from earthgpt_jax.params import Params
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Ask:
+class Request:
     """A question; an answer that is longer than `max_new_tokens` is cut there."""
 
     id: str
@@ -37,11 +37,11 @@ class Ask:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Scene:
+class ImageRequests:
     """An image, u8[S, S, 3] when it is called for, and what is asked about it."""
 
     image: Callable[[], np.ndarray]
-    asks: Sequence[Ask]
+    requests: Sequence[Request]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,14 +49,14 @@ class Answer:
     """Attributes:
     tokens: i32[n], the end of the answer included.
     logprobs: f32[n], of each token given those before.
-    lengths: characters of `text` that the first tokens are, together all of it; the other tokens end it.
+    token_lengths: characters of `text` that the first tokens are, together all of it; the other tokens end it.
     """
 
     id: str
     text: str
     tokens: np.ndarray
     logprobs: np.ndarray
-    lengths: tuple[int, ...] = ()
+    token_lengths: tuple[int, ...] = ()
 
 
 class Engine:
@@ -89,7 +89,9 @@ class Engine:
         self._sampling = sampling
         self._tokenizer = Tokenizer(model.tokenizer)
         self._chat_template = chat_template(model.chat_template)
-        self._stop = Stop(eos_id=self._tokenizer.eos_id, separators=self._chat_template.separator_ids(self._tokenizer))
+        self._stop = StopCondition(
+            eos_id=self._tokenizer.eos_id, separators=self._chat_template.separator_ids(self._tokenizer)
+        )
         tokens, slots = image_prefix(self._tokenizer, self._chat_template, visual_tokens=model.model.visual_tokens)
         self._prefix = (tuple(tokens.tolist()), tuple(slots.tolist()))
 
@@ -112,11 +114,11 @@ class Engine:
             mesh: how devices share the work; default: `default_mesh`.
             devices: default: all of this process.
         """
-        model = model_dir.describe(name)
+        model = model_dir.read_config(name)
         devices = jax.local_devices() if devices is None else devices
         config = mesh or default_mesh(model.model, weights=model_dir.size(model), devices=devices)
         chosen = build_mesh(config, batch_size=batch_size, devices=devices)
-        params = model_dir.load(model, placement(model.model, chosen))
+        params = model_dir.load_sharded(model, placement(model.model, chosen))
         return cls(model, params, batch_size=batch_size, sampling=sampling, mesh=chosen)
 
     @property
@@ -151,19 +153,19 @@ class Engine:
             items: `(u8[S, S, 3] image, question)`.
             max_new_tokens: an answer that is longer is cut there.
         """
-        scenes: dict[str, tuple[np.ndarray, list[Ask]]] = {}
+        scenes: dict[str, tuple[np.ndarray, list[Request]]] = {}
         for number, (image, text) in enumerate(items):
             _, asks = scenes.setdefault(sha256(image.tobytes()), (image, []))
-            asks.append(Ask(id=str(number), text=text, max_new_tokens=max_new_tokens))
-        every = [Scene(image=lambda image=image: image, asks=asks) for image, asks in scenes.values()]  # type: ignore[misc]
+            asks.append(Request(id=str(number), text=text, max_new_tokens=max_new_tokens))
+        every = [ImageRequests(image=lambda image=image: image, requests=asks) for image, asks in scenes.values()]  # type: ignore[misc]
         texts = {answer.id: answer.text for answer in self.stream(every)}
         return [texts[str(number)] for number in range(len(items))]
 
-    def layout(self, scenes: Iterable[Scene]) -> Layout:
+    def state_shape(self, scenes: Iterable[ImageRequests]) -> StateShape:
         """What `stream` would choose for these; one layout for parts of them keeps its shapes the same."""
-        asks = [ask for scene in scenes for ask in scene.asks]
-        return Layout.of(
-            [len(scene.asks) for scene in scenes],
+        asks = [ask for scene in scenes for ask in scene.requests]
+        return StateShape.of(
+            [len(scene.requests) for scene in scenes],
             longest_question=max(len(self._question(ask.text)) for ask in asks),
             longest_answer=max(ask.max_new_tokens for ask in asks),
             batch_size=self._batch_size,
@@ -171,7 +173,7 @@ class Engine:
             tensor=self.mesh.shape["tensor"],
         )
 
-    def stream(self, scenes: Sequence[Scene], *, layout: Layout | None = None) -> Iterator[Answer]:
+    def stream(self, scenes: Sequence[ImageRequests], *, state_shape: StateShape | None = None) -> Iterator[Answer]:
         """Answers in the order in which they get ready.
 
         Args:
@@ -180,8 +182,8 @@ class Engine:
         """
         if not scenes:
             return
-        layout = layout or self.layout(scenes)
-        chosen = programs(
+        layout = state_shape or self.state_shape(scenes)
+        chosen = build_programs(
             self._graphdef,
             config=self.model.model,
             prefix=self._prefix,
@@ -192,24 +194,25 @@ class Engine:
         )
         scheduler = Scheduler(chosen, self._params, layout=layout, prefix=len(self._prefix[0]))
         self.counts = scheduler.counts
-        work = (Work(image=scene.image, requests=[self._request(ask) for ask in scene.asks]) for scene in scenes)
+        work = (Work(image=scene.image, requests=[self._request(ask) for ask in scene.requests]) for scene in scenes)
         for finished in scheduler.run(work):
             yield self._answer(finished)
 
     def _question(self, text: str) -> list[int]:
         return open_turn_ids(self._tokenizer, self._chat_template, text)
 
-    def _request(self, ask: Ask) -> Request:
-        return Request(name=ask.id, tokens=self._question(ask.text), limit=ask.max_new_tokens, seed=seed_of(ask.id))
+    def _request(self, ask: Request) -> TokenizedRequest:
+        return TokenizedRequest(
+            name=ask.id, tokens=self._question(ask.text), limit=ask.max_new_tokens, seed=request_seed(ask.id)
+        )
 
     def _answer(self, finished: Finished) -> Answer:
-        text, lengths = self._said(finished.tokens)
-        return Answer(id=finished.name, text=text, tokens=finished.tokens, logprobs=finished.logprobs, lengths=lengths)
+        text, lengths = self.decode_tokens(finished.tokens)
+        return Answer(
+            id=finished.name, text=text, tokens=finished.tokens, logprobs=finished.logprobs, token_lengths=lengths
+        )
 
-    def _text(self, ids: np.ndarray) -> str:
-        return self._said(ids)[0]
-
-    def _said(self, ids: np.ndarray) -> tuple[str, tuple[int, ...]]:
+    def decode_tokens(self, ids: np.ndarray) -> tuple[str, tuple[int, ...]]:
         """The answer up to its end, and its tokens' lengths; an answer that ran into the limit stays as it is."""
         kept = list(itertools.takewhile(lambda token: token != self._stop.eos_id, ids.tolist()))
         whole, spans = self._tokenizer.decode_with_spans([token for token in kept if token])

@@ -53,10 +53,10 @@ def default_mesh(model: ModelConfig, *, weights: int, devices: Sequence[jax.Devi
     limit = statistics.get("bytes_limit")
     if limit is None:  # a CPU
         return MeshConfig()
-    return MeshConfig(tensor=fewest(model, weights=weights, limit=limit, devices=len(devices)))
+    return MeshConfig(tensor=smallest_tensor_axis(model, weights=weights, limit=limit, devices=len(devices)))
 
 
-def fewest(model: ModelConfig, *, weights: int, limit: int, devices: int) -> int:
+def smallest_tensor_axis(model: ModelConfig, *, weights: int, limit: int, devices: int) -> int:
     """The smallest size of `tensor` at which a device with `limit` bytes of memory has room for its weights."""
     heads = (model.llm.heads, model.llm.kv_heads)
     sizes = [n for n in range(1, devices + 1) if devices % n == 0 and not any(head % n for head in heads)]

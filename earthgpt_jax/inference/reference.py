@@ -17,7 +17,7 @@ from earthgpt_jax.params import Params, merge_module
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Stop:
+class StopCondition:
     """Where an answer ends: at `eos_id`, or behind any of the id sequences `separators` (kept in the output)."""
 
     eos_id: int
@@ -55,7 +55,7 @@ def generate(
     *,
     config: ModelConfig,
     max_new_tokens: int,
-    stop: Stop,
+    stop: StopCondition,
 ) -> jax.Array:
     """Greedy continuations, i32[B, max_new_tokens]; 0 after the end of each.
 

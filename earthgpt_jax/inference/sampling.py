@@ -43,12 +43,14 @@ class Sampling:
 GREEDY = Sampling()
 
 
-def seed_of(name: str) -> int:
+def request_seed(name: str) -> int:
     """A question's own number, uint32."""
     return sha256_int(name, size=4, byteorder="little")
 
 
-def choose(logits: jax.Array, *, sampling: Sampling, seeds: jax.Array, steps: jax.Array) -> tuple[jax.Array, jax.Array]:
+def sample_tokens(
+    logits: jax.Array, *, sampling: Sampling, seeds: jax.Array, steps: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     """Tokens i32[B] and their log-probabilities f32[B] under the model itself (temperature 1, all tokens).
 
     Args:

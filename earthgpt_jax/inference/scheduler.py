@@ -10,12 +10,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from earthgpt_jax.inference.decode import Insert, Layout, Programs, Until, bucket
+from earthgpt_jax.inference.decode import NewRequests, Programs, RefillThreshold, StateShape, bucket
 from earthgpt_jax.params import Params
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Request:
+class TokenizedRequest:
     """One tokenised question: the tokens behind the prefix, the longest answer, the number that decides draws."""
 
     name: Any
@@ -29,7 +29,7 @@ class Work:
     """An image, u8[S, S, 3] when it is called for, and the questions about it."""
 
     image: Callable[[], np.ndarray]
-    requests: Sequence[Request]
+    requests: Sequence[TokenizedRequest]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,7 +64,7 @@ class Counts:
 class _Place:
     """An image in work: its questions that wait, and its free rows."""
 
-    waiting: collections.deque[Request]
+    waiting: collections.deque[TokenizedRequest]
     free: list[int]
 
 
@@ -75,7 +75,7 @@ class Scheduler:
     the other into whatever row of its own is free; when all are answered, it takes the next image.
     """
 
-    def __init__(self, programs: Programs, params: Params, *, layout: Layout, prefix: int):
+    def __init__(self, programs: Programs, params: Params, *, layout: StateShape, prefix: int):
         self._programs, self._params, self._layout = programs, params, layout
         self._groups, self._prefix = programs.groups, prefix
         self.counts = Counts()
@@ -87,7 +87,7 @@ class Scheduler:
         places = [
             [self._free_place(image) for image in range(layout.images)] for _ in range(self._groups)
         ]  # of each group
-        inside: dict[tuple[int, int], Request] = {}
+        inside: dict[tuple[int, int], TokenizedRequest] = {}
         more = True
         while True:
             if more:
@@ -150,9 +150,9 @@ class Scheduler:
     def _insert(self, prefixes: Any, rows: Any, places: list[list[_Place]], inside: dict) -> Any:
         """Questions that wait into free rows of their image's place; those of like length together."""
         layout, share = self._layout, self._layout.rows_per_image
-        queues: list[dict[int, list[tuple[int, Request]]]] = []
+        queues: list[dict[int, list[tuple[int, TokenizedRequest]]]] = []
         for group, own in enumerate(places):
-            queue: dict[int, list[tuple[int, Request]]] = collections.defaultdict(list)
+            queue: dict[int, list[tuple[int, TokenizedRequest]]] = collections.defaultdict(list)
             for place in own:
                 while place.waiting and place.free:
                     row, request = place.free.pop(), place.waiting.popleft()
@@ -161,7 +161,7 @@ class Scheduler:
             queues.append(queue)
         for width in sorted({width for queue in queues for width in queue}):
             while any(queue.get(width) for queue in queues):
-                new = Insert(
+                new = NewRequests(
                     row=np.full((self._groups, layout.inserts), layout.rows, np.int32),
                     image=np.zeros((self._groups, layout.inserts), np.int32),
                     tokens=np.zeros((self._groups, layout.inserts, width), np.int32),
@@ -180,12 +180,12 @@ class Scheduler:
                         self.counts.questions += 1
                         self.counts.prefill += size
                         self.counts.unshared += size + self._prefix
-                flat = Insert(*(self._put(field.reshape(-1, *field.shape[2:])) for field in new))
+                flat = NewRequests(*(self._put(field.reshape(-1, *field.shape[2:])) for field in new))
                 self.counts.padded += new.tokens.size
                 rows = self._programs.insert(self._params, prefixes, rows, flat)
         return rows
 
-    def _until(self, places: list[list[_Place]], inside: dict, more: bool) -> Until:
+    def _until(self, places: list[list[_Place]], inside: dict, more: bool) -> RefillThreshold:
         """How many rows shall be free before it is worth to stop decoding."""
         layout = self._layout
         busy = collections.Counter(group for group, _ in inside)
@@ -196,7 +196,7 @@ class Scheduler:
         # Where nothing waits, until all are free.
         free = free if any(useful) else layout.rows * self._groups + 1
         whole = self._programs.placement.whole
-        return Until(self._put(np.array(useful)), jax.device_put(np.int32(free), whole))
+        return RefillThreshold(self._put(np.array(useful)), jax.device_put(np.int32(free), whole))
 
     def _collect(self, rows: Any, places: list[list[_Place]], inside: dict) -> Iterator[Finished]:
         active, made, output, logprobs = jax.device_get((rows.active, rows.made, rows.output, rows.logprobs))

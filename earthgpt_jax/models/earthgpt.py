@@ -58,8 +58,8 @@ class EarthGPT(nnx.Module):
         without antialiasing for the ViT.
         """
         config, pixels = self.config, constrain(images, ROWS).astype(jnp.float32) / 255
-        vit = normalise(resize(pixels, config.vit.image_size, Method.BICUBIC_TORCH), IMAGENET_MEAN, IMAGENET_STD)
-        cnn = normalise(resize(pixels, config.convnext.image_size, Method.NEAREST), CLIP_MEAN, CLIP_STD)
+        vit = normalize(resize(pixels, config.vit.image_size, Method.BICUBIC_TORCH), IMAGENET_MEAN, IMAGENET_STD)
+        cnn = normalize(resize(pixels, config.convnext.image_size, Method.NEAREST), CLIP_MEAN, CLIP_STD)
         dtype = jnp.dtype(config.compute_dtype)
         maps = self.convnext(cnn.astype(dtype))
         features = Features(
@@ -88,7 +88,7 @@ class EarthGPT(nnx.Module):
         return jnp.where(slots == END_SLOT, self.image_tokens.end[...].astype(x.dtype), x)
 
 
-def normalise(x: jax.Array, mean: tuple[float, ...], std: tuple[float, ...]) -> jax.Array:
+def normalize(x: jax.Array, mean: tuple[float, ...], std: tuple[float, ...]) -> jax.Array:
     """(x - mean) / std per channel; pixels in 0..1."""
     return (x - np.asarray(mean, np.float32)) / np.asarray(std, np.float32)
 

@@ -14,8 +14,8 @@ from jax.ad_checkpoint import checkpoint_name
 
 from earthgpt_jax.config import AdapterConfig, AdapterKind, DType, Remat
 from earthgpt_jax.models.adapters import make_adapter
-from earthgpt_jax.models.quantized import product
-from earthgpt_jax.models.remat import rematerialised
+from earthgpt_jax.models.quantized import int8_matmul
+from earthgpt_jax.models.remat import apply_remat
 
 M = TypeVar("M", bound=nnx.Module)
 
@@ -50,7 +50,7 @@ class Linear(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         x = x.astype(self.dtype)
-        y = product(x, self.kernel.get_value())
+        y = int8_matmul(x, self.kernel.get_value())
         if hasattr(self, "bias"):
             y = y + self.bias[...].astype(self.dtype)
         if self.name is not None:
@@ -116,7 +116,7 @@ def scan(
         return step(nnx.merge(graphdef, layer), carry, x)
 
     unrolled = _unroll.get()
-    return jax.lax.scan(rematerialised(body, remat, unrolled=unrolled), carry, (state, xs), unroll=unrolled)
+    return jax.lax.scan(apply_remat(body, remat, unrolled=unrolled), carry, (state, xs), unroll=unrolled)
 
 
 @contextlib.contextmanager

@@ -11,29 +11,29 @@ from flax import nnx
 
 from earthgpt_jax.config import AdapterConfig, DType, LlamaConfig, Remat
 from earthgpt_jax.models.layers import Linear, RMSNorm, scan, stack
-from earthgpt_jax.ops.attention import Attention as Kernel
-from earthgpt_jax.ops.attention import Xla, attend
+from earthgpt_jax.ops.attention import SelfAttention as Kernel
+from earthgpt_jax.ops.attention import XlaAttention, attend
 from earthgpt_jax.ops.rope import rope
 from earthgpt_jax.sharding.mesh import ROWS, constrain
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Execution:
+class ExecutionOptions:
     """How the LLM runs in training; nothing here changes a result beyond rounding.
 
     Attributes:
         loss_chunk: supervised positions of a row whose logits are held at a time.
-        kernels: dtype that trained kernels of blocks are cast to outside of the differentiated function: that in which
-            they multiply, and so that in which their gradients are made.
+        kernel_dtype: dtype that trainable kernels of blocks are cast to outside of the differentiated function. It is
+            the dtype that they multiply in, and therefore the dtype of their gradients.
     """
 
     remat: Remat = Remat.NONE
-    attention: Kernel = dataclasses.field(default_factory=Xla)
+    attention: Kernel = dataclasses.field(default_factory=XlaAttention)
     loss_chunk: int = 256
-    kernels: DType = DType.FLOAT32
+    kernel_dtype: DType = DType.FLOAT32
 
 
-PLAIN = Execution()
+PLAIN = ExecutionOptions()
 
 
 class Cache(NamedTuple):
@@ -167,7 +167,7 @@ class Llama(nnx.Module):
         mask: jax.Array,
         cache: Cache | None = None,
         slot: jax.Array | int = 0,
-        execution: Execution = PLAIN,
+        execution: ExecutionOptions = PLAIN,
     ) -> tuple[jax.Array, Cache | None]:
         """Hidden states through the final norm, and the cache with this call's keys and values in it.
 

@@ -70,7 +70,7 @@ def find(name: str | Path) -> Path:
     return path
 
 
-def describe(name: str | Path) -> ModelDir:
+def read_config(name: str | Path) -> ModelDir:
     """A model directory without its arrays."""
     path = find(name)
     try:
@@ -88,7 +88,7 @@ def describe(name: str | Path) -> ModelDir:
 
 def read(name: str | Path) -> tuple[ModelDir, dict[str, np.ndarray]]:
     """A model directory with its arrays, in the dtypes they were written in, checked against its config."""
-    model = describe(name)
+    model = read_config(name)
     with _readable(model.weights):
         arrays = load_file(model.weights)
     _, expected = earthgpt.abstract(model.model)
@@ -96,7 +96,7 @@ def read(name: str | Path) -> tuple[ModelDir, dict[str, np.ndarray]]:
     return model, arrays
 
 
-def load(model: ModelDir, place: Placement) -> Params:
+def load_sharded(model: ModelDir, place: Placement) -> Params:
     """A model directory's arrays as `read` has them, but on the devices of a mesh: each reads its own parts only."""
     _, expected = earthgpt.abstract(model.model)
     with _readable(model.weights), safe_open(model.weights, framework="numpy") as file:
@@ -141,14 +141,12 @@ def write(
     partial.mkdir(parents=True)
     save_file({key: np.ascontiguousarray(arrays[key]) for key in sorted(arrays)}, partial / "model.safetensors")
     (partial / "model.safetensors").chmod(0o644)  # the library makes it private; a package must be readable
-    write_description(
-        partial, model=model, decimals=decimals, chat_template=chat_template, tokenizer=tokenizer, about=about
-    )
+    write_config(partial, model=model, decimals=decimals, chat_template=chat_template, tokenizer=tokenizer, about=about)
     shutil.rmtree(path, ignore_errors=True)
     os.replace(partial, path)
 
 
-def write_description(
+def write_config(
     folder: Path, *, model: ModelConfig, decimals: int, chat_template: str, tokenizer: Path, about: dict
 ) -> None:
     """Everything of a model directory but its arrays."""
@@ -157,7 +155,7 @@ def write_description(
     shutil.copyfile(tokenizer, folder / "tokenizer.model")
 
 
-def completed(arrays: Mapping[str, np.ndarray], model: ModelConfig, *, seed: int, where: str) -> Params:
+def with_fresh_adapters(arrays: Mapping[str, np.ndarray], model: ModelConfig, *, seed: int, where: str) -> Params:
     """fp32 parameters of `model` from `arrays`; adapters not among them start fresh, the rest must be there."""
     _, expected = earthgpt.abstract(model)
     fresh = [path for path in expected if "/adapter/" in path and path not in arrays]
@@ -168,12 +166,12 @@ def completed(arrays: Mapping[str, np.ndarray], model: ModelConfig, *, seed: int
     return {path: jnp.asarray(arrays[path], jnp.float32) for path in sorted(arrays)}
 
 
-def initial_params(name: str | Path, model: ModelConfig, *, seed: int) -> tuple[ModelDir, Params]:
+def load_initial_params(name: str | Path, model: ModelConfig, *, seed: int) -> tuple[ModelDir, Params]:
     """A model directory, and parameters of `model` that start from it; see `completed`."""
     source, arrays = read(name)
-    return source, completed(arrays, model, seed=seed, where=f"init {str(name)!r}")
+    return source, with_fresh_adapters(arrays, model, seed=seed, where=f"init {str(name)!r}")
 
 
-def as_numpy(params: Mapping[str, jax.Array]) -> dict[str, np.ndarray]:
+def to_host(params: Mapping[str, jax.Array]) -> dict[str, np.ndarray]:
     """Arrays on the host."""
     return {path: np.asarray(value) for path, value in params.items()}

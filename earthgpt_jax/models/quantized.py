@@ -43,7 +43,7 @@ class Int8(NamedTuple):
         return self.values.dtype
 
 
-def quantised(kernel: jax.Array) -> Int8:
+def quantize(kernel: jax.Array) -> Int8:
     """Rounded to the nearest level."""
     kernel = kernel.astype(jnp.float32)
     scale = jnp.max(jnp.abs(kernel), axis=-2, keepdims=True) / _TOP
@@ -51,7 +51,7 @@ def quantised(kernel: jax.Array) -> Int8:
     return Int8(jnp.round(kernel / scale).clip(-128, 127).astype(jnp.int8), scale)
 
 
-def product(x: jax.Array, kernel: jax.Array | Int8) -> jax.Array:
+def int8_matmul(x: jax.Array, kernel: jax.Array | Int8) -> jax.Array:
     """x @ kernel, [..., in] x [in, out], in the dtype of `x`; of an `Int8` not differentiable for the kernel."""
     return _product(x, kernel) if isinstance(kernel, Int8) else x @ kernel.astype(x.dtype)
 
@@ -74,16 +74,16 @@ def _backward(kernel: Int8, gradient: jax.Array) -> tuple[jax.Array, None]:
 _product.defvjp(_forward, _backward)
 
 
-def freeze(params: Mapping[str, jax.Array], dtype: FrozenDType) -> dict[str, Any]:
+def cast_frozen(params: Mapping[str, jax.Array], dtype: FrozenDType) -> dict[str, Any]:
     """Weights that are not trained, as a run holds them; for `int8` the LLM's kernels `Int8`, the rest bfloat16."""
     if dtype is not FrozenDType.INT8:
         return params_lib.cast(params, dtype)
     kernels, rest = params_lib.split(params, (path for path in params if _KERNELS.fullmatch(path)))
-    made: dict[str, Any] = {path: quantised(kernel) for path, kernel in kernels.items()}
+    made: dict[str, Any] = {path: quantize(kernel) for path, kernel in kernels.items()}
     return params_lib.merge(made, params_lib.cast(rest, DType.BFLOAT16))
 
 
-def thaw(frozen: Mapping[str, Any], dtype: DType) -> params_lib.Params:
+def dequantize(frozen: Mapping[str, Any], dtype: DType) -> params_lib.Params:
     """The arrays that `freeze` stands for: the kernels that were computed with, in `dtype`; the rest as it is."""
     return {
         path: (value.values * value.scale).astype(jnp.dtype(dtype)) if isinstance(value, Int8) else value

@@ -28,7 +28,7 @@ _POLICIES = {
 }
 
 
-def rematerialised(body: Callable, remat: Remat, *, unrolled: bool = False) -> Callable:
+def apply_remat(body: Callable, remat: Remat, *, unrolled: bool = False) -> Callable:
     """A scan's body under the policy.
 
     Args:

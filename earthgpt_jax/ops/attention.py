@@ -1,117 +1,162 @@
-"""Attention and the one rule of who sees whom.
+"""Attention, and the mask that keeps the samples of a packed sequence apart.
 
-`attend` is the reference, in plain XLA. What a model runs is an `Attention`; `ops.attention_impl` chooses one.
+`attend` is the reference in plain XLA. Training runs one of the `SelfAttention` implementations, which
+`ops.attention_impl` selects.
 """
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array, Bool, Float, Int
 
-CONTEXT = "context"  # the name of attention's output, for rematerialisation
-LANES = 128  # what a TPU kernel's blocks of tokens are multiples of
+CONTEXT = "context"  # name of the attention output in rematerialization policies
+LANES = 128  # block sizes of TPU kernels are multiples of this
 
-# Queries are taken in blocks of so many where attention is causal: what lies beyond a block's end is never
-# computed, and a block's scores stay in the cache of a CPU.
-_BLOCK = 128
+# Causal attention processes queries in blocks of this size: keys after the end of a block are never multiplied, and
+# the scores of one block stay in the cache of a CPU.
+_QUERY_BLOCK = 128
 
 
 def attend(
-    q: jax.Array, k: jax.Array, v: jax.Array, *, mask: jax.Array | None = None, causal: bool = False
-) -> jax.Array:
-    """Scaled dot-product attention, softmax in fp32.
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B S K H"],
+    v: Float[Array, "B S K H"],
+    *,
+    mask: Bool[Array, "#B T S"] | None = None,
+    causal: bool = False,
+) -> Float[Array, "B T N H"]:
+    """Compute scaled dot-product attention with the softmax in fp32.
 
     Args:
-        q: [B, T, N, H].
-        k, v: [B, S, K, H], K divides N (grouped queries).
-        mask: bool[B, T, S], True where the query sees the key; None: everything.
-        causal: promises that S is T and that the mask shows no query a later key.
+        q: queries; N is a multiple of K (grouped-query attention).
+        k: keys.
+        v: values.
+        mask: True where the query attends to the key; None attends to every key.
+        causal: asserts that S equals T and that `mask` shows no query a later key, so that blocks above the diagonal
+            can be skipped.
 
     Returns:
-        [B, T, N, H]. A query that sees no key (padding) gets an arbitrary finite value.
+        The attention output. A query whose mask is all False (padding) gets an arbitrary finite value.
     """
-    rows, length, heads, head_dim = q.shape
-    # Heads first, as the products want it: once for all blocks, not once a block.
-    q = (q * head_dim**-0.5).reshape(rows, length, k.shape[2], heads // k.shape[2], head_dim).transpose(0, 2, 3, 1, 4)
+    batch, length, heads, head_dim = q.shape
+    # The products want heads first: transpose once, not once per block.
+    q = (q * head_dim**-0.5).reshape(batch, length, k.shape[2], heads // k.shape[2], head_dim).transpose(0, 2, 3, 1, 4)
     k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)  # B K S H
-    if causal and length > _BLOCK:
+    if causal and length > _QUERY_BLOCK:
         assert mask is not None
-        ends = [*range(_BLOCK, length, _BLOCK), length]
+        ends = [*range(_QUERY_BLOCK, length, _QUERY_BLOCK), length]
         parts = [
-            _block(q[:, :, :, start:end], k[:, :, :end], v[:, :, :end], mask=mask[:, start:end, :end])
+            _attend_block(q[:, :, :, start:end], k[:, :, :end], v[:, :, :end], mask=mask[:, start:end, :end])
             for start, end in zip([0, *ends], ends, strict=False)
         ]
         out = jnp.concatenate(parts, axis=3)
     else:
-        out = _block(q, k, v, mask=mask)
-    return out.transpose(0, 3, 1, 2, 4).reshape(rows, length, heads, head_dim)
+        out = _attend_block(q, k, v, mask=mask)
+    return out.transpose(0, 3, 1, 2, 4).reshape(batch, length, heads, head_dim)
 
 
-def _block(q: jax.Array, k: jax.Array, v: jax.Array, *, mask: jax.Array | None) -> jax.Array:
-    """[B, K, G, T, H] from q [B, K, G, T, H], scaled, and k, v [B, K, S, H]."""
+def _attend_block(
+    q: Float[Array, "B K G T H"],
+    k: Float[Array, "B K S H"],
+    v: Float[Array, "B K S H"],
+    *,
+    mask: Bool[Array, "#B T S"] | None,
+) -> Float[Array, "B K G T H"]:
+    """Attend from scaled queries, where G query heads share each key head."""
     shape = (*q.shape[:4], k.shape[2])  # B K G T S
-    q = q.reshape(*q.shape[:2], -1, q.shape[-1])  # plain batched products, which a CPU has a fast way for
+    q = q.reshape(*q.shape[:2], -1, q.shape[-1])  # a plain batched product has a fast path on CPUs
     scores = jnp.einsum("BKTH,BKSH->BKTS", q, k, preferred_element_type=jnp.float32)
     if mask is not None:
-        # A finite number: a row that sees nothing (padding) stays finite, in the gradient too.
+        # A finite number instead of -inf: queries that attend to nothing (padding) keep finite values and gradients.
         scores = (scores.reshape(shape) + jnp.where(mask, 0.0, -1e30)[:, None, None]).reshape(scores.shape)
     top = jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True))
     weights = jnp.exp(scores - top)
-    # Normalised after the second product: T*H divisions instead of T*S.
+    # Normalizing after the second product takes T*H divisions instead of T*S.
     out = jnp.einsum("BKTS,BKSH->BKTH", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
     return (out / weights.sum(axis=-1, keepdims=True)).astype(v.dtype).reshape(*shape[:4], -1)
 
 
-def visible(segments: jax.Array, question_index: jax.Array) -> jax.Array:
-    """Who sees whom in packed rows.
+def make_attention_mask(segments: Int[Array, "B T"], question_index: Int[Array, "B T"]) -> Bool[Array, "B T T"]:
+    """Return the attention mask of packed sequences.
 
-    A token sees the earlier tokens of its own segment that are shared (question 0) or of its own question.
+    A token attends to the earlier tokens (itself included) of its own segment that are either shared (question 0) or
+    of its own question.
+
+    Example: segments `[1, 1, 1, 2]` with question_index `[0, 1, 2, 0]` (an image prefix, two questions about it, and
+    another sample) give, with a row per query:
+
+        1 0 0 0
+        1 1 0 0
+        1 0 1 0
+        0 0 0 1
 
     Args:
-        segments: i32[B, T], 0 is padding.
-        question_index: i32[B, T].
+        segments: number of the sample that a token belongs to; 0 is padding.
+        question_index: number of the question within the sample; 0 is shared by all its questions.
 
     Returns:
-        bool[B, T, T], [b, t, s]: t sees s.
+        `mask[b, t, s]`: True where token t attends to token s.
     """
     length = segments.shape[1]
     order = jnp.arange(length)
     causal = order[:, None] >= order[None, :]
     same_segment = segments[:, :, None] == segments[:, None, :]
-    same_question = (question_index[:, None, :] == 0) | (question_index[:, :, None] == question_index[:, None, :])
-    return causal & same_segment & same_question
+    shared = question_index[:, None, :] == 0
+    same_question = question_index[:, :, None] == question_index[:, None, :]
+    return causal & same_segment & (shared | same_question)
 
 
-class Attention(Protocol):
-    """Causal self-attention of packed rows, [B, T, N, H] from q [B, T, N, H] and k, v [B, T, K, H]."""
+@runtime_checkable
+class SelfAttention(Protocol):
+    """An implementation of causal self-attention over packed sequences."""
 
-    def prepare(self, mask: jax.Array) -> Any:
-        """Brings bool[B, T, T] (True where the query sees the key; none sees a later one) to the kernel's form.
+    def prepare(self, mask: Bool[Array, "B T T"]) -> Any:
+        """Convert the mask (True where the query attends to the key, never a later one) to what the kernel takes.
 
-        Done once a step, for all layers.
+        Called once per step, for all layers.
         """
 
-    def __call__(self, q: jax.Array, k: jax.Array, v: jax.Array, *, mask: Any) -> jax.Array: ...
+    def __call__(
+        self, q: Float[Array, "B T N H"], k: Float[Array, "B T K H"], v: Float[Array, "B T K H"], *, mask: Any
+    ) -> Float[Array, "B T N H"]: ...
 
 
-class Xla:
-    """`attend`, for every platform, length and dtype."""
+class XlaAttention:
+    """`attend`: runs on every platform, with any length and dtype."""
 
-    def prepare(self, mask: jax.Array) -> jax.Array:
+    def prepare(self, mask: Bool[Array, "B T T"]) -> Bool[Array, "B T T"]:
         return mask
 
-    def __call__(self, q: jax.Array, k: jax.Array, v: jax.Array, *, mask: jax.Array) -> jax.Array:
+    def __call__(
+        self,
+        q: Float[Array, "B T N H"],
+        k: Float[Array, "B T K H"],
+        v: Float[Array, "B T K H"],
+        *,
+        mask: Bool[Array, "B T T"],
+    ) -> Float[Array, "B T N H"]:
         return checkpoint_name(attend(q, k, v, mask=mask, causal=True), CONTEXT)
 
 
-class Cudnn:
-    """cuDNN's fused attention; bfloat16 on GPUs. The mask is a bias to it, so branches need nothing special."""
+class CudnnAttention:
+    """cuDNN's fused attention, for bfloat16 on GPUs.
 
-    def prepare(self, mask: jax.Array) -> jax.Array:
-        return mask[:, None]  # B 1 T S
+    cuDNN takes the mask as a bias, so question indices need no special treatment.
+    """
 
-    def __call__(self, q: jax.Array, k: jax.Array, v: jax.Array, *, mask: jax.Array) -> jax.Array:
+    def prepare(self, mask: Bool[Array, "B T T"]) -> Bool[Array, "B 1 T T"]:
+        return mask[:, None]
+
+    def __call__(
+        self,
+        q: Float[Array, "B T N H"],
+        k: Float[Array, "B T K H"],
+        v: Float[Array, "B T K H"],
+        *,
+        mask: Bool[Array, "B 1 T T"],
+    ) -> Float[Array, "B T N H"]:
         return checkpoint_name(jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="cudnn"), CONTEXT)

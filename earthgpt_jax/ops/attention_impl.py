@@ -1,4 +1,4 @@
-"""Choose the attention implementation that fits the devices, the dtype and the shapes."""
+"""Select the attention implementation that fits the devices, the dtype and the shapes."""
 
 from __future__ import annotations
 
@@ -7,49 +7,54 @@ import logging
 
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.config import AttentionImpl, DType
-from earthgpt_jax.ops.attention import LANES, Attention, Cudnn, Xla
+from earthgpt_jax.ops.attention import LANES, CudnnAttention, SelfAttention, XlaAttention
 
 _log = logging.getLogger(__name__)
 
 
-def choose(kernel: AttentionImpl, *, platform: str, dtype: DType, length: int, head_dim: int) -> Attention:
-    """The attention that `kernel` names, or for `auto` the best one that fits; says once which and why.
+def select_attention(impl: AttentionImpl, *, platform: str, dtype: DType, length: int, head_dim: int) -> SelfAttention:
+    """Return the implementation that `impl` names; `auto` selects the best one that fits and logs the reason once.
 
     Args:
-        platform: of the devices it will run on: cpu, gpu, tpu.
-        length: T.
+        impl: `config.attention_impl`.
+        platform: platform of the devices it will run on: cpu, gpu or tpu.
+        dtype: dtype that the model computes in.
+        length: tokens per packed sequence, T.
+        head_dim: channels per head, H.
 
     Raises:
-        EarthGPTError: a named kernel does not fit; `auto` always fits.
+        EarthGPTError: the named implementation does not fit. `auto` always finds one.
     """
-    from earthgpt_jax.ops.splash import Splash  # Pallas takes a second to import
+    from earthgpt_jax.ops.splash import SplashAttention  # importing Pallas takes a second
 
     obstacles = {
         AttentionImpl.SPLASH: [
-            *([] if platform == "tpu" else [f"devices are {platform}, not tpu"]),
-            *([] if length % LANES == 0 else [f"rows of {length} tokens are no multiple of {LANES}"]),
+            *([] if platform == "tpu" else [f"the devices are {platform}, not tpu"]),
+            *([] if length % LANES == 0 else [f"sequences of {length} tokens are not a multiple of {LANES}"]),
         ],
         AttentionImpl.CUDNN: [
-            *([] if platform == "gpu" else [f"devices are {platform}, not gpu"]),
+            *([] if platform == "gpu" else [f"the devices are {platform}, not gpu"]),
             *([] if dtype is DType.BFLOAT16 else [f"the model computes in {dtype}, not bfloat16"]),
-            *([] if head_dim <= 128 and head_dim % 8 == 0 else [f"head size {head_dim} is no multiple of 8 up to 128"]),
+            *([] if head_dim <= 128 and head_dim % 8 == 0 else [f"head size {head_dim} is not a multiple of 8 <= 128"]),
         ],
         AttentionImpl.XLA: [],
     }
-    if kernel is AttentionImpl.AUTO:
-        kernel = next(each for each, against in obstacles.items() if not against)
-        against = "; ".join(f"not {each}: {', '.join(why)}" for each, why in obstacles.items() if why)
-        _say_once(f"attention auto: {kernel} ({against})")
-    elif obstacles[kernel]:
-        raise EarthGPTError(f"attention: {kernel} does not fit: {'; '.join(obstacles[kernel])}. Take auto or xla.")
-    made: dict[AttentionImpl, Attention] = {
-        AttentionImpl.SPLASH: Splash(),
-        AttentionImpl.CUDNN: Cudnn(),
-        AttentionImpl.XLA: Xla(),
+    if impl is AttentionImpl.AUTO:
+        impl = next(candidate for candidate, reasons in obstacles.items() if not reasons)
+        rejected = "; ".join(f"not {candidate}: {', '.join(why)}" for candidate, why in obstacles.items() if why)
+        _log_once(f"attention auto: {impl} ({rejected})")
+    elif obstacles[impl]:
+        raise EarthGPTError(
+            f"attention_impl: {impl} does not fit: {'; '.join(obstacles[impl])}. Set attention_impl to auto or xla."
+        )
+    implementations: dict[AttentionImpl, SelfAttention] = {
+        AttentionImpl.SPLASH: SplashAttention(),
+        AttentionImpl.CUDNN: CudnnAttention(),
+        AttentionImpl.XLA: XlaAttention(),
     }
-    return made[kernel]
+    return implementations[impl]
 
 
 @functools.cache
-def _say_once(message: str) -> None:
+def _log_once(message: str) -> None:
     _log.info(message)

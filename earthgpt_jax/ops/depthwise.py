@@ -1,23 +1,19 @@
 """Depthwise convolution.
 
-XLA's CPU backend runs a grouped convolution much slower than the sum of shifted products below
-(forward; the gradient gains little); accelerators have a kernel for it. `platform_dependent` picks at
-lowering time, so an ahead-of-time compile for a TPU sees the convolution.
+XLA's CPU backend runs the forward pass of a grouped convolution much slower than the sum of shifted products below (the
+gradient gains little); accelerators have a fast kernel for it. `platform_dependent` chooses during lowering, so
+ahead-of-time compilation for a TPU sees the convolution.
 """
 
 from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 
-def depthwise(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """'SAME' convolution of every channel with its own kernel, stride 1.
-
-    Args:
-        x: [B, H, W, C].
-        kernel: [k, k, 1, C], k odd.
-    """
+def depthwise(x: Float[Array, "B H W C"], kernel: Float[Array, "k k 1 C"]) -> Float[Array, "B H W C"]:
+    """Convolve every channel with its own kernel, with stride 1 and 'SAME' padding; k is odd."""
     return jax.lax.platform_dependent(x, kernel, cpu=_shifted, default=_grouped)
 
 
@@ -47,8 +43,8 @@ def _forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple[jax.Arra
 
 def _backward(residuals: tuple[jax.Array, jax.Array], gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
     x, kernel = residuals
-    rows = [jnp.sum(window * gradient, axis=(0, 1, 2)) for _, _, window in _shifts(x, kernel.shape[0])]
-    return _shifted(gradient, kernel[::-1, ::-1]), jnp.stack(rows).reshape(kernel.shape)
+    taps = [jnp.sum(window * gradient, axis=(0, 1, 2)) for _, _, window in _shifts(x, kernel.shape[0])]
+    return _shifted(gradient, kernel[::-1, ::-1]), jnp.stack(taps).reshape(kernel.shape)
 
 
 _shifted.defvjp(_forward, _backward)

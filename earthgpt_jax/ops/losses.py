@@ -1,4 +1,4 @@
-"""The training loss: from logits, and from hidden states without ever holding the logits."""
+"""The training loss, computed from hidden states without ever holding the logits of a whole sequence."""
 
 from __future__ import annotations
 
@@ -7,44 +7,54 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
 
 from earthgpt_jax.sharding.mesh import ROWS, constrain
 
-CHUNKS = "loss_chunks"  # scope of the loop over supervised positions, whose turns the data decides
+CHUNK_SCOPE = "loss_chunks"  # name scope of the loop over supervised positions; its trip count depends on the data
 
 
-def next_token_loss(logits: jax.Array, tokens: jax.Array, loss_weights: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Weighted sum of next-token cross-entropies (nats) and the sum of weights, both f32[].
+def next_token_loss(
+    logits: Float[Array, "B T V"], tokens: Int[Array, "B T"], loss_weights: Float[Array, "B T"]
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Return the weighted sum of next-token cross-entropies (in nats) and the sum of their weights.
 
-    Sums, not means: the caller divides once over all microbatches and hosts, so that every
-    supervised token of the global batch counts alike.
+    This is the plain definition of the loss, which tests and benchmarks compare `supervised_loss` with; training does
+    not use it. It returns sums, not means: the caller divides once over all microbatches and hosts, so that every
+    supervised token of the global batch counts equally.
 
     Args:
-        logits: [B, T, V].
-        tokens: i32[B, T].
-        loss_weights: f32[B, T]; weight of tokens[b, t] as the target of logits[b, t - 1].
+        logits: prediction of the token after each position.
+        tokens: token ids.
+        loss_weights: weight of `tokens[b, t]` as the target of `logits[b, t - 1]`.
     """
     logits = logits[:, :-1].astype(jnp.float32)
     weights = loss_weights[:, 1:]
-    picked = jnp.take_along_axis(logits, tokens[:, 1:, None], axis=-1)[..., 0]
-    losses = jax.nn.logsumexp(logits, axis=-1) - picked
+    target_logits = jnp.take_along_axis(logits, tokens[:, 1:, None], axis=-1)[..., 0]
+    losses = jax.nn.logsumexp(logits, axis=-1) - target_logits
     return jnp.sum(losses * weights), jnp.sum(weights)
 
 
 def supervised_loss(
-    x: jax.Array, unembedding: jax.Array, tokens: jax.Array, loss_weights: jax.Array, *, chunk: int
-) -> tuple[jax.Array, jax.Array]:
-    """`next_token_loss` of `x @ unembedding`, computed where weights are not zero, `chunk` positions at a time.
+    x: Float[Array, "B T D"],
+    unembedding: Float[Array, "D V"],
+    tokens: Int[Array, "B T"],
+    loss_weights: Float[Array, "B T"],
+    *,
+    chunk: int,
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Compute `next_token_loss` of `x @ unembedding` at the supervised positions only, chunk by chunk.
 
-    Logits live for a chunk alone; the gradient is taken with the loss in the forward pass, while they are
-    there, so that no product with the unembedding is done twice (as in Liger's fused linear cross-entropy,
-    arXiv 2410.10989). The number of chunks is that of the batch's fullest row.
+    The logits exist for one chunk at a time. The gradient is computed together with the loss in the forward pass, while
+    they exist, so that no product with the unembedding is computed twice (as in Liger's fused linear cross-entropy,
+    arXiv 2410.10989). The number of chunks is that of the sequence with the most supervised tokens.
 
     Args:
-        x: [B, T, D].
-        unembedding: [D, V]; used in the dtype of `x`.
-        tokens: i32[B, T].
-        loss_weights: f32[B, T]; weight of tokens[b, t] as the target of x[b, t - 1].
+        x: hidden states.
+        unembedding: cast to the dtype of `x`.
+        tokens: token ids.
+        loss_weights: weight of `tokens[b, t]` as the target of `x[b, t - 1]`.
+        chunk: supervised positions per sequence whose logits are held at a time.
     """
     targets, weights = (jnp.pad(array[:, 1:], ((0, 0), (0, 1))) for array in (tokens, loss_weights))
     return _loss(chunk, x, unembedding, targets, weights), jnp.sum(weights)
@@ -52,13 +62,13 @@ def supervised_loss(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _loss(chunk: int, x: jax.Array, unembedding: jax.Array, targets: jax.Array, weights: jax.Array) -> jax.Array:
-    return _chunks(x, unembedding, targets, weights, chunk=chunk, wanted=())[0]
+    return _loss_and_gradients(x, unembedding, targets, weights, chunk=chunk, wrt=())[0]
 
 
 def _forward(chunk: int, x: Any, unembedding: Any, targets: Any, weights: Any) -> tuple[jax.Array, dict]:
-    wanted = tuple(name for name, array in (("x", x), ("unembedding", unembedding)) if array.perturbed)
+    wrt = tuple(name for name, array in (("x", x), ("unembedding", unembedding)) if array.perturbed)
     arrays = (array.value for array in (x, unembedding, targets, weights))
-    return _chunks(*arrays, chunk=chunk, wanted=wanted)
+    return _loss_and_gradients(*arrays, chunk=chunk, wrt=wrt)
 
 
 def _backward(chunk: int, gradients: dict[str, jax.Array], cotangent: jax.Array) -> tuple:
@@ -69,51 +79,51 @@ def _backward(chunk: int, gradients: dict[str, jax.Array], cotangent: jax.Array)
 _loss.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
-def _chunks(
-    x: jax.Array, unembedding: jax.Array, targets: jax.Array, weights: jax.Array, *, chunk: int, wanted: tuple[str, ...]
+def _loss_and_gradients(
+    x: jax.Array, unembedding: jax.Array, targets: jax.Array, weights: jax.Array, *, chunk: int, wrt: tuple[str, ...]
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """The weighted sum of losses, and its gradients for the arguments named in `wanted`."""
-    rows, length, dim = x.shape
+    """Return the weighted sum of losses, and its gradients with respect to the arguments named in `wrt`."""
+    batch, length, dim = x.shape
     chunk = min(chunk, length)
-    kernel = constrain(unembedding.astype(x.dtype), None, "tensor")  # gathered once, not once a chunk
+    kernel = constrain(unembedding.astype(x.dtype), None, "tensor")  # gathered once, not once per chunk
     order = jnp.argsort(weights == 0, axis=1, stable=True)  # supervised positions first
-    # Beyond the row's end stands its last position, with no weight.
-    slots = jnp.pad(order, ((0, 0), (0, -length % chunk)), mode="edge")
-    heavy = jnp.pad(jnp.take_along_axis(weights, order, axis=1), ((0, 0), (0, -length % chunk)))
+    # Padding repeats the last position, with weight 0.
+    positions = jnp.pad(order, ((0, 0), (0, -length % chunk)), mode="edge")
+    sorted_weights = jnp.pad(jnp.take_along_axis(weights, order, axis=1), ((0, 0), (0, -length % chunk)))
     count = jnp.max(jnp.sum(weights != 0, axis=1))
 
     def body(step: jax.Array, carry: tuple) -> tuple:
         total, gradients = carry
-        here = jax.lax.dynamic_slice_in_dim(slots, step * chunk, chunk, axis=1)  # B C
-        weight = jax.lax.dynamic_slice_in_dim(heavy, step * chunk, chunk, axis=1)[..., None]
-        some = jnp.take_along_axis(x, here[..., None], axis=1)  # B C D
-        target = jnp.take_along_axis(targets, here, axis=1)[..., None]
-        logits = jnp.einsum("BCD,DV->BCV", some, kernel, preferred_element_type=jnp.float32)
+        position = jax.lax.dynamic_slice_in_dim(positions, step * chunk, chunk, axis=1)  # B C
+        weight = jax.lax.dynamic_slice_in_dim(sorted_weights, step * chunk, chunk, axis=1)[..., None]
+        hidden = jnp.take_along_axis(x, position[..., None], axis=1)  # B C D
+        target = jnp.take_along_axis(targets, position, axis=1)[..., None]
+        logits = jnp.einsum("BCD,DV->BCV", hidden, kernel, preferred_element_type=jnp.float32)
         logits = constrain(logits, ROWS, None, "tensor")
-        normaliser = jax.nn.logsumexp(logits, axis=-1, keepdims=True)
-        chosen = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 2) == target
-        picked = jnp.sum(jnp.where(chosen, logits, 0.0), axis=-1, keepdims=True)
-        total = total + jnp.sum(weight * (normaliser - picked))
-        slope = (weight * (jnp.exp(logits - normaliser) - chosen)).astype(x.dtype)  # of the logits
+        normalizer = jax.nn.logsumexp(logits, axis=-1, keepdims=True)
+        is_target = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 2) == target
+        target_logits = jnp.sum(jnp.where(is_target, logits, 0.0), axis=-1, keepdims=True)
+        total = total + jnp.sum(weight * (normalizer - target_logits))
+        d_logits = (weight * (jnp.exp(logits - normalizer) - is_target)).astype(x.dtype)
         gradients = dict(gradients)
-        if "x" in wanted:
-            part = jnp.einsum("BCV,DV->BCD", slope, kernel, preferred_element_type=jnp.float32).astype(x.dtype)
-            gradients["x"] = jax.lax.dynamic_update_slice_in_dim(gradients["x"], part, step * chunk, axis=1)
-        if "unembedding" in wanted:
-            part = jnp.einsum("BCD,BCV->DV", some, slope, preferred_element_type=jnp.float32)
-            gradients["unembedding"] = gradients["unembedding"] + part
+        if "x" in wrt:
+            d_x = jnp.einsum("BCV,DV->BCD", d_logits, kernel, preferred_element_type=jnp.float32).astype(x.dtype)
+            gradients["x"] = jax.lax.dynamic_update_slice_in_dim(gradients["x"], d_x, step * chunk, axis=1)
+        if "unembedding" in wrt:
+            d_kernel = jnp.einsum("BCD,BCV->DV", hidden, d_logits, preferred_element_type=jnp.float32)
+            gradients["unembedding"] = gradients["unembedding"] + d_kernel
         return total, gradients
 
     zeros = {
-        "x": constrain(jnp.zeros((rows, slots.shape[1], dim), x.dtype), ROWS),
+        "x": constrain(jnp.zeros((batch, positions.shape[1], dim), x.dtype), ROWS),
         "unembedding": jnp.zeros(unembedding.shape, jnp.float32),
     }
-    start = jnp.zeros((), jnp.float32), {name: zeros[name] for name in wanted}
-    with jax.named_scope(CHUNKS):
+    start = jnp.zeros((), jnp.float32), {name: zeros[name] for name in wrt}
+    with jax.named_scope(CHUNK_SCOPE):
         total, gradients = jax.lax.fori_loop(0, -(-count // chunk), body, start)
-    if "x" in wanted:  # back from the sorted order
-        back = jnp.argsort(order, axis=1)[..., None]
-        gradients["x"] = constrain(jnp.take_along_axis(gradients["x"], back, axis=1), ROWS)
-    if "unembedding" in wanted:
+    if "x" in wrt:  # undo the sort
+        inverse = jnp.argsort(order, axis=1)[..., None]
+        gradients["x"] = constrain(jnp.take_along_axis(gradients["x"], inverse, axis=1), ROWS)
+    if "unembedding" in wrt:
         gradients["unembedding"] = gradients["unembedding"].astype(unembedding.dtype)
     return total, gradients

@@ -1,17 +1,15 @@
-"""Rotary position embedding (RoFormer, arXiv 2104.09864), half-split pairs as in Hugging Face LLaMA."""
+"""Rotary position embedding (RoFormer, arXiv 2104.09864), with half-split pairs as in Hugging Face LLaMA."""
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
 
 
-def rope(x: jax.Array, positions: jax.Array, *, theta: float) -> jax.Array:
-    """Rotates channel pairs (j, j + H/2) of `x` by `positions * theta^(-2j/H)`; angles in fp32.
+def rope(x: Float[Array, "B T N H"], positions: Int[Array, "B T"], *, theta: float) -> Float[Array, "B T N H"]:
+    """Rotate the channel pairs (j, j + H/2) of `x` by the angles `positions * theta^(-2j/H)`.
 
-    Args:
-        x: [B, T, N, H].
-        positions: i32[B, T].
+    The angles are computed in fp32; the result has the dtype of `x`.
     """
     half = x.shape[-1] // 2
     inverse = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)

@@ -34,9 +34,9 @@ def initial_model(config: Config) -> InitialModel:
     Adapters of another kind than the config's, as `instruct` leaves them, are folded into the linears they sit on.
     """
     if config.init:
-        parent = model_dir.describe(config.init)
+        parent = model_dir.read_config(config.init)
         if parent.model.adapter.kind is AdapterKind.NONE or parent.model.adapter == config.model.adapter:
-            _, params = model_dir.initial_params(config.init, config.model, seed=config.seed)
+            _, params = model_dir.load_initial_params(config.init, config.model, seed=config.seed)
         else:
             params = _folded(parent, config)
         return InitialModel(params=params, tokenizer=parent.tokenizer, about=parent.about)
@@ -61,4 +61,4 @@ def _folded(parent: model_dir.ModelDir, config: Config) -> Params:
     _log.info("init %s: adapters (%s) folded into its linears", config.init, parent.model.adapter.kind)
     reader = MergedReader(SafetensorsReader([parent.path / "model.safetensors"]), parent.model)
     arrays = {path: reader.read(path) for path in reader.shapes}
-    return model_dir.completed(arrays, config.model, seed=config.seed, where=f"init {config.init!r}")
+    return model_dir.with_fresh_adapters(arrays, config.model, seed=config.seed, where=f"init {config.init!r}")

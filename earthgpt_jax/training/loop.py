@@ -25,7 +25,7 @@ from earthgpt_jax.input.pipeline import InputSpec, PackedSequences, train_batche
 from earthgpt_jax.input.prompts.derived import NEEDS_ANNOTATED_CLASSES
 from earthgpt_jax.input.tokenizer import Tokenizer
 from earthgpt_jax.models import earthgpt, model_dir
-from earthgpt_jax.models.quantized import freeze, thaw
+from earthgpt_jax.models.quantized import cast_frozen, dequantize
 from earthgpt_jax.sharding import rules
 from earthgpt_jax.sharding.mesh import build_mesh, local_rows
 from earthgpt_jax.training import guard
@@ -88,7 +88,7 @@ def train(
     graphdef, _ = earthgpt.abstract(config.model)
     trained_rules = trainable_paths(config, start.params)
     trainable, frozen = params_lib.split(start.params, trained_rules)
-    frozen = freeze(frozen, config.frozen_dtype)
+    frozen = cast_frozen(frozen, config.frozen_dtype)
     frozen_print = params_lib.fingerprint(frozen)
     identity = data.schedule.identity() | {"frozen weights": frozen_print}
     distributed.check_consistent({"data": identity})
@@ -183,7 +183,7 @@ def train(
     if leads:
         model_dir.write(
             finished,
-            model_dir.as_numpy(params_lib.merge(state.trainable, thaw(frozen, config.model.compute_dtype))),
+            model_dir.to_host(params_lib.merge(state.trainable, dequantize(frozen, config.model.compute_dtype))),
             model=config.model,
             decimals=config.data.decimals,
             chat_template=config.data.chat_template,

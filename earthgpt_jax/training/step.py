@@ -15,9 +15,9 @@ from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
 from earthgpt_jax.config import Config
 from earthgpt_jax.models.earthgpt import EarthGPT, Features
-from earthgpt_jax.models.llama import PLAIN, Execution
-from earthgpt_jax.ops.attention import visible
-from earthgpt_jax.ops.attention_impl import choose
+from earthgpt_jax.models.llama import PLAIN, ExecutionOptions
+from earthgpt_jax.ops.attention import make_attention_mask
+from earthgpt_jax.ops.attention_impl import select_attention
 from earthgpt_jax.ops.losses import supervised_loss
 from earthgpt_jax.params import Params, merge, merge_module
 from earthgpt_jax.sharding.mesh import ROWS, constrain, use
@@ -56,24 +56,24 @@ class DeviceBatch(NamedTuple):
     damaged: jax.Array
 
 
-def execution(config: Config, *, platform: str) -> Execution:
+def execution(config: Config, *, platform: str) -> ExecutionOptions:
     """How the blocks of a run of `config` are computed on devices of `platform`."""
-    attention = choose(
+    attention = select_attention(
         config.attention_impl,
         platform=platform,
         dtype=config.model.compute_dtype,
         length=config.data.seq_len,
         head_dim=config.model.llm.head_dim,
     )
-    return Execution(remat=config.remat, attention=attention, kernels=config.model.compute_dtype)
+    return ExecutionOptions(remat=config.remat, attention=attention, kernel_dtype=config.model.compute_dtype)
 
 
-def hidden(model: EarthGPT, features: Features, batch: DeviceBatch, *, execution: Execution) -> jax.Array:
+def hidden(model: EarthGPT, features: Features, batch: DeviceBatch, *, execution: ExecutionOptions) -> jax.Array:
     """[B, T, D] through the final norm, of packed rows whose images are encoded already."""
     rows = batch.tokens.shape[0]
     visual = model.perceive(features)  # B*I P D
     x = model.embed(batch.tokens, batch.image_slots, visual.reshape(rows, -1, visual.shape[-1]))
-    mask = visible(batch.segments, batch.question_index)
+    mask = make_attention_mask(batch.segments, batch.question_index)
     x, _ = model.llm(constrain(x, ROWS), positions=batch.positions, mask=mask, execution=execution)
     return x
 
@@ -103,13 +103,13 @@ def encode_images(encode: Callable[[jax.Array], Features], images: jax.Array, *,
         return jax.lax.fori_loop(0, -(-jnp.sum(real) // chunk), some, empty)
 
 
-def _narrowed(trainable: Params, execution: Execution) -> Params:
+def _narrowed(trainable: Params, execution: ExecutionOptions) -> Params:
     """`trained` with kernels in the dtype that they multiply in.
 
     A gradient of a bfloat16 product is bfloat16; cast inside of the differentiated function, all layers' gradients
     would be kept in fp32 until the step's end, twice the memory for the same numbers.
     """
-    dtype = jnp.dtype(execution.kernels)
+    dtype = jnp.dtype(execution.kernel_dtype)
     return {path: x.astype(dtype) if re.fullmatch(_KERNELS, path) else x for path, x in trainable.items()}
 
 
@@ -123,7 +123,7 @@ def make_step(
     optimizer: optax.GradientTransformation,
     *,
     microbatches: int,
-    execution: Execution = PLAIN,
+    execution: ExecutionOptions = PLAIN,
     mesh: Mesh | AbstractMesh | None = None,
 ) -> Callable[[State, Params, DeviceBatch], tuple[State, dict[str, jax.Array]]]:
     """`step(state, frozen, batch) -> (state, metrics)`, to be jitted with the state donated.

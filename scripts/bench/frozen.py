@@ -28,7 +28,7 @@ from earthgpt_jax.input.pipeline import InputSpec, PackedSequences, train_batche
 from earthgpt_jax.input.tokenizer import Tokenizer
 from earthgpt_jax.models import earthgpt
 from earthgpt_jax.models.llama import PLAIN
-from earthgpt_jax.models.quantized import freeze
+from earthgpt_jax.models.quantized import cast_frozen
 from earthgpt_jax.ops.losses import supervised_loss
 from earthgpt_jax.sharding.mesh import data_parallel
 from earthgpt_jax.synthetic import SyntheticSource
@@ -74,7 +74,7 @@ def _compare(model: str, recipe: str, data: Path, count: int) -> None:
     table: list[tuple[str, ...]] = [("frozen", "MB", "of which kernels", "loss", "difference")]
     reference = None
     for dtype in FrozenDType:
-        held = freeze(frozen, dtype)
+        held = cast_frozen(frozen, dtype)
         total, weight = np.sum(
             [np.asarray(loss(held, batch), np.float64) for batch in tqdm(batches, desc=dtype)], axis=0
         )

@@ -30,7 +30,7 @@ from tqdm import tqdm
 from earthgpt_jax.common.tables import align_columns
 from earthgpt_jax.config import model_from_dict
 from earthgpt_jax.convert.exporter import export_hf
-from earthgpt_jax.inference.engine import Ask, Engine, Scene
+from earthgpt_jax.inference.engine import Engine, ImageRequests, Request
 from earthgpt_jax.inference.reference import Prompts, generate
 from earthgpt_jax.input.batch import TEXT_SLOT
 from earthgpt_jax.input.images import load_square
@@ -144,12 +144,12 @@ def main() -> None:
 
 def _small(path: Path) -> Path:
     """A model directory with random weights; its tokenizer is that of `tiny`."""
-    tiny = model_dir.describe("tiny")
+    tiny = model_dir.read_config("tiny")
     values = {**_SMALL, "adapter": {"kind": "scale+bias"}, "compute_dtype": "float32"}
     model = model_from_dict(values, where="small")
     _, params = earthgpt.init(model, seed=0)
     model_dir.write(
-        path, model_dir.as_numpy(params), model=model, decimals=tiny.decimals, chat_template=tiny.chat_template,
+        path, model_dir.to_host(params), model=model, decimals=tiny.decimals, chat_template=tiny.chat_template,
         tokenizer=tiny.tokenizer, about={"recipe": "small"},
     )  # fmt: skip
     return path
@@ -173,9 +173,9 @@ def _ways(items: Sequence[Item], engines: dict[int, Engine], theirs: Callable, a
             for item in items:
                 groups.setdefault(key(item), []).append(item)
             scenes = [
-                Scene(
+                ImageRequests(
                     image=lambda group=group: group[0].square,  # type: ignore[misc]
-                    asks=[Ask(id=item.id, text=item.text, max_new_tokens=LIMIT) for item in group],
+                    requests=[Request(id=item.id, text=item.text, max_new_tokens=LIMIT) for item in group],
                 )
                 for group in groups.values()
             ]
@@ -227,7 +227,7 @@ def _plain(engine: Engine, size: int) -> Callable[[Sequence[Item]], list[str]]:
             ),
             config=engine.model.model, max_new_tokens=LIMIT, stop=engine._stop,
         )  # fmt: skip
-        return [engine._text(row) for row in np.asarray(output)[: len(items)]]
+        return [engine.decode_tokens(row)[0] for row in np.asarray(output)[: len(items)]]
 
     return lambda items: [
         text for start in range(0, len(items), size) for text in batch(items[start : start + size])

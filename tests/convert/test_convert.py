@@ -23,7 +23,7 @@ from earthgpt_jax.convert.merge import MergedReader, merged_config
 from earthgpt_jax.convert.tensor_io import AtomicFolder, SafetensorsReader, SafetensorsWriter
 from earthgpt_jax.models import earthgpt
 from earthgpt_jax.models import model_dir as io
-from earthgpt_jax.ops.attention import visible
+from earthgpt_jax.ops.attention import make_attention_mask
 from earthgpt_jax.training.initialization import initial_model
 from tests.support import nano
 
@@ -102,7 +102,7 @@ def test_accessory_and_back_is_bit_exact(tmp_path, adapter, shards):
         {"model": tmp_path / "accessory"}, _model(vit=swiglu), out=tmp_path / "back", decimals=2, chat_template="plain",
         tokenizer=folder / "tokenizer.model",
     )  # fmt: skip
-    assert io.describe(tmp_path / "back").model.adapter == ADAPTERS[adapter]
+    assert io.read_config(tmp_path / "back").model.adapter == ADAPTERS[adapter]
     assert _bytes(tmp_path / "back") == _rewritten(folder, tmp_path)
 
 
@@ -115,7 +115,8 @@ def test_accessory_files_contain_lora_alpha_in_b(tmp_path):
         {"model": tmp_path / "accessory"}, _model(), out=tmp_path / "back", decimals=2, chat_template="plain",
         tokenizer=folder / "tokenizer.model",
     )  # fmt: skip
-    assert io.describe(tmp_path / "back").model.adapter == dataclasses.replace(ADAPTERS["lora with alpha"], alpha=0.0)
+    read_back = io.read_config(tmp_path / "back").model
+    assert read_back.adapter == dataclasses.replace(ADAPTERS["lora with alpha"], alpha=0.0)
     before, after = (load_file(path / "model.safetensors") for path in (folder, tmp_path / "back"))
     for path, value in after.items():
         np.testing.assert_array_equal(value, before[path] * (4 if path.endswith("adapter/b") else 1), err_msg=path)
@@ -157,7 +158,7 @@ def _logits(model: ModelConfig, arrays: dict) -> np.ndarray:
     @jax.jit
     def forward(params):
         llm = params_lib.merge_module(graphdef, params).llm
-        mask = visible(jnp.ones_like(ids), jnp.zeros_like(ids))
+        mask = make_attention_mask(jnp.ones_like(ids), jnp.zeros_like(ids))
         hidden, _ = llm(llm.embed_tokens(ids), positions=jnp.arange(6)[None], mask=mask)
         return llm.logits(hidden)
 
@@ -372,7 +373,7 @@ def test_the_writer_requires_every_byte(tmp_path):
 def test_the_model_card_lists_all_runs(tmp_path, plain):
     from earthgpt_jax.convert.card import model_card
 
-    model = io.describe(plain)
+    model = io.read_config(plain)
     parent = {"recipe": "tiny", "stage": "align", "steps": 7, "source": "synthetic", "data": "def"}
     about = {"recipe": "tiny", "stage": "instruct", "steps": 9, "source": "ssdd", "data": "abc", "parent": parent}
     text = model_card(

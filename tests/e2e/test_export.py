@@ -15,7 +15,7 @@ from PIL import Image
 
 from earthgpt_jax.convert import exporter
 from earthgpt_jax.inference.engine import Engine
-from earthgpt_jax.inference.reference import Prompts, Stop, generate
+from earthgpt_jax.inference.reference import Prompts, StopCondition, generate
 from earthgpt_jax.input.images import load_square
 from earthgpt_jax.models import earthgpt
 from earthgpt_jax.models import model_dir as model_io
@@ -95,7 +95,7 @@ def _greedy(pictures: list[bytes], questions: list[str]) -> list[list[int]]:
     )  # fmt: skip
     output = generate(
         earthgpt.abstract(model.model)[0], {path: jnp.asarray(value, jnp.float32) for path, value in arrays.items()},
-        prompts, config=model.model, max_new_tokens=NEW, stop=Stop(eos_id=-1, separators=()),
+        prompts, config=model.model, max_new_tokens=NEW, stop=StopCondition(eos_id=-1, separators=()),
     )  # fmt: skip
     return np.asarray(output).tolist()
 

@@ -35,19 +35,21 @@ class Oracle:
         self._die_after = die_after
         self.asked: list[str] = []
 
-    def layout(self, scenes):
+    def state_shape(self, scenes):
         return None
 
-    def stream(self, scenes, *, layout):
+    def stream(self, scenes, *, state_shape):
         for scene in scenes:
             record = self._records[scene.image().tobytes()]
-            for ask in scene.asks:
+            for ask in scene.requests:
                 if len(self.asked) == self._die_after:
                     raise KeyboardInterrupt
                 self.asked.append(ask.id)
                 text = self.text(record, ask.text)
                 logprobs = np.full(len(text) + 1, -0.1, np.float32)
-                yield Answer(id=ask.id, text=text, tokens=np.zeros(1), logprobs=logprobs, lengths=(1,) * len(text))
+                yield Answer(
+                    id=ask.id, text=text, tokens=np.zeros(1), logprobs=logprobs, token_lengths=(1,) * len(text)
+                )
 
     def text(self, record, question) -> str:
         if found := re.match(r"Are there any (.*) in this image\?", question):

@@ -30,7 +30,7 @@ def engine():
 def test_lengths_say_which_characters_a_token_is(engine, text):
     tokenizer = engine._tokenizer
     ids = [*tokenizer.encode(f" {text}\n###"), tokenizer.eos_id, 5, 7]
-    got, lengths = engine._said(np.array(ids))
+    got, lengths = engine.decode_tokens(np.array(ids))
     assert (got, sum(lengths)) == (text, len(text))
     # Token by token, what is decoded so far is what the lengths say, except within a character of several bytes.
     for count in range(1, len(lengths) + 1):
@@ -45,7 +45,7 @@ def test_any_tokens_at_all_add_up_to_their_text(engine):
     for _ in range(300):
         ids = rng.integers(0, engine._tokenizer.vocab_size, rng.integers(0, 30))
         ids[rng.random(len(ids)) < 0.1] = 0  # padding
-        text, lengths = engine._said(ids)
+        text, lengths = engine.decode_tokens(ids)
         assert sum(lengths) == len(text) and len(lengths) <= len(ids) and min(lengths, default=0) >= 0
         seen += len(text)
     assert seen > 1000

@@ -32,17 +32,17 @@ class Oracle:
         self.seen = 0
         self.images: list[np.ndarray] = []
 
-    def layout(self, scenes):
-        return sorted(ask.id for scene in scenes for ask in scene.asks)
+    def state_shape(self, scenes):
+        return sorted(ask.id for scene in scenes for ask in scene.requests)
 
-    def stream(self, scenes, *, layout):
+    def stream(self, scenes, *, state_shape):
         for scene in scenes:
             image = scene.image()
             self.images.append(image)
-            for ask in scene.asks:
+            for ask in scene.requests:
                 if self.seen == self._die_after:
                     raise KeyboardInterrupt
-                assert ask.id in layout  # sizes are chosen by all that is asked
+                assert ask.id in state_shape  # sizes are chosen by all that is asked
                 self.seen += 1
                 yield Answer(id=ask.id, text=self.text(image, ask), tokens=np.zeros(1), logprobs=np.zeros(1))
 

@@ -12,16 +12,16 @@ from earthgpt_jax import config as config_lib
 from earthgpt_jax import params as params_lib
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.config import MeshConfig
-from earthgpt_jax.inference.decode import Layout, placement
-from earthgpt_jax.inference.engine import Ask, Engine, Scene
-from earthgpt_jax.inference.mesh import build_mesh, fewest
-from earthgpt_jax.inference.reference import Prompts, Stop, generate
-from earthgpt_jax.inference.sampling import Sampling, choose, nucleus
+from earthgpt_jax.inference.decode import StateShape, placement
+from earthgpt_jax.inference.engine import Engine, ImageRequests, Request
+from earthgpt_jax.inference.mesh import build_mesh, smallest_tensor_axis
+from earthgpt_jax.inference.reference import Prompts, StopCondition, generate
+from earthgpt_jax.inference.sampling import Sampling, nucleus, sample_tokens
 from earthgpt_jax.input.images import load_square
 from earthgpt_jax.input.sequences import generation_prompt
 from earthgpt_jax.models import earthgpt
 from earthgpt_jax.models import model_dir as io
-from earthgpt_jax.ops.attention import visible
+from earthgpt_jax.ops.attention import make_attention_mask
 from earthgpt_jax.params import merge_module
 from tests.support import nano
 
@@ -52,7 +52,7 @@ def uncached(engine):
         ones = jnp.ones_like(tokens)
         hidden, _ = model.llm(  # what is behind `length` is seen by nothing before it
             model.embed(tokens, slots, model.perceive(model.encode(image))),
-            positions=jnp.arange(longest)[None], mask=visible(ones, 0 * ones),
+            positions=jnp.arange(longest)[None], mask=make_attention_mask(ones, 0 * ones),
         )  # fmt: skip
         return jax.nn.log_softmax(model.llm.logits(hidden)[0, length - 1])
 
@@ -85,7 +85,7 @@ def test_cached_rows_of_different_lengths_equal_uncached_singles(engine, items, 
         images=jnp.asarray(np.stack([image for image, _ in items])),
     )
     graphdef, _ = earthgpt.abstract(engine.model.model)
-    never = Stop(eos_id=-1, separators=())
+    never = StopCondition(eos_id=-1, separators=())
     got = np.asarray(
         generate(graphdef, engine._params, prompts, config=engine.model.model, max_new_tokens=NEW, stop=never)
     )
@@ -97,7 +97,7 @@ def test_cached_rows_of_different_lengths_equal_uncached_singles(engine, items, 
     stopped = np.asarray(
         generate(
             graphdef, engine._params, prompts, config=engine.model.model, max_new_tokens=NEW,
-            stop=Stop(eos_id=-1, separators=((-7,), pair)),
+            stop=StopCondition(eos_id=-1, separators=((-7,), pair)),
         )
     )  # fmt: skip
     assert stopped[0].tolist() == [*got[0, : first + 2], *([0] * (NEW - first - 2))]
@@ -109,13 +109,13 @@ def test_an_answer_does_not_depend_on_its_batch(engine, items):
     assert together == list(reversed(engine.answer(items[::-1], max_new_tokens=NEW)))
 
 
-def _scenes(images, questions, *, shared: bool = True, order: int = 1) -> list[Scene]:
+def _scenes(images, questions, *, shared: bool = True, order: int = 1) -> list[ImageRequests]:
     """Every question about every image, with answers of different lengths at most."""
     scenes = []
     for i, image in enumerate(images):
-        asks = [Ask(id=f"{i}/{j}", text=q, max_new_tokens=3 + 2 * ((i + j) % 4)) for j, q in enumerate(questions)]
+        asks = [Request(id=f"{i}/{j}", text=q, max_new_tokens=3 + 2 * ((i + j) % 4)) for j, q in enumerate(questions)]
         parts = [asks[::order]] if shared else [[ask] for ask in asks]
-        scenes += [Scene(image=lambda image=image: image, asks=part) for part in parts]
+        scenes += [ImageRequests(image=lambda image=image: image, requests=part) for part in parts]
     return scenes[::order]
 
 
@@ -131,7 +131,7 @@ def test_shared_prefixes_any_batch_order_and_devices_equal_the_uncached_singles(
     questions = ["What?", "Where is the small ship in the upper left of this long image?", "How many trucks? " * 9]
     expected = {}
     for scene in _scenes(images, questions):
-        for ask in scene.asks:
+        for ask in scene.requests:
             tokens, logprobs = uncached(ask.text, scene.image())
             expected[ask.id] = tokens[: ask.max_new_tokens], logprobs[: ask.max_new_tokens]
     ways = {
@@ -143,7 +143,7 @@ def test_shared_prefixes_any_batch_order_and_devices_equal_the_uncached_singles(
         "eight devices": (_with(engine, batch_size=16, devices=8), _scenes(images, questions)),
     }
     for name, (with_engine, scenes) in ways.items():
-        with_engine._stop = Stop(eos_id=-1, separators=())
+        with_engine._stop = StopCondition(eos_id=-1, separators=())
         answers = {answer.id: answer for answer in with_engine.stream(scenes)}
         assert answers.keys() == expected.keys(), name
         for key, (tokens, logprobs) in expected.items():
@@ -173,7 +173,7 @@ def dividing(tmp_path_factory):
             path, batch_size=4, mesh=MeshConfig(data=data, fsdp=fsdp, tensor=tensor),
             devices=jax.devices()[: data * fsdp * tensor],
         )  # fmt: skip
-        chosen._stop = Stop(eos_id=-1, separators=())
+        chosen._stop = StopCondition(eos_id=-1, separators=())
         return chosen, {answer.id: answer for answer in chosen.stream(scenes)}
 
     return answers, answers((1, 1, 1))[1]
@@ -198,18 +198,18 @@ def test_a_mesh_answers_what_one_device_answers(dividing, mesh):
 def test_a_part_of_the_questions_in_the_layout_of_all_is_answered_to_the_bit(engine):
     images = np.random.default_rng(2).integers(0, 255, (4, 64, 64, 3)).astype(np.uint8)
     scenes = _scenes(images, ["What?", "Where?"])
-    layout = engine.layout(scenes)
-    everything = {answer.id: answer for answer in engine.stream(scenes, layout=layout)}
-    for answer in engine.stream(scenes[2:], layout=layout):
+    layout = engine.state_shape(scenes)
+    everything = {answer.id: answer for answer in engine.stream(scenes, state_shape=layout)}
+    for answer in engine.stream(scenes[2:], state_shape=layout):
         np.testing.assert_array_equal(answer.logprobs, everything[answer.id].logprobs)
 
 
 def test_rows_are_refilled_without_compiling_anew(engine):
     images = np.random.default_rng(3).integers(0, 255, (9, 64, 64, 3)).astype(np.uint8)
     scenes = _scenes(images, ["What?", "Where?", "Why?"])
-    list(engine.stream(scenes[:3], layout=engine.layout(scenes)))
+    list(engine.stream(scenes[:3], state_shape=engine.state_shape(scenes)))
     with jax.log_compiles(False), _no_compilation():
-        assert len(list(engine.stream(scenes, layout=engine.layout(scenes)))) == 27
+        assert len(list(engine.stream(scenes, state_shape=engine.state_shape(scenes)))) == 27
 
 
 def _no_compilation():
@@ -231,18 +231,24 @@ def _no_compilation():
 
 
 def test_an_answer_stops_at_its_end_and_says_so(engine, items):
-    free = next(iter(engine.stream([Scene(image=lambda: items[0][0], asks=[Ask(id="0", text="?", max_new_tokens=9)])])))
+    free = next(
+        iter(
+            engine.stream(
+                [ImageRequests(image=lambda: items[0][0], requests=[Request(id="0", text="?", max_new_tokens=9)])]
+            )
+        )
+    )
     pair = tuple(free.tokens[3:5].tolist())
     first = next(i for i in range(8) if tuple(free.tokens[i : i + 2].tolist()) == pair)
     for stop, expected in (
-        (Stop(eos_id=-1, separators=((-7,), pair)), free.tokens[: first + 2]),
-        (Stop(eos_id=int(free.tokens[0]), separators=()), free.tokens[:1]),
+        (StopCondition(eos_id=-1, separators=((-7,), pair)), free.tokens[: first + 2]),
+        (StopCondition(eos_id=int(free.tokens[0]), separators=()), free.tokens[:1]),
     ):
         stopping = _with(engine, batch_size=3)
         stopping._stop = stop
         scenes = [
-            Scene(image=lambda: items[0][0], asks=[Ask(id="0", text="?", max_new_tokens=9)]),
-            Scene(image=lambda: items[1][0], asks=[Ask(id="1", text="What?", max_new_tokens=9)]),
+            ImageRequests(image=lambda: items[0][0], requests=[Request(id="0", text="?", max_new_tokens=9)]),
+            ImageRequests(image=lambda: items[1][0], requests=[Request(id="1", text="What?", max_new_tokens=9)]),
         ]
         answers = {answer.id: answer.tokens.tolist() for answer in stopping.stream(scenes)}
         assert answers["0"] == expected.tolist()
@@ -253,7 +259,7 @@ def test_draws_depend_on_the_seed_and_the_question_only(engine):
     questions = ["What?", "Where?"]
     sampling = Sampling(temperature=2.0, top_p=0.9, seed=1)
 
-    def drawn(sampling: Sampling, batch_size: int, scenes: list[Scene]) -> dict[str, list[int]]:
+    def drawn(sampling: Sampling, batch_size: int, scenes: list[ImageRequests]) -> dict[str, list[int]]:
         chosen = _with(engine, batch_size=batch_size, sampling=sampling)
         return {answer.id: answer.tokens.tolist() for answer in chosen.stream(scenes)}
 
@@ -282,7 +288,7 @@ def test_draws_have_the_frequencies_of_the_nucleus():
     kept = np.exp(np.asarray(nucleus(logits[None], top_p=0.7))[0])
     np.testing.assert_allclose(kept, [0.5, 0.3, 0, 0], rtol=1e-6)  # the first alone is too little
     number = 4000
-    tokens, logprobs = choose(
+    tokens, logprobs = sample_tokens(
         jnp.broadcast_to(logits, (number, 4)), sampling=Sampling(temperature=0.5, top_p=0.99),
         seeds=jnp.arange(number, dtype=jnp.uint32), steps=jnp.zeros(number, jnp.int32),
     )  # fmt: skip
@@ -307,7 +313,7 @@ def test_draws_have_the_frequencies_of_the_nucleus():
     ],
 )
 def test_rows_are_shared_out_by_the_questions_an_image(questions, batch_size, devices, images, share):
-    layout = Layout.of(questions, longest_question=20, longest_answer=16, batch_size=batch_size, groups=devices)
+    layout = StateShape.of(questions, longest_question=20, longest_answer=16, batch_size=batch_size, groups=devices)
     assert (layout.images, layout.rows_per_image) == (images, share)
     assert layout.rows * devices >= batch_size
 
@@ -350,9 +356,9 @@ def test_the_embedded_model_on_real_images_says_the_same_however_it_is_asked(rea
     )  # fmt: skip
     for batch_size, devices in ((8, 1), (16, 8)):
         scenes = [
-            Scene(
+            ImageRequests(
                 image=lambda square=square: square,
-                asks=[Ask(id=f"{i}/{j}", text=text, max_new_tokens=32) for j, text in enumerate(questions)],
+                requests=[Request(id=f"{i}/{j}", text=text, max_new_tokens=32) for j, text in enumerate(questions)],
             )
             for i, square in enumerate(squares)
         ]
@@ -374,10 +380,10 @@ def test_each_device_reads_its_part_of_the_weights(tmp_path):
     )  # fmt: skip
     mesh = build_mesh(MeshConfig(data=2, fsdp=2, tensor=2), batch_size=4)
     place = placement(config, mesh)
-    for key, value in io.load(model, place).items():
+    for key, value in io.load_sharded(model, place).items():
         assert value.dtype == halves[key].dtype and value.sharding.spec == place.specs[key], key
         np.testing.assert_array_equal(value, halves[key], err_msg=key)
-    assert params_lib.fingerprint(io.load(model, place)) == params_lib.fingerprint(halves)
+    assert params_lib.fingerprint(io.load_sharded(model, place)) == params_lib.fingerprint(halves)
 
 
 def test_weights_are_spread_over_as_few_devices_as_have_room():
@@ -385,9 +391,9 @@ def test_weights_are_spread_over_as_few_devices_as_have_room():
     weights = 2 * params_lib.count(earthgpt.abstract(config)[1])
     assert weights > 26e9
     for gib, expected in ((95.7, 1), (31.2, 2), (15.7, 4), (7.9, 8)):  # v5p, v6e, v5e
-        assert fewest(config, weights=weights, limit=int(gib * 2**30), devices=8) == expected
+        assert smallest_tensor_axis(config, weights=weights, limit=int(gib * 2**30), devices=8) == expected
     with pytest.raises(EarthGPTError, match=r"25\.\d GiB, and a device has 4\.0 GiB: they fit on none of 1, 2, 4, 8"):
-        fewest(config, weights=weights, limit=4 * 2**30, devices=8)
+        smallest_tensor_axis(config, weights=weights, limit=4 * 2**30, devices=8)
 
 
 def test_a_mesh_takes_the_devices_that_it_has_rows_for():
@@ -416,4 +422,4 @@ def test_a_model_directory_that_is_broken_says_so(tmp_path):
             opened(path)
     (path / "config.json").write_text("{")
     with pytest.raises(EarthGPTError, match="not a model's config"):
-        io.describe(path)
+        io.read_config(path)

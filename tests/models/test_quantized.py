@@ -12,7 +12,7 @@ from earthgpt_jax import config as config_lib
 from earthgpt_jax import params as params_lib
 from earthgpt_jax.aot import program
 from earthgpt_jax.config import DType, FrozenDType, MeshConfig
-from earthgpt_jax.models.quantized import Int8, freeze, product, quantised, thaw
+from earthgpt_jax.models.quantized import Int8, cast_frozen, dequantize, int8_matmul, quantize
 from earthgpt_jax.sharding.mesh import Placement, build_mesh
 
 RNG = np.random.default_rng(0)
@@ -22,7 +22,7 @@ X = RNG.standard_normal((2, 5, 64)).astype(np.float32)
 
 def test_values_and_scales_are_those_of_qwix():
     qwix = pytest.importorskip("qwix")
-    ours, theirs = quantised(jnp.asarray(KERNEL)), qwix.quantize(jnp.asarray(KERNEL), "int8", channelwise_axes=(0, 2))
+    ours, theirs = quantize(jnp.asarray(KERNEL)), qwix.quantize(jnp.asarray(KERNEL), "int8", channelwise_axes=(0, 2))
     np.testing.assert_allclose(ours.scale, theirs.scale, rtol=1e-6)
     np.testing.assert_array_equal(ours.values, theirs.qvalue)
 
@@ -30,7 +30,7 @@ def test_values_and_scales_are_those_of_qwix():
 def test_rounding_is_at_most_half_a_level_and_zeros_stay():
     kernel = KERNEL.copy()
     kernel[1, :, 7] = 0
-    got = quantised(jnp.asarray(kernel))
+    got = quantize(jnp.asarray(kernel))
     assert got.values.dtype == jnp.int8 and got.shape == kernel.shape and got.scale.shape == (3, 1, 48)
     error = np.abs(np.asarray(got.values * got.scale) - kernel)
     assert np.all(error <= np.abs(kernel).max(axis=1, keepdims=True) / 127.5 / 2 * 1.001)
@@ -39,10 +39,10 @@ def test_rounding_is_at_most_half_a_level_and_zeros_stay():
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 1e-2)])
 def test_product_and_its_gradient(dtype, tolerance):
-    kernel = jax.tree.map(lambda array: array[0], quantised(jnp.asarray(KERNEL)))
+    kernel = jax.tree.map(lambda array: array[0], quantize(jnp.asarray(KERNEL)))
     exact = np.asarray(kernel.values, np.float64) * np.asarray(kernel.scale, np.float64)
     x, g = (jnp.asarray(value).astype(dtype) for value in (X, RNG.standard_normal((2, 5, 48))))
-    y, back = jax.vjp(lambda x: product(x, kernel), x)
+    y, back = jax.vjp(lambda x: int8_matmul(x, kernel), x)
     (dx,) = back(g)
     assert y.dtype == dx.dtype == jnp.dtype(dtype)
     for got, expected in ((y, np.asarray(x, np.float64) @ exact), (dx, np.asarray(g, np.float64) @ exact.T)):
@@ -51,7 +51,7 @@ def test_product_and_its_gradient(dtype, tolerance):
 
 def _temporaries(multiply) -> int:
     """Bytes besides arguments and results of a gradient through 16 layers."""
-    kernels = jax.eval_shape(quantised, jax.ShapeDtypeStruct((16, 128, 128), jnp.float32))
+    kernels = jax.eval_shape(quantize, jax.ShapeDtypeStruct((16, 128, 128), jnp.float32))
 
     def total(scales, x, kernels):
         def body(x, layer):
@@ -66,7 +66,7 @@ def _temporaries(multiply) -> int:
 
 def test_widened_kernels_are_not_kept_for_the_backward_pass():
     widened = 16 * 128 * 128 * 4
-    assert _temporaries(product) < widened / 2
+    assert _temporaries(int8_matmul) < widened / 2
     assert _temporaries(lambda x, kernel: x @ (kernel.values.astype(jnp.float32) * kernel.scale)) > widened
 
 
@@ -77,22 +77,22 @@ def test_freeze_and_thaw():
         "vit/blocks/mlp/fc1/kernel": jnp.asarray(KERNEL),
         "llm/head/kernel": jnp.asarray(KERNEL[0]),
     }
-    frozen = freeze(params, FrozenDType.INT8)
+    frozen = cast_frozen(params, FrozenDType.INT8)
     assert {path for path, value in frozen.items() if isinstance(value, Int8)} == {"llm/blocks/mlp/up/kernel"}
     assert {value.dtype for value in frozen.values()} == {jnp.dtype("int8"), jnp.dtype("bfloat16")}
-    back = thaw(frozen, DType.FLOAT32)
+    back = dequantize(frozen, DType.FLOAT32)
     kernel = frozen["llm/blocks/mlp/up/kernel"]
     np.testing.assert_array_equal(back["llm/blocks/mlp/up/kernel"], kernel.values * kernel.scale)
     # Fingerprints see scales as well as values, and of plain arrays are what they were.
     other = frozen | {"llm/blocks/mlp/up/kernel": kernel._replace(scale=2 * kernel.scale)}
     assert params_lib.fingerprint(frozen) != params_lib.fingerprint(other)
-    assert freeze(params, FrozenDType.FLOAT32).keys() == params.keys()
+    assert cast_frozen(params, FrozenDType.FLOAT32).keys() == params.keys()
 
 
 def test_values_and_scales_are_spread_alike():
     mesh = build_mesh(MeshConfig(data=2, fsdp=2, tensor=2), rows=4)
     place = Placement(mesh=mesh, specs={"up": P(None, "fsdp", "tensor"), "down": P(None, "tensor", "fsdp")})
-    put = place.put({name: quantised(jnp.asarray(KERNEL)) for name in ("up", "down")})
+    put = place.put({name: quantize(jnp.asarray(KERNEL)) for name in ("up", "down")})
     assert put["up"].values.sharding.spec == P(None, "fsdp", "tensor")
     assert put["up"].scale.sharding.spec == P(None, None, "tensor")
     assert put["down"].scale.sharding.spec == P(None, None, "fsdp")

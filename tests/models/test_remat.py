@@ -13,8 +13,8 @@ from earthgpt_jax import params as params_lib
 from earthgpt_jax.aot.flops import products
 from earthgpt_jax.config import Remat, Stage
 from earthgpt_jax.models import earthgpt
-from earthgpt_jax.models.llama import Execution
-from earthgpt_jax.ops.attention import visible
+from earthgpt_jax.models.llama import ExecutionOptions
+from earthgpt_jax.ops.attention import make_attention_mask
 from earthgpt_jax.training.stages import trainable_paths
 from tests.support import nano
 
@@ -30,7 +30,11 @@ def _gradient(remat: Remat):
     trainable, frozen = params_lib.split(params, trainable_paths(config, params))
     ones = jnp.ones((ROWS, LENGTH), jnp.int32)
     x = jnp.asarray(rng.normal(size=(ROWS, LENGTH, config.model.llm.dim)), jnp.float32)
-    how = {"positions": jnp.cumsum(ones, 1), "mask": visible(ones, 0 * ones), "execution": Execution(remat=remat)}
+    how = {
+        "positions": jnp.cumsum(ones, 1),
+        "mask": make_attention_mask(ones, 0 * ones),
+        "execution": ExecutionOptions(remat=remat),
+    }
 
     def total(trainable):
         model = params_lib.merge_module(graphdef, params_lib.merge(trainable, frozen))

@@ -13,9 +13,9 @@ from jax.experimental.pallas import tpu as pltpu
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.config import AttentionImpl, DType
 from earthgpt_jax.ops import attention_impl
-from earthgpt_jax.ops.attention import Cudnn, Xla, attend, visible
-from earthgpt_jax.ops.attention_impl import choose
-from earthgpt_jax.ops.splash import Splash
+from earthgpt_jax.ops.attention import CudnnAttention, XlaAttention, attend, make_attention_mask
+from earthgpt_jax.ops.attention_impl import select_attention
+from earthgpt_jax.ops.splash import SplashAttention
 
 
 def _packed(rows: int, length: int) -> tuple[jax.Array, jax.Array]:
@@ -39,7 +39,7 @@ def test_splash_is_the_plain_attention_forward_and_backward(length, kv_heads, he
     """The TPU kernel in interpret mode; relative 1e-5 of the largest value."""
     qkv = _qkv(2, length, heads=2, kv_heads=kv_heads, head_dim=head_dim)
     segments, question_index = _packed(2, length)
-    mask = visible(segments, question_index)
+    mask = make_attention_mask(segments, question_index)
     upstream = jnp.asarray(np.random.default_rng(1).normal(size=qkv[0].shape), jnp.float32)
 
     def total(kernel):
@@ -50,8 +50,8 @@ def test_splash_is_the_plain_attention_forward_and_backward(length, kv_heads, he
         return jax.jit(jax.value_and_grad(value, argnums=(0, 1, 2), has_aux=True))
 
     with pltpu.force_tpu_interpret_mode():
-        (_, ours), gradients = total(Splash())(*qkv)
-    (_, plain), expected = total(Xla())(*qkv)
+        (_, ours), gradients = total(SplashAttention())(*qkv)
+    (_, plain), expected = total(XlaAttention())(*qkv)
     np.testing.assert_allclose(plain, attend(*qkv, mask=mask), atol=1e-6)
     for got, wanted in zip((ours, *gradients), (plain, *expected), strict=True):
         scale = np.abs(wanted).max()
@@ -61,31 +61,33 @@ def test_splash_is_the_plain_attention_forward_and_backward(length, kv_heads, he
 def test_cudnn_is_asked_for_what_the_plain_attention_does():
     """Without a GPU JAX does not even lower cuDNN's call; its arguments, through JAX's own XLA implementation."""
     q, k, v = _qkv(2, 64, heads=4, kv_heads=2, head_dim=16)
-    mask = visible(*_packed(2, 64))
-    same = jax.nn.dot_product_attention(q, k, v, mask=Cudnn().prepare(mask), implementation="xla")
+    mask = make_attention_mask(*_packed(2, 64))
+    same = jax.nn.dot_product_attention(q, k, v, mask=CudnnAttention().prepare(mask), implementation="xla")
     np.testing.assert_allclose(same, attend(q, k, v, mask=mask), atol=1e-6)
 
 
 CHOICES = [
-    ("tpu", DType.BFLOAT16, 1024, Splash, ""),
-    ("tpu", DType.BFLOAT16, 1000, Xla, "rows of 1000 tokens are no multiple of 128"),
-    ("gpu", DType.BFLOAT16, 1000, Cudnn, ""),
-    ("gpu", DType.FLOAT32, 1024, Xla, "computes in float32"),
-    ("cpu", DType.FLOAT32, 1024, Xla, "devices are cpu, not tpu"),
+    ("tpu", DType.BFLOAT16, 1024, SplashAttention, ""),
+    ("tpu", DType.BFLOAT16, 1000, XlaAttention, "sequences of 1000 tokens are not a multiple of 128"),
+    ("gpu", DType.BFLOAT16, 1000, CudnnAttention, ""),
+    ("gpu", DType.FLOAT32, 1024, XlaAttention, "computes in float32"),
+    ("cpu", DType.FLOAT32, 1024, XlaAttention, "the devices are cpu, not tpu"),
 ]
 
 
 @pytest.mark.parametrize(("platform", "dtype", "length", "kernel", "why"), CHOICES)
 def test_auto_takes_what_fits_and_says_once_what_and_why(platform, dtype, length, kernel, why, caplog):
-    attention_impl._say_once.cache_clear()
+    attention_impl._log_once.cache_clear()
     with caplog.at_level(logging.INFO, logger=attention_impl.__name__):
         for _ in range(2):
-            chosen = choose(AttentionImpl.AUTO, platform=platform, dtype=dtype, length=length, head_dim=128)
+            chosen = select_attention(AttentionImpl.AUTO, platform=platform, dtype=dtype, length=length, head_dim=128)
             assert isinstance(chosen, kernel)
     assert len(caplog.messages) == 1
     assert caplog.messages[0].startswith("attention auto: ") and why in caplog.messages[0]
 
 
 def test_a_named_kernel_that_does_not_fit_is_refused_with_all_reasons():
-    with pytest.raises(EarthGPTError, match="splash does not fit: devices are cpu, not tpu; rows of 100 tokens"):
-        choose(AttentionImpl.SPLASH, platform="cpu", dtype=DType.FLOAT32, length=100, head_dim=128)
+    with pytest.raises(
+        EarthGPTError, match="splash does not fit: the devices are cpu, not tpu; sequences of 100 tokens"
+    ):
+        select_attention(AttentionImpl.SPLASH, platform="cpu", dtype=DType.FLOAT32, length=100, head_dim=128)

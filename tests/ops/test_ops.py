@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from earthgpt_jax.ops.attention import attend, visible
+from earthgpt_jax.ops.attention import attend, make_attention_mask
 from earthgpt_jax.ops.depthwise import _grouped, depthwise
 from earthgpt_jax.ops.losses import next_token_loss
 from earthgpt_jax.ops.resize import Method, matrix, resize
@@ -29,7 +29,7 @@ def test_causal_attention_in_blocks_is_the_whole_one(length):
     rng = np.random.default_rng(0)
     q, k, v = _random(2, length, 4, 8), _random(2, length, 2, 8, seed=1), _random(2, length, 2, 8, seed=2)
     segments = jnp.asarray(np.sort(rng.integers(1, 3, (2, length)), axis=1)).at[:, -5:].set(0)
-    mask = visible(segments, jnp.asarray(rng.integers(0, 3, (2, length))))
+    mask = make_attention_mask(segments, jnp.asarray(rng.integers(0, 3, (2, length))))
     seen = mask.any(-1)[:, :, None, None]  # what sees nothing may differ
 
     def total(q, k, v, causal):
@@ -61,7 +61,7 @@ def test_who_sees_whom():
         [0, 0, 0, 0, 1, 0],
         [0, 0, 0, 0, 0, 1],
     ]
-    np.testing.assert_array_equal(visible(segments, question_index)[0].astype(int), expected)
+    np.testing.assert_array_equal(make_attention_mask(segments, question_index)[0].astype(int), expected)
 
 
 def test_rope_depends_on_distance_alone_and_keeps_length():

@@ -16,7 +16,7 @@ from earthgpt_jax.convert.tables import llama_hf, llama_meta
 from earthgpt_jax.input.batch import END_SLOT, START_SLOT, TEXT_SLOT
 from earthgpt_jax.models import earthgpt
 from earthgpt_jax.models.llama import Llama
-from earthgpt_jax.ops.attention import visible
+from earthgpt_jax.ops.attention import make_attention_mask
 from earthgpt_jax.ops.losses import next_token_loss
 from tests.support.weights import load_into
 
@@ -66,7 +66,7 @@ def test_whole_model_matches_llama_ens_light(goldens, light):
         visual = model.perceive(model.encode(images))
         x = model.embed(jnp.asarray(ids), jnp.broadcast_to(slots, ids.shape), visual)
         positions = jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape)
-        mask = visible(jnp.ones_like(positions), jnp.zeros_like(positions))
+        mask = make_attention_mask(jnp.ones_like(positions), jnp.zeros_like(positions))
         hidden, _ = model.llm(x, positions=positions, mask=mask)
         logits = model.llm.logits(hidden)
         total, weight = next_token_loss(logits, jnp.asarray(ids), jnp.asarray(weights))
@@ -94,7 +94,7 @@ def _llama(path, model: ModelConfig = LIGHT) -> tuple[ModelConfig, Llama]:
 @nnx.jit
 def _logits(model: Llama, ids: jax.Array) -> jax.Array:
     positions = jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape)
-    mask = visible(jnp.ones_like(positions), jnp.zeros_like(positions))
+    mask = make_attention_mask(jnp.ones_like(positions), jnp.zeros_like(positions))
     return model.logits(model(model.embed_tokens(ids), positions=positions, mask=mask)[0])
 
 

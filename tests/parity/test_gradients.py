@@ -18,7 +18,7 @@ from earthgpt_jax.input.sequences import Row, build_sample, image_prefix, pack_s
 from earthgpt_jax.input.tokenizer import Tokenizer
 from earthgpt_jax.models import earthgpt
 from earthgpt_jax.models import model_dir as io
-from earthgpt_jax.ops.attention import visible
+from earthgpt_jax.ops.attention import make_attention_mask
 from earthgpt_jax.ops.losses import next_token_loss
 from earthgpt_jax.training.stages import trainable_paths
 from tests.support import nano
@@ -47,7 +47,7 @@ def _shaken(path, model: ModelConfig) -> dict[str, np.ndarray]:
 
 def _row(path, model: ModelConfig) -> Row:
     """One image, one question: to a causal model the row is a plain sequence."""
-    tokenizer, chat = Tokenizer(io.describe(path).tokenizer), chat_template("plain")
+    tokenizer, chat = Tokenizer(io.read_config(path).tokenizer), chat_template("plain")
     prefix = image_prefix(tokenizer, chat, visual_tokens=model.visual_tokens)
     sample = build_sample([QUESTION], prefix=prefix, tokenizer=tokenizer, chat_template=chat)
     return pack_samples([sample], seq_len=96, visual_tokens=model.visual_tokens)
@@ -63,7 +63,7 @@ def _ours(model: ModelConfig, arrays: dict, row: Row, image: np.ndarray, trainab
         module = params_lib.merge_module(graphdef, params_lib.merge(chosen, rest))
         visual = module.perceive(module.encode(image[None]))
         x = module.embed(row.tokens[None], row.image_slots[None], visual)
-        mask = visible(row.segments[None], row.question_index[None])
+        mask = make_attention_mask(row.segments[None], row.question_index[None])
         hidden, _ = module.llm(x, positions=row.positions[None], mask=mask)
         total, weight = next_token_loss(module.llm.logits(hidden), row.tokens[None], row.loss_weights[None])
         return total / weight

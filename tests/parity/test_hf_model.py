@@ -17,13 +17,13 @@ from earthgpt_jax import boxes as geometry
 from earthgpt_jax.config import ModelConfig
 from earthgpt_jax.convert import exporter
 from earthgpt_jax.inference.engine import Engine
-from earthgpt_jax.inference.reference import Prompts, Stop, generate
+from earthgpt_jax.inference.reference import Prompts, StopCondition, generate
 from earthgpt_jax.input import images as our_images
 from earthgpt_jax.input.prompts.chat_template import ChatTemplate, chat_template
 from earthgpt_jax.input.sequences import generation_prompt
 from earthgpt_jax.input.tokenizer import Tokenizer, train_tokenizer
 from earthgpt_jax.models import earthgpt, model_dir
-from earthgpt_jax.ops.attention import visible
+from earthgpt_jax.ops.attention import make_attention_mask
 from earthgpt_jax.ops.resize import Method, resize
 from earthgpt_jax.params import merge_module
 from tests.support import nano
@@ -132,7 +132,7 @@ def make_pair(tmp_path_factory, vocabulary):
             model_dir.write(
                 path / "ours", params, model=config, decimals=2, chat_template=chat, tokenizer=vocabulary, about={}
             )
-            ours = model_dir.describe(path / "ours")
+            ours = model_dir.read_config(path / "ours")
             made[variant, chat] = Pair(ours, params, exporter.export_hf(path / "ours", path / "hf"))
         return made[variant, chat]
 
@@ -176,7 +176,7 @@ def test_features_visual_tokens_and_logits(make_pair, variant):
         features = model.encode(squares)
         visual = model.perceive(features)
         positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-        mask = visible(jnp.ones_like(positions), jnp.zeros_like(positions))
+        mask = make_attention_mask(jnp.ones_like(positions), jnp.zeros_like(positions))
         x = model.embed(jnp.asarray(tokens), jnp.asarray(slots), visual)
         hidden, _ = model.llm(x, positions=positions, mask=mask)
         return features, visual, model.llm.logits(hidden)
@@ -274,7 +274,7 @@ def greedy(adapted):
         prompts,
         config=adapted.config,
         max_new_tokens=NEW,
-        stop=Stop(eos_id=2, separators=adapted.chat_template.separator_ids(adapted.tokenizer)),
+        stop=StopCondition(eos_id=2, separators=adapted.chat_template.separator_ids(adapted.tokenizer)),
     )
     return squares, np.asarray(tokens)
 

@@ -10,7 +10,7 @@ from flax import nnx
 from earthgpt_jax.config import AdapterConfig, DType, LlamaConfig
 from earthgpt_jax.convert.tables import llama_hf
 from earthgpt_jax.models.llama import Llama, empty_cache
-from earthgpt_jax.ops.attention import visible
+from earthgpt_jax.ops.attention import make_attention_mask
 from tests.support.weights import load_into
 
 MODELS = ["llama_gqa_bias", "llama_mha_tied"]
@@ -38,7 +38,7 @@ def _load(folder) -> tuple[LlamaConfig, Llama]:
 
 def _plain(model: Llama, ids: np.ndarray) -> jnp.ndarray:
     positions = jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape)
-    mask = visible(jnp.ones_like(positions), jnp.zeros_like(positions))
+    mask = make_attention_mask(jnp.ones_like(positions), jnp.zeros_like(positions))
     return model(model.embed_tokens(jnp.asarray(ids)), positions=positions, mask=mask)[0]
 
 

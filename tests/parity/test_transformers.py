@@ -16,7 +16,7 @@ from earthgpt_jax.convert import exporter
 from earthgpt_jax.convert.tables import dinov2_hf, llama_hf
 from earthgpt_jax.models.llama import Llama
 from earthgpt_jax.models.vit import ViT
-from earthgpt_jax.ops.attention import visible
+from earthgpt_jax.ops.attention import make_attention_mask
 from tests.support.weights import load_into
 
 pytestmark = pytest.mark.torch
@@ -103,7 +103,7 @@ def test_logits_of_llama_and_its_export(tmp_path, name):
 
     @nnx.jit
     def logits(model, ids, positions):
-        mask = visible(jnp.ones_like(ids), jnp.zeros_like(ids))
+        mask = make_attention_mask(jnp.ones_like(ids), jnp.zeros_like(ids))
         return model.logits(model(model.embed_tokens(ids), positions=positions, mask=mask)[0])
 
     np.testing.assert_allclose(logits(model, ids, positions), expected, atol=1e-4, rtol=0)

@@ -13,7 +13,7 @@ from earthgpt_jax.aot.program import batch_shapes
 from earthgpt_jax.config import DType
 from earthgpt_jax.input.batch import END_SLOT, START_SLOT, TEXT_SLOT
 from earthgpt_jax.models import earthgpt
-from earthgpt_jax.models.llama import Execution
+from earthgpt_jax.models.llama import ExecutionOptions
 from earthgpt_jax.training.stages import trainable_paths
 from earthgpt_jax.training.step import State, make_step
 from tests.support import nano
@@ -39,7 +39,7 @@ def test_they_are_those_of_fp32_copies_up_to_the_rounding_of_the_products():
     )
 
     def gradients(kernels: DType) -> dict[str, np.ndarray]:
-        step = make_step(graphdef, optimizer, microbatches=2, execution=Execution(kernels=kernels))
+        step = make_step(graphdef, optimizer, microbatches=2, execution=ExecutionOptions(kernel_dtype=kernels))
         state = State(jnp.zeros((), jnp.int32), trainable, optimizer.init(trainable))
         after, _ = jax.jit(step)(state, frozen, batch)
         return {path: np.asarray(trainable[path] - value) for path, value in after.trainable.items()}
