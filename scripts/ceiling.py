@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 
 from earthgpt_jax.boxes import BoxKind
-from earthgpt_jax.datasets.inspect.validate import directories
-from earthgpt_jax.datasets.store import RecordSource, manifest
+from earthgpt_jax.datasets.manifest import dataset_directories, read_manifest
+from earthgpt_jax.datasets.store import RecordSource
 from earthgpt_jax.evaluation.ceiling import table
 from earthgpt_jax.records import Record, Task
 
@@ -15,8 +15,8 @@ from earthgpt_jax.records import Record, Task
 def records(folder: Path) -> list[Record]:
     """All records with boxes, of every split of every dataset in the folder."""
     found = []
-    for directory in directories(folder):
-        for split in manifest(directory)["counts"]:
+    for directory in dataset_directories(folder):
+        for split in read_manifest(directory)["counts"]:
             found += [record for record in RecordSource(directory, split) if Task.HBB in record.tasks]
     return found
 

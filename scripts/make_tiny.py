@@ -39,8 +39,9 @@ from tqdm import tqdm
 from earthgpt_jax import params as params_lib
 from earthgpt_jax.boxes import BoxKind, Square, format_boxes
 from earthgpt_jax.config import AdapterConfig, Config, DType, load
-from earthgpt_jax.datasets.cards import cards
-from earthgpt_jax.datasets.store import open_source, write
+from earthgpt_jax.datasets.build.writer import write_dataset
+from earthgpt_jax.datasets.cards import load_cards
+from earthgpt_jax.datasets.collection import open_records
 from earthgpt_jax.input.batch import TEXT_SLOT
 from earthgpt_jax.input.images import load_square
 from earthgpt_jax.input.prompts.chat_template import ChatTemplate, chat_template
@@ -88,7 +89,7 @@ def render(workdir: Path, *, count: int) -> dict[str, np.ndarray]:
     """Images and dense targets of `count` training records."""
     path = workdir / f"dense_{count}.npz"
     if not path.exists():
-        source = open_source(dataset(workdir, count=count), "train")
+        source = open_records(dataset(workdir, count=count), "train")
         labels = sorted({item.label for item in (source[i] for i in range(200))})
         objects = sorted({o.label for i in range(200) for o in source[i].objects})
         sensors = ["optical", "sar", "infrared"]
@@ -290,7 +291,7 @@ def _encoder_round(graphdef, params, data: dict[str, np.ndarray], *, steps: int,
 @functools.cache
 def real_classes() -> tuple[str, ...]:
     """Class names of the real datasets: words that the synthetic source does not have."""
-    return tuple(sorted({label for card in cards().values() for label in card.classes}))
+    return tuple(sorted({label for card in load_cards().values() for label in card.classes}))
 
 
 def renamed(record: Record, rng: np.random.Generator) -> Record:
@@ -514,7 +515,7 @@ def llm(workdir: Path, config: Config, *, rounds: Sequence[int], count: int) -> 
         return path
     graphdef, params = params_lib.split_module(Reader(config, rngs=nnx.Rngs(params=1)))
     corpus = Corpus(
-        source=open_source(dataset(workdir, count=count), "train"),
+        source=open_records(dataset(workdir, count=count), "train"),
         dense={name: value for name, value in render(workdir, count=count).items() if name != "images"},
         config=config,
         tokens=Tokenizer(tokenizer(workdir, config)),
@@ -626,7 +627,7 @@ def dataset(workdir: Path, *, count: int) -> Path:
         source = SyntheticSource("train", count)
         with multiprocessing.get_context("spawn").Pool() as pool:
             records = pool.imap(source.__getitem__, range(count), chunksize=64)
-            write({"train": tqdm(records, total=count, desc="records")}, out=path, name="synthetic")
+            write_dataset({"train": tqdm(records, total=count, desc="records")}, out=path, name="synthetic")
     return path
 
 

@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     process_options.start(args)
 
     from earthgpt_jax.common.errors import EarthGPTError
-    from earthgpt_jax.datasets.store import open_source
+    from earthgpt_jax.datasets.collection import open_records
     from earthgpt_jax.evaluation import report, scores
     from earthgpt_jax.evaluation.chained import Protocol
     from earthgpt_jax.evaluation.compare import answer, beside_baselines
@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
             value = getattr(args, name)
             if value is not None and value < 1:
                 raise EarthGPTError(f"--{name.replace('_', '-')}: expected at least 1, got {value}")
-        test, train = (open_source(args.data, split) for split in (args.split, "train"))
+        test, train = (open_records(args.data, split) for split in (args.split, "train"))
         try:
             args.out.mkdir(parents=True, exist_ok=True)
         except OSError as error:

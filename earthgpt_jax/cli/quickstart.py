@@ -33,7 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from earthgpt_jax.common.errors import EarthGPTError
     from earthgpt_jax.config import load
-    from earthgpt_jax.datasets.store import open_source, write
+    from earthgpt_jax.datasets.build.writer import write_dataset
+    from earthgpt_jax.datasets.collection import open_records
     from earthgpt_jax.evaluation import report, scores
     from earthgpt_jax.evaluation.compare import answer, beside_baselines
     from earthgpt_jax.inference.engine import Engine
@@ -55,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
             "train": SyntheticSource("train", args.train_images),
             "test": SyntheticSource("test", args.test_images),
         }
-        write(splits, out=data, name="synthetic")
+        write_dataset(splits, out=data, name="synthetic")
 
     common = [f"--config.data.source={data}", f"--config.optim.steps={args.steps}"]
     _say(started, f"2/6  align: {args.steps} steps from tiny-base")
@@ -64,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
     tuned = train(load("tiny:instruct", [*common, f"--config.init={aligned}"]), work / "instruct")
 
     _say(started, "4/6  evaluation on held-out images, each beside a constant and a blind baseline")
-    test, train_split = (open_source(data, split) for split in ("test", "train"))
+    test, train_split = (open_records(data, split) for split in ("test", "train"))
     models = {"shipped": "tiny", "fresh": str(tuned)}
     results = {}
     for name, model in models.items():

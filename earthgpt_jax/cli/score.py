@@ -57,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from earthgpt_jax.common.digests import sha256_file
     from earthgpt_jax.common.errors import EarthGPTError
-    from earthgpt_jax.datasets.store import open_source
+    from earthgpt_jax.datasets.collection import open_records
     from earthgpt_jax.evaluation import baselines, benchmarks, confidence, predictions, report, scores
     from earthgpt_jax.evaluation.metrics import calibration
     from earthgpt_jax.evaluation.metrics.java import JavaMetric, why_not
@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
     if args.peer:
         scorers.rules(args.peer)  # a wrong name is answered before the work
     header, answered = _read(args)
-    source = open_source(args.data, args.split) if args.data else None
+    source = open_records(args.data, args.split) if args.data else None
     if source is not None and (said := header.get("data")) not in (None, source.fingerprint):
         raise EarthGPTError(
             f"{args.file}: expected answers about {args.data} ({args.split}), digest {source.fingerprint}, got answers "

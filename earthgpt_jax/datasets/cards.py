@@ -1,4 +1,7 @@
-"""Data cards: one YAML file a dataset, `data/sources/<name>.yaml`; the only place that knows a dataset's rules."""
+"""Read data cards, `data/sources/<name>.yaml`: one YAML file describes one dataset and how its files are read.
+
+No other module has rules for a particular dataset. See data/README.md for the entries of a card.
+"""
 
 from __future__ import annotations
 
@@ -25,32 +28,41 @@ _SPLIT_NAMES = {
     "validation": "val",
     "testing": "test",
 }
-_SHARES = (("train", 0.7), ("val", 0.8), ("test", 1.0))  # upper ends of the hash fractions
+# For each split, the upper end of its part of the unit interval, onto which native ids are hashed.
+_SHARES = {
+    "hash": (("train", 0.7), ("val", 0.8), ("test", 1.0)),
+    "name": (("train", 7 / 8), ("val", 1.0)),  # of the ids that do not match the pattern for test
+}
 
 
 class Images(enum.StrEnum):
-    """Whether image files come with the annotations."""
+    """Whether image files are distributed with the annotations."""
 
     FILES = "files"
     NONE = "none"
 
 
-class Unlisted(enum.StrEnum):
-    """What becomes of an image file that no annotation names."""
+class UnannotatedImages(enum.StrEnum):
+    """What to do with an image file that no annotation refers to."""
 
     QUARANTINE = "quarantine"
     DROP = "drop"
 
 
-class Orientation(enum.StrEnum):
-    """How a segmentation becomes a box."""
+class SegmentationBox(enum.StrEnum):
+    """Which box is made of a COCO segmentation: the given `bbox`, or the smallest oriented box around the polygon."""
 
-    UPRIGHT = "upright"
-    ROTATED = "rotated"
+    AXIS_ALIGNED = "axis_aligned"
+    ORIENTED = "oriented"
 
 
 class SplitRule(enum.StrEnum):
-    """`hash`: of the native id; `native`: the dataset's own; `name`: native ids that match a pattern are test."""
+    """How records are assigned to splits.
+
+    `hash`: by a hash of the native id, 70 % train, 10 % val, 20 % test.
+    `native`: as the dataset itself says.
+    `name`: native ids that match a pattern are test; a hash divides the others into train and val.
+    """
 
     HASH = "hash"
     NATIVE = "native"
@@ -58,7 +70,7 @@ class SplitRule(enum.StrEnum):
 
 
 class Role(enum.StrEnum):
-    """What a dataset is for in EarthGPT: a source of MMRS-1M, a zero-shot benchmark, or neither."""
+    """What EarthGPT uses a dataset for: training (a source of MMRS-1M), zero-shot evaluation, or neither (`own`)."""
 
     TRAINED = "trained"
     ZERO_SHOT = "zero_shot"
@@ -67,13 +79,13 @@ class Role(enum.StrEnum):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Tile:
-    """How large scenes are cut when they are built.
+    """How a build cuts large scenes into tiles.
 
     Attributes:
-        size: side of a tile, pixels; an image no larger in both directions is not cut.
-        overlap: of neighbouring tiles, pixels.
-        keep: an object with at least this share of its area in a tile is kept there, cut at the border.
-        ignore: one with at least this share, but less than `keep`, is kept as difficult; with less, it is left out.
+        size: side of a tile in pixels; an image that is not larger than this in either direction is not cut.
+        overlap: overlap of neighbouring tiles in pixels.
+        keep: minimum share of an object's area inside a tile for it to be kept there, clipped to the tile.
+        ignore: minimum share for it to be kept, but marked difficult; with a smaller share, the object is removed.
     """
 
     size: int
@@ -84,24 +96,25 @@ class Tile:
 
 @dataclasses.dataclass(frozen=True)
 class Card:
-    """What is known of one dataset, and how its files are read.
+    """One dataset: what it contains and how its files are read.
 
     Attributes:
-        folder: where it lies under a root of many datasets.
-        parts: layouts, each a mapping of role ("annotations", "images", ...) to a path below the folder;
-            `split` is the part's native split, `prefix` comes before its native ids.
-        classes: canonical labels; () where a dataset has no classes.
-        synonyms: native name -> canonical label.
-        drop: native class name -> the declared reason for leaving it out.
-        difficult_from: a native `difficult` of at least this marks an object difficult.
-        open_classes: a native class name that is not listed is a class too: the list is not known for certain.
-        fields: role -> name of a field, where a format leaves its fields to the card.
-        tile: how its scenes are cut; None: they are not.
-        role: what EarthGPT uses it for.
-        expected: how much the complete native set holds: kind of count (`images`, `objects`, `questions`,
-            `captions`, or a split's name for its images) -> number.
-        obtain: where the native files are to be had.
-        unverified: entries of this card that no native file has confirmed, as `layout` or `expected.objects`.
+        folder: the dataset's folder, relative to the folder of all native datasets.
+        parts: the layout, a list of parts. Each maps roles ("annotations", "images", ...) to paths below `folder`;
+            "split" is the native split of the part, "prefix" is put in front of its native ids.
+        classes: canonical labels; () for a dataset without classes.
+        synonyms: canonical labels by native class name.
+        drop: native class names to drop, each with the reason.
+        difficult_from: the native value of `difficult` from which an object counts as difficult.
+        open_classes: accept class names that `classes` does not list, because the list may be incomplete.
+        fields: field names by role, for formats with configurable fields (qa_rows).
+        tile: how large scenes are cut into tiles; None keeps them whole.
+        role: what EarthGPT uses the dataset for.
+        expected: size of the complete native dataset: a number of `images`, `objects`, `questions` or `captions`, or
+            the number of images of a split, under its name.
+        obtain: where to download the native files.
+        unverified: entries of this card that were never compared with the native files, such as "layout" or
+            "expected.objects".
     """
 
     name: str
@@ -116,8 +129,8 @@ class Card:
     synonyms: Mapping[str, str] = dataclasses.field(default_factory=dict)
     drop: Mapping[str, str] = dataclasses.field(default_factory=dict)
     images: Images = Images.FILES
-    unlisted: Unlisted = Unlisted.QUARANTINE
-    orientation: Orientation = Orientation.UPRIGHT
+    unannotated_images: UnannotatedImages = UnannotatedImages.QUARANTINE
+    segmentation_box: SegmentationBox = SegmentationBox.AXIS_ALIGNED
     split_rule: SplitRule = SplitRule.HASH
     test_pattern: str = ""
     difficult_from: int = 1
@@ -132,56 +145,61 @@ class Card:
     variants: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
 
     def label(self, native: str) -> str:
-        """The canonical label of a native class name; "" if the card does not know it."""
+        """Return the canonical label of a native class name, "" if the card does not have it."""
         if native in self.synonyms:
             return self.synonyms[native]
         label = re.sub(r"[\s_-]+", " ", native).strip().lower()
         return label if self.open_classes or label in self.classes else ""
 
     def split(self, native_id: str, native_split: str) -> str:
-        """The split of a record.
+        """Return the split of a record.
 
         Raises:
-            EarthGPTError: the card follows the native split, and there is none or an unknown one.
+            EarthGPTError: the card says `split: {rule: native}`, and the record's native split is missing or unknown.
         """
         if self.split_rule is SplitRule.NATIVE:
             split = _SPLIT_NAMES.get(native_split, native_split)
             if split not in SPLITS:
                 raise EarthGPTError(
                     f"card {self.name}: {native_id}: expected a native split of {', '.join(SPLITS)}, "
-                    f"got {native_split!r}; mend the annotation or the card"
+                    f"got {native_split!r}; correct the annotation or the card"
                 )
             return split
         if self.split_rule is SplitRule.NAME and re.search(self.test_pattern, native_id):
             return "test"
-        shares = _SHARES if self.split_rule is SplitRule.HASH else (("train", 7 / 8), ("val", 1.0))
-        place = sha256_int(native_id, size=8, byteorder="big") / 2**64
-        return next(split for split, end in shares if place < end)
+        fraction = sha256_int(native_id, size=8, byteorder="big") / 2**64
+        return next(split for split, end in _SHARES[self.split_rule] if fraction < end)
 
     def variant(self, name: str) -> Card:
-        """The same dataset read from another of its native formats."""
+        """Return the card with a variant's entries in place of its own: another native format, the official split."""
         if name not in self.variants:
             raise EarthGPTError(f"card {self.name}: no variant {name!r}; it has {', '.join(self.variants) or 'none'}")
         return dataclasses.replace(self, **_fields(self.variants[name], where=f"card {self.name}/{name}"))
 
     def describe(self) -> dict[str, Any]:
-        """A plain dict for manifests; two cards that read alike are equal here."""
+        """Return the card as a plain dict, for the manifest. Cards that read files in the same way have equal dicts."""
         return dataclasses.asdict(self)
 
 
 _ENUMS = {
     "sensor": Sensor,
     "images": Images,
-    "unlisted": Unlisted,
-    "orientation": Orientation,
+    "unannotated_images": UnannotatedImages,
+    "segmentation_box": SegmentationBox,
     "split_rule": SplitRule,
     "role": Role,
 }
-EXPECTED = ("images", "objects", "questions", "captions", *SPLITS)
+_FIELDS = frozenset(field.name for field in dataclasses.fields(Card))
+_ENTRIES = _FIELDS - {"parts", "split_rule", "test_pattern"} | {"layout", "split"}  # as they are called in a file
+EXPECTED_COUNTS = ("images", "objects", "questions", "captions", *SPLITS)
 
 
 def _fields(values: Mapping[str, Any], *, where: str) -> dict[str, Any]:
-    known = {field.name for field in dataclasses.fields(Card)}
+    """Return the entries of a card file, or of a variant in it, as arguments of `Card`.
+
+    Raises:
+        EarthGPTError: an entry is unknown or has an impossible value; `where` names the card.
+    """
     values = dict(values)
     if "layout" in values:
         layout = values.pop("layout")
@@ -190,9 +208,8 @@ def _fields(values: Mapping[str, Any], *, where: str) -> dict[str, Any]:
         rule = values.pop("split")
         values["split_rule"] = rule["rule"]
         values["test_pattern"] = str(rule.get("test", ""))
-    unknown = sorted(set(values) - known)
-    if unknown:
-        raise EarthGPTError(f"{where}: unknown entries {', '.join(unknown)}; known: {', '.join(sorted(known))}")
+    if unknown := sorted(set(values) - _FIELDS):
+        raise EarthGPTError(f"{where}: unknown entries {', '.join(unknown)}; known: {', '.join(sorted(_ENTRIES))}")
     try:
         for key, enumeration in _ENUMS.items():
             if key in values:
@@ -205,21 +222,18 @@ def _fields(values: Mapping[str, Any], *, where: str) -> dict[str, Any]:
         values["tile"] = _tile(values["tile"], where=where)
     if "expected" in values:
         values["expected"] = _expected(values["expected"], where=where)
-    if stray := [name for name in values.get("unverified", ()) if name.split(".")[0] not in known | _WRITTEN_AS]:
-        raise EarthGPTError(f"{where}: `unverified` names {', '.join(stray)}, which are no entries of a card")
+    if stray := [name for name in values.get("unverified", ()) if name.split(".")[0] not in _ENTRIES | _FIELDS]:
+        raise EarthGPTError(f"{where}: `unverified` names {', '.join(stray)}; expected entries of a card")
     for key in ("parts", "classes", "notes", "unverified"):
         if key in values:
             values[key] = tuple(values[key])
-    # A colon makes a mapping of a note, which then says something else than it seems to.
+    # YAML reads a note that contains a colon as a mapping.
     if odd := [note for note in values.get("notes", ()) if not isinstance(note, str)]:
-        raise EarthGPTError(f"{where}: notes: expected text, got {odd[0]!r}; quote a note that holds a colon")
+        raise EarthGPTError(f"{where}: notes: expected text, got {odd[0]!r}; quote a note that contains a colon")
     for key in ("synonyms", "drop", "fields"):
         if key in values:
             values[key] = {str(name): str(text) for name, text in values[key].items()}
     return values
-
-
-_WRITTEN_AS = {"layout", "split"}  # entries that are called otherwise in a file than in `Card`
 
 
 def _tile(values: Mapping[str, Any], *, where: str) -> Tile:
@@ -237,16 +251,18 @@ def _tile(values: Mapping[str, Any], *, where: str) -> Tile:
 
 def _expected(values: Mapping[str, Any], *, where: str) -> dict[str, int]:
     for name, count in values.items():
-        if name not in EXPECTED or not isinstance(count, int):
-            raise EarthGPTError(f"{where}: expected: {name}: {count!r}; takes whole numbers of {', '.join(EXPECTED)}")
+        if name not in EXPECTED_COUNTS or not isinstance(count, int):
+            raise EarthGPTError(
+                f"{where}: expected: {name}: {count!r}; expected a whole number for one of {', '.join(EXPECTED_COUNTS)}"
+            )
     return dict(values)
 
 
 def load_card(path: Path) -> Card:
-    """Reads one card file.
+    """Read one card file.
 
     Raises:
-        EarthGPTError: not YAML, a missing or unknown entry, a synonym of an unknown class.
+        EarthGPTError: the file is not YAML, an entry is missing or unknown, or a synonym leads to an unknown class.
     """
     where = f"card {path}"
     try:
@@ -263,36 +279,38 @@ def load_card(path: Path) -> Card:
         raise EarthGPTError(f"{where}: incomplete: {error}") from error
     stray = sorted(set(card.synonyms.values()) - set(card.classes))
     if stray:
-        raise EarthGPTError(f"{where}: synonyms lead to {', '.join(stray)}, which `classes` does not have")
+        raise EarthGPTError(f"{where}: synonyms lead to {', '.join(stray)}, which `classes` does not list")
     return card
 
 
-def cards() -> dict[str, Card]:
-    """All cards that travel with the code, by name."""
+def load_cards() -> dict[str, Card]:
+    """Return all cards that come with the package, by name."""
     found = [load_card(path) for path in sorted(data_path("sources").glob("*.yaml"))]
     return {card.name: card for card in found}
 
 
-def select(names: Sequence[str]) -> tuple[Card, ...]:
-    """The cards of these names, in this order; a name that ends in .yaml is the file of a card of one's own.
+def select_cards(names: Sequence[str]) -> tuple[Card, ...]:
+    """Return the cards with these names, in this order.
 
-    Behind a colon stands the variant: `dior:rotated`.
+    Args:
+        names: each the name of a card that comes with the package (`dior`), a name with a variant (`dior:rotated`), or
+            the path of a card file (`mine/port.yaml`).
 
     Raises:
-        EarthGPTError: a name without card or variant, or a card of one's own under the name of another.
+        EarthGPTError: there is no such card or variant, or a card file has the name of a card of the package.
     """
-    known = cards()
+    known = load_cards()
     unknown = [name for name in names if name.partition(":")[0] not in known and not _is_file(name)]
     if unknown:
         raise EarthGPTError(
             f"no card for {', '.join(unknown)}{did_you_mean(unknown, known)} Cards: {', '.join(known)}. "
-            "A card of your own is named by its file, which ends in .yaml"
+            "To use a card of your own, give the path of its file, which ends in .yaml"
         )
     chosen = tuple(load_card(Path(name)) if _is_file(name) else _known(name, known) for name in names)
     for name, card in zip(names, chosen, strict=True):
         if _is_file(name) and card.name in known:
             raise EarthGPTError(
-                f"card {name}: expected a name of its own, got {card.name!r}, which is taken; rename it"
+                f"card {name}: expected a new name, got {card.name!r}, which another card has; choose another `name`"
             )
     return chosen
 

@@ -1,17 +1,19 @@
-"""Record <-> TFDS example: the features of the shards, and the two conversions."""
+"""Convert records to the TFDS examples that shards hold, and back."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
+from tensorflow_datasets.core.example_serializer import ExampleSerializer
 from tensorflow_datasets.proto import tf_example_pb2
 
 from earthgpt_jax.records import Object, Record, Sensor, Task, Turn
 
-VERSION = "2.0.0"  # of the features; the first number rises when datasets have to be built anew
+VERSION = "3.0.0"  # of the features and the manifest; raise the major version when older datasets cannot be read
 
 FEATURES = {
     "id": tfds.features.Text(),
@@ -41,7 +43,7 @@ FEATURES = {
 
 
 def to_example(record: Record) -> dict[str, Any]:
-    """What TFDS encodes by `FEATURES`."""
+    """Return a record as the nested dict that TFDS encodes with `FEATURES`."""
     return {
         "id": record.id,
         "image": record.image,
@@ -68,10 +70,28 @@ def to_example(record: Record) -> dict[str, Any]:
     }
 
 
-def to_record(serialized: bytes) -> Record:
-    """A record of a shard, a serialised `tf.train.Example` of `FEATURES`, as the equal Record.
+def serialize_record(record: Record) -> bytes:
+    """Return a record as the bytes of the `tf.train.Example` that a shard holds.
 
-    Reads the message itself: TFDS's generic decoder gives the same values and takes ten times as long.
+    The features are written in the order of their names. TFDS's own serialisation follows the order of a hash map in
+    protobuf, which differs between processes; the same record would have other bytes, and the dataset another
+    fingerprint, in each of them.
+    """
+    features, serializer = _codec()
+    example = serializer.get_tf_example(features.encode_example(to_example(record)))
+    return example.SerializeToString(deterministic=True)
+
+
+@functools.cache
+def _codec() -> tuple[tfds.features.FeaturesDict, ExampleSerializer]:
+    features = tfds.features.FeaturesDict(FEATURES)
+    return features, ExampleSerializer(features.get_serialized_info())
+
+
+def to_record(serialized: bytes) -> Record:
+    """Return the record that `serialize_record` gave these bytes for.
+
+    The protobuf message is read directly: TFDS's generic decoder returns the same values, but takes ten times as long.
     """
     feature = tf_example_pb2.Example.FromString(serialized).features.feature
 

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
-from earthgpt_jax.datasets.store import Together
+from earthgpt_jax.datasets.collection import ConcatSource
 from earthgpt_jax.evaluation import baselines, chained, runner, scores
 from earthgpt_jax.evaluation import predictions as answers_lib
 from earthgpt_jax.evaluation.files import Process
@@ -36,7 +36,7 @@ class Comparison:
 
 def answer(
     engine: Engine,
-    test: Together,
+    test: ConcatSource,
     *,
     out: Path,
     per_image: Mapping[str, int],
@@ -84,7 +84,7 @@ def answer(
 
 
 def beside_baselines(
-    answered: Answered, train: Together, *, out: Path, decimals: int, extras: Collection[scores.Extra] = ()
+    answered: Answered, train: ConcatSource, *, out: Path, decimals: int, extras: Collection[scores.Extra] = ()
 ) -> Comparison:
     """Scores of answers, with the baselines beside each figure.
 

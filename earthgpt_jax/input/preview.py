@@ -14,7 +14,7 @@ import numpy as np
 from earthgpt_jax.boxes import Square, parse, polygon_to_rect, rect_to_polygon
 from earthgpt_jax.common.pictures import Encoding, data_uri, svg_points
 from earthgpt_jax.config import Config
-from earthgpt_jax.datasets.inspect.sheet import COLOURS, extent
+from earthgpt_jax.datasets.inspect.contact_sheet import COLOURS, image_extent
 from earthgpt_jax.input.batch import Batch
 from earthgpt_jax.input.packing.lengths import measure_lengths
 from earthgpt_jax.input.packing.sampler import EpochSampler
@@ -191,7 +191,7 @@ def _shown(record: Record, view: ModelView | None) -> RecordView:
 def _pictures(record: Record, colours: Mapping[str, str]) -> Iterator[Picture]:
     """The image once for each kind of box it has; as it is, if it has none."""
     pixels = decode(record.image) if record.image else None
-    width, height = extent(record)
+    width, height = image_extent(record)
     kinds = {
         "oriented boxes": Task.OBB in record.tasks,
         "upright boxes": bool(record.objects) and (Task.HBB in record.tasks or Task.OBB not in record.tasks),

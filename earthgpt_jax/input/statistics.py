@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from earthgpt_jax.common.tables import align_columns
 from earthgpt_jax.datasets import store
+from earthgpt_jax.datasets.manifest import read_manifest
 from earthgpt_jax.input.prompts.questions import BoxStyle, evaluation_questions
 from earthgpt_jax.input.tokenizer import Tokenizer
 from earthgpt_jax.records import Record, Task
@@ -117,7 +118,7 @@ def compute_statistics(directories: Sequence[Path], *, tokenizer: Tokenizer) -> 
     every reference is an answer.
     """
     found, everything = [], _Measured()
-    manifests = [store.manifest(directory) for directory in directories]
+    manifests = [read_manifest(directory) for directory in directories]
     for directory, values in zip(directories, manifests, strict=True):
         measured = _Measured()
         for split in values["counts"]:

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from earthgpt_jax import params as params_lib
 from earthgpt_jax.common.tables import align_columns
 from earthgpt_jax.config import FrozenDType, load
-from earthgpt_jax.datasets.store import write
+from earthgpt_jax.datasets.build.writer import write_dataset
 from earthgpt_jax.input.packing.training_data import load_training_data
 from earthgpt_jax.input.pipeline import InputSpec, PackedSequences, train_batches
 from earthgpt_jax.input.tokenizer import Tokenizer
@@ -49,7 +49,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         data = args.data or Path(folder) / "data"
         if args.data is None:
-            write({"test": SyntheticSource("test", args.scenes)}, out=data, name="synthetic")
+            write_dataset({"test": SyntheticSource("test", args.scenes)}, out=data, name="synthetic")
         _compare(args.model, args.config, data, args.batches)
 
 

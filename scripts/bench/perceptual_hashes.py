@@ -20,7 +20,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from earthgpt_jax.datasets import store
-from earthgpt_jax.datasets.inspect.validate import directories
+from earthgpt_jax.datasets.manifest import dataset_directories, read_manifest
 from earthgpt_jax.datasets.overlap.perceptual_hashes import MAX_DHASH_DISTANCE, MAX_PHASH_DISTANCE, NO_HASH, hash_image
 from earthgpt_jax.raster.decode import decode
 
@@ -83,8 +83,8 @@ def alike(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def distinct(folder: Path) -> dict[str, list[Image.Image]]:
     """Sensor -> images that differ in their pixels and show something."""
     found: dict[str, dict[int, Image.Image]] = collections.defaultdict(dict)
-    for directory in directories(folder):
-        for split in store.manifest(directory)["counts"]:
+    for directory in dataset_directories(folder):
+        for split in read_manifest(directory)["counts"]:
             for record in store.RecordSource(directory, split):
                 pixels, phash, _ = hash_image(record.image)
                 if phash != NO_HASH:

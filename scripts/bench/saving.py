@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from earthgpt_jax.config import CheckpointConfig, Config, load
-from earthgpt_jax.datasets.store import write
+from earthgpt_jax.datasets.build.writer import write_dataset
 from earthgpt_jax.models import earthgpt
 from earthgpt_jax.synthetic import SyntheticSource
 from earthgpt_jax.training.checkpoints import Checkpoints
@@ -109,7 +109,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         splits = {"train": SyntheticSource("train", 64), "test": SyntheticSource("test", 4)}
-        write(splits, out=folder / "data", name="synthetic")
+        write_dataset(splits, out=folder / "data", name="synthetic")
         for number, name in enumerate(args.config or ["tiny:align", "tiny:instruct"]):
             fields = {"data.source": folder / "data", "checkpoint.every_steps": args.every, "optim.warmup_steps": 2,
                       "optim.steps": args.every * (args.saves + 1)}  # fmt: skip

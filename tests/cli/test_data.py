@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from earthgpt_jax.cli.main import main
-from earthgpt_jax.datasets.build.counts import Tally
+from earthgpt_jax.datasets.build.counts import BuildCounts
 from earthgpt_jax.datasets.readers import Dropped, ItemType, Native, Rejected
 from earthgpt_jax.datasets.store import RecordSource
 from earthgpt_jax.synthetic import SyntheticSource
@@ -174,7 +174,7 @@ def test_what_the_user_can_mend(tmp_path: Path, monkeypatch, capsys, words: list
 
 
 def test_counts_that_do_not_add_up_are_loud() -> None:
-    tally = Tally()
+    tally = BuildCounts()
     tally.add(Native(item_type=ItemType.OBJECT, count=3))
     tally.add(Rejected(id="a", item_type=ItemType.OBJECT, reason="r", file="f"))
     tally.add(Dropped(item_type=ItemType.OBJECT, reason="rule"))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from earthgpt_jax.common.errors import EarthGPTError
-from earthgpt_jax.datasets.cards import SPLITS, Role, SplitRule, cards, load_card, select
+from earthgpt_jax.datasets.cards import SPLITS, Role, SplitRule, load_card, load_cards, select_cards
 from earthgpt_jax.datasets.readers import FORMATS
 from earthgpt_jax.records import Task
 
@@ -33,7 +33,7 @@ def _load(tmp_path: Path, text: str):
 
 
 def test_every_card_and_variant_is_whole() -> None:
-    found = cards()
+    found = load_cards()
     assert "hit_uav" in found
     for name, card in found.items():
         for each in (card, *(card.variant(variant) for variant in card.variants)):
@@ -63,7 +63,7 @@ ZERO_SHOT = {"clrs", "nasc_tg2", "rsvqa_hr", "mar20", "hrsc2016"}
 
 
 def test_roles_are_those_of_earthgpt() -> None:
-    found = cards()
+    found = load_cards()
     assert len(SOURCES) == 34
     assert {name for name, card in found.items() if card.role is Role.TRAINED} == SOURCES
     assert {name for name, card in found.items() if card.role is Role.ZERO_SHOT} == ZERO_SHOT
@@ -71,7 +71,7 @@ def test_roles_are_those_of_earthgpt() -> None:
 
 
 def test_what_is_not_known_is_said_in_one_place() -> None:
-    for name, card in cards().items():
+    for name, card in load_cards().items():
         prose = " ".join((card.title, card.licence, card.obtain, *card.notes)).lower()
         assert "unverified" not in prose, name
         assert "to be had" not in prose, name
@@ -115,7 +115,7 @@ def test_native_and_name_splits(tmp_path: Path) -> None:
         (CARD.replace("sensor: sar", "sensor: sonar"), "'sonar' is not a valid Sensor"),
         (CARD.replace("title: X\n", ""), "incomplete.*title"),
         (CARD.replace("Boat: ship", "Boat: boat"), "synonyms lead to boat"),
-        (CARD + "notes: [a trap: here]", "expected text, got .*quote a note that holds a colon"),
+        (CARD + "notes: [a trap: here]", "expected text, got .*quote a note that contains a colon"),
     ],
 )
 def test_mistakes_are_named(tmp_path: Path, text: str, message: str) -> None:
@@ -124,31 +124,31 @@ def test_mistakes_are_named(tmp_path: Path, text: str, message: str) -> None:
 
 
 def test_unknown_names() -> None:
-    assert [card.name for card in select(["dota", "hit_uav"])] == ["dota", "hit_uav"]
+    assert [card.name for card in select_cards(["dota", "hit_uav"])] == ["dota", "hit_uav"]
     with pytest.raises(EarthGPTError, match=r"no card for nonsense\. Cards: .*dota"):
-        select(["nonsense"])
+        select_cards(["nonsense"])
     with pytest.raises(EarthGPTError, match="no variant 'z'; it has official, normal_xml"):
-        cards()["hit_uav"].variant("z")
+        load_cards()["hit_uav"].variant("z")
     with pytest.raises(EarthGPTError, match="no card for nonsense:z"):
-        select(["nonsense:z"])
+        select_cards(["nonsense:z"])
 
 
 def test_a_variant_is_named_behind_a_colon() -> None:
-    (rotated,) = select(["dior:rotated"])
+    (rotated,) = select_cards(["dior:rotated"])
     assert (rotated.name, rotated.format) == ("dior", "rotated_voc")
     with pytest.raises(EarthGPTError, match="no variant 'z'"):
-        select(["dior:z"])
+        select_cards(["dior:z"])
 
 
 def test_a_card_of_ones_own_is_named_by_its_file(tmp_path: Path) -> None:
     path = tmp_path / "x.yaml"
     path.write_text(CARD)
-    assert [card.name for card in select(["dota", str(path)])] == ["dota", "x"]
+    assert [card.name for card in select_cards(["dota", str(path)])] == ["dota", "x"]
     path.write_text(CARD.replace("name: x", "name: dota"))
-    with pytest.raises(EarthGPTError, match="expected a name of its own, got 'dota'"):
-        select([str(path)])
+    with pytest.raises(EarthGPTError, match="expected a new name, got 'dota'"):
+        select_cards([str(path)])
     with pytest.raises(EarthGPTError, match=r"absent\.yaml: cannot be read: No such file"):
-        select([str(tmp_path / "absent.yaml")])
+        select_cards([str(tmp_path / "absent.yaml")])
 
 
 def test_classes_may_be_open(tmp_path: Path) -> None:

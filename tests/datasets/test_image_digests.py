@@ -13,8 +13,10 @@ import pytest
 from earthgpt_jax.cli.main import main
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.datasets import image_digests as digests
-from earthgpt_jax.datasets.inspect.validate import complaints
-from earthgpt_jax.datasets.store import image_digests, open_source, write
+from earthgpt_jax.datasets.build.writer import write_dataset
+from earthgpt_jax.datasets.collection import open_records
+from earthgpt_jax.datasets.image_digests import read_image_digests
+from earthgpt_jax.datasets.inspect.validate import find_problems
 from earthgpt_jax.records import Record, Sensor, Task
 
 
@@ -30,7 +32,7 @@ def _folder(out: Path, datasets: dict[str, dict[str, list[bytes]]], **tasks: Tas
     for name, splits in datasets.items():
         task = tasks.get(name, Task.CAPTION)
         records = {split: [_record(name, split, image, task) for image in images] for split, images in splits.items()}
-        write(records, out=out / name, name=name)
+        write_dataset(records, out=out / name, name=name)
     return out
 
 
@@ -41,13 +43,13 @@ SHARING = {
 
 
 def _images(folder: Path, split: str, **options) -> list[tuple[str, bytes]]:
-    return [(record.source, record.image) for record in open_source(folder, split, **options)]
+    return [(record.source, record.image) for record in open_records(folder, split, **options)]
 
 
 def test_training_leaves_out_what_any_dataset_holds_out(tmp_path, caplog):
     folder = _folder(tmp_path, SHARING)
     with caplog.at_level(logging.WARNING):
-        source = open_source(folder, "train")
+        source = open_records(folder, "train")
     kept = [("captions", b"1"), ("captions", b"3"), ("questions", b"3"), ("questions", b"6"), ("questions", b"6")]
     assert [(record.source, record.image) for record in source] == kept
     assert [source[i].image for i in (4, -1, -5, 1)] == [b"6", b"6", b"1", b"3"]
@@ -76,7 +78,7 @@ def test_a_dataset_holds_out_its_images_whatever_it_is_asked_for(tmp_path):
 
 def test_zero_shot_benchmarks_are_not_trained_on_beside_others(tmp_path, caplog):
     folder = _folder(tmp_path, {"captions": {"train": [b"1"]}})
-    write(
+    write_dataset(
         {"train": [_record("bench", "train", b"9")]},
         out=tmp_path / "bench",
         name="bench",
@@ -84,7 +86,7 @@ def test_zero_shot_benchmarks_are_not_trained_on_beside_others(tmp_path, caplog)
     )
     with caplog.at_level(logging.WARNING):
         assert _images(folder, "train") == [("captions", b"1")]
-    assert "bench: not trained on, as its card says zero_shot" in caplog.text
+    assert "bench: not trained on: its card says zero_shot" in caplog.text
     assert _images(folder / "bench", "train") == [("bench", b"9")]
 
 
@@ -95,12 +97,12 @@ def test_the_fingerprint_depends_on_what_is_left_out(tmp_path):
         "none": {"test": [b"9"]}, "one": {"test": [b"1"]}, "other": {"test": [b"2"]}, "again": {"val": [b"1", b"8"]},
     }  # fmt: skip
     prints = {
-        name: open_source(_folder(tmp_path / name, {"a": train, "b": splits}), "train").fingerprint
+        name: open_records(_folder(tmp_path / name, {"a": train, "b": splits}), "train").fingerprint
         for name, splits in held_out.items()
     }
     assert prints["one"] == prints["again"]
     assert len({prints["none"], prints["one"], prints["other"]}) == 3
-    assert prints["none"] == open_source(tmp_path / "none" / "a", "train").fingerprint
+    assert prints["none"] == open_records(tmp_path / "none" / "a", "train").fingerprint
 
 
 def test_records_without_image_share_nothing(tmp_path):
@@ -111,28 +113,28 @@ def test_records_without_image_share_nothing(tmp_path):
 def test_nothing_to_train_on_is_said(tmp_path):
     folder = _folder(tmp_path, {"a": {"train": [b"1"]}, "b": {"test": [b"1"]}})
     with pytest.raises(EarthGPTError, match="all its training images are in evaluation splits"):
-        open_source(folder, "train")
+        open_records(folder, "train")
 
 
 def test_a_digest_is_of_the_files_bytes(tmp_path):
-    assert digests.digest(b"") == digests.NONE
-    assert digests.digest(b"abc") == int.from_bytes(hashlib.sha256(b"abc").digest()[:8], "little")
+    assert digests.image_digest(b"") == digests.NO_IMAGE
+    assert digests.image_digest(b"abc") == int.from_bytes(hashlib.sha256(b"abc").digest()[:8], "little")
     folder = _folder(tmp_path, SHARING)
-    found = image_digests(folder / "questions")
+    found = read_image_digests(folder / "questions")
     assert {split: values.dtype for split, values in found.items()} == dict.fromkeys(SHARING["questions"], np.uint64)
     assert {split: values.tolist() for split, values in found.items()} == {
-        split: [digests.digest(image) for image in images] for split, images in SHARING["questions"].items()
+        split: [digests.image_digest(image) for image in images] for split, images in SHARING["questions"].items()
     }
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "lacks digests.npz.*built by an earlier version. Delete the folder and build it anew"),
+        (None, "image_digests.npz is missing.*Delete the folder and build it again"),
         (b"", "damaged"),
         (b"PK\x03\x04 torn", "damaged"),
-        ({"train": [1]}, "not of this folder's records"),
-        ({"train": [1, 2, 3, 4]}, "not of this folder's records"),
+        ({"train": [1]}, "does not fit this folder's records"),
+        ({"train": [1, 2, 3, 4]}, "does not fit this folder's records"),
     ],
 )
 def test_digests_that_are_missing_or_do_not_fit_are_said(tmp_path, content, message):
@@ -142,19 +144,19 @@ def test_digests_that_are_missing_or_do_not_fit_are_said(tmp_path, content, mess
     if isinstance(content, bytes):
         path.write_bytes(content)
     elif content:
-        digests.write(folder / "captions", content)
+        digests.write_image_digests(folder / "captions", content)
     with pytest.raises(EarthGPTError, match=message):
-        open_source(folder, "train")
-    assert len(complaints(folder / "captions")) == 1
-    assert len(open_source(folder, "val")) == 2
-    assert len(open_source(folder / "captions", "train")) == 4
+        open_records(folder, "train")
+    assert len(find_problems(folder / "captions")) == 1
+    assert len(open_records(folder, "val")) == 2
+    assert len(open_records(folder / "captions", "train")) == 4
 
 
 def test_check_finds_a_digest_of_another_image(tmp_path):
     folder = _folder(tmp_path, {"a": {"train": [b"1", b"2"]}})
-    digests.write(folder / "a", {"train": [digests.digest(b"1"), 5]})
-    named = [complaint for complaint in complaints(folder / "a") if digests.FILE in complaint]
-    assert named == ["a/train/b'2': digests.npz is of another image"]
+    digests.write_image_digests(folder / "a", {"train": [digests.image_digest(b"1"), 5]})
+    named = [complaint for complaint in find_problems(folder / "a") if digests.FILE in complaint]
+    assert named == ["a/train/b'2': image_digests.npz is of another image"]
 
 
 def test_a_folder_of_an_earlier_version_is_not_called_identical(tmp_path, capsys):
@@ -170,7 +172,7 @@ def test_no_held_out_image_of_the_real_samples_is_trained_on(realdata: Path, tmp
     sharing = ("rsicd", "rsivqa", "sydney_captions", "dota")
     assert main(["data", "build", *sharing, "--root", str(realdata), "--out", str(tmp_path / "out")]) == 1
     with caplog.at_level(logging.WARNING):
-        source = open_source(tmp_path / "out", "train")
+        source = open_records(tmp_path / "out", "train")
     assert "images: rsicd 37 of 108, rsivqa 15 of 94, sydney_captions 1 of 4" in caplog.text
-    held_out = {r.image for split in ("val", "test") for r in open_source(tmp_path / "out", split)}
+    held_out = {r.image for split in ("val", "test") for r in open_records(tmp_path / "out", split)}
     assert len(source) == 209 - 53 and not held_out & {record.image for record in source}

@@ -16,8 +16,12 @@ import tensorflow_datasets as tfds
 from earthgpt_jax.cli.main import main
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.datasets import store
+from earthgpt_jax.datasets.build.writer import write_dataset
+from earthgpt_jax.datasets.collection import ConcatSource, open_records
 from earthgpt_jax.datasets.examples import to_example
-from earthgpt_jax.datasets.store import RecordSource, manifest, write
+from earthgpt_jax.datasets.image_digests import read_image_digests
+from earthgpt_jax.datasets.manifest import MANIFEST, read_manifest
+from earthgpt_jax.datasets.store import RecordSource
 from earthgpt_jax.records import Object, Record, Sensor, Task, Turn
 
 
@@ -49,7 +53,7 @@ def built(tmp_path_factory):
     out = tmp_path_factory.mktemp("store") / "s"
     bare = _record(9, turns=(), references=(), objects=(), tasks=(Task.CLASSIFICATION,), image=b"")
     splits = {"train": [_record(1), bare, _record(2)], "test": [_record(3)]}
-    write(splits, out=out, name="s", quarantine=[{"id": "x", "reason": "torn"}], manifest={"origin": "here"})
+    write_dataset(splits, out=out, name="s", quarantine=[{"id": "x", "reason": "torn"}], manifest={"origin": "here"})
     return out, splits
 
 
@@ -100,40 +104,42 @@ def test_records_are_what_tfds_decodes(built):
 def test_real_records_are_what_tfds_decodes(realdata, tmp_path):
     assert main(["data", "build", "hit_uav", "rsicd", "rsvqa_lr", "--root", str(realdata), "--out", str(tmp_path)]) == 0
     for folder in tmp_path.iterdir():
-        for split in manifest(folder)["counts"]:
+        for split in read_manifest(folder)["counts"]:
             for record, example in zip(RecordSource(folder, split), _through_tfds(folder, split), strict=True):
                 _agree(record, example)
 
 
 def test_the_manifest_counts_and_names_every_shard(built):
     out, _ = built
-    values = manifest(out)
-    assert values["counts"]["train"]["total"] == {"objects": 4, "records": 3, "references": 4, "turns": 2}
-    assert values["counts"]["train"]["object"] == {"bus": 2, "ship": 2} == values["counts"]["train"]["holding"]
+    values = read_manifest(out)
+    train = values["counts"]["train"]
+    assert train["total"] == {"objects": 4, "records": 3, "references": 4, "turns": 2}
+    assert train["object"] == train["records_with_object"] == {"bus": 2, "ship": 2}
     assert values["origin"] == "here"
     assert set(values["shards"]) == {path.name for path in out.glob("*.array_record*")}
-    assert {split: len(values) for split, values in store.image_digests(out).items()} == {"train": 3, "test": 1}
-    assert [int(value) == 0 for value in store.image_digests(out)["train"]] == [False, True, False]  # one has no image
+    assert {split: len(values) for split, values in read_image_digests(out).items()} == {"train": 3, "test": 1}
+    assert [int(value) == 0 for value in read_image_digests(out)["train"]] == [False, True, False]  # one has no image
     assert json.loads((out / "quarantine.jsonl").read_text()) == {"id": "x", "reason": "torn"}
 
 
 def test_the_same_records_give_the_same_bytes(built, tmp_path):
     out, splits = built
-    write(splits, out=tmp_path / "again", name="s")
-    assert manifest(tmp_path / "again")["shards"] == manifest(out)["shards"]
-    write(splits | {"test": [_record(4)]}, out=tmp_path / "other", name="s")
-    assert manifest(tmp_path / "other")["fingerprint"] != manifest(out)["fingerprint"]
+    write_dataset(splits, out=tmp_path / "again", name="s")
+    assert read_manifest(tmp_path / "again")["shards"] == read_manifest(out)["shards"]
+    write_dataset(splits | {"test": [_record(4)]}, out=tmp_path / "other", name="s")
+    assert read_manifest(tmp_path / "other")["fingerprint"] != read_manifest(out)["fingerprint"]
 
 
 _PROCESS = """
 import sys, numpy
 from pathlib import Path
 from earthgpt_jax.records import Object, Record, Sensor, Task
-from earthgpt_jax.datasets.store import RecordSource, write
+from earthgpt_jax.datasets.build.writer import write_dataset
+from earthgpt_jax.datasets.store import RecordSource
 item = Object(label="ship", polygon=numpy.arange(8, dtype=numpy.float32))
 record = Record(id="s/train/1", image=b"x", height=1, width=1, sensor=Sensor.SAR, source="s", split="train",
                 tasks=(Task.HBB,), references=("a",), objects=(item,))
-write({"train": [record]}, out=Path(sys.argv[1]), name="s")
+write_dataset({"train": [record]}, out=Path(sys.argv[1]), name="s")
 assert RecordSource(Path(sys.argv[1]), "train")[0].objects[0].label == "ship"
 assert "tensorflow" not in sys.modules
 """
@@ -160,43 +166,43 @@ def test_a_build_that_was_killed_is_no_dataset(built, tmp_path, monkeypatch):
     monkeypatch.setattr(os, "replace", killed)
     monkeypatch.setattr(store.tempfile.TemporaryDirectory, "cleanup", lambda self: self._finalizer.detach())
     with pytest.raises(KeyboardInterrupt):
-        write({"train": [_record(1)]}, out=tmp_path / "s", name="s")
+        write_dataset({"train": [_record(1)]}, out=tmp_path / "s", name="s")
     (left,) = tmp_path.iterdir()
     assert left.name.startswith("s.partial-")
-    assert list(left.rglob(store.MANIFEST))
+    assert list(left.rglob(MANIFEST))
     with pytest.raises(EarthGPTError, match="no dataset at all"):
-        store.open_source(tmp_path, "train")
+        open_records(tmp_path, "train")
 
 
 def test_what_goes_wrong_leaves_nothing_behind(built, tmp_path, monkeypatch):
     with pytest.raises(EarthGPTError, match="exists already"):
-        write({}, out=built[0], name="s")
+        write_dataset({}, out=built[0], name="s")
 
     def breaks():
         yield _record(1)
         raise RuntimeError("reader broke")
 
     with pytest.raises(RuntimeError, match="reader broke"):
-        write({"train": breaks()}, out=tmp_path / "broken", name="s")
+        write_dataset({"train": breaks()}, out=tmp_path / "broken", name="s")
 
     def full(*_):
         raise OSError(28, "No space left on device")
 
     (tmp_path / "file").write_text("")
-    with pytest.raises(EarthGPTError, match=r"File exists \(.*/file\); nothing was left.* another place"):
-        write({"train": [_record(1)]}, out=tmp_path / "file" / "s", name="s")
+    with pytest.raises(EarthGPTError, match=r"File exists \(.*/file\); no partial files remain.* another folder"):
+        write_dataset({"train": [_record(1)]}, out=tmp_path / "file" / "s", name="s")
     (tmp_path / "file").unlink()
 
     monkeypatch.setattr(os, "replace", full)
-    with pytest.raises(EarthGPTError, match="the disk is full; nothing was left behind"):
-        write({"train": [_record(1)]}, out=tmp_path / "full", name="s")
+    with pytest.raises(EarthGPTError, match="the disk is full; no partial files remain"):
+        write_dataset({"train": [_record(1)]}, out=tmp_path / "full", name="s")
 
     def full_in_words():
         yield _record(1)
         raise RuntimeError("write() failed: No space left on device; writing x")  # ArrayRecord's way
 
-    with pytest.raises(EarthGPTError, match="the disk is full; nothing was left behind"):
-        write({"train": full_in_words()}, out=tmp_path / "full", name="s")
+    with pytest.raises(EarthGPTError, match="the disk is full; no partial files remain"):
+        write_dataset({"train": full_in_words()}, out=tmp_path / "full", name="s")
     assert not list(tmp_path.iterdir())
 
 
@@ -214,21 +220,21 @@ def test_a_folder_that_is_no_dataset_says_so(built, tmp_path):
 def test_a_folder_of_an_earlier_version_has_to_be_built_anew(built, tmp_path):
     """Records of version 1 lack a feature; TFDS would say so in its own words, and late."""
     shutil.copytree(built[0], tmp_path / "s")
-    values = manifest(tmp_path / "s")
+    values = read_manifest(tmp_path / "s")
     for old in ({**values, "version": "1.0.0"}, {key: values[key] for key in values if key != "version"}):
         (tmp_path / "s" / "manifest.json").write_text(json.dumps(old))
-        with pytest.raises(EarthGPTError, match=r"version 2\.0\.0, got 1\.0\.0: it was built by an earlier version"):
+        with pytest.raises(EarthGPTError, match=r"version 3\.0\.0, got 1\.0\.0: it was built by an earlier version"):
             RecordSource(tmp_path / "s", "train")
 
 
 def test_parts_of_several_datasets_say_which_records_occur(tmp_path):
     for name, count in (("a", 3), ("b", 2), ("c", 4)):
         records = [_record(number, id=f"{name}/train/{number}") for number in range(count)]
-        write({"train": records}, out=tmp_path / name, name=name)
+        write_dataset({"train": records}, out=tmp_path / name, name=name)
     left_out = np.array([0, 1, 0, 1, 1, 0, 0, 0, 1], bool)
-    together = store.Together([RecordSource(tmp_path / name, "train") for name in "abc"], left_out=left_out)
+    together = ConcatSource([RecordSource(tmp_path / name, "train") for name in "abc"], excluded=left_out)
     found = [(source.name, records.tolist()) for source, records in together.parts()]
     assert found == [("a", [0, 2]), ("b", []), ("c", [0, 1, 2])]
     assert [f"{name}/train/{number}" for name, numbers in found for number in numbers] == [r.id for r in together]
-    whole = store.Together([RecordSource(tmp_path / "b", "train")])
+    whole = ConcatSource([RecordSource(tmp_path / "b", "train")])
     assert [records.tolist() for _, records in whole.parts()] == [[0, 1]]

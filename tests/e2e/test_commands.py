@@ -125,11 +125,11 @@ def test_wrong_input_is_answered_in_one_line(world, capsys):
 
 
 def test_a_bad_image_in_the_training_data_is_named(world, capsys):
-    from earthgpt_jax.datasets.store import write
+    from earthgpt_jax.datasets.build.writer import write_dataset
 
     records = [SyntheticSource("train", 4)[i] for i in range(4)]
     records[2] = dataclasses.replace(records[2], image=records[2].image[:300])
-    write({"train": records}, out=world["root"] / "torn_data", name="synthetic")
+    write_dataset({"train": records}, out=world["root"] / "torn_data", name="synthetic")
     error = _fails(
         capsys, "train", "--config", "tiny:align", "--workdir", world["root"] / "torn_run",
         *[f"--config.{item}" for item in nano.OVERRIDES], f"--config.init={world['model']}",

@@ -7,7 +7,7 @@ import pytest
 from earthgpt_jax.boxes import BOX_FORMATS
 from earthgpt_jax.cli.main import main
 from earthgpt_jax.common.errors import EarthGPTError
-from earthgpt_jax.datasets.cards import SPLITS, Role, cards
+from earthgpt_jax.datasets.cards import SPLITS, Role, load_cards
 from earthgpt_jax.evaluation import benchmarks, predictions, scores
 from earthgpt_jax.evaluation.benchmarks import Regime, benchmark
 from earthgpt_jax.evaluation.metrics.java import JavaMetric
@@ -23,7 +23,7 @@ ASKED = {
 
 
 def test_every_card_is_of_a_known_dataset_split_task_and_grammar():
-    known = cards()
+    known = load_cards()
     found = benchmarks.benchmarks()
     assert {card.source for card in found.values()} == ASKED
     for name, card in found.items():

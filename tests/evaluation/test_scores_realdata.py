@@ -7,8 +7,9 @@ import pytest
 
 from earthgpt_jax.boxes import FullImage, write_boxes
 from earthgpt_jax.datasets.build.builder import build
-from earthgpt_jax.datasets.cards import SPLITS, select
-from earthgpt_jax.datasets.store import manifest, open_source
+from earthgpt_jax.datasets.cards import SPLITS, select_cards
+from earthgpt_jax.datasets.collection import open_records
+from earthgpt_jax.datasets.manifest import read_manifest
 from earthgpt_jax.evaluation import baselines, benchmarks, runner, scores
 from earthgpt_jax.evaluation.predictions import Prediction, digest
 from earthgpt_jax.evaluation.third_party import formats, scorers
@@ -26,12 +27,12 @@ SAMPLES = {
 def truth(realdata: Path, tmp_path_factory) -> list[Prediction]:
     """The right answers about infrared images with upright and oriented boxes, and about Sentinel-2 tiles."""
     out = tmp_path_factory.mktemp("built")
-    build(select(["hit_uav", "rsvqa_lr"]), root=_linked(realdata, out / "native"), out=out / "data")
+    build(select_cards(["hit_uav", "rsvqa_lr"]), root=_linked(realdata, out / "native"), out=out / "data")
     rows = []
     for folder in sorted((out / "data").iterdir()):
         for split in SPLITS:
-            if manifest(folder)["counts"].get(split, {}).get("task"):
-                asked = runner.plan(open_source(folder, split), decimals=4, per_image={"vqa": 30})
+            if read_manifest(folder)["counts"].get(split, {}).get("task"):
+                asked = runner.plan(open_records(folder, split), decimals=4, per_image={"vqa": 30})
                 rows += [Prediction.of(item.record, item.question, item.question.answer) for item in asked]
     return rows
 

@@ -23,7 +23,7 @@ from earthgpt_jax.boxes import (
     rotated_to_polygon,
 )
 from earthgpt_jax.config import Augment
-from earthgpt_jax.datasets.cards import cards
+from earthgpt_jax.datasets.cards import load_cards
 from earthgpt_jax.input.augment import SYMMETRIES, Symmetry, is_symmetry_invariant, mentions_direction, sample_symmetry
 from earthgpt_jax.input.prompts.questions import Question
 from earthgpt_jax.input.prompts.templates import answer_templates, question_templates
@@ -237,7 +237,7 @@ def test_other_words_are_not_directions(text):
 
 def test_our_own_wordings_and_class_names_can_all_be_turned():
     every = [*itertools.chain(*question_templates().values()), *answer_templates().values()]
-    labels = [label for card in cards().values() for label in card.classes]
+    labels = [label for card in load_cards().values() for label in card.classes]
     assert len(every) > 50
     assert len(labels) > 100
     assert [text for text in every + labels if mentions_direction(text)] == []

@@ -13,8 +13,10 @@ import pytest
 from earthgpt_jax.common.errors import DamagedRecordError, EarthGPTError
 from earthgpt_jax.common.resources import assets_path
 from earthgpt_jax.config import OnDamaged
-from earthgpt_jax.datasets.build.chunks import serialize
-from earthgpt_jax.datasets.store import MANIFEST, RecordSource, write
+from earthgpt_jax.datasets.build.writer import write_dataset
+from earthgpt_jax.datasets.examples import serialize_record
+from earthgpt_jax.datasets.manifest import MANIFEST
+from earthgpt_jax.datasets.store import RecordSource
 from earthgpt_jax.input.packing import length_cache
 from earthgpt_jax.input.packing.length_cache import load_length_index
 from earthgpt_jax.input.packing.lengths import PromptConfig
@@ -31,9 +33,9 @@ def intact(tmp_path_factory):
     """(folder, shard's name, its bytes, the records serialised)."""
     folder = tmp_path_factory.mktemp("damage") / "s"
     records = list(SyntheticSource("train", COUNT, size=32))
-    write({"train": records, "test": records[:1]}, out=folder, name="s")
+    write_dataset({"train": records, "test": records[:1]}, out=folder, name="s")
     (shard,) = folder.glob("*-train.array_record*")
-    return folder, shard.name, shard.read_bytes(), [serialize(record) for record in records]
+    return folder, shard.name, shard.read_bytes(), [serialize_record(record) for record in records]
 
 
 @pytest.fixture
@@ -48,7 +50,7 @@ def _read(folder) -> list[bytes | str]:
     source, found = RecordSource(folder, "train"), []
     for number in range(len(source)):
         try:
-            found.append(serialize(source[number]))
+            found.append(serialize_record(source[number]))
         except DamagedRecordError as error:
             found.append(str(error))
     return found
@@ -151,7 +153,7 @@ def test_a_shard_that_disappears_later_is_damaged_records_and_no_end_of_an_itera
     shard.write_bytes(intact[2])
     with pytest.raises(DamagedRecordError):
         source[0]  # a reader that could not open its file stays so
-    assert [serialize(record) for record in pickle.loads(pickle.dumps(source))] == intact[3]
+    assert [serialize_record(record) for record in pickle.loads(pickle.dumps(source))] == intact[3]
 
 
 def test_what_describes_the_shards_is_not_trusted_blindly(copy):

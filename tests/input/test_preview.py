@@ -15,8 +15,8 @@ from earthgpt_jax.cli.main import main
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.common.resources import assets_path
 from earthgpt_jax.config import Config, load
-from earthgpt_jax.datasets.inspect.selection import Wanted, choose
-from earthgpt_jax.datasets.store import write
+from earthgpt_jax.datasets.build.writer import write_dataset
+from earthgpt_jax.datasets.inspect.selection import RecordFilter, select_records
 from earthgpt_jax.input.preview import model_views, render_page
 from earthgpt_jax.input.prompts.chat_template import chat_template
 from earthgpt_jax.input.tokenizer import Tokenizer
@@ -136,8 +136,10 @@ def datasets(tmp_path: Path) -> Path:
     def numbered(split: str, count: int, label: str) -> list[Record]:
         return [_record(str(i), Task.CLASSIFICATION, split=split, label=label, image=_png()) for i in range(count)]
 
-    write({"train": numbered("train", 30, "sea"), "test": numbered("test", 3, "port")}, out=tmp_path / "a", name="a")
-    write({"train": [_ships()]}, out=tmp_path / "b", name="b")
+    write_dataset(
+        {"train": numbered("train", 30, "sea"), "test": numbered("test", 3, "port")}, out=tmp_path / "a", name="a"
+    )
+    write_dataset({"train": [_ships()]}, out=tmp_path / "b", name="b")
     return tmp_path
 
 
@@ -146,7 +148,7 @@ def test_the_choice_is_seeded_spread_and_filtered(datasets: Path) -> None:
 
     def ids(**wanted) -> list[str]:
         count, seed = wanted.pop("count", 9), wanted.pop("seed", 0)
-        return [record.id for record in choose(folders, count=count, seed=seed, wanted=Wanted(**wanted))]
+        return [record.id for record in select_records(folders, count=count, seed=seed, wanted=RecordFilter(**wanted))]
 
     assert ids() == ids() != ids(seed=1)
     assert [sum(name.startswith(p) for name in ids()) for p in ("d/train/", "d/test/")] == [6, 3]

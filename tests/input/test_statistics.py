@@ -12,7 +12,7 @@ import pytest
 from earthgpt_jax.boxes import rect_to_polygon, rotated_to_polygon
 from earthgpt_jax.cli.main import main
 from earthgpt_jax.common.resources import assets_path
-from earthgpt_jax.datasets.store import write
+from earthgpt_jax.datasets.build.writer import write_dataset
 from earthgpt_jax.input.packing.efficiency import padded_lengths
 from earthgpt_jax.input.statistics import DatasetStatistics, compute_statistics
 from earthgpt_jax.input.tokenizer import Tokenizer
@@ -43,10 +43,10 @@ def datasets(tmp_path: Path) -> Path:
     texts = [_record("b/test/1", Task.VQA, sensor=Sensor.OPTICAL, turns=turns)]
     captions = [_record("b/val/1", Task.CAPTION, image=b"", references=("a port with ships .", "ships ."))]
     native = {"object": {"native": 7, "kept": 4, "quarantined": 2, "dropped": 1}}
-    write(
+    write_dataset(
         {"train": boxes}, out=tmp_path / "a", name="a", manifest={"native": native, "dropped": {"class dot: rule": 1}}
     )
-    write({"test": texts, "val": captions}, out=tmp_path / "b", name="b")
+    write_dataset({"test": texts, "val": captions}, out=tmp_path / "b", name="b")
     return tmp_path
 
 
@@ -179,6 +179,6 @@ def test_padding_by_hand() -> None:
     ],
 )
 def test_what_the_user_can_mend_of_a_plan(tmp_path: Path, capsys, words, message) -> None:
-    write({"val": [_record("b/val/1", Task.CAPTION, references=("ships .",))]}, out=tmp_path / "b", name="b")
+    write_dataset({"val": [_record("b/val/1", Task.CAPTION, references=("ships .",))]}, out=tmp_path / "b", name="b")
     status, _, wrong = _planned(capsys, tmp_path, *words)
     assert status == 2 and message in wrong

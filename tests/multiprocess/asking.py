@@ -18,7 +18,7 @@ def main(address: str, processes: str, process: str, model: str, data: str, out:
         jax.distributed.initialize(
             address, num_processes=int(processes), process_id=int(process), initialization_timeout=300
         )
-    from earthgpt_jax.datasets.store import open_source
+    from earthgpt_jax.datasets.collection import open_records
     from earthgpt_jax.evaluation import predictions, runner
     from earthgpt_jax.inference.engine import Engine
     from earthgpt_jax.records import Task
@@ -33,7 +33,7 @@ def main(address: str, processes: str, process: str, model: str, data: str, out:
         return to_line(prediction)
 
     predictions.to_line = counted
-    test = open_source(Path(data), "test")
+    test = open_records(Path(data), "test")
     tasks = (Task.CLASSIFICATION, Task.VQA, Task.GROUNDING)
     engine = Engine.from_model_dir(model, batch_size=16)
     runner.evaluate(

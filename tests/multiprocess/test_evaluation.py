@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from earthgpt_jax.datasets.build.builder import build
-from earthgpt_jax.datasets.cards import select
+from earthgpt_jax.datasets.cards import select_cards
 from earthgpt_jax.evaluation import predictions, scores
 from tests.support import nano
 from tests.support.processes import Together, address
@@ -99,7 +99,7 @@ def test_real_imagery_on_two_processes_killed_half_way_is_answered_as_by_one(rea
         (tmp_path / "native").mkdir(exist_ok=True)
         (tmp_path / "native" / name).symlink_to(realdata / name)
     data = tmp_path / "data"
-    build(select(["hit_uav", "rsvqa_lr", "rsscn7"]), root=tmp_path / "native", out=data)
+    build(select_cards(["hit_uav", "rsvqa_lr", "rsscn7"]), root=tmp_path / "native", out=data)
     words = ["--model", "tiny", "--data", data, "--split", "train", "--limit", "40", "--per-image", "2"]
     alone, several = tmp_path / "alone", tmp_path / "several"
     with _commands(1, *words, "--out", alone, devices=1) as started:

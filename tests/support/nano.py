@@ -8,7 +8,7 @@ import numpy as np
 
 from earthgpt_jax import config as config_lib
 from earthgpt_jax.config import Config, ModelConfig
-from earthgpt_jax.datasets.store import write
+from earthgpt_jax.datasets.build.writer import write_dataset
 from earthgpt_jax.input.tokenizer import train_tokenizer
 from earthgpt_jax.models import earthgpt
 from earthgpt_jax.models import model_dir as io
@@ -56,5 +56,5 @@ def model_dir(path: Path, model: ModelConfig, *, seed: int = 0) -> Path:
 def dataset(path: Path, *, train: int = 12, test: int = 4) -> Path:
     """A synthetic dataset directory."""
     splits = {"train": SyntheticSource("train", train), "test": SyntheticSource("test", test)}
-    write(splits, out=path, name="synthetic")
+    write_dataset(splits, out=path, name="synthetic")
     return path

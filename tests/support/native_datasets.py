@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from earthgpt_jax.datasets.build.counts import Tally
+from earthgpt_jax.datasets.build.counts import BuildCounts
 from earthgpt_jax.datasets.cards import Card
 from earthgpt_jax.datasets.readers import Dropped, Rejected, read
 from earthgpt_jax.records import Record, Sensor, Task
@@ -47,7 +47,7 @@ class Native:
 
     def read(self, card: Card) -> tuple[dict[str, Record], list[Rejected], list[Dropped]]:
         events = list(read(self.root, card))
-        tally = Tally()
+        tally = BuildCounts()
         for event in events:
             tally.add(event)
         tally.check(card.name)  # native = kept + quarantined + dropped in every test below

@@ -48,9 +48,9 @@ _SYNTHETIC = ("synthetic", "own", "all", "all", "procedural scenes, drawn by thi
 
 def _list(args: argparse.Namespace) -> int:
     from earthgpt_jax.common.tables import align_columns
-    from earthgpt_jax.datasets.cards import cards
+    from earthgpt_jax.datasets.cards import load_cards
 
-    found = cards()
+    found = load_cards()
     rows = [("source", "role", "sensor", "tasks", "what it is (folder)"), _SYNTHETIC]
     for name, card in found.items():
         there = ""

@@ -28,11 +28,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from earthgpt_jax.common.errors import EarthGPTError
-    from earthgpt_jax.datasets.inspect.validate import directories
+    from earthgpt_jax.datasets.manifest import dataset_directories
     from earthgpt_jax.datasets.overlap.audit import audit
 
     if args.workers is not None and args.workers < 1:
         raise EarthGPTError(f"--workers: expected at least 1, got {args.workers}")
-    found = audit(directories(args.dir), workers=args.workers)
+    found = audit(dataset_directories(args.dir), workers=args.workers)
     print(found.table())
     return 1 if args.strict and found.overlaps else 0

@@ -63,7 +63,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from earthgpt_jax.common.errors import EarthGPTError
-    from earthgpt_jax.datasets.build.builder import MAX_QUARANTINE, Built, Summary, build, build_synthetic
+    from earthgpt_jax.datasets.build.builder import MAX_QUARANTINE, build, build_synthetic
+    from earthgpt_jax.datasets.build.summary import BuildSummary, DatasetSummary
 
     names = list(dict.fromkeys(args.source))
     if "synthetic" not in names and (args.count is not None or args.splits):
@@ -71,16 +72,16 @@ def run(args: argparse.Namespace) -> int:
     native = [name for name in names if name != "synthetic"]
     if native and args.root is None:
         raise EarthGPTError(f"build {' '.join(native)}: name the folder of the native datasets with --root")
-    built: tuple[Built, ...] = ()
+    built: tuple[DatasetSummary, ...] = ()
     with _engine(args) as engine:
         if "synthetic" in names:
             splits = _synthetic_splits(args.count, args.splits)
-            built += build_synthetic(splits, size=args.size, seed=args.seed, out=args.out, engine=engine).sources
+            built += build_synthetic(splits, size=args.size, seed=args.seed, out=args.out, engine=engine).datasets
         if native:
             share = MAX_QUARANTINE if args.max_quarantine is None else args.max_quarantine
             chosen = _chosen(native, args.root)
-            built += build(chosen, root=args.root, out=args.out, engine=engine, max_quarantine=share).sources
-    summary = Summary(built)
+            built += build(chosen, root=args.root, out=args.out, engine=engine, max_quarantine=share).datasets
+    summary = BuildSummary(built)
     print(summary.table())
     return QUARANTINED if summary.quarantined else 0
 
@@ -106,11 +107,11 @@ def _engine(args: argparse.Namespace) -> Iterator[Engine]:
 
 def _chosen(names: list[str], root: Path) -> tuple[Card, ...]:
     from earthgpt_jax.common.errors import EarthGPTError
-    from earthgpt_jax.datasets.cards import cards, select
+    from earthgpt_jax.datasets.cards import load_cards, select_cards
 
     if "all" not in names:
-        return select(names)
-    chosen = tuple(card for card in cards().values() if _lies_below(root, card))
+        return select_cards(names)
+    chosen = tuple(card for card in load_cards().values() if _lies_below(root, card))
     if not chosen:
         raise EarthGPTError(f"--root {root}: holds none of the datasets; see `earthgpt data list`")
     return chosen

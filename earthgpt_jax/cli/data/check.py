@@ -62,23 +62,25 @@ def _native(names: Sequence[str], *, root: Path, hashes: Path | None, write_to: 
     from earthgpt_jax.common import digests
     from earthgpt_jax.common.errors import EarthGPTError
     from earthgpt_jax.datasets import store
-    from earthgpt_jax.datasets.cards import cards, select
-    from earthgpt_jax.datasets.inspect.completeness import examine, files, present
+    from earthgpt_jax.datasets.cards import load_cards, select_cards
+    from earthgpt_jax.datasets.inspect.completeness import check_native, covered_files, is_present
 
     if not root.is_dir():
         raise EarthGPTError(f"--root {root}: expected the folder of the native datasets; there is no such folder")
-    chosen = tuple(card for card in cards().values() if present(card, root)) if "all" in names else ()
+    chosen = tuple(card for card in load_cards().values() if is_present(card, root)) if "all" in names else ()
     if "all" in names and not chosen:
         raise EarthGPTError(f"--root {root}: holds none of the datasets; see `earthgpt data list`")
-    chosen += select([name for name in dict.fromkeys(names) if name not in {"all", *(card.name for card in chosen)}])
+    chosen += select_cards(
+        [name for name in dict.fromkeys(names) if name not in {"all", *(card.name for card in chosen)}]
+    )
     listed = digests.read_sha256_list(hashes) if hashes else None
-    reports = [examine(card, root=root, listed=listed) for card in chosen]
+    reports = [check_native(card, root=root, listed=listed) for card in chosen]
     print("\n\n".join(report.text() for report in reports))
     if write_to:
         found: dict[str, str] = {}
         for report in reports:
             if not report.failure:
-                new = [name for name in files(report.card, root) if name not in found]
+                new = [name for name in covered_files(report.card, root) if name not in found]
                 found |= digests.sha256_files(root, new, title=report.card.name)
         store.replace(write_to, digests.format_sha256_list(found).encode())
         print(f"wrote {write_to}: {len(found)} files", file=sys.stderr)
@@ -86,11 +88,12 @@ def _native(names: Sequence[str], *, root: Path, hashes: Path | None, write_to: 
 
 
 def _built(folders: Sequence[str]) -> int:
-    from earthgpt_jax.datasets.inspect.validate import complaints, directories
+    from earthgpt_jax.datasets.inspect.validate import find_problems
+    from earthgpt_jax.datasets.manifest import dataset_directories
 
     wrong = 0
-    for directory in (each for folder in folders for each in directories(Path(folder))):
-        found = complaints(directory)
+    for directory in (each for folder in folders for each in dataset_directories(Path(folder))):
+        found = find_problems(directory)
         wrong += len(found)
         for complaint in found:
             print(f"{directory}: {complaint}")
@@ -101,12 +104,13 @@ def _built(folders: Sequence[str]) -> int:
 
 def _agreement(folders: Sequence[str], native: Path) -> int:
     from earthgpt_jax.datasets.inspect.agreement import compare
-    from earthgpt_jax.datasets.inspect.validate import directories, records
+    from earthgpt_jax.datasets.inspect.validate import iter_records
+    from earthgpt_jax.datasets.manifest import dataset_directories
 
     found = {
-        directory: compare(records(directory), records(native))
+        directory: compare(iter_records(directory), iter_records(native))
         for folder in folders
-        for directory in directories(Path(folder))
+        for directory in dataset_directories(Path(folder))
     }
     for directory, agreement in found.items():
         print(f"{directory}: {agreement.same} images are in {native}, {len(agreement.only_released)} are not")

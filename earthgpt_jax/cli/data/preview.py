@@ -40,23 +40,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from earthgpt_jax.common.errors import EarthGPTError
-    from earthgpt_jax.datasets.inspect.selection import choose
-    from earthgpt_jax.datasets.inspect.validate import directories
+    from earthgpt_jax.datasets.inspect.selection import select_records
+    from earthgpt_jax.datasets.manifest import dataset_directories
 
     if args.count < 1:
         raise EarthGPTError(f"--count: expected at least 1, got {args.count}")
     out, kind = _target(args.out)
-    folders = directories(args.dir)
-    records = choose(folders, count=args.count, seed=args.seed, wanted=_wanted(args))
+    folders = dataset_directories(args.dir)
+    records = select_records(folders, count=args.count, seed=args.seed, wanted=_wanted(args))
     if kind == ".png":
-        from earthgpt_jax.datasets.inspect.sheet import sheet
+        from earthgpt_jax.datasets.inspect.contact_sheet import contact_sheet
 
-        sheet(records).save(out)
+        contact_sheet(records).save(out)
     else:
         from earthgpt_jax.common.resources import assets_path
         from earthgpt_jax.config import load
-        from earthgpt_jax.datasets.annotated_classes import annotated
-        from earthgpt_jax.datasets.store import manifest
+        from earthgpt_jax.datasets.manifest import annotated_classes, read_manifest
         from earthgpt_jax.input.preview import render_page
         from earthgpt_jax.input.tokenizer import Tokenizer
 
@@ -65,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
             title=", ".join(folder.name for folder in folders),
             recipe=args.config,
             config=load(args.config),
-            annotated={values["name"]: annotated(values) for values in map(manifest, folders)},
+            annotated={values["name"]: annotated_classes(values) for values in map(read_manifest, folders)},
             tokenizer=Tokenizer(args.tokenizer or assets_path("tiny", "tokenizer.model")),
         )
         out.parent.mkdir(exist_ok=True)
@@ -94,14 +93,14 @@ def _target(out: Path) -> tuple[Path, str]:
 
 def _wanted(args: argparse.Namespace):
     from earthgpt_jax.common.errors import EarthGPTError
-    from earthgpt_jax.datasets.inspect.selection import Wanted
+    from earthgpt_jax.datasets.inspect.selection import RecordFilter
     from earthgpt_jax.records import Sensor, Task
 
     for option, enumeration in (("sensor", Sensor), ("task", Task)):
         value = getattr(args, option)
         if value is not None and value not in set(enumeration):
             raise EarthGPTError(f"--{option} {value}: expected one of {', '.join(enumeration)}")
-    return Wanted(
+    return RecordFilter(
         split=args.split,
         sensor=Sensor(args.sensor) if args.sensor else None,
         task=Task(args.task) if args.task else None,

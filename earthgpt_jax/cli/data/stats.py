@@ -74,7 +74,7 @@ def _measure(args: argparse.Namespace) -> int:
     from earthgpt_jax.common.errors import EarthGPTError
     from earthgpt_jax.common.resources import assets_path
     from earthgpt_jax.datasets import store
-    from earthgpt_jax.datasets.inspect.validate import directories
+    from earthgpt_jax.datasets.manifest import dataset_directories
     from earthgpt_jax.input import statistics
     from earthgpt_jax.input.tokenizer import Tokenizer
 
@@ -83,7 +83,7 @@ def _measure(args: argparse.Namespace) -> int:
     for option, path in (("--json", args.json), ("--html", args.html)):
         if path and (path.is_dir() or not path.absolute().parent.is_dir()):
             raise EarthGPTError(f"{option} {path}: expected the name of a file in a folder that exists")
-    folders = directories(args.dir)
+    folders = dataset_directories(args.dir)
     tokenizer = Tokenizer(args.tokenizer or assets_path("tiny", "tokenizer.model"))
     found = statistics.compute_statistics(folders, tokenizer=tokenizer)
     print("\n\n".join(statistics.format_statistics(each) for each in found))

@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fcntl
-import itertools
 import json
 import os
 import shutil
@@ -27,87 +26,18 @@ from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.common.parallel import Engine, LocalEngine
 from earthgpt_jax.datasets import image_digests, store
 from earthgpt_jax.datasets.build import chunks, native_files, shards
-from earthgpt_jax.datasets.build.counts import COLUMNS, Tally
+from earthgpt_jax.datasets.build.counts import BuildCounts
+from earthgpt_jax.datasets.build.summary import BuildSummary, DatasetSummary, reason_lines
 from earthgpt_jax.datasets.cards import SPLITS, Card, Images
-from earthgpt_jax.datasets.readers import Event, ItemType, PairedEntry, locate, missing_paths, pair_entries
+from earthgpt_jax.datasets.manifest import QUARANTINE, read_manifest, record_counts
+from earthgpt_jax.datasets.readers import Event, PairedEntry, locate, missing_paths, pair_entries
 from earthgpt_jax.records import Task
 from earthgpt_jax.synthetic import SyntheticSource
 
 _READERS_VERSION = 3  # raise it when the same native files give other records
 _UNITS, _BYTES = 128, 32 << 20  # of a job: units, or bytes of their images, whichever comes first
 MAX_QUARANTINE = 0.1
-_REASONS = 10  # that a summary lists a source
 _LEFT = "what is finished is kept, and the same command goes on from there"
-
-
-@dataclasses.dataclass(frozen=True)
-class Built:
-    """What became of one source.
-
-    Attributes:
-        splits: its native images that were kept, by split.
-        counts: kind -> native, kept, quarantined, dropped.
-        records: split -> records; more than images where scenes were cut into tiles.
-        quarantined: "kind: reason" -> how much, the most frequent first.
-        absent: paths of the card's layout that are not there.
-        unchanged: it was there already, from the same files.
-    """
-
-    name: str
-    splits: Mapping[str, int]
-    counts: Mapping[str, Mapping[str, int]]
-    records: Mapping[str, int]
-    quarantined: Mapping[str, int] = dataclasses.field(default_factory=dict)
-    absent: tuple[str, ...] = ()
-    unchanged: bool = False
-
-
-@dataclasses.dataclass(frozen=True)
-class Summary:
-    """All sources of a build."""
-
-    sources: tuple[Built, ...]
-
-    @property
-    def quarantined(self) -> int:
-        """How much was set aside, of everything."""
-        return sum(sum(built.quarantined.values()) for built in self.sources)
-
-    def table(self) -> str:
-        """One line a source and kind, and what was quarantined, was not there or was built before."""
-        rows: list[tuple[str, ...]] = [("source", "kind", *COLUMNS, *SPLITS)]
-        notes = []
-        for built in self.sources:
-            if built.unchanged:
-                notes.append(f"{built.name}: already built and identical; nothing to do")
-            if built.absent:
-                notes.append(f"{built.name}: not there, left out: {', '.join(built.absent)}")
-            if built.records != built.splits:
-                said = ", ".join(f"{split} {count}" for split, count in built.records.items())
-                notes.append(f"{built.name}: scenes were cut; records (whole images and tiles): {said}")
-            if built.quarantined:
-                notes.append(f"{built.name}: quarantined, see {built.name}/{shards.QUARANTINE}:")
-                notes += [f"  {line}" for line in _reasons(built.quarantined)]
-            for kind, counts in built.counts.items():
-                if not counts["native"]:
-                    continue
-                splits = [str(built.splits.get(split, 0)) if kind == ItemType.IMAGE else "" for split in SPLITS]
-                rows.append((built.name, kind, *(str(counts[column]) for column in COLUMNS), *splits))
-        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-        lines = [
-            "  ".join(
-                cell.ljust(width) if i < 2 else cell.rjust(width)
-                for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-            ).rstrip()
-            for row in rows
-        ]
-        return "\n".join([*lines, *notes])
-
-
-def _reasons(quarantined: Mapping[str, int]) -> list[str]:
-    lines = [f"{count} x {reason}" for reason, count in itertools.islice(quarantined.items(), _REASONS)]
-    more = sum(itertools.islice(quarantined.values(), _REASONS, None))
-    return [*lines, f"{more} x other reasons"] if more else lines
 
 
 def build(
@@ -117,7 +47,7 @@ def build(
     out: Path,
     engine: Engine | None = None,
     max_quarantine: float = MAX_QUARANTINE,
-) -> Summary:
+) -> BuildSummary:
     """Reads every card's dataset below `root` and writes `out/<name>/`.
 
     Args:
@@ -131,14 +61,14 @@ def build(
     if not 0 <= max_quarantine <= 1:
         raise EarthGPTError(f"--max-quarantine: expected a share from 0 to 1, got {max_quarantine}")
     engine = engine or LocalEngine(1)
-    return Summary(
+    return BuildSummary(
         tuple(_build_one(card, root, out / card.name, engine=engine, max_quarantine=max_quarantine) for card in cards)
     )
 
 
 def build_synthetic(
     splits: Mapping[str, int], *, size: int, seed: int, out: Path, engine: Engine | None = None
-) -> Summary:
+) -> BuildSummary:
     """Writes `out/synthetic/` with that many records a split.
 
     Raises:
@@ -149,49 +79,52 @@ def build_synthetic(
         raise EarthGPTError("build synthetic: expected at least one record; got none. Raise --count or --splits")
     target = out / SyntheticSource.name
     # A drawn record stands for the code that draws: a changed look is another dataset.
-    drawn_first = [(image_digests.digest(first.image), first.turns) for first in (s[0] for s in sources.values())]
-    origin = native_files.digest({"synthetic": dict(splits), "size": size, "seed": seed, "first": drawn_first})
+    drawn_first = [(image_digests.image_digest(first.image), first.turns) for first in (s[0] for s in sources.values())]
+    origin = native_files.json_digest({"synthetic": dict(splits), "size": size, "seed": seed, "first": drawn_first})
     with store.writing(target, left=_LEFT), _work(target) as work:
         if before := _finished(target, lambda _: origin):
-            return Summary((before,))
+            return BuildSummary((before,))
         batches = (
-            chunks.SyntheticBatch(source=source, start=start, stop=min(start + _UNITS, len(source)))
+            chunks.SyntheticJob(source=source, start=start, stop=min(start + _UNITS, len(source)))
             for source in sources.values()
             for start in range(0, len(source), _UNITS)
         )
         read = _read(batches, work, engine or LocalEngine(1), salt=origin, name=SyntheticSource.name)
         card = {"name": SyntheticSource.name, "size": size, "seed": seed}
         read.finish(target, name=SyntheticSource.name, manifest={"origin": origin, "card": card})
-    return Summary((read.built(SyntheticSource.name),))
+    return BuildSummary((read.built(SyntheticSource.name),))
 
 
-def _build_one(card: Card, root: Path, out: Path, *, engine: Engine, max_quarantine: float) -> Built:
+def _build_one(card: Card, root: Path, out: Path, *, engine: Engine, max_quarantine: float) -> DatasetSummary:
     base = locate(root, card)  # asked even if `out` is finished: "identical" is a statement about the native files
     _check_tile(card)
     items = pair_entries(root, card)  # says what is missing before anything is made
     described = {"card": card.describe(), "readers": _READERS_VERSION}
     with store.writing(out, left=_LEFT), _work(out) as work:
         began = time.time()
-        files = native_files.listing(base, card)
+        files = native_files.list_files(base, card)
         if before := _finished(
             out, lambda text: native_files.origin(described, files, _current(out, base, files, text))
         ):
             return before
-        salt = native_files.digest([described, shards.versions()])
+        salt = native_files.json_digest([described, shards.versions()])
         read = _read(_batches(card, items), work, engine, salt=salt, name=card.name)
         read.tally.check(card.name)
-        aside = out.parent / f"{out.name}.{shards.QUARANTINE}"
+        aside = out.parent / f"{out.name}.{QUARANTINE}"
         _judge_quarantine(read, card, base, aside, share=max_quarantine)
-        text = native_files.write(
+        text = native_files.format_sums(
             {path.relative_to(base.absolute()).as_posix(): digest for path, digest in read.inputs.items()}
-            | native_files.parsed(base, files)
+            | native_files.hash_annotations(base, files)
         )
         absent = missing_paths(base, card)
         manifest = {
             "origin": native_files.origin(described, files, text),
             **described,
             "absent": list(absent),
-            "inputs": {"files": text.count("\n"), "bytes": sum(files[name].size for name in native_files.read(text))},
+            "inputs": {
+                "files": text.count("\n"),
+                "bytes": sum(files[name].size for name in native_files.parse_sums(text)),
+            },
         }
         (work / native_files.FILE).write_text(text)
         os.utime(work / native_files.FILE, (began, began))  # later changes of native files are told by it
@@ -248,11 +181,11 @@ class _Read:
     work: Path
     engine: Engine
     jobs: Sequence[Path]
-    tally: Tally
+    tally: BuildCounts
     inputs: Mapping[Path, str]
     records: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
-    def chunks(self) -> Iterator[tuple[Path, chunks.Index]]:
+    def chunks(self) -> Iterator[tuple[Path, chunks.ChunkIndex]]:
         for job in self.jobs:
             yield chunks.examples_file(job), _index(job)
 
@@ -261,7 +194,7 @@ class _Read:
             yield from index.rejected
 
     def finish(self, out: Path, *, name: str, manifest: Mapping[str, Any], files: Sequence[Path] = ()) -> None:
-        shards.finish(
+        shards.write_directory(
             self.work,
             self.chunks(),
             engine=self.engine,
@@ -272,14 +205,14 @@ class _Read:
             order=SPLITS,
             files=files,
         )
-        self.records = _records(store.manifest(out))
+        self.records = record_counts(read_manifest(out))
 
-    def built(self, name: str, *, absent: tuple[str, ...] = ()) -> Built:
+    def built(self, name: str, *, absent: tuple[str, ...] = ()) -> DatasetSummary:
         plain = self.tally.plain()
-        return Built(name, plain["images"], plain["native"], self.records, plain["quarantined"], absent)
+        return DatasetSummary(name, plain["images"], plain["native"], self.records, plain["quarantined"], absent)
 
 
-def _read(batches: Iterable[chunks.Batch], work: Path, engine: Engine, *, salt: str, name: str) -> _Read:
+def _read(batches: Iterable[chunks.Job], work: Path, engine: Engine, *, salt: str, name: str) -> _Read:
     """Turns batches into chunks, those that are there already excepted."""
     folder = work / "chunks"
     folder.mkdir(exist_ok=True)
@@ -289,12 +222,12 @@ def _read(batches: Iterable[chunks.Batch], work: Path, engine: Engine, *, salt: 
             sizes[chunks.write_job(folder, number, batch, salt=salt)] = len(batch)
             bar.update(len(batch))
     jobs = list(sizes)
-    open_jobs = [job for job in jobs if chunks.index(job) is None]
+    open_jobs = [job for job in jobs if chunks.read_index(job) is None]
     finished = sum(sizes.values()) - sum(map(sizes.__getitem__, open_jobs))
     with tqdm(total=sum(sizes.values()), initial=finished, desc=name, unit="image", leave=False) as bar:
-        for job in engine.run(chunks.run, open_jobs):
+        for job in engine.run(chunks.run_job, open_jobs):
             bar.update(sizes[job])
-    tally, sums = Tally(), {}
+    tally, sums = BuildCounts(), {}
     for job in jobs:
         index = _index(job)
         tally.update(index.tally)
@@ -302,26 +235,26 @@ def _read(batches: Iterable[chunks.Batch], work: Path, engine: Engine, *, salt: 
     return _Read(work, engine, jobs, tally, sums)
 
 
-def _index(job: Path) -> chunks.Index:
-    found = chunks.index(job)
+def _index(job: Path) -> chunks.ChunkIndex:
+    found = chunks.read_index(job)
     if found is None:
         raise EarthGPTError(f"{job}: its chunk is gone, though it was finished; run the same command again")
     return found
 
 
-def _batches(card: Card, items: Iterable[PairedEntry | Event]) -> Iterator[chunks.NativeBatch]:
+def _batches(card: Card, items: Iterable[PairedEntry | Event]) -> Iterator[chunks.NativeJob]:
     taken: list[PairedEntry | Event] = []
-    stamps: list[chunks.Stamp] = []
+    stamps: list[chunks.FileState] = []
     for item in items:
         if isinstance(item, PairedEntry):
             item = dataclasses.replace(item, images=tuple(path.absolute() for path in item.images))
-            stamps += map(chunks.stamp, item.images)
+            stamps += map(chunks.file_state, item.images)
         taken.append(item)
         if len(taken) == _UNITS or sum(size for size, _, _ in stamps) >= _BYTES:
-            yield chunks.NativeBatch(card=card, items=tuple(taken), stamps=tuple(stamps))
+            yield chunks.NativeJob(card=card, items=tuple(taken), stamps=tuple(stamps))
             taken, stamps = [], []
     if taken:
-        yield chunks.NativeBatch(card=card, items=tuple(taken), stamps=tuple(stamps))
+        yield chunks.NativeJob(card=card, items=tuple(taken), stamps=tuple(stamps))
 
 
 def _judge_quarantine(read: _Read, card: Card, base: Path, aside: Path, *, share: float) -> None:
@@ -343,12 +276,12 @@ def _judge_quarantine(read: _Read, card: Card, base: Path, aside: Path, *, share
         raise EarthGPTError(f"{card.name}: not one usable record in {base}; first reason: {first}")
     raise EarthGPTError(
         f"{card.name}: {', '.join(too_much)} were quarantined, more than the share of {share:g} that is allowed: "
-        f"{'; '.join(_reasons(plain['quarantined']))}. All are listed in {aside}. Mend the native files, or allow "
+        f"{'; '.join(reason_lines(plain['quarantined']))}. All are listed in {aside}. Mend the native files, or allow "
         "more with --max-quarantine; what was read is kept, so that the same command goes on from there"
     )
 
 
-def _finished(out: Path, origin: Any) -> Built | None:
+def _finished(out: Path, origin: Any) -> DatasetSummary | None:
     """What `out` holds, if it was built from the same; None if there is nothing.
 
     Args:
@@ -359,15 +292,15 @@ def _finished(out: Path, origin: Any) -> Built | None:
     """
     if not out.exists():
         return None
-    values = store.manifest(out)
+    values = read_manifest(out)
     text = (out / native_files.FILE).read_text() if (out / native_files.FILE).is_file() else ""
     if values.get("origin") != origin(text) or not (out / image_digests.FILE).exists():
         raise EarthGPTError(
             f"{out}: expected no such folder or one built from the same files and card; it holds another build. "
             "Choose another --out, or delete this folder and run the same command again"
         )
-    native, records = values.get("native", {}), _records(values)
-    return Built(
+    native, records = values.get("native", {}), record_counts(values)
+    return DatasetSummary(
         values["name"],
         values.get("images", records),
         native,
@@ -378,9 +311,7 @@ def _finished(out: Path, origin: Any) -> Built | None:
     )
 
 
-def _current(out: Path, base: Path, files: Mapping[str, native_files.Status], text: str) -> str:
-    return native_files.current(base, files, text, since=(out / native_files.FILE).stat().st_mtime) if text else text
-
-
-def _records(values: Mapping[str, Any]) -> dict[str, int]:
-    return {split: counts["total"].get("records", 0) for split, counts in values["counts"].items()}
+def _current(out: Path, base: Path, files: Mapping[str, native_files.FileStatus], text: str) -> str:
+    return (
+        native_files.refresh_sums(base, files, text, since=(out / native_files.FILE).stat().st_mtime) if text else text
+    )

@@ -10,7 +10,6 @@ from __future__ import annotations
 import array
 import collections
 import dataclasses
-import functools
 import os
 import pickle
 import uuid
@@ -18,27 +17,24 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
-import tensorflow_datasets as tfds
-from tensorflow_datasets.core.example_serializer import ExampleSerializer
-
 from earthgpt_jax.common.digests import sha256
 from earthgpt_jax.datasets import image_digests
 from earthgpt_jax.datasets.build import tiling
-from earthgpt_jax.datasets.build.counts import COUNTED, Holdings, Tally, holds
+from earthgpt_jax.datasets.build.counts import COUNTED_KINDS, BuildCounts, RecordCounts, count_items
 from earthgpt_jax.datasets.cards import Card
-from earthgpt_jax.datasets.examples import FEATURES, to_example
+from earthgpt_jax.datasets.examples import serialize_record
 from earthgpt_jax.datasets.readers import Event, Native, PairedEntry, Rejected, validate_entry
 from earthgpt_jax.records import Record
 from earthgpt_jax.synthetic import SyntheticSource
 
 Read = Callable[[Path], bytes]
-Stamp = tuple[int, int, int]
+FileState = tuple[int, int, int]
 
 
-class Batch(Protocol):
+class Job(Protocol):
     """Work that gives the same result in any process."""
 
-    def events(self, read: Read, tally: Tally) -> Iterator[tuple[Event, Iterable[Record]]]:
+    def events(self, read: Read, tally: BuildCounts) -> Iterator[tuple[Event, Iterable[Record]]]:
         """Every event, counted in `tally`, and the records that are stored for it."""
 
     def __len__(self) -> int:
@@ -46,7 +42,7 @@ class Batch(Protocol):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class NativeBatch:
+class NativeJob:
     """Some of the items of `readers.plan`, in their order.
 
     Attributes:
@@ -55,9 +51,9 @@ class NativeBatch:
 
     card: Card
     items: tuple[PairedEntry | Event, ...]
-    stamps: tuple[Stamp, ...] = ()
+    stamps: tuple[FileState, ...] = ()
 
-    def events(self, read: Read, tally: Tally) -> Iterator[tuple[Event, Iterable[Record]]]:
+    def events(self, read: Read, tally: BuildCounts) -> Iterator[tuple[Event, Iterable[Record]]]:
         for item in self.items:
             if not isinstance(item, PairedEntry):
                 tally.add(item)
@@ -70,22 +66,22 @@ class NativeBatch:
     def __len__(self) -> int:
         return len(self.items)
 
-    def _stored(self, record: Record, tally: Tally) -> Iterable[Record]:
-        return tiling.cut(record, self.card.tile, counter=tally.tiles) if self.card.tile else (record,)
+    def _stored(self, record: Record, tally: BuildCounts) -> Iterable[Record]:
+        return tiling.cut_into_tiles(record, self.card.tile, counter=tally.tiles) if self.card.tile else (record,)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SyntheticBatch:
+class SyntheticJob:
     """The records `start` to `stop` of a split of the synthetic source."""
 
     source: SyntheticSource
     start: int
     stop: int
 
-    def events(self, read: Read, tally: Tally) -> Iterator[tuple[Event, Iterable[Record]]]:
+    def events(self, read: Read, tally: BuildCounts) -> Iterator[tuple[Event, Iterable[Record]]]:
         for index in range(self.start, self.stop):
             record = self.source[index]
-            for kind, count in zip(COUNTED, holds(record), strict=True):
+            for kind, count in zip(COUNTED_KINDS, count_items(record), strict=True):
                 tally.add(Native(item_type=kind, count=count))
             tally.add(record)
             yield record, (record,)
@@ -94,7 +90,7 @@ class SyntheticBatch:
         return self.stop - self.start
 
 
-def stamp(path: Path) -> Stamp:
+def file_state(path: Path) -> FileState:
     """(bytes, time of change, time of change of its rights or name) of a file; zeros if it cannot be asked."""
     try:
         status = path.stat()
@@ -103,26 +99,26 @@ def stamp(path: Path) -> Stamp:
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
-def write_job(folder: Path, index: int, batch: Batch, *, salt: str) -> Path:
+def write_job(folder: Path, index: int, batch: Job, *, salt: str) -> Path:
     """Writes a batch as `folder/<index>-<digest>.job`; the name sorts by index."""
     data = pickle.dumps(batch, protocol=pickle.HIGHEST_PROTOCOL)
     path = folder / f"{index:07d}-{sha256(salt, data)[:20]}.job"
-    commit(path, data)
+    write_atomic(path, data)
     return path
 
 
 @dataclasses.dataclass
-class Part:
+class ChunkSplit:
     """What a chunk holds of one split: where its examples lie, the digests of their images, what is in them."""
 
     starts: array.array = dataclasses.field(default_factory=lambda: array.array("Q"))
     sizes: array.array = dataclasses.field(default_factory=lambda: array.array("Q"))
     digests: array.array = dataclasses.field(default_factory=lambda: array.array("Q"))
-    holdings: Holdings = dataclasses.field(default_factory=Holdings)
+    holdings: RecordCounts = dataclasses.field(default_factory=RecordCounts)
 
 
 @dataclasses.dataclass
-class Index:
+class ChunkIndex:
     """All that is known of a chunk beside its examples.
 
     Attributes:
@@ -133,8 +129,8 @@ class Index:
     """
 
     size: int = 0
-    parts: dict[str, Part] = dataclasses.field(default_factory=lambda: collections.defaultdict(Part))
-    tally: Tally = dataclasses.field(default_factory=Tally)
+    parts: dict[str, ChunkSplit] = dataclasses.field(default_factory=lambda: collections.defaultdict(ChunkSplit))
+    tally: BuildCounts = dataclasses.field(default_factory=BuildCounts)
     rejected: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     inputs: dict[Path, str] = dataclasses.field(default_factory=dict)
 
@@ -143,7 +139,7 @@ def examples_file(job: Path) -> Path:
     return job.with_suffix(".examples")
 
 
-def index(job: Path) -> Index | None:
+def read_index(job: Path) -> ChunkIndex | None:
     """Of a job's chunk; None if the chunk is not finished."""
     try:
         found = pickle.loads(job.with_suffix(".index").read_bytes())
@@ -152,42 +148,42 @@ def index(job: Path) -> Index | None:
         return None
 
 
-def run(job: Path) -> None:
+def run_job(job: Path) -> None:
     """Makes a job's chunk; does nothing if it is finished.
 
     Raises:
         OSError: it cannot be written.
         EarthGPTError: the card does not fit what was read.
     """
-    if index(job) is not None:
+    if read_index(job) is not None:
         return
-    batch: Batch = pickle.loads(job.read_bytes())
+    batch: Job = pickle.loads(job.read_bytes())
     hasher = _Hasher()
-    temporary = partial(examples_file(job))
+    temporary = temporary_path(examples_file(job))
     with temporary.open("wb") as file:
         made = _write(batch, hasher, file.write)
-        durable(file)
+        flush_to_disk(file)
     os.replace(temporary, examples_file(job))
     made.inputs = hasher.sums
-    commit(job.with_suffix(".index"), pickle.dumps(made, protocol=pickle.HIGHEST_PROTOCOL))
+    write_atomic(job.with_suffix(".index"), pickle.dumps(made, protocol=pickle.HIGHEST_PROTOCOL))
 
 
-def _write(batch: Batch, hasher: _Hasher, write: Callable[[bytes], Any]) -> Index:
-    made = Index()
+def _write(batch: Job, hasher: _Hasher, write: Callable[[bytes], Any]) -> ChunkIndex:
+    made = ChunkIndex()
     for event, records in batch.events(hasher.read, made.tally):
         if isinstance(event, Rejected):
             made.rejected.append({**dataclasses.asdict(event), "item_type": event.item_type.value})
         # Of the native image, also for its tiles: whoever has the image has what is in them.
-        digest = hasher.digest(event.image) if isinstance(event, Record) else image_digests.NONE
+        digest = hasher.digest(event.image) if isinstance(event, Record) else image_digests.NO_IMAGE
         for record in records:
-            add(made, record, split=record.split, digest=digest, write=write)
+            append_record(made, record, split=record.split, digest=digest, write=write)
     made.parts = dict(made.parts)
     return made
 
 
-def add(made: Index, record: Record, *, split: str, digest: int, write: Callable[[bytes], Any]) -> None:
+def append_record(made: ChunkIndex, record: Record, *, split: str, digest: int, write: Callable[[bytes], Any]) -> None:
     """Writes a record behind the others of a chunk."""
-    data = serialize(record)
+    data = serialize_record(record)
     write(data)
     part = made.parts[split]
     part.starts.append(made.size)
@@ -195,23 +191,6 @@ def add(made: Index, record: Record, *, split: str, digest: int, write: Callable
     part.digests.append(digest)
     part.holdings.add(record)
     made.size += len(data)
-
-
-def serialize(record: Record) -> bytes:
-    """The record as the example that a shard holds.
-
-    The features go in the order of their names: TFDS leaves it to protobuf's hash map, so the same record would
-    give other bytes, and with them another fingerprint, in every process.
-    """
-    features, serializer = _codec()
-    example = serializer.get_tf_example(features.encode_example(to_example(record)))
-    return example.SerializeToString(deterministic=True)
-
-
-@functools.cache
-def _codec() -> tuple[tfds.features.FeaturesDict, ExampleSerializer]:
-    features = tfds.features.FeaturesDict(FEATURES)
-    return features, ExampleSerializer(features.get_serialized_info())
 
 
 class _Hasher:
@@ -230,24 +209,28 @@ class _Hasher:
     def digest(self, image: bytes) -> int:
         """As `digests.digest`; of an image that was just read it is known already."""
         data, known = self._last
-        return image_digests.shortened(bytes.fromhex(known)) if data and image is data else image_digests.digest(image)
+        return (
+            image_digests.truncate_sha256(bytes.fromhex(known))
+            if data and image is data
+            else image_digests.image_digest(image)
+        )
 
 
-def partial(path: Path) -> Path:
+def temporary_path(path: Path) -> Path:
     """Another name for a file that is being written; no two processes of any machine have the same."""
     return path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
 
 
-def commit(path: Path, data: bytes) -> None:
+def write_atomic(path: Path, data: bytes) -> None:
     """Writes a file that is either whole or not there, whatever happens."""
-    temporary = partial(path)
+    temporary = temporary_path(path)
     with temporary.open("wb") as file:
         file.write(data)
-        durable(file)
+        flush_to_disk(file)
     os.replace(temporary, path)
 
 
-def durable(file: Any) -> None:
+def flush_to_disk(file: Any) -> None:
     """What was written is on the disk, so that the name it gets next never stands for less."""
     file.flush()
     os.fsync(file.fileno())

@@ -11,7 +11,7 @@ from typing import Any
 from earthgpt_jax.datasets.readers import Dropped, Event, ItemType, Native, Rejected
 from earthgpt_jax.records import Record
 
-COUNTED = (ItemType.IMAGE, ItemType.OBJECT, ItemType.QUESTION, ItemType.CAPTION)
+COUNTED_KINDS = (ItemType.IMAGE, ItemType.OBJECT, ItemType.QUESTION, ItemType.CAPTION)
 COLUMNS = ("native", "kept", "quarantined", "dropped")
 
 
@@ -20,7 +20,7 @@ def _counters(names: Iterable[str]) -> dict[str, collections.Counter]:
 
 
 @dataclasses.dataclass
-class Tally:
+class BuildCounts:
     """Counts of one source, all of native units: a scene that is cut into tiles counts once.
 
     Attributes:
@@ -31,7 +31,9 @@ class Tally:
         tiles: what cutting scenes into tiles made (`tiling.cut`).
     """
 
-    counts: dict[str, collections.Counter] = dataclasses.field(default_factory=lambda: _counters(map(str, COUNTED)))
+    counts: dict[str, collections.Counter] = dataclasses.field(
+        default_factory=lambda: _counters(map(str, COUNTED_KINDS))
+    )
     splits: collections.Counter = dataclasses.field(default_factory=collections.Counter)
     reasons: collections.Counter = dataclasses.field(default_factory=collections.Counter)
     quarantined: collections.Counter = dataclasses.field(default_factory=collections.Counter)
@@ -40,7 +42,7 @@ class Tally:
     def add(self, event: Event) -> None:
         if isinstance(event, Record):
             self.splits[event.split] += 1
-            for kind, count in zip(COUNTED, holds(event), strict=True):
+            for kind, count in zip(COUNTED_KINDS, count_items(event), strict=True):
                 self.counts[kind.value]["kept"] += count
             return
         column = {Native: "native", Rejected: "quarantined", Dropped: "dropped"}[type(event)]
@@ -50,7 +52,7 @@ class Tally:
         elif isinstance(event, Rejected):
             self.quarantined[f"{event.item_type.counted_as}: {_general(event.reason)}"] += event.count
 
-    def update(self, other: Tally) -> None:
+    def update(self, other: BuildCounts) -> None:
         """Adds what another part of the same source counted."""
         for kind, row in other.counts.items():
             self.counts[kind].update(row)
@@ -80,7 +82,7 @@ class Tally:
         }
 
 
-def holds(record: Record) -> tuple[int, int, int, int]:
+def count_items(record: Record) -> tuple[int, int, int, int]:
     """How much of each kind of `COUNTED` a record is."""
     return 1, len(record.objects), len(record.turns), len(record.references)
 
@@ -92,26 +94,26 @@ def _general(reason: str) -> str:
 
 
 @dataclasses.dataclass
-class Holdings:
+class RecordCounts:
     """What the records of one split hold, each name -> count: `total`, `sensor`, `task`, `label`, `object` (objects
     of a class) and `holding` (records with such objects).
     """
 
     counters: dict[str, collections.Counter] = dataclasses.field(
-        default_factory=lambda: _counters(("total", "sensor", "task", "label", "object", "holding"))
+        default_factory=lambda: _counters(("total", "sensor", "task", "label", "object", "records_with_object"))
     )
 
     def add(self, record: Record) -> None:
-        _, objects, turns, references = holds(record)
+        _, objects, turns, references = count_items(record)
         self.counters["total"].update(records=1, objects=objects, turns=turns, references=references)
         self.counters["sensor"][record.sensor.value] += 1
         self.counters["task"].update(task.value for task in record.tasks)
         if record.label:
             self.counters["label"][record.label] += 1
         self.counters["object"].update(item.label for item in record.objects)
-        self.counters["holding"].update({item.label for item in record.objects})
+        self.counters["records_with_object"].update({item.label for item in record.objects})
 
-    def update(self, other: Holdings) -> None:
+    def update(self, other: RecordCounts) -> None:
         for kind, counter in other.counters.items():
             self.counters[kind].update(counter)
 

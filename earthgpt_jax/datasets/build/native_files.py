@@ -16,17 +16,17 @@ from earthgpt_jax.datasets.cards import Card
 from earthgpt_jax.datasets.readers import layout_paths
 from earthgpt_jax.datasets.readers.events import is_image
 
-FILE = "inputs.sha256"
+FILE = "native_files.sha256"
 
 
-class Status(NamedTuple):
+class FileStatus(NamedTuple):
     """Bytes of a file, and when it or its status last changed (seconds since the epoch)."""
 
     size: int
     touched: float
 
 
-def listing(base: Path, card: Card) -> dict[str, Status]:
+def list_files(base: Path, card: Card) -> dict[str, FileStatus]:
     """Name below `base` -> status of every file that the card's layout covers, in order."""
     found: set[Path] = set()
     for part in card.parts:
@@ -35,12 +35,12 @@ def listing(base: Path, card: Card) -> dict[str, Status]:
     return {path.relative_to(base).as_posix(): _status(path) for path in sorted(found) if path.is_file()}
 
 
-def _status(path: Path) -> Status:
+def _status(path: Path) -> FileStatus:
     status = path.stat()
-    return Status(status.st_size, max(status.st_mtime, status.st_ctime))
+    return FileStatus(status.st_size, max(status.st_mtime, status.st_ctime))
 
 
-def parsed(base: Path, names: Iterable[str]) -> dict[str, str]:
+def hash_annotations(base: Path, names: Iterable[str]) -> dict[str, str]:
     """Name -> sha256 of the files that are no images: what parsers read."""
     return {name: sha256_or_empty(base / name) for name in names if not is_image(Path(name))}
 
@@ -53,32 +53,32 @@ def sha256_or_empty(path: Path) -> str:
         return ""
 
 
-def write(sums: Mapping[str, str]) -> str:
+def format_sums(sums: Mapping[str, str]) -> str:
     """The text of `FILE`."""
     return digests.format_sha256_list({name: digest for name, digest in sums.items() if digest})
 
 
-def read(text: str) -> dict[str, str]:
+def parse_sums(text: str) -> dict[str, str]:
     """The inverse of `write`."""
     return digests.parse_sha256_list(text, where=FILE)
 
 
-def origin(described: Any, files: Mapping[str, Status], text: str) -> str:
+def origin(described: Any, files: Mapping[str, FileStatus], text: str) -> str:
     """A digest of what a dataset is made from: its card and readers, names and sizes of all files, what was read."""
     sizes = [(name, status.size) for name, status in files.items()]
-    return digest([described, sizes, digests.sha256(text)])
+    return json_digest([described, sizes, digests.sha256(text)])
 
 
-def current(base: Path, files: Mapping[str, Status], text: str, *, since: float) -> str:
+def refresh_sums(base: Path, files: Mapping[str, FileStatus], text: str, *, since: float) -> str:
     """`text`, with the sums of those files taken anew that were touched since, in seconds since the epoch.
 
     A file's status changes with its content, and cannot be set back as its time can; so what is older is not read.
     """
-    sums = read(text)
+    sums = parse_sums(text)
     touched = {n for n in sums if (s := files.get(n)) is None or s.touched >= since}
-    return write(sums | {name: sha256_or_empty(base / name) for name in touched})
+    return format_sums(sums | {name: sha256_or_empty(base / name) for name in touched})
 
 
-def digest(value: Any) -> str:
+def json_digest(value: Any) -> str:
     """Of anything that JSON can say."""
     return digests.sha256_json(value, default=str)

@@ -31,11 +31,10 @@ from earthgpt_jax.common.digests import fingerprint_json, sha256, sha256_file
 from earthgpt_jax.common.parallel import Engine
 from earthgpt_jax.datasets import image_digests
 from earthgpt_jax.datasets.build import chunks
-from earthgpt_jax.datasets.build.counts import Holdings
+from earthgpt_jax.datasets.build.counts import RecordCounts
 from earthgpt_jax.datasets.examples import FEATURES, VERSION
+from earthgpt_jax.datasets.manifest import MANIFEST, QUARANTINE, TFDS_NAME
 
-MANIFEST, QUARANTINE = "manifest.json", "quarantine.jsonl"
-DATASET = "earthgpt_records"
 FORMAT = file_adapters.FileFormat.ARRAY_RECORD
 _TOOLS = ("array_record", "numpy", "pillow", "protobuf", "shapely", "tensorflow-datasets")
 
@@ -44,7 +43,7 @@ class Builder(FileReaderBuilder, skip_registration=True):  # type: ignore[call-a
     """What TFDS knows of a dataset directory; the name comes with the instance, since one class serves every source."""
 
     VERSION = tfds.core.Version(VERSION)
-    name = DATASET
+    name = TFDS_NAME
 
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
@@ -59,7 +58,7 @@ class Builder(FileReaderBuilder, skip_registration=True):  # type: ignore[call-a
 
 
 @dataclasses.dataclass
-class Layout:
+class SplitLayout:
     """Where the examples of one split lie, over all chunks, in order.
 
     Attributes:
@@ -68,7 +67,7 @@ class Layout:
 
     runs: list[tuple[Path, array.array, array.array]] = dataclasses.field(default_factory=list)
     digests: array.array = dataclasses.field(default_factory=lambda: array.array("Q"))
-    holdings: Holdings = dataclasses.field(default_factory=Holdings)
+    holdings: RecordCounts = dataclasses.field(default_factory=RecordCounts)
 
     @property
     def size(self) -> int:
@@ -92,9 +91,9 @@ class Layout:
         return shards
 
 
-def layouts(found: Iterable[tuple[Path, chunks.Index]]) -> dict[str, Layout]:
+def split_layouts(found: Iterable[tuple[Path, chunks.ChunkIndex]]) -> dict[str, SplitLayout]:
     """Split -> layout, of (file of examples, index) of every chunk in order."""
-    splits: dict[str, Layout] = collections.defaultdict(Layout)
+    splits: dict[str, SplitLayout] = collections.defaultdict(SplitLayout)
     for file, index in found:
         for split, part in index.parts.items():
             layout = splits[split]
@@ -104,7 +103,7 @@ def layouts(found: Iterable[tuple[Path, chunks.Index]]) -> dict[str, Layout]:
     return dict(splits)
 
 
-def write_jobs(folder: Path, splits: Mapping[str, Layout]) -> dict[str, list[Path]]:
+def write_jobs(folder: Path, splits: Mapping[str, SplitLayout]) -> dict[str, list[Path]]:
     """Split -> a job for each of its shards."""
     jobs: dict[str, list[Path]] = {}
     for split, layout in splits.items():
@@ -113,7 +112,7 @@ def write_jobs(folder: Path, splits: Mapping[str, Layout]) -> dict[str, list[Pat
             # Chunks of the same name hold the same bytes, so a shard of the same places does too.
             data = pickle.dumps(runs, protocol=pickle.HIGHEST_PROTOCOL)
             job = folder / f"{split}-{sha256(data)[:20]}.job"
-            chunks.commit(job, data)
+            chunks.write_atomic(job, data)
             jobs[split].append(job)
     return jobs
 
@@ -122,17 +121,17 @@ def finished(job: Path) -> bool:
     return _shard(job).is_file() and _sum(job).is_file()
 
 
-def run(job: Path) -> None:
+def run_job(job: Path) -> None:
     """Writes a job's shard and its sha256; does nothing if it is finished."""
     if finished(job):
         return
-    temporary = chunks.partial(_shard(job))
+    temporary = chunks.temporary_path(_shard(job))
     file_adapters.ADAPTER_FOR_FORMAT[FORMAT].write_examples(temporary, _examples(pickle.loads(job.read_bytes())))
     digest = sha256_file(temporary)
     with temporary.open("rb") as file:
         os.fsync(file.fileno())
     os.replace(temporary, _shard(job))
-    chunks.commit(_sum(job), digest.encode())
+    chunks.write_atomic(_sum(job), digest.encode())
 
 
 def _examples(runs: Sequence[tuple[Path, array.array, array.array]]) -> Iterator[tuple[int, bytes]]:
@@ -151,9 +150,9 @@ def _sum(job: Path) -> Path:
     return job.with_suffix(".sha256")
 
 
-def finish(
+def write_directory(
     work: Path,
-    found: Iterable[tuple[Path, chunks.Index]],
+    found: Iterable[tuple[Path, chunks.ChunkIndex]],
     *,
     engine: Engine,
     out: Path,
@@ -176,14 +175,14 @@ def finish(
     Raises:
         OSError: the disk is full, or `out` came into being meanwhile.
     """
-    splits = layouts(found)
+    splits = split_layouts(found)
     splits = {s: splits[s] for s in sorted(splits, key=lambda s: (*order, s).index(s))}
     shards_folder, staged = work / "shards", work / "dataset"
     shards_folder.mkdir(exist_ok=True)
     jobs = write_jobs(shards_folder, splits)
     open_jobs = [job for of_split in jobs.values() for job in of_split if not finished(job)]
     described = {"desc": f"{name}: shards", "unit": "shard", "leave": False, "disable": len(open_jobs) < 2}
-    for _ in tqdm(engine.run(run, open_jobs), total=len(open_jobs), **described):
+    for _ in tqdm(engine.run(run_job, open_jobs), total=len(open_jobs), **described):
         pass
     if staged.exists():
         shutil.rmtree(staged)
@@ -191,7 +190,7 @@ def finish(
     sums = _stage(staged, splits, jobs)
     with (staged / QUARANTINE).open("w") as file:
         file.writelines(json.dumps(entry) + "\n" for entry in quarantine)
-    image_digests.write(staged, {split: layout.digests for split, layout in splits.items()})
+    image_digests.write_image_digests(staged, {split: layout.digests for split, layout in splits.items()})
     for path in files:
         os.replace(path, staged / path.name)
     values = {
@@ -208,13 +207,13 @@ def finish(
     os.replace(staged, out)
 
 
-def _stage(staged: Path, splits: Mapping[str, Layout], jobs: Mapping[str, Sequence[Path]]) -> dict[str, str]:
+def _stage(staged: Path, splits: Mapping[str, SplitLayout], jobs: Mapping[str, Sequence[Path]]) -> dict[str, str]:
     """Moves the shards under the names that TFDS looks for, and writes its descriptions; name -> sha256."""
     builder = Builder(data_dir=staged.parent, file_format=FORMAT)
     sums, infos = {}, []
     for split, layout in splits.items():
         template = naming.ShardedFileTemplate(
-            data_dir=staged, dataset_name=DATASET, split=split, filetype_suffix=FORMAT.value
+            data_dir=staged, dataset_name=TFDS_NAME, split=split, filetype_suffix=FORMAT.value
         )
         lengths = []
         for position, job in enumerate(jobs[split]):
@@ -226,11 +225,6 @@ def _stage(staged: Path, splits: Mapping[str, Layout], jobs: Mapping[str, Sequen
     builder.info.set_splits(SplitDict(infos))
     builder.info.write_to_directory(staged)
     return dict(sorted(sums.items()))
-
-
-def of_split(names: Iterable[str], split: str) -> list[str]:
-    """Which of the shards' names are a split's, in their order."""
-    return sorted(name for name in names if name.startswith(f"{DATASET}-{split}.{FORMAT.value}-"))
 
 
 def versions() -> dict[str, str]:

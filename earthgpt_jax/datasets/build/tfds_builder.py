@@ -20,15 +20,16 @@ from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.common.parallel import LocalEngine, cores
 from earthgpt_jax.datasets.build import shards
 from earthgpt_jax.datasets.build.builder import build
-from earthgpt_jax.datasets.cards import cards
+from earthgpt_jax.datasets.cards import load_cards
+from earthgpt_jax.datasets.manifest import TFDS_NAME
 
 
 class EarthgptRecords(shards.Builder):
     """Remote sensing datasets as records; see the package's `data/README.md`."""
 
-    name = shards.DATASET
+    name = TFDS_NAME
     BUILDER_CONFIGS = [  # noqa: RUF012 (TFDS asks for a list)
-        tfds.core.BuilderConfig(name=card.name, description=card.title) for card in cards().values()
+        tfds.core.BuilderConfig(name=card.name, description=card.title) for card in load_cards().values()
     ]
     MANUAL_DOWNLOAD_INSTRUCTIONS = "The native datasets, each in the folder that its card names."
 
@@ -38,7 +39,7 @@ class EarthgptRecords(shards.Builder):
         super().__init__(file_format=shards.FORMAT, **kwargs)
 
     def _download_and_prepare(self, dl_manager: Any, download_config: Any = None) -> None:
-        card = cards()[self.builder_config.name]
+        card = load_cards()[self.builder_config.name]
         target = Path(self.data_dir)  # TFDS's own temporary folder, another one in every run
         made = target.parent / f".{card.name}.tfds" / card.name
         with LocalEngine(cores()) as engine:

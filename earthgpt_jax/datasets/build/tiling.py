@@ -30,7 +30,7 @@ _WHOLE = 1 - 1e-6
 
 
 @contextlib.contextmanager
-def large_images(tile: Tile | None) -> Iterator[None]:
+def allow_large_images(tile: Tile | None) -> Iterator[None]:
     """Lets Pillow open scenes that are to be cut; does nothing where they are not."""
     before = Image.MAX_IMAGE_PIXELS
     if tile is not None:
@@ -41,7 +41,7 @@ def large_images(tile: Tile | None) -> Iterator[None]:
         Image.MAX_IMAGE_PIXELS = before
 
 
-def windows(width: int, height: int, tile: Tile) -> list[tuple[int, int, int, int]]:
+def tile_windows(width: int, height: int, tile: Tile) -> list[tuple[int, int, int, int]]:
     """(x0, y0, x1, y1) of every tile, row by row; the last of a row or column is flush with the border."""
     columns, rows = (_starts(length, tile) for length in (width, height))
     return [(x, y, min(x + tile.size, width), min(y + tile.size, height)) for y in rows for x in columns]
@@ -52,7 +52,7 @@ def _starts(length: int, tile: Tile) -> list[int]:
     return [*range(0, last, tile.size - tile.overlap), last]
 
 
-def cut(record: Record, tile: Tile, *, counter: collections.Counter) -> Iterator[Record]:
+def cut_into_tiles(record: Record, tile: Tile, *, counter: collections.Counter) -> Iterator[Record]:
     """The tiles of a scene, with ids `<id>@<x>,<y>`; the record itself if it is no larger than a tile.
 
     An object with at least `tile.keep` of its visible area in a tile is kept there, cut at the tile's border; with
@@ -74,9 +74,9 @@ def cut(record: Record, tile: Tile, *, counter: collections.Counter) -> Iterator
         raise ValueError(f"{record.id}: only images with boxes can be cut into tiles")
     counter["scenes_cut"] += 1
     scene = _Scene(record, tile)
-    with large_images(tile), Image.open(io.BytesIO(record.image)) as image:
+    with allow_large_images(tile), Image.open(io.BytesIO(record.image)) as image:
         image.load()
-        for x0, y0, x1, y1 in windows(record.width, record.height, tile):
+        for x0, y0, x1, y1 in tile_windows(record.width, record.height, tile):
             objects, complete = scene.objects((x0, y0, x1, y1), counter)
             has_phrases = any(item.phrase for item in objects)
             counter["tiles"] += 1

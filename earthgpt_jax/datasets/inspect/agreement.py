@@ -54,21 +54,23 @@ def compare(released: Iterable[Record], native: Iterable[Record], *, decimals: i
         decimals: of the boxes' text in the release; a corner may be off by one step and a pixel.
     """
     source = {
-        image_digests.digest(record.image): dataclasses.replace(record, image=b"") for record in native if record.image
+        image_digests.image_digest(record.image): dataclasses.replace(record, image=b"")
+        for record in native
+        if record.image
     }
     alone: list[str] = []
     found: list[Disagreement] = []
     same = 0
     for record in released:
-        truth = source.get(image_digests.digest(record.image))
+        truth = source.get(image_digests.image_digest(record.image))
         if truth is None:
             alone.append(record.id)
             continue
         same += 1
         found += [
             Disagreement(released=record.id, native=truth.id, kind=kind, text=text)
-            for judge in _JUDGES
-            for kind, text in judge(record, truth, decimals)
+            for validate_entry in _JUDGES
+            for kind, text in validate_entry(record, truth, decimals)
         ]
     return Agreement(same=same, only_released=tuple(alone), found=tuple(found))
 

@@ -12,8 +12,8 @@ from earthgpt_jax.common import digests
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.common.tables import align_columns
 from earthgpt_jax.datasets.build import native_files
-from earthgpt_jax.datasets.build.counts import Tally
-from earthgpt_jax.datasets.cards import EXPECTED, SPLITS, Card
+from earthgpt_jax.datasets.build.counts import BuildCounts
+from earthgpt_jax.datasets.cards import EXPECTED_COUNTS, SPLITS, Card
 from earthgpt_jax.datasets.readers import ItemType, layout_paths, locate, missing_paths, read
 
 _COUNTED_AS = {
@@ -23,7 +23,7 @@ _SHOWN = 10  # of a list of files
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Figure:
+class CountCheck:
     """A count beside what the card expects of the complete set.
 
     Attributes:
@@ -56,7 +56,7 @@ class Figure:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Report:
+class CompletenessReport:
     """What was found of one native dataset.
 
     Attributes:
@@ -70,7 +70,7 @@ class Report:
 
     card: Card
     absent: tuple[str, ...] = ()
-    figures: tuple[Figure, ...] = ()
+    figures: tuple[CountCheck, ...] = ()
     quarantined: Mapping[str, int] = dataclasses.field(default_factory=dict)
     sums: tuple[str, ...] = ()
     unlisted: int = 0
@@ -114,12 +114,12 @@ class Report:
             yield f"  to be had from: {self.card.obtain}"
 
 
-def present(card: Card, root: Path) -> bool:
+def is_present(card: Card, root: Path) -> bool:
     """Is anything of the card's layout in its folder below `root`? Cards may share a folder."""
     return any((root / card.folder / path).exists() for part in card.parts for path in layout_paths(part))
 
 
-def examine(card: Card, *, root: Path, listed: Mapping[str, str] | None = None) -> Report:
+def check_native(card: Card, *, root: Path, listed: Mapping[str, str] | None = None) -> CompletenessReport:
     """Reads a native dataset, images included, as a build would, and writes nothing.
 
     Args:
@@ -131,8 +131,8 @@ def examine(card: Card, *, root: Path, listed: Mapping[str, str] | None = None) 
         tally = _count(card, root)
         sums, unlisted = _compare(card, root, base, listed) if listed is not None else ((), 0)
     except EarthGPTError as error:
-        return Report(card=card, failure=str(error))
-    return Report(
+        return CompletenessReport(card=card, failure=str(error))
+    return CompletenessReport(
         card=card,
         absent=missing_paths(base, card),
         figures=tuple(_figures(card, tally)),
@@ -142,16 +142,16 @@ def examine(card: Card, *, root: Path, listed: Mapping[str, str] | None = None) 
     )
 
 
-def _count(card: Card, root: Path) -> Tally:
-    tally = Tally()
+def _count(card: Card, root: Path) -> BuildCounts:
+    tally = BuildCounts()
     for event in tqdm(read(root, card), desc=card.name, unit="item", leave=False):
         tally.add(event)
     tally.check(card.name)
     return tally
 
 
-def _figures(card: Card, tally: Tally) -> Iterator[Figure]:
-    for name in EXPECTED:
+def _figures(card: Card, tally: BuildCounts) -> Iterator[CountCheck]:
+    for name in EXPECTED_COUNTS:
         expected = card.expected.get(name)
         verified = not {"expected", f"expected.{name}"} & set(card.unverified)
         if name in SPLITS:
@@ -159,22 +159,22 @@ def _figures(card: Card, tally: Tally) -> Iterator[Figure]:
         else:
             found, slack = tally.counts[_COUNTED_AS[name]]["native"], 0
         if expected is not None or found:
-            yield Figure(name=name, expected=expected, found=found, slack=slack, verified=verified)
+            yield CountCheck(name=name, expected=expected, found=found, slack=slack, verified=verified)
 
 
-def files(card: Card, root: Path) -> tuple[str, ...]:
+def covered_files(card: Card, root: Path) -> tuple[str, ...]:
     """The files that the card's layout covers, below `root`.
 
     Raises:
         EarthGPTError: the dataset is not there.
     """
     base = locate(root, card)
-    return tuple((base / name).relative_to(root).as_posix() for name in native_files.listing(base, card))
+    return tuple((base / name).relative_to(root).as_posix() for name in native_files.list_files(base, card))
 
 
 def _compare(card: Card, root: Path, base: Path, listed: Mapping[str, str]) -> tuple[list[str], int]:
     """(one line a file that is not as listed, files that are not listed)."""
-    there = files(card, root)
+    there = covered_files(card, root)
     known = [name for name in there if name in listed]
     found = digests.sha256_files(root, known, title=card.name)
     wrong = [f"sha256 differs: {name}" for name in known if found[name] != listed[name]]

@@ -11,11 +11,12 @@ from tqdm import tqdm
 
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.datasets import store
+from earthgpt_jax.datasets.manifest import read_manifest
 from earthgpt_jax.records import Record, Sensor, Task
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Wanted:
+class RecordFilter:
     """What records must have; "" and None: anything. `label` is of the scene or of one of its objects."""
 
     split: str = ""
@@ -35,17 +36,19 @@ class Wanted:
         return ", ".join(f"{name} {value}" for name, value in asked.items() if value) or "anything"
 
 
-def choose(directories: Sequence[Path], *, count: int, seed: int = 0, wanted: Wanted | None = None) -> list[Record]:
+def select_records(
+    directories: Sequence[Path], *, count: int, seed: int = 0, wanted: RecordFilter | None = None
+) -> list[Record]:
     """Up to `count` records that fit, as evenly from the splits of all datasets as these allow; in their order.
 
     Raises:
         EarthGPTError: none fits; says what there is.
     """
-    wanted = wanted or Wanted()
+    wanted = wanted or RecordFilter()
     sources = [
         store.RecordSource(directory, split)
         for directory in directories
-        for split, counts in store.manifest(directory)["counts"].items()
+        for split, counts in read_manifest(directory)["counts"].items()
         if split == (wanted.split or split) and _may_fit(counts, wanted)
     ]
     found: list[list[tuple[int, Record]]] = [[] for _ in sources]
@@ -64,13 +67,13 @@ def choose(directories: Sequence[Path], *, count: int, seed: int = 0, wanted: Wa
     return chosen
 
 
-def _fitting(source: store.RecordSource, *, seed: int, wanted: Wanted) -> Iterator[tuple[int, Record]]:
+def _fitting(source: store.RecordSource, *, seed: int, wanted: RecordFilter) -> Iterator[tuple[int, Record]]:
     for index in np.random.default_rng(seed).permutation(len(source)).tolist():
         if wanted.fits(record := source[index]):
             yield index, record
 
 
-def _may_fit(counts: dict[str, dict[str, int]], wanted: Wanted) -> bool:
+def _may_fit(counts: dict[str, dict[str, int]], wanted: RecordFilter) -> bool:
     """By the manifest: a split without a single such record is not searched."""
     return (
         (wanted.sensor is None or wanted.sensor in counts["sensor"])
@@ -80,7 +83,7 @@ def _may_fit(counts: dict[str, dict[str, int]], wanted: Wanted) -> bool:
 
 
 def _there(directories: Sequence[Path]) -> str:
-    counts = [store.manifest(directory)["counts"] for directory in directories]
+    counts = [read_manifest(directory)["counts"] for directory in directories]
     splits = {split for each in counts for split in each}
     kinds = {kind: {name for each in counts for s in each.values() for name in s[kind]} for kind in ("sensor", "task")}
     labels = sorted({name for each in counts for s in each.values() for name in s["label"] | s["object"]})

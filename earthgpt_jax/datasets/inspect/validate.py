@@ -13,38 +13,23 @@ from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.datasets import image_digests as digests
 from earthgpt_jax.datasets import store
 from earthgpt_jax.datasets.build import tiling
+from earthgpt_jax.datasets.image_digests import read_image_digests
+from earthgpt_jax.datasets.manifest import read_manifest
 from earthgpt_jax.datasets.overlap import matches
 from earthgpt_jax.raster.decode import decode
 from earthgpt_jax.records import Record, Task
 
 
-def directories(folder: Path) -> tuple[Path, ...]:
-    """`folder` itself if it is a dataset directory, else those directly below it.
-
-    Raises:
-        EarthGPTError: there is none.
-    """
-    if (folder / store.MANIFEST).is_file():
-        return (folder,)
-    found = tuple(sorted(path.parent for path in folder.glob(f"*/{store.MANIFEST}"))) if folder.is_dir() else ()
-    if not found:
-        raise EarthGPTError(
-            f"{folder}: expected a folder that `earthgpt data build` wrote, or one holding some; "
-            + ("found none in it" if folder.exists() else "there is no such folder")
-        )
-    return found
-
-
-def records(directory: Path) -> Iterator[Record]:
+def iter_records(directory: Path) -> Iterator[Record]:
     """Every record of a dataset directory, split by split."""
-    for split in store.manifest(directory)["counts"]:
+    for split in read_manifest(directory)["counts"]:
         source = store.RecordSource(directory, split)
         yield from tqdm(source, desc=f"{source.name}/{split}", unit="record", leave=False)
 
 
-def complaints(directory: Path) -> list[str]:
+def find_problems(directory: Path) -> list[str]:
     """What is wrong with a dataset directory; [] if nothing is."""
-    values = store.manifest(directory)
+    values = read_manifest(directory)
     found = []
     for name, digest in values["shards"].items():
         path = directory / name
@@ -58,7 +43,7 @@ def complaints(directory: Path) -> list[str]:
         if row["native"] != row["kept"] + row["quarantined"] + row["dropped"]:
             found.append(f"{kind}s do not add up: {row}")
     try:
-        digests_of = store.image_digests(directory)
+        digests_of = read_image_digests(directory)
         if matches.KEY in values:
             matches.read(directory, values[matches.KEY])
     except EarthGPTError as error:
@@ -67,7 +52,7 @@ def complaints(directory: Path) -> list[str]:
     for split in values["counts"]:
         source = tqdm(store.RecordSource(directory, split), desc=f"{values['name']}/{split}", leave=False)
         for record, expected in zip(source, digests_of[split], strict=True):
-            if not tiling.is_tile(record) and digests.digest(record.image) != expected:
+            if not tiling.is_tile(record) and digests.image_digest(record.image) != expected:
                 found.append(f"{record.id}: {digests.FILE} is of another image")
             found += [f"{record.id}: {text}" for text in _wrong(record)]
             if record.id in seen:

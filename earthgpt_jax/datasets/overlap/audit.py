@@ -20,6 +20,8 @@ from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.common.tables import align_columns
 from earthgpt_jax.datasets import image_digests as digests
 from earthgpt_jax.datasets import store
+from earthgpt_jax.datasets.image_digests import read_image_digests
+from earthgpt_jax.datasets.manifest import read_manifest
 from earthgpt_jax.datasets.overlap import matches
 from earthgpt_jax.datasets.overlap.hamming import near_pairs
 from earthgpt_jax.datasets.overlap.matches import Match, MatchType
@@ -151,7 +153,7 @@ def audit(directories: Sequence[Path], *, workers: int | None = None) -> Audit:
     Raises:
         EarthGPTError: two datasets of one name, damaged digests, a folder that cannot be written to.
     """
-    manifests = {directory: store.manifest(directory) for directory in directories}
+    manifests = {directory: read_manifest(directory) for directory in directories}
     names = collections.Counter(values["name"] for values in manifests.values())
     if twice := [name for name, count in names.items() if count > 1]:
         raise EarthGPTError(f"audit: several datasets are called {', '.join(twice)}; leave one of each in the folder")
@@ -192,10 +194,10 @@ def _load(
     unseen: collections.Counter[str] = collections.Counter()
     start = 0
     for directory, values in manifests.items():
-        files = store.image_digests(directory)
+        files = read_image_digests(directory)
         for split, taken in dataset_hashes(directory, workers=workers).items():
             there, shown = taken.pixels != NO_HASH, taken.phash != NO_HASH
-            undecodable[values["name"]] += int((~there & (files[split] != digests.NONE)).sum())
+            undecodable[values["name"]] += int((~there & (files[split] != digests.NO_IMAGE)).sum())
             unseen[values["name"]] += int((there & ~shown).sum())
             hashed.append(np.stack([taken.phash[shown], taken.dhash[shown]], axis=1))
             place = np.where(shown, np.cumsum(shown) - 1 + start, -1)
@@ -235,7 +237,7 @@ def _match(here: _Split, there: _Split, near: _Pairs) -> _Matches:
     pair = _find(here.look, looks_here, nothing=-1)
     by_look = np.where(pair >= 0, _find(looks_there, there.look, nothing=-1)[pair], -1) if len(order) else pair
     found = (
-        _find(here.files, there.files, nothing=digests.NONE),
+        _find(here.files, there.files, nothing=digests.NO_IMAGE),
         _find(here.pixels, there.pixels, nothing=NO_HASH),
         by_look,
     )
@@ -260,7 +262,7 @@ def _overlap(benchmark: _Split, train: str, kinds: np.ndarray, records: Mapping[
         benchmark=benchmark.name,
         split=benchmark.split,
         train=train,
-        images=int((benchmark.files != digests.NONE).sum()),
+        images=int((benchmark.files != digests.NO_IMAGE).sum()),
         found={kind: int((kinds == code).sum()) for code, kind in enumerate(_KINDS) if kind},
         records={kind: records.get(code, 0) for code, kind in enumerate(_KINDS) if kind},
     )
@@ -298,4 +300,4 @@ def _write(directory: Path, name: str, found: Sequence[Match], result: Audit, co
     }
     # The manifest last: until it names the new file, the old pair is found to be torn, never taken for this one.
     store.replace(directory / matches.FILE, content)
-    store.amend(directory, **{matches.KEY: verdict})
+    store.update_manifest(directory, **{matches.KEY: verdict})

@@ -28,6 +28,7 @@ from earthgpt_jax.common.digests import sha256_int
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.common.parallel import parallel_map
 from earthgpt_jax.datasets import store
+from earthgpt_jax.datasets.manifest import read_manifest
 from earthgpt_jax.raster.decode import decode
 
 FILE = "looks.npz"
@@ -82,7 +83,7 @@ def dataset_hashes(directory: Path, *, workers: int | None = None) -> dict[str, 
     Raises:
         EarthGPTError: `directory` is no dataset directory, or the file cannot be written.
     """
-    values = store.manifest(directory)
+    values = read_manifest(directory)
     lengths = {split: kinds["total"].get("records", 0) for split, kinds in values["counts"].items()}
     key = f"{values['fingerprint']}/{_VERSION}"
     if (cached := _read(directory / FILE, key, lengths)) is not None:

@@ -15,8 +15,8 @@ from PIL import Image
 
 from earthgpt_jax.boxes import Square, canonical, degeneracy, polygon_to_rect, rect_to_polygon
 from earthgpt_jax.common.errors import EarthGPTError
-from earthgpt_jax.datasets.build.tiling import large_images
-from earthgpt_jax.datasets.cards import Card, Images, Unlisted
+from earthgpt_jax.datasets.build.tiling import allow_large_images
+from earthgpt_jax.datasets.cards import Card, Images, UnannotatedImages
 from earthgpt_jax.datasets.readers.events import Dropped, Entry, Event, ItemType, Native, RawObject, Rejected, is_image
 from earthgpt_jax.raster.decode import decode
 from earthgpt_jax.records import Object, Record, Task, Turn
@@ -95,7 +95,7 @@ class ImagePairer:
                 if path in folder.used:
                     continue
                 yield Native(item_type=ItemType.IMAGE)
-                if self._card.unlisted is Unlisted.DROP:
+                if self._card.unannotated_images is UnannotatedImages.DROP:
                     yield Dropped(item_type=ItemType.IMAGE, reason="no annotation names the image")
                 else:
                     file = str(path.relative_to(self._root))
@@ -189,7 +189,7 @@ class _Validator:
             return ItemType.IMAGE, reason, *nothing
         try:
             data = self._read(paths[0])
-            with large_images(self._card.tile):
+            with allow_large_images(self._card.tile):
                 height, width = decode(data).shape[:2]
         except OSError as error:
             return ItemType.IMAGE, f"image cannot be read: {error.strerror}", *nothing

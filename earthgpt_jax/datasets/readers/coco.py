@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from earthgpt_jax.boxes import min_area_rect, rect_to_polygon
-from earthgpt_jax.datasets.cards import Card, Orientation
+from earthgpt_jax.datasets.cards import Card, SegmentationBox
 from earthgpt_jax.datasets.readers.events import (
     Entry,
     Event,
@@ -29,7 +29,7 @@ from earthgpt_jax.datasets.readers.events import (
 
 
 def parse(part: Part, card: Card) -> Iterator[Entry | Event]:
-    box = _rotated_box if card.orientation is Orientation.ROTATED else horizontal_box
+    box = _rotated_box if card.segmentation_box is SegmentationBox.ORIENTED else horizontal_box
     yield from entries(part, annotations="annotations", file_name="file_name", box=box)
 
 

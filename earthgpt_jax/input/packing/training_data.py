@@ -13,8 +13,9 @@ import numpy as np
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.config import Config
 from earthgpt_jax.datasets import cards
-from earthgpt_jax.datasets.inspect.validate import directories
-from earthgpt_jax.datasets.store import RecordSource, manifest, open_source
+from earthgpt_jax.datasets.collection import open_records
+from earthgpt_jax.datasets.manifest import dataset_directories, read_manifest
+from earthgpt_jax.datasets.store import RecordSource
 from earthgpt_jax.input.packing.length_cache import CachedIndex, load_length_index
 from earthgpt_jax.input.packing.lengths import SENSORS, PromptConfig
 from earthgpt_jax.input.packing.mixture import Mixture, load_mixture
@@ -95,7 +96,7 @@ def load_training_data(config: Config, *, tokenizer: Tokenizer, workers: int | N
     mixture = load_mixture(data.mixture)
     prompt_config, room = prompt_config_of(config, tokenizer)
     kinds = {kind: data.task_weights[kind] for kind in prompt_config.kinds}
-    together = open_source(directory, data.split, tasks=sorted({annotation_task(kind) for kind in kinds}))
+    together = open_records(directory, data.split, tasks=sorted({annotation_task(kind) for kind in kinds}))
     parts = _chosen(dict(together.parts()), mixture, directory, named=data.mixture)
     found = {
         source: load_length_index(source, prompt_config=prompt_config, workers=workers, on_damaged=data.on_damaged)
@@ -124,7 +125,7 @@ def _chosen(
     parts: Mapping[RecordSource, np.ndarray], mixture: Mixture, directory: Path, *, named: str
 ) -> dict[RecordSource, np.ndarray]:
     """The datasets that the mixture uses."""
-    there = {manifest(folder)["name"] for folder in directories(directory)}
+    there = {read_manifest(folder)["name"] for folder in dataset_directories(directory)}
     if missing := mixture.missing(there):
         raise EarthGPTError(_absent(missing, directory, named=named))
     usable = {source.name for source in parts}
@@ -143,7 +144,7 @@ def _chosen(
 
 def _absent(missing: list[str], directory: Path, *, named: str) -> str:
     """What to do about datasets that are not there."""
-    known = [name for name in missing if name in cards.cards()]
+    known = [name for name in missing if name in cards.load_cards()]
     advice = []
     if known:
         advice.append(

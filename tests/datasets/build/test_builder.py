@@ -21,7 +21,8 @@ from earthgpt_jax.datasets.build import builder as building
 from earthgpt_jax.datasets.build import chunks, native_files, shards
 from earthgpt_jax.datasets.build.builder import build, build_synthetic
 from earthgpt_jax.datasets.cards import Card
-from earthgpt_jax.datasets.store import RecordSource, manifest, writing
+from earthgpt_jax.datasets.manifest import read_manifest
+from earthgpt_jax.datasets.store import RecordSource, writing
 from tests.support.native_datasets import card
 
 IMAGES = 14
@@ -65,7 +66,7 @@ def test_workers_and_another_place_give_the_same_bytes(tmp_path: Path, found: Ca
     shutil.move(tmp_path / "native", tmp_path / "moved")  # and other times of change
     shutil.copytree(tmp_path / "moved", tmp_path / "native", copy_function=shutil.copyfile)
     assert _build(tmp_path, found, "three") == one
-    values = manifest(tmp_path / "one" / "s")
+    values = read_manifest(tmp_path / "one" / "s")
     assert values["inputs"]["files"] == 2 * IMAGES  # the torn image was read too
     assert values["native"]["image"] == {"native": IMAGES, "kept": IMAGES - 1, "quarantined": 1, "dropped": 0}
     assert values["quarantined"]["object: bad number '...'"] == 1
@@ -87,7 +88,7 @@ def test_beam_gives_the_same_bytes(tmp_path: Path, found: Card) -> None:
 _KILLED = """
 import os, signal, sys
 from pathlib import Path
-from earthgpt_jax.datasets import build as building
+from earthgpt_jax.datasets.build import builder as building
 from tests.datasets.build.test_builder import contents, native
 building._UNITS = 5
 root = Path(sys.argv[1])
@@ -184,10 +185,10 @@ def test_too_much_in_quarantine_fails_and_says_why(tmp_path: Path, found: Card) 
 def test_the_inputs_can_be_checked_and_changes_are_found(tmp_path: Path, found: Card) -> None:
     _build(tmp_path, found, "out")
     folder = tmp_path / "native" / "d"
-    sums = native_files.read((tmp_path / "out" / "s" / native_files.FILE).read_text())
+    sums = native_files.parse_sums((tmp_path / "out" / "s" / native_files.FILE).read_text())
     assert sums == {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
     again = build([found], root=tmp_path / "native", out=tmp_path / "out")
-    assert again.sources[0].unchanged
+    assert again.datasets[0].unchanged
     assert again.quarantined == 3
     text = (folder / "00.txt").read_text()
     (folder / "00.txt").write_text(text.replace("0.5", "0.6", 1))  # of the same size, and with its old time
@@ -195,7 +196,7 @@ def test_the_inputs_can_be_checked_and_changes_are_found(tmp_path: Path, found: 
     with pytest.raises(EarthGPTError, match="it holds another build"):
         build([found], root=tmp_path / "native", out=tmp_path / "out")
     (folder / "00.txt").write_text(text)
-    assert build([found], root=tmp_path / "native", out=tmp_path / "out").sources[0].unchanged
+    assert build([found], root=tmp_path / "native", out=tmp_path / "out").datasets[0].unchanged
 
 
 def test_synthetic_by_two_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -213,7 +214,7 @@ def test_errors_of_workers_arrive(tmp_path: Path) -> None:
         pytest.raises(EarthGPTError, match="No such file"),
         writing(tmp_path / "s", left="all is lost"),
     ):
-        list(engine.run(chunks.run, jobs))
+        list(engine.run(chunks.run_job, jobs))
     with LocalEngine(2) as engine, pytest.raises(EarthGPTError, match="a worker was killed"):
         list(engine.run(_dies, jobs))
     with pytest.raises(EarthGPTError, match="at least 1"):
@@ -230,9 +231,9 @@ def _dies(job: Path) -> None:
 
 def test_workers_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
     script = (
-        "import os, sys, time\nfrom pathlib import Path\nfrom earthgpt_jax.common.parallel import Local\n"
+        "import os, sys, time\nfrom pathlib import Path\nfrom earthgpt_jax.common.parallel import LocalEngine\n"
         "from tests.datasets.build.test_builder import _sleeps\n"
-        "if __name__ == '__main__':\n    list(Local(2).run(_sleeps, [Path(sys.argv[1]) / n for n in 'ab']))\n"
+        "if __name__ == '__main__':\n    list(LocalEngine(2).run(_sleeps, [Path(sys.argv[1]) / n for n in 'ab']))\n"
     )
     (tmp_path / "script.py").write_text(script)
     root = Path(__file__).resolve().parents[3]
@@ -246,7 +247,7 @@ def test_workers_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
 
 
 def _sleeps(job: Path) -> None:
-    chunks.commit(job, str(os.getpid()).encode())
+    chunks.write_atomic(job, str(os.getpid()).encode())
     time.sleep(600)
 
 
@@ -263,7 +264,7 @@ def test_examples_are_divided_into_shards_as_tfds_does(tmp_path: Path, monkeypat
     found = native(tmp_path / "native")
     build([found], root=tmp_path / "native", out=tmp_path / "out", max_quarantine=0.2)
     folder = tmp_path / "out" / "s"
-    values = manifest(folder)
+    values = read_manifest(folder)
     train = sorted(name for name in values["shards"] if "-train." in name)
     assert len(train) > 1
     described = json.loads((folder / "dataset_info.json").read_text())["splits"]

@@ -11,8 +11,10 @@ import tensorflow_datasets as tfds
 
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.datasets.build.builder import build
-from earthgpt_jax.datasets.cards import cards
-from earthgpt_jax.datasets.store import VERSION, RecordSource, manifest
+from earthgpt_jax.datasets.cards import load_cards
+from earthgpt_jax.datasets.examples import VERSION
+from earthgpt_jax.datasets.manifest import read_manifest
+from earthgpt_jax.datasets.store import RecordSource
 from tests.support.native_datasets import png
 
 # What the program `tfds` runs for `tfds build`; the program itself imports TensorFlow for another command.
@@ -38,10 +40,10 @@ def test_tfds_build_writes_the_same_records(tmp_path: Path) -> None:
     words += ["--manual_dir", str(tmp_path / "native"), "--data_dir", str(tmp_path / "tfds")]
     subprocess.run([sys.executable, "-c", _COMMAND, *words], check=True)
 
-    build([cards()["ssdd_yolo"]], root=tmp_path / "native", out=tmp_path / "ours")
+    build([load_cards()["ssdd_yolo"]], root=tmp_path / "native", out=tmp_path / "ours")
     built = tmp_path / "tfds" / "earthgpt_records" / "ssdd_yolo" / VERSION
     ours = tmp_path / "ours" / "ssdd_yolo"
-    assert manifest(built) == manifest(ours)
+    assert read_manifest(built) == read_manifest(ours)
     for path in ours.iterdir():
         if path.name != "dataset_info.json":  # TFDS adds the config
             assert (built / path.name).read_bytes() == path.read_bytes(), path.name
@@ -53,6 +55,6 @@ def test_tfds_build_writes_the_same_records(tmp_path: Path) -> None:
 def test_another_file_format_is_refused(tmp_path: Path) -> None:
     from earthgpt_jax.datasets.build.tfds_builder import EarthgptRecords
 
-    assert {config.name for config in EarthgptRecords.BUILDER_CONFIGS} == set(cards())
+    assert {config.name for config in EarthgptRecords.BUILDER_CONFIGS} == set(load_cards())
     with pytest.raises(EarthGPTError, match="written as array_record"):
         EarthgptRecords(config="ssdd_yolo", data_dir=tmp_path, file_format="tfrecord")

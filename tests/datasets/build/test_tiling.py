@@ -18,11 +18,12 @@ from PIL import Image
 from earthgpt_jax.boxes import degeneracy, rect_to_polygon, rotated_to_polygon
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.datasets.build.builder import build
-from earthgpt_jax.datasets.build.tiling import cut, large_images, windows
+from earthgpt_jax.datasets.build.tiling import allow_large_images, cut_into_tiles, tile_windows
 from earthgpt_jax.datasets.cards import Images, Tile
-from earthgpt_jax.datasets.image_digests import digest
-from earthgpt_jax.datasets.inspect.validate import complaints
-from earthgpt_jax.datasets.store import RecordSource, image_digests, manifest
+from earthgpt_jax.datasets.image_digests import image_digest, read_image_digests
+from earthgpt_jax.datasets.inspect.validate import find_problems
+from earthgpt_jax.datasets.manifest import read_manifest
+from earthgpt_jax.datasets.store import RecordSource
 from earthgpt_jax.raster.decode import decode
 from earthgpt_jax.records import Object, Record, Sensor, Task, Turn
 from tests.support.native_datasets import card
@@ -49,7 +50,7 @@ def _ship(x0: float, y0: float, x1: float, y1: float, label: str = "ship", **opt
 
 def _cut(record: Record, tile: Tile) -> tuple[dict[str, Record], collections.Counter]:
     counter: collections.Counter[str] = collections.Counter()
-    tiles = list(cut(record, tile, counter=counter))
+    tiles = list(cut_into_tiles(record, tile, counter=counter))
     assert len({tile.id for tile in tiles}) == len(tiles)
     return {tile.id.removeprefix("s/train/a"): tile for tile in tiles}, counter
 
@@ -60,7 +61,7 @@ def test_tiles_cover_a_scene_and_end_flush_with_it(width: int, height: int, size
     tile = Tile(size=size, overlap=int(size * overlap))
     if width * height / (size - tile.overlap) ** 2 > 2000:
         return
-    found = windows(width, height, tile)
+    found = tile_windows(width, height, tile)
     assert len(set(found)) == len(found)
     covered = np.zeros((height, width), bool)
     for x0, y0, x1, y1 in found:
@@ -88,7 +89,7 @@ def test_every_object_with_enough_of_it_occurs_and_its_share_is_shapelys(boxes, 
     objects = [Object(label=f"class {i}", polygon=polygons[i]) for i in kept]
     tiles, counter = _cut(_scene(*objects), tile)
     somewhere = set()
-    for x0, y0, x1, y1 in windows(100, 70, tile):
+    for x0, y0, x1, y1 in tile_windows(100, 70, tile):
         record = tiles[f"@{x0},{y0}"]
         found = {item.label: item for item in record.objects}
         for i in kept:
@@ -170,7 +171,7 @@ def test_what_is_said_of_a_whole_scene_is_not_said_of_its_tiles() -> None:
 def test_the_pixels_of_a_tile_are_the_scenes(pixels: np.ndarray, format: str, again: str) -> None:
     scene = _scene(width=70, height=50, image=_encoded(pixels, format, dpi=(300, 300)))
     tiles, _ = _cut(scene, Tile(size=32, overlap=5))
-    for x0, y0, x1, y1 in windows(70, 50, Tile(size=32, overlap=5)):
+    for x0, y0, x1, y1 in tile_windows(70, 50, Tile(size=32, overlap=5)):
         record = tiles[f"@{x0},{y0}"]
         with Image.open(io.BytesIO(record.image)) as image:
             assert image.format == again
@@ -200,10 +201,10 @@ def test_a_build_cuts_and_counts_scenes(tmp_path: Path, monkeypatch: pytest.Monk
     part = {"annotations": "a", "images": "."}
     found = card("dota", part, tasks=(Task.HBB, Task.OBB), tile=Tile(size=50, overlap=10))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1500)  # twice that is an error: the scenes are far larger
-    (built,) = build([found], root=tmp_path, out=tmp_path / "out", max_quarantine=0.3).sources
+    (built,) = build([found], root=tmp_path, out=tmp_path / "out", max_quarantine=0.3).datasets
     monkeypatch.undo()
     folder = tmp_path / "out" / "s"
-    values = manifest(folder)
+    values = read_manifest(folder)
     assert values["native"]["image"] == {"native": 3, "kept": 3, "quarantined": 0, "dropped": 0}
     assert values["native"]["object"] == {"native": 6, "kept": 5, "quarantined": 1, "dropped": 0}
     assert values["tiles"] == {
@@ -217,12 +218,12 @@ def test_a_build_cuts_and_counts_scenes(tmp_path: Path, monkeypatch: pytest.Monk
     for record in records.values():
         splits[record.id.split("/", 2)[2].partition("@")[0]].add(record.split)
     assert {name: len(of_scene) for name, of_scene in splits.items()} == {"large": 1, "small": 1, "odd": 1}
-    assert not complaints(folder)
-    for split, found_digests in image_digests(
+    assert not find_problems(folder)
+    for split, found_digests in read_image_digests(
         folder
     ).items():  # the scene's, so that other datasets' copies of it are found
         names = [record.id.split("/", 2)[2].partition("@")[0] for record in RecordSource(folder, split)]
-        scenes = [digest((tmp_path / "d" / f"{name}.png").read_bytes()) for name in names]
+        scenes = [image_digest((tmp_path / "d" / f"{name}.png").read_bytes()) for name in names]
         assert found_digests.tolist() == scenes
     odd = [item.phrase for name, record in records.items() if "/odd@" in name for item in record.objects]
     assert odd == [""]  # a zeppelin was rejected somewhere
@@ -239,8 +240,8 @@ def test_a_card_that_cannot_be_cut_is_an_error(tmp_path: Path) -> None:
 def test_only_scenes_that_are_cut_may_be_huge(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     data = _encoded(np.zeros((30, 30, 3), np.uint8))
-    with large_images(Tile(size=10)):
+    with allow_large_images(Tile(size=10)):
         assert decode(data).shape == (30, 30, 3)
-    with large_images(None), pytest.raises(EarthGPTError, match="cut it into tiles"):
+    with allow_large_images(None), pytest.raises(EarthGPTError, match="cut it into tiles"):
         decode(data)
     assert Image.MAX_IMAGE_PIXELS == 100

@@ -12,10 +12,10 @@ import pytest
 
 from earthgpt_jax.boxes import rect_to_polygon
 from earthgpt_jax.cli.main import main
-from earthgpt_jax.datasets.cards import cards
+from earthgpt_jax.datasets.build.writer import write_dataset
+from earthgpt_jax.datasets.cards import load_cards
 from earthgpt_jax.datasets.inspect.agreement import compare
 from earthgpt_jax.datasets.readers import read
-from earthgpt_jax.datasets.store import write
 from earthgpt_jax.input.prompts.questions import BoxStyle, build_question, question_indices
 from earthgpt_jax.records import Object, Record, Sensor, Task, Turn
 
@@ -106,7 +106,7 @@ COPIES = {  # the release's card -> native card, variant, task, path of the imag
 
 
 def _native(root: Path, name: str, variant: str) -> list[Record]:
-    card = cards()[name].variant(variant) if variant else cards()[name]
+    card = load_cards()[name].variant(variant) if variant else load_cards()[name]
     return [event for event in read(root, card) if isinstance(event, Record)]
 
 
@@ -130,7 +130,7 @@ def test_a_faithful_copy_of_real_data_agrees(name: str, realdata: Path, tmp_path
     native = _native(realdata, source, variant)
     folder = tmp_path / "MMRS-1M"
     rows = list(_dialogues(native, task, folder, below))
-    path = folder / cards()[name].parts[0]["annotations"] / "copy.json"
+    path = folder / load_cards()[name].parts[0]["annotations"] / "copy.json"
     path.parent.mkdir(parents=True)
     path.write_text(json.dumps(rows))
     released = _native(tmp_path, name, "")
@@ -147,8 +147,8 @@ def test_the_command_compares_dataset_directories(tmp_path: Path, capsys) -> Non
     task = Task.CLASSIFICATION
     native = [_record("n", b"a", task, label="port"), _record("n", b"b", task, split="test", label="sea")]
     released = [_record("r", b"a", task, label="port"), _record("r", b"b", task, label="lake")]
-    write({"train": native[:1], "test": native[1:]}, out=tmp_path / "n", name="n")
-    write({"train": released}, out=tmp_path / "r", name="r")
+    write_dataset({"train": native[:1], "test": native[1:]}, out=tmp_path / "n", name="n")
+    write_dataset({"train": released}, out=tmp_path / "r", name="r")
     words = ["data", "check", str(tmp_path / "r"), "--against", str(tmp_path / "n")]
     assert main(words) == 1
     said = capsys.readouterr().out.splitlines()

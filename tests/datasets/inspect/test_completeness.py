@@ -11,7 +11,7 @@ from PIL import Image
 
 from earthgpt_jax.cli.main import main
 from earthgpt_jax.common import digests
-from earthgpt_jax.datasets.inspect.completeness import examine
+from earthgpt_jax.datasets.inspect.completeness import check_native
 from earthgpt_jax.records import Task
 from tests.support.native_datasets import Native, card, png
 
@@ -83,7 +83,7 @@ def test_what_does_not_agree_is_not_complete(native: Path, capsys) -> None:
 
 def test_a_split_does_not_know_of_quarantined_images(native: Path) -> None:
     ours = card("yolo", tasks=(Task.HBB,), classes=("ship",), expected={"train": 2, "val": 0, "test": 1})
-    short = examine(ours, root=native)
+    short = check_native(ours, root=native)
     by_name = {figure.name: figure for figure in short.figures}
     assert by_name["images"].expected is None
     assert sum(by_name[split].found for split in ("train", "val", "test") if split in by_name) == 2
@@ -92,10 +92,10 @@ def test_a_split_does_not_know_of_quarantined_images(native: Path) -> None:
 
 def test_parts_that_are_not_there(native: Path) -> None:
     parts = ({"annotations": "a", "images": "i"}, {"annotations": "more", "images": "i"})
-    report = examine(card("yolo", *parts, classes=("ship",)), root=native)
+    report = check_native(card("yolo", *parts, classes=("ship",)), root=native)
     assert (report.complete, report.absent) == (False, ("more",))
     assert "  not there: more" in report.text().splitlines()
-    lost = examine(card("yolo", folder="elsewhere"), root=native)
+    lost = check_native(card("yolo", folder="elsewhere"), root=native)
     assert not lost.complete
     assert "expected the dataset in" in lost.text()
 

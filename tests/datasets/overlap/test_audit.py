@@ -14,9 +14,11 @@ from scipy.ndimage import zoom
 
 from earthgpt_jax.cli.main import main
 from earthgpt_jax.common.errors import EarthGPTError
-from earthgpt_jax.datasets.inspect.validate import complaints
+from earthgpt_jax.datasets.build.writer import write_dataset
+from earthgpt_jax.datasets.collection import open_records
+from earthgpt_jax.datasets.inspect.validate import find_problems
+from earthgpt_jax.datasets.manifest import read_manifest
 from earthgpt_jax.datasets.overlap import matches, perceptual_hashes
-from earthgpt_jax.datasets.store import manifest, open_source, write
 from earthgpt_jax.records import Record, Sensor, Task
 
 
@@ -42,7 +44,9 @@ def _write(out: Path, name: str, **splits: list[bytes]) -> None:
             split=split, tasks=(Task.CAPTION,), references=("a",),
         )  # fmt: skip
 
-    write({s: [record(s, i, image) for i, image in enumerate(x)] for s, x in splits.items()}, out=out / name, name=name)
+    write_dataset(
+        {s: [record(s, i, image) for i, image in enumerate(x)] for s, x in splits.items()}, out=out / name, name=name
+    )
 
 
 def _audit(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, list[str], str]:
@@ -53,7 +57,7 @@ def _audit(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, lis
 
 
 def _ids(folder: Path) -> list[str]:
-    return [record.id for record in open_source(folder, "train")]
+    return [record.id for record in open_records(folder, "train")]
 
 
 @pytest.fixture
@@ -73,7 +77,7 @@ def contaminated(tmp_path: Path) -> Path:
 
 
 def test_the_verdict_is_told_written_and_obeyed(contaminated: Path, capsys, caplog) -> None:
-    before = {name: manifest(contaminated / name) for name in ("benchmark", "gathered")}
+    before = {name: read_manifest(contaminated / name) for name in ("benchmark", "gathered")}
     assert len(_ids(contaminated)) == 2 + 7 - 1  # without an audit: the same file only
 
     status, said, _ = _audit(capsys, contaminated)
@@ -87,7 +91,7 @@ def test_the_verdict_is_told_written_and_obeyed(contaminated: Path, capsys, capl
     )
     assert len(said) == 4
 
-    after = manifest(contaminated / "gathered")
+    after = read_manifest(contaminated / "gathered")
     verdict = after.pop("leaks")
     assert after == before["gathered"]
     assert verdict["datasets"] == {name: values["fingerprint"] for name, values in before.items()}
@@ -110,8 +114,8 @@ def test_the_verdict_is_told_written_and_obeyed(contaminated: Path, capsys, capl
             "benchmark/train/0", "benchmark/train/1", *(f"gathered/train/{i}" for i in range(3, 7))
         ]  # fmt: skip
     assert "gathered 3 of 7" in caplog.text
-    assert len(open_source(contaminated / "gathered", "train")) == 7
-    assert len(open_source(contaminated, "test")) == 5
+    assert len(open_records(contaminated / "gathered", "train")) == 7
+    assert len(open_records(contaminated, "test")) == 5
     assert _audit(capsys, contaminated, "--strict")[0] == 1
 
 
@@ -121,7 +125,7 @@ def test_a_second_audit_computes_nothing_anew(contaminated: Path, capsys, monkey
     monkeypatch.setattr(perceptual_hashes, "hash_image", lambda image: pytest.fail("computed anew"))
     assert _audit(capsys, contaminated)[:2] == first[:2]
     assert (contaminated / "gathered" / perceptual_hashes.FILE).read_bytes() == kept
-    assert complaints(contaminated / "gathered") == []
+    assert find_problems(contaminated / "gathered") == []
 
 
 @pytest.mark.parametrize("damage", [b"", b"PK\x03\x04 torn", "other records"])
@@ -150,11 +154,11 @@ def test_a_list_that_is_torn_is_said(contaminated: Path, capsys) -> None:
     path = contaminated / "gathered" / matches.FILE
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(EarthGPTError, match=r"damaged.*run `earthgpt data audit` again"):
-        open_source(contaminated, "train")
-    assert "damaged" in complaints(contaminated / "gathered")[0]
+        open_records(contaminated, "train")
+    assert "damaged" in find_problems(contaminated / "gathered")[0]
     path.unlink()
     with pytest.raises(EarthGPTError, match=r"cannot be read.*audit` again"):
-        open_source(contaminated, "train")
+        open_records(contaminated, "train")
 
 
 def test_pictures_that_show_nothing_or_do_not_decode(tmp_path: Path, capsys) -> None:
@@ -228,6 +232,6 @@ def test_the_released_mmrs_1m_trains_on_test_images(tmp_path: Path, capsys) -> N
     words = [f"{name}/test is contaminated: 1 of its 1 images (100.0 %) are trained on by mmrs1m_caption"
              for name in ("rsicd", "sydney_captions", "ucm_captions")]  # fmt: skip
     assert sorted(line for line in said if "contaminated" in line) == words
-    kept = [record.id for record in open_source(out, "train")]
+    kept = [record.id for record in open_records(out, "train")]
     assert not [name for name in kept if name.startswith("mmrs1m") and name.endswith("_2")]
     assert len(kept) == 6 + 6

@@ -16,7 +16,7 @@ from PIL import Image
 
 from earthgpt_jax.boxes import canonical, polygon_to_rect, rotated_to_polygon
 from earthgpt_jax.common.errors import EarthGPTError
-from earthgpt_jax.datasets.cards import Card, Images, SplitRule, cards
+from earthgpt_jax.datasets.cards import Card, Images, SplitRule, load_cards
 from earthgpt_jax.raster.decode import decode
 from earthgpt_jax.records import Record, Task
 from tests.support.native_datasets import Native, card, png, why
@@ -62,7 +62,7 @@ class Regions(Tree):
     COUNTS = (2, 1, 3, 1)
 
     def __init__(self, root: Path):
-        super().__init__(root, cards()["dior_rsvg"])
+        super().__init__(root, load_cards()["dior_rsvg"])
         for image, count in enumerate(self.COUNTS, start=1):
             self.put(f"JPEGImages/{image:05d}.jpg", png())
             phrases = [f"phrase {image}.{i}" for i in range(count)]
@@ -205,7 +205,7 @@ def _voc(*objects: str) -> str:
 
 
 def test_dior_splits_by_lists(tmp_path: Path) -> None:
-    tree = Tree(tmp_path, cards()["dior"])
+    tree = Tree(tmp_path, load_cards()["dior"])
     annotations = "Annotations/Horizontal Bounding Boxes"
     for name, folder in (("00001", "trainval"), ("00002", "trainval"), ("11726", "test"), ("11727", "test")):
         tree.put(f"JPEGImages-{folder}/{name}.jpg", png())
@@ -247,7 +247,7 @@ DIAMOND = (10, 5, 14, 1, 18, 5, 14, 9)  # from its left corner on
 
 @pytest.mark.parametrize(("name", "variant"), [("dior", "rotated"), ("mar20", "rotated")])
 def test_four_corners_in_robndbox(tmp_path: Path, name: str, variant: str) -> None:
-    tree = Tree(tmp_path, cards()[name].variant(variant))
+    tree = Tree(tmp_path, load_cards()[name].variant(variant))
     label = {"dior": "windmill", "mar20": "A13"}[name]
     images = {"dior": "JPEGImages-test", "mar20": "JPEGImages"}[name]
     tree.put(f"{images}/1.jpg", png())
@@ -279,7 +279,7 @@ def test_four_corners_in_robndbox(tmp_path: Path, name: str, variant: str) -> No
 
 
 def test_types_of_mar20(tmp_path: Path) -> None:
-    for found, label in ((cards()["mar20"], "aircraft"), (cards()["mar20"].variant("types"), "a13")):
+    for found, label in ((load_cards()["mar20"], "aircraft"), (load_cards()["mar20"].variant("types"), "a13")):
         tree = Tree(tmp_path, found)
         tree.put("JPEGImages/1.jpg", png())
         tree.put("Annotations/Horizontal Bounding Boxes/1.xml", _voc(_region("A13", "", *BOX)))
@@ -309,7 +309,7 @@ RING = ((10, 5), (14, 1), (18, 5), (14, 9), (10, 5))
 
 
 def test_fair1m(tmp_path: Path) -> None:
-    tree = Tree(tmp_path, cards()["fair1m"])
+    tree = Tree(tmp_path, load_cards()["fair1m"])
     for part in ("train/part1", "train/part2", "validation"):
         tree.put(f"{part}/images/7.tif", png())  # the same number in every part
         tree.put(f"{part}/labelXml/7.xml", _gaofen(_ring("Boeing737", *RING)))
@@ -356,7 +356,7 @@ def _sixteen_bits() -> bytes:
 
 
 def test_air_sarship_keeps_sixteen_bits_and_one_stretch_shows_them(tmp_path: Path) -> None:
-    tree = Tree(tmp_path, cards()["air_sarship"])
+    tree = Tree(tmp_path, load_cards()["air_sarship"])
     tree.put("AIR-SARShip-2.0-data/7.tiff", _sixteen_bits())
     corners = ((10, 5), (20, 5), (20, 9), (10, 9), (10, 5))
     tree.put("AIR-SARShip-2.0-xml/7.xml", _gaofen(_ring("ship", *corners, comma=", ")))
@@ -393,7 +393,7 @@ def _bmp() -> bytes:
 
 
 def test_hrsc(tmp_path: Path) -> None:
-    tree = Tree(tmp_path, cards()["hrsc2016"])
+    tree = Tree(tmp_path, load_cards()["hrsc2016"])
     for name in ("100000001", "100000002"):
         tree.put(f"Test/AllImages/{name}.bmp", _bmp())
     tree.put("Train/AllImages/100000003.bmp", _bmp())
@@ -470,7 +470,7 @@ CAR = (
 
 
 def test_ucas_aod(tmp_path: Path) -> None:
-    tree = Tree(tmp_path, cards()["ucas_aod"])
+    tree = Tree(tmp_path, load_cards()["ucas_aod"])
     for folder in ("CAR", "PLANE"):  # numbered alike
         tree.put(f"{folder}/P0001.png", png(400, 300))
         tree.put(f"{folder}/P0001.txt", f"{CAR}\n")
@@ -497,7 +497,7 @@ def test_ucas_aod(tmp_path: Path) -> None:
 
 # -------------------------------------------------------------------------------------------------- VisDrone
 def test_visdrone(tmp_path: Path) -> None:
-    tree = Tree(tmp_path, cards()["visdrone"])
+    tree = Tree(tmp_path, load_cards()["visdrone"])
     for split in ("train", "val", "test-dev"):
         tree.put(f"VisDrone2019-DET-{split}/images/0000001.jpg", png())
         tree.put(f"VisDrone2019-DET-{split}/annotations/0000001.txt", "1,2,10,8,1,4,0,0\n")
@@ -541,7 +541,7 @@ def test_visdrone(tmp_path: Path) -> None:
 # -------------------------------------------------------------------------------------- official splits of folders
 def test_hit_uav_as_released(tmp_path: Path) -> None:
     """The tree of the repository, which the card's own layout, that of the samples, is a part of."""
-    tree = Tree(tmp_path, cards()["hit_uav"].variant("official"))
+    tree = Tree(tmp_path, load_cards()["hit_uav"].variant("official"))
     for split in ("train", "val", "test"):
         tree.put(f"rotate_json/images/{split}/{split}.jpg", png())
         box = {"image_id": 0, "category_id": 3, "bbox": [20, 15, 12, 4, 0.5]}
@@ -558,7 +558,7 @@ def test_hit_uav_as_released(tmp_path: Path) -> None:
 
 
 def test_mar20_official_split(tmp_path: Path) -> None:
-    tree = Tree(tmp_path, cards()["mar20"].variant("official"))
+    tree = Tree(tmp_path, load_cards()["mar20"].variant("official"))
     for name in ("1", "2"):
         tree.put(f"JPEGImages/{name}.jpg", png())
         tree.put(f"Annotations/Horizontal Bounding Boxes/{name}.xml", _voc(_region("A2", "", *BOX)))
@@ -569,7 +569,7 @@ def test_mar20_official_split(tmp_path: Path) -> None:
 
 # ------------------------------------------------------------------------------------- RSOD, HRSID, HRRSD, IR
 def test_rsod(tmp_path: Path) -> None:
-    tree = Tree(tmp_path, cards()["rsod"])
+    tree = Tree(tmp_path, load_cards()["rsod"])
     for folder in ("aircraft", "oiltank", "overpass", "playground"):
         tree.put(f"{folder}/JPEGImages/{folder}_1.jpg", png())
         wrong = "<filename>overpass_99</filename>"  # names inside files are wrong in places
@@ -587,7 +587,7 @@ def test_rsod(tmp_path: Path) -> None:
 
 
 def test_hrsid_takes_oriented_boxes_from_polygons(tmp_path: Path) -> None:
-    found = cards()["hrsid"]
+    found = load_cards()["hrsid"]
     tree = Tree(tmp_path, found)
     box = {"category_id": 1, "bbox": [10, 1, 8, 8], "iscrowd": 0}
     ring = [10, 5, 14, 1, 16, 3, 18, 5, 14, 9]  # a turned ship, with one more point on a side
@@ -607,7 +607,7 @@ def test_hrsid_takes_oriented_boxes_from_polygons(tmp_path: Path) -> None:
         np.testing.assert_allclose(record.objects[0].polygon, [14, 1, 18, 5, 14, 9, 10, 5], atol=1e-4)
         assert record.tasks[:2] == OBB
         assert rejected[name] == ["object: no polygon in `segmentation`"]
-    records, rejected, _ = Tree(tmp_path, found.variant("upright")).records()
+    records, rejected, _ = Tree(tmp_path, found.variant("axis_aligned")).records()
     assert rejected == {}
     for record in records.values():
         np.testing.assert_array_equal(polygon_to_rect(record.objects[1].polygon), (10, 1, 18, 9))
@@ -615,7 +615,7 @@ def test_hrsid_takes_oriented_boxes_from_polygons(tmp_path: Path) -> None:
 
 
 def test_hrrsd_and_the_class_t_junction(tmp_path: Path) -> None:
-    tree = Tree(tmp_path, cards()["hrrsd"].variant("images"))
+    tree = Tree(tmp_path, load_cards()["hrrsd"].variant("images"))
     tree.put("OPT2017/JPEGImages/00001.jpg", png())
     owner = "<owner><name>unknown</name></owner>"
     boxes = [_region(name, "", *BOX) for name in ("T junction", "t junction", "T_junction", "crossroad")]
@@ -632,7 +632,7 @@ IR = ("sea_shipping", "infrared_security", "aerial_mancar", "double_light_vehicl
 
 @pytest.mark.parametrize("name", IR)
 def test_infrared_sets_whose_layout_nobody_has_seen(tmp_path: Path, name: str) -> None:
-    found = cards()[name]
+    found = load_cards()[name]
     assert {"layout", "classes", "format"} <= set(found.unverified)
     tree = Tree(tmp_path, found)
     buffer = io.BytesIO()
@@ -669,7 +669,7 @@ def test_dota_without_headers_and_flags(native: Native) -> None:
 
 def test_vhr10_with_images(tmp_path: Path) -> None:
     """Classes begin at 1; the images without objects have no file and lie elsewhere."""
-    tree = Tree(tmp_path, cards()["nwpu_vhr10"].variant("images"))
+    tree = Tree(tmp_path, load_cards()["nwpu_vhr10"].variant("images"))
     tree.put("positive image set/001.jpg", png())
     tree.put("negative image set/001.jpg", png())
     tree.put("ground truth/001.txt", "(1,2),(11,12),1\n( 2,2),(12 ,12), 10 \n(1,2),(3,4),0\n(1,2),(3,4),11\n\n")

@@ -11,8 +11,8 @@ from PIL import Image
 
 from earthgpt_jax.boxes import canonical, polygon_to_rect
 from earthgpt_jax.common.errors import EarthGPTError
-from earthgpt_jax.datasets.build.counts import Tally
-from earthgpt_jax.datasets.cards import Card, Images, Orientation, SplitRule, Unlisted, cards
+from earthgpt_jax.datasets.build.counts import BuildCounts
+from earthgpt_jax.datasets.cards import Card, Images, SegmentationBox, SplitRule, UnannotatedImages, load_cards
 from earthgpt_jax.datasets.readers import locate, missing_paths, read
 from earthgpt_jax.records import Record, Task
 from tests.support.native_datasets import Native, card, png, why
@@ -49,14 +49,14 @@ COUNTS = {
 
 
 def _real(root: Path, name: str, variant: str = "") -> list:
-    found = cards()[name]
+    found = load_cards()[name]
     return list(read(root, found.variant(variant) if variant else found))
 
 
 @pytest.mark.realdata
 @pytest.mark.parametrize(("name", "variant"), COUNTS)
 def test_counts_of_real_samples(realdata: Path, name: str, variant: str) -> None:
-    tally = Tally()
+    tally = BuildCounts()
     for event in _real(realdata, name, variant):
         tally.add(event)
     tally.check(name)
@@ -69,7 +69,7 @@ def test_counts_of_real_samples(realdata: Path, name: str, variant: str) -> None
 def test_every_card_is_counted(realdata: Path) -> None:
     expected = {
         (name, variant)
-        for name, found in cards().items()
+        for name, found in load_cards().items()
         for variant in ("", *found.variants)
         if _is_there(realdata, found.variant(variant) if variant else found)
     }
@@ -257,7 +257,7 @@ def test_unlisted_images_can_be_dropped(native: Native) -> None:
     native.put("i/lonely.png", png())
     native.put("i/good.png", png())
     native.put("a/good.xml", _voc())
-    records, rejected, dropped = native.read(card("voc", unlisted=Unlisted.DROP))
+    records, rejected, dropped = native.read(card("voc", unannotated_images=UnannotatedImages.DROP))
     assert (list(records), rejected, len(dropped)) == (["good"], [], 1)
     assert records["good"].tasks == (Task.HBB,)
 
@@ -335,8 +335,8 @@ def test_coco(native: Native) -> None:
         {"image_id": 9, "category_id": 7, "bbox": [2, 3, 10, 6], "segmentation": [ring]},
     ]
     native.put("a/all.json", _coco([{"id": 1, "file_name": "x.png"}, {"id": 2, "file_name": "../x2.png"}], rows))
-    for orientation in Orientation:
-        found = card("coco", {"annotations": "a/all.json", "images": "i"}, orientation=orientation)
+    for segmentation_box in SegmentationBox:
+        found = card("coco", {"annotations": "a/all.json", "images": "i"}, segmentation_box=segmentation_box)
         records, rejected, _ = native.read(found)
         np.testing.assert_allclose(records["x"].objects[0].polygon, ring, atol=1e-5)
         reasons = why(rejected)

@@ -15,7 +15,7 @@ import pytest
 
 from earthgpt_jax.boxes import BoxKind, Square, format_boxes, format_detection, polygon_to_rect, rect_to_polygon
 from earthgpt_jax.common.errors import EarthGPTError
-from earthgpt_jax.datasets.cards import Card, SplitRule, Unlisted, cards
+from earthgpt_jax.datasets.cards import Card, SplitRule, UnannotatedImages, load_cards
 from earthgpt_jax.datasets.readers import read
 from earthgpt_jax.records import Record, Task
 from tests.support.native_datasets import Native, card, png, why
@@ -138,7 +138,7 @@ def test_rows_of_questions(native: Native) -> None:
 
 
 def test_lines_of_questions(tmp_path: Path) -> None:
-    found = cards()["crsvqa"].variant("text")
+    found = load_cards()["crsvqa"].variant("text")
     native = Native(tmp_path)
     native.folder = found.folder
     for name in ("1", "2", "3"):
@@ -161,7 +161,7 @@ def test_lines_of_questions(tmp_path: Path) -> None:
 
 
 def test_rsivqa_as_released(tmp_path: Path) -> None:
-    found = cards()["rsivqa"].variant("release")
+    found = load_cards()["rsivqa"].variant("release")
     native = Native(tmp_path)
     native.folder = found.folder
     native.put("HRRSD/OPT2017/JPEGImages/05530.jpg", png())
@@ -270,7 +270,12 @@ class Released(Native):
     def card(self, task: str, *tasks: Task, **kwargs):
         part = {"annotations": f"data/json/{task}", "images": f"data/{task}", "split": "train"}
         only = {"only": kwargs.pop("only")} if "only" in kwargs else {}
-        values = {"split_rule": SplitRule.NATIVE, "unlisted": Unlisted.DROP, "open_classes": True, **kwargs}
+        values = {
+            "split_rule": SplitRule.NATIVE,
+            "unannotated_images": UnannotatedImages.DROP,
+            "open_classes": True,
+            **kwargs,
+        }
         return card("llava", {**part, **only}, tasks=tasks, **values)
 
 
@@ -397,7 +402,7 @@ def _read(root: Path, found: Card) -> list[Record]:
 
 @pytest.mark.parametrize("name", FOLDERS)
 def test_cards_of_class_folders(name: str, tmp_path: Path) -> None:
-    found = cards()[name]
+    found = load_cards()[name]
     assert len(set(found.classes)) == CLASSES.get(name, 0)
     for variant in (found, *map(found.variant, found.variants)):
         images = tmp_path / variant.folder / variant.parts[0]["images"]
@@ -419,7 +424,7 @@ def test_cards_of_captions_and_questions(tmp_path: Path) -> None:
         "crsvqa": [{"image": "1.tif", "question": "Where?", "answer": "left"}],
     }
     for name, content in written.items():
-        found = cards()[name]
+        found = load_cards()[name]
         (part,) = found.parts
         for path in (tmp_path / found.folder / part["annotations"], tmp_path / found.folder / part["images"] / "1.tif"):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -430,7 +435,7 @@ def test_cards_of_captions_and_questions(tmp_path: Path) -> None:
 
 def test_card_of_the_second_test_set_of_rsvqa_hr(tmp_path: Path) -> None:
     """Rows of other splits hold only an id; the place of a row in the list is not its id."""
-    found = cards()["rsvqa_hr"].variant("phili")
+    found = load_cards()["rsvqa_hr"].variant("phili")
     (part,) = found.parts
     folder = tmp_path / found.folder
     (folder / part["images"]).mkdir(parents=True)
@@ -467,7 +472,7 @@ def test_cards_of_the_release_share_its_detection_folders_among_them(tmp_path: P
         image.write_bytes(png())
         annotation.write_text(json.dumps([_row(f"data/detection/{folder}/train/1.png", "?", answer)]))
     for sensor, names in folders.items():
-        records = _read(tmp_path, cards()[f"mmrs1m_{sensor}"])
+        records = _read(tmp_path, load_cards()[f"mmrs1m_{sensor}"])
         assert {record.id.split("/")[2] for record in records} == set(names)
         assert {record.sensor.value for record in records} == {sensor}
         assert all(record.objects[0].label == "ship" for record in records)

@@ -118,14 +118,15 @@ def test_a_file_that_is_not_whole_is_refused(questions, tmp_path, capsys):
 
 
 def test_answers_about_another_dataset_are_refused(questions, tmp_path, capsys):
-    from earthgpt_jax.datasets.store import open_source, write
+    from earthgpt_jax.datasets.build.writer import write_dataset
+    from earthgpt_jax.datasets.collection import open_records
     from earthgpt_jax.synthetic import SyntheticSource
 
-    write({"test": SyntheticSource("test", 2)}, out=tmp_path / "data", name="synthetic")
+    write_dataset({"test": SyntheticSource("test", 2)}, out=tmp_path / "data", name="synthetic")
     path = _ours(tmp_path / "p.jsonl", questions)
     assert main(["score", str(path), "--data", str(tmp_path / "data")]) == 2
     assert "got answers about a dataset of digest d1" in capsys.readouterr().err
-    path = _ours(tmp_path / "p.jsonl", questions, data=open_source(tmp_path / "data", "test").fingerprint)
+    path = _ours(tmp_path / "p.jsonl", questions, data=open_records(tmp_path / "data", "test").fingerprint)
     assert main(["score", str(path), "--data", str(tmp_path / "data"), "--samples", "10"]) == 0
 
 

@@ -14,6 +14,7 @@ from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.common.parallel import parallel_map
 from earthgpt_jax.common.resources import assets_path
 from earthgpt_jax.datasets import store
+from earthgpt_jax.datasets.build.writer import write_dataset
 from earthgpt_jax.input.packing import length_cache
 from earthgpt_jax.input.packing.lengths import SENSORS, LengthIndex, PromptConfig, concatenate_indexes, measure_lengths
 from earthgpt_jax.input.prompts.chat_template import chat_template
@@ -43,7 +44,7 @@ def records():
 
 @pytest.fixture
 def dataset(tmp_path: Path, records) -> store.RecordSource:
-    store.write({"train": records}, out=tmp_path / "data" / "synthetic", name="synthetic")
+    write_dataset({"train": records}, out=tmp_path / "data" / "synthetic", name="synthetic")
     return store.RecordSource(tmp_path / "data" / "synthetic", "train")
 
 

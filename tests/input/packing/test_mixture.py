@@ -13,8 +13,8 @@ from earthgpt_jax import config as config_lib
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.common.resources import assets_path, data_path
 from earthgpt_jax.config import Config
-from earthgpt_jax.datasets import store
-from earthgpt_jax.datasets.cards import Role, cards
+from earthgpt_jax.datasets.build.writer import write_dataset
+from earthgpt_jax.datasets.cards import Role, load_cards
 from earthgpt_jax.input.packing.mixture import Mixture, Rule, load_mixture
 from earthgpt_jax.input.packing.training_data import TrainingData, load_training_data
 from earthgpt_jax.input.tokenizer import Tokenizer
@@ -49,7 +49,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     for name, own in sensors.items():
         records = [_record(name, number, sensor) for number, sensor in enumerate(own)]
-        store.write({"train": records}, out=folder / name, name=name)
+        write_dataset({"train": records}, out=folder / name, name=name)
     return folder
 
 
@@ -74,11 +74,11 @@ def _weights(found: TrainingData) -> dict[str, float]:
 
 
 def test_the_mixtures_that_travel_along():
-    trained = {card.name for card in cards().values() if card.role is Role.TRAINED}
+    trained = {card.name for card in load_cards().values() if card.role is Role.TRAINED}
     files = {path.stem: load_mixture(path.stem) for path in data_path("mixtures").glob("*.yaml")}
     assert set(files) == {"mmrs", "mmrs_balanced", "mmrs_released"}
     assert len(files["mmrs"].sources) == 34 and set(files["mmrs"].sources) == trained
-    assert set(files["mmrs_released"].sources) == {name for name in cards() if name.startswith("mmrs1m_")}
+    assert set(files["mmrs_released"].sources) == {name for name in load_cards() if name.startswith("mmrs1m_")}
     assert files["mmrs_balanced"].of(Sensor.SAR) > 1 == files["mmrs_balanced"].of(Sensor.OPTICAL)
 
 

@@ -8,7 +8,8 @@ import pytest
 
 from earthgpt_jax.boxes import parse, rect_to_polygon
 from earthgpt_jax.datasets import store
-from earthgpt_jax.datasets.annotated_classes import annotated
+from earthgpt_jax.datasets.build.writer import write_dataset
+from earthgpt_jax.datasets.manifest import annotated_classes, read_manifest
 from earthgpt_jax.input.prompts.derived import NEEDS_ANNOTATED_CLASSES, DerivedTask
 from earthgpt_jax.input.prompts.questions import BoxStyle, build_question, question_indices
 from earthgpt_jax.input.prompts.templates import answer_templates, question_templates
@@ -131,13 +132,13 @@ def test_what_is_asked_depends_on_the_id_and_the_seed_alone(many):
 
 def test_what_a_built_dataset_annotates(tmp_path):
     records = [RECORD, dataclasses.replace(RECORD, id="made/train/2", objects=()), _record(name="made/train/3")]
-    store.write({"train": records}, out=tmp_path / "made", name="made")
+    write_dataset({"train": records}, out=tmp_path / "made", name="made")
     source = store.RecordSource(tmp_path / "made", "train")
     assert source.annotated == AnnotatedClasses(shares={"bridge": 1 / 3, "ship": 1 / 3})
-    values = store.manifest(tmp_path / "made")
-    assert annotated(values | {"card": {"open_classes": True}}) == UNKNOWN_CLASSES
+    values = read_manifest(tmp_path / "made")
+    assert annotated_classes(values | {"card": {"open_classes": True}}) == UNKNOWN_CLASSES
     values["counts"]["train"]["task"] = {"grounding": 3}
-    assert annotated(values) == UNKNOWN_CLASSES
+    assert annotated_classes(values) == UNKNOWN_CLASSES
 
 
 def test_every_kind_has_a_form_of_answer():

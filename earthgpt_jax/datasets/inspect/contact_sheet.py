@@ -15,7 +15,7 @@ _LINES, _WIDTH = 7, 60  # of text under an image
 COLOURS = ("#ff3b30", "#34c759", "#0a84ff", "#ffcc00", "#ff2dff", "#00e5ff", "#ff9500", "#b8ff3b")
 
 
-def sheet(records: Sequence[Record]) -> Image.Image:
+def contact_sheet(records: Sequence[Record]) -> Image.Image:
     """A picture of every record, row by row."""
     columns = min(_COLUMNS, len(records))
     rows = -(-len(records) // columns)
@@ -29,7 +29,7 @@ def sheet(records: Sequence[Record]) -> Image.Image:
 
 def _tile(record: Record) -> Image.Image:
     tile = Image.new("RGB", (_SIDE, _SIDE + _TEXT), "white")
-    width, height = extent(record)
+    width, height = image_extent(record)
     scale = _SIDE / max(width, height)
     size = max(1, round(width * scale)), max(1, round(height * scale))
     if record.image:
@@ -48,7 +48,7 @@ def _tile(record: Record) -> Image.Image:
     return tile
 
 
-def extent(record: Record) -> tuple[float, float]:
+def image_extent(record: Record) -> tuple[float, float]:
     """The image's size; the boxes' extent where only annotations ship without one."""
     if record.width and record.height:
         return record.width, record.height

@@ -1,0 +1,103 @@
+"""Find dataset directories and read their manifests.
+
+`earthgpt data build` writes one directory per dataset:
+
+    datasets/hit_uav/
+        earthgpt_records-train.array_record-00000-of-00001, ...   the records, as TFDS divides them into shards
+        dataset_info.json, features.json                          TFDS's description of the shards
+        manifest.json                                             counts, fingerprint, sha256 and size of every shard
+        quarantine.jsonl                                          native items that could not be used, with reasons
+        image_digests.npz                                         one digest per record: which records share an image
+        native_files.sha256                                       the native files that were read
+"""
+
+from __future__ import annotations
+
+import collections
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from earthgpt_jax.common.errors import EarthGPTError
+from earthgpt_jax.datasets.examples import VERSION
+from earthgpt_jax.records import UNKNOWN_CLASSES, AnnotatedClasses, Task
+
+MANIFEST = "manifest.json"
+QUARANTINE = "quarantine.jsonl"
+TFDS_NAME = "earthgpt_records"  # the dataset's name for TFDS, with which shard files begin
+SHARD_FORMAT = "array_record"
+
+
+def dataset_directories(folder: Path) -> tuple[Path, ...]:
+    """Return `folder` itself if it is a dataset directory, otherwise the dataset directories directly in it.
+
+    Raises:
+        EarthGPTError: there is none.
+    """
+    found = find_dataset_directories(folder)
+    if not found:
+        raise EarthGPTError(
+            f"{folder}: expected a dataset directory that `earthgpt data build` wrote, or a folder of them; "
+            + ("found none in it" if folder.exists() else "there is no such folder")
+        )
+    return found
+
+
+def find_dataset_directories(folder: Path) -> tuple[Path, ...]:
+    """Return the same as `dataset_directories`, but () if there is none."""
+    if (folder / MANIFEST).is_file():
+        return (folder,)
+    return tuple(sorted(path.parent for path in folder.glob(f"*/{MANIFEST}"))) if folder.is_dir() else ()
+
+
+def read_manifest(directory: Path) -> dict[str, Any]:
+    """Return the content of a dataset directory's manifest.json.
+
+    Raises:
+        EarthGPTError: `directory` is not a dataset directory, the manifest is damaged, or an earlier version of this
+            program wrote it.
+    """
+    path = directory / MANIFEST
+    try:
+        values = json.loads(path.read_text())
+    except (FileNotFoundError, NotADirectoryError):
+        raise EarthGPTError(
+            f"data {directory}: expected a dataset directory that `earthgpt data build` wrote (with {MANIFEST} in it); "
+            + ("this is something else" if directory.exists() else "there is no such folder")
+        ) from None
+    except ValueError as error:
+        raise EarthGPTError(f"{path} is damaged ({error}); build the dataset again") from error
+    written = values.get("version", "1.0.0")
+    if written.split(".")[0] != VERSION.split(".")[0]:
+        raise EarthGPTError(
+            f"data {directory}: expected records of version {VERSION}, got {written}: it was built by an earlier "
+            "version of this program. Delete the folder and build it again"
+        )
+    return values
+
+
+def record_counts(manifest: Mapping[str, Any]) -> dict[str, int]:
+    """Return the number of records in each split."""
+    return {split: counts["total"].get("records", 0) for split, counts in manifest["counts"].items()}
+
+
+def shard_names(manifest: Mapping[str, Any], split: str) -> list[str]:
+    """Return the file names of a split's shards, in order."""
+    return sorted(name for name in manifest["shards"] if name.startswith(f"{TFDS_NAME}-{split}.{SHARD_FORMAT}-"))
+
+
+def annotated_classes(manifest: Mapping[str, Any]) -> AnnotatedClasses:
+    """Return the classes that have objects in any split of a dataset, from its manifest.
+
+    The card's list of classes does not serve, since a release may annotate fewer of them. Returns `UNKNOWN_CLASSES`
+    if the card has `open_classes` (its list may be incomplete) or the dataset has no horizontal boxes.
+    """
+    splits = manifest["counts"].values()
+    total = sum(counts.get("task", {}).get(Task.HBB.value, 0) for counts in splits)
+    if not total or manifest.get("card", {}).get("open_classes"):
+        return UNKNOWN_CLASSES
+    records_with: collections.Counter[str] = collections.Counter()
+    for counts in splits:
+        records_with.update(counts.get("records_with_object", {}))
+    return AnnotatedClasses(shares={label: count / total for label, count in sorted(records_with.items())})
