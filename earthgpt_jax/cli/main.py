@@ -23,7 +23,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from types import ModuleType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from earthgpt_jax import __version__
 from earthgpt_jax.common.errors import EXIT_INTERRUPTED, EXIT_RETRY, EarthGPTError, RetryableError, RunStopped
@@ -72,7 +72,7 @@ exit status:
 class _Parser(argparse.ArgumentParser):
     """An argument parser that accepts full option names only and raises errors as `EarthGPTError`."""
 
-    def __init__(self, **kwargs) -> None:
+    def __init__(self, **kwargs: Any) -> None:
         kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         kwargs.setdefault("allow_abbrev", False)
         super().__init__(**kwargs)

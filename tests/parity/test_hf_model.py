@@ -419,7 +419,7 @@ def test_two_turns_with_an_image_give_the_ids_of_our_dialogue(make_pair, chat):
     assert closed == [pair.chat_template.dialogue([(first, answer)])[0]] * 2
     with pytest.raises(ValueError, match="user first"):
         processor.apply_chat_template(messages[1:])
-    with pytest.raises(ValueError, match="one a dialogue at most"):
+    with pytest.raises(ValueError, match="at most one per dialogue"):
         processor(images=[[square, square]], text="What?")
 
 

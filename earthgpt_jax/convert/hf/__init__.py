@@ -1,1 +1,1 @@
-"""Files that an export carries: PyTorch and transformers only, copied as they are, never imported from here."""
+"""Files that an export copies into its folder. They depend on PyTorch and transformers and are never imported here."""

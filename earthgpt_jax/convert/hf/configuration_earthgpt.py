@@ -1,23 +1,26 @@
-"""EarthGPT's configuration: the encoders' and the fusion's numbers as plain dicts, LLaMA's as a `LlamaConfig`."""
+"""The configuration of EarthGPT: plain dicts for the encoders and their fusion, a `LlamaConfig` for the LLM."""
 
 from __future__ import annotations
+
+from typing import Any
 
 from transformers import LlamaConfig, PreTrainedConfig
 
 
 class EarthGPTConfig(PreTrainedConfig):
-    """What `EarthGPTForConditionalGeneration` is built from.
+    """Configuration of `EarthGPTForConditionalGeneration`.
 
     Args:
-        image_size: side of the uint8 square that the model takes.
-        vit: image_size, patch_size, dim, depth, heads, ffn_dim, grid (side of the stored position table),
-            mlp ("gelu" or "swiglu"), position_rule ("hub" or "hf"), norm_eps.
-        convnext: image_size, depths, dims, norm_eps.
-        perception: vit_layers, cnn_stages (0-based), vit_fuse ("concat", "mean" or "last"),
-            cnn_fuse ("concat", "sum" or "last").
-        text_config: LLaMA; with attention_bias and mlp_bias where adapters were folded into the weights.
-        decimals: how many the model writes in a box, as fractions of the padded square.
-        conversation: name, prefix, roles, separator, and `separator_ids`: every id sequence that ends an answer.
+        image_size: side of the square uint8 image that the model takes, in pixels.
+        vit: the ViT encoder: image_size, patch_size, dim, depth, heads, ffn_dim, grid (side of the stored position
+            table), mlp ("gelu" or "swiglu"), position_rule ("hub" or "hf"), norm_eps.
+        convnext: the CNN encoder: image_size, depths, dims, norm_eps.
+        perception: the features that are used and how they are fused: vit_layers and cnn_stages (0-based),
+            vit_fuse ("concat", "mean" or "last"), cnn_fuse ("concat", "sum" or "last").
+        text_config: the LLM; attention_bias and mlp_bias are set if adapters were merged into the weights.
+        decimals: number of decimals in the box coordinates that the model writes, as fractions of the padded square.
+        conversation: the chat template: name, prefix, roles, separator, and `separator_ids`, the token sequences
+            that end an answer.
     """
 
     model_type = "earthgpt"
@@ -33,8 +36,8 @@ class EarthGPTConfig(PreTrainedConfig):
         text_config: LlamaConfig | dict | None = None,
         decimals: int = 2,
         conversation: dict | None = None,
-        **kwargs,
-    ):
+        **kwargs: Any,
+    ) -> None:
         self.image_size = image_size
         self.vit, self.convnext, self.perception = vit or {}, convnext or {}, perception or {}
         self.text_config = text_config if isinstance(text_config, LlamaConfig) else LlamaConfig(**(text_config or {}))
@@ -44,5 +47,5 @@ class EarthGPTConfig(PreTrainedConfig):
 
     @property
     def visual_tokens(self) -> int:
-        """P: one CLS and the ViT's grid."""
+        """P, the number of visual tokens of an image: one CLS token and the patches of the ViT."""
         return 1 + (self.vit["image_size"] // self.vit["patch_size"]) ** 2

@@ -1,10 +1,12 @@
-"""EarthGPT (arXiv 2401.16822) in PyTorch: ViT and CNN, perception, projector, LLaMA.
+"""EarthGPT (arXiv 2401.16822) in PyTorch: two image encoders, their fusion, a projector, and LLaMA.
 
-It computes what the JAX model of EarthGPT-JAX computes. Adapters are no part of it: they are folded into
-LLaMA's weights and biases. Resizes, normalisations and norms run in fp32, the rest in the model's dtype.
+The model computes the same function as the JAX model of EarthGPT-JAX, from which it was exported. It has no
+adapters: they are merged into the weights and biases of LLaMA. Resizing, normalization and norms run in fp32, all
+other operations in the dtype of the model.
 
-Shapes: N images, B rows, T tokens a row, P = 1 + G*G visual tokens an image, D channels.
-Names of parameters: DINOv2's hub code under `vit.`, timm under `convnext.`, transformers under `language_model.`.
+Shapes: N images, B sequences, T tokens per sequence, P = 1 + G*G visual tokens per image, D channels.
+Parameter names: those of DINOv2's hub code under `vit.`, of timm under `convnext.`, and of transformers under
+`language_model.`.
 """
 
 from __future__ import annotations
@@ -22,17 +24,17 @@ from .configuration_earthgpt import EarthGPTConfig
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
-# The argument that carries keys and values: its name since transformers 5.24, and before.
+# The name of the argument for the key-value cache, since transformers 5.24 and before.
 CACHE_NAMES = ("cache", "past_key_values")
-# Values of `image_slots` that are not an index into the row's visual tokens.
+# Values of `image_slots` that are not an index into the visual tokens of the sequence.
 TEXT_SLOT, START_SLOT, END_SLOT = -1, -2, -3
 
 
 # --------------------------------------------------------------------------------------------- pixels
 def resize_nearest(x: torch.Tensor, size: int) -> torch.Tensor:
-    """[N, C, S, S] -> [N, C, size, size], source index floor(i * S / size), in float64.
+    """Resize [N, C, S, S] -> [N, C, size, size] with the source index floor(i * S / size), computed in float64.
 
-    `F.interpolate` computes the index in float32, which for some sizes is a pixel off.
+    `F.interpolate` computes the index in float32, which is off by one pixel for some sizes.
     """
     side = x.shape[-1]
     index = (torch.arange(size, dtype=torch.float64) * (side / size)).long().clamp(max=side - 1).to(x.device)
@@ -40,20 +42,20 @@ def resize_nearest(x: torch.Tensor, size: int) -> torch.Tensor:
 
 
 def resize_bicubic(x: torch.Tensor, size: int) -> torch.Tensor:
-    """[N, C, S, S] -> [N, C, size, size], without antialiasing."""
+    """Resize [N, C, S, S] -> [N, C, size, size] without antialiasing."""
     return x if x.shape[-1] == size else F.interpolate(x, size=(size, size), mode="bicubic", align_corners=False)
 
 
 def normalise(x: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:
-    """(x - mean) / std per channel of [N, 3, H, W]; pixels in 0..1."""
-    # Tensors of their own and not buffers: a buffer that no file holds is lost when weights load over `meta`.
+    """Return (x - mean) / std per channel of images [N, 3, H, W] with pixels in 0..1."""
+    # Not buffers: a buffer that is in no weights file is lost when the model is created on the `meta` device.
     centre, scale = (torch.tensor(values, device=x.device).reshape(1, 3, 1, 1) for values in (mean, std))
     return (x - centre) / scale
 
 
 # ---------------------------------------------------------------------------------------------- norms
 class LayerNorm(nn.Module):
-    """Over the last axis, in fp32, cast back."""
+    """Layer normalization over the last axis, computed in fp32 and cast back."""
 
     def __init__(self, dim: int, *, eps: float):
         super().__init__()
@@ -67,7 +69,7 @@ class LayerNorm(nn.Module):
 
 
 class LayerNorm2d(LayerNorm):
-    """Over the channels of [N, C, H, W], at each position."""
+    """Layer normalization over the channels of [N, C, H, W], at each position."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
@@ -75,6 +77,8 @@ class LayerNorm2d(LayerNorm):
 
 # ------------------------------------------------------------------------------------------------ MLPs
 class GeluMlp(nn.Module):
+    """Two linear layers with an exact GELU between them."""
+
     def __init__(self, dim: int, hidden: int):
         super().__init__()
         self.fc1 = nn.Linear(dim, hidden)
@@ -85,7 +89,7 @@ class GeluMlp(nn.Module):
 
 
 class SwigluMlp(nn.Module):
-    """silu(first half of w12) * second half, then w3; `hidden` is the width of one half."""
+    """Compute w3(silu(a) * b), where a and b are the two halves of w12(x); `hidden` is the width of one half."""
 
     def __init__(self, dim: int, hidden: int):
         super().__init__()
@@ -107,7 +111,7 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv2d(3, dim, kernel_size=patch_size, stride=patch_size)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """[N, 3, S, S] -> [N, G*G, D], row by row."""
+        """Map images [N, 3, S, S] to patch tokens [N, G*G, D] in row-major order."""
         return self.proj(images).flatten(2).transpose(1, 2)
 
 
@@ -150,7 +154,7 @@ class ViTBlock(nn.Module):
 
 
 class ViT(nn.Module):
-    """DINOv2 (arXiv 2304.07193)."""
+    """The DINOv2 vision transformer (arXiv 2304.07193)."""
 
     def __init__(self, config: dict):
         super().__init__()
@@ -162,7 +166,7 @@ class ViT(nn.Module):
         self.norm = LayerNorm(dim, eps=config["norm_eps"])
 
     def forward(self, images: torch.Tensor, taps: list[int]) -> list[torch.Tensor]:
-        """Token maps [N, P, D] after the blocks `taps` (0-based, increasing), each through the final norm."""
+        """Return the tokens [N, P, D] after each of the blocks `taps` (0-based, increasing), with the final norm."""
         x = self.patch_embed(images)
         side = round(x.shape[1] ** 0.5)
         x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1) + self.positions(side).to(x.dtype)
@@ -174,11 +178,11 @@ class ViT(nn.Module):
         return tapped
 
     def positions(self, side: int) -> torch.Tensor:
-        """The position table for a side x side grid, f32[1, 1 + side*side, D]."""
+        """Return the position embeddings of a side x side grid, f32[1, 1 + side*side, D]."""
         table, grid = self.pos_embed.float(), self.grid
         if side == grid:
             return table
-        # The hub code adds 0.1 before dividing, against rounding; torch then resamples by that factor.
+        # The hub code adds 0.1 to avoid rounding down, and torch resamples with the resulting scale factor.
         target = {"scale_factor": (side + 0.1) / grid} if self.position_rule == "hub" else {"size": (side, side)}
         patches = table[:, 1:].reshape(1, grid, grid, -1).permute(0, 3, 1, 2)
         patches = F.interpolate(patches, mode="bicubic", align_corners=False, **target)
@@ -200,7 +204,7 @@ class ConvNeXtBlock(nn.Module):
 
 
 class ConvNeXtStage(nn.Module):
-    """`in_dim` is None for the first stage, which follows the stem and does not downsample."""
+    """A downsampling layer and `depth` blocks; no downsampling in the first stage, whose `in_dim` is None."""
 
     def __init__(self, in_dim: int | None, dim: int, *, depth: int, eps: float):
         super().__init__()
@@ -213,7 +217,7 @@ class ConvNeXtStage(nn.Module):
 
 
 class ConvNeXt(nn.Module):
-    """The trunk (arXiv 2201.03545) as in timm: four stages at strides 4, 8, 16, 32."""
+    """The ConvNeXt trunk (arXiv 2201.03545) as in timm: four stages with strides 4, 8, 16 and 32."""
 
     def __init__(self, config: dict):
         super().__init__()
@@ -225,7 +229,7 @@ class ConvNeXt(nn.Module):
         self.head = nn.ModuleDict({"norm": LayerNorm2d(dims[-1], eps=eps)})
 
     def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
-        """Four maps [N, C0, S/4, S/4] ... [N, C3, S/32, S/32]; the last one through the head's norm."""
+        """Return four feature maps [N, C0, S/4, S/4] ... [N, C3, S/32, S/32], the last one with the head's norm."""
         x, maps = self.stem(images), []
         for stage in self.stages:
             x = stage(x)
@@ -235,9 +239,9 @@ class ConvNeXt(nn.Module):
 
 # ------------------------------------------------------------------------------------------ perception
 class Perception(nn.Module):
-    """Fuses encoder features channel-wise on the ViT's grid: the CNN's first, then the ViT's.
+    """Bring the features of both encoders to the grid of the ViT and concatenate their channels, CNN first.
 
-    `sum` needs its stages in one width, so it holds a linear map a stage; the others hold nothing.
+    Only `cnn_fuse="sum"` has parameters: one linear layer per stage, which brings the stages to the same width.
     """
 
     def __init__(self, config: EarthGPTConfig):
@@ -253,7 +257,12 @@ class Perception(nn.Module):
         self.out_dim = cnn_dim + layers * vit["dim"]
 
     def forward(self, taps: list[torch.Tensor], maps: list[torch.Tensor]) -> torch.Tensor:
-        """[N, P, out_dim] from ViT taps [N, P, D] and CNN maps [N, C, S/s, S/s] of the configured stages."""
+        """Return features [N, P, out_dim].
+
+        Args:
+            taps: ViT tokens [N, P, D] of the configured layers.
+            maps: CNN feature maps [N, C, S/s, S/s] of the configured stages, s being the stride of the stage.
+        """
         return torch.cat([self._fuse_cnn(maps), self._fuse_vit(taps)], dim=-1)
 
     def _fuse_vit(self, taps: list[torch.Tensor]) -> torch.Tensor:
@@ -262,7 +271,7 @@ class Perception(nn.Module):
         return sum(taps[1:], taps[0]) / len(taps) if self.vit_fuse == "mean" else taps[-1]
 
     def _fuse_cnn(self, maps: list[torch.Tensor]) -> torch.Tensor:
-        tokens = [self._to_grid(x).flatten(2).transpose(1, 2) for x in maps]  # N G*G C, row by row
+        tokens = [self._to_grid(x).flatten(2).transpose(1, 2) for x in maps]  # N G*G C, row-major
         if self.cnn_fuse == "concat":
             fused = torch.cat(tokens, dim=-1)
         elif self.cnn_fuse == "sum":
@@ -270,10 +279,10 @@ class Perception(nn.Module):
             fused = sum(others, first)
         else:
             fused = tokens[-1]
-        return torch.cat([fused.mean(1, keepdim=True), fused], dim=1)  # CLS = mean of the grid
+        return torch.cat([fused.mean(1, keepdim=True), fused], dim=1)  # CLS: mean over the grid
 
     def _to_grid(self, x: torch.Tensor) -> torch.Tensor:
-        """Means of whole cells where the map is finer than the grid, repetition where it is coarser."""
+        """Average a map that is finer than the grid over its cells; repeat the values of a coarser map."""
         side = x.shape[-1]
         if side > self.grid:
             return F.avg_pool2d(x.float(), side // self.grid).to(x.dtype)
@@ -282,7 +291,7 @@ class Perception(nn.Module):
 
 
 class Projector(nn.Module):
-    """Linear and LayerNorm (torch's default eps) into the LLM's width."""
+    """A linear layer to the width of the LLM, followed by LayerNorm with torch's default eps."""
 
     def __init__(self, in_dim: int, out_dim: int):
         super().__init__()
@@ -294,7 +303,7 @@ class Projector(nn.Module):
 
 
 class ImageTokens(nn.Module):
-    """The learnt vectors before and after an image's visual tokens."""
+    """The trained vectors before and after the visual tokens of an image."""
 
     def __init__(self, dim: int):
         super().__init__()
@@ -304,12 +313,12 @@ class ImageTokens(nn.Module):
 
 # ------------------------------------------------------------------------------------------- the model
 class EndsWith(StoppingCriteria):
-    """Stops a row whose ids end with any of the id sequences."""
+    """Stop a sequence as soon as its ids end with one of the given id sequences."""
 
     def __init__(self, sequences: list[list[int]]):
         self.sequences = sequences
 
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs) -> torch.Tensor:
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         done = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
         for sequence in self.sequences:
             if len(sequence) <= input_ids.shape[1]:
@@ -318,10 +327,13 @@ class EndsWith(StoppingCriteria):
 
 
 class EarthGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
-    """An image's visual tokens stand in a row's embeddings wherever `image_slots` says so (see `embed`)."""
+    """EarthGPT with a language-model head.
+
+    The visual tokens of an image replace the token embeddings in the slots that `image_slots` names (see `embed`).
+    """
 
     config_class = EarthGPTConfig
-    base_model_prefix = ""  # no prefix is added to or taken from the names of parameters
+    base_model_prefix = ""  # the names of parameters have no prefix
     main_input_name = "input_ids"
     input_modalities = ["image", "text"]  # noqa: RUF012  (transformers reads class attributes)
     supports_gradient_checkpointing = True
@@ -365,9 +377,9 @@ class EarthGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self.language_model.set_output_embeddings(value)
 
     def encode(self, pixel_values: torch.Tensor) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        """ViT taps [N, P, D] and CNN maps [N, C, G, G], in configured order, from u8[N, 3, S, S] squares.
+        """Return ViT tokens [N, P, D] and CNN maps [N, C, S/s, S/s] in configured order, from images u8[N, 3, S, S].
 
-        Each branch resizes and normalises for itself: bicubic for the ViT, nearest for the CNN.
+        The images are resized and normalized separately for each encoder: bicubic for the ViT, nearest for the CNN.
         """
         config, pixels = self.config, pixel_values.float() / 255
         vit = normalise(resize_bicubic(pixels, config.vit["image_size"]), IMAGENET_MEAN, IMAGENET_STD)
@@ -377,28 +389,32 @@ class EarthGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return taps, [maps[stage] for stage in config.perception["cnn_stages"]]
 
     def get_image_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Visual tokens in the LLM's width, [N, P, D], from u8[N, 3, S, S]."""
+        """Return visual tokens [N, P, D] in the width of the LLM, from images u8[N, 3, S, S]."""
         return self.projector(self.perception(*self.encode(pixel_values)))
 
     def embed(
         self, input_ids: torch.Tensor, image_slots: torch.Tensor | None, pixel_values: torch.Tensor | None
     ) -> torch.Tensor:
-        """LLaMA's input [B, T, D]: text, visual tokens and the two image marks, each in its slot.
+        """Return the inputs of LLaMA, [B, T, D]: text embeddings, visual tokens, and the two vectors around them.
 
         Args:
-            input_ids: i64[B, T]; arbitrary in image slots.
-            image_slots: i64[B, T], index into the row's visual tokens, or TEXT/START/END_SLOT; None: all text.
-            pixel_values: u8[B, 3, S, S] or u8[B, I, 3, S, S], I images a row; None: no row has an image.
+            input_ids: i64[B, T]; ignored in image slots.
+            image_slots: i64[B, T], an index into the visual tokens of the sequence, or TEXT_SLOT, START_SLOT or
+                END_SLOT; None if all slots are text.
+            pixel_values: u8[B, 3, S, S], or u8[B, I, 3, S, S] with I images per sequence; None if there are no images.
+
+        Raises:
+            ValueError: one of image_slots and pixel_values is missing.
         """
         x = self.get_input_embeddings()(input_ids)
         if pixel_values is None:
             if image_slots is not None and (image_slots != TEXT_SLOT).any():
-                raise ValueError("image_slots hold an image: expected pixel_values beside them, got none")
+                raise ValueError("image_slots refer to an image: expected pixel_values, got none")
             return x
         if image_slots is None:
-            raise ValueError("pixel_values: expected image_slots beside them, got none; the processor makes both")
-        squares = pixel_values.to(self.device).reshape(-1, *pixel_values.shape[-3:])
-        visual = self.get_image_features(squares).to(x).reshape(len(x), -1, x.shape[-1])
+            raise ValueError("pixel_values: expected image_slots with them, got none; the processor returns both")
+        images = pixel_values.to(self.device).reshape(-1, *pixel_values.shape[-3:])
+        visual = self.get_image_features(images).to(x).reshape(len(x), -1, x.shape[-1])
         slots = image_slots.to(x.device)[..., None]
         x = torch.where(slots >= 0, visual.gather(1, slots.clamp(min=0).expand(-1, -1, x.shape[-1])), x)
         x = torch.where(slots == START_SLOT, self.image_tokens.start.to(x), x)
@@ -413,18 +429,19 @@ class EarthGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
         image_slots: torch.Tensor | None = None,
         pixel_values: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        """LLaMA's output for rows of text and images; see `embed` for the two image arguments.
+        """Return the output of `LlamaForCausalLM` for sequences of text and images.
 
-        Everything else, the cache under either of its names included, is LLaMA's.
+        `embed` describes image_slots and pixel_values. All other arguments are those of LLaMA, including the cache
+        under either of its names.
         """
         if inputs_embeds is None:
             if input_ids is None:
                 raise ValueError("expected input_ids or inputs_embeds, got neither")
             inputs_embeds = self.embed(input_ids, image_slots, pixel_values)
         if position_ids is None and attention_mask is not None and attention_mask.ndim == 2:
-            # From 0 at a row's first real token; LLaMA alone would count the padding on its left.
+            # Positions start at 0 with the first real token; LLaMA would count the padding on the left.
             position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -inputs_embeds.shape[1] :]
         return self.language_model(
             inputs_embeds=inputs_embeds,
@@ -434,19 +451,26 @@ class EarthGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
             **kwargs,
         )
 
-    def prepare_inputs_for_generation(self, input_ids, *args, image_slots=None, pixel_values=None, **kwargs) -> dict:
-        parent: Any = super()  # whether these bases are typed differs between builds of torch
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: torch.Tensor,
+        *args: Any,
+        image_slots: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        parent: Any = super()  # builds of torch differ in whether these base classes are typed
         inputs = parent.prepare_inputs_for_generation(input_ids, *args, **kwargs)
         cache = next((kwargs[name] for name in CACHE_NAMES if kwargs.get(name) is not None), None)
         filled = cache is not None and cache.get_seq_length() > 0
-        if image_slots is not None and not filled:  # the image enters once; its keys and values stay in the cache
-            grown = input_ids.shape[1] - image_slots.shape[1]  # generated so far, where there is no cache
-            inputs["image_slots"] = F.pad(image_slots, (0, grown), value=TEXT_SLOT)
+        if image_slots is not None and not filled:  # only once: later steps find the image in the cache
+            generated = input_ids.shape[1] - image_slots.shape[1]  # 0 unless generation runs without a cache
+            inputs["image_slots"] = F.pad(image_slots, (0, generated), value=TEXT_SLOT)
             inputs["pixel_values"] = pixel_values
         return inputs
 
-    def generate(self, *args, stopping_criteria: StoppingCriteriaList | None = None, **kwargs):
-        """Like every `generate`; a row ends at EOS or behind the conversation's separator as well."""
+    def generate(self, *args: Any, stopping_criteria: StoppingCriteriaList | None = None, **kwargs: Any) -> Any:
+        """Generate as every transformers model does; an answer ends at EOS or after the chat template's separator."""
         ends = EndsWith(self.config.conversation.get("separator_ids", []))
         kwargs["stopping_criteria"] = StoppingCriteriaList([*(stopping_criteria or ()), ends])
         parent: Any = super()

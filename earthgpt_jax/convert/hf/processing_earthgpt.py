@@ -1,7 +1,7 @@
-"""EarthGPT's inputs and outputs: images to squares, dialogues to ids, ids to answers, answers to boxes.
+"""The processor and tokenizer of EarthGPT: images and dialogues to model inputs, generated ids to answers and boxes.
 
-A prompt is `[BOS][start_img] P visual [end_img]`, the conversation's prefix, the turns. Ids, image slots and
-squares are those that the model was trained with, to the bit.
+A prompt is `[BOS][start_img]`, P visual tokens, `[end_img]`, the prefix of the chat template, and the turns of the
+dialogue. Ids, image slots and pixels are bit-identical to those that the model was trained with.
 """
 
 from __future__ import annotations
@@ -13,22 +13,23 @@ import shutil
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import sentencepiece
 from PIL import Image
 from transformers import BatchFeature, PreTrainedTokenizer, ProcessorMixin
 
-# Values of `image_slots` that are not an index into the row's visual tokens.
+# Values of `image_slots` that are not an index into the visual tokens of the sequence.
 TEXT_SLOT, START_SLOT, END_SLOT = -1, -2, -3
 PAD_ID = 0
 
 # --------------------------------------------------------------------------------------------- images
-FILL = (122, 116, 104)  # CLIP's mean colour, as LLaMA2-Accessory pads
+FILL = (122, 116, 104)  # CLIP's mean color, with which LLaMA2-Accessory pads
 
 
 def read_image(image: Image.Image | np.ndarray | bytes | str | Path) -> np.ndarray:
-    """uint8[h, w, 3], RGB, as it lies in the file (an EXIF orientation is not applied).
+    """Return RGB pixels uint8[h, w, 3] as they are stored in the file; an EXIF orientation is not applied.
 
     A single band of more than 8 bits is stretched between its 2nd and 98th percentile.
     """
@@ -43,23 +44,23 @@ def read_image(image: Image.Image | np.ndarray | bytes | str | Path) -> np.ndarr
 
 
 def _stretch(band: np.ndarray) -> np.ndarray:
-    """Pixels without a value (NaN, infinite: no data in float rasters) come out black."""
-    known = np.isfinite(band)
-    if not known.any():
+    """Stretch a band to uint8; NaN and infinite pixels (no data in float rasters) become black."""
+    valid = np.isfinite(band)
+    if not valid.any():
         return np.zeros(band.shape, np.uint8)
-    low, high = np.percentile(band[known], (2, 98))
+    low, high = np.percentile(band[valid], (2, 98))
     stretched = np.clip((band - low) / max(high - low, 1e-6) * 255, 0, 255)
-    return np.where(known, stretched, 0).astype(np.uint8)
+    return np.where(valid, stretched, 0).astype(np.uint8)
 
 
 def padding(width: int, height: int) -> tuple[int, int, int]:
-    """`(side, left, top)` of the square that an image is padded to, and where in it the image lies."""
+    """Return the side of the square that an image is padded to, and the position (left, top) of the image in it."""
     side = max(width, height)
     return side, (side - width) // 2, (side - height) // 2
 
 
 def load_square(image: Image.Image | np.ndarray | bytes | str | Path, size: int) -> np.ndarray:
-    """uint8[size, size, 3]: padded to square, the image in the middle, then bicubic (Pillow, antialiased)."""
+    """Return uint8[size, size, 3]: the image centered in a square and resized (Pillow's antialiased bicubic)."""
     pixels = read_image(image)
     height, width = pixels.shape[:2]
     side, left, top = padding(width, height)
@@ -83,10 +84,10 @@ _NO_AREA = 1e-9
 
 
 def parse_boxes(text: str) -> list[tuple[str, tuple[float, ...]]]:
-    """`(label, 4 or 8 fractions of the padded square)` of every box in an answer; "" where it has no label.
+    """Return the boxes in an answer: pairs of a label and 4 (HBB) or 8 (OBB) fractions of the padded square.
 
-    Whatever is not exactly a box is left out: other counts of numbers, values beyond 1, boxes without area,
-    quadrilaterals whose sides cross.
+    The label is "" if the box has none. Invalid boxes are left out: those with another number of coordinates, with
+    coordinates above 1, without area, or with sides that cross.
     """
     boxes = []
     for match in _BRACKET.finditer(text):
@@ -101,7 +102,7 @@ def parse_boxes(text: str) -> list[tuple[str, tuple[float, ...]]]:
 
 
 def _label(phrase: str) -> str:
-    """`13 ships` -> `ship`: the count goes, the noun becomes singular where the count was not one."""
+    """Return the label of a phrase: `13 ships` -> `ship`, without the count and in the singular."""
     words = phrase.strip().lower().split()
     if words and (words[0].isdigit() or words[0] in _WORDS):
         noun = " ".join(words[1:])
@@ -129,7 +130,10 @@ def _has_area(values: tuple[float, ...]) -> bool:
 
 
 def _is_simple(corners: list[tuple[float, float]]) -> bool:
-    """Whether no two sides of a quadrilateral with an area cross or lie on each other; exact, in rational numbers."""
+    """Return whether no two sides of a quadrilateral cross or overlap; exact, in rational numbers.
+
+    The quadrilateral must have an area.
+    """
     points = [(Fraction(x), Fraction(y)) for x, y in corners]
 
     def turn(a: tuple, b: tuple, c: tuple) -> Fraction:
@@ -143,13 +147,18 @@ def _is_simple(corners: list[tuple[float, float]]) -> bool:
         return turn(a, b, c) * turn(a, b, d) < 0 and turn(c, d, a) * turn(c, d, b) < 0
 
     if any(folds_back(points[i - 2], points[i - 1], points[i]) for i in range(4)):
-        return False  # a corner on another side folds back at one of that side's ends
+        return False  # the outline turns back onto itself, as it does if a corner is on another side
     a, b, c, d = points
     return not cross(a, b, c, d) and not cross(b, c, d, a)
 
 
 def box_polygon(values: Sequence[float], image_size: tuple[int, int]) -> np.ndarray:
-    """f32[8], the corners in pixels of the original (width, height) image, of 4 or 8 fractions of its square."""
+    """Return the corners f32[8] of a box in pixels of the original image.
+
+    Args:
+        values: 4 or 8 fractions of the padded square.
+        image_size: (width, height) of the original image.
+    """
     corners = np.asarray(values)
     if len(values) == 4:
         x0, y0, x1, y1 = values
@@ -160,13 +169,13 @@ def box_polygon(values: Sequence[float], image_size: tuple[int, int]) -> np.ndar
 
 # ------------------------------------------------------------------------------------------ tokenizer
 class EarthGPTTokenizer(PreTrainedTokenizer):
-    """LLaMA's `tokenizer.model` through `sentencepiece` itself, whose ids the model was trained with."""
+    """LLaMA's tokenizer, run by `sentencepiece` itself, which gives the ids that the model was trained with."""
 
     vocab_files_names = {"vocab_file": "tokenizer.model"}  # noqa: RUF012  (transformers reads class attributes)
     model_input_names = ["input_ids", "attention_mask"]  # noqa: RUF012
     padding_side = "left"
 
-    def __init__(self, vocab_file: str, **kwargs):
+    def __init__(self, vocab_file: str, **kwargs: Any) -> None:
         self.vocab_file = vocab_file
         self.sp = sentencepiece.SentencePieceProcessor(model_file=vocab_file)
         for name in ("unk", "bos", "eos"):
@@ -182,7 +191,7 @@ class EarthGPTTokenizer(PreTrainedTokenizer):
         return {self.sp.id_to_piece(i): i for i in range(self.vocab_size)}
 
     def text_ids(self, text: str) -> list[int]:
-        """Ids of a plain text: without BOS, and `<s>` in it is three characters and not a mark."""
+        """Return the ids of a plain text, without BOS; a `<s>` in it is three characters, not a special token."""
         return self.sp.encode(text)
 
     def build_inputs_with_special_tokens(
@@ -190,7 +199,7 @@ class EarthGPTTokenizer(PreTrainedTokenizer):
     ) -> list[int]:
         return [self.bos_token_id, *token_ids_0, *(token_ids_1 or ())]
 
-    def _tokenize(self, text: str, **kwargs) -> list[str]:
+    def _tokenize(self, text: str, **kwargs: Any) -> list[str]:
         return self.sp.encode(text, out_type=str)
 
     def _convert_token_to_id(self, token: str) -> int:
@@ -211,16 +220,22 @@ class EarthGPTTokenizer(PreTrainedTokenizer):
 
 # ------------------------------------------------------------------------------------------ processor
 class EarthGPTProcessor(ProcessorMixin):
-    """Questions or dialogues and their images -> what the model takes; what it generates -> answers and boxes.
+    """Turns questions or dialogues and their images into model inputs, and generated ids into answers and boxes.
 
     Args:
-        tokenizer: `EarthGPTTokenizer`.
-        image_size: S, side of the square that the model takes.
-        visual_tokens: P, an image's tokens.
-        conversation: prefix, roles and separator of the dialogues that the model was trained with.
+        tokenizer: an `EarthGPTTokenizer`.
+        image_size: S, side of the square image that the model takes, in pixels.
+        visual_tokens: P, number of visual tokens per image.
+        conversation: the chat template that the model was trained with: prefix, roles and separator.
     """
 
-    def __init__(self, tokenizer=None, image_size: int = 0, visual_tokens: int = 0, conversation: dict | None = None):
+    def __init__(
+        self,
+        tokenizer: Any = None,
+        image_size: int = 0,
+        visual_tokens: int = 0,
+        conversation: dict | None = None,
+    ) -> None:
         self.image_size = image_size
         self.visual_tokens = visual_tokens
         self.conversation = conversation or {}
@@ -230,62 +245,69 @@ class EarthGPTProcessor(ProcessorMixin):
     def model_input_names(self) -> list[str]:
         return ["input_ids", "attention_mask", "image_slots", "pixel_values"]
 
-    def __call__(self, images=None, text=None, return_tensors: str | None = None, **kwargs) -> BatchFeature:
-        """Rows to generate from, padded on the left.
+    def __call__(
+        self,
+        images: Any = None,
+        text: str | Sequence[str] | None = None,
+        return_tensors: str | None = None,
+        **kwargs: Any,
+    ) -> BatchFeature:
+        """Return the inputs for a batch of prompts, padded on the left.
 
         Args:
-            images: None, or one image a row: Pillow's, u8[h, w, 3], a file's bytes or path; None for a row without.
-            text: a question, or several; or whole dialogues as `apply_chat_template` writes them.
-            return_tensors: "pt", or None for numpy.
-            **kwargs: what other processors know (`padding`, ...) is accepted and changes nothing.
+            images: one image per text, or None for a text without one. An image is a Pillow image, an array
+                u8[h, w, 3], the bytes of a file, or a path.
+            text: one or several questions, or complete dialogues as `apply_chat_template` returns them.
+            return_tensors: "pt" for PyTorch; None for numpy.
+            **kwargs: arguments of other processors, such as `padding`, are accepted and ignored.
 
         Returns:
-            input_ids, attention_mask and image_slots i64[B, T]; with images pixel_values u8[B, 3, S, S].
+            input_ids, attention_mask and image_slots, each i64[B, T], and with images pixel_values u8[B, 3, S, S].
         """
         texts = [text] if isinstance(text, str) else list(text or ())
         if not texts:
             raise ValueError("text: expected a question or a dialogue, got none")
-        images = _one_a_row(images, len(texts))
-        rows = [self._row(text, image is not None) for text, image in zip(texts, images, strict=True)]
-        length = max(len(ids) for ids, _ in rows)
+        images = _one_image_per_text(images, len(texts))
+        prompts = [self._prompt(text, image is not None) for text, image in zip(texts, images, strict=True)]
+        length = max(len(ids) for ids, _ in prompts)
 
         def padded(values: list[int], fill: int) -> list[int]:
             return [fill] * (length - len(values)) + values
 
         data = {
-            "input_ids": np.array([padded(ids, PAD_ID) for ids, _ in rows]),
-            "attention_mask": np.array([padded([1] * len(ids), 0) for ids, _ in rows]),
-            "image_slots": np.array([padded(slots, TEXT_SLOT) for _, slots in rows]),
+            "input_ids": np.array([padded(ids, PAD_ID) for ids, _ in prompts]),
+            "attention_mask": np.array([padded([1] * len(ids), 0) for ids, _ in prompts]),
+            "image_slots": np.array([padded(slots, TEXT_SLOT) for _, slots in prompts]),
         }
         if any(image is not None for image in images):
-            blank = np.zeros((self.image_size, self.image_size, 3), np.uint8)  # of a row whose slots never ask for it
+            blank = np.zeros((self.image_size, self.image_size, 3), np.uint8)  # for texts without an image; never read
             squares = [blank if image is None else load_square(image, self.image_size) for image in images]
             data["pixel_values"] = np.stack(squares).transpose(0, 3, 1, 2)
         return BatchFeature(data, tensor_type=return_tensors)
 
-    def _row(self, text: str, has_image: bool) -> tuple[list[int], list[int]]:
-        """Ids and image slots of one prompt."""
+    def _prompt(self, text: str, has_image: bool) -> tuple[list[int], list[int]]:
+        """Return the ids and image slots of one prompt."""
         prefix = self.conversation["prefix"]
         if not text.startswith(prefix):
             text = self.dialogue([text]) + self._opening()
         shared = self.tokenizer.text_ids(prefix)
-        # As in training: the prefix by itself, the turns as they come out behind it in a joint tokenisation.
+        # As in training: the prefix is tokenized alone, and the turns together with the prefix before them.
         ids = [*shared, *self.tokenizer.text_ids(text)[len(shared) :]]
         image = [START_SLOT, *range(self.visual_tokens), END_SLOT] if has_image else []
         slots = [TEXT_SLOT, *image, *([TEXT_SLOT] * len(ids))]
         return [self.tokenizer.bos_token_id, *([0] * len(image)), *ids], slots
 
     def dialogue(self, messages: Sequence[str]) -> str:
-        """The text of a dialogue: what the human and the assistant say in turn, the human first."""
+        """Return the text of a dialogue whose messages alternate between the user and the assistant, user first."""
         roles, separator = self.conversation["roles"], self.conversation["separator"]
         turns = (f" {roles[i % 2]}: {message}{separator}" for i, message in enumerate(messages))
         return self.conversation["prefix"] + "".join(turns)
 
     def _opening(self) -> str:
-        """How an answer begins that is to be generated."""
+        """Return the text at the end of a prompt, after which the answer is generated."""
         return f" {self.conversation['roles'][1]}:"
 
-    def apply_chat_template(  # type: ignore[override]  # there is no template but the model's own
+    def apply_chat_template(  # type: ignore[override]  # the model has one fixed template
         self,
         conversation: list,
         *,
@@ -293,53 +315,60 @@ class EarthGPTProcessor(ProcessorMixin):
         tokenize: bool = False,
         return_dict: bool = True,
         return_tensors: str | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> str | list[str] | BatchFeature | np.ndarray:
-        """Messages (`role` user or assistant, `content` a text or a list of image and text items) -> a prompt.
+        """Return the prompt of a dialogue.
 
-        The image stands behind BOS, wherever in the dialogue its item is; there is one at most. It is the item's
-        "image" or "path", or is given to the processor beside the text.
+        A message has a `role`, user or assistant, and a `content`: a text, or a list of text and image items. A
+        dialogue has at most one image, which always comes directly after BOS in the prompt. Give it as "image" or
+        "path" of its item, or pass it to the processor together with the text.
 
         Args:
-            conversation: the messages of a dialogue, or several dialogues' messages.
-            add_generation_prompt: end with the beginning of an answer.
-            tokenize: return the processor's output, or with `return_dict=False` its ids, instead of text.
+            conversation: the messages of one dialogue, or a list of the messages of several.
+            add_generation_prompt: whether the prompt ends with the beginning of an answer.
+            tokenize: whether to return the processor's output instead of text.
+            return_dict: with `tokenize`, False returns only the ids.
+
+        Raises:
+            ValueError: the roles do not alternate, or `tokenize` needs an image that is not given.
         """
         several = bool(conversation) and not isinstance(conversation[0], dict)
         texts, images = [], []
         for messages in conversation if several else [conversation]:
-            contents, found = _read_messages(messages)
+            contents, message_images = _read_messages(messages)
             texts.append(self.dialogue(contents) + (self._opening() if add_generation_prompt else ""))
-            images.append(found)
+            images.append(message_images)
         if not tokenize:
             return texts if several else texts[0]
-        if any(image is None for found in images for image in found):
-            raise ValueError('messages: expected an image item to hold "image" or "path" where ids are asked for')
+        if any(image is None for message_images in images for image in message_images):
+            raise ValueError('messages: expected "image" or "path" in every image item, as tokenize=True needs it')
         output = self(images=images, text=texts, return_tensors=return_tensors)
         return output if return_dict else output["input_ids"]
 
-    def decode(self, token_ids, **kwargs) -> str:
-        """The answer in generated ids (without the prompt's): up to EOS or the separator, whichever is first."""
+    def decode(self, token_ids: Any, **kwargs: Any) -> str:
+        """Return the answer in generated ids, which end at EOS or the separator; leave out the ids of the prompt."""
         ids = np.asarray(token_ids).reshape(-1).tolist()
         kept = itertools.takewhile(lambda token: token != self.tokenizer.eos_token_id, ids)
         text = self.tokenizer.sp.decode([token for token in kept if token != PAD_ID])
         return text.split(self.conversation["separator"])[0].strip()
 
-    def batch_decode(self, sequences, **kwargs) -> list[str]:
-        """An answer a row of generated ids: `model.generate(**inputs)[:, inputs["input_ids"].shape[1]:]`."""
-        return [self.decode(row) for row in sequences]
+    def batch_decode(self, sequences: Any, **kwargs: Any) -> list[str]:
+        """Return one answer per sequence of `model.generate(**inputs)[:, inputs["input_ids"].shape[1]:]`."""
+        return [self.decode(ids) for ids in sequences]
 
-    def post_process_image_text_to_text(self, generated_outputs, skip_special_tokens=True, **kwargs) -> list[str]:
-        """Everything in each row, prompt included, but the separator at its end: what pipelines ask for."""
-        rows = ([token for token in np.asarray(row).tolist() if token != PAD_ID] for row in generated_outputs)
-        return [self.tokenizer.sp.decode(row).removesuffix(self.conversation["separator"]) for row in rows]
+    def post_process_image_text_to_text(
+        self, generated_outputs: Any, skip_special_tokens: bool = True, **kwargs: Any
+    ) -> list[str]:
+        """Return the text of each sequence, prompt included, without a separator at the end; pipelines call this."""
+        sequences = ([token for token in np.asarray(ids).tolist() if token != PAD_ID] for ids in generated_outputs)
+        return [self.tokenizer.sp.decode(ids).removesuffix(self.conversation["separator"]) for ids in sequences]
 
     def post_process_boxes(self, text: str, image_size: tuple[int, int]) -> list[dict]:
-        """The boxes in an answer about a (width, height) image.
+        """Return the boxes in an answer about an image of size (width, height).
 
         Returns:
-            For each `label` ("" where it has none), `kind` ("hbb" or "obb") and `polygon`: f32[8], x1,y1,...,x4,y4
-            in pixels of the original image.
+            One dict per box: `label` ("" if it has none), `kind` ("hbb" or "obb"), and `polygon`, the corners
+            x1, y1, ..., x4, y4 as f32[8] in pixels of the original image.
         """
         return [
             {"label": label, "kind": "hbb" if len(values) == 4 else "obb", "polygon": box_polygon(values, image_size)}
@@ -347,25 +376,25 @@ class EarthGPTProcessor(ProcessorMixin):
         ]
 
 
-def _one_a_row(images, rows: int) -> list:
-    """One image or None a row; a row may hold its image in a list of its own."""
+def _one_image_per_text(images: Any, texts: int) -> list:
+    """Return one image or None per text; the image of a text may be given in a list."""
     if images is None:
-        return [None] * rows
+        return [None] * texts
     images = list(images) if isinstance(images, (list, tuple)) else [images]
-    if len(images) != rows:
-        raise ValueError(f"images: expected one a text (None for none), got {len(images)} for {rows} texts")
+    if len(images) != texts:
+        raise ValueError(f"images: expected one per text (None for no image), got {len(images)} for {texts} texts")
     images = [image if isinstance(image, (list, tuple)) else [image] for image in images]
     if max(map(len, images)) > 1:
-        raise ValueError("images: expected one a dialogue at most, as the model was trained; got several")
+        raise ValueError("images: expected at most one per dialogue, as in training; got several")
     return [image[0] if image else None for image in images]
 
 
 def _read_messages(messages: list[dict]) -> tuple[list[str], list]:
-    """What is said in turn, and the images."""
+    """Return the texts of the messages and the images in them."""
     contents, images = [], []
     for message, role in zip(messages, itertools.cycle(("user", "assistant"))):
         if message["role"] != role:
-            raise ValueError(f"messages: expected user and assistant in turn, user first; got {message['role']!r}")
+            raise ValueError(f"messages: expected user and assistant to alternate, user first; got {message['role']!r}")
         content = message["content"]
         items = [{"type": "text", "text": content}] if isinstance(content, str) else content
         contents.append("\n".join(item["text"] for item in items if item["type"] == "text"))
