@@ -40,7 +40,7 @@ def flops_reference(config: Config, devices: Sequence[jax.Device]) -> FlopsRefer
     if peak is None:
         return None
     token, image = flops_per_token_and_image(config)
-    return FlopsReference(token=token, image=image, peak=peak * 1e12 * len(devices))
+    return FlopsReference(per_token=token, per_image=image, peak=peak * 1e12 * len(devices))
 
 
 def flops_per_token_and_image(config: Config) -> tuple[float, float]:

@@ -23,7 +23,8 @@ from earthgpt_jax.sharding import rules
 from earthgpt_jax.sharding.mesh import Placement, build_mesh
 from earthgpt_jax.training.optim import make_optimizer
 from earthgpt_jax.training.stages import Trainable, trainable_paths
-from earthgpt_jax.training.step import DeviceBatch, State, execution, make_step
+from earthgpt_jax.training.state import State
+from earthgpt_jax.training.step import DeviceBatch, execution, make_step
 
 GIB = 2**30
 Shape = jax.ShapeDtypeStruct

@@ -144,7 +144,7 @@ def turns(config: Config, *, rows: int, loss_chunk: int = PLAIN.loss_chunk) -> d
     images = program.batch_shapes(program.with_rows(config, rows)).images.shape[1] * rows
     return {
         losses.CHUNK_SCOPE: math.ceil(config.data.seq_len / loss_chunk),
-        step.IMAGES: images // math.gcd(images, step.ENCODED),
+        step.IMAGE_LOOP: images // math.gcd(images, step.ENCODE_CHUNK),
     }
 
 

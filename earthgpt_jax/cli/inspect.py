@@ -37,7 +37,7 @@ def show(paths: Sequence[Path]) -> int:
         return _foreign(paths)
     for each in told:
         print(each)
-    return 0 if all(each.whole for each in told) else 1
+    return 0 if all(each.intact for each in told) else 1
 
 
 def _foreign(paths: Sequence[Path]) -> int:

@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
 
     profile = None
     if args.profile is not None:
-        profile = Profile(steps=args.profile, everywhere=args.profile_processes == "all")
+        profile = Profile(steps=args.profile, all_processes=args.profile_processes == "all")
     finished = train(config, args.workdir, profile=profile, flops_reference=flops_reference(config, jax.devices()))
     print(f"finished: {finished}", file=sys.stderr)
     return 0

@@ -1,30 +1,35 @@
-"""Checkpoints of a run: what it trains and where it is in its data, never what is frozen.
+"""Checkpoints of a run: the training state and its position in the data, without frozen parameters.
 
 ```
 workdir/
   config.json              the resolved recipe
-  schedule.txt             what an epoch holds
+  schedule.txt             what an epoch of the packing schedule contains
   checkpoints/STEP/
-    state/                 step, trained parameters, optimizer state (Orbax: OCDBT, Zarr)
-    extra/metadata         JSON: what `Checkpoints.save` adds to what the run says of itself
-  metrics.jsonl  tb/       one line a step; TensorBoard
+    state/                 step, trainable parameters, optimizer state (Orbax: OCDBT, Zarr)
+    extra/metadata         JSON: the run's metadata, and what `Checkpoints.save` adds
+  metrics.jsonl  tb/       one line per step; TensorBoard events
   model/                   the finished model directory
 ```
 
-Frozen weights are in none of them: a checkpoint names their fingerprint and where they are from.
+A checkpoint identifies the frozen parameters by their fingerprint and the model they came from.
 """
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import errno
+import functools
 import logging
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
+from jax.sharding import Sharding
 from orbax.checkpoint.checkpoint_managers import (
     AnyPreservationPolicy,
     EveryNSeconds,
@@ -36,121 +41,140 @@ from orbax.checkpoint.checkpoint_managers import (
 from earthgpt_jax import __version__
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.config import CheckpointConfig
-from earthgpt_jax.training.checksums import checksums, named
-from earthgpt_jax.training.inspection import unfinished
-from earthgpt_jax.training.step import State
+from earthgpt_jax.training.inspection import CHECKPOINT_FORMAT, unfinished_checkpoints
+from earthgpt_jax.training.state import State
 
 _log = logging.getLogger(__name__)
 
 
 class Checkpoints:
-    """The complete checkpoints of a work directory. Orbax writes each beside its place and renames it into it."""
+    """Save and restore the checkpoints of a work directory.
 
-    def __init__(self, workdir: Path, config: CheckpointConfig):
-        self._where = (workdir / "checkpoints").absolute()
-        for torn in unfinished(self._where):
-            _log.warning("%s: not finished when its run stopped; removed, nothing restores it", torn)
+    Orbax writes each checkpoint under a temporary name and renames it when it is complete.
+    """
+
+    def __init__(self, workdir: Path, config: CheckpointConfig) -> None:
+        self._directory = (workdir / "checkpoints").absolute()
+        for path in unfinished_checkpoints(self._directory):
+            _log.warning("%s: removed; its run stopped before this checkpoint was complete", path)
         self._manager = _Manager(
-            self._where,
+            self._directory,
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=_kept(config), enable_async_checkpointing=True, cleanup_tmp_directories=True
+                preservation_policy=_preservation_policy(config),
+                enable_async_checkpointing=True,
+                cleanup_tmp_directories=True,
             ),
         )
 
     def latest(self) -> int | None:
-        """The newest complete checkpoint's step."""
+        """Return the step of the newest complete checkpoint, or None."""
         return self._manager.latest_step()
 
     def folder(self, step: int) -> Path:
-        """Of the checkpoint of `step`."""
-        return self._where / str(step)
+        """Return the folder of the checkpoint of `step`."""
+        return self._directory / str(step)
 
-    def save(self, step: int, state: State, extra: Mapping[str, Any]) -> None:
-        """Starts writing; returns when the state is copied off the devices, which may then change it.
+    def save(self, step: int, state: State, metadata: Mapping[str, Any]) -> None:
+        """Start an asynchronous save; return when the state has been copied off the devices and may be donated.
 
         Args:
-            extra: plain JSON (data position, config, fingerprints); date, versions, and each array's type, shape and
-                checksum are added.
+            metadata: plain JSON (data position, config, fingerprints). The date, versions, and the type, shape and
+                checksum of every array are added.
 
         Raises:
-            EarthGPTError: the disk is full; earlier checkpoints are untouched.
+            EarthGPTError: the disk is full; earlier checkpoints are intact.
         """
-        said = {
-            **extra,
+        extra = {
+            **metadata,
+            "format": CHECKPOINT_FORMAT,
             "step": step,
             "saved": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "versions": {"earthgpt-jax": __version__, "jax": jax.__version__, "orbax-checkpoint": ocp.__version__},
-            "arrays": _arrays(state),
-            "checksums": checksums(state, whole=state.step.sharding),
+            "arrays": _dtypes_and_shapes(state),
+            "checksums": checksums(state, replicated=state.step.sharding),
         }
-        with _explained(self._where):
+        with _explain_full_disk(self._directory):
             self._manager.save(
-                step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), extra=ocp.args.JsonSave(said)),
+                step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), extra=ocp.args.JsonSave(extra)),
                 force=True,
             )  # fmt: skip
 
     def restore(self, step: int, like: State) -> tuple[State, dict[str, Any]]:
-        """The state at `step`, in the shapes, dtypes and shardings of `like`, and its `extra`.
+        """Return the state saved at `step` and its metadata.
+
+        Args:
+            like: state whose shapes, dtypes and shardings the restored arrays get.
 
         Raises:
-            EarthGPTError: arrays of other names, types or shapes; a file is missing, truncated or changed.
+            EarthGPTError: the checkpoint has another format; its arrays have other names, types or shapes than `like`;
+                or a file is missing, truncated or changed.
         """
         try:
             extra = self._manager.restore(step, args=ocp.args.Composite(extra=ocp.args.JsonRestore())).extra
         except Exception as error:
             raise self._damaged(step, _first_line(error)) from error
-        here = _arrays(like)
-        if other := [path for path, array in extra.get("arrays", here).items() if here.get(path) != array]:
-            raise EarthGPTError(
-                f"checkpoint {self.folder(step)}: expected the arrays of this config, got {len(other)} others "
-                f"({', '.join(other[:3])}). Use the recipe it was made with (config.json in the work directory), or "
-                "another --workdir."
-            )
+        self._check_compatible(step, extra, like)
         target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
         try:
             state = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target))).state
         except (MemoryError, jax.errors.JaxRuntimeError):
             raise
-        except Exception as error:  # of Orbax, TensorStore and the file system, of many types
+        except Exception as error:  # Orbax, TensorStore and the file system raise many types
             raise self._damaged(step, _first_line(error)) from error
-        expected = extra.get("checksums", {})  # those before them have none
-        found = checksums(state, whole=state.step.sharding) if expected else {}
-        if wrong := [path for path in expected if found[path] != expected[path]]:
-            raise self._damaged(step, f"{len(wrong)} of {len(found)} arrays are not what was saved: {wrong[0]}")
+        expected, got = extra["checksums"], checksums(state, replicated=state.step.sharding)
+        if wrong := [path for path in expected if got[path] != expected[path]]:
+            raise self._damaged(step, f"{len(wrong)} of {len(got)} arrays have another checksum than saved: {wrong[0]}")
         return state, extra
 
-    def _damaged(self, step: int, what: str) -> EarthGPTError:
-        before = [known for known in self._manager.all_steps() if known < step]
-        then = f"the one of step {max(before)}" if before else "the start, since there is no earlier one"
-        aside = self._where.parent / f"damaged-{step}"
-        return EarthGPTError(
-            f"checkpoint {self.folder(step)}: damaged ({what}). It was left as it is. To go on from {then}, "
-            f"move it out of the way (mv {self.folder(step)} {aside}) and start the same command again."
-        )
-
     def wait(self) -> None:
-        """Until what was started is on disk."""
-        with _explained(self._where):
+        """Wait until all saves are on disk."""
+        with _explain_full_disk(self._directory):
             self._manager.wait_until_finished()
 
     def close(self) -> None:
-        with _explained(self._where):
+        """Wait for all saves and release the manager."""
+        with _explain_full_disk(self._directory):
             self._manager.close()
+
+    def _check_compatible(self, step: int, extra: Mapping[str, Any], like: State) -> None:
+        if (saved := extra.get("format", 1)) != CHECKPOINT_FORMAT:
+            raise EarthGPTError(
+                f"checkpoint {self.folder(step)}: expected checkpoint format {CHECKPOINT_FORMAT}, got {saved}. Resume "
+                "the run with the version of earthgpt-jax that started it, or start again in another --workdir."
+            )
+        if missing := {"arrays", "checksums"} - extra.keys():
+            raise self._damaged(step, f"extra/metadata lacks {', '.join(sorted(missing))}")
+        expected = _dtypes_and_shapes(like)
+        if different := [path for path, array in extra["arrays"].items() if expected.get(path) != array]:
+            raise EarthGPTError(
+                f"checkpoint {self.folder(step)}: expected the arrays of this config, got {len(different)} others "
+                f"({', '.join(different[:3])}). Use the recipe that created it (config.json in the work directory), or "
+                "another --workdir."
+            )
+
+    def _damaged(self, step: int, reason: str) -> EarthGPTError:
+        earlier = [saved for saved in self._manager.all_steps() if saved < step]
+        origin = f"the checkpoint of step {max(earlier)}" if earlier else "the beginning (no earlier checkpoint)"
+        target = self._directory.parent / f"damaged-{step}"
+        return EarthGPTError(
+            f"checkpoint {self.folder(step)}: damaged ({reason}). It was not changed. To resume from {origin}, move it "
+            f"away (mv {self.folder(step)} {target}) and rerun the same command."
+        )
 
 
 class _Manager(ocp.CheckpointManager):
-    """Orbax's, which leaves preemption to `preemption.Notice`.
+    """Orbax's manager without its preemption handling; `lifecycle.PreemptionSignal` handles preemption.
 
-    Its own would ask the runtime from the thread that finishes an *earlier* step, and the runtime takes the number
-    in the last question for where this process is: the step that all are to stop at could be one already done.
+    Orbax would query JAX's preemption service from the thread that finishes an *earlier* save. The service takes the
+    step of the latest query as this process's progress, so it could choose a stopping step that is already past.
     """
 
     def reached_preemption(self, step: int) -> bool:
         return False
 
 
-def _kept(config: CheckpointConfig) -> PreservationPolicy:
-    """The newest ones; and of the others one each so many steps and each so many hours, for good."""
+def _preservation_policy(config: CheckpointConfig) -> PreservationPolicy:
+    """Keep the newest checkpoints, and permanently one every `keep_every_steps` steps and `keep_every_hours` hours."""
     policies: list[PreservationPolicy] = [LatestN(config.keep)]
     if config.keep_every_steps:
         policies.append(EveryNSteps(config.keep_every_steps))
@@ -159,38 +183,84 @@ def _kept(config: CheckpointConfig) -> PreservationPolicy:
     return AnyPreservationPolicy(policies)
 
 
-def _arrays(state: State) -> dict[str, list]:
-    """Path -> type and shape."""
-    return {path: [str(leaf.dtype), list(leaf.shape)] for path, leaf in named(state).items()}
+def _dtypes_and_shapes(state: State) -> dict[str, list]:
+    return {path: [str(leaf.dtype), list(leaf.shape)] for path, leaf in _leaves_by_path(state).items()}
+
+
+def _leaves_by_path(tree: Any) -> dict[str, jax.Array]:
+    """Return the leaves by their paths, for example `trainable/llm/norm/scale`."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
 def _first_line(error: Exception) -> str:
-    """What an error says, in one short line."""
     lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:200] if lines else 'no reason given'}"
+    return f"{type(error).__name__}: {lines[0][:200] if lines else 'no message'}"
 
 
-class _explained:
-    """Turns a full disk, from whatever layer it surfaces, into a message."""
-
-    def __init__(self, where: Path):
-        self._where = where
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
-        if error is not None and _is_full_disk(error):
-            raise EarthGPTError(
-                f"checkpoint in {self._where}: the disk is full; nothing that was saved before is lost. "
-                "Free some space and start the same command again."
-            ) from error
+@contextlib.contextmanager
+def _explain_full_disk(directory: Path) -> Iterator[None]:
+    """Turn a full disk, reported by whichever layer, into an EarthGPTError."""
+    try:
+        yield
+    except Exception as error:
+        if not _is_full_disk(error):
+            raise
+        raise EarthGPTError(
+            f"checkpoint in {directory}: the disk is full; earlier checkpoints are intact. Free some space and rerun "
+            "the same command."
+        ) from error
 
 
 def _is_full_disk(error: BaseException | None) -> bool:
     while error is not None:
-        text = str(error)
-        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in text:
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error):
             return True
         error = error.__cause__ or error.__context__
     return False
+
+
+# ---------------------------------------------------------------------------------------------------------- checksums
+#
+# The storage layer detects a truncated file but not a changed byte. These checksums are computed on the devices, before
+# saving and after restoring, so they cover everything in between.
+
+_UNSIGNED = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}  # bytes per element -> dtype of the same width
+
+
+def checksums(tree: Any, *, replicated: Sharding) -> dict[str, int]:
+    """Return a 32-bit checksum of each leaf by its path; it does not depend on the mesh or the sharding.
+
+    Each element is mixed with its index, and the results are summed modulo 2**32. Integer sums do not depend on their
+    order, and hence not on how an array is sharded. The mixing is a bijection, so a change in a single element always
+    changes the checksum; changes in several elements almost certainly do.
+
+    Args:
+        tree: arrays with at most four bytes per element, on any devices.
+        replicated: sharding of a value that is replicated over the devices of the arrays.
+    """
+    leaves = _leaves_by_path(tree)
+    sums = jax.device_get(_sums(list(leaves.values()), replicated=replicated))
+    return dict(zip(leaves, map(int, sums), strict=True))
+
+
+@functools.partial(jax.jit, static_argnames="replicated")
+def _sums(leaves: list[jax.Array], *, replicated: Sharding) -> jax.Array:
+    """Return u32[number of leaves]."""
+    return jax.lax.with_sharding_constraint(jnp.stack([_sum(leaf) for leaf in leaves]), replicated)
+
+
+def _sum(x: jax.Array) -> jax.Array:
+    words = jax.lax.bitcast_convert_type(x, _UNSIGNED[x.dtype.itemsize]).astype(jnp.uint32)
+    index = jnp.uint32(0)
+    for axis in range(x.ndim):
+        stride = math.prod(x.shape[axis + 1 :]) % 2**32
+        index += jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis) * jnp.uint32(stride)
+    return jnp.sum(_mix(words + index * jnp.uint32(0x9E3779B9)), dtype=jnp.uint32)
+
+
+def _mix(x: jax.Array) -> jax.Array:
+    """Apply MurmurHash3's 32-bit finalizer (A. Appleby, public domain), a bijection on 32-bit words."""
+    x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
+    x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
+    return x ^ (x >> 16)

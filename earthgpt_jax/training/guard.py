@@ -1,13 +1,13 @@
-"""Updates that are not applied: of a loss or gradient that is not finite, and of spikes.
+"""Skip updates whose loss or gradient is not finite, and optionally spikes.
 
-Decided inside the step, from numbers that every process has alike, and kept in the optimizer's state: all processes
-decide the same, a run that was resumed decides as one that was not, and no state is ever poisoned by the time that
-the host reads the loss. What the host does about it (stop, go on) is `refuse`.
+The decision is made inside the step, from values that are identical on every process, and its history is part of the
+optimizer state. All processes therefore decide the same, a resumed run decides like an uninterrupted one, and a bad
+update never reaches the state. `check_step` decides on the host whether to stop the run.
 
-A spike stands far above the last updates that were applied, in loss or in gradient norm: by more than `factor` times
-1.4826 * the median of absolute deviations from the median, the robust estimate of a normal distribution's deviation
-(Rousseeuw and Croux, JASA 1993), and no less than 5 % of the median, where all were nearly alike. Medians, because
-the mean and the deviation that a spike would be measured by are what an earlier spike has spoilt.
+A spike is a loss or gradient norm far above the recently applied updates: more than `factor` robust standard
+deviations above their median. The robust standard deviation is 1.4826 * MAD, the median absolute deviation from the
+median (Rousseeuw and Croux, JASA 1993), and at least 5 % of the median, so that nearly constant values cause no false
+alarms. Medians are used because a single earlier spike would distort a mean and a standard deviation.
 """
 
 from __future__ import annotations
@@ -23,17 +23,20 @@ from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.config import OnNan, OnSpike, OptimConfig
 
 WINDOW = 128
-_SIGMA = 1.4826  # deviation of a normal distribution / its median absolute deviation
-_LEAST = 0.05  # of the median, see above
+_MAD_TO_SIGMA = 1.4826  # standard deviation of a normal distribution / its median absolute deviation
+_MIN_DEVIATION = 0.05  # relative to the median
 
 
 class GuardState(NamedTuple):
-    """What the guard remembers, and the state of the optimizer that it guards.
+    """History of the guard, and the state of the optimizer it wraps.
 
     Attributes:
-        losses, norms: f32[WINDOW], of the last updates that were applied, in a ring.
-        applied, skipped, in_a_row: i32[], updates since the start; those left out; those since the last applied.
-        spike: i32[], 1 if the last step was one.
+        inner: state of the wrapped optimizer.
+        losses, norms: f32[WINDOW], loss and gradient norm of the last applied updates, in a ring buffer.
+        applied: i32[], number of applied updates.
+        skipped: i32[], number of skipped updates.
+        consecutive_skips: i32[], number of updates skipped since the last applied one.
+        spike: i32[], 1 if the last step was a spike.
     """
 
     inner: optax.OptState
@@ -41,47 +44,56 @@ class GuardState(NamedTuple):
     norms: jax.Array
     applied: jax.Array
     skipped: jax.Array
-    in_a_row: jax.Array
+    consecutive_skips: jax.Array
     spike: jax.Array
 
 
 def guard_updates(inner: optax.GradientTransformation, config: OptimConfig) -> optax.GradientTransformationExtraArgs:
-    """`inner`, where its update is fit to be applied; zero, and `inner`'s state as it was, otherwise.
+    """Wrap an optimizer so that a bad update becomes zero and leaves the optimizer state unchanged.
 
-    `update` takes the keyword arguments `loss` and `norm` (of the gradients), f32[] each.
+    The returned `update` takes two more keyword arguments: `loss` and `norm` (global norm of the gradients), both
+    f32[].
     """
     inner = optax.with_extra_args_support(inner)
 
     def init(params: optax.Params) -> GuardState:
-        def count() -> jax.Array:  # one array each: the state will be donated
+        def zero() -> jax.Array:  # a separate array per field, because the state is donated
             return jnp.zeros((), jnp.int32)
 
         return GuardState(
             inner=inner.init(params), losses=jnp.zeros(WINDOW), norms=jnp.zeros(WINDOW),
-            applied=count(), skipped=count(), in_a_row=count(), spike=count(),
+            applied=zero(), skipped=zero(), consecutive_skips=zero(), spike=zero(),
         )  # fmt: skip
 
-    def update(gradients: optax.Updates, state: Any, params: optax.Params | None = None, *, loss, norm, **extra: Any):
-        fit = jnp.isfinite(loss) & jnp.isfinite(norm)
-        spike = (fit & (state.applied >= WINDOW)) & (
+    def update(
+        gradients: optax.Updates,
+        state: Any,
+        params: optax.Params | None = None,
+        *,
+        loss: jax.Array,
+        norm: jax.Array,
+        **extra: Any,
+    ) -> tuple[optax.Updates, GuardState]:
+        accept = jnp.isfinite(loss) & jnp.isfinite(norm)
+        spike = (accept & (state.applied >= WINDOW)) & (
             is_spike(loss, state.losses, factor=config.spike_factor)
             | is_spike(norm, state.norms, factor=config.spike_factor)
         )
         if config.on_spike is OnSpike.SKIP:
-            fit &= ~spike
+            accept &= ~spike
 
-        def if_fit(new: Any, old: Any) -> Any:
-            return jax.tree.map(lambda new, old: jnp.where(fit, new, old), new, old)
+        def if_accepted(new: Any, old: Any) -> Any:
+            return jax.tree.map(lambda new, old: jnp.where(accept, new, old), new, old)
 
-        updates, after = inner.update(gradients, state.inner, params, **extra)
-        place = state.applied % WINDOW
-        return if_fit(updates, jax.tree.map(jnp.zeros_like, updates)), GuardState(
-            inner=if_fit(after, state.inner),
-            losses=if_fit(state.losses.at[place].set(loss), state.losses),
-            norms=if_fit(state.norms.at[place].set(norm), state.norms),
-            applied=state.applied + fit,
-            skipped=state.skipped + ~fit,
-            in_a_row=jnp.where(fit, 0, state.in_a_row + 1),
+        updates, inner_state = inner.update(gradients, state.inner, params, **extra)
+        slot = state.applied % WINDOW
+        return if_accepted(updates, jax.tree.map(jnp.zeros_like, updates)), GuardState(
+            inner=if_accepted(inner_state, state.inner),
+            losses=if_accepted(state.losses.at[slot].set(loss), state.losses),
+            norms=if_accepted(state.norms.at[slot].set(norm), state.norms),
+            applied=state.applied + accept,
+            skipped=state.skipped + ~accept,
+            consecutive_skips=jnp.where(accept, 0, state.consecutive_skips + 1),
             spike=spike.astype(jnp.int32),
         )
 
@@ -89,41 +101,48 @@ def guard_updates(inner: optax.GradientTransformation, config: OptimConfig) -> o
 
 
 def is_spike(value: jax.Array, ring: jax.Array, *, factor: float) -> jax.Array:
-    """bool[], whether `value` stands far above those of `ring`, all of which are filled."""
+    """Return bool[], whether `value` is more than `factor` robust standard deviations above the median of `ring`.
+
+    Args:
+        value: f32[].
+        ring: f32[WINDOW], completely filled.
+    """
     median = jnp.median(ring)
-    deviation = _SIGMA * jnp.median(jnp.abs(ring - median))
-    return value - median > factor * jnp.maximum(deviation, _LEAST * jnp.abs(median))
+    deviation = _MAD_TO_SIGMA * jnp.median(jnp.abs(ring - median))
+    return value - median > factor * jnp.maximum(deviation, _MIN_DEVIATION * jnp.abs(median))
 
 
 def guard_metrics(state: optax.OptState) -> dict[str, jax.Array]:
-    """For the metrics of a step: its `spike` (0 or 1), and updates left out so far, all and in a row."""
+    """Return the step metrics `spike` (0 or 1), `skipped` and `consecutive_skips`; none for an unguarded optimizer."""
     if not isinstance(state, GuardState):
         return {}
-    return {"spike": state.spike, "skipped": state.skipped, "skipped_in_a_row": state.in_a_row}
+    return {"spike": state.spike, "skipped": state.skipped, "consecutive_skips": state.consecutive_skips}
 
 
 def check_step(config: OptimConfig, step: int, metrics: Mapping[str, float], samples: Sequence[str]) -> None:
-    """Ends the run where the metrics of a step call for it.
+    """Stop the run if the metrics of a step require it.
 
     Args:
-        samples: ids of what the batch holds (here), for the message.
+        step: index of the step, from 0.
+        samples: ids of this process's samples in the batch, for the message.
 
     Raises:
-        EarthGPTError: a batch was left out where the config says stop, or too many in a row.
+        EarthGPTError: an update was skipped and `optim.on_nan` is `stop`, or `optim.max_skips` consecutive updates
+            were skipped.
     """
-    in_a_row = int(metrics["skipped_in_a_row"])
-    if not in_a_row:
+    consecutive = int(metrics["consecutive_skips"])
+    if not consecutive:
         return
     batch = ", ".join(samples[:4]) + (f" and {len(samples) - 4} more" if len(samples) > 4 else "")
-    found = f"step {step}: the loss is {metrics['loss']:.4g}, the gradient's norm {metrics['grad_norm']:.4g}"
+    values = f"step {step}: the loss is {metrics['loss']:.4g} and the gradient norm {metrics['grad_norm']:.4g}"
     if not metrics["spike"] and config.on_nan is OnNan.STOP:
         raise EarthGPTError(
-            f"{found}; the update was not applied. Lower optim.peak_lr, look at the batch ({batch}), or start the "
-            "same command with --config.optim.on_nan=skip, which leaves such batches out"
+            f"{values}; the update was not applied. Lower optim.peak_lr, inspect the batch ({batch}), or rerun the "
+            "same command with --config.optim.on_nan=skip to skip such batches"
         )
-    if in_a_row >= config.max_skips:
+    if consecutive >= config.max_skips:
         raise EarthGPTError(
-            f"{found}; this is the {in_a_row}th update in a row that is not finite or a spike "
-            f"(optim.max_skips={config.max_skips}), and none was applied. Lower optim.peak_lr, raise "
-            f"optim.spike_factor, or look at the batch ({batch}), and start again from a checkpoint before it"
+            f"{values}; {consecutive} consecutive updates were skipped because they were not finite or spikes "
+            f"(optim.max_skips={config.max_skips}). Lower optim.peak_lr, raise optim.spike_factor, or inspect the "
+            f"batch ({batch}), and resume from an earlier checkpoint"
         )

@@ -1,6 +1,6 @@
-"""What a work directory or a checkpoint is, from its JSON alone: no array is read, nothing is loaded.
+"""Describe a work directory or a checkpoint from its JSON files; no array is read.
 
-Whether each array still is what was saved is found out when it is restored (`checkpoints.Checkpoints.restore`).
+Whether the arrays are intact is checked when they are restored (`checkpoints.Checkpoints.restore`).
 """
 
 from __future__ import annotations
@@ -8,30 +8,32 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from earthgpt_jax.common.errors import EarthGPTError
 
-_TEMPORARY = ".orbax-checkpoint-tmp"  # in the name of what Orbax has not finished
-_NEEDED = ("extra/metadata", "state/_METADATA", "state/manifest.ocdbt")
-_BYTES = {"float32": 4, "int32": 4, "uint32": 4, "bfloat16": 2, "float16": 2}
+CHECKPOINT_FORMAT = 2  # `format` in a checkpoint's metadata; raise it when a key or an array's path changes
+
+_TEMPORARY = ".orbax-checkpoint-tmp"  # part of the name of a checkpoint that Orbax has not completed
+_REQUIRED_FILES = ("extra/metadata", "state/_METADATA", "state/manifest.ocdbt")
+_ITEM_BYTES = {"float32": 4, "int32": 4, "uint32": 4, "bfloat16": 2, "float16": 2}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Summary:
-    """What there is to say.
+    """Summary of a run or a checkpoint.
 
     Attributes:
-        title: path, what it is, its state.
-        facts: `(name, text)`.
-        whole: whether nothing about it is unfinished or damaged.
+        title: its path, what it is, and its state.
+        facts: `(name, text)`, printed below the title.
+        intact: False if it is unfinished, damaged, or of another format.
     """
 
     title: str
     facts: tuple[tuple[str, str], ...] = ()
-    whole: bool = True
+    intact: bool = True
 
     def __str__(self) -> str:
         width = max((len(name) for name, _ in self.facts), default=0)
@@ -39,116 +41,120 @@ class Summary:
 
 
 def inspect(path: Path) -> list[Summary] | None:
-    """Of a run's work directory, its `checkpoints` folder or one checkpoint; None if it is none of them."""
+    """Summarise a run's work directory, its `checkpoints` folder or one checkpoint; None if it is none of these."""
     if _TEMPORARY in path.name and path.is_dir():
-        return [_unfinished(path)]
+        return [_summarize_unfinished(path)]
     if path.name.isdigit() and ((path / "state").is_dir() or path.absolute().parent.name == "checkpoints"):
-        return [_checkpoint(path)] if path.is_dir() else None
+        return [_summarize_checkpoint(path)] if path.is_dir() else None
     if path.name == "checkpoints" and path.is_dir():
-        return _checkpoints(path)
-    config = _stage_config(path / "config.json")
+        return _summarize_checkpoints(path)
+    config = _read_run_config(path / "config.json")
     if config is None:
         return None
-    return [_run(path, config), *(_checkpoints(path / "checkpoints") if (path / "checkpoints").is_dir() else [])]
+    checkpoints = path / "checkpoints"
+    return [_summarize_run(path, config), *(_summarize_checkpoints(checkpoints) if checkpoints.is_dir() else [])]
 
 
-def unfinished(folder: Path) -> list[Path]:
-    """What Orbax began in `folder` and has not finished: a save that runs right now, or one that was killed."""
+def unfinished_checkpoints(folder: Path) -> list[Path]:
+    """Return the checkpoints in `folder` that Orbax has not completed: a save in progress, or one that was killed."""
     return sorted(path for path in folder.glob(f"*{_TEMPORARY}*") if path.is_dir()) if folder.is_dir() else []
 
 
-def steps(folder: Path) -> list[int]:
-    """Steps of the checkpoints in `folder`, damaged ones included, in order."""
+def checkpoint_steps(folder: Path) -> list[int]:
+    """Return the steps of the checkpoints in `folder`, damaged ones included, in ascending order."""
     return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit() and path.is_dir())
 
 
-def _checkpoints(folder: Path) -> list[Summary]:
-    """The newest in full, the others in a line each; then what does not belong there."""
-    found = [_checkpoint(folder / str(step)) for step in reversed(steps(folder))]
-    if not found:
-        found = [Summary(title=f"{folder}: no checkpoint is complete; the run starts from its beginning")]
-    older = [dataclasses.replace(told, facts=()) if told.whole else told for told in found[1:]]
-    strange = [
-        Summary(title=f"{path}: not a checkpoint; no run reads it")
+def _summarize_checkpoints(folder: Path) -> list[Summary]:
+    """Summarise the newest checkpoint in full, the older ones in one line each, and everything else in the folder."""
+    summaries = [_summarize_checkpoint(folder / str(step)) for step in reversed(checkpoint_steps(folder))]
+    if not summaries:
+        summaries = [Summary(title=f"{folder}: no complete checkpoint; the run starts from the beginning")]
+    older = [dataclasses.replace(summary, facts=()) if summary.intact else summary for summary in summaries[1:]]
+    unknown = [
+        Summary(title=f"{path}: not a checkpoint; ignored")
         for path in sorted(folder.iterdir())
         if not path.name.isdigit() and _TEMPORARY not in path.name
     ]
-    return [found[0], *older, *map(_unfinished, unfinished(folder)), *strange]
+    return [summaries[0], *older, *map(_summarize_unfinished, unfinished_checkpoints(folder)), *unknown]
 
 
-def _unfinished(path: Path) -> Summary:
+def _summarize_unfinished(path: Path) -> Summary:
     return Summary(
-        title=f"{path}: UNFINISHED checkpoint: being written, or its run was killed meanwhile. It is never restored; "
-        "the next start removes it",
-        whole=False,
+        title=f"{path}: UNFINISHED checkpoint: a save is in progress, or its run was killed during the save. It is "
+        "never restored; the next start removes it",
+        intact=False,
     )
 
 
-def _run(path: Path, config: Mapping[str, Any]) -> Summary:
-    saved = steps(path / "checkpoints") if (path / "checkpoints").is_dir() else []
+def _summarize_run(path: Path, config: Mapping[str, Any]) -> Summary:
+    saved = checkpoint_steps(path / "checkpoints") if (path / "checkpoints").is_dir() else []
     last = config["optim"]["steps"]
     if (path / "model").is_dir():
-        state = f"finished, {last} steps; {path / 'model'}"
+        progress = f"finished after {last} steps; model: {path / 'model'}"
     elif saved:
-        state = f"{saved[-1]} of {last} steps"
+        progress = f"{saved[-1]} of {last} steps"
     else:
-        state = f"nothing saved yet of {last} steps"
-    return Summary(title=f"{path}: run of {_recipe(config)}, {state}")
+        progress = f"no checkpoint yet, {last} steps planned"
+    return Summary(title=f"{path}: run of {_recipe(config)}, {progress}")
 
 
-def _checkpoint(path: Path) -> Summary:
+def _summarize_checkpoint(path: Path) -> Summary:
     try:
-        missing = [name for name in _NEEDED if not (path / name).is_file()]
+        missing = [name for name in _REQUIRED_FILES if not (path / name).is_file()]
         if missing:
             raise EarthGPTError(f"lacks {', '.join(missing)}")
-        said = json.loads((path / "extra" / "metadata").read_text())
+        metadata = json.loads((path / "extra" / "metadata").read_text())
         json.loads((path / "state" / "_METADATA").read_text())
-        if not isinstance(said, dict):
-            raise EarthGPTError("extra/metadata is not an object")
+        if not isinstance(metadata, dict):
+            raise EarthGPTError("extra/metadata is not a JSON object")
     except (EarthGPTError, ValueError, OSError) as error:
-        return Summary(title=f"{path}: DAMAGED checkpoint ({error}); nothing can be restored from it", whole=False)
-    config = said.get("config") or _stage_config(path.parents[1] / "config.json")
-    of = f" of {config['optim']['steps']}" if config else ""
-    title = f"{path}: checkpoint of step {path.name}{of}" + (f", {_recipe(config)}" if config else "")
-    return Summary(title=title, facts=tuple(_facts(said, config)))
+        return Summary(title=f"{path}: DAMAGED checkpoint ({error}); it cannot be restored", intact=False)
+    if (saved := metadata.get("format", 1)) != CHECKPOINT_FORMAT:
+        title = f"{path}: checkpoint of format {saved}, but this version restores format {CHECKPOINT_FORMAT} only"
+        return Summary(title=title, intact=False)
+    config = metadata.get("config") or _read_run_config(path.parents[1] / "config.json")
+    total = f" of {config['optim']['steps']}" if config else ""
+    title = f"{path}: checkpoint of step {path.name}{total}" + (f", {_recipe(config)}" if config else "")
+    return Summary(title=title, facts=tuple(_facts(metadata, config)))
 
 
-def _facts(said: Mapping[str, Any], config: Mapping[str, Any] | None) -> list[tuple[str, str]]:
-    """Older versions said less; whatever is there is told."""
+def _facts(metadata: Mapping[str, Any], config: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    """Return the facts that `metadata` has; every key is optional."""
     facts = []
-    if "saved" in said:
-        versions = ", ".join(f"{name} {version}" for name, version in said["versions"].items())
-        facts.append(("saved", f"{said['saved']} by {versions}"))
-    if "data_position" in said:
-        position = f"step {said['data_position']}"
+    if "saved" in metadata:
+        versions = ", ".join(f"{name} {version}" for name, version in metadata["versions"].items())
+        facts.append(("saved", f"{metadata['saved']} by {versions}"))
+    if "data_position" in metadata:
+        position = f"step {metadata['data_position']}"
         if config:
-            position += f", {said['data_position'] * config['data']['batch_size']:,} rows"
+            position += f", {metadata['data_position'] * config['data']['batch_size']:,} packed sequences"
         facts.append(("data position", position))
-    for name, value in said.get("identity", {}).items():
+    for name, value in metadata.get("identity", {}).items():
         if name.endswith(": dataset"):
             facts.append(("dataset", f"{name.removesuffix(': dataset')}, fingerprint {value}"))
-    if "arrays" in said:
-        arrays = said["arrays"]
+    if "arrays" in metadata:
+        arrays = metadata["arrays"]
         trainable = {name: array for name, array in arrays.items() if name.startswith("trainable/")}
-        numbers = sum(math.prod(shape) for _, shape in trainable.values())
-        facts.append(("trained", f"{len(trainable)} arrays, {numbers:,} numbers, {_megabytes(trainable.values())}"))
-        facts.append(("state", f"with the optimizer's: {len(arrays)} arrays, {_megabytes(arrays.values())}"))
-    frozen = said.get("frozen")
+        count = sum(math.prod(shape) for _, shape in trainable.values())
+        facts.append(("trainable", f"{len(trainable)} arrays, {count:,} parameters, {_megabytes(trainable.values())}"))
+        facts.append(("state", f"optimizer included: {len(arrays)} arrays, {_megabytes(arrays.values())}"))
+    frozen = metadata.get("frozen")
     if frozen:
         parent = frozen["parent"].get("recipe", "unknown")
-        facts.append(("frozen", f"not in here: fingerprint {frozen['fingerprint']}, {frozen['dtype']}, of {parent}"))
-    elif "frozen weights" in said.get("identity", {}):
-        facts.append(("frozen", f"not in here: fingerprint {said['identity']['frozen weights']}"))
+        facts.append(("frozen", f"not saved: fingerprint {frozen['fingerprint']}, {frozen['dtype']}, from {parent}"))
+    elif "frozen weights" in metadata.get("identity", {}):
+        facts.append(("frozen", f"not saved: fingerprint {metadata['identity']['frozen weights']}"))
     if frozen and config:
         facts.append(("started from", config["init"] or json.dumps(config["init_from"])))
-    if "mesh" in said:
-        axes = ", ".join(f"{axis} {size}" for axis, size in said["mesh"].items())
-        facts.append(("mesh", f"{axes}: {said['devices']}; any other restores it"))
+    if "mesh" in metadata:
+        axes = ", ".join(f"{axis} {size}" for axis, size in metadata["mesh"].items())
+        facts.append(("mesh", f"{axes}: {metadata['devices']}; can be restored onto any other"))
     return facts
 
 
-def _megabytes(arrays: Sequence | Any) -> str:
-    total = sum(math.prod(shape) * _BYTES.get(dtype, 4) for dtype, shape in arrays)
+def _megabytes(arrays: Iterable[Sequence[Any]]) -> str:
+    total = sum(math.prod(shape) * _ITEM_BYTES.get(dtype, 4) for dtype, shape in arrays)
     return f"{total / 1e6:,.2f} MB"
 
 
@@ -156,11 +162,11 @@ def _recipe(config: Mapping[str, Any]) -> str:
     return f"{config['recipe']}, stage {config['stage']}"
 
 
-def _stage_config(path: Path) -> dict[str, Any] | None:
-    """A run's config; None where there is none, or a model directory's."""
+def _read_run_config(path: Path) -> dict[str, Any] | None:
+    """Return the config of a run; None if the file is absent or belongs to a model directory."""
     try:
         values = json.loads(path.read_text())
     except (OSError, ValueError):
         return None
-    known = isinstance(values, dict) and {"recipe", "stage", "optim"} <= values.keys()
-    return values if known else None
+    is_run = isinstance(values, dict) and {"recipe", "stage", "optim"} <= values.keys()
+    return values if is_run else None

@@ -1,18 +1,20 @@
-"""A stage from start to finish: `train(config, workdir)` resumes by itself and ends in a model directory."""
+"""Train a stage from start to finish: `train(config, workdir)` resumes automatically and ends in a model directory."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 import json
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
 from earthgpt_jax import distributed
 from earthgpt_jax import params as params_lib
@@ -26,211 +28,291 @@ from earthgpt_jax.input.prompts.derived import NEEDS_ANNOTATED_CLASSES
 from earthgpt_jax.input.tokenizer import Tokenizer
 from earthgpt_jax.models import earthgpt, model_dir
 from earthgpt_jax.models.quantized import cast_frozen, dequantize
+from earthgpt_jax.params import Params
 from earthgpt_jax.sharding import rules
-from earthgpt_jax.sharding.mesh import build_mesh, local_rows
+from earthgpt_jax.sharding.mesh import Placement, build_mesh, local_rows
 from earthgpt_jax.training import guard
 from earthgpt_jax.training.checkpoints import Checkpoints
-from earthgpt_jax.training.initialization import initial_model
-from earthgpt_jax.training.log import MetricsLogger
-from earthgpt_jax.training.metrics_fetcher import MetricsFetcher
+from earthgpt_jax.training.lifecycle import CheckpointScheduler, PreemptionSignal, Watchdog
+from earthgpt_jax.training.metrics import FinishedStep, MetricsFetcher, MetricsLogger
 from earthgpt_jax.training.optim import make_optimizer
-from earthgpt_jax.training.preemption import PreemptionSignal
 from earthgpt_jax.training.prefetch import prefetch_to_device
 from earthgpt_jax.training.profile import Profile, Profiler
-from earthgpt_jax.training.saving import CheckpointScheduler
-from earthgpt_jax.training.stages import trainable_paths
-from earthgpt_jax.training.step import State, execution, make_step
-from earthgpt_jax.training.step_timer import COMPILE, INPUT, SAVE, StepTimer
-from earthgpt_jax.training.throughput import FlopsReference
-from earthgpt_jax.training.watchdog import Watchdog
+from earthgpt_jax.training.stages import Trainable, trainable_paths
+from earthgpt_jax.training.state import State, initial_model
+from earthgpt_jax.training.step import execution, make_step
+from earthgpt_jax.training.throughput import COMPILE, INPUT, SAVE, FlopsReference, StepTimer
 
 _log = logging.getLogger(__name__)
-# Settings that may differ when a run is resumed: they change no batch, and no update but of damaged data and of
-# steps that went wrong.
-_FREE = (
+
+# Settings that may change when a run is resumed. They change neither the batches nor the updates, except how damaged
+# data and bad updates are handled.
+_CHANGEABLE = (
     "data.workers ", "data.on_damaged ", "checkpoint.", "log_every ", "mesh.", "remat ", "attention_impl ", "watchdog.",
     "optim.on_nan ", "optim.on_spike ", "optim.spike_factor ", "optim.max_skips ",
 )  # fmt: skip
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Run:
+    """What the phases of `train` share.
+
+    Attributes:
+        data: packing schedule and record sources.
+        identity: fingerprints of everything that the batches and frozen parameters depend on.
+        frozen: frozen parameters on their devices.
+        state: where this start continues from; donated to the first step.
+        step: the jitted training step.
+        parent: what the initial model's directory says about its origin.
+    """
+
+    config: Config
+    workdir: Path
+    data: TrainingData
+    identity: dict[str, Any]
+    placement: Placement
+    frozen: Params
+    state: State
+    step: Callable[..., tuple[State, dict[str, jax.Array]]]
+    tokenizer: Path
+    parent: dict[str, Any]
+
+
 def train(
     config: Config, workdir: Path, *, profile: Profile | None = None, flops_reference: FlopsReference | None = None
 ) -> Path:
-    """Runs the stage of `config` in `workdir` and returns the finished model's directory.
+    """Run the stage of `config` in `workdir` and return the directory of the finished model.
 
-    What is there already decides what happens, in this order:
-      1. `model/` of the same config: nothing to do.
-      2. a checkpoint of the same config: resume behind it, bit for bit as if never stopped.
-      3. nothing: start from `config.init` or `config.init_from`.
-    A work directory of another config is refused. With several processes (`jax.distributed`) each calls this with
-    the same config and a work directory that all of them see; the batches are those of a single one. Where they
-    differ in config, code, data or weights, all of them refuse.
+    The contents of `workdir` decide where the run starts, in this order:
+      1. `model/` exists: the run is finished, and nothing is done.
+      2. A checkpoint exists: resume from the newest one; the result is bit-identical to an uninterrupted run.
+      3. Otherwise: start from `config.init` or `config.init_from`.
+
+    With several processes (`jax.distributed`), every process calls this with the same config and a work directory on
+    shared storage. The batches are the same as with a single process.
 
     Args:
         profile: steps to trace into `workdir/profile`.
-        yardstick: for MFU in throughput.jsonl.
+        flops_reference: enables MFU in throughput.jsonl.
 
     Raises:
-        RunStopped: by SIGTERM or Ctrl-C, with the running step saved.
+        EarthGPTError: the work directory belongs to another config; the data or the initial model changed since the
+            checkpoint; the processes differ in config, code, data or weights; or an update was bad (see `guard`).
+        RunStopped: stopped by SIGTERM or Ctrl-C; the current step is saved.
     """
-    clock = StepTimer()
+    timer = StepTimer()
+    run = _prepare(config, workdir)
+    if run is not None:
+        with contextlib.closing(Checkpoints(workdir, config.checkpoint)) as checkpoints:
+            run = _restore(run, checkpoints)
+            state = _run_steps(run, checkpoints, timer=timer, profile=profile, flops_reference=flops_reference)
+        _finish(run, state)
+    return workdir / "model"
+
+
+# ------------------------------------------------------------------------------------------------------------- prepare
+
+
+def _prepare(config: Config, workdir: Path) -> _Run | None:
+    """Load the model, build the packing schedule, and place the initial state; return None if the run is finished."""
     distributed.check_consistent({"config": to_dict(config), "code": distributed.code_version()})
-    finished = workdir / "model"
+    finished = (workdir / "model").exists()
     with distributed.fail_together("the start"):
-        _refuse_other(config, workdir)
-        if not finished.exists():
-            start = initial_model(config)
-            data = load_training_data(config, tokenizer=Tokenizer(start.tokenizer))
-    distributed.check_consistent({"model is finished": finished.exists()})
-    if finished.exists():
-        return finished
+        _check_config_unchanged(config, workdir)
+        if not finished:
+            initial = initial_model(config)
+            data = load_training_data(config, tokenizer=Tokenizer(initial.tokenizer))
+    distributed.check_consistent({"model is finished": finished})
+    if finished:
+        return None
 
     graphdef, _ = earthgpt.abstract(config.model)
-    trained_rules = trainable_paths(config, start.params)
-    trainable, frozen = params_lib.split(start.params, trained_rules)
+    trainable_rules = trainable_paths(config, initial.params)
+    trainable, frozen = params_lib.split(initial.params, trainable_rules)
     frozen = cast_frozen(frozen, config.frozen_dtype)
-    frozen_print = params_lib.fingerprint(frozen)
-    identity = data.schedule.identity() | {"frozen weights": frozen_print}
+    identity = data.schedule.identity() | {"frozen weights": params_lib.fingerprint(frozen)}
     distributed.check_consistent({"data": identity})
     mesh = build_mesh(config.mesh, rows=config.data.batch_size // config.optim.microbatches)
-    place = rules.placement(config.model, start.params, mesh=mesh)
-    trainable, frozen = place.put(trainable), place.put(frozen)
-    optimizer = make_optimizer(config.optim, trained_rules)
-    state = place.put(State(jnp.zeros((), jnp.int32), trainable, optimizer.init(trainable)))
-    step_fn = jax.jit(
-        make_step(
-            graphdef,
-            optimizer,
-            microbatches=config.optim.microbatches,
-            execution=execution(config, platform=mesh.devices.flat[0].platform),
-            mesh=mesh,
-        ),
-        donate_argnums=0,
-        out_shardings=(place.shardings(state), place.whole),
+    placement = rules.placement(config.model, initial.params, mesh=mesh)
+    frozen = placement.put(frozen)
+    state, step = _initial_state(config, graphdef, trainable, trainable_rules, placement)
+
+    _warn_about_unknown_classes(config, data)
+    # Claim the folder only now that model and data are known to be valid: a failed start leaves no trace.
+    if jax.process_index() == 0:
+        workdir.mkdir(parents=True, exist_ok=True)
+        _write_atomically(workdir / "config.json", json.dumps(to_dict(config), indent=1) + "\n")
+        _write_atomically(workdir / "schedule.txt", format_report(data.schedule, batch_size=config.data.batch_size) + "\n")
+    return _Run(
+        config=config, workdir=workdir, data=data, identity=identity, placement=placement, frozen=frozen, state=state,
+        step=step, tokenizer=initial.tokenizer, parent=initial.about,
+    )  # fmt: skip
+
+
+def _initial_state(
+    config: Config,
+    graphdef: nnx.GraphDef,
+    trainable: Params,
+    trainable_rules: Mapping[str, Trainable],
+    placement: Placement,
+) -> tuple[State, Callable[..., tuple[State, dict[str, jax.Array]]]]:
+    """Return the state of step 0 on its devices, and the jitted step that updates it."""
+    optimizer = make_optimizer(config.optim, trainable_rules)
+    trainable = placement.put(trainable)
+    state = placement.put(State(jnp.zeros((), jnp.int32), trainable, optimizer.init(trainable)))
+    step = make_step(
+        graphdef,
+        optimizer,
+        microbatches=config.optim.microbatches,
+        execution=execution(config, platform=placement.mesh.devices.flat[0].platform),
+        mesh=placement.mesh,
+    )
+    return state, jax.jit(step, donate_argnums=0, out_shardings=(placement.shardings(state), placement.whole))
+
+
+# ------------------------------------------------------------------------------------------------------------- restore
+
+
+def _restore(run: _Run, checkpoints: Checkpoints) -> _Run:
+    """Continue from the newest checkpoint if there is one; refuse to resume on changed data."""
+    latest = checkpoints.latest()
+    distributed.check_consistent({"newest checkpoint": latest})  # fails if not all processes see the same workdir
+    if latest is None:
+        return run
+    state, metadata = checkpoints.restore(latest, run.state)
+    _check_data_unchanged(metadata["identity"], run.identity, run.workdir)
+    return dataclasses.replace(run, state=state)
+
+
+# ----------------------------------------------------------------------------------------------------------------- run
+
+
+def _run_steps(
+    run: _Run,
+    checkpoints: Checkpoints,
+    *,
+    timer: StepTimer,
+    profile: Profile | None,
+    flops_reference: FlopsReference | None,
+) -> State:
+    """Run the remaining steps and return the final state."""
+    config, workdir, state = run.config, run.workdir, run.state
+    start_step, last = int(state.step), config.optim.steps
+    hang_report = workdir / "hang" / f"process-{jax.process_index()}.txt"
+    with contextlib.ExitStack() as stack:
+        batches = stack.enter_context(contextlib.closing(_batches(run, start_step)))
+        profiler = stack.enter_context(Profiler(profile, workdir / "profile", start_step=start_step, last=last))
+        logger = None
+        if jax.process_index() == 0:
+            logger = stack.enter_context(
+                MetricsLogger(
+                    config, workdir, packing=run.data.schedule, start_step=start_step, timer=timer,
+                    flops_reference=flops_reference,
+                )
+            )  # fmt: skip
+        fetcher = stack.enter_context(MetricsFetcher())
+        watchdog = stack.enter_context(Watchdog(seconds=60 * config.watchdog.minutes, report=hang_report))
+        preemption = stack.enter_context(PreemptionSignal())
+        scheduler = CheckpointScheduler(
+            checkpoints, every=config.checkpoint.every_steps, last=last, preemption=preemption, metadata=_metadata(run)
+        )
+
+        timer.end_startup()
+        prefetched = prefetch_to_device(itertools.islice(batches, last - start_step), run.placement.batch)
+        for step, batch, arrays in timer.measure_waits(INPUT, prefetched):
+            compiles = step == start_step
+            with profiler.annotate(step), timer.measure(COMPILE) if compiles else contextlib.nullcontext():
+                dispatched = time.monotonic()
+                state, metrics = run.step(state, run.frozen, arrays)
+            fetcher.put(step, batch, metrics, dispatched=time.monotonic() if compiles else dispatched)
+            profiler.after_dispatch(step, metrics)
+            save = scheduler.should_save(step + 1)
+            # Look at the previous step while this one runs. Before a save look at this one too: a bad update stops the
+            # run before it is saved.
+            for done in fetcher.finished(include_newest=save):
+                watchdog.heartbeat()
+                _handle_finished(done, config, timer, logger)
+            if save:
+                with timer.measure(SAVE):
+                    scheduler.save(step + 1, state)
+    return state
+
+
+def _handle_finished(done: FinishedStep, config: Config, timer: StepTimer, logger: MetricsLogger | None) -> None:
+    """Time a finished step, stop the run if its update was bad, and log its metrics."""
+    timer.record_step(dispatched=done.dispatched, finished=done.finished)
+    guard.check_step(config.optim, done.step, done.metrics, [sample for ids in done.batch.ids for sample in ids])
+    if logger:
+        logger.log(done.step, done.metrics)
+
+
+def _batches(run: _Run, start_step: int) -> Any:
+    """Return the iterator over `(step, this process's part of the batch)` from `start_step` on."""
+    return train_batches(
+        PackedSequences.of(run.data, InputSpec.of(run.config)),
+        start_step=start_step,
+        local=local_rows(run.placement.batch, run.config.data.batch_size),
+        workers=run.config.data.workers,
     )
 
-    _warn_of_unknown_classes(config, data)
-    # Only now, when model and data were found fit: a start that failed leaves no claim on the folder.
-    leads = jax.process_index() == 0
-    if leads:
-        workdir.mkdir(parents=True, exist_ok=True)
-        _put(workdir / "config.json", json.dumps(to_dict(config), indent=1) + "\n")
-        _put(workdir / "schedule.txt", format_report(data.schedule, batch_size=config.data.batch_size) + "\n")
-    checkpoints = Checkpoints(workdir, config.checkpoint)
-    latest = checkpoints.latest()
-    distributed.check_consistent(
-        {"newest checkpoint": latest}
-    )  # a work directory that not all of them see would show here
-    if latest is not None:
-        state, extra = checkpoints.restore(latest, state)
-        _refuse_other_data(extra["identity"], identity, workdir)
-    first = int(state.step)
-    about = {
-        "config": to_dict(config),
-        "identity": identity,
-        "frozen": {"fingerprint": frozen_print, "dtype": config.frozen_dtype.value, "parent": start.about},
-        "mesh": dict(mesh.shape),
-        "devices": f"{mesh.devices.size} {mesh.devices.flat[0].device_kind}, {jax.process_count()} process(es)",
+
+def _metadata(run: _Run) -> dict[str, Any]:
+    """Return what every checkpoint records about the run, as plain JSON."""
+    devices = run.placement.mesh.devices
+    return {
+        "config": to_dict(run.config),
+        "identity": run.identity,
+        "frozen": {
+            "fingerprint": run.identity["frozen weights"],
+            "dtype": run.config.frozen_dtype.value,
+            "parent": run.parent,
+        },
+        "mesh": dict(run.placement.mesh.shape),
+        "devices": f"{devices.size} {devices.flat[0].device_kind}, {jax.process_count()} process(es)",
     }
 
-    batches = train_batches(
-        PackedSequences.of(data, InputSpec.of(config)),
-        start_step=first,
-        local=local_rows(place.batch, config.data.batch_size),
-        workers=config.data.workers,
-    )
-    with contextlib.ExitStack() as stack:
-        stack.callback(checkpoints.close)
-        stack.callback(batches.close)
-        profiler = stack.enter_context(Profiler(profile, workdir / "profile", first=first, last=config.optim.steps))
-        log = (
-            stack.enter_context(
-                MetricsLogger(
-                    config, workdir, packing=data.schedule, first=first, clock=clock, flops_reference=flops_reference
-                )
-            )
-            if leads
-            else None
-        )
-        behind = stack.enter_context(MetricsFetcher())
-        watchdog = stack.enter_context(
-            Watchdog(
-                seconds=60 * config.watchdog.minutes, report=workdir / "hang" / f"process-{jax.process_index()}.txt"
-            )
-        )
-        notice = stack.enter_context(PreemptionSignal())
-        every, last = config.checkpoint.every_steps, config.optim.steps
-        save = CheckpointScheduler(checkpoints, every=every, last=last, notice=notice, about=about)
-        clock.started()
-        fed = prefetch_to_device(itertools.islice(batches, last - first), place.batch)
-        for step, batch, arrays in clock.waiting(INPUT, fed):
-            with profiler.step(step), clock.during(COMPILE) if step == first else contextlib.nullcontext():
-                called = time.monotonic()
-                state, metrics = step_fn(state, frozen, arrays)
-            behind.put(step, batch, metrics, called=time.monotonic() if step == first else called)
-            profiler.called(step, metrics)
-            saves = save.due(step + 1)
-            # The step before, while this one runs; this one too where it is saved: nothing unseen is kept.
-            for done in behind.take(all_of_them=saves):
-                watchdog.beat()
-                clock.done(called=done.called, finished=done.finished)
-                guard.check_step(config.optim, done.step, done.metrics, [s for row in done.batch.ids for s in row])
-                if log:
-                    log(done.step, done.metrics)
-            if saves:
-                with clock.during(SAVE):
-                    save(step + 1, state)
-    if leads:
+
+# -------------------------------------------------------------------------------------------------------------- finish
+
+
+def _finish(run: _Run, state: State) -> None:
+    """Write the model directory on process 0, and wait for it on all others."""
+    config = run.config
+    if jax.process_index() == 0:
         model_dir.write(
-            finished,
-            model_dir.to_host(params_lib.merge(state.trainable, dequantize(frozen, config.model.compute_dtype))),
+            run.workdir / "model",
+            model_dir.to_host(params_lib.merge(state.trainable, dequantize(run.frozen, config.model.compute_dtype))),
             model=config.model,
             decimals=config.data.decimals,
             chat_template=config.data.chat_template,
-            tokenizer=start.tokenizer,
+            tokenizer=run.tokenizer,
             about={
                 "recipe": config.recipe,
                 "stage": config.stage.value,
                 "steps": config.optim.steps,
-                "source": ", ".join(dict.fromkeys(source.name for source in data.sources)),
-                "data": {part.name: part.identity.get("dataset", "") for part in data.schedule.sources},
-                "parent": start.about,
+                "source": ", ".join(dict.fromkeys(source.name for source in run.data.sources)),
+                "data": {part.name: part.identity.get("dataset", "") for part in run.data.schedule.sources},
+                "parent": run.parent,
             },
         )
-    distributed.gather_texts("")  # until the model is written
-    return finished
+    distributed.gather_texts("")  # barrier
 
 
-def _put(path: Path, text: str) -> None:
-    """The file with its whole text, or what it was, whenever the process is killed."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text)
-    partial.replace(path)
+# -------------------------------------------------------------------------------------------------------------- checks
 
 
-def _warn_of_unknown_classes(config: Config, data: TrainingData) -> None:
-    kinds = sorted(kind for kind in NEEDS_ANNOTATED_CLASSES if config.data.task_weights.get(kind, 0) > 0)
-    silent = sorted({source.name for source in data.sources if not source.annotated.shares})
-    if kinds and silent:
-        _log.warning(
-            "data %s: no questions of %s about %s: which classes these annotate is not known for certain "
-            "(no horizontal boxes, a card with open_classes, or built by an earlier version)",
-            *(config.data.source, ", ".join(kinds), ", ".join(silent)),
-        )
-
-
-def _refuse_other(config: Config, workdir: Path) -> None:
-    """The work directory belongs to one config, from its first run on."""
+def _check_config_unchanged(config: Config, workdir: Path) -> None:
+    """Refuse a work directory that belongs to another config."""
     path = workdir / "config.json"
     if not path.exists():
         return
-    # Fields that the file is older than have their default, which is what that version did.
+    # Fields that the file lacks get their defaults, which are the behaviour of the version that wrote it.
     before = to_dict(from_dict(json.loads(path.read_text()), where=str(path)))
-    differing = [line for line in _differences(before, to_dict(config)) if not line.startswith(_FREE)]
-    if differing:
+    changed = [line for line in _differences(before, to_dict(config)) if not line.startswith(_CHANGEABLE)]
+    if changed:
         raise EarthGPTError(
-            f"workdir {workdir} was made with another config: {'; '.join(differing[:6])}. "
-            "Give the same settings again to resume, or another --workdir."
+            f"workdir {workdir} belongs to another config: {'; '.join(changed[:6])}. "
+            "Use the same settings to resume, or another --workdir."
         )
 
 
@@ -242,12 +324,30 @@ def _differences(old: Any, new: Any, path: str = "") -> Iterator[str]:
         yield f"{path} was {old!r}, is {new!r}"
 
 
-def _refuse_other_data(saved: dict[str, Any], now: dict[str, Any], workdir: Path) -> None:
-    """A data position means the same rows only in the same plan."""
+def _check_data_unchanged(saved: dict[str, Any], now: dict[str, Any], workdir: Path) -> None:
+    """Refuse to resume on other data: a data position identifies the same sequences only in the same schedule."""
     changed = identity_differences(saved, now)
     if changed:
+        more = f"; and {len(changed) - 6} more" if len(changed) > 6 else ""
         raise EarthGPTError(
-            f"cannot resume {workdir}: what its rows depend on has changed ({'; '.join(changed[:6])}"
-            + (f"; and {len(changed) - 6} more" if len(changed) > 6 else "")
-            + "). Put the original data and model back, or start in another --workdir."
+            f"cannot resume {workdir}: the data or the initial model has changed ({'; '.join(changed[:6])}{more}). "
+            "Restore the original data and model, or start in another --workdir."
         )
+
+
+def _warn_about_unknown_classes(config: Config, data: TrainingData) -> None:
+    tasks = sorted(task for task in NEEDS_ANNOTATED_CLASSES if config.data.task_weights.get(task, 0) > 0)
+    sources = sorted({source.name for source in data.sources if not source.annotated.shares})
+    if tasks and sources:
+        _log.warning(
+            "data %s: no %s questions for %s, because the set of annotated classes is unknown (no horizontal boxes, a "
+            "card with open_classes, or a dataset built by an earlier version)",
+            *(config.data.source, ", ".join(tasks), ", ".join(sources)),
+        )
+
+
+def _write_atomically(path: Path, content: str) -> None:
+    """Replace a file so that a kill leaves either the old or the new content."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(content)
+    partial.replace(path)

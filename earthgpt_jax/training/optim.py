@@ -1,4 +1,4 @@
-"""AdamW with the paper's schedule, on the trained subset alone."""
+"""AdamW with the learning-rate schedule of the paper, for the trainable parameters only."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from earthgpt_jax.training.stages import Trainable
 
 
 def lr_schedule(config: OptimConfig) -> optax.Schedule:
-    """Linear warm-up to `peak_lr`, then half a cosine to `min_lr` at the last step."""
+    """Return linear warm-up to `peak_lr`, followed by cosine decay to `min_lr` at the last step."""
 
     def rate(step: jnp.ndarray) -> jnp.ndarray:
         warm = config.peak_lr * (step + 1) / max(config.warmup_steps, 1)
@@ -26,10 +26,10 @@ def lr_schedule(config: OptimConfig) -> optax.Schedule:
 
 
 def make_optimizer(config: OptimConfig, trainable: Mapping[str, Trainable]) -> optax.GradientTransformationExtraArgs:
-    """Clip by the trained gradients' global norm, AdamW with a decay mask, a rate scale per group; guarded.
+    """Return AdamW with global-norm clipping, a weight-decay mask and per-group learning rates, wrapped in the guard.
 
     Args:
-        trained: from `stages.trained_paths`; the transformation is for a flat dict of exactly these.
+        trainable: result of `stages.trainable_paths`; the transformation expects a flat dict with exactly these paths.
 
     Raises:
         EarthGPTError: `lr_scale` names a group that the stage does not have.

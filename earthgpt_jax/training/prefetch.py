@@ -1,4 +1,4 @@
-"""Batches onto the devices, one ahead of the step that runs."""
+"""Prefetch batches to the devices."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from earthgpt_jax.training.step import DeviceBatch
 def prefetch_to_device(
     batches: Iterable[tuple[int, Batch]], sharding: NamedSharding
 ) -> Iterator[tuple[int, Batch, DeviceBatch]]:
-    """`(step, batch, its arrays on the devices)`; the next batch is on its way before one is handed out."""
+    """Yield `(step, batch, device arrays)`, with the transfer of the next batch already started."""
     ahead = None
     for step, batch in batches:
-        here = (step, batch, device_batch(batch, sharding))
+        current = (step, batch, device_batch(batch, sharding))
         if ahead is not None:
             yield ahead
-        ahead = here
+        ahead = current
     if ahead is not None:
         yield ahead
 
 
 def device_batch(batch: Batch, sharding: NamedSharding) -> DeviceBatch:
-    """The global batch, split by rows over the devices, from the rows of this process (`sharding.mesh.local_rows`)."""
+    """Assemble the sharded global batch from this process's sequences (see `sharding.mesh.local_rows`)."""
     arrays = (getattr(batch, name) for name in DeviceBatch._fields)
     return DeviceBatch(*(jax.make_array_from_process_local_data(sharding, array) for array in arrays))

@@ -1,4 +1,4 @@
-"""A trace of a few steps, for TensorBoard's profiler or Perfetto."""
+"""Profiler traces of a few steps, for TensorBoard or Perfetto."""
 
 from __future__ import annotations
 
@@ -13,80 +13,84 @@ import jax
 
 from earthgpt_jax.common.errors import EarthGPTError
 
-_SKIPPED, _TRACED = 2, 3  # by default: the third step of a start, and two more; the first compiles
+_SKIPPED, _TRACED = 2, 3  # by default, trace steps 3 to 5 since the start; the first one compiles
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Profile:
-    """Which steps are traced (as numbered in metrics.jsonl, from 1), and where.
+    """Which steps to trace, on which processes.
 
     Attributes:
-        steps: `FIRST-LAST`, or one number; "": the third to fifth of this start.
-        everywhere: on all processes; the first alone otherwise.
+        steps: `FIRST-LAST` or one step, counted from 1 as in metrics.jsonl; "" traces the third to fifth step since
+            the start.
+        all_processes: trace on every process instead of process 0 only.
     """
 
     steps: str = ""
-    everywhere: bool = False
+    all_processes: bool = False
 
 
 class Profiler:
-    """Writes the trace of the steps that `profile` names into `folder`; nothing where it is None.
+    """Trace the steps that `profile` selects into `folder`; do nothing if `profile` is None.
 
     Args:
-        first, last: steps done before this start, and when the run is finished.
+        start_step: number of steps completed before this start.
+        last: last step of the run.
 
     Raises:
-        EarthGPTError: `profile.steps` is no such range, or has no step that this start will do.
+        EarthGPTError: `profile.steps` is not a valid range, or contains no step that this start runs.
     """
 
-    def __init__(self, profile: Profile | None, folder: Path, *, first: int, last: int):
+    def __init__(self, profile: Profile | None, folder: Path, *, start_step: int, last: int) -> None:
         self._steps = range(0)
-        self._running = False
+        self._tracing = False
         self._folder = folder
         if profile is None:
             return
-        wanted = _parse(profile.steps) if profile.steps else range(first + _SKIPPED + 1, first + _SKIPPED + _TRACED + 1)
-        steps = range(max(wanted.start, first + 1), min(wanted.stop, last + 1))
+        default = range(start_step + _SKIPPED + 1, start_step + _SKIPPED + _TRACED + 1)
+        selected = _parse(profile.steps) if profile.steps else default
+        steps = range(max(selected.start, start_step + 1), min(selected.stop, last + 1))
         if not steps:
             raise EarthGPTError(
-                f"--profile: expected steps from {first + 1} to {last}, which this start will do, "
-                f"got {wanted.start}-{wanted.stop - 1}"
+                f"--profile: expected steps between {start_step + 1} and {last}, which this start runs, "
+                f"got {selected.start}-{selected.stop - 1}"
             )
-        if profile.everywhere:
-            self._folder = folder / f"process-{jax.process_index()}"  # hosts of one name overwrite each other
-        if profile.everywhere or jax.process_index() == 0:
+        if profile.all_processes:
+            # Traces are named after the host; processes on hosts of the same name would overwrite each other.
+            self._folder = folder / f"process-{jax.process_index()}"
+        if profile.all_processes or jax.process_index() == 0:
             self._steps = steps
 
     def __enter__(self) -> Profiler:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._running:
+        if self._tracing:
             jax.profiler.stop_trace()
-            self._running = False
+            self._tracing = False
 
     @contextlib.contextmanager
-    def step(self, step: int) -> Iterator[None]:
-        """Around the call of step `step` (from 0): starts the trace before its first, and marks each."""
+    def annotate(self, step: int) -> Iterator[None]:
+        """Wrap the dispatch of step `step` (from 0): start the trace at the first selected step, and mark each one."""
         if step + 1 == self._steps.start:
             jax.profiler.start_trace(self._folder)
-            self._running = True
-        if not self._running:
+            self._tracing = True
+        if not self._tracing:
             yield
             return
         with jax.profiler.StepTraceAnnotation("train", step_num=step + 1):
             yield
 
-    def called(self, step: int, metrics: Any) -> None:
-        """Behind the call of step `step`: ends the trace behind its last, once the devices have done it."""
-        if self._running and step + 2 == self._steps.stop:
+    def after_dispatch(self, step: int, metrics: Any) -> None:
+        """Stop the trace after the last selected step, once the devices have finished it."""
+        if self._tracing and step + 2 == self._steps.stop:
             jax.block_until_ready(metrics)
             jax.profiler.stop_trace()
-            self._running = False
+            self._tracing = False
 
 
 def _parse(steps: str) -> range:
-    found = re.fullmatch(r"(\d+)(?:-(\d+))?", steps)
-    if not found or int(found[1]) < 1 or int(found[2] or found[1]) < int(found[1]):
+    match = re.fullmatch(r"(\d+)(?:-(\d+))?", steps)
+    if not match or int(match[1]) < 1 or int(match[2] or match[1]) < int(match[1]):
         raise EarthGPTError(f"--profile {steps}: expected FIRST-LAST, such as 10-12, or one step")
-    return range(int(found[1]), int(found[2] or found[1]) + 1)
+    return range(int(match[1]), int(match[2] or match[1]) + 1)

@@ -1,11 +1,11 @@
-"""The train step: one pure function of state, frozen weights and batch."""
+"""The training step: one pure function of the state, the frozen parameters and a batch."""
 
 from __future__ import annotations
 
 import math
 import re
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,24 +22,11 @@ from earthgpt_jax.ops.losses import supervised_loss
 from earthgpt_jax.params import Params, merge, merge_module
 from earthgpt_jax.sharding.mesh import ROWS, constrain, use
 from earthgpt_jax.training import guard
+from earthgpt_jax.training.state import State
 
-ENCODED = 8  # images at a time, at most
+ENCODE_CHUNK = 8  # largest number of images encoded at a time
 _KERNELS = r"llm/blocks/(attn|mlp)/\w+/kernel"
-IMAGES = "image_chunks"  # scope of the loop over them, whose turns the data decides
-
-
-class State(NamedTuple):
-    """What training changes; nothing here ever holds a frozen weight.
-
-    Attributes:
-        step: i32[], updates done.
-        trainable: fp32 parameters of the stage.
-        opt_state: optax's state over exactly those.
-    """
-
-    step: jax.Array
-    trainable: Params
-    opt_state: optax.OptState
+IMAGE_LOOP = "image_chunks"  # named scope of the encoder loop, whose trip count depends on the data
 
 
 class DeviceBatch(NamedTuple):
@@ -57,7 +44,7 @@ class DeviceBatch(NamedTuple):
 
 
 def execution(config: Config, *, platform: str) -> ExecutionOptions:
-    """How the blocks of a run of `config` are computed on devices of `platform`."""
+    """Choose how the LLM's blocks are computed on devices of `platform` (remat, attention, kernel dtype)."""
     attention = select_attention(
         config.attention_impl,
         platform=platform,
@@ -79,42 +66,45 @@ def hidden(model: EarthGPT, features: Features, batch: DeviceBatch, *, execution
 
 
 def encode_images(encode: Callable[[jax.Array], Features], images: jax.Array, *, used: jax.Array) -> Features:
-    """Features of B*I images of which only the first `used[b]` of each row are encoded; those of padding are zero.
+    """Encode the first `used[b]` images of each sequence; the features of padding images are zero.
 
     Args:
-        encode: of u8[N, S, S, 3]; not differentiated.
+        encode: function of u8[N, S, S, 3]; it is not differentiated.
         images: u8[B, I, S, S, 3].
-        used: i32[B].
+        used: i32[B], number of images that each sequence has.
+
+    Returns:
+        Features of all B*I images.
     """
-    per_row = images.shape[1]
+    per_sequence = images.shape[1]
     flat = images.reshape(-1, *images.shape[2:])
-    if per_row == 1:
+    if per_sequence == 1:
         return encode(flat)
-    real = (jnp.arange(per_row) < used[:, None]).reshape(-1)
-    order = jnp.argsort(~real, stable=True)  # real ones first
-    chunk = math.gcd(len(flat), ENCODED)
+    real = (jnp.arange(per_sequence) < used[:, None]).reshape(-1)
+    order = jnp.argsort(~real, stable=True)  # real images first
+    chunk = math.gcd(len(flat), ENCODE_CHUNK)
     empty = jax.tree.map(lambda x: jnp.zeros((len(flat), *x.shape[1:]), x.dtype), jax.eval_shape(encode, flat))
 
-    def some(number: jax.Array, features: Features) -> Features:
+    def encode_chunk(number: jax.Array, features: Features) -> Features:
         chosen = jax.lax.dynamic_slice_in_dim(order, number * chunk, chunk)
-        return jax.tree.map(lambda all_, new: all_.at[chosen].set(new), features, encode(flat[chosen]))
+        return jax.tree.map(lambda all_features, new: all_features.at[chosen].set(new), features, encode(flat[chosen]))
 
-    with jax.named_scope(IMAGES):
-        return jax.lax.fori_loop(0, -(-jnp.sum(real) // chunk), some, empty)
+    with jax.named_scope(IMAGE_LOOP):
+        return jax.lax.fori_loop(0, -(-jnp.sum(real) // chunk), encode_chunk, empty)
 
 
-def _narrowed(trainable: Params, execution: ExecutionOptions) -> Params:
-    """`trained` with kernels in the dtype that they multiply in.
+def _cast_kernels(trainable: Params, execution: ExecutionOptions) -> Params:
+    """Cast the kernels of the LLM to the compute dtype.
 
-    A gradient of a bfloat16 product is bfloat16; cast inside of the differentiated function, all layers' gradients
-    would be kept in fp32 until the step's end, twice the memory for the same numbers.
+    The gradient of a bfloat16 product is bfloat16. If the cast were inside the differentiated function, the gradients
+    of all layers would be kept in fp32 until the end of the step: twice the memory for the same values.
     """
     dtype = jnp.dtype(execution.kernel_dtype)
     return {path: x.astype(dtype) if re.fullmatch(_KERNELS, path) else x for path, x in trainable.items()}
 
 
 def _encoders(params: Params) -> dict[str, jax.Array | None]:
-    """The encoders' parameters; of the others the paths alone, so that nothing of them is moved or gathered."""
+    """Keep the parameters of the encoders and replace the others by None, so that no other weight is gathered."""
     return {path: value if path.startswith(("vit/", "convnext/")) else None for path, value in params.items()}
 
 
@@ -126,13 +116,18 @@ def make_step(
     execution: ExecutionOptions = PLAIN,
     mesh: Mesh | AbstractMesh | None = None,
 ) -> Callable[[State, Params, DeviceBatch], tuple[State, dict[str, jax.Array]]]:
-    """`step(state, frozen, batch) -> (state, metrics)`, to be jitted with the state donated.
+    """Return `step(state, frozen, batch) -> (state, metrics)`, to be jitted with the state donated.
 
     Args:
-        mesh: that the arguments are placed on; None for one device.
+        graphdef: structure of the model.
+        microbatches: number of parts whose gradients are accumulated.
+        execution: how the LLM's blocks are computed.
+        mesh: mesh that the arguments are placed on; None for a single device.
     """
 
-    def loss_sums(trainable: Params, frozen: Params, features: Features, batch: DeviceBatch):
+    def loss_sums(
+        trainable: Params, frozen: Params, features: Features, batch: DeviceBatch
+    ) -> tuple[jax.Array, jax.Array]:
         model = merge_module(graphdef, merge(trainable, frozen))
         x = hidden(model, features, batch, execution=execution)
         return supervised_loss(x, model.llm.unembedding(), batch.tokens, batch.loss_weights, chunk=execution.loss_chunk)
@@ -143,7 +138,7 @@ def make_step(
     def encode(encoders: dict, images: jax.Array, segments: jax.Array) -> Features:
         return encode_images(merge_module(graphdef, encoders).encode, images, used=jnp.max(segments, axis=1))
 
-    if mesh is not None:  # each device the images of its own rows, however many they are
+    if mesh is not None:  # each device encodes the images of its own sequences
         rows = PartitionSpec(ROWS)
         encode = jax.shard_map(
             encode, mesh=mesh, in_specs=(PartitionSpec(), rows, rows), out_specs=rows, check_vma=False
@@ -151,19 +146,19 @@ def make_step(
 
     @use(mesh)
     def step(state: State, frozen: Params, batch: DeviceBatch) -> tuple[State, dict[str, jax.Array]]:
-        def accumulate(sums, part: DeviceBatch):
-            # Outside of the differentiated function: no residual of a frozen encoder is ever kept.
+        def accumulate(sums: Any, part: DeviceBatch) -> tuple[Any, None]:
+            # Outside the differentiated function, so that no residuals of the frozen encoders are kept.
             features = encode(_encoders(merge(state.trainable, frozen)), part.images, part.segments)
-            (loss, weight), gradients = gradient(narrowed, frozen, features, part)
+            (loss, weight), gradients = gradient(cast, frozen, features, part)
             return jax.tree.map(jnp.add, sums, (loss, weight, gradients)), None
 
-        narrowed = _narrowed(state.trainable, execution)
-        # Every microbatches-th row: each device's rows stay where they are.
+        cast = _cast_kernels(state.trainable, execution)
+        # Microbatch i takes the sequences i, i + microbatches, ...: no sequence moves to another device.
         parts = jax.tree.map(lambda x: x.reshape(-1, microbatches, *x.shape[1:]).swapaxes(0, 1), batch)
         zero = (jnp.zeros(()), jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.trainable))
         (loss, weight, gradients), _ = jax.lax.scan(accumulate, zero, parts)
 
-        # Divided once, by the weight of the whole batch: every supervised token counts alike.
+        # Divide once, by the weight of the global batch, so that every supervised token counts the same.
         weight = jnp.maximum(weight, 1e-9)
         loss, gradients = loss / weight, jax.tree.map(lambda g: g / weight, gradients)
         norm = optax.tree.norm(gradients)

@@ -1,83 +1,156 @@
-"""throughput.jsonl: how fast a run goes, and how much of its time was of use.
+"""Throughput of a run: where the time goes, tokens per second, MFU and goodput.
 
-Apart from metrics.jsonl, which is the same to the bit for a run that was stopped and resumed; this file cannot be, and
-it must not forget: what was done twice, or waited for, is what goodput is about. Lines are only ever added:
+Results go to `throughput.jsonl`, apart from metrics.jsonl. A resumed run reproduces metrics.jsonl bit for bit; timings
+cannot be reproduced, and goodput must remember the work that was repeated or waited for. The file is append-only:
 
-    {"first": 0, "time": ..., ...}       a process started, and goes on behind step `first`
-    {"step": 10, "steps": 10, ...}       the steps up to `step`; see docs/guides/running.md for the fields
+    {"start_step": 0, "time": ..., ...}    a process started after `start_step` completed steps
+    {"step": 10, "steps": 10, ...}         the `steps` steps up to `step`; docs/guides/running.md lists the fields
 """
 
 from __future__ import annotations
 
+import collections
+import contextlib
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from earthgpt_jax.training.step_timer import COMPILE, START, STEP
+from earthgpt_jax.common.errors import EarthGPTError
+
+T = TypeVar("T")
 
 NAME = "throughput.jsonl"
+
+# What the time of a run is spent on. STEP: the devices compute. The others: the devices are idle while the host starts
+# up, compiles, waits for input, saves a checkpoint, or does anything else.
+START, COMPILE, INPUT, SAVE, OTHER, STEP = "start", "compile", "input", "save", "other", "step"
+
+
+class StepTimer:
+    """Attribute every second of a run to one cause.
+
+    The devices work on a step from its dispatch, or from the end of the previous step if that is later, until it
+    finishes. Between steps they are idle, and the idle time is attributed to what the host did meanwhile. Waiting for
+    a batch while the devices are busy therefore costs nothing.
+
+    Args:
+        now: clock in seconds; `time.monotonic` except in tests.
+    """
+
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+        self._now = now
+        self._seconds: collections.defaultdict[str, float] = collections.defaultdict(float)
+        self._host_activity: list[tuple[str, float, float]] = []  # (cause, begin, end)
+        self._last_finished = self._created = now()
+
+    def end_startup(self) -> None:
+        """Attribute the time since construction to `START`: reading weights, packing, restoring a checkpoint."""
+        self._host_activity.append((START, self._created, self._now()))
+
+    @contextlib.contextmanager
+    def measure(self, cause: str) -> Iterator[None]:
+        """Record that the host is busy with `cause` inside the context."""
+        begin = self._now()
+        try:
+            yield
+        finally:
+            self._host_activity.append((cause, begin, self._now()))
+
+    def measure_waits(self, cause: str, items: Iterable[T]) -> Iterator[T]:
+        """Yield `items`, and attribute the wait for each to `cause`."""
+        iterator = iter(items)
+        while True:
+            with self.measure(cause):
+                item = next(iterator, iterator)  # the iterator itself marks the end
+            if item is iterator:
+                return
+            yield item  # type: ignore[misc]
+
+    def record_step(self, *, dispatched: float, finished: float) -> None:
+        """Account for a step that was dispatched and finished at these times. Call it in step order."""
+        begin = max(dispatched, self._last_finished)
+        idle = begin - self._last_finished
+        for cause, since, until in self._host_activity:
+            overlap = max(0.0, min(until, begin) - max(since, self._last_finished))
+            self._seconds[cause] += overlap
+            idle -= overlap
+        self._seconds[OTHER] += max(idle, 0.0)
+        self._seconds[STEP] += finished - begin
+        self._last_finished = finished
+        self._host_activity = [activity for activity in self._host_activity if activity[2] > finished]
+
+    def collect(self) -> dict[str, float]:
+        """Return the seconds per cause since the last call, up to the end of the last recorded step."""
+        seconds = {cause: self._seconds[cause] for cause in (STEP, INPUT, SAVE, COMPILE, START, OTHER)}
+        self._seconds.clear()
+        return seconds
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FlopsReference:
-    """What a step must do and what the devices could, for MFU.
+    """The FLOPs that training needs and the rate that the devices can reach, for MFU.
 
     Attributes:
-        token, image: FLOPs of a token (padding is none) and of an image, forward and backward, nothing recomputed.
+        per_token, per_image: FLOPs per token (padding excluded) and per image, forward and backward, without
+            recomputation.
         peak: FLOP/s of all devices together.
     """
 
-    token: float
-    image: float
+    per_token: float
+    per_image: float
     peak: float
 
     def mfu(self, *, tokens: float, images: float, seconds: float) -> float:
-        return (self.token * tokens + self.image * images) / (self.peak * seconds)
+        """Return the model FLOPs utilization, from 0 to 1."""
+        return (self.per_token * tokens + self.per_image * images) / (self.peak * seconds)
 
 
-class Throughput:
-    """Adds to `throughput.jsonl` of `workdir`.
+class ThroughputLog:
+    """Append to `throughput.jsonl` in a work directory.
 
     Args:
-        first: updates done before this start.
-        positions: of a batch, padding included.
-        yardstick: None where the peak of the devices is not known: then there is no MFU.
-        about: of this start, for its line.
-        now: unix time.
+        start_step: number of steps completed before this start.
+        positions_per_step: token positions of a global batch, padding included.
+        flops_reference: None if the peak rate of the devices is unknown; `mfu` is then omitted.
+        metadata: fields to add to the line of this start.
+        now: Unix time; `time.time` except in tests.
+
+    Raises:
+        EarthGPTError: the file was written by an earlier version.
     """
 
     def __init__(
         self,
         workdir: Path,
         *,
-        first: int,
-        positions: int,
+        start_step: int,
+        positions_per_step: int,
         flops_reference: FlopsReference | None,
-        about: Mapping[str, Any],
+        metadata: Mapping[str, Any],
         now: Callable[[], float] = time.time,
-    ):
+    ) -> None:
         path = workdir / NAME
-        self._history = _read(path)
-        self._positions, self._flops_reference, self._now = positions, flops_reference, now
+        self._lines = _read(path)
+        self._positions_per_step, self._flops_reference, self._now = positions_per_step, flops_reference, now
         self._file = path.open("a")
         if path.stat().st_size and not path.read_bytes().endswith(b"\n"):
-            self._file.write("\n")  # behind a line that a kill cut off
-        self._add({"first": first, "time": now(), **about})
+            self._file.write("\n")  # terminate a line that was cut off when the process was killed
+        self._append({"start_step": start_step, "time": now(), **metadata})
 
     def close(self) -> None:
         self._file.close()
 
-    def __call__(
+    def record(
         self, step: int, *, steps: int, tokens: float, images: float, seconds: Mapping[str, float]
     ) -> dict[str, Any]:
-        """Adds the line of the `steps` steps up to `step`, and returns it.
+        """Append a line about the `steps` steps up to `step`, and return it.
 
         Args:
-            tokens, images: of those steps, without padding.
-            seconds: by cause, from `Clock.take`.
+            tokens, images: totals of those steps, padding excluded.
+            seconds: seconds per cause, from `StepTimer.collect`.
         """
         running = max(sum(seconds.values()) - seconds[START] - seconds[COMPILE], 1e-9)
         line: dict[str, Any] = {
@@ -87,50 +160,57 @@ class Throughput:
             "seconds": dict(seconds),
             "step_seconds": seconds[STEP] / steps,
             "tokens_per_second": tokens / running,
-            "positions_per_second": steps * self._positions / running,
+            "positions_per_second": steps * self._positions_per_step / running,
             "images_per_second": images / running,
         }
         if self._flops_reference:
             line["mfu"] = self._flops_reference.mfu(tokens=tokens, images=images, seconds=running)
-        line["goodput"] = goodput([*self._history, line])
-        self._add(line)
+        line["goodput"] = goodput([*self._lines, line])
+        self._append(line)
         return line
 
-    def _add(self, line: dict[str, Any]) -> None:
-        self._history.append(line)
+    def _append(self, line: dict[str, Any]) -> None:
+        self._lines.append(line)
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
 
 
 def goodput(lines: Iterable[Mapping[str, Any]]) -> float:
-    """Seconds that devices worked on steps which still count / seconds since the first start.
+    """Return the share of the time since the first start that the devices spent on steps that still count.
 
-    Steps that a later start did again count once; a start, a compilation, a save that is waited for, a batch that is
-    waited for, and the time between two starts count as time alone.
+    A step that a later start repeats counts once. Startup, compilation, waiting for saves and for input, and the time
+    between two starts count as elapsed time only.
+
+    Args:
+        lines: contents of `throughput.jsonl`.
     """
-    useful: list[tuple[int, int, float]] = []  # last step, steps, seconds of work
-    began = ended = None
+    useful: list[tuple[int, int, float]] = []  # (last step, number of steps, seconds of device work)
+    first_time = last_time = None
     for line in lines:
-        began, ended = line["time"] if began is None else began, line["time"]
-        if "first" in line:
-            useful = [kept for each in useful if (kept := _up_to(line["first"], *each))]
+        first_time, last_time = line["time"] if first_time is None else first_time, line["time"]
+        if "start_step" in line:
+            useful = [kept for entry in useful if (kept := _truncate(line["start_step"], *entry))]
         else:
             useful.append((line["step"], line["steps"], line["seconds"][STEP]))
-    if began is None or ended is None:
+    if first_time is None or last_time is None:
         return 0.0
-    return sum(seconds for _, _, seconds in useful) / max(ended - began, 1e-9)
+    return sum(seconds for _, _, seconds in useful) / max(last_time - first_time, 1e-9)
 
 
-def _up_to(first: int, last: int, steps: int, seconds: float) -> tuple[int, int, float] | None:
-    kept = min(steps, first - (last - steps))
-    return (min(last, first), kept, seconds * kept / steps) if kept > 0 else None
+def _truncate(start_step: int, last: int, steps: int, seconds: float) -> tuple[int, int, float] | None:
+    """Keep the part of an entry that a start after `start_step` steps does not repeat; None if nothing is left."""
+    kept = min(steps, start_step - (last - steps))
+    return (min(last, start_step), kept, seconds * kept / steps) if kept > 0 else None
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
     lines = []
     for text in path.read_text().splitlines() if path.exists() else []:
-        try:
+        with contextlib.suppress(json.JSONDecodeError):  # a line cut off when the process was killed
             lines.append(json.loads(text))
-        except json.JSONDecodeError:  # cut off by a kill
-            continue
+    if lines and "start_step" not in lines[0]:
+        raise EarthGPTError(
+            f"{path}: expected the first line to have 'start_step', got {', '.join(lines[0])}; the file was written by "
+            "an earlier version. Delete it, or use another --workdir."
+        )
     return lines

@@ -28,17 +28,17 @@ from earthgpt_jax.datasets.build.writer import write_dataset
 from earthgpt_jax.models import earthgpt
 from earthgpt_jax.synthetic import SyntheticSource
 from earthgpt_jax.training.checkpoints import Checkpoints
+from earthgpt_jax.training.lifecycle import CheckpointScheduler
 from earthgpt_jax.training.loop import train
 from earthgpt_jax.training.optim import make_optimizer
-from earthgpt_jax.training.saving import CheckpointScheduler
 from earthgpt_jax.training.stages import trainable_paths
-from earthgpt_jax.training.step import State
+from earthgpt_jax.training.state import State
 
 
 def trained_run(config: Config, workdir: Path) -> tuple[list[float], list[float]]:
     """Milliseconds of each step that no save preceded, and of each save's share of the loop."""
     steps, blocks, last = [], [], [0.0]
-    due, save = CheckpointScheduler.due, Checkpoints.save
+    due, save = CheckpointScheduler.should_save, Checkpoints.save
 
     def timed_due(self, step: int) -> bool:
         now = time.perf_counter()
@@ -52,7 +52,10 @@ def trained_run(config: Config, workdir: Path) -> tuple[list[float], list[float]
         save(self, *args)
         blocks.append((time.perf_counter() - began) * 1e3)
 
-    with mock.patch.object(CheckpointScheduler, "due", timed_due), mock.patch.object(Checkpoints, "save", timed_save):
+    with (
+        mock.patch.object(CheckpointScheduler, "should_save", timed_due),
+        mock.patch.object(Checkpoints, "save", timed_save),
+    ):
         train(config, workdir)
     return steps, blocks[1:]  # the first one compiles the checksums and starts Orbax's threads
 

@@ -24,7 +24,7 @@ from earthgpt_jax.convert.tensor_io import AtomicFolder, SafetensorsReader, Safe
 from earthgpt_jax.models import earthgpt
 from earthgpt_jax.models import model_dir as io
 from earthgpt_jax.ops.attention import make_attention_mask
-from earthgpt_jax.training.initialization import initial_model
+from earthgpt_jax.training.state import initial_model
 from tests.support import nano
 
 ADAPTERS = {

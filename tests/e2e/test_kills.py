@@ -85,12 +85,12 @@ class World:
         assert params_lib.fingerprint(found) == params_lib.fingerprint(expected)
         _check_equal(_arrays(workdir / "checkpoints" / str(self.steps)), self.state(self.steps))
         assert _log(workdir) == _log(self.alone)
-        assert all(told.whole for told in inspection.inspect(workdir) or [])
+        assert all(summary.intact for summary in inspection.inspect(workdir) or [])
 
     def check_left(self, workdir: Path) -> Counter:
         """What a killed run left: every checkpoint under its name is complete, and that step's."""
         folder, found = workdir / "checkpoints", Counter()
-        for number, step in enumerate(reversed(inspection.steps(folder) if folder.is_dir() else [])):
+        for number, step in enumerate(reversed(inspection.checkpoint_steps(folder) if folder.is_dir() else [])):
             try:
                 arrays = _arrays(folder / str(step))
             except Exception:  # an older one, whose removal was cut short
@@ -99,7 +99,7 @@ class World:
                 continue
             _check_equal(arrays, self.state(step))
             found["complete"] += 1
-        found["unfinished"] = len(inspection.unfinished(folder))
+        found["unfinished"] = len(inspection.unfinished_checkpoints(folder))
         return found
 
 
@@ -124,7 +124,9 @@ def _check_equal(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) 
 def _log(workdir: Path) -> list[tuple]:
     """What each step computed, of which rows."""
     lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
-    return [tuple(line[name] for name in ("step", "loss", "grad_norm", "tokens", "lr", "data")) for line in lines]
+    return [
+        tuple(line[name] for name in ("step", "loss", "grad_norm", "tokens", "lr", "data_digest")) for line in lines
+    ]
 
 
 def _logged(workdir: Path) -> int:
@@ -157,7 +159,7 @@ class Moments:
 
     def _unfinished(self) -> set[tuple[Path, int]]:
         found = set()
-        for path in inspection.unfinished(self._workdir / "checkpoints"):
+        for path in inspection.unfinished_checkpoints(self._workdir / "checkpoints"):
             with contextlib.suppress(FileNotFoundError):  # it is finished
                 found.add((path, path.stat().st_ino))
         return found
@@ -182,7 +184,7 @@ def _kill(world: World, workdir: Path, kinds: Sequence[str], *, seed: int) -> No
 def _tell(world: World, workdir: Path) -> None:
     """Starts the run and tells it and its data worker to stop, as schedulers do, twice."""
     process = world.start(workdir, "data.workers=1", "checkpoint.every_steps=50")
-    newest = max(inspection.steps(workdir / "checkpoints"))
+    newest = max(inspection.checkpoint_steps(workdir / "checkpoints"))
     world.until(lambda: _logged(workdir) >= newest + 4, process)
     began = time.monotonic()
     for _ in range(2):
@@ -190,7 +192,7 @@ def _tell(world: World, workdir: Path) -> None:
         time.sleep(0.01)
     assert process.wait(GRACE) == 75, world.said()
     step = _logged(workdir)
-    assert newest + 4 <= step < world.steps and step in inspection.steps(workdir / "checkpoints")
+    assert newest + 4 <= step < world.steps and step in inspection.checkpoint_steps(workdir / "checkpoints")
     said = next(line for line in world.said().splitlines() if line.startswith("stopped (SIGTERM"))
     assert f"step {step} of {world.steps} is saved in {workdir / 'checkpoints' / str(step)}" in said
     _say(f"{said} Its process ended {time.monotonic() - began:.1f} s behind the signal")

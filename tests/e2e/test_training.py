@@ -1,4 +1,4 @@
-"""Both stages on a nano model: what is trained, what stays, and resuming bit for bit."""
+"""Both stages on a nano model: what is trained, what stays frozen, and what a work directory contains."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from earthgpt_jax.config import to_dict
 from earthgpt_jax.models import model_dir as io
 from earthgpt_jax.training.checkpoints import Checkpoints
 from earthgpt_jax.training.loop import train
-from earthgpt_jax.training.step import State
+from earthgpt_jax.training.state import State
 from tests.support import nano
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """A dataset, a base model, and both stages run without interruption."""
+    """A dataset, a base model, and both stages trained without interruption."""
     root = tmp_path_factory.mktemp("world")
     data, base = nano.dataset(root / "data"), nano.model_dir(root / "base", nano.config("align").model)
     align = nano.config("align", f"data.source={data}", f"init={base}")
@@ -35,7 +35,7 @@ def world(tmp_path_factory):
             "instruct": instruct, "tuned": tuned}  # fmt: skip
 
 
-def test_frozen_arrays_keep_every_bit_and_trained_ones_move(world):
+def test_frozen_arrays_keep_every_bit_and_trainable_ones_change(world):
     _, base = io.read(world["base"])
     _, aligned = io.read(world["aligned"])
     _, tuned = io.read(world["tuned"])
@@ -43,13 +43,13 @@ def test_frozen_arrays_keep_every_bit_and_trained_ones_move(world):
     assert {path.split("/")[0] for path in moved_in_align} == {"projector", "image_tokens", "llm"}
     assert all("attn" in path or "norm" in path for path in moved_in_align if path.startswith("llm"))
     moved_in_instruct = {path for path in aligned if not np.array_equal(aligned[path], tuned[path])}
-    assert not moved_in_instruct  # every path that align knew is frozen now
+    assert not moved_in_instruct  # every path that align has is frozen in instruct
     adapters = tuned.keys() - aligned.keys()
     assert adapters and all("/adapter/" in path for path in adapters)
     assert any(np.any(tuned[path] != (1.0 if path.endswith("scale") else 0.0)) for path in adapters)
 
 
-def test_a_run_of_a_version_that_knew_fewer_settings_is_the_same_run(world, tmp_path):
+def test_a_config_of_a_version_with_fewer_settings_is_accepted(world, tmp_path):
     work = tmp_path / "align"
     shutil.copytree(world["root"] / "align", work)
     values = json.loads((work / "config.json").read_text())
@@ -62,7 +62,7 @@ def test_a_run_of_a_version_that_knew_fewer_settings_is_the_same_run(world, tmp_
         train(world["align"], work)
 
 
-def test_derived_questions_and_a_cap_train_and_are_logged(world, tmp_path, caplog):
+def test_derived_questions_and_a_box_limit_train_and_are_logged(world, tmp_path, caplog):
     weights = "{'hbb': 1.0, 'presence': 1.0, 'absent_hbb': 1.0, 'count': 1.0}"
     config = nano.config(
         "instruct", f"data.source={world['data']}", f"init={world['aligned']}", f"data.task_weights={weights}",
@@ -72,12 +72,12 @@ def test_derived_questions_and_a_cap_train_and_are_logged(world, tmp_path, caplo
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert any(line["unlisted"] for line in lines)
     schedule = (tmp_path / "run" / "schedule.txt").read_text()
-    for kind in ("hbb", "presence", "absent_hbb", "count"):
-        assert re.search(rf"^ *{kind} +1 +[1-9]", schedule, re.MULTILINE), schedule
-    assert "no questions of" not in caplog.text  # the synthetic source's classes are known
+    for task in ("hbb", "presence", "absent_hbb", "count"):
+        assert re.search(rf"^ *{task} +1 +[1-9]", schedule, re.MULTILINE), schedule
+    assert "set of annotated classes is unknown" not in caplog.text  # it is known for the synthetic source
 
 
-def test_checkpoints_hold_trained_paths_only(world):
+def test_checkpoints_contain_trainable_paths_only(world):
     for stage, trainable in (
         ("align", ("projector", "image_tokens", "attn", "norm")),
         ("instruct", ("adapter",)),
@@ -90,21 +90,23 @@ def test_checkpoints_hold_trained_paths_only(world):
         assert not any(path.startswith(("vit/", "convnext/")) or path == "llm/embed" for path in paths)
 
 
-def test_a_run_says_what_it_is(world, capsys):
+def test_inspect_describes_a_run(world, capsys):
     assert main(["inspect", str(world["root"] / "instruct")]) == 0
     out = capsys.readouterr().out
-    numbers = 2 * 2 * (5 * 32 + 2 * 48) - 2 * 2 * 2 * 16  # scale and bias of seven linears; k and v have half the heads
+    # Scale and bias of seven linear layers; k and v have half the heads.
+    count = 2 * 2 * (5 * 32 + 2 * 48) - 2 * 2 * 2 * 16
     for text in (
-        "run of tiny, stage instruct, finished, 6 steps", "checkpoint of step 6 of 6", "step 6, 24 rows",
-        f"14 arrays, {numbers:,} numbers", "of tiny", f"started from   {world['aligned']}", "mesh           data 4",
+        "run of tiny, stage instruct, finished after 6 steps", "checkpoint of step 6 of 6",
+        "step 6, 24 packed sequences", f"14 arrays, {count:,} parameters", "from tiny",
+        f"started from   {world['aligned']}", "mesh           data 4",
     ):  # fmt: skip
         assert text in out, out
-    said = json.loads((world["root"] / "instruct" / "checkpoints" / "6" / "extra" / "metadata").read_text())
-    assert said["config"] == to_dict(world["instruct"])
-    assert said["frozen"]["fingerprint"] == said["identity"]["frozen weights"]
+    metadata = json.loads((world["root"] / "instruct" / "checkpoints" / "6" / "extra" / "metadata").read_text())
+    assert metadata["config"] == to_dict(world["instruct"])
+    assert metadata["frozen"]["fingerprint"] == metadata["identity"]["frozen weights"]
 
 
-def test_a_finished_run_is_left_alone_and_another_config_is_refused(world):
+def test_a_finished_run_is_not_repeated_and_another_config_is_refused(world):
     before = (world["root"] / "align" / "metrics.jsonl").stat().st_mtime_ns
     started = time.monotonic()
     assert train(world["align"], world["root"] / "align") == world["aligned"]
@@ -121,7 +123,7 @@ def test_a_checkpoint_of_another_shape_is_refused(world):
         train(config, world["root"] / "other")
 
 
-def test_a_full_disk_during_a_save_loses_nothing(world, monkeypatch):
+def test_a_full_disk_during_a_save_keeps_earlier_checkpoints(world, monkeypatch):
     checkpoints = Checkpoints(world["root"] / "align", world["align"].checkpoint)
 
     def full(*_, **__):
@@ -134,14 +136,14 @@ def test_a_full_disk_during_a_save_loses_nothing(world, monkeypatch):
     checkpoints.close()
 
 
-def test_gradient_accumulation_changes_nothing_but_rounding(world):
+def test_gradient_accumulation_changes_results_by_rounding_only(world):
     root = world["root"]
     config = nano.config("align", f"data.source={world['data']}", f"init={world['base']}", "optim.microbatches=4")
-    _, whole = io.read(world["aligned"])
+    _, single = io.read(world["aligned"])
     _, parts = io.read(train(config, root / "parts"))
-    for path in whole:
-        np.testing.assert_allclose(parts[path], whole[path], atol=2e-5, err_msg=path)
+    for path in single:
+        np.testing.assert_allclose(parts[path], single[path], atol=2e-5, err_msg=path)
 
 
-def test_devices_are_forced():
+def test_the_suite_runs_on_eight_cpu_devices():
     assert jax.device_count() == 8

@@ -1,8 +1,8 @@
-"""One host of several: trains a nano model, and is killed behind a step if told so.
+"""One host of several: train a nano model, and kill the process after a given step.
 
 usage: python -m tests.multiprocess.host ADDRESS HOSTS HOST WORKDIR KILL_AT [OVERRIDE ...]
 
-PACE in the environment: seconds that a step takes at least.
+The environment variable PACE is the minimum duration of a step in seconds.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ def main(address: str, hosts: str, host: str, workdir: str, kill_at: str, *overr
         jax.distributed.initialize(address, num_processes=int(hosts), process_id=int(host), initialization_timeout=300)
     from earthgpt_jax.common.errors import RunStopped
     from earthgpt_jax.training import loop
-    from earthgpt_jax.training.saving import CheckpointScheduler
+    from earthgpt_jax.training.lifecycle import CheckpointScheduler
     from tests.support import nano
 
-    due = CheckpointScheduler.due
+    should_save = CheckpointScheduler.should_save
 
-    def checked(self, step):  # every host comes by here once a step
+    def pace_or_kill(self: CheckpointScheduler, step: int) -> bool:  # called once per step on every host
         time.sleep(float(os.environ.get("PACE", "0")))
         if step == int(kill_at) + 1:
             os.kill(os.getpid(), signal.SIGKILL)
-        return due(self, step)
+        return should_save(self, step)
 
-    CheckpointScheduler.due = checked
+    CheckpointScheduler.should_save = pace_or_kill
     try:
         loop.train(nano.config("align", *overrides), Path(workdir))
     except RunStopped as stopped:
         sys.exit(stopped.status)
 
 
-if __name__ == "__main__":  # data workers import this module again
+if __name__ == "__main__":  # data workers import this module too
     main(*sys.argv[1:])

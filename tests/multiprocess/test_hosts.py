@@ -41,7 +41,7 @@ def test_four_hosts_then_two_then_one_train_what_one_trains(tmp_path):
         [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
         for name in ("alone", "hosts")
     )
-    assert [line["data"] for line in several] == [line["data"] for line in one] and len(one) == 6
+    assert [line["data_digest"] for line in several] == [line["data_digest"] for line in one] and len(one) == 6
     for name in ("tokens", "images", "supervised_tokens"):
         assert [line[name] for line in several] == [line[name] for line in one], name
     np.testing.assert_allclose([line["loss"] for line in several], [line["loss"] for line in one], atol=1e-5)

@@ -56,8 +56,8 @@ def test_both_save_one_step_and_it_goes_on_with_four_devices_and_with_two_hosts(
         hosts.processes[1].send_signal(signal.SIGTERM)
         _check_ended(hosts, 75)
     step = len(_log(stopped))
-    assert 3 <= step < STEPS and inspection.steps(stopped / "checkpoints") == [step]
-    assert all(told.whole for told in inspection.inspect(stopped) or [])
+    assert 3 <= step < STEPS and inspection.checkpoint_steps(stopped / "checkpoints") == [step]
+    assert all(summary.intact for summary in inspection.inspect(stopped) or [])
 
     expected, lines = io.read(alone)[1], _log(tmp_path / "alone")
     for name, count, devices, mesh in (
@@ -68,7 +68,7 @@ def test_both_save_one_step_and_it_goes_on_with_four_devices_and_with_two_hosts(
         shutil.copytree(stopped, workdir)
         with _start(count, devices, workdir, *overrides, *mesh) as hosts:
             _check_ended(hosts, 0)
-        assert [line["data"] for line in _log(workdir)] == [line["data"] for line in lines]
+        assert [line["data_digest"] for line in _log(workdir)] == [line["data_digest"] for line in lines]
         np.testing.assert_allclose([a["loss"] for a in _log(workdir)], [b["loss"] for b in lines], atol=1e-4)
         for path, value in io.read(workdir / "model")[1].items():
             np.testing.assert_allclose(value, expected[path], atol=1e-3, err_msg=path)

@@ -17,7 +17,8 @@ from earthgpt_jax.models import earthgpt
 from earthgpt_jax.sharding import rules
 from earthgpt_jax.sharding.mesh import build_mesh, data_parallel
 from earthgpt_jax.training.stages import trainable_paths
-from earthgpt_jax.training.step import DeviceBatch, State, execution, make_step
+from earthgpt_jax.training.state import State
+from earthgpt_jax.training.step import DeviceBatch, execution, make_step
 from tests.support import nano
 
 MESHES = ((8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 1, 8))

@@ -1,4 +1,4 @@
-"""Checkpoints by themselves: what damage does, what stays, how large they are."""
+"""Checkpoints without a training loop: damage, preservation policy, size, and checksums."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from earthgpt_jax.cli.main import main
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.config import CheckpointConfig
 from earthgpt_jax.models import earthgpt
-from earthgpt_jax.training.checkpoints import Checkpoints
+from earthgpt_jax.training.checkpoints import Checkpoints, checksums
 from earthgpt_jax.training.optim import make_optimizer
 from earthgpt_jax.training.stages import Trainable, trainable_paths
-from earthgpt_jax.training.step import State
+from earthgpt_jax.training.state import State
 
-# Of reads that fail half-way, in TensorStore.
+# TensorStore raises these for reads that fail half-way.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-ABOUT = {"identity": {"synthetic: dataset": "abcd", "frozen weights": "1234"}, "data_position": 6}
+METADATA = {"identity": {"synthetic: dataset": "abcd", "frozen weights": "1234"}, "data_position": 6}
 
 
 def _state(step: int, *, devices: int = 8, rows: int = 64) -> State:
-    """Random numbers, which do not compress, half of them spread over the devices."""
+    """Return a state of random numbers, which do not compress; one of its two parameters is sharded."""
     mesh = Mesh(np.array(jax.devices()[:devices]), ("fsdp",))
     rng = np.random.default_rng(step)
 
@@ -56,7 +56,7 @@ def _same(one: State, other: State) -> bool:
 def _save(workdir: Path, *steps: int, **config: float) -> None:
     checkpoints = Checkpoints(workdir, CheckpointConfig(**{"keep": 9, **config}))
     for step in steps:
-        checkpoints.save(step, _state(step), ABOUT)
+        checkpoints.save(step, _state(step), METADATA)
     checkpoints.close()
 
 
@@ -72,15 +72,15 @@ def _truncated(data: bytes) -> bytes:
 
 
 def _flipped(data: bytes) -> bytes:
-    place = len(data) // 2
-    return data[:place] + bytes([data[place] ^ 0x10]) + data[place + 1 :]
+    middle = len(data) // 2
+    return data[:middle] + bytes([data[middle] ^ 0x10]) + data[middle + 1 :]
 
 
 DAMAGES = {"truncated": _truncated, "flipped": _flipped, "missing": None}
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_damage_is_refused_or_without_effect_but_never_restored(saved, tmp_path, damage):
+def test_a_damaged_checkpoint_is_refused_or_restored_exactly(saved, tmp_path, damage):
     refused = 0
     folder = saved / "checkpoints" / "6"
     files = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
@@ -98,12 +98,12 @@ def test_damage_is_refused_or_without_effect_but_never_restored(saved, tmp_path,
             assert f"{workdir / 'checkpoints' / '6'}: damaged" in text and "step 4" in text and "mv " in text
             refused += 1
         else:
-            assert _same(state, _state(6)) and extra["identity"] == ABOUT["identity"], name
+            assert _same(state, _state(6)) and extra["identity"] == METADATA["identity"], name
         checkpoints.close()
-    assert refused >= 4, "arrays, their index, and what the checkpoint says of itself"
+    assert refused >= 4, "at least the arrays, their index and the metadata"
 
 
-def test_moved_aside_a_damaged_checkpoint_leaves_the_one_before_it(saved, tmp_path):
+def test_after_a_damaged_checkpoint_is_moved_away_the_previous_one_is_restored(saved, tmp_path):
     shutil.copytree(saved, tmp_path / "run")
     (tmp_path / "run" / "checkpoints" / "6").rename(tmp_path / "run" / "damaged-6")
     checkpoints = Checkpoints(tmp_path / "run", CheckpointConfig())
@@ -112,34 +112,34 @@ def test_moved_aside_a_damaged_checkpoint_leaves_the_one_before_it(saved, tmp_pa
     checkpoints.close()
 
 
-def test_what_was_not_finished_is_said_and_never_restored(saved, tmp_path, caplog, capsys):
+def test_an_unfinished_checkpoint_is_reported_and_never_restored(saved, tmp_path, caplog, capsys):
     workdir = tmp_path / "run"
     shutil.copytree(saved, workdir)
-    torn = workdir / "checkpoints" / "8.orbax-checkpoint-tmp"
-    shutil.copytree(workdir / "checkpoints" / "6", torn)
+    unfinished = workdir / "checkpoints" / "8.orbax-checkpoint-tmp"
+    shutil.copytree(workdir / "checkpoints" / "6", unfinished)
     assert main(["inspect", str(workdir / "checkpoints")]) == 1
-    assert f"{torn}: UNFINISHED" in capsys.readouterr().out
+    assert f"{unfinished}: UNFINISHED" in capsys.readouterr().out
     with caplog.at_level(logging.WARNING):
         checkpoints = Checkpoints(workdir, CheckpointConfig())
-    assert "8.orbax-checkpoint-tmp: not finished" in caplog.text
+    assert "8.orbax-checkpoint-tmp: removed" in caplog.text
     assert checkpoints.latest() == 6
-    checkpoints.save(8, _state(8), ABOUT)
+    checkpoints.save(8, _state(8), METADATA)
     checkpoints.close()
-    assert {path.name for path in torn.parent.iterdir()} == {"6", "8"}  # two are kept
+    assert {path.name for path in unfinished.parent.iterdir()} == {"6", "8"}  # keep=2
 
 
-def test_an_older_one_whose_removal_was_interrupted_harms_nothing(saved, tmp_path, capsys):
-    for number, left in enumerate((0, 1, 5)):
+def test_a_partly_deleted_older_checkpoint_does_no_harm(saved, tmp_path, capsys):
+    for number, remaining in enumerate((0, 1, 5)):
         workdir = tmp_path / str(number)
         shutil.copytree(saved, workdir)
         files = sorted(path for path in (workdir / "checkpoints" / "2").rglob("*") if path.is_file())
-        for path in files[left:]:
+        for path in files[remaining:]:
             path.unlink()
         assert main(["inspect", str(workdir / "checkpoints" / "2")]) == 1
         assert "DAMAGED" in capsys.readouterr().out
         checkpoints = Checkpoints(workdir, CheckpointConfig(keep=2, keep_every_hours=1))
         assert _same(checkpoints.restore(6, _state(0))[0], _state(6))
-        checkpoints.save(8, _state(8), ABOUT)
+        checkpoints.save(8, _state(8), METADATA)
         checkpoints.close()
         assert _same(_restored(workdir, 8), _state(8))
 
@@ -151,21 +151,37 @@ def _restored(workdir: Path, step: int) -> State:
     return state
 
 
-def test_arrays_of_another_config_are_named(saved):
+def test_the_error_names_the_arrays_of_another_config(saved):
     checkpoints = Checkpoints(saved, CheckpointConfig())
     with pytest.raises(EarthGPTError, match=r"got 5 others \(trainable/llm/a, trainable/llm/b, "):
         checkpoints.restore(6, _state(0, rows=32)._replace(opt_state={"mu": {"llm/a": jnp.zeros(3)}}))
     checkpoints.close()
 
 
-def test_kept_by_step(tmp_path):
+@pytest.mark.parametrize("version", [None, 1])
+def test_a_checkpoint_of_another_format_is_refused(saved, tmp_path, capsys, version):
+    shutil.copytree(saved, tmp_path / "run")
+    path = tmp_path / "run" / "checkpoints" / "6" / "extra" / "metadata"
+    metadata = json.loads(path.read_text()) | {"format": version}
+    if version is None:
+        del metadata["format"]
+    path.write_text(json.dumps(metadata))
+    checkpoints = Checkpoints(tmp_path / "run", CheckpointConfig())
+    with pytest.raises(EarthGPTError, match=r"expected checkpoint format 2, got 1.*another --workdir"):
+        checkpoints.restore(6, _state(0))
+    checkpoints.close()
+    assert main(["inspect", str(path.parents[1])]) == 1
+    assert "checkpoint of format 1" in capsys.readouterr().out
+
+
+def test_checkpoints_are_preserved_by_step(tmp_path):
     _save(tmp_path, *range(2, 16, 2), every_steps=2, keep=2, keep_every_steps=4)
     assert sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir()) == [4, 8, 12, 14]
 
 
-def test_kept_by_time(tmp_path):
+def test_checkpoints_are_preserved_by_time(tmp_path):
     _save(tmp_path, 1, 2, 3, 4, 5, 6, 7)
-    for step in range(1, 8):  # as if 40 minutes had passed from each to the next
+    for step in range(1, 8):  # as if they were saved 40 minutes apart
         path = tmp_path / "checkpoints" / str(step) / "_CHECKPOINT_METADATA"
         values = json.loads(path.read_text())
         values["commit_timestamp_nsecs"] -= (8 - step) * 40 * 60 * 10**9
@@ -182,14 +198,14 @@ def test_kept_by_time(tmp_path):
         ({"every_steps": 0, "keep_every_steps": 6}, "expected a positive number"),
     ],
 )
-def test_impossible_settings_are_refused(values, error):
+def test_invalid_settings_are_refused(values, error):
     assert any(error in line for line in CheckpointConfig(**values).check())
 
 
-def test_inspect_says_what_a_checkpoint_is(saved, capsys):
+def test_inspect_describes_a_checkpoint(saved, capsys):
     assert main(["inspect", str(saved / "checkpoints" / "6")]) == 0
     out = capsys.readouterr().out
-    for text in ("checkpoint of step 6", "step 6", "synthetic, fingerprint abcd", "2 arrays, 4,096 numbers, 0.02 MB",
+    for text in ("checkpoint of step 6", "step 6", "synthetic, fingerprint abcd", "2 arrays, 4,096 parameters, 0.02 MB",
                  "fingerprint 1234", "by earthgpt-jax"):  # fmt: skip
         assert text in out
 
@@ -201,11 +217,11 @@ def _instruct(*overrides: str) -> tuple[dict[str, Trainable], dict[str, jax.Shap
     return rules, {path: jax.ShapeDtypeStruct(shapes[path].shape, jnp.float32) for path in rules}
 
 
-def _numbers(state: State) -> int:
+def _count(state: State) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(state))
 
 
-def test_instruct_at_13b_shapes_is_at_most_60_megabytes():
+def test_a_checkpoint_of_instruct_at_13b_is_at_most_60_megabytes():
     rules, trainable = _instruct()
     assert params_lib.count(trainable) == 4_259_840
     config = config_lib.load("earthgpt_13b:instruct")
@@ -215,7 +231,7 @@ def test_instruct_at_13b_shapes_is_at_most_60_megabytes():
     assert sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state)) == 51_119_132
 
 
-def test_instruct_at_a_hundredth_of_the_size_is_as_large_on_disk_as_its_numbers(tmp_path):
+def test_at_a_hundredth_of_the_size_a_checkpoint_on_disk_is_as_large_as_its_arrays(tmp_path):
     rules, shapes = _instruct("depth=4", "dim=512", "ffn_dim=1384", "heads=4", "kv_heads=4")
     assert params_lib.count(shapes) == pytest.approx(42_598, rel=0.01)
     rng = np.random.default_rng(0)
@@ -233,5 +249,57 @@ def test_instruct_at_a_hundredth_of_the_size_is_as_large_on_disk_as_its_numbers(
     checkpoints.close()
     folder = tmp_path / "checkpoints" / "1"
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    numbers = 4 * _numbers(state)
-    assert 0.9 * numbers < size <= 600_000, (size, numbers)  # a hundredth of 60 MB
+    expected = 4 * _count(state)
+    assert 0.9 * expected < size <= 600_000, (size, expected)  # a hundredth of 60 MB
+
+
+# ---------------------------------------------------------------------------------------------------------- checksums
+
+
+def _by_numpy(array: np.ndarray) -> int:
+    """Compute a checksum element by element with Python integers."""
+    dtype = {2: np.uint16, 4: np.uint32}[array.dtype.itemsize]
+    total = 0
+    for index, word in enumerate(np.ascontiguousarray(array).reshape(-1).view(dtype).tolist()):
+        x = (word + index * 0x9E3779B9) % 2**32
+        x = ((x ^ x >> 16) * 0x85EBCA6B) % 2**32
+        x = ((x ^ x >> 13) * 0xC2B2AE35) % 2**32
+        total += x ^ x >> 16
+    return total % 2**32
+
+
+@pytest.fixture(scope="module")
+def tree() -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    return {
+        "fp32": rng.normal(size=(4, 8, 16)).astype(np.float32),
+        "bf16": rng.normal(size=(8, 24)).astype(jnp.bfloat16),
+        "count": np.int32(7),
+        "odd": np.array([np.nan, -0.0, 1e-42, np.inf] * 2, np.float32),
+    }
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (8, 1), (2, 4)])
+def test_a_checksum_is_the_same_on_every_mesh(tree, shape):
+    devices = np.array(jax.devices()[: shape[0] * shape[1]]).reshape(shape)
+    mesh = Mesh(devices, ("a", "b"))
+    specs = {"fp32": P(None, "a", "b"), "bf16": P("a"), "count": P(), "odd": P("a")}
+    placed = {name: jax.device_put(tree[name], NamedSharding(mesh, spec)) for name, spec in specs.items()}
+    expected = {name: _by_numpy(np.asarray(array)) for name, array in tree.items()}
+    assert checksums(placed, replicated=NamedSharding(mesh, P())) == expected
+
+
+def test_a_changed_bit_or_two_swapped_elements_change_the_checksum(tree):
+    def checksum(array: np.ndarray) -> int:
+        placed = jax.device_put(array, jax.devices()[0])
+        return checksums({"x": placed}, replicated=placed.sharding)["x"]
+
+    array = tree["fp32"]
+    rng = np.random.default_rng(1)
+    for _ in range(20):
+        changed = array.copy()
+        changed.view(np.uint32).reshape(-1)[rng.integers(array.size)] ^= np.uint32(1 << rng.integers(32))
+        assert checksum(changed) != checksum(array)
+    swapped = array.copy().reshape(-1)
+    swapped[[3, 4]] = swapped[[4, 3]]
+    assert checksum(swapped.reshape(array.shape)) != checksum(array)

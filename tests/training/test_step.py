@@ -1,4 +1,4 @@
-"""Gradients of kernels that are kept in the dtype they are made in."""
+"""The training step: gradients of kernels are kept in the compute dtype."""
 
 from __future__ import annotations
 
@@ -15,26 +15,27 @@ from earthgpt_jax.input.batch import END_SLOT, START_SLOT, TEXT_SLOT
 from earthgpt_jax.models import earthgpt
 from earthgpt_jax.models.llama import ExecutionOptions
 from earthgpt_jax.training.stages import trainable_paths
-from earthgpt_jax.training.step import State, make_step
+from earthgpt_jax.training.state import State
+from earthgpt_jax.training.step import make_step
 from tests.support import nano
 
 
 @pytest.mark.slow
-def test_they_are_those_of_fp32_copies_up_to_the_rounding_of_the_products():
+def test_gradients_of_bfloat16_kernels_equal_those_of_fp32_copies_up_to_rounding():
     config = nano.config("align", "model.compute_dtype=bfloat16", "data.max_images=1")
     graphdef, initial = earthgpt.init(config.model)
     trainable, frozen = params_lib.split(initial, trainable_paths(config, initial))
-    optimizer = optax.sgd(1.0)  # what is subtracted is the gradient
-    numbers = np.random.default_rng(0)
+    optimizer = optax.sgd(1.0)  # the update is the negative gradient
+    rng = np.random.default_rng(0)
     batch = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), batch_shapes(config))
     slots = jnp.full_like(batch.image_slots, TEXT_SLOT).at[:, 2:19].set(jnp.arange(17))
     slots = slots.at[:, 1].set(START_SLOT).at[:, 19].set(END_SLOT)
     batch = batch._replace(
-        tokens=jnp.asarray(numbers.integers(3, 600, batch.tokens.shape), jnp.int32),
+        tokens=jnp.asarray(rng.integers(3, 600, batch.tokens.shape), jnp.int32),
         positions=jnp.broadcast_to(jnp.arange(batch.tokens.shape[1]), batch.tokens.shape),
         segments=jnp.ones_like(batch.segments),
         loss_weights=jnp.ones_like(batch.loss_weights),
-        images=jnp.asarray(numbers.integers(0, 255, batch.images.shape), jnp.uint8),
+        images=jnp.asarray(rng.integers(0, 255, batch.images.shape), jnp.uint8),
         image_slots=slots,
     )
 

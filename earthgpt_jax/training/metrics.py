@@ -1,0 +1,212 @@
+"""Metrics of a run: fetching them from the devices, metrics.jsonl, TensorBoard and the progress bar."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+import json
+import queue
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from tqdm import tqdm
+
+from earthgpt_jax.config import Config
+from earthgpt_jax.input.batch import Batch
+from earthgpt_jax.input.packing.schedule import PackingSchedule
+from earthgpt_jax.training.optim import lr_schedule
+from earthgpt_jax.training.throughput import INPUT, START, FlopsReference, StepTimer, ThroughputLog
+
+_SPEED = {"step_seconds", "tokens_per_second", "images_per_second", "mfu", "goodput"}
+_NOTABLE_WAIT = 0.05  # share of the time spent waiting for input from which the progress bar shows it
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FinishedStep:
+    """A step that the devices have finished.
+
+    Attributes:
+        step: index of the step, from 0.
+        dispatched, finished: when the step was dispatched and when its metrics arrived (`time.monotonic`).
+    """
+
+    step: int
+    batch: Batch
+    metrics: dict[str, float]
+    dispatched: float
+    finished: float
+
+
+class MetricsFetcher:
+    """Fetch the metrics of dispatched steps, one step behind the devices.
+
+    A background thread waits for each step, so its end time is exact whatever the main thread is doing. The thread is
+    a daemon: devices that never answer must not keep the interpreter from exiting.
+    """
+
+    def __init__(self) -> None:
+        self._dispatched: collections.deque[tuple[int, Batch, float, Future]] = collections.deque()
+        self._queue: queue.SimpleQueue[tuple[dict[str, jax.Array], Future] | None] = queue.SimpleQueue()
+        threading.Thread(target=self._fetch, name="metrics", daemon=True).start()
+
+    def __enter__(self) -> MetricsFetcher:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._queue.put(None)
+
+    def put(self, step: int, batch: Batch, metrics: dict[str, jax.Array], *, dispatched: float) -> None:
+        """Add a step that was just dispatched."""
+        future: Future = Future()
+        self._dispatched.append((step, batch, dispatched, future))
+        self._queue.put((metrics, future))
+
+    def finished(self, *, include_newest: bool) -> Iterator[FinishedStep]:
+        """Wait for the dispatched steps and yield them in order; the newest one only if `include_newest`."""
+        while len(self._dispatched) > (0 if include_newest else 1):
+            step, batch, dispatched, future = self._dispatched.popleft()
+            metrics, finished = future.result()
+            yield FinishedStep(step=step, batch=batch, metrics=metrics, dispatched=dispatched, finished=finished)
+
+    def _fetch(self) -> None:
+        while (item := self._queue.get()) is not None:
+            metrics, future = item
+            try:
+                values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+                future.set_result((values, time.monotonic()))
+            except BaseException as error:  # re-raised in the main thread by `future.result`
+                future.set_exception(error)
+
+
+class MetricsLogger:
+    """Write metrics.jsonl, throughput.jsonl, TensorBoard events and the progress bar.
+
+    Opening it removes the lines of metrics.jsonl about steps that a resumed run repeats.
+
+    Args:
+        start_step: number of steps completed before this start.
+        timer: the run's timer; its seconds go to throughput.jsonl.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        workdir: Path,
+        *,
+        packing: PackingSchedule,
+        start_step: int,
+        timer: StepTimer,
+        flops_reference: FlopsReference | None,
+    ) -> None:
+        _remove_lines_after(workdir / "metrics.jsonl", start_step)
+        self._config, self._packing = config, packing
+        self._schedule = lr_schedule(config.optim)
+        # Line-buffered: the lines of steps in a checkpoint must survive a kill.
+        self._file = (workdir / "metrics.jsonl").open("a", buffering=1)
+        self._board = _summary_writer(workdir / "tb", purge_step=start_step)
+        self._bar = tqdm(total=config.optim.steps, initial=start_step, desc=config.stage.value, unit="step")
+        self._timer = timer
+        self._sums: collections.Counter[str] = collections.Counter()
+        self._throughput = ThroughputLog(
+            workdir,
+            start_step=start_step,
+            positions_per_step=config.data.batch_size * config.data.seq_len,
+            flops_reference=flops_reference,
+            metadata={
+                "processes": jax.process_count(),
+                "devices": jax.device_count(),
+                "device_kind": jax.devices()[0].device_kind,
+            },
+        )
+
+    def __enter__(self) -> MetricsLogger:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+        self._board.close()
+        self._file.close()
+        self._throughput.close()
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Log one finished step; TensorBoard, throughput and the progress bar's figures every `log_every` steps.
+
+        metrics.jsonl gets a line for every step, so that a resumed run can be compared with an uninterrupted one.
+        """
+        batch_size = self._config.data.batch_size
+        done = step + 1
+        line: dict[str, object] = {
+            "step": done,
+            **metrics,
+            "lr": float(self._schedule(jnp.asarray(step - int(metrics["skipped"])))),
+            "epoch": self._packing.epoch(done * batch_size),
+            "data_digest": self._packing.digest(range(step * batch_size, done * batch_size)),
+        }
+        self._sums.update({"steps": 1, "tokens": metrics["tokens"], "images": metrics["images"]})
+        self._bar.update()
+        summarize = done % self._config.log_every == 0 or done == self._config.optim.steps
+        if summarize:
+            line["epochs_per_source"] = self._packing.epochs_per_source(done * batch_size)
+        self._file.write(json.dumps(line) + "\n")
+        if summarize:
+            self._summarize(done, line)
+
+    def _summarize(self, step: int, line: Mapping[str, object]) -> None:
+        """Write the throughput since the last summary, and update TensorBoard and the progress bar."""
+        speed = self._throughput.record(step, **self._sums, seconds=self._timer.collect())
+        self._sums.clear()
+        postfix = {"tok_s": f"{speed['tokens_per_second']:,.0f}"}
+        if "mfu" in speed:
+            postfix["mfu"] = f"{speed['mfu']:.1%}"
+        waited = speed["seconds"][INPUT] / max(sum(speed["seconds"].values()) - speed["seconds"][START], 1e-9)
+        if waited > _NOTABLE_WAIT:
+            postfix["input_wait"] = f"{waited:.0%}"
+        self._bar.set_postfix(loss=f"{line['loss']:.3f}", **postfix)
+        for name in ("loss", "grad_norm", "lr", "epoch", "skipped"):
+            self._board.add_scalar(name, line[name], step)
+        for name in _SPEED & speed.keys():
+            self._board.add_scalar(f"speed/{name}", speed[name], step)
+
+
+def read_losses(workdir: Path) -> list[tuple[int, float]]:
+    """Return `(step, loss)` of every logged step of a run."""
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    return [(values["step"], values["loss"]) for values in map(json.loads, lines)]
+
+
+def _summary_writer(folder: Path, *, purge_step: int) -> Any:
+    """Open a TensorBoard writer without importing torch.
+
+    `tensorboardX.writer` imports torch where it is installed, which takes seconds, to accept its tensors as histograms.
+    We write scalars only. A `None` in `sys.modules` makes that import fail, and tensorboardX handles the failure.
+    """
+    hide_torch = "torch" not in sys.modules
+    if hide_torch:
+        sys.modules["torch"] = None  # type: ignore[assignment]
+    try:
+        import tensorboardX
+    finally:
+        if hide_torch:
+            del sys.modules["torch"]
+    return tensorboardX.SummaryWriter(str(folder), purge_step=purge_step)
+
+
+def _remove_lines_after(path: Path, step: int) -> None:
+    """Remove the lines of steps after `step`, which a resumed run repeats, and a line that a kill cut off."""
+    if path.exists():
+        kept = []
+        for line in path.read_text().splitlines():
+            with contextlib.suppress(json.JSONDecodeError):  # cut off by a kill
+                if json.loads(line)["step"] <= step:
+                    kept.append(line + "\n")
+        partial = path.with_suffix(".partial")
+        partial.write_text("".join(kept))
+        partial.replace(path)
