@@ -41,7 +41,7 @@ from orbax.checkpoint.checkpoint_managers import (
 from earthgpt_jax import __version__
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.config import CheckpointConfig
-from earthgpt_jax.training.inspection import CHECKPOINT_FORMAT, unfinished_checkpoints
+from earthgpt_jax.training.inspection import CHECKPOINT_FORMAT, is_damaged, metadata_digest, unfinished_checkpoints
 from earthgpt_jax.training.state import State
 
 _log = logging.getLogger(__name__)
@@ -93,6 +93,7 @@ class Checkpoints:
             "arrays": _dtypes_and_shapes(state),
             "checksums": checksums(state, replicated=state.step.sharding),
         }
+        extra["digest"] = metadata_digest(extra)
         with _explain_full_disk(self._directory):
             self._manager.save(
                 step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), extra=ocp.args.JsonSave(extra)),
@@ -137,12 +138,14 @@ class Checkpoints:
             self._manager.close()
 
     def _check_compatible(self, step: int, extra: Mapping[str, Any], like: State) -> None:
+        if is_damaged(extra):
+            raise self._damaged(step, "extra/metadata has changed since it was saved")
         if (saved := extra.get("format", 1)) != CHECKPOINT_FORMAT:
             raise EarthGPTError(
                 f"checkpoint {self.folder(step)}: expected checkpoint format {CHECKPOINT_FORMAT}, got {saved}. Resume "
                 "the run with the version of earthgpt-jax that started it, or start again in another --workdir."
             )
-        if missing := {"arrays", "checksums"} - extra.keys():
+        if missing := {"arrays", "checksums", "digest"} - extra.keys():
             raise self._damaged(step, f"extra/metadata lacks {', '.join(sorted(missing))}")
         expected = _dtypes_and_shapes(like)
         if different := [path for path, array in extra["arrays"].items() if expected.get(path) != array]:

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from earthgpt_jax.common import digests
 from earthgpt_jax.common.errors import EarthGPTError
 
 CHECKPOINT_FORMAT = 2  # `format` in a checkpoint's metadata; raise it when a key or an array's path changes
@@ -65,6 +66,17 @@ def checkpoint_steps(folder: Path) -> list[int]:
     return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit() and path.is_dir())
 
 
+def metadata_digest(metadata: Mapping[str, Any]) -> str:
+    """Return the digest of a checkpoint's metadata, without the field `digest` itself."""
+    plain = json.loads(json.dumps({key: value for key, value in metadata.items() if key != "digest"}))
+    return digests.sha256_json(plain)
+
+
+def is_damaged(metadata: Mapping[str, Any]) -> bool:
+    """Return whether the metadata of a checkpoint contradicts its digest; format 1 has none."""
+    return "digest" in metadata and metadata["digest"] != metadata_digest(metadata)
+
+
 def _summarize_checkpoints(folder: Path) -> list[Summary]:
     """Summarise the newest checkpoint in full, the older ones in one line each, and everything else in the folder."""
     summaries = [_summarize_checkpoint(folder / str(step)) for step in reversed(checkpoint_steps(folder))]
@@ -108,6 +120,8 @@ def _summarize_checkpoint(path: Path) -> Summary:
         json.loads((path / "state" / "_METADATA").read_text())
         if not isinstance(metadata, dict):
             raise EarthGPTError("extra/metadata is not a JSON object")
+        if is_damaged(metadata):
+            raise EarthGPTError("extra/metadata has changed since it was saved")
     except (EarthGPTError, ValueError, OSError) as error:
         return Summary(title=f"{path}: DAMAGED checkpoint ({error}); it cannot be restored", intact=False)
     if (saved := metadata.get("format", 1)) != CHECKPOINT_FORMAT:

@@ -142,7 +142,8 @@ def _prepare(config: Config, workdir: Path) -> _Run | None:
     if jax.process_index() == 0:
         workdir.mkdir(parents=True, exist_ok=True)
         _write_atomically(workdir / "config.json", json.dumps(to_dict(config), indent=1) + "\n")
-        _write_atomically(workdir / "schedule.txt", format_report(data.schedule, batch_size=config.data.batch_size) + "\n")
+        report = format_report(data.schedule, batch_size=config.data.batch_size)
+        _write_atomically(workdir / "schedule.txt", report + "\n")
     return _Run(
         config=config, workdir=workdir, data=data, identity=identity, placement=placement, frozen=frozen, state=state,
         step=step, tokenizer=initial.tokenizer, parent=initial.about,

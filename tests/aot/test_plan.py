@@ -368,7 +368,7 @@ def test_the_search_finds_the_largest_batch_without_trying_all(monkeypatch):
             hbm_limit_gib=15.0, hbm_gib_per_chip=2.5 + rows, fits=rows <= limit,
         )  # fmt: skip
 
-    monkeypatch.setattr(report, "plan", fake)
+    monkeypatch.setattr(report, "plan_step", fake)
     config = nano.config("align")
     for start in (1, 4, 13, 14, 40):
         tried.clear()
