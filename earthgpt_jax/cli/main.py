@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import errno
 import importlib
 import os
 import sys
@@ -26,7 +25,14 @@ from types import ModuleType
 from typing import Any, NoReturn
 
 from earthgpt_jax import __version__
-from earthgpt_jax.common.errors import EXIT_INTERRUPTED, EXIT_RETRY, EarthGPTError, RetryableError, RunStopped
+from earthgpt_jax.common.errors import (
+    EXIT_INTERRUPTED,
+    EXIT_RETRY,
+    EarthGPTError,
+    RetryableError,
+    RunStopped,
+    find_full_disk,
+)
 from earthgpt_jax.common.names import did_you_mean
 
 USER_ERROR = 2
@@ -109,8 +115,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
     except Exception as error:
-        if full := _full_disk(error):
-            return _print_error(full)
+        if (full := find_full_disk(error)) is not None:
+            location = f" while writing {name}" if (name := getattr(full, "filename", None)) else ""
+            return _print_error(f"no space left on the disk{location}: free some and run the same command again")
         raise
 
 
@@ -207,28 +214,6 @@ def _mark_absl_flags_parsed() -> None:
 
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()
-
-
-def _full_disk(error: BaseException) -> str:
-    """Return the message for the user if `error` or one of its causes is a full disk, "" otherwise.
-
-    Checkpoint writers wrap the system's error or only quote its text.
-    """
-    seen: set[int] = set()
-    waiting: list[BaseException | None] = [error]
-    while waiting:
-        cause = waiting.pop()
-        if cause is None or id(cause) in seen:
-            continue
-        seen.add(id(cause))
-        number = cause.errno if isinstance(cause, OSError) else None
-        if number in (errno.ENOSPC, errno.EDQUOT) or os.strerror(errno.ENOSPC) in str(cause):
-            place = f" while writing {cause.filename}" if isinstance(cause, OSError) and cause.filename else ""
-            return f"no space left on the disk{place}: free some and run the same command again"
-        waiting += [cause.__cause__, cause.__context__]
-        if isinstance(cause, BaseExceptionGroup):
-            waiting += cause.exceptions
-    return ""
 
 
 def _print_error(message: str) -> int:

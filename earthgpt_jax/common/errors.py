@@ -1,32 +1,66 @@
-"""The exceptions whose message is meant for the user."""
+"""Exceptions whose message is meant for the user, the exit statuses they lead to, and detection of full disks."""
 
-# Exit statuses that are not defects and not for the user to mend.
-EXIT_RETRY = 75  # EX_TEMPFAIL of sysexits.h: the same command goes on
+from __future__ import annotations
+
+import errno
+import os
+
+# Exit statuses that report neither a defect nor a mistake of the user.
+EXIT_RETRY = 75  # EX_TEMPFAIL of sysexits.h: rerun the same command to resume
 EXIT_INTERRUPTED = 128 + 2  # what a shell reports for SIGINT
 
 
 class EarthGPTError(Exception):
-    """Something the user can mend: the message says where, what was expected, what came, and what to do.
+    """An error that the user can fix; the message says where it is, what was expected, what was found, what to do.
 
-    The command line prints it as a single `error: ...` line and exits with status 2; anything else
-    that escapes is a defect of ours and keeps its traceback.
+    The command line prints it as one `error: ...` line and exits with status 2. Any other exception that reaches the
+    top is a defect and keeps its traceback.
     """
 
 
 class RetryableError(EarthGPTError):
-    """Nothing is wrong with what the user gave: the same command may go on from where it was.
+    """A failure that the same command may get past when it is run again, such as an unreachable coordinator.
 
-    The command line exits with status `EXIT_RETRY`, upon which the launchers in `scripts/launch/` start it again.
+    The command line exits with status `EXIT_RETRY`; the launchers in `scripts/launch/` then rerun the command.
     """
 
 
 class DamagedRecordError(EarthGPTError):
-    """A record that its shard does not give back; the dataset's others may be well, and can be used without it."""
+    """A record that cannot be read from its shard; the other records of the dataset may still be readable."""
 
 
 class RunStopped(Exception):
-    """A run ended before its end because it was told to, with everything it had on disk; `status` is for the shell."""
+    """A run that ended early on request, after everything was saved.
+
+    Attributes:
+        status: exit status for the shell.
+    """
 
     def __init__(self, message: str, *, status: int):
         super().__init__(message)
         self.status = status
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)  # no space on the device, quota exceeded
+
+
+def find_full_disk(error: BaseException | None) -> BaseException | None:
+    """Return the exception that reports a full disk or an exceeded quota: `error`, or one that caused it; else None.
+
+    Searches causes, contexts and exception groups, and the text of messages, because checkpoint and record writers
+    wrap the system's error or only quote its message.
+    """
+    seen: set[int] = set()
+    pending = [error]
+    while pending:
+        candidate = pending.pop()
+        if candidate is None or id(candidate) in seen:
+            continue
+        seen.add(id(candidate))
+        text = str(candidate)
+        if getattr(candidate, "errno", None) in _FULL or any(os.strerror(code) in text for code in _FULL):
+            return candidate
+        pending += [candidate.__cause__, candidate.__context__]
+        if isinstance(candidate, BaseExceptionGroup):
+            pending += candidate.exceptions
+    return None

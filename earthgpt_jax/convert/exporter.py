@@ -13,13 +13,14 @@ import numpy as np
 from tqdm import tqdm
 
 from earthgpt_jax.common.errors import EarthGPTError
+from earthgpt_jax.common.files import atomic_folder
 from earthgpt_jax.config import AdapterConfig, AdapterKind, LlamaConfig, ModelConfig, to_dict
 from earthgpt_jax.convert import tables
 from earthgpt_jax.convert.card import model_card
 from earthgpt_jax.convert.layouts import ADAPTER_FILE, SPLIT_DIMS
 from earthgpt_jax.convert.merge import FilteredReader, MergedReader, ScaledLoraReader, merged_config
 from earthgpt_jax.convert.tables import Table
-from earthgpt_jax.convert.tensor_io import AtomicFolder, Reader, SafetensorsReader, SafetensorsWriter, split_dim
+from earthgpt_jax.convert.tensor_io import Reader, SafetensorsReader, SafetensorsWriter, split_dim
 from earthgpt_jax.input.prompts.chat_template import ASSISTANT, HUMAN, SEPARATOR, chat_template
 from earthgpt_jax.input.tokenizer import Tokenizer
 from earthgpt_jax.models import model_dir
@@ -52,7 +53,7 @@ def export_hf(
     """
     model, reader, config = _open_model(name, adapter)
     dtype = _export_dtype(dtype, reader)
-    with AtomicFolder(out) as folder:
+    with atomic_folder(out) as folder:
         _write(folder, tables.hf_export(config), reader, dtype=dtype, shard_bytes=shard_bytes)
         if adapter == "separate" and model.model.adapter.kind is not AdapterKind.NONE:
             (folder / ADAPTER_FILE).parent.mkdir()
@@ -74,7 +75,7 @@ def export_llama(name: str | Path, out: Path, *, dtype: np.dtype | None = None, 
     """
     model, reader, config = _open_model(name, "merge")
     dtype = _export_dtype(dtype, reader)
-    with AtomicFolder(out) as folder:
+    with atomic_folder(out) as folder:
         table = tables.llama_hf(config.llm).prefixed(path="llm/")
         _write(folder, table, reader, dtype=dtype, shard_bytes=shard_bytes)
         dtype_name = _dtype_name(dtype, reader)
@@ -110,7 +111,7 @@ def export_accessory(name: str | Path, out: Path, *, dtype: np.dtype | None = No
             f"{shards} shards: expected a number that divides heads ({config.llm.heads}, {config.llm.kv_heads}), "
             f"ffn_dim {config.llm.ffn_dim} and vocab_size {config.llm.vocab_size}; it does not divide {uneven[:2]}"
         )
-    with AtomicFolder(out) as folder:
+    with atomic_folder(out) as folder:
         for number in range(shards):
             # torch.save takes all tensors at once. To keep them out of memory, write safetensors tensor by tensor
             # first, then save the memory-mapped file.

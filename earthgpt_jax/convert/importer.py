@@ -12,10 +12,11 @@ import numpy as np
 from tqdm import tqdm
 
 from earthgpt_jax.common.errors import EarthGPTError
+from earthgpt_jax.common.files import atomic_folder
 from earthgpt_jax.config import AdapterConfig, ModelConfig
 from earthgpt_jax.convert.layouts import ALL_PARTS, SourceCheckpoint, open_source_checkpoint
 from earthgpt_jax.convert.tables import ConversionStep
-from earthgpt_jax.convert.tensor_io import AtomicFolder, Reader, SafetensorsWriter, Shape
+from earthgpt_jax.convert.tensor_io import Reader, SafetensorsWriter, Shape
 from earthgpt_jax.input.tokenizer import Tokenizer
 from earthgpt_jax.models import earthgpt, model_dir
 
@@ -194,7 +195,7 @@ def import_model(
     """
     prepared = prepare_import(parts, model, dtype=dtype)
     check_vocabulary(tokenizer, model)
-    with AtomicFolder(out) as folder:
+    with atomic_folder(out) as folder:
         writer = SafetensorsWriter(
             folder, {path: (prepared.shapes[path], prepared.dtypes[path]) for path in sorted(prepared.shapes)}
         )

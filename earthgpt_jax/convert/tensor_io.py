@@ -11,7 +11,6 @@ import json
 import os
 import pickle
 import re
-import shutil
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -238,33 +237,6 @@ class RenamedReader:
 
 
 # ---------------------------------------------------------------------------------------------- writing
-class AtomicFolder:
-    """A folder that appears under its name only once everything in it has been written.
-
-    Use it as a context manager that yields the folder to write to. A killed process leaves at most
-    `NAME.partial`, which the next attempt removes.
-    """
-
-    def __init__(self, target: Path):
-        self.target = target
-        self.path = target.with_name(target.name + ".partial")
-
-    def __enter__(self) -> Path:
-        if self.target.exists() and (not self.target.is_dir() or any(self.target.iterdir())):
-            raise EarthGPTError(f"{self.target}: exists already; choose another folder, or remove this one")
-        shutil.rmtree(self.path, ignore_errors=True)
-        self.path.mkdir(parents=True)
-        return self.path
-
-    def __exit__(self, error_type: type | None, *_: object) -> None:
-        if error_type is not None:
-            shutil.rmtree(self.path, ignore_errors=True)
-            return
-        if self.target.exists():
-            self.target.rmdir()
-        os.replace(self.path, self.target)
-
-
 class SafetensorsWriter:
     """Writes safetensors files whose layout is fixed first and whose tensors are filled in any order.
 

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import functools
 import json
-import os
-import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +13,7 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core.decode import DeserializeMethod
 
 from earthgpt_jax.common.errors import DamagedRecordError, EarthGPTError
+from earthgpt_jax.common.files import write_output
 from earthgpt_jax.datasets.examples import to_record
 from earthgpt_jax.datasets.manifest import MANIFEST, annotated_classes, read_manifest, record_counts, shard_names
 from earthgpt_jax.records import AnnotatedClasses, Record
@@ -24,40 +21,10 @@ from earthgpt_jax.records import AnnotatedClasses, Record
 _MAX_LISTED = 5  # shards that an error message lists
 
 
-@contextlib.contextmanager
-def writing(out: Path, *, left: str = "no partial files remain") -> Iterator[None]:
-    """Turn errors of the file system into an EarthGPTError about `out`; `left` says what remains on disk."""
-    try:
-        yield
-    except (OSError, RuntimeError) as error:
-        # ArrayRecord's writer raises a RuntimeError that has the reason in its text only.
-        full = os.strerror(errno.ENOSPC) in str(error) or os.strerror(errno.EDQUOT) in str(error)
-        if full:
-            reason, remedy = "the disk is full", "free some space, or choose another folder"
-        elif isinstance(error, RuntimeError):
-            raise
-        else:
-            reason = f"{error.strerror or error}{f' ({error.filename})' if error.filename else ''}"
-            remedy = "choose another folder, or check its permissions"
-        raise EarthGPTError(f"writing {out}: {reason}; {left}. Please {remedy}") from error
-
-
-def replace(path: Path, content: bytes) -> None:
-    """Write a file atomically: at any time it has either its old content or all of the new.
-
-    Raises:
-        EarthGPTError: the folder is not writable, or the disk is full.
-    """
-    with writing(path), tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
-        partial = Path(folder, path.name)
-        partial.write_bytes(content)
-        os.replace(partial, path)
-
-
 def update_manifest(directory: Path, **values: Any) -> None:
     """Set entries of manifest.json, atomically; the dataset's fingerprint does not change."""
     content = json.dumps(read_manifest(directory) | values, indent=1) + "\n"
-    replace(directory / MANIFEST, content.encode())
+    write_output(directory / MANIFEST, content.encode())
 
 
 class RecordSource(Sequence[Record]):

@@ -19,6 +19,7 @@ from orbax.checkpoint import multihost
 
 from earthgpt_jax import distributed
 from earthgpt_jax.common.errors import EarthGPTError
+from earthgpt_jax.common.files import write_text
 from earthgpt_jax.evaluation import predictions as predictions_lib
 from earthgpt_jax.evaluation.predictions import Prediction
 
@@ -152,6 +153,4 @@ class Files:
         return json.dumps({"header": dict(self.header)}) + "\n"
 
     def _write(self, path: Path, predictions: Iterable[Prediction]) -> None:
-        partial = path.with_name(f"{path.name}.partial")
-        partial.write_text(self._first() + "".join(map(predictions_lib.to_line, predictions)), encoding="utf-8")
-        partial.replace(path)
+        write_text(path, self._first() + "".join(map(predictions_lib.to_line, predictions)))

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -24,6 +23,7 @@ from safetensors.numpy import load_file, save_file
 
 from earthgpt_jax import params as params_lib
 from earthgpt_jax.common.errors import EarthGPTError
+from earthgpt_jax.common.files import IfExists, atomic_folder
 from earthgpt_jax.common.resources import assets_path
 from earthgpt_jax.config import ModelConfig, model_from_dict, to_dict
 from earthgpt_jax.models import earthgpt
@@ -136,14 +136,12 @@ def write(
     tokenizer: Path, about: dict,
 ) -> None:  # fmt: skip
     """Writes a model directory; it appears under its name only once it is complete."""
-    partial = path.with_name(path.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    save_file({key: np.ascontiguousarray(arrays[key]) for key in sorted(arrays)}, partial / "model.safetensors")
-    (partial / "model.safetensors").chmod(0o644)  # the library makes it private; a package must be readable
-    write_config(partial, model=model, decimals=decimals, chat_template=chat_template, tokenizer=tokenizer, about=about)
-    shutil.rmtree(path, ignore_errors=True)
-    os.replace(partial, path)
+    with atomic_folder(path, if_exists=IfExists.REPLACE) as folder:
+        save_file({key: np.ascontiguousarray(arrays[key]) for key in sorted(arrays)}, folder / "model.safetensors")
+        (folder / "model.safetensors").chmod(0o644)  # the library makes it private; a package must be readable
+        write_config(
+            folder, model=model, decimals=decimals, chat_template=chat_template, tokenizer=tokenizer, about=about
+        )
 
 
 def write_config(

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import errno
 import functools
 import logging
 import math
@@ -39,7 +38,7 @@ from orbax.checkpoint.checkpoint_managers import (
 )
 
 from earthgpt_jax import __version__
-from earthgpt_jax.common.errors import EarthGPTError
+from earthgpt_jax.common.errors import EarthGPTError, find_full_disk
 from earthgpt_jax.config import CheckpointConfig
 from earthgpt_jax.training.inspection import CHECKPOINT_FORMAT, is_damaged, metadata_digest, unfinished_checkpoints
 from earthgpt_jax.training.state import State
@@ -207,20 +206,12 @@ def _explain_full_disk(directory: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if not _is_full_disk(error):
+        if find_full_disk(error) is None:
             raise
         raise EarthGPTError(
             f"checkpoint in {directory}: the disk is full; earlier checkpoints are intact. Free some space and rerun "
             "the same command."
         ) from error
-
-
-def _is_full_disk(error: BaseException | None) -> bool:
-    while error is not None:
-        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
 
 
 # ---------------------------------------------------------------------------------------------------------- checksums

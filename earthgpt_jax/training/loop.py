@@ -18,6 +18,7 @@ from flax import nnx
 
 from earthgpt_jax import distributed
 from earthgpt_jax import params as params_lib
+from earthgpt_jax.common import files
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.config import Config, from_dict, to_dict
 from earthgpt_jax.input.packing.efficiency import format_report
@@ -141,9 +142,9 @@ def _prepare(config: Config, workdir: Path) -> _Run | None:
     # Claim the folder only now that model and data are known to be valid: a failed start leaves no trace.
     if jax.process_index() == 0:
         workdir.mkdir(parents=True, exist_ok=True)
-        _write_atomically(workdir / "config.json", json.dumps(to_dict(config), indent=1) + "\n")
+        files.write_json(workdir / "config.json", to_dict(config))
         report = format_report(data.schedule, batch_size=config.data.batch_size)
-        _write_atomically(workdir / "schedule.txt", report + "\n")
+        files.write_text(workdir / "schedule.txt", report + "\n")
     return _Run(
         config=config, workdir=workdir, data=data, identity=identity, placement=placement, frozen=frozen, state=state,
         step=step, tokenizer=initial.tokenizer, parent=initial.about,
@@ -345,10 +346,3 @@ def _warn_about_unknown_classes(config: Config, data: TrainingData) -> None:
             "card with open_classes, or a dataset built by an earlier version)",
             *(config.data.source, ", ".join(tasks), ", ".join(sources)),
         )
-
-
-def _write_atomically(path: Path, content: str) -> None:
-    """Replace a file so that a kill leaves either the old or the new content."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(content)
-    partial.replace(path)

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 from tqdm import tqdm
 
+from earthgpt_jax.common.files import write_text
 from earthgpt_jax.config import Config
 from earthgpt_jax.input.batch import Batch
 from earthgpt_jax.input.packing.schedule import PackingSchedule
@@ -207,6 +208,4 @@ def _remove_lines_after(path: Path, step: int) -> None:
             with contextlib.suppress(json.JSONDecodeError):  # cut off by a kill
                 if json.loads(line)["step"] <= step:
                     kept.append(line + "\n")
-        partial = path.with_suffix(".partial")
-        partial.write_text("".join(kept))
-        partial.replace(path)
+        write_text(path, "".join(kept))

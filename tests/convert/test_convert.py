@@ -14,13 +14,14 @@ from safetensors.numpy import load_file, save_file
 
 from earthgpt_jax import params as params_lib
 from earthgpt_jax.common.errors import EarthGPTError
+from earthgpt_jax.common.files import atomic_folder
 from earthgpt_jax.config import AdapterConfig, AdapterKind, Fuse, Mlp, ModelConfig
 from earthgpt_jax.convert import exporter, tables
 from earthgpt_jax.convert.export_info import read_export_info
 from earthgpt_jax.convert.importer import import_model, prepare_import
 from earthgpt_jax.convert.layouts import open_source_checkpoint
 from earthgpt_jax.convert.merge import MergedReader, merged_config
-from earthgpt_jax.convert.tensor_io import AtomicFolder, SafetensorsReader, SafetensorsWriter
+from earthgpt_jax.convert.tensor_io import SafetensorsReader, SafetensorsWriter
 from earthgpt_jax.models import earthgpt
 from earthgpt_jax.models import model_dir as io
 from earthgpt_jax.ops.attention import make_attention_mask
@@ -328,7 +329,7 @@ def test_a_checkpoint_of_another_architecture(tmp_path, plain):
 
 def test_an_export_does_not_overwrite_and_a_failure_leaves_nothing(tmp_path, plain):
     def fail():
-        with AtomicFolder(tmp_path / "out") as folder:
+        with atomic_folder(tmp_path / "out") as folder:
             (folder / "half").write_text("x")
             raise RuntimeError
 

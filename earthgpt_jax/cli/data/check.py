@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
 def _native(names: Sequence[str], *, root: Path, hashes: Path | None, write_to: Path | None) -> int:
     from earthgpt_jax.common import digests
     from earthgpt_jax.common.errors import EarthGPTError
-    from earthgpt_jax.datasets import store
+    from earthgpt_jax.common.files import write_output
     from earthgpt_jax.datasets.cards import load_cards, select_cards
     from earthgpt_jax.datasets.inspect.completeness import check_native, covered_files, is_present
 
@@ -82,7 +82,7 @@ def _native(names: Sequence[str], *, root: Path, hashes: Path | None, write_to: 
             if not report.failure:
                 new = [name for name in covered_files(report.card, root) if name not in found]
                 found |= digests.sha256_files(root, new, title=report.card.name)
-        store.replace(write_to, digests.format_sha256_list(found).encode())
+        write_output(write_to, digests.format_sha256_list(found).encode())
         print(f"wrote {write_to}: {len(found)} files", file=sys.stderr)
     return 0 if all(report.complete for report in reports) else 1
 

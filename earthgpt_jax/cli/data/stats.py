@@ -72,8 +72,8 @@ def _measure(args: argparse.Namespace) -> int:
     import json
 
     from earthgpt_jax.common.errors import EarthGPTError
+    from earthgpt_jax.common.files import write_output
     from earthgpt_jax.common.resources import assets_path
-    from earthgpt_jax.datasets import store
     from earthgpt_jax.datasets.manifest import dataset_directories
     from earthgpt_jax.input import statistics
     from earthgpt_jax.input.tokenizer import Tokenizer
@@ -89,11 +89,11 @@ def _measure(args: argparse.Namespace) -> int:
     print("\n\n".join(statistics.format_statistics(each) for each in found))
     if args.json:
         content = json.dumps([each.plain() for each in found], indent=1) + "\n"
-        store.replace(args.json, content.encode())
+        write_output(args.json, content.encode())
     if args.html:
         named = f"{args.tokenizer or 'the embedded tokenizer'} ({tokenizer.vocab_size} pieces)"
         title = f"Statistics of {', '.join(folder.name for folder in folders)}"
-        store.replace(args.html, statistics.render_page(found, title=title, tokenizer=named).encode())
+        write_output(args.html, statistics.render_page(found, title=title, tokenizer=named).encode())
     for path in (args.json, args.html):
         if path:
             print(f"wrote {path}", file=sys.stderr)

@@ -23,8 +23,9 @@ from typing import Any
 from tqdm import tqdm
 
 from earthgpt_jax.common.errors import EarthGPTError
+from earthgpt_jax.common.files import explain_write_errors
 from earthgpt_jax.common.parallel import Engine, LocalEngine
-from earthgpt_jax.datasets import image_digests, store
+from earthgpt_jax.datasets import image_digests
 from earthgpt_jax.datasets.build import chunks, native_files, shards
 from earthgpt_jax.datasets.build.counts import BuildCounts
 from earthgpt_jax.datasets.build.summary import BuildSummary, DatasetSummary, reason_lines
@@ -37,7 +38,7 @@ from earthgpt_jax.synthetic import SyntheticSource
 _READERS_VERSION = 3  # raise it when the same native files give other records
 _UNITS, _BYTES = 128, 32 << 20  # of a job: units, or bytes of their images, whichever comes first
 MAX_QUARANTINE = 0.1
-_LEFT = "what is finished is kept, and the same command goes on from there"
+_LEFT = "finished parts are kept, and the same command resumes there"
 
 
 def build(
@@ -81,7 +82,7 @@ def build_synthetic(
     # A drawn record stands for the code that draws: a changed look is another dataset.
     drawn_first = [(image_digests.image_digest(first.image), first.turns) for first in (s[0] for s in sources.values())]
     origin = native_files.json_digest({"synthetic": dict(splits), "size": size, "seed": seed, "first": drawn_first})
-    with store.writing(target, left=_LEFT), _work(target) as work:
+    with explain_write_errors(target, consequence=_LEFT), _work(target) as work:
         if before := _finished(target, lambda _: origin):
             return BuildSummary((before,))
         batches = (
@@ -100,7 +101,7 @@ def _build_one(card: Card, root: Path, out: Path, *, engine: Engine, max_quarant
     _check_tile(card)
     items = pair_entries(root, card)  # says what is missing before anything is made
     described = {"card": card.describe(), "readers": _READERS_VERSION}
-    with store.writing(out, left=_LEFT), _work(out) as work:
+    with explain_write_errors(out, consequence=_LEFT), _work(out) as work:
         began = time.time()
         files = native_files.list_files(base, card)
         if before := _finished(

@@ -10,14 +10,13 @@ from __future__ import annotations
 import array
 import collections
 import dataclasses
-import os
 import pickle
-import uuid
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
 from earthgpt_jax.common.digests import sha256
+from earthgpt_jax.common.files import atomic_open, write_bytes
 from earthgpt_jax.datasets import image_digests
 from earthgpt_jax.datasets.build import tiling
 from earthgpt_jax.datasets.build.counts import COUNTED_KINDS, BuildCounts, RecordCounts, count_items
@@ -103,7 +102,7 @@ def write_job(folder: Path, index: int, batch: Job, *, salt: str) -> Path:
     """Writes a batch as `folder/<index>-<digest>.job`; the name sorts by index."""
     data = pickle.dumps(batch, protocol=pickle.HIGHEST_PROTOCOL)
     path = folder / f"{index:07d}-{sha256(salt, data)[:20]}.job"
-    write_atomic(path, data)
+    write_bytes(path, data, durable=True)
     return path
 
 
@@ -159,13 +158,10 @@ def run_job(job: Path) -> None:
         return
     batch: Job = pickle.loads(job.read_bytes())
     hasher = _Hasher()
-    temporary = temporary_path(examples_file(job))
-    with temporary.open("wb") as file:
+    with atomic_open(examples_file(job), durable=True) as file:
         made = _write(batch, hasher, file.write)
-        flush_to_disk(file)
-    os.replace(temporary, examples_file(job))
     made.inputs = hasher.sums
-    write_atomic(job.with_suffix(".index"), pickle.dumps(made, protocol=pickle.HIGHEST_PROTOCOL))
+    write_bytes(job.with_suffix(".index"), pickle.dumps(made, protocol=pickle.HIGHEST_PROTOCOL), durable=True)
 
 
 def _write(batch: Job, hasher: _Hasher, write: Callable[[bytes], Any]) -> ChunkIndex:
@@ -214,23 +210,3 @@ class _Hasher:
             if data and image is data
             else image_digests.image_digest(image)
         )
-
-
-def temporary_path(path: Path) -> Path:
-    """Another name for a file that is being written; no two processes of any machine have the same."""
-    return path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
-
-
-def write_atomic(path: Path, data: bytes) -> None:
-    """Writes a file that is either whole or not there, whatever happens."""
-    temporary = temporary_path(path)
-    with temporary.open("wb") as file:
-        file.write(data)
-        flush_to_disk(file)
-    os.replace(temporary, path)
-
-
-def flush_to_disk(file: Any) -> None:
-    """What was written is on the disk, so that the name it gets next never stands for less."""
-    file.flush()
-    os.fsync(file.fileno())

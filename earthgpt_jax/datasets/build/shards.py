@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 from earthgpt_jax import __version__
 from earthgpt_jax.common.digests import fingerprint_json, sha256, sha256_file
+from earthgpt_jax.common.files import atomic_path, write_bytes, write_text
 from earthgpt_jax.common.parallel import Engine
 from earthgpt_jax.datasets import image_digests
 from earthgpt_jax.datasets.build import chunks
@@ -112,7 +113,7 @@ def write_jobs(folder: Path, splits: Mapping[str, SplitLayout]) -> dict[str, lis
             # Chunks of the same name hold the same bytes, so a shard of the same places does too.
             data = pickle.dumps(runs, protocol=pickle.HIGHEST_PROTOCOL)
             job = folder / f"{split}-{sha256(data)[:20]}.job"
-            chunks.write_atomic(job, data)
+            write_bytes(job, data, durable=True)
             jobs[split].append(job)
     return jobs
 
@@ -125,13 +126,10 @@ def run_job(job: Path) -> None:
     """Writes a job's shard and its sha256; does nothing if it is finished."""
     if finished(job):
         return
-    temporary = chunks.temporary_path(_shard(job))
-    file_adapters.ADAPTER_FOR_FORMAT[FORMAT].write_examples(temporary, _examples(pickle.loads(job.read_bytes())))
-    digest = sha256_file(temporary)
-    with temporary.open("rb") as file:
-        os.fsync(file.fileno())
-    os.replace(temporary, _shard(job))
-    chunks.write_atomic(_sum(job), digest.encode())
+    with atomic_path(_shard(job), durable=True) as path:
+        file_adapters.ADAPTER_FOR_FORMAT[FORMAT].write_examples(path, _examples(pickle.loads(job.read_bytes())))
+        digest = sha256_file(path)
+    write_text(_sum(job), digest, durable=True)
 
 
 def _examples(runs: Sequence[tuple[Path, array.array, array.array]]) -> Iterator[tuple[int, bytes]]:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from earthgpt_jax.common.errors import EarthGPTError
+from earthgpt_jax.common.files import explain_write_errors
 from earthgpt_jax.common.parallel import LocalEngine
-from earthgpt_jax.datasets import store
 from earthgpt_jax.datasets.build import chunks, shards
 from earthgpt_jax.datasets.image_digests import image_digest
 from earthgpt_jax.records import Record
@@ -36,7 +36,7 @@ def write_dataset(
     """
     if out.exists():
         raise EarthGPTError(f"{out} exists already; choose another folder, or delete this one to build it again")
-    with store.writing(out):
+    with explain_write_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         # A random name keeps simultaneous builds apart. The dataset inside it is nested more deeply than
         # `dataset_directories` looks, so that the remains of a killed build are never taken for a dataset.

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from earthgpt_jax.common.digests import sha256
 from earthgpt_jax.common.errors import EarthGPTError
+from earthgpt_jax.common.files import write_output
 from earthgpt_jax.common.tables import align_columns
 from earthgpt_jax.datasets import image_digests as digests
 from earthgpt_jax.datasets import store
@@ -299,5 +300,5 @@ def _write(directory: Path, name: str, found: Sequence[Match], result: Audit, co
         "sha256": sha256(content),
     }
     # The manifest last: until it names the new file, the old pair is found to be torn, never taken for this one.
-    store.replace(directory / matches.FILE, content)
+    write_output(directory / matches.FILE, content)
     store.update_manifest(directory, **{matches.KEY: verdict})

@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from earthgpt_jax.common.digests import sha256_int
 from earthgpt_jax.common.errors import EarthGPTError
+from earthgpt_jax.common.files import write_output
 from earthgpt_jax.common.parallel import parallel_map
 from earthgpt_jax.datasets import store
 from earthgpt_jax.datasets.manifest import read_manifest
@@ -135,4 +136,4 @@ def _write(path: Path, key: str, taken: dict[str, PerceptualHashes]) -> None:
     arrays = {f"{split}/{name}": getattr(each, name) for split, each in taken.items() for name in _COLUMNS}
     buffer = io.BytesIO()
     np.savez(buffer, key=np.array(key), allow_pickle=False, **arrays)
-    store.replace(path, buffer.getvalue())
+    write_output(path, buffer.getvalue())

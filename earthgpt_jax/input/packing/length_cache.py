@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from earthgpt_jax.common import files
 from earthgpt_jax.common.digests import fingerprint_json
 from earthgpt_jax.common.errors import DamagedRecordError, EarthGPTError
 from earthgpt_jax.common.parallel import parallel_map
@@ -151,9 +152,9 @@ def _write(places: tuple[Path, ...], name: str, index: LengthIndex, identity: Ma
     reasons = []
     for place in places:
         try:
-            with store.writing(place):
+            with files.explain_write_errors(place):
                 place.mkdir(parents=True, exist_ok=True)
-            store.replace(place / name, buffer.getvalue())
+            files.write_output(place / name, buffer.getvalue())
         except EarthGPTError as error:
             reasons.append(str(error))
         else:

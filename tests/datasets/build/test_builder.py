@@ -16,13 +16,14 @@ import pytest
 from PIL import Image
 
 from earthgpt_jax.common.errors import EarthGPTError
+from earthgpt_jax.common.files import explain_write_errors, write_bytes
 from earthgpt_jax.common.parallel import LocalEngine
 from earthgpt_jax.datasets.build import builder as building
 from earthgpt_jax.datasets.build import chunks, native_files, shards
 from earthgpt_jax.datasets.build.builder import build, build_synthetic
 from earthgpt_jax.datasets.cards import Card
 from earthgpt_jax.datasets.manifest import read_manifest
-from earthgpt_jax.datasets.store import RecordSource, writing
+from earthgpt_jax.datasets.store import RecordSource
 from tests.support.native_datasets import card
 
 IMAGES = 14
@@ -212,7 +213,7 @@ def test_errors_of_workers_arrive(tmp_path: Path) -> None:
     with (
         LocalEngine(2) as engine,
         pytest.raises(EarthGPTError, match="No such file"),
-        writing(tmp_path / "s", left="all is lost"),
+        explain_write_errors(tmp_path / "s", consequence="all is lost"),
     ):
         list(engine.run(chunks.run_job, jobs))
     with LocalEngine(2) as engine, pytest.raises(EarthGPTError, match="a worker was killed"):
@@ -247,7 +248,7 @@ def test_workers_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
 
 
 def _sleeps(job: Path) -> None:
-    chunks.write_atomic(job, str(os.getpid()).encode())
+    write_bytes(job, str(os.getpid()).encode())
     time.sleep(600)
 
 

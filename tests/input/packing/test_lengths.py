@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from earthgpt_jax.common import files
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.common.parallel import parallel_map
 from earthgpt_jax.common.resources import assets_path
@@ -165,14 +166,14 @@ def test_another_way_of_asking_has_another_file_and_only_a_few_are_kept(dataset)
 def test_a_read_only_dataset_is_cached_with_the_user(dataset, tmp_path, monkeypatch, caplog):
     cache = tmp_path / "cache"
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
-    replace = store.replace
+    write_output = files.write_output
 
     def guarded(path: Path, content: bytes) -> None:
         if not path.is_relative_to(cache):
             raise EarthGPTError(f"writing {path}: Read-only file system")
-        replace(path, content)
+        write_output(path, content)
 
-    monkeypatch.setattr(store, "replace", guarded)
+    monkeypatch.setattr(files, "write_output", guarded)
     found = length_cache.load_length_index(dataset, prompt_config=ASKING, workers=1)
     assert len(list(cache.glob("earthgpt/*/lengths-train-*.npz"))) == 1
     monkeypatch.setattr(length_cache, "_measured", None)
@@ -181,7 +182,7 @@ def test_a_read_only_dataset_is_cached_with_the_user(dataset, tmp_path, monkeypa
     monkeypatch.undo()
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    monkeypatch.setattr(store, "replace", guarded)
+    monkeypatch.setattr(files, "write_output", guarded)
     with caplog.at_level(logging.WARNING):
         assert _same(length_cache.load_length_index(dataset, prompt_config=ASKING, workers=1).index, found.index)
     assert "will be computed again" in caplog.text
