@@ -36,10 +36,14 @@ def test_files_get_the_usual_permissions(tmp_path: Path) -> None:
 
 
 def test_a_failure_keeps_the_previous_file_and_leaves_nothing_else(tmp_path: Path) -> None:
+    def interrupted() -> None:
+        with files.atomic_open(tmp_path / "file") as file:
+            file.write(b"half")
+            raise KeyboardInterrupt
+
     (tmp_path / "file").write_text("before")
-    with pytest.raises(KeyboardInterrupt), files.atomic_open(tmp_path / "file") as file:
-        file.write(b"half")
-        raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert (tmp_path / "file").read_text() == "before" and len(list(tmp_path.iterdir())) == 1
 
 
@@ -96,22 +100,27 @@ def test_an_existing_folder_is_refused_or_replaced(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_another_process_fills_meanwhile_is_kept(tmp_path: Path) -> None:
-    with pytest.raises(OSError, match="not empty"), files.atomic_folder(tmp_path / "folder") as folder:
-        (folder / "ours").touch()
-        (tmp_path / "folder").mkdir()
-        (tmp_path / "folder" / "theirs").touch()
+    def overtaken() -> None:
+        with files.atomic_folder(tmp_path / "folder") as folder:
+            (folder / "ours").touch()
+            (tmp_path / "folder").mkdir()
+            (tmp_path / "folder" / "theirs").touch()
+
+    with pytest.raises(OSError, match="not empty"):
+        overtaken()
     assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")) == ["folder", "folder/theirs"]
 
 
 def test_a_failure_removes_the_partial_folder_and_keeps_the_previous_one(tmp_path: Path) -> None:
+    def failing() -> None:
+        with files.atomic_folder(tmp_path / "folder", if_exists=IfExists.REPLACE) as folder:
+            (folder / "half").touch()
+            raise RuntimeError("half")
+
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "before").touch()
-    with (
-        pytest.raises(RuntimeError, match="half"),
-        files.atomic_folder(tmp_path / "folder", if_exists=IfExists.REPLACE) as folder,
-    ):
-        (folder / "half").touch()
-        raise RuntimeError("half")
+    with pytest.raises(RuntimeError, match="half"):
+        failing()
     assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")) == ["folder", "folder/before"]
 
 

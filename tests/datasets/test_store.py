@@ -6,6 +6,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +16,6 @@ import tensorflow_datasets as tfds
 
 from earthgpt_jax.cli.main import main
 from earthgpt_jax.common.errors import EarthGPTError
-from earthgpt_jax.datasets import store
 from earthgpt_jax.datasets.build.writer import write_dataset
 from earthgpt_jax.datasets.collection import ConcatSource, open_records
 from earthgpt_jax.datasets.examples import to_example
@@ -164,7 +164,7 @@ def test_a_build_that_was_killed_is_no_dataset(built, tmp_path, monkeypatch):
         rename(source, target)
 
     monkeypatch.setattr(os, "replace", killed)
-    monkeypatch.setattr(store.tempfile.TemporaryDirectory, "cleanup", lambda self: self._finalizer.detach())
+    monkeypatch.setattr(tempfile.TemporaryDirectory, "cleanup", lambda self: self._finalizer.detach())
     with pytest.raises(KeyboardInterrupt):
         write_dataset({"train": [_record(1)]}, out=tmp_path / "s", name="s")
     (left,) = tmp_path.iterdir()
