@@ -29,11 +29,17 @@ from earthgpt_jax.params import Params
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Request:
-    """A question; an answer that is longer than `max_new_tokens` is cut there."""
+    """A question about an image.
+
+    Attributes:
+        max_new_tokens: a longer answer is cut there.
+        history: earlier turns of a dialogue as (question, answer), which this question sees.
+    """
 
     id: str
     text: str
     max_new_tokens: int
+    history: tuple[tuple[str, str], ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -166,7 +172,7 @@ class Engine:
         asks = [ask for scene in scenes for ask in scene.requests]
         return StateShape.of(
             [len(scene.requests) for scene in scenes],
-            longest_question=max(len(self._question(ask.text)) for ask in asks),
+            longest_question=max(len(self._question(ask.text, ask.history)) for ask in asks),
             longest_answer=max(ask.max_new_tokens for ask in asks),
             batch_size=self._batch_size,
             groups=self.mesh.shape["data"] * self.mesh.shape["fsdp"],
@@ -198,12 +204,15 @@ class Engine:
         for finished in scheduler.run(work):
             yield self._answer(finished)
 
-    def _question(self, text: str) -> list[int]:
-        return open_turn_ids(self._tokenizer, self._chat_template, text)
+    def _question(self, text: str, history: Sequence[tuple[str, str]] = ()) -> list[int]:
+        return open_turn_ids(self._tokenizer, self._chat_template, text, history=history)
 
     def _request(self, ask: Request) -> TokenizedRequest:
         return TokenizedRequest(
-            name=ask.id, tokens=self._question(ask.text), limit=ask.max_new_tokens, seed=request_seed(ask.id)
+            name=ask.id,
+            tokens=self._question(ask.text, ask.history),
+            limit=ask.max_new_tokens,
+            seed=request_seed(ask.id),
         )
 
     def _answer(self, finished: Finished) -> Answer:

@@ -75,10 +75,16 @@ def turn_ids(
     return ids[shared:], [1.0 if begin >= start else 0.0 for begin, _ in spans[shared:]]
 
 
-def open_turn_ids(tokenizer: Tokenizer, chat_template: ChatTemplate, question: str) -> list[int]:
-    """Ids of a turn up to where its answer begins."""
+def open_turn_ids(
+    tokenizer: Tokenizer, chat_template: ChatTemplate, question: str, *, history: Sequence[tuple[str, str]] = ()
+) -> list[int]:
+    """Return the ids of a turn up to where its answer begins, after those of the earlier turns (question, answer).
+
+    Earlier turns are tokenized one by one, as in training with `data.question_context=dialogue`.
+    """
     shared = len(_prefix_ids(tokenizer, chat_template))
-    return tokenizer.encode(chat_template.prefix + chat_template.open_turn(question))[shared:]
+    earlier = [token for turn in history for token in turn_ids(tokenizer, chat_template, *turn)[0]]
+    return earlier + tokenizer.encode(chat_template.prefix + chat_template.open_turn(question))[shared:]
 
 
 def generation_prompt(

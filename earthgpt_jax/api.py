@@ -1,0 +1,287 @@
+"""The front door of the package: load a model, ask it about images, detect objects, hold a dialogue.
+
+import earthgpt_jax as eg
+
+model = eg.load("tiny")
+model.answer("scene.png", "How many ships are there?")
+model.detect("scene.png", boxes="obb")
+dialogue = model.chat("scene.png")
+dialogue.ask("What is this?")
+dialogue.ask("Where is the largest one?")
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, overload
+
+import numpy as np
+from PIL import Image
+
+from earthgpt_jax.boxes import BoxKind, Square, parse
+from earthgpt_jax.common.errors import EarthGPTError
+from earthgpt_jax.inference.confidence import box_confidences
+from earthgpt_jax.inference.engine import Answer, Engine, ImageRequests, Request
+from earthgpt_jax.inference.sampling import Sampling
+from earthgpt_jax.input.images import to_square
+from earthgpt_jax.input.prompts.templates import default_question
+from earthgpt_jax.raster.decode import decode, read_image
+from earthgpt_jax.records import Task
+
+ImageLike = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Detection:
+    """A detected object.
+
+    Attributes:
+        label: the class in lower case, such as `storage tank`; "" if the model named none.
+        polygon: f32[4, 2], the corners (x, y) in pixels of the original image, clockwise on screen.
+        kind: `hbb` (horizontal box) or `obb` (oriented box).
+        confidence: in (0, 1], from the probabilities of the tokens of the box and its label. It ranks boxes; it is not
+            a calibrated probability. None if the answer does not tell.
+    """
+
+    label: str
+    polygon: np.ndarray
+    kind: BoxKind
+    confidence: float | None
+
+    @property
+    def box(self) -> tuple[float, float, float, float]:
+        """The axis-aligned bounding box x0, y0, x1, y1 in pixels of the original image."""
+        (x0, y0), (x1, y1) = self.polygon.min(axis=0), self.polygon.max(axis=0)
+        return float(x0), float(y0), float(x1), float(y1)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as `earthgpt detect` prints them; the polygon as x1, y1, ..., x4, y4."""
+        return {
+            "label": self.label,
+            "kind": self.kind.value,
+            "polygon": [round(float(value), 2) for value in self.polygon.reshape(-1)],
+            "confidence": None if self.confidence is None else round(self.confidence, 4),
+        }
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DetectionResult(Sequence[Detection]):
+    """The objects of one image, a sequence of `Detection`.
+
+    Attributes:
+        width, height: of the image in pixels.
+        detections: the objects in the order of the answer.
+        rejected: the parts of the answer that look like a box but cannot be read, each with its reason.
+        answer: the model's answer as text.
+    """
+
+    width: int
+    height: int
+    detections: tuple[Detection, ...]
+    rejected: tuple[str, ...]
+    answer: str
+
+    @overload
+    def __getitem__(self, index: int) -> Detection: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Detection]: ...
+    def __getitem__(self, index: int | slice) -> Detection | Sequence[Detection]:
+        return self.detections[index]
+
+    def __len__(self) -> int:
+        return len(self.detections)
+
+
+class Model:
+    """A model that answers questions about images. Made by `load`."""
+
+    def __init__(self, engine: Engine):
+        self.engine = engine
+
+    def __repr__(self) -> str:
+        return f"<earthgpt_jax.Model {self.engine.model.path.name}>"
+
+    @overload
+    def answer(self, image: ImageLike, question: str, *, max_new_tokens: int = 256) -> str: ...
+    @overload
+    def answer(self, image: ImageLike, question: Sequence[str], *, max_new_tokens: int = 256) -> list[str]: ...
+    def answer(self, image: ImageLike, question: str | Sequence[str], *, max_new_tokens: int = 256) -> str | list[str]:
+        """Answer one question about an image, or several; the image is encoded once for all of them.
+
+        Args:
+            image: a path, the bytes of an image file, a PIL image, or an array u8[h, w, 3] or u8[h, w].
+            question: a question, or a list of questions that are independent of each other.
+            max_new_tokens: the longest answer, in tokens.
+
+        Raises:
+            EarthGPTError: the image cannot be read, a question is empty, or max_new_tokens is not positive.
+        """
+        questions = [question] if isinstance(question, str) else list(question)
+        square = to_square(_pixels(image), self.engine.image_size)
+        answers = [item.text for item in self._generate(square, [(q, ()) for q in questions], max_new_tokens)]
+        return answers[0] if isinstance(question, str) else answers
+
+    def detect(
+        self,
+        image: ImageLike,
+        *,
+        boxes: Literal["hbb", "obb"] = "hbb",
+        question: str | None = None,
+        max_new_tokens: int = 448,
+    ) -> DetectionResult:
+        """Detect all objects of an image.
+
+        Args:
+            image: as in `answer`.
+            boxes: `hbb` for horizontal boxes, `obb` for oriented boxes.
+            question: asked instead of the default question, for example to find one class.
+            max_new_tokens: the longest answer, in tokens.
+
+        Raises:
+            EarthGPTError: as in `answer`; or `boxes` is neither `hbb` nor `obb`.
+        """
+        if boxes not in ("hbb", "obb"):
+            raise EarthGPTError(f"boxes: expected 'hbb' or 'obb', got {boxes!r}")
+        pixels = _pixels(image)
+        height, width = pixels.shape[:2]
+        square = to_square(pixels, self.engine.image_size)
+        text = default_question(Task(boxes)) if question is None else question
+        (answer,) = self._generate(square, [(text, ())], max_new_tokens)
+        parsed, frame = parse(answer.text), Square(width, height)
+        confidences = box_confidences(
+            answer.text, parsed.boxes, logprobs=answer.logprobs, token_lengths=answer.token_lengths
+        ) or (None,) * len(parsed.boxes)
+        detections = tuple(
+            Detection(
+                label=box.label, polygon=box.pixels(frame).reshape(4, 2), kind=box.kind, confidence=confidence
+            )
+            for box, confidence in zip(parsed.boxes, confidences, strict=True)
+        )  # fmt: skip
+        return DetectionResult(
+            width=width, height=height, detections=detections, rejected=tuple(parsed.rejections), answer=answer.text
+        )
+
+    def chat(self, image: ImageLike, *, max_new_tokens: int = 256) -> Dialogue:
+        """Begin a dialogue about an image, which remembers its turns.
+
+        Raises:
+            EarthGPTError: the image cannot be read.
+        """
+        return Dialogue(self, to_square(_pixels(image), self.engine.image_size), max_new_tokens=max_new_tokens)
+
+    def _generate(
+        self, square: np.ndarray, prompts: Sequence[tuple[str, Sequence[tuple[str, str]]]], max_new_tokens: int
+    ) -> list[Answer]:
+        """Answer (question, earlier turns) pairs about one image, in order."""
+        if max_new_tokens < 1:
+            raise EarthGPTError(f"max_new_tokens: expected at least 1, got {max_new_tokens}")
+        for question, _ in prompts:
+            if not isinstance(question, str) or not question.strip():
+                raise EarthGPTError(f"question: expected text, got {question!r}")
+        requests = [
+            Request(id=str(i), text=question, max_new_tokens=max_new_tokens, history=tuple(history))
+            for i, (question, history) in enumerate(prompts)
+        ]
+        answers = {
+            item.id: item for item in self.engine.stream([ImageRequests(image=lambda: square, requests=requests)])
+        }
+        return [answers[request.id] for request in requests]
+
+
+class Dialogue:
+    """A dialogue about one image. Each question sees the earlier questions and answers.
+
+    Attributes:
+        turns: the (question, answer) pairs so far.
+    """
+
+    def __init__(self, model: Model, square: np.ndarray, *, max_new_tokens: int):
+        self.turns: list[tuple[str, str]] = []
+        self._model = model
+        self._square = square
+        self._max_new_tokens = max_new_tokens
+
+    def ask(self, question: str, *, max_new_tokens: int | None = None) -> str:
+        """Answer a question that may refer to earlier turns, and remember both.
+
+        Raises:
+            EarthGPTError: the question is empty, or max_new_tokens is not positive.
+        """
+        limit = self._max_new_tokens if max_new_tokens is None else max_new_tokens
+        (answer,) = self._model._generate(self._square, [(question, self.turns)], limit)
+        self.turns.append((question, answer.text))
+        return answer.text
+
+    def reset(self) -> None:
+        """Forget all turns; the image stays."""
+        self.turns.clear()
+
+
+def load(
+    name: str | os.PathLike[str],
+    *,
+    batch_size: int = 8,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+) -> Model:
+    """Load a model.
+
+    Args:
+        name: an embedded model (`tiny`, `tiny-base`), a model directory, or a folder that `earthgpt convert export --to
+            hf` wrote.
+        batch_size: the number of questions answered at once.
+        temperature: 0 takes the most likely token each time; above 0 samples.
+        top_p: sample from the most likely tokens whose probabilities sum up to this.
+        seed: sampling seed; the same seed reproduces the same answers.
+
+    Raises:
+        EarthGPTError: there is no such model, it is damaged, or a sampling parameter is out of range.
+    """
+    sampling = Sampling(temperature=temperature, top_p=top_p, seed=seed)
+    path = Path(name)
+    if any((path / name).is_file() for name in ("processor_config.json", "preprocessor_config.json")):
+        return Model(_load_exported(path, batch_size=batch_size, sampling=sampling))
+    return Model(Engine.from_model_dir(name, batch_size=batch_size, sampling=sampling))
+
+
+def _load_exported(folder: Path, *, batch_size: int, sampling: Sampling) -> Engine:
+    """Load a Hugging Face folder of ours by importing it into a temporary model directory."""
+    from earthgpt_jax.convert.export_info import read_export_info
+    from earthgpt_jax.convert.importer import find_tokenizer, import_model
+
+    info = read_export_info(folder)
+    if info is None:
+        raise EarthGPTError(
+            f"model {folder}: expected a model directory or a folder that `earthgpt convert export` wrote, got another "
+            "Hugging Face folder; bring its parts in with `earthgpt convert import`"
+        )
+    parts = {"model": [folder]}
+    with tempfile.TemporaryDirectory(prefix="earthgpt-") as scratch:
+        out = import_model(
+            parts, info.model, out=Path(scratch) / folder.name, tokenizer=find_tokenizer(parts),
+            decimals=info.decimals, chat_template=info.chat_template,
+        )  # fmt: skip
+        return Engine.from_model_dir(out, batch_size=batch_size, sampling=sampling)
+
+
+def _pixels(image: ImageLike) -> np.ndarray:
+    """u8[h, w, 3] of an image in any of the accepted forms."""
+    if isinstance(image, (str, os.PathLike)):
+        return decode(read_image(Path(image)))
+    if isinstance(image, bytes):
+        return decode(image)
+    if isinstance(image, Image.Image):
+        buffer = io.BytesIO()
+        image.save(buffer, format="TIFF" if image.mode in ("I", "F", "I;16") else "PNG")
+        return decode(buffer.getvalue())
+    if isinstance(image, np.ndarray):
+        if image.dtype == np.uint8 and image.size and (image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 3)):
+            return np.ascontiguousarray(image if image.ndim == 3 else np.repeat(image[..., None], 3, axis=-1))
+        raise EarthGPTError(f"image: expected an array u8[h, w, 3] or u8[h, w], got {image.dtype}{list(image.shape)}")
+    raise EarthGPTError(f"image: expected a path, bytes, a PIL image or a NumPy array, got {type(image).__name__}")
