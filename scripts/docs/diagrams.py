@@ -89,7 +89,9 @@ def image_path() -> str:
         x=560, y=20, width=220, title="Batch",
         lines=("packed sequences [B, T],", "images u8 [B, I, S, S, 3],", "padded to a square"),
     )  # fmt: skip
-    vit = Box(x=560, y=165, width=220, title="ViT tower (DINOv2)", kind="device", lines=("257 tokens, 4 layers tapped",))
+    vit = Box(
+        x=560, y=165, width=220, title="ViT tower (DINOv2)", kind="device", lines=("257 tokens, 4 layers tapped",)
+    )
     cnn = Box(
         x=280, y=165, width=220, title="CNN tower (ConvNeXt)", kind="device", lines=("4 scales on the 16 x 16 grid",)
     )
