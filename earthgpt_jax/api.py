@@ -187,9 +187,8 @@ class Model:
             Request(id=str(i), text=question, max_new_tokens=max_new_tokens, history=tuple(history))
             for i, (question, history) in enumerate(prompts)
         ]
-        answers = {
-            item.id: item for item in self.engine.stream([ImageRequests(image=lambda: square, requests=requests)])
-        }
+        work = ImageRequests(image=lambda: square, requests=requests)
+        answers = {answer.id: answer for answer in self.engine.stream([work])}
         return [answers[request.id] for request in requests]
 
 

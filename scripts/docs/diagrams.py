@@ -41,7 +41,8 @@ class Box:
         return (
             f'<rect x="{self.x}" y="{self.y}" width="{self.width}" height="{self.height}" rx="8" '
             f'fill="{COLORS[self.kind]}" stroke="{LINE}"/>'
-            f'<text x="{self.x + 12}" y="{self.y + 22}" font-size="14" font-weight="600">{escape(self.title)}</text>{text}'
+            f'<text x="{self.x + 12}" y="{self.y + 22}" font-size="14" font-weight="600">{escape(self.title)}</text>'
+            f"{text}"
         )
 
 
@@ -79,16 +80,27 @@ def page(width: int, height: int, title: str, parts: Sequence[str]) -> str:
 def image_path() -> str:
     """From a native file to an answer."""
     record = Box(
-        x=20, y=20, width=200, title="Record", kind="file",
+        x=20,
+        y=20,
+        width=200,
+        title="Record",
+        kind="file",
         lines=("image bytes, as in the file", "boxes in pixels, labels,", "captions, questions"),
-    )  # fmt: skip
+    )
     sample = Box(
-        x=280, y=20, width=220, title="Sample", lines=("question and answer as text,", "boxes written in fractions", "of the padded square")
-    )  # fmt: skip
+        x=280,
+        y=20,
+        width=220,
+        title="Sample",
+        lines=("question and answer as text,", "boxes written in fractions", "of the padded square"),
+    )
     batch = Box(
-        x=560, y=20, width=220, title="Batch",
+        x=560,
+        y=20,
+        width=220,
+        title="Batch",
         lines=("packed sequences [B, T],", "images u8 [B, I, S, S, 3],", "padded to a square"),
-    )  # fmt: skip
+    )
     vit = Box(
         x=560, y=165, width=220, title="ViT tower (DINOv2)", kind="device", lines=("257 tokens, 4 layers tapped",)
     )
@@ -96,67 +108,131 @@ def image_path() -> str:
         x=280, y=165, width=220, title="CNN tower (ConvNeXt)", kind="device", lines=("4 scales on the 16 x 16 grid",)
     )
     projector = Box(
-        x=420, y=262, width=220, title="Perception and projector", kind="device",
+        x=420,
+        y=262,
+        width=220,
+        title="Perception and projector",
+        kind="device",
         lines=("channels concatenated,", "257 visual tokens of width D"),
-    )  # fmt: skip
+    )
     llm = Box(
-        x=420, y=380, width=220, title="LLaMA with adapters", kind="device",
+        x=420,
+        y=380,
+        width=220,
+        title="LLaMA with adapters",
+        kind="device",
         lines=("[BOS][start_img] visual", "[end_img] text"),
-    )  # fmt: skip
+    )
     answer = Box(
         x=700, y=380, width=180, title="Answer", kind="text", lines=("text; boxes read back", "into image pixels")
     )
     loss = Box(x=160, y=380, width=200, title="Loss", kind="text", lines=("next token, on answers", "only, fp32"))
     parts = [
         *(b.svg() for b in (record, sample, batch, vit, cnn, projector, llm, answer, loss)),
-        arrow((220, 60), (280, 60)), arrow((500, 60), (560, 60)),
-        arrow((670, 105), (670, 165), "to the device"), arrow((600, 105), (430, 165)),
-        arrow((600, 216), (560, 262)), arrow((430, 216), (480, 262)),
-        arrow((530, 330), (530, 380)), arrow((640, 410), (700, 410)), arrow((420, 410), (360, 410)),
-        legend(20, 470, (("file", "on disk"), ("host", "CPU, input workers"), ("device", "TPU or GPU"), ("text", "result"))),
-    ]  # fmt: skip
+        arrow((220, 60), (280, 60)),
+        arrow((500, 60), (560, 60)),
+        arrow((670, 105), (670, 165), "to the device"),
+        arrow((600, 105), (430, 165)),
+        arrow((600, 216), (560, 262)),
+        arrow((430, 216), (480, 262)),
+        arrow((530, 330), (530, 380)),
+        arrow((640, 410), (700, 410)),
+        arrow((420, 410), (360, 410)),
+        legend(
+            20, 470, (("file", "on disk"), ("host", "CPU, input workers"), ("device", "TPU or GPU"), ("text", "result"))
+        ),
+    ]
     return page(900, 500, "The path of an image through EarthGPT-JAX", parts)
 
 
 def parameter_path() -> str:
     """From a published checkpoint to an exported one."""
     source = Box(
-        x=20, y=20, width=220, title="Published checkpoints", kind="file",
+        x=20,
+        y=20,
+        width=220,
+        title="Published checkpoints",
+        kind="file",
         lines=("DINOv2, ConvNeXt, LLaMA", "safetensors, .pth"),
-    )  # fmt: skip
+    )
     params = Box(
-        x=340, y=20, width=240, title="Params: a flat dict", kind="host",
+        x=340,
+        y=20,
+        width=240,
+        title="Params: a flat dict",
+        kind="host",
         lines=('"llm/blocks/attn/q/kernel"', "  -> Array[L, D, N*H]"),
-    )  # fmt: skip
+    )
     stages = Box(
-        x=340, y=150, width=240, title="split(params, stage)", kind="host", lines=("trainable: fp32", "frozen: bf16 or int8")
-    )  # fmt: skip
+        x=340,
+        y=150,
+        width=240,
+        title="split(params, stage)",
+        kind="host",
+        lines=("trainable: fp32", "frozen: bf16 or int8"),
+    )
     placed = Box(
-        x=340, y=290, width=240, title="Sharded over the mesh", kind="device",
+        x=340,
+        y=290,
+        width=240,
+        title="Sharded over the mesh",
+        kind="device",
         lines=("axes: data, fsdp, tensor", "large weights split by rule"),
-    )  # fmt: skip
+    )
     step = Box(
-        x=660, y=290, width=220, title="Train step", kind="device",
+        x=660,
+        y=290,
+        width=220,
+        title="Train step",
+        kind="device",
         lines=("gradients of trainable only,", "AdamW, guarded update"),
-    )  # fmt: skip
+    )
     checkpoint = Box(
-        x=660, y=150, width=220, title="Checkpoints", kind="file", lines=("trainable, optimizer state,", "position in the data")
-    )  # fmt: skip
+        x=660,
+        y=150,
+        width=220,
+        title="Checkpoints",
+        kind="file",
+        lines=("trainable, optimizer state,", "position in the data"),
+    )
     model = Box(
-        x=660, y=20, width=220, title="Model directory, exports", kind="file",
+        x=660,
+        y=20,
+        width=220,
+        title="Model directory, exports",
+        kind="file",
         lines=("safetensors; Hugging Face,", "LLaMA2-Accessory"),
-    )  # fmt: skip
+    )
     tables = Box(
-        x=20, y=180, width=220, title="Tables of rules", kind="text",
-        lines=("convert/tables.py: keys", "training/stages.py: trainable", "sharding/rules.py: mesh axes", "total and tight"),
-    )  # fmt: skip
+        x=20,
+        y=180,
+        width=220,
+        title="Tables of rules",
+        kind="text",
+        lines=(
+            "convert/tables.py: keys",
+            "training/stages.py: trainable",
+            "sharding/rules.py: mesh axes",
+            "total and tight",
+        ),
+    )
     parts = [
         *(b.svg() for b in (source, params, stages, placed, step, checkpoint, model, tables)),
-        arrow((240, 54), (340, 54), "import"), arrow((460, 88), (460, 150)), arrow((460, 218), (460, 290)),
-        arrow((580, 324), (660, 324)), arrow((770, 290), (770, 218), "save"), arrow((580, 54), (660, 54), "export"),
-        arrow((240, 200), (340, 75)), arrow((240, 220), (340, 185)), arrow((240, 250), (340, 310)),
-        legend(20, 380, (("file", "on disk"), ("host", "in the program"), ("device", "TPU or GPU"), ("text", "decides by path"))),
-    ]  # fmt: skip
+        arrow((240, 54), (340, 54), "import"),
+        arrow((460, 88), (460, 150)),
+        arrow((460, 218), (460, 290)),
+        arrow((580, 324), (660, 324)),
+        arrow((770, 290), (770, 218), "save"),
+        arrow((580, 54), (660, 54), "export"),
+        arrow((240, 200), (340, 75)),
+        arrow((240, 220), (340, 185)),
+        arrow((240, 250), (340, 310)),
+        legend(
+            20,
+            380,
+            (("file", "on disk"), ("host", "in the program"), ("device", "TPU or GPU"), ("text", "decides by path")),
+        ),
+    ]
     return page(900, 410, "The path of a parameter through EarthGPT-JAX", parts)
 
 
