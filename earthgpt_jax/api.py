@@ -109,8 +109,12 @@ class Model:
     @overload
     def answer(self, image: ImageLike, question: str, *, max_new_tokens: int = 256) -> str: ...
     @overload
-    def answer(self, image: ImageLike, question: Sequence[str], *, max_new_tokens: int = 256) -> list[str]: ...
-    def answer(self, image: ImageLike, question: str | Sequence[str], *, max_new_tokens: int = 256) -> str | list[str]:
+    def answer(
+        self, image: ImageLike, question: list[str] | tuple[str, ...], *, max_new_tokens: int = 256
+    ) -> list[str]: ...
+    def answer(
+        self, image: ImageLike, question: str | list[str] | tuple[str, ...], *, max_new_tokens: int = 256
+    ) -> str | list[str]:
         """Answer one question about an image, or several; the image is encoded once for all of them.
 
         Args:
@@ -246,7 +250,7 @@ def load(
     path = Path(name)
     if any((path / name).is_file() for name in ("processor_config.json", "preprocessor_config.json")):
         return Model(_load_exported(path, batch_size=batch_size, sampling=sampling))
-    return Model(Engine.from_model_dir(name, batch_size=batch_size, sampling=sampling))
+    return Model(Engine.from_model_dir(os.fspath(name), batch_size=batch_size, sampling=sampling))
 
 
 def _load_exported(folder: Path, *, batch_size: int, sampling: Sampling) -> Engine:
