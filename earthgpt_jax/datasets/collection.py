@@ -142,6 +142,8 @@ def _train_test_overlap(folders: Sequence[Path]) -> list[np.ndarray]:
     fingerprints = {manifest["name"]: manifest["fingerprint"] for manifest in manifests}
     same_file = digests.overlap_masks([digests.read_image_digests(folder) for folder in folders])
     return [
-        mask | matches.held_out_mask(folder, manifest, beside=fingerprints, split=digests.TRAIN) if len(mask) else mask
+        mask | matches.held_out_mask(folder, manifest, fingerprints=fingerprints, split=digests.TRAIN)
+        if len(mask)
+        else mask
         for folder, manifest, mask in zip(folders, manifests, same_file, strict=True)
     ]

@@ -1,9 +1,10 @@
-"""How many changed copies `earthgpt data audit` misses, and how many different images it takes for copies.
+"""Measure the error rates of near-duplicate detection in `earthgpt data audit`.
 
     python scripts/bench/perceptual_hashes.py DATASETS
 
-DATASETS is a folder that `earthgpt data build` wrote. Every distinct image is changed in twelve ways and compared with
-itself, and with every other image of its sensor, by the audit's own hashes and limits. Prints a Markdown table.
+DATASETS is a folder written by `earthgpt data build`. Every distinct image is transformed in twelve ways, and each copy
+is compared with the original (misses). All pairs of different images of a sensor are compared too (false positives).
+The script uses the hashes and limits of the audit and prints a Markdown table.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ def jpeg(image: Image.Image, quality: int) -> Image.Image:
 
 
 def cropped(image: Image.Image, share: float) -> Image.Image:
-    """Without this share of the width and height on each side."""
+    """Crop this share of the width and height from each side."""
     dx, dy = int(image.width * share), int(image.height * share)
     return image.crop((dx, dy, image.width - dx, image.height - dy))
 
@@ -62,9 +63,9 @@ CHANGES: Mapping[str, Callable[[Image.Image], Image.Image]] = {
     "grey": lambda image: image.convert("L").convert("RGB"),
     "gamma of 0.7": brightened,
     "stretched between the 2nd and 98th percentile": stretched,
-    "cut by 1 % on each side": functools.partial(cropped, share=0.01),
-    "cut by 2 % on each side": functools.partial(cropped, share=0.02),
-    "cut by 5 % on each side": functools.partial(cropped, share=0.05),
+    "cropped by 1 % on each side": functools.partial(cropped, share=0.01),
+    "cropped by 2 % on each side": functools.partial(cropped, share=0.02),
+    "cropped by 5 % on each side": functools.partial(cropped, share=0.05),
 }
 
 
@@ -74,39 +75,38 @@ def hashes(image: Image.Image) -> tuple[int, int]:
     return hash_image(buffer.getvalue())[1:]
 
 
-def alike(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """bool, of u64[..., 2] pairs of pHash and dHash, as the audit judges them."""
+def near_duplicate(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Apply the audit's criterion to u64[..., 2] pairs of pHash and dHash; returns bool[...]."""
     bits = np.bitwise_count(a ^ b)
     return (bits[..., 0] <= MAX_PHASH_DISTANCE) & (bits[..., 1] <= MAX_DHASH_DISTANCE)
 
 
-def distinct(folder: Path) -> dict[str, list[Image.Image]]:
-    """Sensor -> images that differ in their pixels and show something."""
-    found: dict[str, dict[int, Image.Image]] = collections.defaultdict(dict)
+def distinct_images(folder: Path) -> dict[str, list[Image.Image]]:
+    """Return sensor -> images with different pixels and enough contrast for a perceptual hash."""
+    images: dict[str, dict[int, Image.Image]] = collections.defaultdict(dict)
     for directory in dataset_directories(folder):
         for split in read_manifest(directory)["counts"]:
             for record in store.RecordSource(directory, split):
                 pixels, phash, _ = hash_image(record.image)
                 if phash != NO_HASH:
-                    found[record.sensor.value].setdefault(pixels, Image.fromarray(decode(record.image)))
-    return {sensor: list(images.values()) for sensor, images in found.items()}
+                    images[record.sensor.value].setdefault(pixels, Image.fromarray(decode(record.image)))
+    return {sensor: list(by_pixels.values()) for sensor, by_pixels in images.items()}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("datasets", type=Path)
-    images = distinct(parser.parse_args().datasets)
     columns: dict[str, list[str]] = {}
-    for sensor, own in images.items():
-        base = np.array([hashes(image) for image in own], np.uint64)
-        column = columns[f"{sensor}, {len(own)}"] = []
+    for sensor, images in distinct_images(parser.parse_args().datasets).items():
+        base = np.array([hashes(image) for image in images], np.uint64)
+        column = columns[f"{sensor}, {len(images)}"] = []
         for change in tqdm(CHANGES.values(), desc=sensor, leave=False):
-            changed = np.array([hashes(change(image)) for image in own], np.uint64)
-            column.append(f"{100 * (1 - alike(base, changed).mean()):.1f} %")
-        first, second = np.triu_indices(len(own), 1)
-        column.append(f"{int(alike(base[first], base[second]).sum())} of {len(first):,} pairs")
+            changed = np.array([hashes(change(image)) for image in images], np.uint64)
+            column.append(f"{100 * (1 - near_duplicate(base, changed).mean()):.1f} %")
+        first, second = np.triu_indices(len(images), 1)
+        column.append(f"{int(near_duplicate(base[first], base[second]).sum())} of {len(first):,} pairs")
     print(f"| | {' | '.join(columns)} |\n|---|{'---:|' * len(columns)}")
-    titles = [*(f"missed: {name}" for name in CHANGES), "different images taken for near copies"]
+    titles = [*(f"missed: {name}" for name in CHANGES), "different images detected as near-duplicates"]
     for title, *cells in zip(titles, *columns.values(), strict=True):
         print(f"| {title} | {' | '.join(cells)} |")
 

@@ -1,13 +1,14 @@
-"""Which evaluation splits are trained on, and by what.
+"""Report train/test overlap: which evaluation images are also in training splits.
 
-Compares every training split with every evaluation split of the datasets in a folder: images that are
-the same file, the same pixels in another file format, or near copies (resized, compressed, cut a little
-at the border, stretched to 8 bits; not flipped or turned). Says which benchmark is contaminated and by
-what, writes it into each manifest (`leaks`) and names the records in `leaks.jsonl` beside it. From then
-on training on the folder leaves out those records too, near copies where another dataset holds them out.
+Compares every training split with every evaluation split of the datasets in a folder. Images match if they
+are the same file, have the same pixels in another file format, or are near-duplicates (resized, compressed,
+cropped slightly at the border, stretched to 8 bits; flipped and rotated copies are not found). The result is
+printed, written into each manifest (`overlap`), and listed record by record in `overlap.jsonl` next to it.
+Training on the folder then excludes the matched training records; near-duplicates are excluded only if they
+belong to another dataset.
 
-What images look like is computed once a dataset (looks.npz) and kept; the records and their fingerprint
-stay as they are. Exit status 0, with --strict 1 if anything was found.
+Image hashes are computed once per dataset and cached in `perceptual_hashes.npz`. Records and fingerprints do
+not change. Exit status 0; with --strict, 1 if any overlap was found.
 
 examples:
   earthgpt data audit datasets
@@ -21,9 +22,9 @@ from pathlib import Path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("dir", type=Path, help="a folder of dataset directories, or one of them")
-    parser.add_argument("--strict", action="store_true", help="exit status 1 if any image is in both")
-    parser.add_argument("--workers", type=int, help="processes that decode images (default: one a core)")
+    parser.add_argument("dir", type=Path, help="a folder of dataset directories, or a dataset directory")
+    parser.add_argument("--strict", action="store_true", help="exit with status 1 if any overlap is found")
+    parser.add_argument("--workers", type=int, help="number of processes that decode images (default: one per core)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -33,6 +34,6 @@ def run(args: argparse.Namespace) -> int:
 
     if args.workers is not None and args.workers < 1:
         raise EarthGPTError(f"--workers: expected at least 1, got {args.workers}")
-    found = audit(dataset_directories(args.dir), workers=args.workers)
-    print(found.table())
-    return 1 if args.strict and found.overlaps else 0
+    result = audit(dataset_directories(args.dir), workers=args.workers)
+    print(result.table())
+    return 1 if args.strict and result.overlaps else 0

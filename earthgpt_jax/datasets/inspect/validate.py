@@ -44,8 +44,7 @@ def find_problems(directory: Path) -> list[str]:
             found.append(f"{kind}s do not add up: {row}")
     try:
         digests_of = read_image_digests(directory)
-        if matches.KEY in values:
-            matches.read(directory, values[matches.KEY])
+        matches.read(directory, values)
     except EarthGPTError as error:
         return [*found, str(error)]
     seen: set[str] = set()

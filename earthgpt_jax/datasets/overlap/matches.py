@@ -1,8 +1,9 @@
-"""What an audit found, kept with the datasets: counts in the manifest, record by record in `leaks.jsonl` beside it.
+"""Store the result of an overlap audit with the datasets, and read it back.
 
-A leak is a training record and an evaluation record with the same picture. Each dataset directory names its own
-records of such pairs, of the training split and of the evaluation splits, with the closest counterpart in each other
-split; so a benchmark can be scored without what was trained on, and training can leave out what will be asked.
+A match is a pair of records with the same picture, one in a training split and one in an evaluation split. The audit
+writes counts into the manifest of each dataset directory and the matched records into `overlap.jsonl` next to it. Each
+directory lists its own records, of training and evaluation splits, with the closest counterpart in every other split.
+So a benchmark can be scored without contaminated images, and training can exclude images of evaluation splits.
 """
 
 from __future__ import annotations
@@ -19,83 +20,96 @@ import numpy as np
 from earthgpt_jax.common.digests import sha256
 from earthgpt_jax.common.errors import EarthGPTError
 
-FILE = "leaks.jsonl"
-KEY = "leaks"  # in the manifest
+FILE = "overlap.jsonl"
+KEY = "overlap"  # of the manifest
 
 
 class MatchType(enum.StrEnum):
-    """How two images are the same: the file's bytes, the decoded pixels, or what perceptual hashes see."""
+    """Why two images count as the same: equal file bytes, equal decoded pixels, or similar perceptual hashes."""
 
     FILE = "file"
     PIXELS = "pixels"
-    NEAR = "near"
+    NEAR_DUPLICATE = "near_duplicate"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Match:
-    """A record of this dataset and its closest counterpart in one split of a dataset.
+    """A record of this dataset and its closest counterpart in one split of a dataset (possibly the same dataset).
 
     Attributes:
-        id, split, index: the record here; `index` is its place in its split.
-        kind, distance: how alike they are; bits of the perceptual hash, 0 unless near.
-        other, dataset, of_split: the counterpart's id, its dataset's name and its split.
+        id, split, index: the record of this dataset; `index` is its position in the split.
+        match_type: how the two images match.
+        distance: bits in which the pHashes differ; 0 unless `match_type` is NEAR_DUPLICATE.
+        other_id, other_dataset, other_split: the counterpart.
     """
 
     id: str
     split: str
     index: int
-    kind: MatchType
+    match_type: MatchType
     distance: int
-    other: str
-    dataset: str
-    of_split: str
+    other_id: str
+    other_dataset: str
+    other_split: str
 
 
-def lines(found: Sequence[Match]) -> bytes:
-    """The content of `FILE`: one JSON object a line."""
-    return "".join(json.dumps(dataclasses.asdict(leak)) + "\n" for leak in found).encode()
+def to_jsonl(matches: Sequence[Match]) -> bytes:
+    """Return the content of `FILE`: one JSON object per line."""
+    return "".join(json.dumps(dataclasses.asdict(match)) + "\n" for match in matches).encode()
 
 
-def read(directory: Path, verdict: Mapping[str, Any]) -> list[Match]:
-    """The leaks of a dataset directory.
+def read(directory: Path, manifest: Mapping[str, Any]) -> list[Match]:
+    """Return the matches of a dataset directory; none if it was never audited.
 
     Args:
-        verdict: what its manifest says under `KEY`.
+        manifest: the directory's manifest.
 
     Raises:
-        EarthGPTError: the file is missing or not of this verdict.
+        EarthGPTError: the file is missing, damaged, or of another audit than the manifest's entry.
     """
+    if KEY not in manifest:
+        return []
     path = directory / FILE
     try:
         content = path.read_bytes()
     except OSError as error:
         raise EarthGPTError(f"{path}: cannot be read ({error.strerror}); run `earthgpt data audit` again") from error
-    if sha256(content) != verdict["sha256"]:
+    if sha256(content) != manifest[KEY]["sha256"]:
         raise EarthGPTError(
-            f"{path} is damaged: expected the file that the manifest tells of, its sha256 is another; "
-            "run `earthgpt data audit` again"
+            f"{path} is damaged: its sha256 differs from the one in the manifest; run `earthgpt data audit` again"
         )
-    found = [json.loads(line) for line in content.splitlines()]
-    return [Match(**values | {"kind": MatchType(values["kind"])}) for values in found]
+    rows = [json.loads(line) for line in content.splitlines()]
+    return [Match(**row | {"match_type": MatchType(row["match_type"])}) for row in rows]
 
 
-def held_out_mask(directory: Path, manifest: Mapping[str, Any], *, beside: Mapping[str, str], split: str) -> np.ndarray:
-    """bool[records of the split]: does an evaluation split of the datasets `beside` show the same picture?
+def held_out_mask(
+    directory: Path, manifest: Mapping[str, Any], *, fingerprints: Mapping[str, str], split: str
+) -> np.ndarray:
+    """Return which records of a split match an image in an evaluation split of the datasets that are used together.
 
-    Nothing, where no audit was run. A near copy counts only where it is another dataset's: what a dataset publishes
-    as its own splits, as frames of one film, stays as published.
+    Without an audit, the result is all False. Near-duplicates count only across datasets: the published splits of one
+    dataset, such as frames of one video, are left as they are.
 
     Args:
-        manifest: the dataset's.
-        beside: name -> fingerprint of the datasets that are read together; verdicts on others do not count.
+        manifest: the directory's manifest.
+        fingerprints: name -> fingerprint of the datasets that are used together. Matches with other datasets, or with
+            other builds of these, are ignored.
+
+    Returns:
+        bool[records of the split].
+
+    Raises:
+        EarthGPTError: as for `read`.
     """
     mask = np.zeros(manifest["counts"].get(split, {}).get("total", {}).get("records", 0), bool)
-    verdict = manifest.get(KEY)
-    if not verdict:
+    matches = read(directory, manifest)
+    if not matches:
         return mask
-    current = {name for name, fingerprint in verdict["datasets"].items() if beside.get(name) == fingerprint}
-    for leak in read(directory, verdict):
-        own = leak.dataset == manifest["name"]
-        if leak.split == split and leak.dataset in current and not (own and leak.kind is MatchType.NEAR):
-            mask[leak.index] = True
+    audited = manifest[KEY]["datasets"]
+    current = {name for name, fingerprint in audited.items() if fingerprints.get(name) == fingerprint}
+    for match in matches:
+        if match.split != split or match.other_dataset not in current:
+            continue
+        if match.match_type is not MatchType.NEAR_DUPLICATE or match.other_dataset != manifest["name"]:
+            mask[match.index] = True
     return mask

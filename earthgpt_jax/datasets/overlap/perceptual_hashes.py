@@ -18,8 +18,8 @@ import io
 import logging
 import zipfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import imagehash
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
@@ -27,28 +27,32 @@ from tqdm import tqdm
 from earthgpt_jax.common.digests import sha256_int
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.common.files import write_output
+from earthgpt_jax.common.files import write_output
 from earthgpt_jax.common.parallel import parallel_map
 from earthgpt_jax.datasets import store
-from earthgpt_jax.datasets.manifest import read_manifest
+from earthgpt_jax.datasets.manifest import read_manifest, record_counts
 from earthgpt_jax.raster.decode import decode
 
-FILE = "looks.npz"
-NO_HASH = 0  # of a record without a picture, or with one that shows nothing
-MAX_PHASH_DISTANCE, MAX_DHASH_DISTANCE = 8, 12  # bits that may differ: of pHash, of dHash
-_VERSION = 1  # raise it when the same image gets other digests
+if TYPE_CHECKING:
+    import imagehash
+
+FILE = "perceptual_hashes.npz"
+NO_HASH = 0  # of a record without an image, or with one that has too little contrast
+MAX_PHASH_DISTANCE, MAX_DHASH_DISTANCE = 8, 12  # bits in which the hashes of near-duplicates may differ
+_VERSION = 1  # increase it when the same image gets different hashes
 _COLUMNS = ("pixels", "phash", "dhash")
-_CHUNK = 64  # records a task of a worker process
-_FLAT = 2.0  # grey levels of standard deviation below which a picture's frequencies are noise: open sea, no data
+_CHUNK = 64  # records per task of a worker process
+_MIN_STD = 2.0  # grey levels; with less contrast (open sea, no data), the frequencies of an image are noise
 _log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PerceptualHashes:
-    """Of one split, u64[records] each.
+    """Hashes of the images of one split, u64[records] each.
 
     Attributes:
-        pixels: digest of the decoded pixels; NONE where there is no image or it does not decode.
-        phash, dhash: perceptual hashes; phash is NONE also where an image shows nothing.
+        pixels: digest of the decoded pixels; NO_HASH if there is no image or it cannot be decoded.
+        phash, dhash: perceptual hashes; `phash` is also NO_HASH if an image has too little contrast.
     """
 
     pixels: np.ndarray
@@ -57,7 +61,9 @@ class PerceptualHashes:
 
 
 def hash_image(image: bytes) -> tuple[int, int, int]:
-    """(pixels, phash, dhash) of an image file; NONE where there is none to take."""
+    """Return (pixels, phash, dhash) of an image file, as in `PerceptualHashes`."""
+    import imagehash
+
     if not image:
         return NO_HASH, NO_HASH, NO_HASH
     try:
@@ -66,7 +72,7 @@ def hash_image(image: bytes) -> tuple[int, int, int]:
         return NO_HASH, NO_HASH, NO_HASH
     pixels = sha256_int(repr(array.shape).encode() + array.tobytes(), size=8, byteorder="little")
     grey = Image.fromarray(array).convert("L")
-    if np.asarray(grey).std() < _FLAT:
+    if np.asarray(grey).std() < _MIN_STD:
         return pixels, NO_HASH, NO_HASH
     return pixels, _bits(imagehash.phash(grey)), _bits(imagehash.dhash(grey))
 
@@ -76,17 +82,17 @@ def _bits(value: imagehash.ImageHash) -> int:
 
 
 def dataset_hashes(directory: Path, *, workers: int | None = None) -> dict[str, PerceptualHashes]:
-    """Split -> what its images look like, in the order of the records; computed once, then read from `FILE`.
+    """Return split -> hashes of its images in record order; computed once, then read from `FILE`.
 
     Args:
-        workers: processes that decode images; None: one a core.
+        workers: number of processes that decode images; None for one per core.
 
     Raises:
-        EarthGPTError: `directory` is no dataset directory, or the file cannot be written.
+        EarthGPTError: `directory` is not a dataset directory, or the file cannot be written.
     """
-    values = read_manifest(directory)
-    lengths = {split: kinds["total"].get("records", 0) for split, kinds in values["counts"].items()}
-    key = f"{values['fingerprint']}/{_VERSION}"
+    manifest = read_manifest(directory)
+    lengths = record_counts(manifest)
+    key = f"{manifest['fingerprint']}/{_VERSION}"
     if (cached := _read(directory / FILE, key, lengths)) is not None:
         return cached
     chunks = [
@@ -95,14 +101,14 @@ def dataset_hashes(directory: Path, *, workers: int | None = None) -> dict[str, 
         for start in range(0, length, _CHUNK)
     ]
     arrays = {split: np.zeros((length, len(_COLUMNS)), np.uint64) for split, length in lengths.items()}
-    with tqdm(total=sum(lengths.values()), desc=f"{values['name']}: looks", unit="image", leave=False) as bar:
-        found_all = parallel_map(functools.partial(_chunk, directory), chunks, workers=workers)
-        for (split, start, stop), found in zip(chunks, found_all, strict=True):
-            arrays[split][start:stop] = found
+    with tqdm(total=sum(lengths.values()), desc=f"hashing {manifest['name']}", unit="image", leave=False) as bar:
+        results = parallel_map(functools.partial(_hash_chunk, directory), chunks, workers=workers)
+        for (split, start, stop), result in zip(chunks, results, strict=True):
+            arrays[split][start:stop] = result
             bar.update(stop - start)
-    taken = {split: PerceptualHashes(**dict(zip(_COLUMNS, array.T, strict=True))) for split, array in arrays.items()}
-    _write(directory / FILE, key, taken)
-    return taken
+    hashes = {split: PerceptualHashes(**dict(zip(_COLUMNS, array.T, strict=True))) for split, array in arrays.items()}
+    _write(directory / FILE, key, hashes)
+    return hashes
 
 
 @functools.lru_cache(maxsize=2)
@@ -110,30 +116,30 @@ def _source(directory: Path, split: str) -> store.RecordSource:
     return store.RecordSource(directory, split)
 
 
-def _chunk(directory: Path, chunk: tuple[str, int, int]) -> np.ndarray:
+def _hash_chunk(directory: Path, chunk: tuple[str, int, int]) -> np.ndarray:
     split, start, stop = chunk
     source = _source(directory, split)
     return np.array([hash_image(source[index].image) for index in range(start, stop)], np.uint64)
 
 
 def _read(path: Path, key: str, lengths: dict[str, int]) -> dict[str, PerceptualHashes] | None:
-    """None where there is no file, or it is of other records; it is computed anew then."""
+    """Return the cached hashes; None if they must be computed, because the file is missing, damaged or outdated."""
     try:
         with np.load(path) as file:
             if str(file["key"]) != key:
                 return None
-            found = {s: PerceptualHashes(**{name: file[f"{s}/{name}"] for name in _COLUMNS}) for s in lengths}
+            hashes = {s: PerceptualHashes(**{name: file[f"{s}/{name}"] for name in _COLUMNS}) for s in lengths}
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        _log.warning("%s is damaged (%s); computing it anew", path, error)
+        _log.warning("%s is damaged (%s); computing it again", path, error)
         return None
-    whole = all(len(getattr(found[s], name)) == length for s, length in lengths.items() for name in _COLUMNS)
-    return found if whole else None
+    complete = all(len(getattr(hashes[s], name)) == length for s, length in lengths.items() for name in _COLUMNS)
+    return hashes if complete else None
 
 
-def _write(path: Path, key: str, taken: dict[str, PerceptualHashes]) -> None:
-    arrays = {f"{split}/{name}": getattr(each, name) for split, each in taken.items() for name in _COLUMNS}
+def _write(path: Path, key: str, hashes: dict[str, PerceptualHashes]) -> None:
+    arrays = {f"{split}/{name}": getattr(columns, name) for split, columns in hashes.items() for name in _COLUMNS}
     buffer = io.BytesIO()
     np.savez(buffer, key=np.array(key), allow_pickle=False, **arrays)
     write_output(path, buffer.getvalue())

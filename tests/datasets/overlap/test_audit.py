@@ -1,4 +1,4 @@
-"""Which benchmark is trained on, and by what: `earthgpt data audit` and what training makes of it."""
+"""Train/test overlap: `earthgpt data audit`, and how training uses its result."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ from earthgpt_jax.records import Record, Sensor, Task
 
 
 def _scene(seed: int, side: int = 96) -> Image.Image:
-    """A picture with coarse and fine structure of its own."""
+    """Return a random image with coarse and fine structure."""
     rng = np.random.default_rng(seed)
     coarse, fine = rng.random((6, 6, 3)), rng.random((24, 24, 3))
     pixels = 0.8 * zoom(coarse, (side / 6, side / 6, 1), order=1) + 0.2 * zoom(fine, (side / 24, side / 24, 1), order=1)
     return Image.fromarray((pixels * 255).clip(0, 255).astype(np.uint8))
 
 
-def _file(image: Image.Image, kind: str = "PNG", **options) -> bytes:
+def _encode(image: Image.Image, format: str = "PNG", **options: int) -> bytes:
     buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
+    image.save(buffer, format, **options)
     return buffer.getvalue()
 
 
 def _write(out: Path, name: str, **splits: list[bytes]) -> None:
     def record(split: str, number: int, image: bytes) -> Record:
-        side = 64 if image[:2] == b"\xff\xd8" and number == 2 else 96  # the fixtures' one resized picture
+        side = 64 if image[:2] == b"\xff\xd8" and number == 2 else 96  # the resized image of the fixture
         return Record(
             id=f"{name}/{split}/{number}", image=image, height=side, width=side, sensor=Sensor.OPTICAL, source=name,
             split=split, tasks=(Task.CAPTION,), references=("a",),
@@ -49,11 +49,12 @@ def _write(out: Path, name: str, **splits: list[bytes]) -> None:
     )
 
 
-def _audit(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, list[str], str]:
+def _audit(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, list[str], str]:
+    """Run `earthgpt data audit`; return (exit status, lines of stdout, stderr)."""
     capsys.readouterr()
-    status = main(["data", "audit", *map(str, words)])
-    said = capsys.readouterr()
-    return status, said.out.splitlines(), said.err
+    status = main(["data", "audit", *map(str, arguments)])
+    output = capsys.readouterr()
+    return status, output.out.splitlines(), output.err
 
 
 def _ids(folder: Path) -> list[str]:
@@ -62,146 +63,154 @@ def _ids(folder: Path) -> list[str]:
 
 @pytest.fixture
 def contaminated(tmp_path: Path) -> Path:
-    """A benchmark of five images, and a set that trains on three of them, each in another way."""
+    """A benchmark of five images, and a training dataset with three of them, one per type of match."""
     scenes = [_scene(seed) for seed in range(9)]
-    test = [_file(scene) for scene in scenes[:5]]
+    test = [_encode(scene) for scene in scenes[:5]]
     train = [
         test[0],
-        _file(scenes[1], "TIFF"),
-        _file(scenes[2].resize((64, 64), Image.Resampling.BICUBIC), "JPEG", quality=75),
-        *(_file(scene) for scene in scenes[5:]),
+        _encode(scenes[1], "TIFF"),
+        _encode(scenes[2].resize((64, 64), Image.Resampling.BICUBIC), "JPEG", quality=75),
+        *(_encode(scene) for scene in scenes[5:]),
     ]
-    _write(tmp_path, "benchmark", test=test, train=[_file(_scene(20)), _file(scenes[3], "JPEG", quality=80)])
-    _write(tmp_path, "gathered", train=train)
+    _write(tmp_path, "benchmark", test=test, train=[_encode(_scene(20)), _encode(scenes[3], "JPEG", quality=80)])
+    _write(tmp_path, "collected", train=train)
     return tmp_path
 
 
-def test_the_verdict_is_told_written_and_obeyed(contaminated: Path, capsys, caplog) -> None:
-    before = {name: read_manifest(contaminated / name) for name in ("benchmark", "gathered")}
-    assert len(_ids(contaminated)) == 2 + 7 - 1  # without an audit: the same file only
+def test_overlap_is_printed_stored_and_excluded_from_training(
+    contaminated: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    before = {name: read_manifest(contaminated / name) for name in ("benchmark", "collected")}
+    assert len(_ids(contaminated)) == 2 + 7 - 1  # without an audit, only identical files are excluded
 
-    status, said, _ = _audit(capsys, contaminated)
+    status, lines, _ = _audit(capsys, contaminated)
     assert status == 0
-    assert said[0].split()[:3] == ["benchmark", "split", "in"]
-    rows = [line.split() for line in said[1:3]]
-    assert rows[0] == ["benchmark", "test", "gathered", "5", "1", "1", "1", "60.0", "%", "3"]
+    assert lines[0].split()[:3] == ["benchmark", "split", "training"]
+    rows = [line.split() for line in lines[1:3]]
+    assert rows[0] == ["benchmark", "test", "collected", "5", "1", "1", "1", "60.0", "%", "3"]
     assert rows[1] == ["benchmark", "test", "benchmark", "5", "0", "0", "1", "20.0", "%", "1"]
-    assert said[3] == (
-        "benchmark/test is contaminated: 4 of its 5 images (80.0 %) are trained on by benchmark, gathered"
+    assert lines[3] == (
+        "benchmark/test is contaminated: 4 of its 5 images (80.0 %) are in the training splits of benchmark, collected"
     )
-    assert len(said) == 4
+    assert len(lines) == 4
 
-    after = read_manifest(contaminated / "gathered")
-    verdict = after.pop("leaks")
-    assert after == before["gathered"]
-    assert verdict["datasets"] == {name: values["fingerprint"] for name, values in before.items()}
-    assert [(pair["benchmark"], pair["found"]) for pair in verdict["pairs"]] == [
-        ("benchmark", {"file": 1, "pixels": 1, "near": 1})
+    after = read_manifest(contaminated / "collected")
+    overlap = after.pop("overlap")
+    assert after == before["collected"]
+    assert overlap["datasets"] == {name: values["fingerprint"] for name, values in before.items()}
+    assert [(pair["benchmark"], pair["matched_images"]) for pair in overlap["split_overlaps"]] == [
+        ("benchmark", {"file": 1, "pixels": 1, "near_duplicate": 1})
     ]
-    lines = [json.loads(line) for line in (contaminated / "gathered" / matches.FILE).read_text().splitlines()]
-    assert [(line["id"], line["kind"], line["other"]) for line in lines] == [
-        ("gathered/train/0", "file", "benchmark/test/0"),
-        ("gathered/train/1", "pixels", "benchmark/test/1"),
-        ("gathered/train/2", "near", "benchmark/test/2"),
+    rows = [json.loads(line) for line in (contaminated / "collected" / matches.FILE).read_text().splitlines()]
+    assert [(row["id"], row["match_type"], row["other_id"]) for row in rows] == [
+        ("collected/train/0", "file", "benchmark/test/0"),
+        ("collected/train/1", "pixels", "benchmark/test/1"),
+        ("collected/train/2", "near_duplicate", "benchmark/test/2"),
     ]
-    asked = [json.loads(line) for line in (contaminated / "benchmark" / matches.FILE).read_text().splitlines()]
-    assert {(line["id"], line["other"]) for line in asked if line["split"] == "test"} == {
-        *((f"benchmark/test/{i}", f"gathered/train/{i}") for i in range(3)), ("benchmark/test/3", "benchmark/train/1")
+    rows = [json.loads(line) for line in (contaminated / "benchmark" / matches.FILE).read_text().splitlines()]
+    assert {(row["id"], row["other_id"]) for row in rows if row["split"] == "test"} == {
+        *((f"benchmark/test/{i}", f"collected/train/{i}") for i in range(3)), ("benchmark/test/3", "benchmark/train/1")
     }  # fmt: skip
 
     with caplog.at_level(logging.WARNING):
-        assert _ids(contaminated) == [  # near copies inside one dataset are its own affair
-            "benchmark/train/0", "benchmark/train/1", *(f"gathered/train/{i}" for i in range(3, 7))
+        assert _ids(contaminated) == [  # near-duplicates within one dataset stay
+            "benchmark/train/0", "benchmark/train/1", *(f"collected/train/{i}" for i in range(3, 7))
         ]  # fmt: skip
-    assert "gathered 3 of 7" in caplog.text
-    assert len(open_records(contaminated / "gathered", "train")) == 7
+    assert "collected 3 of 7" in caplog.text
+    assert len(open_records(contaminated / "collected", "train")) == 7
     assert len(open_records(contaminated, "test")) == 5
     assert _audit(capsys, contaminated, "--strict")[0] == 1
 
 
-def test_a_second_audit_computes_nothing_anew(contaminated: Path, capsys, monkeypatch) -> None:
+def test_a_second_audit_uses_the_cached_hashes(
+    contaminated: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     first = _audit(capsys, contaminated)
-    kept = (contaminated / "gathered" / perceptual_hashes.FILE).read_bytes()
-    monkeypatch.setattr(perceptual_hashes, "hash_image", lambda image: pytest.fail("computed anew"))
+    cached = (contaminated / "collected" / perceptual_hashes.FILE).read_bytes()
+    monkeypatch.setattr(perceptual_hashes, "hash_image", lambda image: pytest.fail("computed again"))
     assert _audit(capsys, contaminated)[:2] == first[:2]
-    assert (contaminated / "gathered" / perceptual_hashes.FILE).read_bytes() == kept
-    assert find_problems(contaminated / "gathered") == []
+    assert (contaminated / "collected" / perceptual_hashes.FILE).read_bytes() == cached
+    assert find_problems(contaminated / "collected") == []
 
 
 @pytest.mark.parametrize("damage", [b"", b"PK\x03\x04 torn", "other records"])
-def test_a_damaged_cache_is_computed_anew(contaminated: Path, capsys, damage: bytes | str) -> None:
+def test_a_damaged_cache_is_computed_again(
+    contaminated: Path, capsys: pytest.CaptureFixture[str], damage: bytes | str
+) -> None:
     first = _audit(capsys, contaminated)
-    path = contaminated / "gathered" / perceptual_hashes.FILE
-    whole = path.read_bytes()
+    path = contaminated / "collected" / perceptual_hashes.FILE
+    intact = path.read_bytes()
     path.write_bytes(
         damage if isinstance(damage, bytes) else (contaminated / "benchmark" / perceptual_hashes.FILE).read_bytes()
     )
     assert _audit(capsys, contaminated)[:2] == first[:2]
-    assert path.read_bytes() == whole
+    assert path.read_bytes() == intact
 
 
-def test_a_verdict_counts_only_for_the_datasets_it_is_about(contaminated: Path, tmp_path: Path, capsys) -> None:
+def test_an_audit_is_valid_only_for_the_datasets_that_it_compared(
+    contaminated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     _audit(capsys, contaminated)
     (contaminated / "benchmark").rename(tmp_path.parent / f"{tmp_path.name}-away")
-    _write(contaminated, "unrelated", test=[_file(_scene(30))])
-    assert len(_ids(contaminated)) == 7  # the benchmark is not there
-    _write(contaminated, "benchmark", test=[_file(_scene(31))])
-    assert len(_ids(contaminated)) == 7  # another build under its name
+    _write(contaminated, "unrelated", test=[_encode(_scene(30))])
+    assert len(_ids(contaminated)) == 7  # the benchmark is gone
+    _write(contaminated, "benchmark", test=[_encode(_scene(31))])
+    assert len(_ids(contaminated)) == 7  # another build with the same name
 
 
-def test_a_list_that_is_torn_is_said(contaminated: Path, capsys) -> None:
+def test_a_damaged_list_of_matches_is_reported(contaminated: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _audit(capsys, contaminated)
-    path = contaminated / "gathered" / matches.FILE
+    path = contaminated / "collected" / matches.FILE
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(EarthGPTError, match=r"damaged.*run `earthgpt data audit` again"):
         open_records(contaminated, "train")
-    assert "damaged" in find_problems(contaminated / "gathered")[0]
+    assert "damaged" in find_problems(contaminated / "collected")[0]
     path.unlink()
     with pytest.raises(EarthGPTError, match=r"cannot be read.*audit` again"):
         open_records(contaminated, "train")
 
 
-def test_pictures_that_show_nothing_or_do_not_decode(tmp_path: Path, capsys) -> None:
-    """Two stretches of open sea are not one image; what is no image is compared as a file."""
-    sea = [_file(Image.new("L", (64, 64), grey)) for grey in (30, 31)]
+def test_images_without_contrast_or_that_cannot_be_decoded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two images of open sea are not near-duplicates; undecodable images are compared as files."""
+    sea = [_encode(Image.new("L", (64, 64), grey)) for grey in (30, 31)]
     _write(tmp_path, "a", train=[sea[0], b"torn", b""])
     _write(tmp_path, "b", test=[sea[1], b"torn", b""])
-    _, said, _ = _audit(capsys, tmp_path)
-    assert said[1].split() == ["b", "test", "a", "2", "1", "0", "0", "50.0", "%", "1"]
-    assert "a: 1 images do not decode" in said[3]
-    assert "b: 1 images show too little" in said[-1]
+    _, lines, _ = _audit(capsys, tmp_path)
+    assert lines[1].split() == ["b", "test", "a", "2", "1", "0", "0", "50.0", "%", "1"]
+    assert "a: 1 images cannot be decoded" in lines[3]
+    assert "b: 1 images have too little contrast" in lines[-1]
 
 
-def test_clean_datasets_and_one_alone(tmp_path: Path, capsys) -> None:
-    _write(tmp_path, "a", train=[_file(_scene(1))], val=[_file(_scene(2))])
-    _write(tmp_path, "b", train=[_file(_scene(3))])
+def test_datasets_without_overlap(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _write(tmp_path, "a", train=[_encode(_scene(1))], val=[_encode(_scene(2))])
+    _write(tmp_path, "b", train=[_encode(_scene(3))])
     assert _audit(capsys, tmp_path, "--strict")[:2] == (0, ["clean: a/val"])
     assert _audit(capsys, tmp_path / "a")[:2] == (0, ["clean: a/val"])
     assert _audit(capsys, tmp_path / "b")[:2] == (0, ["no evaluation split to compare with"])
 
 
-def test_worker_processes_see_the_same(tmp_path: Path) -> None:
-    _write(tmp_path, "a", train=[_file(_scene(seed, side=48)) for seed in range(20)] * 30)
-    alone = perceptual_hashes.dataset_hashes(tmp_path / "a", workers=1)["train"]
+def test_hashes_do_not_depend_on_the_number_of_workers(tmp_path: Path) -> None:
+    _write(tmp_path, "a", train=[_encode(_scene(seed, side=48)) for seed in range(20)] * 30)
+    one = perceptual_hashes.dataset_hashes(tmp_path / "a", workers=1)["train"]
     (tmp_path / "a" / perceptual_hashes.FILE).unlink()
-    together = perceptual_hashes.dataset_hashes(tmp_path / "a", workers=2)["train"]
+    two = perceptual_hashes.dataset_hashes(tmp_path / "a", workers=2)["train"]
     for name in ("pixels", "phash", "dhash"):
-        np.testing.assert_array_equal(getattr(alone, name), getattr(together, name))
-    assert len(set(together.pixels.tolist())) == 20
+        np.testing.assert_array_equal(getattr(one, name), getattr(two, name))
+    assert len(set(two.pixels.tolist())) == 20
 
 
-def test_what_the_user_can_mend(contaminated: Path, capsys) -> None:
+def test_user_errors(contaminated: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "there is no such folder" in _audit(capsys, contaminated / "nowhere")[2]
     assert "expected at least 1, got 0" in _audit(capsys, contaminated, "--workers", "0")[2]
     (contaminated / "copy").mkdir()
-    for path in (contaminated / "gathered").iterdir():
+    for path in (contaminated / "collected").iterdir():
         (contaminated / "copy" / path.name).write_bytes(path.read_bytes())
-    status, _, wrong = _audit(capsys, contaminated)
-    assert (status, "several datasets are called gathered" in wrong) == (2, True)
+    status, _, error = _audit(capsys, contaminated)
+    assert (status, "several datasets are called collected" in error) == (2, True)
 
 
-def test_the_released_mmrs_1m_trains_on_test_images(tmp_path: Path, capsys) -> None:
-    """The known case: images of the test sets of RSICD, UCM-Captions and Sydney-Captions, here as it was packed."""
+def test_the_released_mmrs_1m_contains_test_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """MMRS-1M contains test images of RSICD, UCM-Captions and Sydney-Captions; files laid out as in the releases."""
     native, data = tmp_path / "native", tmp_path / "native" / "MMRS-1M" / "data"
     dialogues = []
     for number, (folder, suffix) in enumerate(
@@ -213,25 +222,27 @@ def test_the_released_mmrs_1m_trains_on_test_images(tmp_path: Path, capsys) -> N
         (native / folder / images).mkdir(parents=True)
         for index, split in enumerate(("train", "train", "test")):
             name = f"{Path(folder).name}_{index}.{suffix}"
-            image = _file(_scene(10 * number + index), "JPEG" if suffix == "jpg" else "TIFF")
+            image = _encode(_scene(10 * number + index), "JPEG" if suffix == "jpg" else "TIFF")
             (native / folder / images / name).write_bytes(image)
             rows.append({"filename": name, "split": split, "sentences": [{"raw": "a scene ."}]})
             released = data / "caption" / Path(folder).name / name
             released.parent.mkdir(parents=True, exist_ok=True)
             released.write_bytes(image)
-            said = [{"from": "human", "value": "Describe it."}, {"from": "gpt", "value": "a scene ."}]
-            dialogues.append({"image": released.relative_to(data / "caption").as_posix(), "conversations": said})
+            messages = [{"from": "human", "value": "Describe it."}, {"from": "gpt", "value": "a scene ."}]
+            dialogues.append({"image": released.relative_to(data / "caption").as_posix(), "conversations": messages})
         (native / folder / annotations).write_text(json.dumps({"images": rows}))
     (data / "json" / "caption").mkdir(parents=True)
     (data / "json" / "caption" / "caption.json").write_text(json.dumps(dialogues))
     names = ["rsicd", "ucm_captions", "sydney_captions", "mmrs1m_caption"]
     out = tmp_path / "out"
     assert main(["data", "build", *names, "--root", str(native), "--out", str(out)]) == 0
-    status, said, _ = _audit(capsys, out, "--strict")
+    status, lines, _ = _audit(capsys, out, "--strict")
     assert status == 1
-    words = [f"{name}/test is contaminated: 1 of its 1 images (100.0 %) are trained on by mmrs1m_caption"
-             for name in ("rsicd", "sydney_captions", "ucm_captions")]  # fmt: skip
-    assert sorted(line for line in said if "contaminated" in line) == words
+    expected = [
+        f"{name}/test is contaminated: 1 of its 1 images (100.0 %) are in the training splits of mmrs1m_caption"
+        for name in ("rsicd", "sydney_captions", "ucm_captions")
+    ]
+    assert sorted(line for line in lines if "contaminated" in line) == expected
     kept = [record.id for record in open_records(out, "train")]
     assert not [name for name in kept if name.startswith("mmrs1m") and name.endswith("_2")]
     assert len(kept) == 6 + 6

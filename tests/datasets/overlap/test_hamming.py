@@ -1,4 +1,4 @@
-"""Search of near hashes against comparing everything with everything."""
+"""Multi-index hashing finds the same pairs as a brute-force search."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _flipped(rng: np.random.Generator, hashes: np.ndarray, bits: int) -> np.ndar
 
 
 @pytest.mark.parametrize("radius", [0, 1, 3, 4, 7, 8, 11])
-def test_finds_exactly_what_comparing_everything_finds(radius: int) -> None:
+def test_finds_the_same_pairs_as_brute_force(radius: int) -> None:
     rng = np.random.default_rng(radius)
     indexed = rng.integers(0, 2**64, 3000, np.uint64)
     near = [_flipped(rng, indexed[:40], bits) for bits in (0, radius, radius + 1)]
@@ -38,16 +38,16 @@ def test_finds_exactly_what_comparing_everything_finds(radius: int) -> None:
     assert set(found) == _brute(indexed, queries, radius)
 
 
-def test_nothing_to_compare() -> None:
-    some, none = np.arange(3, dtype=np.uint64), np.zeros(0, np.uint64)
-    for indexed, queries in ((some, none), (none, some), (none, none)):
+def test_empty_input() -> None:
+    some, empty = np.arange(3, dtype=np.uint64), np.zeros(0, np.uint64)
+    for indexed, queries in ((some, empty), (empty, some), (empty, empty)):
         assert [len(column) for column in near_pairs(indexed, queries, radius=8)] == [0, 0, 0]
     with pytest.raises(ValueError, match="radius: expected"):
         near_pairs(some, some, radius=16)
 
 
-def test_many_hashes_in_little_memory_also_where_they_crowd() -> None:
-    """Half of the hashes share three bands, so that nearly all of them stand in one bucket of each."""
+def test_memory_is_bounded_if_many_hashes_share_a_bucket() -> None:
+    """Half of the hashes share three bands, so one bucket of each of these bands contains them all."""
     rng = np.random.default_rng(0)
     indexed = rng.integers(0, 2**64, 200_000, np.uint64)
     indexed[::2] &= np.uint64(0xFFFF)
