@@ -27,7 +27,6 @@ from tqdm import tqdm
 from earthgpt_jax.common.digests import sha256_int
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.common.files import write_output
-from earthgpt_jax.common.files import write_output
 from earthgpt_jax.common.parallel import parallel_map
 from earthgpt_jax.datasets import store
 from earthgpt_jax.datasets.manifest import read_manifest, record_counts
