@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from earthgpt_jax.common.errors import EarthGPTError
+from earthgpt_jax.common.files import write_output
 from earthgpt_jax.datasets.examples import VERSION
 from earthgpt_jax.records import UNKNOWN_CLASSES, AnnotatedClasses, Task
 
@@ -85,6 +86,12 @@ def record_counts(manifest: Mapping[str, Any]) -> dict[str, int]:
 def shard_names(manifest: Mapping[str, Any], split: str) -> list[str]:
     """Return the file names of a split's shards, in order."""
     return sorted(name for name in manifest["shards"] if name.startswith(f"{TFDS_NAME}-{split}.{SHARD_FORMAT}-"))
+
+
+def update_manifest(directory: Path, **values: Any) -> None:
+    """Set entries of manifest.json, atomically; the dataset's fingerprint does not change."""
+    content = json.dumps(read_manifest(directory) | values, indent=1) + "\n"
+    write_output(directory / MANIFEST, content.encode())
 
 
 def annotated_classes(manifest: Mapping[str, Any]) -> AnnotatedClasses:

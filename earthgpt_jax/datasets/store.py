@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,18 +12,11 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core.decode import DeserializeMethod
 
 from earthgpt_jax.common.errors import DamagedRecordError, EarthGPTError
-from earthgpt_jax.common.files import write_output
 from earthgpt_jax.datasets.examples import to_record
 from earthgpt_jax.datasets.manifest import MANIFEST, annotated_classes, read_manifest, record_counts, shard_names
 from earthgpt_jax.records import AnnotatedClasses, Record
 
 _MAX_LISTED = 5  # shards that an error message lists
-
-
-def update_manifest(directory: Path, **values: Any) -> None:
-    """Set entries of manifest.json, atomically; the dataset's fingerprint does not change."""
-    content = json.dumps(read_manifest(directory) | values, indent=1) + "\n"
-    write_output(directory / MANIFEST, content.encode())
 
 
 class RecordSource(Sequence[Record]):

@@ -1,4 +1,4 @@
-"""`earthgpt data`: what it writes, says and returns."""
+"""Test the command `earthgpt data`: its files, output and exit status."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from earthgpt_jax.synthetic import SyntheticSource
 
 @pytest.fixture
 def native(tmp_path: Path) -> Path:
-    """Four SAR images in YOLO text below `native/sar/SSDD-yolo`; the last has a bad box, one more is cut short."""
+    """Write five SAR images with YOLO labels to `native/sar/SSDD-yolo`: one has an invalid box, one is truncated."""
     folder = tmp_path / "native" / "sar" / "SSDD-yolo"
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
@@ -36,19 +36,19 @@ def native(tmp_path: Path) -> Path:
 def _run(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
     capsys.readouterr()
     status = main(["data", *map(str, words)])
-    said = capsys.readouterr()
-    return status, said.out, said.err
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
 
 
-def test_build_counts_and_repeats(native: Path, tmp_path: Path, capsys) -> None:
+def test_build_counts_items_and_is_repeatable(native: Path, tmp_path: Path, capsys) -> None:
     out = tmp_path / "out"
     half = ("--max-quarantine", "0.5")
-    status, said, _ = _run(capsys, "build", "ssdd_yolo", "--root", native, "--out", out, *half)
+    status, output, _ = _run(capsys, "build", "ssdd_yolo", "--root", native, "--out", out, *half)
     assert status == 1  # something is in quarantine
-    assert "  1 x object: degenerate box: expected fractions and sides above N, got '...'" in said
+    assert "  1 x object: degenerate box: expected fractions and sides above N, got '...'" in output
     assert [path.name for path in out.iterdir()] == ["ssdd_yolo"]
-    rows = [line.split() for line in said.splitlines()]
-    train = 2 - int(rows[1][7])  # one of the two that are not test may be val
+    rows = [line.split() for line in output.splitlines()]
+    train = 2 - int(rows[1][7])  # of the two images that are not test, one may be val
     assert rows[1] == ["ssdd_yolo", "image", "5", "4", "1", "0", str(train), str(2 - train), "2"]
     assert rows[2] == ["ssdd_yolo", "object", "6", "4", "2", "0"]
     quarantine = [json.loads(line) for line in (out / "ssdd_yolo" / "quarantine.jsonl").read_text().splitlines()]
@@ -62,24 +62,24 @@ def test_build_counts_and_repeats(native: Path, tmp_path: Path, capsys) -> None:
     assert record.image == (native / "sar/SSDD-yolo/000001.jpg").read_bytes()
     np.testing.assert_allclose(record.objects[0].polygon, [10, 12, 30, 12, 30, 18, 10, 18], atol=1e-4)
 
-    status, said, _ = _run(capsys, "build", "all", "--root", native, "--out", out)
+    status, output, _ = _run(capsys, "build", "all", "--root", native, "--out", out)
     assert status == 1  # as the first time
-    assert "ssdd_yolo: already built and identical; nothing to do" in said
+    assert "ssdd_yolo: already built and identical; nothing to do" in output
 
-    status, said, _ = _run(capsys, "build", "ssdd_yolo", "--root", native / "sar" / "SSDD-yolo", "--out", out)
+    status, output, _ = _run(capsys, "build", "ssdd_yolo", "--root", native / "sar" / "SSDD-yolo", "--out", out)
     assert status == 1
-    assert "nothing to do" in said  # the same files, named by their own folder
+    assert "nothing to do" in output  # the same files, with --root as their own folder
 
-    status, _, wrong = _run(
+    status, _, error = _run(
         capsys, "build", "ssdd_yolo", "--root", native, "--out", native / "sar/SSDD-yolo/000002.txt"
     )
-    assert (status, wrong.startswith("error: writing "), "Traceback" in wrong) == (2, True, False)
+    assert (status, error.startswith("error: writing "), "Traceback" in error) == (2, True, False)
 
     (native / "sar/SSDD-yolo/000002.txt").write_text("")
-    status, _, wrong = _run(capsys, "build", "ssdd_yolo", "--root", native, "--out", out)
+    status, _, error = _run(capsys, "build", "ssdd_yolo", "--root", native, "--out", out)
     assert status == 2
-    assert "it holds another build" in wrong
-    assert "delete this folder" in wrong
+    assert "it contains another build" in error
+    assert "delete this folder" in error
 
 
 def test_check_stats_preview(native: Path, tmp_path: Path, capsys) -> None:
@@ -100,11 +100,11 @@ def test_check_stats_preview(native: Path, tmp_path: Path, capsys) -> None:
         "--out",
         out,
     )
-    status, said, _ = _run(capsys, "check", out)
-    assert (status, said.count(": fine")) == (0, 2)
-    status, said, _ = _run(capsys, "stats", out)
+    status, output, _ = _run(capsys, "check", out)
+    assert (status, output.count(": no problems found")) == (0, 2)
+    status, output, _ = _run(capsys, "stats", out)
     assert status == 0
-    rows = [line.split() for line in said.splitlines()]
+    rows = [line.split() for line in output.splitlines()]
     assert ["objects", "6", "4", "2", "0"] in rows  # native, kept, quarantined, dropped
     status, _, _ = _run(capsys, "preview", out, "--out", tmp_path / "sheet.png", "--count", "5")
     assert status == 0
@@ -115,16 +115,16 @@ def test_check_stats_preview(native: Path, tmp_path: Path, capsys) -> None:
     data = bytearray(shard.read_bytes())
     data[len(data) // 2] ^= 1
     shard.write_bytes(bytes(data))
-    status, said, _ = _run(capsys, "check", out / "synthetic")
+    status, output, _ = _run(capsys, "check", out / "synthetic")
     assert status == 1
-    assert "sha256 differs" in said
+    assert "sha256 differs" in output
 
 
-def test_synthetic_holds_what_the_source_draws(tmp_path: Path, capsys) -> None:
+def test_build_synthetic_stores_the_records_of_the_source(tmp_path: Path, capsys) -> None:
     words = ("build", "synthetic", "--count", "10", "--size", "48", "--out", tmp_path)
-    status, said, _ = _run(capsys, *words)
+    status, output, _ = _run(capsys, *words)
     assert status == 0
-    assert said.splitlines()[1].split() == ["synthetic", "image", "13", "13", "0", "0", "10", "1", "2"]
+    assert output.splitlines()[1].split() == ["synthetic", "image", "13", "13", "0", "0", "10", "1", "2"]
     expected = SyntheticSource("test", 2, size=48)
     stored = RecordSource(tmp_path / "synthetic", "test")
     assert [(r.id, r.image, r.turns) for r in stored] == [(r.id, r.image, r.turns) for r in expected]
@@ -133,11 +133,11 @@ def test_synthetic_holds_what_the_source_draws(tmp_path: Path, capsys) -> None:
 
 
 def test_list(native: Path, capsys) -> None:
-    status, said, _ = _run(capsys, "list", "--root", native)
-    lines = {line.split()[0]: line for line in said.splitlines()}
+    status, output, _ = _run(capsys, "list", "--root", native)
+    lines = {line.split()[0]: line for line in output.splitlines()}
     assert status == 0
-    assert lines["ssdd_yolo"].endswith("[there]")
-    assert lines["hit_uav"].endswith("[absent]")
+    assert lines["ssdd_yolo"].endswith("[found]")
+    assert lines["hit_uav"].endswith("[missing]")
     assert "synthetic" in lines
 
 
@@ -148,7 +148,7 @@ def test_list(native: Path, capsys) -> None:
         (["build", "nonsense", "--root", "r", "--out", "o"], "no card for nonsense"),
         (["build", "dota", "--root", "r", "--out", "o"], "no such folder"),
         (["build", "ssdd_yolo", "--root", ".", "--out", "o"], "not called SSDD-yolo"),
-        (["build", "all", "--root", "r", "--out", "o"], "holds none of the datasets"),
+        (["build", "all", "--root", "r", "--out", "o"], "contains none of the datasets"),
         (["build", "synthetic", "--out", "o"], "give either --count"),
         (["build", "synthetic", "--count", "0", "--out", "o"], "expected at least 1, got 0"),
         (["build", "synthetic", "--splits", "train:3", "--out", "o"], "expected SPLIT=COUNT"),
@@ -156,50 +156,50 @@ def test_list(native: Path, capsys) -> None:
         (["build", "synthetic", "--splits", "train=0", "--out", "o"], "at least one record"),
         (["build", "dota", "--count", "3", "--root", "r", "--out", "o"], "are for `build synthetic`"),
         (["build", "dota", "--root", "r", "--out", "o", "--workers", "0"], "--workers: expected at least 1"),
-        (["build", "dota", "--root", "r", "--out", "o", "--max-quarantine", "2"], "a share from 0 to 1"),
-        (["build", "dota", "--root", "r", "--out", "o", "--beam-options=--x=1"], "are for --beam"),
-        (["build", "dota", "--root", "r", "--out", "o", "--beam", "--workers", "2"], "tell Beam by --beam-options"),
+        (["build", "dota", "--root", "r", "--out", "o", "--max-quarantine", "2"], "a fraction from 0 to 1"),
+        (["build", "dota", "--root", "r", "--out", "o", "--beam-options=--x=1"], "--beam-options requires --beam"),
+        (["build", "dota", "--root", "r", "--out", "o", "--beam", "--workers", "2"], "set Beam's with --beam-options"),
         (["check", "nowhere"], "there is no such folder"),
         (["stats", "."], "found none in it"),
         (["preview", ".", "--out", "x.jpg"], "expected the name of a page"),
     ],
 )
-def test_what_the_user_can_mend(tmp_path: Path, monkeypatch, capsys, words: list[str], message: str) -> None:
+def test_user_errors_name_the_fix(tmp_path: Path, monkeypatch, capsys, words: list[str], message: str) -> None:
     monkeypatch.chdir(tmp_path)
-    status, _, wrong = _run(capsys, *words)
+    status, _, error = _run(capsys, *words)
     assert status == 2
-    assert message in wrong
-    assert wrong.startswith("error: ")
+    assert message in error
+    assert error.startswith("error: ")
     assert not list(tmp_path.iterdir())
 
 
-def test_counts_that_do_not_add_up_are_loud() -> None:
-    tally = BuildCounts()
-    tally.add(Native(item_type=ItemType.OBJECT, count=3))
-    tally.add(Rejected(id="a", item_type=ItemType.OBJECT, reason="r", file="f"))
-    tally.add(Dropped(item_type=ItemType.OBJECT, reason="rule"))
+def test_counts_that_do_not_add_up_raise() -> None:
+    counts = BuildCounts()
+    counts.add(Native(item_type=ItemType.OBJECT, count=3))
+    counts.add(Rejected(id="a", item_type=ItemType.OBJECT, reason="r", file="f"))
+    counts.add(Dropped(item_type=ItemType.OBJECT, reason="rule"))
     with pytest.raises(RuntimeError, match=r"3 native, but 0 kept \+ 1 quarantined \+ 1 dropped = 2"):
-        tally.check("x")
-    tally.add(Dropped(item_type=ItemType.OBJECT, reason="rule"))
-    tally.check("x")
+        counts.check("x")
+    counts.add(Dropped(item_type=ItemType.OBJECT, reason="rule"))
+    counts.check("x")
 
 
 @pytest.mark.realdata
 def test_all_real_samples_build_and_check(realdata: Path, tmp_path: Path, capsys) -> None:
-    status, said, _ = _run(capsys, "build", "all", "--root", realdata, "--out", tmp_path / "out")
-    assert status == 1  # two boxes of DOTA have no width
-    assert ["hit_uav", "object", "916", "909", "0", "7"] in [line.split() for line in said.splitlines()]
+    status, output, _ = _run(capsys, "build", "all", "--root", realdata, "--out", tmp_path / "out")
+    assert status == 1  # two boxes of DOTA have zero width
+    assert ["hit_uav", "object", "916", "909", "0", "7"] in [line.split() for line in output.splitlines()]
     assert _run(capsys, "check", tmp_path / "out")[0] == 0
 
 
-def test_beam_has_to_be_installed(tmp_path: Path, monkeypatch, capsys) -> None:
+def test_beam_without_apache_beam_says_how_to_install_it(tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.setitem(sys.modules, "apache_beam.options.pipeline_options", None)
-    status, _, wrong = _run(capsys, "build", "dota", "--root", tmp_path, "--out", tmp_path / "o", "--beam")
+    status, _, error = _run(capsys, "build", "dota", "--root", tmp_path, "--out", tmp_path / "o", "--beam")
     assert status == 2
-    assert "pip install 'earthgpt-jax[beam]'" in wrong
+    assert "pip install 'earthgpt-jax[beam]'" in error
 
 
-def test_build_by_beam(native: Path, tmp_path: Path, capsys) -> None:
+def test_beam_builds_the_same_files(native: Path, tmp_path: Path, capsys) -> None:
     pytest.importorskip("apache_beam")
     words = ("build", "ssdd_yolo", "--root", native, "--max-quarantine", "0.5", "--out")
     options = ("--beam", "--beam-options=--runner=DirectRunner --direct_num_workers=1")
@@ -210,5 +210,5 @@ def test_build_by_beam(native: Path, tmp_path: Path, capsys) -> None:
         for name in ("beam", "local")
     )
     assert beam == local
-    status, _, wrong = _run(capsys, *words, tmp_path / "x", "--beam", "--beam-options=runner=Nowhere")
-    assert (status, "expected --NAME=VALUE" in wrong) == (2, True)
+    status, _, error = _run(capsys, *words, tmp_path / "x", "--beam", "--beam-options=runner=Nowhere")
+    assert (status, "expected --NAME=VALUE" in error) == (2, True)

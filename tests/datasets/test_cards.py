@@ -1,4 +1,4 @@
-"""Cards: what travels with the code loads, labels and splits are as declared, mistakes are named."""
+"""Test cards: those of the package load, labels and splits follow the card, mistakes in a card are reported."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _load(tmp_path: Path, text: str):
     return load_card(path)
 
 
-def test_every_card_and_variant_is_whole() -> None:
+def test_every_card_and_variant_is_complete() -> None:
     found = load_cards()
     assert "hit_uav" in found
     for name, card in found.items():
@@ -46,12 +46,12 @@ def test_every_card_and_variant_is_whole() -> None:
             assert all(label == label.lower() for label in each.classes)
             named = bool(each.classes) or each.open_classes
             assert named == bool(set(each.tasks) - {Task.CAPTION, Task.VQA})
-            # Counts of official splits say nothing about this project's own.
+            # Counts of official splits do not apply to splits by hash.
             assert each.split_rule is SplitRule.NATIVE or not set(SPLITS) & set(each.expected)
     assert found["hit_uav"].parts[0]["annotations"] == "rotate_xml"
 
 
-SOURCES = {  # of MMRS-1M: 5 of captions, 4 of questions, 7 of classes, 17 of detection, 1 of grounding
+SOURCES = {  # of MMRS-1M: 5 for captions, 4 for VQA, 7 for classification, 17 for detection, 1 for grounding
     "nwpu_captions", "rsicd", "rsitmd", "sydney_captions", "ucm_captions",
     "floodnet_vqa", "rsvqa_lr", "rsivqa", "crsvqa",
     "nwpu_resisc45", "eurosat", "ucmerced", "whu_rs19", "rsscn7", "dscr", "fgscr42",
@@ -62,7 +62,7 @@ SOURCES = {  # of MMRS-1M: 5 of captions, 4 of questions, 7 of classes, 17 of de
 ZERO_SHOT = {"clrs", "nasc_tg2", "rsvqa_hr", "mar20", "hrsc2016"}
 
 
-def test_roles_are_those_of_earthgpt() -> None:
+def test_roles_follow_the_paper() -> None:
     found = load_cards()
     assert len(SOURCES) == 34
     assert {name for name, card in found.items() if card.role is Role.TRAINED} == SOURCES
@@ -70,7 +70,7 @@ def test_roles_are_those_of_earthgpt() -> None:
     assert Counter(found[name].sensor.value for name in SOURCES) == {"optical": 25, "sar": 3, "infrared": 6}
 
 
-def test_what_is_not_known_is_said_in_one_place() -> None:
+def test_uncertain_entries_are_listed_under_unverified_only() -> None:
     for name, card in load_cards().items():
         prose = " ".join((card.title, card.licence, card.obtain, *card.notes)).lower()
         assert "unverified" not in prose, name
@@ -80,14 +80,14 @@ def test_what_is_not_known_is_said_in_one_place() -> None:
             assert not kind or kind in card.expected, (name, entry)
 
 
-def test_labels(tmp_path: Path) -> None:
+def test_canonical_labels(tmp_path: Path) -> None:
     card = _load(tmp_path, CARD)
     assert [card.label(n) for n in ("Ship", "Boat", "T junction", "T_Junction", "boat", "")] == [
         "ship", "ship", "t junction", "t junction", "", "",
     ]  # fmt: skip
 
 
-def test_hash_splits_have_their_shares_and_stay(tmp_path: Path) -> None:
+def test_hash_splits_have_their_fractions_and_are_stable(tmp_path: Path) -> None:
     card = _load(tmp_path, CARD)
     counts = Counter(card.split(str(i), "") for i in range(5000))
     assert [counts[split] / 5000 for split in SPLITS] == pytest.approx([0.7, 0.1, 0.2], abs=0.02)
@@ -118,12 +118,12 @@ def test_native_and_name_splits(tmp_path: Path) -> None:
         (CARD + "notes: [a trap: here]", "expected text, got .*quote a note that contains a colon"),
     ],
 )
-def test_mistakes_are_named(tmp_path: Path, text: str, message: str) -> None:
+def test_mistakes_in_a_card_are_reported(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(EarthGPTError, match=message):
         _load(tmp_path, text)
 
 
-def test_unknown_names() -> None:
+def test_unknown_cards_and_variants() -> None:
     assert [card.name for card in select_cards(["dota", "hit_uav"])] == ["dota", "hit_uav"]
     with pytest.raises(EarthGPTError, match=r"no card for nonsense\. Cards: .*dota"):
         select_cards(["nonsense"])
@@ -133,14 +133,14 @@ def test_unknown_names() -> None:
         select_cards(["nonsense:z"])
 
 
-def test_a_variant_is_named_behind_a_colon() -> None:
+def test_a_variant_is_selected_after_a_colon() -> None:
     (rotated,) = select_cards(["dior:rotated"])
     assert (rotated.name, rotated.format) == ("dior", "rotated_voc")
     with pytest.raises(EarthGPTError, match="no variant 'z'"):
         select_cards(["dior:z"])
 
 
-def test_a_card_of_ones_own_is_named_by_its_file(tmp_path: Path) -> None:
+def test_a_card_of_your_own_is_selected_by_its_path(tmp_path: Path) -> None:
     path = tmp_path / "x.yaml"
     path.write_text(CARD)
     assert [card.name for card in select_cards(["dota", str(path)])] == ["dota", "x"]
@@ -151,6 +151,6 @@ def test_a_card_of_ones_own_is_named_by_its_file(tmp_path: Path) -> None:
         select_cards([str(tmp_path / "absent.yaml")])
 
 
-def test_classes_may_be_open(tmp_path: Path) -> None:
+def test_open_classes_accept_unlisted_names(tmp_path: Path) -> None:
     card = _load(tmp_path, CARD + "open_classes: true")
     assert [card.label(name) for name in ("Boat", "Fishing_Boat", " ")] == ["ship", "fishing boat", ""]

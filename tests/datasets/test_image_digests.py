@@ -1,4 +1,4 @@
-"""No image of an evaluation split is trained on, when datasets that share images are read together."""
+"""Images of an evaluation split are excluded from training when several datasets are opened together."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _record(source: str, split: str, image: bytes, task: Task = Task.CAPTION) ->
 
 
 def _folder(out: Path, datasets: dict[str, dict[str, list[bytes]]], **tasks: Task) -> Path:
-    """Datasets by name, each split -> image files."""
+    """Write datasets, given as the image files of each split by dataset name."""
     for name, splits in datasets.items():
         task = tasks.get(name, Task.CAPTION)
         records = {split: [_record(name, split, image, task) for image in images] for split, images in splits.items()}
@@ -46,7 +46,7 @@ def _images(folder: Path, split: str, **options) -> list[tuple[str, bytes]]:
     return [(record.source, record.image) for record in open_records(folder, split, **options)]
 
 
-def test_training_leaves_out_what_any_dataset_holds_out(tmp_path, caplog):
+def test_training_excludes_images_that_any_dataset_holds_out(tmp_path, caplog):
     folder = _folder(tmp_path, SHARING)
     with caplog.at_level(logging.WARNING):
         source = open_records(folder, "train")
@@ -60,23 +60,25 @@ def test_training_leaves_out_what_any_dataset_holds_out(tmp_path, caplog):
     assert [r.message.partition("images: ")[2] for r in caplog.records] == ["captions 2 of 4, questions 1 of 4"]
 
 
-def test_evaluation_splits_and_a_dataset_alone_stay_whole(tmp_path, caplog):
+def test_evaluation_splits_and_single_datasets_are_not_reduced(tmp_path, caplog):
     folder = _folder(tmp_path, SHARING | {"repeats": {"train": [b"7", b"8"], "test": [b"7"]}})
     with caplog.at_level(logging.WARNING):
         assert [image for _, image in _images(folder, "test")] == [b"2", b"2", b"7"]
         assert [image for _, image in _images(folder, "val")] == [b"5", b"4"]
         assert [image for _, image in _images(folder / "repeats", "train")] == [b"7", b"8"]
     assert not caplog.records
-    assert ("repeats", b"7") not in _images(folder, "train")  # beside others: its own test images too
+    assert ("repeats", b"7") not in _images(
+        folder, "train"
+    )  # opened with others, its own test images are excluded, too
 
 
-def test_a_dataset_holds_out_its_images_whatever_it_is_asked_for(tmp_path):
-    """Training on captions alone must still leave out what will be asked about."""
+def test_overlap_is_excluded_for_any_choice_of_tasks(tmp_path):
+    """Training on captions alone must still exclude the images of the questions' test split."""
     folder = _folder(tmp_path, SHARING, questions=Task.CLASSIFICATION)
     assert _images(folder, "train", tasks=[Task.CAPTION]) == [("captions", b"1"), ("captions", b"3")]
 
 
-def test_zero_shot_benchmarks_are_not_trained_on_beside_others(tmp_path, caplog):
+def test_zero_shot_benchmarks_are_trained_on_only_if_opened_alone(tmp_path, caplog):
     folder = _folder(tmp_path, {"captions": {"train": [b"1"]}})
     write_dataset(
         {"train": [_record("bench", "train", b"9")]},
@@ -90,8 +92,8 @@ def test_zero_shot_benchmarks_are_not_trained_on_beside_others(tmp_path, caplog)
     assert _images(folder / "bench", "train") == [("bench", b"9")]
 
 
-def test_the_fingerprint_depends_on_what_is_left_out(tmp_path):
-    """A run is not resumed with other training records."""
+def test_the_fingerprint_depends_on_the_excluded_records(tmp_path):
+    """A run must not resume with other training records."""
     train = {"train": [b"1", b"2", b"3"]}
     held_out: dict[str, dict[str, list[bytes]]] = {
         "none": {"test": [b"9"]}, "one": {"test": [b"1"]}, "other": {"test": [b"2"]}, "again": {"val": [b"1", b"8"]},
@@ -105,18 +107,18 @@ def test_the_fingerprint_depends_on_what_is_left_out(tmp_path):
     assert prints["none"] == open_records(tmp_path / "none" / "a", "train").fingerprint
 
 
-def test_records_without_image_share_nothing(tmp_path):
+def test_records_without_image_never_overlap(tmp_path):
     folder = _folder(tmp_path, {"a": {"train": [b"1", b""]}, "b": {"test": [b""]}})
     assert [image for _, image in _images(folder, "train")] == [b"1", b""]
 
 
-def test_nothing_to_train_on_is_said(tmp_path):
+def test_an_error_if_all_training_images_are_excluded(tmp_path):
     folder = _folder(tmp_path, {"a": {"train": [b"1"]}, "b": {"test": [b"1"]}})
     with pytest.raises(EarthGPTError, match="all its training images are in evaluation splits"):
         open_records(folder, "train")
 
 
-def test_a_digest_is_of_the_files_bytes(tmp_path):
+def test_a_digest_is_computed_from_the_bytes_of_the_file(tmp_path):
     assert digests.image_digest(b"") == digests.NO_IMAGE
     assert digests.image_digest(b"abc") == int.from_bytes(hashlib.sha256(b"abc").digest()[:8], "little")
     folder = _folder(tmp_path, SHARING)
@@ -137,7 +139,7 @@ def test_a_digest_is_of_the_files_bytes(tmp_path):
         ({"train": [1, 2, 3, 4]}, "does not fit this folder's records"),
     ],
 )
-def test_digests_that_are_missing_or_do_not_fit_are_said(tmp_path, content, message):
+def test_missing_and_damaged_digests_are_reported(tmp_path, content, message):
     folder = _folder(tmp_path, SHARING)
     path = folder / "captions" / digests.FILE
     path.unlink()
@@ -152,14 +154,14 @@ def test_digests_that_are_missing_or_do_not_fit_are_said(tmp_path, content, mess
     assert len(open_records(folder / "captions", "train")) == 4
 
 
-def test_check_finds_a_digest_of_another_image(tmp_path):
+def test_check_finds_the_digest_of_another_image(tmp_path):
     folder = _folder(tmp_path, {"a": {"train": [b"1", b"2"]}})
     digests.write_image_digests(folder / "a", {"train": [digests.image_digest(b"1"), 5]})
-    named = [complaint for complaint in find_problems(folder / "a") if digests.FILE in complaint]
-    assert named == ["a/train/b'2': image_digests.npz is of another image"]
+    named = [problem for problem in find_problems(folder / "a") if digests.FILE in problem]
+    assert named == ["a/train/b'2': image_digests.npz has the digest of another image"]
 
 
-def test_a_folder_of_an_earlier_version_is_not_called_identical(tmp_path, capsys):
+def test_a_dataset_without_digests_is_not_called_identical(tmp_path, capsys):
     words = ["data", "build", "synthetic", "--splits", "train=2", "--size", "48", "--out", str(tmp_path)]
     assert main(words) == 0 == main(words)
     (tmp_path / "synthetic" / digests.FILE).unlink()
@@ -168,7 +170,7 @@ def test_a_folder_of_an_earlier_version_is_not_called_identical(tmp_path, capsys
 
 
 @pytest.mark.realdata
-def test_no_held_out_image_of_the_real_samples_is_trained_on(realdata: Path, tmp_path: Path, caplog):
+def test_no_held_out_image_of_real_datasets_is_trained_on(realdata: Path, tmp_path: Path, caplog):
     sharing = ("rsicd", "rsivqa", "sydney_captions", "dota")
     assert main(["data", "build", *sharing, "--root", str(realdata), "--out", str(tmp_path / "out")]) == 1
     with caplog.at_level(logging.WARNING):

@@ -1,4 +1,4 @@
-"""A user's own data: the card of data/README.md, word by word, and one for each format that is named there."""
+"""Build a user's own data with the card of data/README.md, word by word, and with each format it recommends."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ README = Path(__file__).resolve().parents[2] / "data" / "README.md"
 SPLITS = ("train", "val", "test")
 
 
-def _card_of_the_readme() -> str:
+def _readme_card() -> str:
     text = README.read_text(encoding="utf-8")
     block = re.search(r"`mine/port.yaml` is\n\n((?:    .*\n)+)", text)
     assert block
@@ -34,7 +34,7 @@ def _build(folder: Path, card: str, *, status: int = 0) -> list:
     return [record for split in SPLITS if split in manifest["counts"] for record in RecordSource(built, split)]
 
 
-def test_the_card_of_the_readme(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_card_in_the_readme(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pictures = tmp_path / "port" / "pictures"
     pictures.mkdir(parents=True)
     rows = []
@@ -42,13 +42,13 @@ def test_the_card_of_the_readme(tmp_path: Path, capsys: pytest.CaptureFixture[st
         (pictures / f"{i}.png").write_bytes(png(40 + i))
         rows.append({"file": f"{i}.png", "ask": "How many ships are there?", "say": i})
     (tmp_path / "port" / "questions.json").write_text(json.dumps([*rows, {"ask": "Where?", "say": "left"}]))
-    records = _build(tmp_path, _card_of_the_readme(), status=1)  # a row without image is in quarantine
+    records = _build(tmp_path, _readme_card(), status=1)  # the last row has no image and is quarantined
     assert {(record.source, record.turns[0].answer) for record in records} == {
         ("port_questions", str(i)) for i in range(20)
     }
     assert {record.split for record in records} <= set(SPLITS)
     lines = (tmp_path / "datasets" / "port_questions" / "quarantine.jsonl").read_text().splitlines()
-    assert [json.loads(line)["reason"] for line in lines] == ["no image in the field 'file'; its fields are ask, say"]
+    assert [json.loads(line)["reason"] for line in lines] == ["no image in the field 'file'; found the fields ask, say"]
     assert "port_questions" in capsys.readouterr().out
 
 
@@ -70,7 +70,7 @@ FORMATS = {
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_formats_of_the_readme(name: str, tmp_path: Path) -> None:
+def test_the_formats_in_the_readme(name: str, tmp_path: Path) -> None:
     entries, image, annotations = FORMATS[name]
     path = tmp_path / "own" / image
     path.parent.mkdir(parents=True)
@@ -78,5 +78,5 @@ def test_formats_of_the_readme(name: str, tmp_path: Path) -> None:
     if annotations:
         (tmp_path / "own" / "a.json").write_text(json.dumps(annotations))
     (record,) = _build(tmp_path, f"{OWN}format: {name}\n{entries}")
-    told = (record.label, len(record.references), len(record.objects))
-    assert told == {"folders": ("ships", 0, 0), "captions": ("", 2, 0), "llava": ("", 0, 1)}[name]
+    content = (record.label, len(record.references), len(record.objects))
+    assert content == {"folders": ("ships", 0, 0), "captions": ("", 2, 0), "llava": ("", 0, 1)}[name]

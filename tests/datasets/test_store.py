@@ -57,7 +57,7 @@ def built(tmp_path_factory):
     return out, splits
 
 
-def test_records_come_back_to_the_bit_in_order(built):
+def test_records_are_read_back_unchanged_and_in_order(built):
     out, splits = built
     for split, records in splits.items():
         source = RecordSource(out, split)
@@ -75,7 +75,7 @@ def _through_tfds(folder: Path, split: str) -> Iterator[dict]:
 
 
 def _agree(record: Record, example: dict) -> None:
-    """Every field of TFDS's own decoding against the record's."""
+    """Assert that TFDS's decoding of a record has the same value in every field."""
     as_written = to_example(record)
     assert example.keys() == as_written.keys()
     for key, value in as_written.items():
@@ -93,7 +93,7 @@ def _bytes(value):
     return value.encode() if isinstance(value, str) else value
 
 
-def test_records_are_what_tfds_decodes(built):
+def test_tfds_decodes_the_same_records(built):
     out, splits = built
     for split in splits:
         for record, example in zip(RecordSource(out, split), _through_tfds(out, split), strict=True):
@@ -101,7 +101,7 @@ def test_records_are_what_tfds_decodes(built):
 
 
 @pytest.mark.realdata
-def test_real_records_are_what_tfds_decodes(realdata, tmp_path):
+def test_tfds_decodes_the_same_real_records(realdata, tmp_path):
     assert main(["data", "build", "hit_uav", "rsicd", "rsvqa_lr", "--root", str(realdata), "--out", str(tmp_path)]) == 0
     for folder in tmp_path.iterdir():
         for split in read_manifest(folder)["counts"]:
@@ -109,7 +109,7 @@ def test_real_records_are_what_tfds_decodes(realdata, tmp_path):
                 _agree(record, example)
 
 
-def test_the_manifest_counts_and_names_every_shard(built):
+def test_the_manifest_has_counts_and_every_shard(built):
     out, _ = built
     values = read_manifest(out)
     train = values["counts"]["train"]
@@ -118,7 +118,11 @@ def test_the_manifest_counts_and_names_every_shard(built):
     assert values["origin"] == "here"
     assert set(values["shards"]) == {path.name for path in out.glob("*.array_record*")}
     assert {split: len(values) for split, values in read_image_digests(out).items()} == {"train": 3, "test": 1}
-    assert [int(value) == 0 for value in read_image_digests(out)["train"]] == [False, True, False]  # one has no image
+    assert [int(value) == 0 for value in read_image_digests(out)["train"]] == [
+        False,
+        True,
+        False,
+    ]  # the second record has no image
     assert json.loads((out / "quarantine.jsonl").read_text()) == {"id": "x", "reason": "torn"}
 
 
@@ -145,7 +149,7 @@ assert "tensorflow" not in sys.modules
 """
 
 
-def test_another_process_writes_the_same_bytes_and_without_tensorflow(tmp_path):
+def test_other_processes_write_the_same_bytes_without_tensorflow(tmp_path):
     for seed in ("1", "2"):
         environment = {**os.environ, "PYTHONHASHSEED": seed}
         subprocess.run([sys.executable, "-c", _PROCESS, str(tmp_path / seed)], check=True, env=environment)
@@ -153,8 +157,8 @@ def test_another_process_writes_the_same_bytes_and_without_tensorflow(tmp_path):
     assert first == second
 
 
-def test_a_build_that_was_killed_is_no_dataset(built, tmp_path, monkeypatch):
-    """Also not in the last moment, when all files are there and only the name is missing."""
+def test_a_killed_build_leaves_no_dataset(built, tmp_path, monkeypatch):
+    """Not even if it is killed in the last moment, before the complete directory is renamed."""
 
     rename = os.replace
 
@@ -174,7 +178,7 @@ def test_a_build_that_was_killed_is_no_dataset(built, tmp_path, monkeypatch):
         open_records(tmp_path, "train")
 
 
-def test_what_goes_wrong_leaves_nothing_behind(built, tmp_path, monkeypatch):
+def test_failed_writes_leave_no_files(built, tmp_path, monkeypatch):
     with pytest.raises(EarthGPTError, match="exists already"):
         write_dataset({}, out=built[0], name="s")
 
@@ -185,7 +189,7 @@ def test_what_goes_wrong_leaves_nothing_behind(built, tmp_path, monkeypatch):
     with pytest.raises(RuntimeError, match="reader broke"):
         write_dataset({"train": breaks()}, out=tmp_path / "broken", name="s")
 
-    def full(*_):
+    def full_disk(*_):
         raise OSError(28, "No space left on device")
 
     (tmp_path / "file").write_text("")
@@ -193,20 +197,20 @@ def test_what_goes_wrong_leaves_nothing_behind(built, tmp_path, monkeypatch):
         write_dataset({"train": [_record(1)]}, out=tmp_path / "file" / "s", name="s")
     (tmp_path / "file").unlink()
 
-    monkeypatch.setattr(os, "replace", full)
+    monkeypatch.setattr(os, "replace", full_disk)
     with pytest.raises(EarthGPTError, match="the disk is full; no partial files remain"):
         write_dataset({"train": [_record(1)]}, out=tmp_path / "full", name="s")
 
-    def full_in_words():
+    def full_disk_as_runtime_error():
         yield _record(1)
-        raise RuntimeError("write() failed: No space left on device; writing x")  # ArrayRecord's way
+        raise RuntimeError("write() failed: No space left on device; writing x")  # as ArrayRecord reports it
 
     with pytest.raises(EarthGPTError, match="the disk is full; no partial files remain"):
-        write_dataset({"train": full_in_words()}, out=tmp_path / "full", name="s")
+        write_dataset({"train": full_disk_as_runtime_error()}, out=tmp_path / "full", name="s")
     assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_that_is_no_dataset_says_so(built, tmp_path):
+def test_an_error_for_a_folder_that_is_not_a_dataset(built, tmp_path):
     with pytest.raises(EarthGPTError, match="there is no such folder"):
         RecordSource(tmp_path / "nowhere", "train")
     with pytest.raises(EarthGPTError, match="something else"):
@@ -217,8 +221,8 @@ def test_a_folder_that_is_no_dataset_says_so(built, tmp_path):
         RecordSource(built[0], "val")
 
 
-def test_a_folder_of_an_earlier_version_has_to_be_built_anew(built, tmp_path):
-    """Records of version 1 lack a feature; TFDS would say so in its own words, and late."""
+def test_a_dataset_of_an_earlier_version_is_refused(built, tmp_path):
+    """Older records lack a feature; without this check TFDS would fail later, with an unclear message."""
     shutil.copytree(built[0], tmp_path / "s")
     values = read_manifest(tmp_path / "s")
     for old in ({**values, "version": "1.0.0"}, {key: values[key] for key in values if key != "version"}):
@@ -227,12 +231,12 @@ def test_a_folder_of_an_earlier_version_has_to_be_built_anew(built, tmp_path):
             RecordSource(tmp_path / "s", "train")
 
 
-def test_parts_of_several_datasets_say_which_records_occur(tmp_path):
+def test_concatenated_sources_tell_which_records_are_kept(tmp_path):
     for name, count in (("a", 3), ("b", 2), ("c", 4)):
         records = [_record(number, id=f"{name}/train/{number}") for number in range(count)]
         write_dataset({"train": records}, out=tmp_path / name, name=name)
-    left_out = np.array([0, 1, 0, 1, 1, 0, 0, 0, 1], bool)
-    together = ConcatSource([RecordSource(tmp_path / name, "train") for name in "abc"], excluded=left_out)
+    excluded = np.array([0, 1, 0, 1, 1, 0, 0, 0, 1], bool)
+    together = ConcatSource([RecordSource(tmp_path / name, "train") for name in "abc"], excluded=excluded)
     found = [(source.name, records.tolist()) for source, records in together.parts()]
     assert found == [("a", [0, 2]), ("b", []), ("c", [0, 1, 2])]
     assert [f"{name}/train/{number}" for name, numbers in found for number in numbers] == [r.id for r in together]

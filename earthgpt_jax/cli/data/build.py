@@ -1,15 +1,22 @@
-"""Write OUT/<source>/ from native files.
+"""Build dataset directories OUT/<dataset>/ from native files.
 
-Reads native datasets and writes one dataset directory each. What is finished of a build that was
-stopped, however it was stopped, is kept in OUT/.<source>.building: the same command goes on from
-there and writes the same bytes. The number of workers changes nothing but the time.
+Images and annotations are read and validated. Items that cannot be used are listed with their
+reasons in OUT/<dataset>/quarantine.jsonl. An interrupted build keeps what is finished in
+OUT/.<dataset>.building; run the same command again to resume it. The output does not depend on
+the number of workers.
 
-exit status: 0 everything was used; 1 built, but something is in quarantine (the summary says what);
-2 not built, for a reason that you can mend, such as more in quarantine than --max-quarantine.
+exit status:
+  0  every native item was used
+  1  built, but some items were quarantined (the summary lists the reasons)
+  2  not built; one `error:` line explains the fix, for example that more items were quarantined
+     than --max-quarantine allows
 
 examples:
   earthgpt data build hit_uav dota --root native --out datasets
+  earthgpt data build dior:rotated --root native --out datasets
+  earthgpt data build mine/port.yaml --root mine --out datasets
   earthgpt data build all --root native --out datasets --workers 8
+  earthgpt data build synthetic --splits train=600,val=50,test=300 --out datasets
   earthgpt data build all --root /nfs/native --out /nfs/datasets \\
       --beam --beam-options='--runner=FlinkRunner --flink_master=cluster:8081 --parallelism=64'
 """
@@ -27,38 +34,44 @@ if TYPE_CHECKING:
     from earthgpt_jax.common.parallel import Engine
     from earthgpt_jax.datasets.cards import Card
 
-QUARANTINED = 1
+QUARANTINED = 1  # exit status
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "source",
         nargs="+",
-        help="names of cards, NAME:VARIANT, files of cards, `synthetic`, or `all` cards whose files lie below --root",
+        help="names of cards, NAME:VARIANT, card files (.yaml), `synthetic`, or `all` (every card whose files exist "
+        "below --root)",
     )
-    parser.add_argument("--root", type=Path, help="the folder of the native datasets, or of the one to build")
-    parser.add_argument("--out", type=Path, required=True, help="where the dataset directories go")
-    parser.add_argument("--workers", type=int, help="processes of this machine (default: one a core)")
+    parser.add_argument("--root", type=Path, help="folder of all native datasets, or of the one to build")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the dataset directories")
+    parser.add_argument("--workers", type=int, help="number of processes on this machine (default: one per core)")
     parser.add_argument(
         "--max-quarantine",
         type=float,
-        metavar="SHARE",
-        help="a build fails where more than this share of the images, objects, questions or captions cannot be "
-        "used (default: 0.1)",
+        metavar="FRACTION",
+        help="fail if more than this fraction of the images, objects, questions or captions cannot be used "
+        "(default: 0.1)",
     )
     parser.add_argument(
         "--beam",
         action="store_true",
-        help="run by Apache Beam (pip install 'earthgpt-jax[beam]') instead of processes of this machine; its "
+        help="run with Apache Beam (pip install 'earthgpt-jax[beam]') instead of processes on this machine; its "
         "workers must see --root and --out under the same paths",
     )
     parser.add_argument(
-        "--beam-options", default="", metavar="OPTIONS", help="what Beam is told, as above (default: run it here)"
+        "--beam-options",
+        default="",
+        metavar="OPTIONS",
+        help="options for Beam, as in the example above (default: run Beam on this machine)",
     )
-    parser.add_argument("--count", type=int, help="synthetic: training records; val a tenth, test a fifth of it")
-    parser.add_argument("--splits", help="synthetic: records a split instead, e.g. train=600,val=50,test=300")
-    parser.add_argument("--size", type=int, default=128, help="synthetic: side of the images, px (default: 128)")
-    parser.add_argument("--seed", type=int, default=0, help="synthetic: another seed is another set (default: 0)")
+    parser.add_argument(
+        "--count", type=int, help="synthetic: number of training records; val gets a tenth of it, test a fifth"
+    )
+    parser.add_argument("--splits", help="synthetic: number of records by split, e.g. train=600,val=50,test=300")
+    parser.add_argument("--size", type=int, default=128, help="synthetic: side of the images in pixels (default: 128)")
+    parser.add_argument("--seed", type=int, default=0, help="synthetic: random seed of the scenes (default: 0)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -68,20 +81,20 @@ def run(args: argparse.Namespace) -> int:
 
     names = list(dict.fromkeys(args.source))
     if "synthetic" not in names and (args.count is not None or args.splits):
-        raise EarthGPTError("--count and --splits are for `build synthetic`; native sources are read whole")
+        raise EarthGPTError("--count and --splits are for `build synthetic`; native datasets are always built in full")
     native = [name for name in names if name != "synthetic"]
     if native and args.root is None:
-        raise EarthGPTError(f"build {' '.join(native)}: name the folder of the native datasets with --root")
-    built: tuple[DatasetSummary, ...] = ()
+        raise EarthGPTError(f"build {' '.join(native)}: give the folder of the native datasets with --root")
+    datasets: tuple[DatasetSummary, ...] = ()
     with _engine(args) as engine:
         if "synthetic" in names:
             splits = _synthetic_splits(args.count, args.splits)
-            built += build_synthetic(splits, size=args.size, seed=args.seed, out=args.out, engine=engine).datasets
+            datasets += build_synthetic(splits, size=args.size, seed=args.seed, out=args.out, engine=engine).datasets
         if native:
-            share = MAX_QUARANTINE if args.max_quarantine is None else args.max_quarantine
-            chosen = _chosen(native, args.root)
-            built += build(chosen, root=args.root, out=args.out, engine=engine, max_quarantine=share).datasets
-    summary = BuildSummary(built)
+            limit = MAX_QUARANTINE if args.max_quarantine is None else args.max_quarantine
+            chosen = _select(native, args.root)
+            datasets += build(chosen, root=args.root, out=args.out, engine=engine, max_quarantine=limit).datasets
+    summary = BuildSummary(datasets)
     print(summary.table())
     return QUARANTINED if summary.quarantined else 0
 
@@ -92,33 +105,33 @@ def _engine(args: argparse.Namespace) -> Iterator[Engine]:
 
     if args.beam:
         if args.workers is not None:
-            raise EarthGPTError("--workers is for processes of this machine; tell Beam by --beam-options")
+            raise EarthGPTError("--workers is for processes on this machine; set Beam's with --beam-options")
         from earthgpt_jax.datasets.build.beam import Beam
 
         yield Beam(shlex.split(args.beam_options))
         return
     if args.beam_options:
-        raise EarthGPTError("--beam-options are for --beam; add it, or leave them out")
+        raise EarthGPTError("--beam-options requires --beam")
     from earthgpt_jax.common.parallel import LocalEngine, cores
 
     with LocalEngine(cores() if args.workers is None else args.workers) as engine:
         yield engine
 
 
-def _chosen(names: list[str], root: Path) -> tuple[Card, ...]:
+def _select(names: list[str], root: Path) -> tuple[Card, ...]:
     from earthgpt_jax.common.errors import EarthGPTError
     from earthgpt_jax.datasets.cards import load_cards, select_cards
 
     if "all" not in names:
         return select_cards(names)
-    chosen = tuple(card for card in load_cards().values() if _lies_below(root, card))
+    chosen = tuple(card for card in load_cards().values() if _is_present(root, card))
     if not chosen:
-        raise EarthGPTError(f"--root {root}: holds none of the datasets; see `earthgpt data list`")
+        raise EarthGPTError(f"--root {root}: contains none of the datasets; see `earthgpt data list`")
     return chosen
 
 
-def _lies_below(root: Path, card: Card) -> bool:
-    """The folder and at least one whole part of the layout: a card may share its folder with others."""
+def _is_present(root: Path, card: Card) -> bool:
+    """Return whether the card's folder has all files of at least one part of the layout; cards may share a folder."""
     from earthgpt_jax.datasets.readers import missing_paths
 
     base = root / card.folder

@@ -1,7 +1,7 @@
-"""Builds run by Apache Beam: the same functions on the same files, by whatever runner its options name.
+"""Run builds with Apache Beam, on any of its runners (Dataflow, Flink, Spark, or this machine).
 
-What a function reads and writes is on a file system that all of Beam's workers share under the same paths; the
-elements of a pipeline are names of files only.
+Beam's workers run the same functions on the same files as the processes of `LocalEngine`. All of them must see the
+native files and the output folder under the same paths; the elements of the pipeline are only file names.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from earthgpt_jax.common.parallel import Function
 
 
 class Beam:
-    """An engine (`common.parallel.Engine`).
+    """A `common.parallel.Engine` that runs jobs with Apache Beam.
 
     Args:
-        options: words as Beam's command line takes them, such as `--runner=DataflowRunner`; none: this machine.
+        options: options of Beam, such as `--runner=DataflowRunner`; without any, Beam runs on this machine.
 
     Raises:
         EarthGPTError: apache_beam is not installed, or does not know an option.
@@ -30,7 +30,7 @@ class Beam:
         except ImportError as error:
             raise EarthGPTError(
                 f"--beam: expected Apache Beam to be installed ({error}); pip install 'earthgpt-jax[beam]', "
-                "or leave --beam out to use the processes of this machine"
+                "or omit --beam to use processes of this machine"
             ) from error
         unknown = [word for word in options if not word.startswith("--")]
         if unknown:
@@ -47,14 +47,14 @@ class Beam:
                 _ = (
                     pipeline
                     | "Jobs" >> beam.Create([str(job.absolute()) for job in jobs])
-                    | "Spread" >> beam.Reshuffle()  # else a runner may keep them all on one worker
+                    | "Distribute" >> beam.Reshuffle()  # without this, a runner may give all jobs to one worker
                     | "Run" >> beam.Map(_run, function=function)
                 )
         except Exception as error:
-            # A worker's error comes with more words behind it, from some runners within an error of their own.
+            # Beam appends text to a worker's error, and some runners wrap it in an error of their own.
             text = f"{type(error).__name__}: {error}"
-            if said := re.search(rf"{EarthGPTError.__name__}: (.+?)(?: \[while running|$)", text, re.MULTILINE):
-                raise EarthGPTError(said[1]) from error
+            if match := re.search(rf"{EarthGPTError.__name__}: (.+?)(?: \[while running|$)", text, re.MULTILINE):
+                raise EarthGPTError(match[1]) from error
             raise
         yield from jobs
 

@@ -1,44 +1,44 @@
-"""Builds dataset directories from native files: one a source, with counts that must add up.
+"""Build dataset directories from native files, one per dataset, with counts that add up.
 
-For every kind (image, object, question, caption): native = kept + quarantined + dropped.
+For each item type (image, object, question, caption): native = kept + quarantined + dropped.
 
-A build is three steps, each in files of a hidden work folder beside the dataset: the native annotations become
-jobs (here, in order), jobs become chunks of examples (anywhere), chunks become shards (anywhere). Whatever is
-finished there is used again by a build that goes on, and gives the same bytes.
+A build has three steps, which store their results as files in a hidden work folder next to the dataset:
+
+1. the native annotations become jobs (in this process, in order),
+2. jobs become chunks of serialised records (in any process),
+3. chunks become shards (in any process).
+
+A build that resumes uses everything that is finished, and writes the same bytes as a build without interruption.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import fcntl
 import json
 import os
-import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-from tqdm import tqdm
 
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.common.files import explain_write_errors
 from earthgpt_jax.common.parallel import Engine, LocalEngine
 from earthgpt_jax.datasets import image_digests
 from earthgpt_jax.datasets.build import chunks, native_files, shards
-from earthgpt_jax.datasets.build.counts import BuildCounts
+from earthgpt_jax.datasets.build.chunks import FinishedChunks
 from earthgpt_jax.datasets.build.summary import BuildSummary, DatasetSummary, reason_lines
+from earthgpt_jax.datasets.build.work_folder import work_folder
 from earthgpt_jax.datasets.cards import SPLITS, Card, Images
 from earthgpt_jax.datasets.manifest import QUARANTINE, read_manifest, record_counts
 from earthgpt_jax.datasets.readers import Event, PairedEntry, locate, missing_paths, pair_entries
 from earthgpt_jax.records import Task
 from earthgpt_jax.synthetic import SyntheticSource
 
-_READERS_VERSION = 3  # raise it when the same native files give other records
-_UNITS, _BYTES = 128, 32 << 20  # of a job: units, or bytes of their images, whichever comes first
+_READERS_VERSION = 3  # raise this when the readers make other records of the same native files
+_JOB_ENTRIES, _JOB_BYTES = 128, 32 << 20  # a job ends at this number of entries or bytes of images
 MAX_QUARANTINE = 0.1
-_LEFT = "finished parts are kept, and the same command resumes there"
+_RESUMABLE = "finished parts are kept; the same command resumes the build"
 
 
 def build(
@@ -49,18 +49,19 @@ def build(
     engine: Engine | None = None,
     max_quarantine: float = MAX_QUARANTINE,
 ) -> BuildSummary:
-    """Reads every card's dataset below `root` and writes `out/<name>/`.
+    """Read the native dataset of each card and write `out/<name>/`.
 
     Args:
-        engine: what judges images and writes shards; none: this process.
-        max_quarantine: share of the native units of a kind, from 0 to 1, that may be quarantined.
+        root: the folder of all native datasets, or of the one to build.
+        engine: what validates images and writes shards; None uses this process.
+        max_quarantine: the largest fraction, from 0 to 1, of the items of a type that may be quarantined.
 
     Raises:
-        EarthGPTError: a dataset is not there, `out/<name>` holds something else or is being built by another
-            process, more than `max_quarantine` was quarantined, the place is not writable, or the disk is full.
+        EarthGPTError: a native dataset is missing; `out/<name>` contains something else or is being built by another
+            process; more than `max_quarantine` was quarantined; or the folder is not writable or the disk is full.
     """
     if not 0 <= max_quarantine <= 1:
-        raise EarthGPTError(f"--max-quarantine: expected a share from 0 to 1, got {max_quarantine}")
+        raise EarthGPTError(f"--max-quarantine: expected a fraction from 0 to 1, got {max_quarantine}")
     engine = engine or LocalEngine(1)
     return BuildSummary(
         tuple(_build_one(card, root, out / card.name, engine=engine, max_quarantine=max_quarantine) for card in cards)
@@ -70,249 +71,184 @@ def build(
 def build_synthetic(
     splits: Mapping[str, int], *, size: int, seed: int, out: Path, engine: Engine | None = None
 ) -> BuildSummary:
-    """Writes `out/synthetic/` with that many records a split.
+    """Write the synthetic dataset `out/synthetic/`.
+
+    Args:
+        splits: number of records by split.
+        size: side of the images in pixels.
+        seed: another seed gives another dataset.
 
     Raises:
-        EarthGPTError: an unknown split, nothing to build, or `out/synthetic` holds something else.
+        EarthGPTError: a split is unknown, all numbers are 0, or `out/synthetic` contains something else.
     """
+    name = SyntheticSource.name
     sources = {split: SyntheticSource(split, n, seed=seed, size=size) for split, n in splits.items() if n}
     if not sources:
-        raise EarthGPTError("build synthetic: expected at least one record; got none. Raise --count or --splits")
-    target = out / SyntheticSource.name
-    # A drawn record stands for the code that draws: a changed look is another dataset.
-    drawn_first = [(image_digests.image_digest(first.image), first.turns) for first in (s[0] for s in sources.values())]
-    origin = native_files.json_digest({"synthetic": dict(splits), "size": size, "seed": seed, "first": drawn_first})
-    with explain_write_errors(target, consequence=_LEFT), _work(target) as work:
-        if before := _finished(target, lambda _: origin):
-            return BuildSummary((before,))
-        batches = (
-            chunks.SyntheticJob(source=source, start=start, stop=min(start + _UNITS, len(source)))
+        raise EarthGPTError("build synthetic: expected at least one record, got none; raise --count or --splits")
+    target = out / name
+    # The first record stands for the code that draws the scenes: when the code changes, the origin does too.
+    first_records = [
+        (image_digests.image_digest(first.image), first.turns) for first in (s[0] for s in sources.values())
+    ]
+    origin = native_files.json_digest({"synthetic": dict(splits), "size": size, "seed": seed, "first": first_records})
+    with explain_write_errors(target, consequence=_RESUMABLE), work_folder(target) as work:
+        if previous := _previous_build(target, lambda _: origin):
+            return BuildSummary((previous,))
+        jobs = (
+            chunks.SyntheticJob(source=source, start=start, stop=min(start + _JOB_ENTRIES, len(source)))
             for source in sources.values()
-            for start in range(0, len(source), _UNITS)
+            for start in range(0, len(source), _JOB_ENTRIES)
         )
-        read = _read(batches, work, engine or LocalEngine(1), salt=origin, name=SyntheticSource.name)
-        card = {"name": SyntheticSource.name, "size": size, "seed": seed}
-        read.finish(target, name=SyntheticSource.name, manifest={"origin": origin, "card": card})
-    return BuildSummary((read.built(SyntheticSource.name),))
+        engine = engine or LocalEngine(1)
+        finished = chunks.make_chunks(jobs, work / "chunks", engine=engine, settings=origin, name=name)
+        card = {"name": name, "size": size, "seed": seed}
+        _write_directory(finished, work, engine=engine, out=target, manifest={"origin": origin, "card": card})
+    return BuildSummary((_summary(name, read_manifest(target)),))
 
 
 def _build_one(card: Card, root: Path, out: Path, *, engine: Engine, max_quarantine: float) -> DatasetSummary:
-    base = locate(root, card)  # asked even if `out` is finished: "identical" is a statement about the native files
+    base = locate(root, card)  # needed even if `out` exists, to compare it with the native files
     _check_tile(card)
-    items = pair_entries(root, card)  # says what is missing before anything is made
-    described = {"card": card.describe(), "readers": _READERS_VERSION}
-    with explain_write_errors(out, consequence=_LEFT), _work(out) as work:
+    items = pair_entries(root, card)  # raises for missing files before anything is written
+    settings = {"card": card.describe(), "readers_version": _READERS_VERSION}
+    with explain_write_errors(out, consequence=_RESUMABLE), work_folder(out) as work:
         began = time.time()
         files = native_files.list_files(base, card)
-        if before := _finished(
-            out, lambda text: native_files.origin(described, files, _current(out, base, files, text))
-        ):
-            return before
-        salt = native_files.json_digest([described, shards.versions()])
-        read = _read(_batches(card, items), work, engine, salt=salt, name=card.name)
-        read.tally.check(card.name)
-        aside = out.parent / f"{out.name}.{QUARANTINE}"
-        _judge_quarantine(read, card, base, aside, share=max_quarantine)
-        text = native_files.format_sums(
-            {path.relative_to(base.absolute()).as_posix(): digest for path, digest in read.inputs.items()}
-            | native_files.hash_annotations(base, files)
+
+        def current_origin(sums: str) -> str:
+            if sums:
+                since = (out / native_files.FILE).stat().st_mtime
+                sums = native_files.refresh_sums(base, files, sums, since=since)
+            return native_files.origin(settings, files, sums)
+
+        if previous := _previous_build(out, current_origin):
+            return previous
+        job_settings = native_files.json_digest([settings, shards.versions()])
+        finished = chunks.make_chunks(
+            _native_jobs(card, items), work / "chunks", engine=engine, settings=job_settings, name=card.name
         )
-        absent = missing_paths(base, card)
-        manifest = {
-            "origin": native_files.origin(described, files, text),
-            **described,
-            "absent": list(absent),
-            "inputs": {
-                "files": text.count("\n"),
-                "bytes": sum(files[name].size for name in native_files.parse_sums(text)),
-            },
+        finished.counts.check(card.name)
+        quarantine_list = out.parent / f"{out.name}.{QUARANTINE}"
+        _check_quarantine(finished, card, base, quarantine_list, limit=max_quarantine)
+        image_sums = {
+            path.relative_to(base.absolute()).as_posix(): digest for path, digest in finished.image_sums.items()
         }
-        (work / native_files.FILE).write_text(text)
-        os.utime(work / native_files.FILE, (began, began))  # later changes of native files are told by it
-        read.finish(out, name=card.name, manifest=manifest, files=[work / native_files.FILE])
-        aside.unlink(missing_ok=True)
-    return read.built(card.name, absent=absent)
+        sums = native_files.format_sums(image_sums | native_files.hash_annotations(base, files))
+        size = sum(files[name].size for name in native_files.parse_sums(sums))
+        manifest = {
+            "origin": native_files.origin(settings, files, sums),
+            **settings,
+            "missing_paths": list(missing_paths(base, card)),
+            "native_files": {"files": sums.count("\n"), "bytes": size},
+        }
+        list_file = work / native_files.FILE
+        list_file.write_text(sums)
+        os.utime(list_file, (began, began))  # `refresh_sums` hashes files again that changed after this time
+        _write_directory(finished, work, engine=engine, out=out, manifest=manifest, files=[list_file])
+        quarantine_list.unlink(missing_ok=True)
+    return _summary(card.name, read_manifest(out))
 
 
 def _check_tile(card: Card) -> None:
     if card.tile and (card.images is Images.NONE or not {Task.HBB, Task.OBB} & set(card.tasks)):
         raise EarthGPTError(
-            f"card {card.name}: `tile` is for images with boxes: expected the task hbb or obb, and images; "
-            "remove `tile` from the card"
+            f"card {card.name}: `tile` requires images and the task hbb or obb; remove `tile` from the card"
         )
 
 
-@contextlib.contextmanager
-def _work(out: Path) -> Iterator[Path]:
-    """The folder in which `out` is made; gone once `out` is there. One process at a time has it.
-
-    Raises:
-        EarthGPTError: another process is building `out`.
-    """
-    out.parent.mkdir(parents=True, exist_ok=True)
-    work = out.parent / f".{out.name}.building"
-    while True:
-        work.mkdir(exist_ok=True)
-        lock = os.open(work, os.O_RDONLY)
-        try:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with the process, however it ends
-            except BlockingIOError:
-                raise EarthGPTError(
-                    f"{out} is being built by another process; wait for it, or choose another --out"
-                ) from None
-            except OSError:
-                pass  # a file system without locks
-            if not work.exists() or not os.path.samestat(os.fstat(lock), work.stat()):
-                continue  # the other process has finished and removed it
-            try:
-                yield work
-            finally:
-                if out.exists() or not any(work.glob("chunks/*.index")):  # nothing to go on from
-                    shutil.rmtree(work)
-            return
-        finally:
-            os.close(lock)
-
-
-@dataclasses.dataclass
-class _Read:
-    """All chunks of a source, in order, and their sums."""
-
-    work: Path
-    engine: Engine
-    jobs: Sequence[Path]
-    tally: BuildCounts
-    inputs: Mapping[Path, str]
-    records: Mapping[str, int] = dataclasses.field(default_factory=dict)
-
-    def chunks(self) -> Iterator[tuple[Path, chunks.ChunkIndex]]:
-        for job in self.jobs:
-            yield chunks.examples_file(job), _index(job)
-
-    def rejected(self) -> Iterator[Mapping[str, Any]]:
-        for _, index in self.chunks():
-            yield from index.rejected
-
-    def finish(self, out: Path, *, name: str, manifest: Mapping[str, Any], files: Sequence[Path] = ()) -> None:
-        shards.write_directory(
-            self.work,
-            self.chunks(),
-            engine=self.engine,
-            out=out,
-            name=name,
-            manifest={**manifest, **self.tally.plain()},
-            quarantine=self.rejected(),
-            order=SPLITS,
-            files=files,
-        )
-        self.records = record_counts(read_manifest(out))
-
-    def built(self, name: str, *, absent: tuple[str, ...] = ()) -> DatasetSummary:
-        plain = self.tally.plain()
-        return DatasetSummary(name, plain["images"], plain["native"], self.records, plain["quarantined"], absent)
-
-
-def _read(batches: Iterable[chunks.Job], work: Path, engine: Engine, *, salt: str, name: str) -> _Read:
-    """Turns batches into chunks, those that are there already excepted."""
-    folder = work / "chunks"
-    folder.mkdir(exist_ok=True)
-    sizes: dict[Path, int] = {}
-    with tqdm(desc=f"{name}: annotations", unit="image", leave=False) as bar:
-        for number, batch in enumerate(batches):
-            sizes[chunks.write_job(folder, number, batch, salt=salt)] = len(batch)
-            bar.update(len(batch))
-    jobs = list(sizes)
-    open_jobs = [job for job in jobs if chunks.read_index(job) is None]
-    finished = sum(sizes.values()) - sum(map(sizes.__getitem__, open_jobs))
-    with tqdm(total=sum(sizes.values()), initial=finished, desc=name, unit="image", leave=False) as bar:
-        for job in engine.run(chunks.run_job, open_jobs):
-            bar.update(sizes[job])
-    tally, sums = BuildCounts(), {}
-    for job in jobs:
-        index = _index(job)
-        tally.update(index.tally)
-        sums.update(index.inputs)
-    return _Read(work, engine, jobs, tally, sums)
-
-
-def _index(job: Path) -> chunks.ChunkIndex:
-    found = chunks.read_index(job)
-    if found is None:
-        raise EarthGPTError(f"{job}: its chunk is gone, though it was finished; run the same command again")
-    return found
-
-
-def _batches(card: Card, items: Iterable[PairedEntry | Event]) -> Iterator[chunks.NativeJob]:
-    taken: list[PairedEntry | Event] = []
-    stamps: list[chunks.FileState] = []
+def _native_jobs(card: Card, items: Iterable[PairedEntry | Event]) -> Iterator[chunks.NativeJob]:
+    batch: list[PairedEntry | Event] = []
+    states: list[chunks.FileState] = []
     for item in items:
         if isinstance(item, PairedEntry):
             item = dataclasses.replace(item, images=tuple(path.absolute() for path in item.images))
-            stamps += map(chunks.file_state, item.images)
-        taken.append(item)
-        if len(taken) == _UNITS or sum(size for size, _, _ in stamps) >= _BYTES:
-            yield chunks.NativeJob(card=card, items=tuple(taken), stamps=tuple(stamps))
-            taken, stamps = [], []
-    if taken:
-        yield chunks.NativeJob(card=card, items=tuple(taken), stamps=tuple(stamps))
+            states += map(chunks.file_state, item.images)
+        batch.append(item)
+        if len(batch) == _JOB_ENTRIES or sum(size for size, _, _ in states) >= _JOB_BYTES:
+            yield chunks.NativeJob(card=card, items=tuple(batch), image_states=tuple(states))
+            batch, states = [], []
+    if batch:
+        yield chunks.NativeJob(card=card, items=tuple(batch), image_states=tuple(states))
 
 
-def _judge_quarantine(read: _Read, card: Card, base: Path, aside: Path, *, share: float) -> None:
-    """Raises:
-    EarthGPTError: too much is in quarantine, or all; then the quarantine file is `aside`.
+def _check_quarantine(finished: FinishedChunks, card: Card, base: Path, path: Path, *, limit: float) -> None:
+    """Check that enough of a dataset can be used; otherwise write the list of rejected items to `path`.
+
+    Raises:
+        EarthGPTError: more than the fraction `limit` of an item type was quarantined, or no record is left.
     """
-    plain = read.tally.plain()
-    too_much = [
-        f"{row['quarantined']} of {row['native']} {kind}s"
-        for kind, row in plain["native"].items()
-        if row["quarantined"] > share * row["native"]
+    values = finished.counts.to_dict()
+    exceeded = [
+        f"{row['quarantined']} of {row['native']} {item_type}s"
+        for item_type, row in values["native"].items()
+        if row["quarantined"] > limit * row["native"]
     ]
-    if read.tally.splits and not too_much:
+    if finished.counts.splits and not exceeded:
         return
-    with aside.open("w") as file:
-        file.writelines(json.dumps(entry) + "\n" for entry in read.rejected())
-    if not read.tally.splits:
-        first = next(read.rejected(), {"reason": "no annotations found"})["reason"]
-        raise EarthGPTError(f"{card.name}: not one usable record in {base}; first reason: {first}")
+    with path.open("w") as file:
+        file.writelines(json.dumps(entry) + "\n" for entry in finished.rejected())
+    if not finished.counts.splits:
+        first = next(finished.rejected(), {"reason": "no annotations found"})["reason"]
+        raise EarthGPTError(f"{card.name}: no usable record in {base}; first reason: {first}")
     raise EarthGPTError(
-        f"{card.name}: {', '.join(too_much)} were quarantined, more than the share of {share:g} that is allowed: "
-        f"{'; '.join(reason_lines(plain['quarantined']))}. All are listed in {aside}. Mend the native files, or allow "
-        "more with --max-quarantine; what was read is kept, so that the same command goes on from there"
+        f"{card.name}: {', '.join(exceeded)} were quarantined, more than the allowed fraction of {limit:g}: "
+        f"{'; '.join(reason_lines(values['quarantined']))}. All are listed in {path}. Correct the native files, or "
+        "allow more with --max-quarantine; the same command then resumes the build"
     )
 
 
-def _finished(out: Path, origin: Any) -> DatasetSummary | None:
-    """What `out` holds, if it was built from the same; None if there is nothing.
+def _write_directory(
+    finished: FinishedChunks,
+    work: Path,
+    *,
+    engine: Engine,
+    out: Path,
+    manifest: Mapping[str, Any],
+    files: Sequence[Path] = (),
+) -> None:
+    shards.write_directory(
+        work,
+        finished,
+        engine=engine,
+        out=out,
+        name=out.name,
+        manifest={**manifest, **finished.counts.to_dict()},
+        quarantine=finished.rejected(),
+        order=SPLITS,
+        files=files,
+    )
+
+
+def _previous_build(out: Path, current_origin: Callable[[str], str]) -> DatasetSummary | None:
+    """Return the summary of the dataset in `out` if it was built from the same files, None if `out` does not exist.
 
     Args:
-        origin: the text of its `inputs.sha256` -> the origin that it should have.
+        current_origin: returns the origin that the dataset should have, for the content of its `native_files.sha256`.
 
     Raises:
-        EarthGPTError: `out` holds anything else.
+        EarthGPTError: `out` contains anything else.
     """
     if not out.exists():
         return None
-    values = read_manifest(out)
-    text = (out / native_files.FILE).read_text() if (out / native_files.FILE).is_file() else ""
-    if values.get("origin") != origin(text) or not (out / image_digests.FILE).exists():
+    manifest = read_manifest(out)
+    path = out / native_files.FILE
+    sums = path.read_text() if path.is_file() else ""
+    if manifest.get("origin") != current_origin(sums) or not (out / image_digests.FILE).exists():
         raise EarthGPTError(
-            f"{out}: expected no such folder or one built from the same files and card; it holds another build. "
-            "Choose another --out, or delete this folder and run the same command again"
+            f"{out}: expected no such folder, or a dataset built from the same files and card; it contains another "
+            "build. Choose another --out, or delete this folder and run the same command again"
         )
-    native, records = values.get("native", {}), record_counts(values)
+    return _summary(manifest["name"], manifest, unchanged=True)
+
+
+def _summary(name: str, manifest: Mapping[str, Any], *, unchanged: bool = False) -> DatasetSummary:
+    records = record_counts(manifest)
     return DatasetSummary(
-        values["name"],
-        values.get("images", records),
-        native,
-        records,
-        values.get("quarantined", {}),
-        tuple(values.get("absent", ())),
-        unchanged=True,
-    )
-
-
-def _current(out: Path, base: Path, files: Mapping[str, native_files.FileStatus], text: str) -> str:
-    return (
-        native_files.refresh_sums(base, files, text, since=(out / native_files.FILE).stat().st_mtime) if text else text
+        name=name,
+        splits=manifest.get("images", records),
+        counts=manifest.get("native", {}),
+        records=records,
+        quarantined=manifest.get("quarantined", {}),
+        missing_paths=tuple(manifest.get("missing_paths", ())),
+        unchanged=unchanged,
     )

@@ -1,4 +1,4 @@
-"""Counts of a build: what the native files hold and what became of it, and what the records hold."""
+"""Count what the native files of a dataset contain and what became of it, and what the records contain."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from earthgpt_jax.datasets.readers import Dropped, Event, ItemType, Native, Rejected
 from earthgpt_jax.records import Record
 
-COUNTED_KINDS = (ItemType.IMAGE, ItemType.OBJECT, ItemType.QUESTION, ItemType.CAPTION)
+COUNTED_TYPES = (ItemType.IMAGE, ItemType.OBJECT, ItemType.QUESTION, ItemType.CAPTION)
 COLUMNS = ("native", "kept", "quarantined", "dropped")
 
 
@@ -21,82 +21,89 @@ def _counters(names: Iterable[str]) -> dict[str, collections.Counter]:
 
 @dataclasses.dataclass
 class BuildCounts:
-    """Counts of one source, all of native units: a scene that is cut into tiles counts once.
+    """Counts of the native items of one dataset. A scene that is cut into tiles counts as one image.
 
     Attributes:
-        counts: kind -> native, kept, quarantined, dropped.
-        splits: images kept in each split.
-        reasons: why something was dropped -> how much.
-        quarantined: kind and reason, without what is particular of one item -> how much.
-        tiles: what cutting scenes into tiles made (`tiling.cut`).
+        items: for each item type, the numbers native, kept, quarantined and dropped.
+        splits: number of kept images by split.
+        drop_reasons: number of dropped items by reason.
+        quarantine_reasons: number of quarantined items by "type: reason", where the reason has no details of one item.
+        tiles: what `tiling.cut_into_tiles` counted.
     """
 
-    counts: dict[str, collections.Counter] = dataclasses.field(
-        default_factory=lambda: _counters(map(str, COUNTED_KINDS))
+    items: dict[str, collections.Counter] = dataclasses.field(
+        default_factory=lambda: _counters(map(str, COUNTED_TYPES))
     )
     splits: collections.Counter = dataclasses.field(default_factory=collections.Counter)
-    reasons: collections.Counter = dataclasses.field(default_factory=collections.Counter)
-    quarantined: collections.Counter = dataclasses.field(default_factory=collections.Counter)
+    drop_reasons: collections.Counter = dataclasses.field(default_factory=collections.Counter)
+    quarantine_reasons: collections.Counter = dataclasses.field(default_factory=collections.Counter)
     tiles: collections.Counter = dataclasses.field(default_factory=collections.Counter)
 
     def add(self, event: Event) -> None:
+        """Count one event of a reader."""
         if isinstance(event, Record):
             self.splits[event.split] += 1
-            for kind, count in zip(COUNTED_KINDS, count_items(event), strict=True):
-                self.counts[kind.value]["kept"] += count
+            for item_type, count in zip(COUNTED_TYPES, count_items(event), strict=True):
+                self.items[item_type.value]["kept"] += count
             return
         column = {Native: "native", Rejected: "quarantined", Dropped: "dropped"}[type(event)]
-        self.counts[event.item_type.counted_as.value][column] += event.count
+        self.items[event.item_type.counted_as.value][column] += event.count
         if isinstance(event, Dropped):
-            self.reasons[event.reason] += event.count
+            self.drop_reasons[event.reason] += event.count
         elif isinstance(event, Rejected):
-            self.quarantined[f"{event.item_type.counted_as}: {_general(event.reason)}"] += event.count
+            self.quarantine_reasons[f"{event.item_type.counted_as}: {_without_details(event.reason)}"] += event.count
 
     def update(self, other: BuildCounts) -> None:
-        """Adds what another part of the same source counted."""
-        for kind, row in other.counts.items():
-            self.counts[kind].update(row)
-        for name in ("splits", "reasons", "quarantined", "tiles"):
+        """Add the counts of another part of the same dataset."""
+        for item_type, row in other.items.items():
+            self.items[item_type].update(row)
+        for name in ("splits", "drop_reasons", "quarantine_reasons", "tiles"):
             getattr(self, name).update(getattr(other, name))
 
     def check(self, name: str) -> None:
-        """Raises:
-        RuntimeError: something vanished on the way; that is a defect of a reader, not of the data.
+        """Check that native = kept + quarantined + dropped for each item type.
+
+        Raises:
+            RuntimeError: an item got lost, which is a defect of a reader and not of the data.
         """
-        for kind, row in self.counts.items():
+        for item_type, row in self.items.items():
             used = row["kept"] + row["quarantined"] + row["dropped"]
             if row["native"] != used:
                 raise RuntimeError(
-                    f"{name}: {kind}s do not add up: {row['native']} native, but {row['kept']} kept + "
+                    f"{name}: {item_type}s do not add up: {row['native']} native, but {row['kept']} kept + "
                     f"{row['quarantined']} quarantined + {row['dropped']} dropped = {used}"
                 )
 
-    def plain(self) -> dict[str, Any]:
-        """What a manifest says of it."""
+    def to_dict(self) -> dict[str, Any]:
+        """Return the counts as entries of the manifest."""
         return {
-            "native": {kind: {c: row[c] for c in COLUMNS} for kind, row in self.counts.items()},
+            "native": {item_type: {column: row[column] for column in COLUMNS} for item_type, row in self.items.items()},
             "images": dict(sorted(self.splits.items())),
-            "dropped": dict(self.reasons),
-            "quarantined": dict(self.quarantined.most_common()),
+            "dropped": dict(self.drop_reasons),
+            "quarantined": dict(self.quarantine_reasons.most_common()),
             **({"tiles": dict(sorted(self.tiles.items()))} if self.tiles else {}),
         }
 
 
 def count_items(record: Record) -> tuple[int, int, int, int]:
-    """How much of each kind of `COUNTED` a record is."""
+    """Return how many items of each of `COUNTED_TYPES` a record consists of."""
     return 1, len(record.objects), len(record.turns), len(record.references)
 
 
-def _general(reason: str) -> str:
-    """`missing image 'a.png'` -> `missing image '...'`: a table of reasons must not have a row for each item."""
+def _without_details(reason: str) -> str:
+    """Return `missing image '...'` for `missing image 'a.png'`, so that all missing images count under one reason."""
     quoted = re.sub(r"'[^']*'|\"[^\"]*\"", "'...'", reason)
     return re.sub(r"\d[\d.]*", "N", re.sub(r"the id \S+ occurs", "the id '...' occurs", quoted))
 
 
 @dataclasses.dataclass
 class RecordCounts:
-    """What the records of one split hold, each name -> count: `total`, `sensor`, `task`, `label`, `object` (objects
-    of a class) and `holding` (records with such objects).
+    """Counts of the records of one split.
+
+    Attributes:
+        counters: `total` counts records, objects, turns (questions) and references (captions); `sensor`, `task` and
+            `label` (class of the scene) count records; `object` counts objects by class, `records_with_object` the
+            records with at least one object of the class.
     """
 
     counters: dict[str, collections.Counter] = dataclasses.field(
@@ -104,6 +111,7 @@ class RecordCounts:
     )
 
     def add(self, record: Record) -> None:
+        """Count one record."""
         _, objects, turns, references = count_items(record)
         self.counters["total"].update(records=1, objects=objects, turns=turns, references=references)
         self.counters["sensor"][record.sensor.value] += 1
@@ -114,8 +122,10 @@ class RecordCounts:
         self.counters["records_with_object"].update({item.label for item in record.objects})
 
     def update(self, other: RecordCounts) -> None:
-        for kind, counter in other.counters.items():
-            self.counters[kind].update(counter)
+        """Add the counts of other records of the same split."""
+        for name, counter in other.counters.items():
+            self.counters[name].update(counter)
 
-    def plain(self) -> Mapping[str, Mapping[str, int]]:
-        return {kind: dict(sorted(counter.items())) for kind, counter in self.counters.items()}
+    def to_dict(self) -> Mapping[str, Mapping[str, int]]:
+        """Return the counts as an entry of the manifest."""
+        return {name: dict(sorted(counter.items())) for name, counter in self.counters.items()}

@@ -1,8 +1,9 @@
-"""The native files behind a dataset: which they were, and whether they are still the same.
+"""Record which native files a dataset was built from, and tell whether they have changed.
 
-`inputs.sha256` in a dataset directory holds the sha256 of every native file whose content was read, in the form
-that `sha256sum --check` takes in the native folder. Names and sizes of all files below the card's layout are in
-the manifest's `origin` too; times and places are not, so that a copy elsewhere gives the same dataset.
+`native_files.sha256` in a dataset directory lists the sha256 of every native file whose content was read, in the
+format of `sha256sum`: `sha256sum --check` can verify it in the dataset's native folder. The `origin` in the manifest is
+a digest of this list, the names and sizes of all files that the card's layout covers, and the card. It does not depend
+on times and absolute paths, so a copy of the native files gives the same dataset.
 """
 
 from __future__ import annotations
@@ -20,14 +21,14 @@ FILE = "native_files.sha256"
 
 
 class FileStatus(NamedTuple):
-    """Bytes of a file, and when it or its status last changed (seconds since the epoch)."""
+    """The size of a file in bytes, and when it or its status last changed, in seconds since the epoch."""
 
     size: int
-    touched: float
+    changed: float
 
 
 def list_files(base: Path, card: Card) -> dict[str, FileStatus]:
-    """Name below `base` -> status of every file that the card's layout covers, in order."""
+    """Return all files that the card's layout covers, by their path relative to `base`, sorted."""
     found: set[Path] = set()
     for part in card.parts:
         for path in (base / value for value in layout_paths(part)):
@@ -41,12 +42,12 @@ def _status(path: Path) -> FileStatus:
 
 
 def hash_annotations(base: Path, names: Iterable[str]) -> dict[str, str]:
-    """Name -> sha256 of the files that are no images: what parsers read."""
+    """Return the sha256 of those files that are not images; images are hashed when they are read."""
     return {name: sha256_or_empty(base / name) for name in names if not is_image(Path(name))}
 
 
 def sha256_or_empty(path: Path) -> str:
-    """Return the digest of a file, or "" if it cannot be read."""
+    """Return the sha256 of a file, or "" if it cannot be read."""
     try:
         return digests.sha256_file(path)
     except OSError:
@@ -54,31 +55,38 @@ def sha256_or_empty(path: Path) -> str:
 
 
 def format_sums(sums: Mapping[str, str]) -> str:
-    """The text of `FILE`."""
+    """Return the content of `FILE` for sha256 sums by file name; files without a sum are omitted."""
     return digests.format_sha256_list({name: digest for name, digest in sums.items() if digest})
 
 
 def parse_sums(text: str) -> dict[str, str]:
-    """The inverse of `write`."""
+    """Return sha256 sums by file name from the content of `FILE`."""
     return digests.parse_sha256_list(text, where=FILE)
 
 
-def origin(described: Any, files: Mapping[str, FileStatus], text: str) -> str:
-    """A digest of what a dataset is made from: its card and readers, names and sizes of all files, what was read."""
-    sizes = [(name, status.size) for name, status in files.items()]
-    return json_digest([described, sizes, digests.sha256(text)])
+def origin(settings: Any, files: Mapping[str, FileStatus], sums: str) -> str:
+    """Return a digest of everything that a dataset is made from.
 
-
-def refresh_sums(base: Path, files: Mapping[str, FileStatus], text: str, *, since: float) -> str:
-    """`text`, with the sums of those files taken anew that were touched since, in seconds since the epoch.
-
-    A file's status changes with its content, and cannot be set back as its time can; so what is older is not read.
+    Args:
+        settings: the card and the version of the readers, as JSON values.
+        files: the result of `list_files`.
+        sums: the content of `FILE`.
     """
-    sums = parse_sums(text)
-    touched = {n for n in sums if (s := files.get(n)) is None or s.touched >= since}
-    return format_sums(sums | {name: sha256_or_empty(base / name) for name in touched})
+    sizes = [(name, status.size) for name, status in files.items()]
+    return json_digest([settings, sizes, digests.sha256(sums)])
+
+
+def refresh_sums(base: Path, files: Mapping[str, FileStatus], sums: str, *, since: float) -> str:
+    """Return the content of `FILE` as it would be written now.
+
+    Only files whose content or status changed at or after `since` (seconds since the epoch) are hashed again. The
+    status change time of a file cannot be set back, unlike its modification time, so older files are unchanged.
+    """
+    old = parse_sums(sums)
+    changed = {name for name in old if (status := files.get(name)) is None or status.changed >= since}
+    return format_sums(old | {name: sha256_or_empty(base / name) for name in changed})
 
 
 def json_digest(value: Any) -> str:
-    """Of anything that JSON can say."""
+    """Return the sha256 of a value as JSON; paths and other types are written as text."""
     return digests.sha256_json(value, default=str)

@@ -1,7 +1,8 @@
-"""Chunks of examples -> a dataset directory: ArrayRecord shards, as TFDS divides and describes them.
+"""The second half of a build: write chunks as ArrayRecord shards, and everything else in a dataset directory.
 
-A shard is a file written from a list of places in chunks, in any process, and is finished when the file of its
-sha256 is there.
+TFDS decides how many shards there are and describes them, so that `tfds.builder_from_directory` can read the directory.
+A shard is written by a job, which lists pieces of chunks, in any process. It is finished once the file with its sha256
+exists.
 """
 
 from __future__ import annotations
@@ -31,17 +32,18 @@ from earthgpt_jax.common.digests import fingerprint_json, sha256, sha256_file
 from earthgpt_jax.common.files import atomic_path, write_bytes, write_text
 from earthgpt_jax.common.parallel import Engine
 from earthgpt_jax.datasets import image_digests
-from earthgpt_jax.datasets.build import chunks
+from earthgpt_jax.datasets.build.chunks import ChunkIndex
 from earthgpt_jax.datasets.build.counts import RecordCounts
 from earthgpt_jax.datasets.examples import FEATURES, VERSION
 from earthgpt_jax.datasets.manifest import MANIFEST, QUARANTINE, TFDS_NAME
 
 FORMAT = file_adapters.FileFormat.ARRAY_RECORD
+Piece = tuple[Path, array.array, array.array]
 _TOOLS = ("array_record", "numpy", "pillow", "protobuf", "shapely", "tensorflow-datasets")
 
 
 class Builder(FileReaderBuilder, skip_registration=True):  # type: ignore[call-arg]
-    """What TFDS knows of a dataset directory; the name comes with the instance, since one class serves every source."""
+    """Describe a dataset directory to TFDS; one class serves all datasets."""
 
     VERSION = tfds.core.Version(VERSION)
     name = TFDS_NAME
@@ -49,9 +51,9 @@ class Builder(FileReaderBuilder, skip_registration=True):  # type: ignore[call-a
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
             builder=self,
-            description="Records of remote sensing images with everything known of them.",
+            description="Remote-sensing images with all their annotations.",
             features=tfds.features.FeaturesDict(FEATURES),
-            disable_shuffling=True,  # the sources' own order; the input pipeline shuffles
+            disable_shuffling=True,  # keep the order of the native files; the input pipeline shuffles
         )
 
     def _download_and_prepare(self, dl_manager: Any, download_config: Any = None) -> None:
@@ -60,97 +62,101 @@ class Builder(FileReaderBuilder, skip_registration=True):  # type: ignore[call-a
 
 @dataclasses.dataclass
 class SplitLayout:
-    """Where the examples of one split lie, over all chunks, in order.
+    """Where the serialised records of one split are in the chunks, in order.
 
     Attributes:
-        runs: (file of examples, starts u64[n], sizes u64[n]) of each chunk that has some.
+        pieces: (file of examples, starts u64[n], sizes u64[n]) of each chunk with records of the split.
+        digests: the image digest of each record.
+        counts: counts of the records.
     """
 
-    runs: list[tuple[Path, array.array, array.array]] = dataclasses.field(default_factory=list)
+    pieces: list[Piece] = dataclasses.field(default_factory=list)
     digests: array.array = dataclasses.field(default_factory=lambda: array.array("Q"))
-    holdings: RecordCounts = dataclasses.field(default_factory=RecordCounts)
+    counts: RecordCounts = dataclasses.field(default_factory=RecordCounts)
 
     @property
     def size(self) -> int:
-        return sum(sum(sizes) for _, _, sizes in self.runs)
+        """The size of all records in bytes."""
+        return sum(sum(sizes) for _, _, sizes in self.pieces)
 
-    def cut(self) -> list[list[tuple[Path, array.array, array.array]]]:
-        """The runs of each shard; how many shards there are is TFDS's rule (64 MiB to 1 GiB each)."""
+    def divide(self) -> list[list[Piece]]:
+        """Return the pieces of each shard. TFDS decides the number of shards (64 MiB to 1 GiB each)."""
         count = len(self.digests)
         ends = get_shard_boundaries(count, ShardConfig.calculate_number_shards(self.size, count))
-        shards: list[list] = [[] for _ in ends]
-        position, which = 0, 0
-        for file, starts, sizes in self.runs:
+        shards: list[list[Piece]] = [[] for _ in ends]
+        position, shard = 0, 0
+        for file, starts, sizes in self.pieces:
             taken = 0
             while taken < len(starts):
-                take = min(len(starts) - taken, ends[which] - position)
+                take = min(len(starts) - taken, ends[shard] - position)
                 if take:
-                    shards[which].append((file, starts[taken : taken + take], sizes[taken : taken + take]))
+                    shards[shard].append((file, starts[taken : taken + take], sizes[taken : taken + take]))
                 taken, position = taken + take, position + take
-                if position == ends[which] and which + 1 < len(ends):
-                    which += 1
+                if position == ends[shard] and shard + 1 < len(ends):
+                    shard += 1
         return shards
 
 
-def split_layouts(found: Iterable[tuple[Path, chunks.ChunkIndex]]) -> dict[str, SplitLayout]:
-    """Split -> layout, of (file of examples, index) of every chunk in order."""
+def _split_layouts(chunks: Iterable[tuple[Path, ChunkIndex]]) -> dict[str, SplitLayout]:
+    """Return the layout of each split over all chunks."""
     splits: dict[str, SplitLayout] = collections.defaultdict(SplitLayout)
-    for file, index in found:
-        for split, part in index.parts.items():
+    for file, index in chunks:
+        for split, part in index.splits.items():
             layout = splits[split]
-            layout.runs.append((file, part.starts, part.sizes))
+            layout.pieces.append((file, part.starts, part.sizes))
             layout.digests.extend(part.digests)
-            layout.holdings.update(part.holdings)
+            layout.counts.update(part.counts)
     return dict(splits)
 
 
-def write_jobs(folder: Path, splits: Mapping[str, SplitLayout]) -> dict[str, list[Path]]:
-    """Split -> a job for each of its shards."""
+def _write_jobs(folder: Path, splits: Mapping[str, SplitLayout]) -> dict[str, list[Path]]:
+    """Write the jobs of each split, one per shard, and return their paths."""
     jobs: dict[str, list[Path]] = {}
     for split, layout in splits.items():
         jobs[split] = []
-        for runs in layout.cut():
-            # Chunks of the same name hold the same bytes, so a shard of the same places does too.
-            data = pickle.dumps(runs, protocol=pickle.HIGHEST_PROTOCOL)
+        for pieces in layout.divide():
+            # Chunks with the same name have the same bytes, so shards of the same pieces do, too.
+            data = pickle.dumps(pieces, protocol=pickle.HIGHEST_PROTOCOL)
             job = folder / f"{split}-{sha256(data)[:20]}.job"
             write_bytes(job, data, durable=True)
             jobs[split].append(job)
     return jobs
 
 
-def finished(job: Path) -> bool:
-    return _shard(job).is_file() and _sum(job).is_file()
+def _is_finished(job: Path) -> bool:
+    return _shard_path(job).is_file() and _sum_path(job).is_file()
 
 
 def run_job(job: Path) -> None:
-    """Writes a job's shard and its sha256; does nothing if it is finished."""
-    if finished(job):
+    """Write the shard of a job and its sha256, unless they are finished."""
+    if _is_finished(job):
         return
-    with atomic_path(_shard(job), durable=True) as path:
-        file_adapters.ADAPTER_FOR_FORMAT[FORMAT].write_examples(path, _examples(pickle.loads(job.read_bytes())))
+    with atomic_path(_shard_path(job), durable=True) as path:
+        file_adapters.ADAPTER_FOR_FORMAT[FORMAT].write_examples(path, _read_examples(pickle.loads(job.read_bytes())))
         digest = sha256_file(path)
-    write_text(_sum(job), digest, durable=True)
+    write_text(_sum_path(job), digest, durable=True)
 
 
-def _examples(runs: Sequence[tuple[Path, array.array, array.array]]) -> Iterator[tuple[int, bytes]]:
-    for path, starts, sizes in runs:
+def _read_examples(pieces: Sequence[Piece]) -> Iterator[tuple[int, bytes]]:
+    """Yield (key, serialised record); TFDS ignores the key for this file format."""
+    for path, starts, sizes in pieces:
         with path.open("rb") as file:
             for start, size in zip(starts, sizes, strict=True):
                 file.seek(start)
                 yield 0, file.read(size)
 
 
-def _shard(job: Path) -> Path:
+def _shard_path(job: Path) -> Path:
     return job.with_suffix(".shard")
 
 
-def _sum(job: Path) -> Path:
+def _sum_path(job: Path) -> Path:
     return job.with_suffix(".sha256")
 
 
 def write_directory(
     work: Path,
-    found: Iterable[tuple[Path, chunks.ChunkIndex]],
+    chunks: Iterable[tuple[Path, ChunkIndex]],
     *,
     engine: Engine,
     out: Path,
@@ -160,28 +166,31 @@ def write_directory(
     order: Sequence[str] = (),
     files: Sequence[Path] = (),
 ) -> None:
-    """Writes the shards of all chunks and everything beside them, then gives the whole its name, `out`.
+    """Write all files of a dataset directory in `work`, then rename the complete directory to `out`.
 
     Args:
-        work: a folder on the disk of `out`; what is made on the way stays there.
-        found: (file of examples, index) of every chunk, in order.
-        manifest: more to be said in manifest.json.
-        quarantine: one mapping an entry.
-        order: of the splits; others come behind.
-        files: more files of `work`, which are moved.
+        work: a folder on the same file system as `out`; finished shards stay there if the build is interrupted.
+        chunks: (file of examples, index) of each chunk, in order.
+        name: the dataset's name.
+        manifest: more entries of manifest.json.
+        quarantine: the lines of quarantine.jsonl.
+        order: the order of the splits; splits that are not listed follow.
+        files: files in `work` to move into the directory.
 
     Raises:
-        OSError: the disk is full, or `out` came into being meanwhile.
+        OSError: the disk is full, or `out` has been created in the meantime.
     """
-    splits = split_layouts(found)
-    splits = {s: splits[s] for s in sorted(splits, key=lambda s: (*order, s).index(s))}
+    splits = _split_layouts(chunks)
+    splits = {split: splits[split] for split in sorted(splits, key=lambda split: (*order, split).index(split))}
     shards_folder, staged = work / "shards", work / "dataset"
     shards_folder.mkdir(exist_ok=True)
-    jobs = write_jobs(shards_folder, splits)
-    open_jobs = [job for of_split in jobs.values() for job in of_split if not finished(job)]
-    described = {"desc": f"{name}: shards", "unit": "shard", "leave": False, "disable": len(open_jobs) < 2}
-    for _ in tqdm(engine.run(run_job, open_jobs), total=len(open_jobs), **described):
-        pass
+    jobs = _write_jobs(shards_folder, splits)
+    unfinished = [job for split_jobs in jobs.values() for job in split_jobs if not _is_finished(job)]
+    with tqdm(
+        total=len(unfinished), desc=f"{name}: shards", unit="shard", leave=False, disable=len(unfinished) < 2
+    ) as bar:
+        for _ in engine.run(run_job, unfinished):
+            bar.update()
     if staged.exists():
         shutil.rmtree(staged)
     staged.mkdir()
@@ -195,7 +204,7 @@ def write_directory(
         "name": name,
         "version": VERSION,
         "fingerprint": fingerprint_json(sums),
-        "counts": {split: layout.holdings.plain() for split, layout in splits.items()},
+        "counts": {split: layout.counts.to_dict() for split, layout in splits.items()},
         "shards": sums,
         "sizes": {shard: (staged / shard).stat().st_size for shard in sums},
         "versions": versions(),
@@ -206,7 +215,7 @@ def write_directory(
 
 
 def _stage(staged: Path, splits: Mapping[str, SplitLayout], jobs: Mapping[str, Sequence[Path]]) -> dict[str, str]:
-    """Moves the shards under the names that TFDS looks for, and writes its descriptions; name -> sha256."""
+    """Move the shards to the names that TFDS expects, write TFDS's description, and return sha256 by shard name."""
     builder = Builder(data_dir=staged.parent, file_format=FORMAT)
     sums, infos = {}, []
     for split, layout in splits.items():
@@ -214,11 +223,11 @@ def _stage(staged: Path, splits: Mapping[str, SplitLayout], jobs: Mapping[str, S
             data_dir=staged, dataset_name=TFDS_NAME, split=split, filetype_suffix=FORMAT.value
         )
         lengths = []
-        for position, job in enumerate(jobs[split]):
-            path = Path(template.sharded_filepath(shard_index=position, num_shards=len(jobs[split])))
+        for index, job in enumerate(jobs[split]):
+            path = Path(template.sharded_filepath(shard_index=index, num_shards=len(jobs[split])))
             lengths.append(sum(len(starts) for _, starts, _ in pickle.loads(job.read_bytes())))
-            sums[path.name] = _sum(job).read_text()
-            os.replace(_shard(job), path)
+            sums[path.name] = _sum_path(job).read_text()
+            os.replace(_shard_path(job), path)
         infos.append(SplitInfo(name=split, shard_lengths=lengths, num_bytes=layout.size, filename_template=template))
     builder.info.set_splits(SplitDict(infos))
     builder.info.write_to_directory(staged)
@@ -226,5 +235,5 @@ def _stage(staged: Path, splits: Mapping[str, SplitLayout], jobs: Mapping[str, S
 
 
 def versions() -> dict[str, str]:
-    """Of what the bytes of a dataset may depend on."""
+    """Return the versions of everything that the bytes of a dataset may depend on."""
     return {"earthgpt-jax": __version__, "python": platform.python_version()} | {tool: version(tool) for tool in _TOOLS}

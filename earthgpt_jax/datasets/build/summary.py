@@ -21,10 +21,10 @@ class DatasetSummary:
 
     Attributes:
         splits: number of native images that were kept, by split.
-        counts: for each kind ("image", "object", ...) the numbers native, kept, quarantined and dropped.
+        counts: for each item type ("image", "object", ...) the numbers native, kept, quarantined and dropped.
         records: number of records by split; larger than `splits` where scenes were cut into tiles.
-        quarantined: number of quarantined items by "kind: reason", the most frequent first.
-        absent: paths of the card's layout that do not exist.
+        quarantined: number of quarantined items by "type: reason", the most frequent first.
+        missing_paths: paths of the card's layout that do not exist; they were skipped.
         unchanged: the dataset had been built before, from the same files.
     """
 
@@ -33,7 +33,7 @@ class DatasetSummary:
     counts: Mapping[str, Mapping[str, int]]
     records: Mapping[str, int]
     quarantined: Mapping[str, int] = dataclasses.field(default_factory=dict)
-    absent: tuple[str, ...] = ()
+    missing_paths: tuple[str, ...] = ()
     unchanged: bool = False
 
     def notes(self) -> list[str]:
@@ -41,8 +41,8 @@ class DatasetSummary:
         notes = []
         if self.unchanged:
             notes.append(f"{self.name}: already built and identical; nothing to do")
-        if self.absent:
-            notes.append(f"{self.name}: skipped, because it does not exist: {', '.join(self.absent)}")
+        if self.missing_paths:
+            notes.append(f"{self.name}: missing and skipped: {', '.join(self.missing_paths)}")
         if self.records != self.splits:
             numbers = ", ".join(f"{split} {count}" for split, count in self.records.items())
             notes.append(f"{self.name}: scenes were cut into tiles; records (whole images and tiles): {numbers}")
@@ -60,17 +60,19 @@ class BuildSummary:
 
     @property
     def quarantined(self) -> int:
-        """The number of quarantined items of all kinds in all datasets."""
+        """The number of quarantined items of all types in all datasets."""
         return sum(sum(dataset.quarantined.values()) for dataset in self.datasets)
 
     def table(self) -> str:
-        """Return a table with one line for each dataset and kind, followed by notes on each dataset."""
-        rows: list[tuple[str, ...]] = [("source", "kind", *COLUMNS, *SPLITS)]
+        """Return a table with one line for each dataset and item type, followed by notes on each dataset."""
+        rows: list[tuple[str, ...]] = [("dataset", "item", *COLUMNS, *SPLITS)]
         for dataset in self.datasets:
-            for kind, counts in dataset.counts.items():
+            for item_type, counts in dataset.counts.items():
                 if counts["native"]:
-                    splits = [str(dataset.splits.get(split, 0)) if kind == ItemType.IMAGE else "" for split in SPLITS]
-                    rows.append((dataset.name, kind, *(str(counts[column]) for column in COLUMNS), *splits))
+                    splits = [
+                        str(dataset.splits.get(split, 0)) if item_type == ItemType.IMAGE else "" for split in SPLITS
+                    ]
+                    rows.append((dataset.name, item_type, *(str(counts[column]) for column in COLUMNS), *splits))
         notes = [note for dataset in self.datasets for note in dataset.notes()]
         return "\n".join([*align_columns(rows, left=2), *notes])
 

@@ -1,7 +1,7 @@
-"""Large scenes: a record cut into tiles, each a record with its own image and the objects that are in it.
+"""Cut large scenes into tiles, each a record with its own image and the objects in it.
 
-The truth of a whole image (label, captions, questions) says nothing certain of a part, so tiles have boxes only;
-a phrase is kept where counting the tile's own objects shows it to be true.
+Label, captions and questions of a scene need not be true of a part of it, so tiles have boxes only. The one phrase they
+get is "the only <label>", where the tile's objects show it to be true.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from earthgpt_jax.boxes import clip, polygon_to_rect
 from earthgpt_jax.datasets.cards import Tile
 from earthgpt_jax.records import Object, Record, Task
 
-# Beyond the largest scenes of DOTA (8e8 pixels); a file of more is taken for a decompression bomb after all.
+# The largest scenes of DOTA have 8e8 pixels. Files with more pixels than this are rejected as decompression bombs.
 _LARGEST_SCENE = 2_000_000_000
 _BOXES = (Task.HBB, Task.OBB)
 _PHRASES = (Task.GROUNDING, Task.REGION_CAPTION)
 _PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
 _TIFF_MODES = ("I", "F")  # what PNG cannot hold
-_WHOLE = 1 - 1e-6
+_FULLY_VISIBLE = 1 - 1e-6
 
 
 @contextlib.contextmanager
 def allow_large_images(tile: Tile | None) -> Iterator[None]:
-    """Lets Pillow open scenes that are to be cut; does nothing where they are not."""
+    """Let Pillow open very large images if they will be cut into tiles, that is, unless `tile` is None."""
     before = Image.MAX_IMAGE_PIXELS
     if tile is not None:
         Image.MAX_IMAGE_PIXELS = _LARGEST_SCENE
@@ -42,7 +42,7 @@ def allow_large_images(tile: Tile | None) -> Iterator[None]:
 
 
 def tile_windows(width: int, height: int, tile: Tile) -> list[tuple[int, int, int, int]]:
-    """(x0, y0, x1, y1) of every tile, row by row; the last of a row or column is flush with the border."""
+    """Return (x0, y0, x1, y1) of all tiles, row by row. The last tile of a row or column ends at the image's border."""
     columns, rows = (_starts(length, tile) for length in (width, height))
     return [(x, y, min(x + tile.size, width), min(y + tile.size, height)) for y in rows for x in columns]
 
@@ -53,18 +53,22 @@ def _starts(length: int, tile: Tile) -> list[int]:
 
 
 def cut_into_tiles(record: Record, tile: Tile, *, counter: collections.Counter) -> Iterator[Record]:
-    """The tiles of a scene, with ids `<id>@<x>,<y>`; the record itself if it is no larger than a tile.
+    """Yield the tiles of a scene, with ids `<id>@<x>,<y>`, or the record itself if it is not larger than a tile.
 
-    An object with at least `tile.keep` of its visible area in a tile is kept there, cut at the tile's border; with
-    less, but at least `tile.ignore`, it is kept as difficult; with less, it is left out, and the tile is not
-    `complete`. What reaches beyond the scene itself counts neither way: an object that no tile's border cuts keeps
-    its corners.
+    What happens to an object depends on the share of its visible area that is inside a tile:
+
+    * at least `tile.keep`: it is kept, clipped to the tile;
+    * at least `tile.ignore`: it is kept, clipped to the tile, and marked difficult;
+    * less: it is removed from the tile, and the tile is not `complete`.
+
+    The visible area is the part of the object inside the scene. An object that no tile border cuts keeps its corners,
+    even beyond the scene's border.
 
     Args:
-        counter: counts scenes, tiles and objects (one in two tiles counts twice).
+        counter: is updated with numbers of scenes, tiles and objects (an object in two tiles counts twice).
 
     Raises:
-        ValueError: the record has no boxes as a task, or no image.
+        ValueError: the record has no image, or no boxes among its tasks.
     """
     if max(record.width, record.height) <= tile.size:
         counter["scenes_not_cut"] += 1
@@ -93,38 +97,42 @@ def cut_into_tiles(record: Record, tile: Tile, *, counter: collections.Counter) 
                 objects=objects,
                 complete=complete,
             )
-    counter["objects_in_no_tile"] += len(record.objects) - len(scene.found)
+    counter["objects_in_no_tile"] += len(record.objects) - len(scene.kept)
 
 
 def is_tile(record: Record) -> bool:
-    """Whether a record was cut from a larger scene, by its id."""
+    """Return whether a record was cut from a larger scene, which its id tells."""
     return re.search(r"@\d+,\d+$", record.id) is not None
 
 
 class _Scene:
-    """The objects of a scene, and which of them some tile has."""
+    """The objects of a scene.
+
+    Attributes:
+        kept: indices of the objects that at least one tile has kept.
+    """
 
     def __init__(self, record: Record, tile: Tile):
         self._record, self._tile = record, tile
         self._rects = np.array([polygon_to_rect(item.polygon) for item in record.objects]).reshape(-1, 4)
         border = (0, 0, record.width, record.height)
         self._visible = [clip(item.polygon, *border)[1] for item in record.objects]
-        self.found: set[int] = set()
+        self.kept: set[int] = set()
 
     def objects(
         self, window: tuple[int, int, int, int], counter: collections.Counter
     ) -> tuple[tuple[Object, ...], bool]:
-        """Those of one tile, in its pixels, and whether nothing more shows in it."""
+        """Return the objects of one tile, in its pixel coordinates, and whether no other object is visible in it."""
         x0, y0, x1, y1 = window
         left, top, right, bottom = self._rects.T
         complete = self._record.complete
         near = np.flatnonzero((left < x1) & (right > x0) & (top < y1) & (bottom > y0)).tolist()
         kept: list[Object] = []
-        present: collections.Counter[str] = collections.Counter()  # also of what is left out: a part of it shows
-        for number in near:
-            item = self._record.objects[number]
+        present: collections.Counter[str] = collections.Counter()  # with the removed objects: a part of them is visible
+        for index in near:
+            item = self._record.objects[index]
             polygon, share = clip(item.polygon, x0, y0, x1, y1)
-            share = min(share / self._visible[number], 1.0) if self._visible[number] else 0.0
+            share = min(share / self._visible[index], 1.0) if self._visible[index] else 0.0
             if not share:
                 continue
             present[item.label] += 1
@@ -132,16 +140,16 @@ class _Scene:
                 counter["objects_left_out"] += 1
                 complete = False
                 continue
-            whole, enough = share >= _WHOLE, share >= self._tile.keep
-            counter["objects_whole" if whole else "objects_cut" if enough else "objects_difficult"] += 1
-            self.found.add(number)
-            moved = (item.polygon if whole else polygon) - np.array([x0, y0] * 4, np.float32)
+            full, enough = share >= _FULLY_VISIBLE, share >= self._tile.keep
+            counter["objects_whole" if full else "objects_cut" if enough else "objects_difficult"] += 1
+            self.kept.add(index)
+            moved = (item.polygon if full else polygon) - np.array([x0, y0] * 4, np.float32)
             kept.append(
                 Object(
                     label=item.label,
                     polygon=moved.astype(np.float32),
                     difficult=item.difficult or not enough,
-                    visible=1.0 if whole else share,
+                    visible=1.0 if full else share,
                 )
             )
         if self._record.complete:
@@ -155,12 +163,12 @@ class _Scene:
 
 
 def _encoded(tile: Image.Image) -> bytes:
-    """The tile's pixels without loss: PNG, or TIFF where PNG has no such pixels; the same pixels, the same bytes."""
-    tile.info = {}  # what else the scene's file says is not of this image
-    if tile.mode.startswith("I;16"):  # whatever the order of its bytes
+    """Return a tile as a lossless file: PNG, or TIFF for pixel types that PNG lacks. Equal pixels give equal bytes."""
+    tile.info = {}  # metadata of the scene's file does not apply to the tile
+    if tile.mode.startswith("I;16"):  # in either byte order
         tile = Image.fromarray(np.asarray(tile).astype(np.uint16))
     elif tile.mode not in (*_PNG_MODES, *_TIFF_MODES):
-        tile = tile.convert("RGB")  # as the input pipeline would
+        tile = tile.convert("RGB")  # as the input pipeline does
     buffer = io.BytesIO()
     tile.save(buffer, format="TIFF" if tile.mode in _TIFF_MODES else "PNG")
     return buffer.getvalue()

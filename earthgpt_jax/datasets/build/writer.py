@@ -46,9 +46,7 @@ def write_dataset(
             with examples.open("wb") as file:
                 for split, records in splits.items():
                     for record in records:
-                        chunks.append_record(
-                            index, record, split=split, digest=image_digest(record.image), write=file.write
-                        )
+                        index.append(record, split=split, digest=image_digest(record.image), file=file)
             shards.write_directory(
                 work,
                 [(examples, index)],

@@ -1,8 +1,7 @@
-"""Where a released compilation and a native source disagree about the same images.
+"""Compare a compilation, such as the released MMRS-1M, with the native source of the same images.
 
-A compilation (the released MMRS-1M) holds copies of images with what somebody made of their annotations. Images are
-the same if their bytes are; what a copy says is compared with what the source says, task by task. Boxes may differ by
-what their text rounds off.
+Images are matched by their bytes. For each pair of records, split, class, captions, answers and boxes are compared.
+Boxes may differ by what the text format of the compilation rounds off.
 """
 
 from __future__ import annotations
@@ -14,126 +13,137 @@ from collections.abc import Callable, Iterable, Iterator
 import numpy as np
 
 from earthgpt_jax.boxes import polygon_to_rect
-from earthgpt_jax.datasets import image_digests
+from earthgpt_jax.datasets.image_digests import image_digest
 from earthgpt_jax.records import Object, Record, Task
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Disagreement:
-    """`kind` is short and the same for the same thing, so that it can be counted; `text` has the particulars."""
+    """One difference between a released record and its native record.
+
+    Attributes:
+        released, native: the ids of the two records.
+        category: a short description without particulars, so that disagreements can be counted.
+        details: the values that differ, the released one first.
+    """
 
     released: str
     native: str
-    kind: str
-    text: str
+    category: str
+    details: str
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Agreement:
-    """The comparison of two sets.
+    """The result of a comparison.
 
     Attributes:
-        same: images of the release that the source has, by their bytes.
-        only_released: ids of records of the release whose image the source has not: another source's, or re-encoded.
-        found: every disagreement about a shared image.
+        shared: number of released images that the native source has.
+        only_released: ids of the released records whose image the source lacks: it is from elsewhere, or re-encoded.
+        disagreements: all differences between records of shared images.
     """
 
-    same: int
+    shared: int
     only_released: tuple[str, ...]
-    found: tuple[Disagreement, ...]
+    disagreements: tuple[Disagreement, ...]
 
     def counts(self) -> dict[str, int]:
-        """Disagreements a kind."""
-        return dict(collections.Counter(item.kind for item in self.found).most_common())
+        """Return the number of disagreements in each category, the most frequent first."""
+        return dict(collections.Counter(item.category for item in self.disagreements).most_common())
 
 
 def compare(released: Iterable[Record], native: Iterable[Record], *, decimals: int = 2) -> Agreement:
-    """Compares record by record; of the native records only what they say is held, not their images.
+    """Compare the records of two datasets that share images.
+
+    The native records are kept in memory without their images.
 
     Args:
-        decimals: of the boxes' text in the release; a corner may be off by one step and a pixel.
+        decimals: decimals of the boxes in the release. A corner may differ by one step of these and one pixel.
     """
-    source = {
-        image_digests.image_digest(record.image): dataclasses.replace(record, image=b"")
-        for record in native
-        if record.image
-    }
-    alone: list[str] = []
-    found: list[Disagreement] = []
-    same = 0
+    source = {image_digest(record.image): dataclasses.replace(record, image=b"") for record in native if record.image}
+    only_released: list[str] = []
+    disagreements: list[Disagreement] = []
+    shared = 0
     for record in released:
-        truth = source.get(image_digests.image_digest(record.image))
-        if truth is None:
-            alone.append(record.id)
+        counterpart = source.get(image_digest(record.image))
+        if counterpart is None:
+            only_released.append(record.id)
             continue
-        same += 1
-        found += [
-            Disagreement(released=record.id, native=truth.id, kind=kind, text=text)
-            for validate_entry in _JUDGES
-            for kind, text in validate_entry(record, truth, decimals)
+        shared += 1
+        disagreements += [
+            Disagreement(released=record.id, native=counterpart.id, category=category, details=details)
+            for comparison in _COMPARISONS
+            for category, details in comparison(record, counterpart, decimals)
         ]
-    return Agreement(same=same, only_released=tuple(alone), found=tuple(found))
+    return Agreement(shared=shared, only_released=tuple(only_released), disagreements=tuple(disagreements))
 
 
-_Findings = Iterator[tuple[str, str]]
+_Differences = Iterator[tuple[str, str]]  # (category, details)
 
 
-def _split(record: Record, truth: Record, decimals: int) -> _Findings:
-    if record.split == "train" and truth.split != "train":
-        yield f"trains on what the source holds out as {truth.split}", f"{record.split}, {truth.split}"
+def _split(released: Record, native: Record, decimals: int) -> _Differences:
+    if released.split == "train" and native.split != "train":
+        yield f"trains on an image that the source holds out as {native.split}", f"{released.split}, {native.split}"
 
 
-def _label(record: Record, truth: Record, decimals: int) -> _Findings:
-    if record.label and truth.label and record.label != truth.label:
-        yield "another class", f"{record.label!r}, {truth.label!r}"
+def _label(released: Record, native: Record, decimals: int) -> _Differences:
+    if released.label and native.label and released.label != native.label:
+        yield "another class", f"{released.label!r}, {native.label!r}"
 
 
-def _captions(record: Record, truth: Record, decimals: int) -> _Findings:
-    if not (Task.CAPTION in record.tasks and Task.CAPTION in truth.tasks):
+def _captions(released: Record, native: Record, decimals: int) -> _Differences:
+    if not (Task.CAPTION in released.tasks and Task.CAPTION in native.tasks):
         return
-    mine, theirs = (collections.Counter(map(_plain, each.references)) for each in (record, truth))
-    for text in mine - theirs:
-        yield "a caption that the source has not", repr(text)
-    for text in theirs - mine:
+    here, there = (collections.Counter(map(_normalized, record.references)) for record in (released, native))
+    for text in here - there:
+        yield "a caption that the source lacks", repr(text)
+    for text in there - here:
         yield "a caption is missing", repr(text)
 
 
-def _answers(record: Record, truth: Record, decimals: int) -> _Findings:
-    if not (Task.VQA in record.tasks and Task.VQA in truth.tasks):
+def _answers(released: Record, native: Record, decimals: int) -> _Differences:
+    if not (Task.VQA in released.tasks and Task.VQA in native.tasks):
         return
     answers = collections.defaultdict(set)
-    for turn in truth.turns:
-        answers[_plain(turn.question)].add(_plain(turn.answer))
-    for turn in record.turns:
-        known = answers.get(_plain(turn.question))
-        if known is None:
-            yield "a question that the source has not", repr(turn.question)
-        elif _plain(turn.answer) not in known:
-            yield "another answer", f"{turn.question!r}: {turn.answer!r}, not {', '.join(map(repr, sorted(known)))}"
+    for turn in native.turns:
+        answers[_normalized(turn.question)].add(_normalized(turn.answer))
+    for turn in released.turns:
+        expected = answers.get(_normalized(turn.question))
+        if expected is None:
+            yield "a question that the source lacks", repr(turn.question)
+        elif _normalized(turn.answer) not in expected:
+            yield "another answer", f"{turn.question!r}: {turn.answer!r}, not {', '.join(map(repr, sorted(expected)))}"
 
 
-def _boxes(record: Record, truth: Record, decimals: int) -> _Findings:
-    """Each box of the release takes the nearest one of the source that is not taken yet."""
-    if not (_has_boxes(record) and _has_boxes(truth)):
+def _boxes(released: Record, native: Record, decimals: int) -> _Differences:
+    """Match each released box with the nearest native box that is not matched yet."""
+    if not (_has_boxes(released) and _has_boxes(native)):
         return
-    tolerance = max(record.width, record.height) / 10**decimals + 1
-    left = list(truth.objects)
-    for item in record.objects:
-        near = min(left, key=lambda other: _distance(item, other), default=None)
-        if near is None or _distance(item, near) > tolerance:
-            yield "a box that the source has not", f"{item.label} at {_written(item)}"
+    tolerance = max(released.width, released.height) / 10**decimals + 1
+    unmatched = list(native.objects)
+    for item in released.objects:
+        nearest = min(unmatched, key=lambda other: _distance(item, other), default=None)
+        if nearest is None or _distance(item, nearest) > tolerance:
+            yield "a box that the source lacks", f"{item.label} at {_corners(item)}"
             continue
-        left = [other for other in left if other is not near]
-        of_classes = Task.HBB in record.tasks and Task.HBB in truth.tasks
-        if of_classes and item.label != near.label:
-            yield "another class of a box", f"{item.label!r}, {near.label!r} at {_written(near)}"
-        if not of_classes and item.phrase and near.phrase and _plain(item.phrase) != _plain(near.phrase):
-            yield "another phrase of a box", f"{item.phrase!r}, {near.phrase!r} at {_written(near)}"
-    for item in left:
-        yield "a box is missing", f"{item.label} at {_written(item)}"
+        unmatched = [other for other in unmatched if other is not nearest]
+        both_have_classes = Task.HBB in released.tasks and Task.HBB in native.tasks
+        if both_have_classes and item.label != nearest.label:
+            yield "another class of a box", f"{item.label!r}, {nearest.label!r} at {_corners(nearest)}"
+        if (
+            not both_have_classes
+            and item.phrase
+            and nearest.phrase
+            and _normalized(item.phrase) != _normalized(nearest.phrase)
+        ):
+            yield "another phrase of a box", f"{item.phrase!r}, {nearest.phrase!r} at {_corners(nearest)}"
+    for item in unmatched:
+        yield "a box is missing", f"{item.label} at {_corners(item)}"
 
 
-_JUDGES: tuple[Callable[[Record, Record, int], _Findings], ...] = (_split, _label, _captions, _answers, _boxes)
+_COMPARISONS: tuple[Callable[[Record, Record, int], _Differences], ...] = (
+    _split, _label, _captions, _answers, _boxes,
+)  # fmt: skip
 
 
 def _has_boxes(record: Record) -> bool:
@@ -141,14 +151,14 @@ def _has_boxes(record: Record) -> bool:
 
 
 def _distance(a: Object, b: Object) -> float:
-    """The largest difference of a side, in pixels."""
+    """Return the largest distance between corresponding sides of the enclosing rectangles, in pixels."""
     return float(np.abs(np.subtract(polygon_to_rect(a.polygon), polygon_to_rect(b.polygon))).max())
 
 
-def _written(item: Object) -> str:
+def _corners(item: Object) -> str:
     return ",".join(f"{value:g}" for value in polygon_to_rect(item.polygon))
 
 
-def _plain(text: str) -> str:
-    """Without what a compilation may change in passing: case, spaces, the last point."""
+def _normalized(text: str) -> str:
+    """Return a text without differences that a compilation may introduce: case, spaces, punctuation at the end."""
     return " ".join(text.lower().split()).rstrip(" .?")

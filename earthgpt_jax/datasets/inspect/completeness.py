@@ -1,4 +1,4 @@
-"""Is a native dataset complete? Its files, its counts against its card, its sums against a list."""
+"""Check whether a native dataset is complete: its files, its counts against the card, its sha256 against a list."""
 
 from __future__ import annotations
 
@@ -12,24 +12,25 @@ from earthgpt_jax.common import digests
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.common.tables import align_columns
 from earthgpt_jax.datasets.build import native_files
-from earthgpt_jax.datasets.build.counts import BuildCounts
+from earthgpt_jax.datasets.build.counts import COUNTED_TYPES, BuildCounts
 from earthgpt_jax.datasets.cards import EXPECTED_COUNTS, SPLITS, Card
 from earthgpt_jax.datasets.readers import ItemType, layout_paths, locate, missing_paths, read
 
-_COUNTED_AS = {
-    f"{kind}s": kind.value for kind in (ItemType.IMAGE, ItemType.OBJECT, ItemType.QUESTION, ItemType.CAPTION)
-}
-_SHOWN = 10  # of a list of files
+_ITEM_TYPES = {f"{item_type}s": item_type.value for item_type in COUNTED_TYPES}  # "images" -> "image"
+_MAX_LISTED = 10  # files that a report lists
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CountCheck:
-    """A count beside what the card expects of the complete set.
+    """A count of the native files, and the count that the card expects of the complete dataset.
 
     Attributes:
-        expected: None where the card does not say.
-        slack: so much less is explained: a split does not know of the images that were quarantined.
-        verified: False where the card itself marks its figure as unverified.
+        name: what was counted, such as "images" or "train".
+        expected: the expected count; None if the card has none.
+        found: the actual count.
+        slack: how much lower `found` may be. Quarantined images are in no split, so the counts of splits may be lower
+            by their number.
+        verified: False if the card marks its count as unverified.
     """
 
     name: str
@@ -40,144 +41,152 @@ class CountCheck:
 
     @property
     def agrees(self) -> bool:
+        """Whether the count is as expected, or nothing is expected."""
         return self.expected is None or self.found <= self.expected <= self.found + self.slack
 
     @property
-    def wrong(self) -> bool:
-        """A figure that nobody verified cannot convict the files."""
+    def failed(self) -> bool:
+        """Whether the count differs from a verified expectation; unverified ones never cause a failure."""
         return not self.agrees and self.verified
 
     @property
-    def verdict(self) -> str:
+    def result(self) -> str:
+        """The outcome in words, for the report."""
         if self.expected is None:
-            return "nothing is expected"
+            return "the card expects no number"
         words = "agrees" if self.agrees else f"differs by {self.found - self.expected:+d}"
-        return words if self.verified else f"{words}; the card's figure is unverified"
+        return words if self.verified else f"{words}; the card's number is unverified"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CompletenessReport:
-    """What was found of one native dataset.
+    """The state of one native dataset.
 
     Attributes:
-        absent: paths of the card's layout that are not there.
-        figures: counts of the native files.
-        quarantined: reason, without what is particular of one item -> how many.
-        sums: what the list of sums convicts: one line a file.
-        unlisted: files that the list does not name.
-        failure: why it could not be read at all; "" if it could.
+        missing_paths: paths of the card's layout that do not exist.
+        counts: counts of the native files.
+        quarantined: number of items that a build would quarantine, by reason.
+        wrong_sums: one line for each file that differs from the sha256 list, or is missing.
+        extra_files: number of files that the sha256 list does not have.
+        failure: why the dataset could not be read at all; "" if it could.
     """
 
     card: Card
-    absent: tuple[str, ...] = ()
-    figures: tuple[CountCheck, ...] = ()
+    missing_paths: tuple[str, ...] = ()
+    counts: tuple[CountCheck, ...] = ()
     quarantined: Mapping[str, int] = dataclasses.field(default_factory=dict)
-    sums: tuple[str, ...] = ()
-    unlisted: int = 0
+    wrong_sums: tuple[str, ...] = ()
+    extra_files: int = 0
     failure: str = ""
 
     @property
     def complete(self) -> bool:
-        return not (self.failure or self.absent or self.sums or any(figure.wrong for figure in self.figures))
+        """Whether nothing is known to be missing or wrong."""
+        return not (self.failure or self.missing_paths or self.wrong_sums or any(count.failed for count in self.counts))
 
     def text(self) -> str:
+        """Return the report as text for a terminal."""
         return "\n".join(self._lines())
 
     def _verdict(self) -> str:
         if not self.complete:
             return "NOT complete"
-        counted = {figure.name: figure for figure in self.figures if figure.expected is not None}
-        if "images" in counted and all(figure.agrees for figure in counted.values()):
+        expected = {count.name: count for count in self.counts if count.expected is not None}
+        if "images" in expected and all(count.agrees for count in expected.values()):
             return "complete"
-        return "nothing is known to be missing, but the card has no figures to rely on"
+        return "no problem found, but the counts of the card cannot confirm that it is complete"
 
     def _lines(self) -> Iterator[str]:
         yield f"{self.card.name}: {self._verdict()}"
         if self.failure:
             yield f"  {self.failure}"
-        rows = [(f.name, "-" if f.expected is None else str(f.expected), str(f.found)) for f in self.figures]
+        rows = [(c.name, "-" if c.expected is None else str(c.expected), str(c.found)) for c in self.counts]
         lines = align_columns([("", "expected", "found"), *rows], indent="  ")
         if rows:
             yield lines[0]
-        for line, figure in zip(lines[1:], self.figures, strict=True):
-            yield f"{line}  {figure.verdict}"
-        yield from (f"  not there: {path}" for path in self.absent)
+        for line, count in zip(lines[1:], self.counts, strict=True):
+            yield f"{line}  {count.result}"
+        yield from (f"  missing: {path}" for path in self.missing_paths)
         yield from (f"  quarantined {count}: {reason}" for reason, count in self.quarantined.items())
-        yield from (f"  {line}" for line in self.sums[:_SHOWN])
-        if len(self.sums) > _SHOWN:
-            yield f"  and {len(self.sums) - _SHOWN} files more"
-        if self.unlisted:
-            yield f"  {self.unlisted} files are not in the list of sums"
+        yield from (f"  {line}" for line in self.wrong_sums[:_MAX_LISTED])
+        if len(self.wrong_sums) > _MAX_LISTED:
+            yield f"  and {len(self.wrong_sums) - _MAX_LISTED} more files"
+        if self.extra_files:
+            yield f"  {self.extra_files} files are not in the sha256 list"
         if self.card.unverified:
             yield f"  unverified in the card: {', '.join(self.card.unverified)}"
         if self.card.obtain and not self.complete:
-            yield f"  to be had from: {self.card.obtain}"
+            yield f"  download: {self.card.obtain}"
 
 
 def is_present(card: Card, root: Path) -> bool:
-    """Is anything of the card's layout in its folder below `root`? Cards may share a folder."""
+    """Return whether any path of the card's layout exists below `root`. Several cards may share a folder."""
     return any((root / card.folder / path).exists() for part in card.parts for path in layout_paths(part))
 
 
-def check_native(card: Card, *, root: Path, listed: Mapping[str, str] | None = None) -> CompletenessReport:
-    """Reads a native dataset, images included, as a build would, and writes nothing.
+def check_native(card: Card, *, root: Path, sums: Mapping[str, str] | None = None) -> CompletenessReport:
+    """Read a native dataset with its images, as a build does, but without writing anything.
 
     Args:
-        root: the folder below which `card.folder` lies, or that folder.
-        listed: file below `root` -> sha256 that it should have.
+        root: the folder of all native datasets, or of this one.
+        sums: the expected sha256 of files, by path relative to `root`; None skips this check.
     """
     try:
         base = locate(root, card)
-        tally = _count(card, root)
-        sums, unlisted = _compare(card, root, base, listed) if listed is not None else ((), 0)
+        counts = _count(card, root)
+        wrong_sums, extra_files = _compare_sums(card, root, base, sums) if sums is not None else ([], 0)
     except EarthGPTError as error:
         return CompletenessReport(card=card, failure=str(error))
     return CompletenessReport(
         card=card,
-        absent=missing_paths(base, card),
-        figures=tuple(_figures(card, tally)),
-        quarantined=dict(tally.quarantined.most_common()),
-        sums=tuple(sums),
-        unlisted=unlisted,
+        missing_paths=missing_paths(base, card),
+        counts=tuple(_count_checks(card, counts)),
+        quarantined=dict(counts.quarantine_reasons.most_common()),
+        wrong_sums=tuple(wrong_sums),
+        extra_files=extra_files,
     )
 
 
 def _count(card: Card, root: Path) -> BuildCounts:
-    tally = BuildCounts()
+    counts = BuildCounts()
     for event in tqdm(read(root, card), desc=card.name, unit="item", leave=False):
-        tally.add(event)
-    tally.check(card.name)
-    return tally
+        counts.add(event)
+    counts.check(card.name)
+    return counts
 
 
-def _figures(card: Card, tally: BuildCounts) -> Iterator[CountCheck]:
+def _count_checks(card: Card, counts: BuildCounts) -> Iterator[CountCheck]:
     for name in EXPECTED_COUNTS:
         expected = card.expected.get(name)
         verified = not {"expected", f"expected.{name}"} & set(card.unverified)
         if name in SPLITS:
-            found, slack = tally.splits[name], tally.counts[ItemType.IMAGE]["quarantined"]
+            found, slack = counts.splits[name], counts.items[ItemType.IMAGE]["quarantined"]
         else:
-            found, slack = tally.counts[_COUNTED_AS[name]]["native"], 0
+            found, slack = counts.items[_ITEM_TYPES[name]]["native"], 0
         if expected is not None or found:
             yield CountCheck(name=name, expected=expected, found=found, slack=slack, verified=verified)
 
 
 def covered_files(card: Card, root: Path) -> tuple[str, ...]:
-    """The files that the card's layout covers, below `root`.
+    """Return the files that the card's layout covers, relative to `root`.
 
     Raises:
-        EarthGPTError: the dataset is not there.
+        EarthGPTError: the dataset's folder does not exist.
     """
     base = locate(root, card)
     return tuple((base / name).relative_to(root).as_posix() for name in native_files.list_files(base, card))
 
 
-def _compare(card: Card, root: Path, base: Path, listed: Mapping[str, str]) -> tuple[list[str], int]:
-    """(one line a file that is not as listed, files that are not listed)."""
-    there = covered_files(card, root)
-    known = [name for name in there if name in listed]
-    found = digests.sha256_files(root, known, title=card.name)
-    wrong = [f"sha256 differs: {name}" for name in known if found[name] != listed[name]]
+def _compare_sums(card: Card, root: Path, base: Path, sums: Mapping[str, str]) -> tuple[list[str], int]:
+    """Return one line for each file that is not as listed, and the number of files that are not listed."""
+    files = covered_files(card, root)
+    listed = [name for name in files if name in sums]
+    actual = digests.sha256_files(root, listed, title=card.name)
+    wrong = [f"sha256 differs: {name}" for name in listed if actual[name] != sums[name]]
     covered = [base / path for part in card.parts for path in layout_paths(part)]
-    lost = [n for n in listed if not (root / n).is_file() and any((root / n).is_relative_to(c) for c in covered)]
-    return wrong + [f"listed, but not there: {name}" for name in sorted(lost)], len(there) - len(known)
+    missing = [
+        name
+        for name in sorted(sums)
+        if not (root / name).is_file() and any((root / name).is_relative_to(path) for path in covered)
+    ]
+    return wrong + [f"listed, but missing: {name}" for name in missing], len(files) - len(listed)

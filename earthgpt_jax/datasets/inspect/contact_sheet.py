@@ -1,4 +1,4 @@
-"""A sheet of records with their boxes and texts, to see that readers put boxes where the objects are."""
+"""Draw records with their boxes and texts on one sheet, to see whether a reader puts boxes where the objects are."""
 
 from __future__ import annotations
 
@@ -10,25 +10,26 @@ from PIL import Image, ImageDraw
 from earthgpt_jax.raster.decode import decode
 from earthgpt_jax.records import Object, Record
 
-_SIDE, _TEXT, _GAP, _COLUMNS = 384, 92, 8, 4
-_LINES, _WIDTH = 7, 60  # of text under an image
+_SIDE, _TEXT, _GAP = 384, 92, 8  # side of an image, height of its text, distance between images; pixels
+_COLUMNS = 4
+_LINES, _WIDTH = 7, 60  # lines of text under an image, and characters per line
 COLOURS = ("#ff3b30", "#34c759", "#0a84ff", "#ffcc00", "#ff2dff", "#00e5ff", "#ff9500", "#b8ff3b")
 
 
 def contact_sheet(records: Sequence[Record]) -> Image.Image:
-    """A picture of every record, row by row."""
+    """Return an image with a picture of every record, row by row."""
     columns = min(_COLUMNS, len(records))
     rows = -(-len(records) // columns)
     canvas = Image.new("RGB", (columns * (_SIDE + _GAP) + _GAP, rows * (_SIDE + _TEXT + _GAP) + _GAP), "white")
     for index, record in enumerate(records):
         row, column = divmod(index, columns)
-        place = (_GAP + column * (_SIDE + _GAP), _GAP + row * (_SIDE + _TEXT + _GAP))
-        canvas.paste(_tile(record), place)
+        position = (_GAP + column * (_SIDE + _GAP), _GAP + row * (_SIDE + _TEXT + _GAP))
+        canvas.paste(_picture(record), position)
     return canvas
 
 
-def _tile(record: Record) -> Image.Image:
-    tile = Image.new("RGB", (_SIDE, _SIDE + _TEXT), "white")
+def _picture(record: Record) -> Image.Image:
+    picture = Image.new("RGB", (_SIDE, _SIDE + _TEXT), "white")
     width, height = image_extent(record)
     scale = _SIDE / max(width, height)
     size = max(1, round(width * scale)), max(1, round(height * scale))
@@ -42,14 +43,14 @@ def _tile(record: Record) -> Image.Image:
         points = [float(value) * scale for value in item.polygon]
         colour = COLOURS[labels.index(item.label) % len(COLOURS)]
         draw.polygon(points, outline=colour, width=1 if item.difficult else 2)
-    tile.paste(image, ((_SIDE - size[0]) // 2, (_SIDE - size[1]) // 2))
+    picture.paste(image, ((_SIDE - size[0]) // 2, (_SIDE - size[1]) // 2))
     lines = [line for text in _texts(record) for line in textwrap.wrap(text, _WIDTH)[:3]]
-    ImageDraw.Draw(tile).multiline_text((2, _SIDE + 2), "\n".join(lines[:_LINES]), fill="black", spacing=2)
-    return tile
+    ImageDraw.Draw(picture).multiline_text((2, _SIDE + 2), "\n".join(lines[:_LINES]), fill="black", spacing=2)
+    return picture
 
 
 def image_extent(record: Record) -> tuple[float, float]:
-    """The image's size; the boxes' extent where only annotations ship without one."""
+    """Return width and height of a record's image in pixels, or the extent of its boxes if the size is unknown."""
     if record.width and record.height:
         return record.width, record.height
     corners = [float(value) for item in record.objects for value in item.polygon]

@@ -1,4 +1,4 @@
-"""Which records to look at: a seeded choice, spread over datasets and splits, of those that are wanted."""
+"""Choose records to look at: a random sample, spread evenly over datasets and splits, that matches a filter."""
 
 from __future__ import annotations
 
@@ -14,81 +14,94 @@ from earthgpt_jax.datasets import store
 from earthgpt_jax.datasets.manifest import read_manifest
 from earthgpt_jax.records import Record, Sensor, Task
 
+_MAX_LABELS = 30  # that an error message lists
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RecordFilter:
-    """What records must have; "" and None: anything. `label` is of the scene or of one of its objects."""
+    """Properties that records must have; "" and None accept any value.
+
+    Attributes:
+        label: the class of the scene or of one of its objects.
+    """
 
     split: str = ""
     sensor: Sensor | None = None
     task: Task | None = None
     label: str = ""
 
-    def fits(self, record: Record) -> bool:
+    def matches(self, record: Record) -> bool:
+        """Return whether a record has the sensor, task and label; its split is not checked."""
         return (
             (self.sensor is None or record.sensor is self.sensor)
             and (self.task is None or self.task in record.tasks)
             and (not self.label or self.label in {record.label, *(item.label for item in record.objects)})
         )
 
+    def may_match(self, counts: dict[str, dict[str, int]]) -> bool:
+        """Return whether a split can have matching records, by its counts in the manifest."""
+        return (
+            (self.sensor is None or self.sensor in counts["sensor"])
+            and (self.task is None or self.task in counts["task"])
+            and (not self.label or self.label in counts["label"] | counts["object"])
+        )
+
     def __str__(self) -> str:
-        asked = dataclasses.asdict(self)
-        return ", ".join(f"{name} {value}" for name, value in asked.items() if value) or "anything"
+        return ", ".join(f"{name} {value}" for name, value in dataclasses.asdict(self).items() if value) or "any values"
 
 
 def select_records(
     directories: Sequence[Path], *, count: int, seed: int = 0, wanted: RecordFilter | None = None
 ) -> list[Record]:
-    """Up to `count` records that fit, as evenly from the splits of all datasets as these allow; in their order.
+    """Return up to `count` matching records in stored order, taken in turn from all splits of all datasets.
+
+    Args:
+        directories: dataset directories.
+        seed: sampling seed; the same seed selects the same records.
+        wanted: the filter; None accepts all records.
 
     Raises:
-        EarthGPTError: none fits; says what there is.
+        EarthGPTError: no record matches; the message lists the values that occur.
     """
     wanted = wanted or RecordFilter()
     sources = [
         store.RecordSource(directory, split)
         for directory in directories
         for split, counts in read_manifest(directory)["counts"].items()
-        if split == (wanted.split or split) and _may_fit(counts, wanted)
+        if split == (wanted.split or split) and wanted.may_match(counts)
     ]
-    found: list[list[tuple[int, Record]]] = [[] for _ in sources]
-    waiting = [(place, _fitting(source, seed=seed, wanted=wanted)) for place, source in enumerate(sources)]
-    with tqdm(total=count, desc="choosing", unit="record", leave=False) as bar:
-        while waiting and bar.n < count:
-            place, following = waiting.pop(0)
-            item = next(following, None)
+    selected: list[list[tuple[int, Record]]] = [[] for _ in sources]
+    queue = [(number, _matching(source, seed=seed, wanted=wanted)) for number, source in enumerate(sources)]
+    with tqdm(total=count, desc="selecting", unit="record", leave=False) as bar:
+        while queue and bar.n < count:
+            number, matching = queue.pop(0)
+            item = next(matching, None)
             if item is not None:
-                found[place].append(item)
-                waiting.append((place, following))
+                selected[number].append(item)
+                queue.append((number, matching))
                 bar.update()
-    chosen = [record for group in found for _, record in sorted(group, key=lambda item: item[0])]
-    if not chosen:
-        raise EarthGPTError(f"nothing to show: expected records with {wanted}; there are {_there(directories)}")
-    return chosen
+    records = [record for group in selected for _, record in sorted(group, key=lambda item: item[0])]
+    if not records:
+        raise EarthGPTError(f"nothing to show: expected records with {wanted}; there are {_available(directories)}")
+    return records
 
 
-def _fitting(source: store.RecordSource, *, seed: int, wanted: RecordFilter) -> Iterator[tuple[int, Record]]:
+def _matching(source: store.RecordSource, *, seed: int, wanted: RecordFilter) -> Iterator[tuple[int, Record]]:
+    """Yield (index, record) of the matching records of a split, in random order."""
     for index in np.random.default_rng(seed).permutation(len(source)).tolist():
-        if wanted.fits(record := source[index]):
+        if wanted.matches(record := source[index]):
             yield index, record
 
 
-def _may_fit(counts: dict[str, dict[str, int]], wanted: RecordFilter) -> bool:
-    """By the manifest: a split without a single such record is not searched."""
-    return (
-        (wanted.sensor is None or wanted.sensor in counts["sensor"])
-        and (wanted.task is None or wanted.task in counts["task"])
-        and (not wanted.label or wanted.label in counts["label"] | counts["object"])
-    )
+def _available(directories: Sequence[Path]) -> str:
+    splits = [(split, counts) for folder in directories for split, counts in read_manifest(folder)["counts"].items()]
 
+    def names(*entries: str) -> list[str]:
+        return sorted({name for _, counts in splits for entry in entries for name in counts[entry]})
 
-def _there(directories: Sequence[Path]) -> str:
-    counts = [read_manifest(directory)["counts"] for directory in directories]
-    splits = {split for each in counts for split in each}
-    kinds = {kind: {name for each in counts for s in each.values() for name in s[kind]} for kind in ("sensor", "task")}
-    labels = sorted({name for each in counts for s in each.values() for name in s["label"] | s["object"]})
-    shown = ", ".join(labels[:30]) + (", ..." if len(labels) > 30 else "")
+    labels = names("label", "object")
+    shown = ", ".join(labels[:_MAX_LABELS]) + (", ..." if len(labels) > _MAX_LABELS else "")
     return (
-        f"splits {', '.join(sorted(splits))}; sensors {', '.join(sorted(kinds['sensor']))}; "
-        f"tasks {', '.join(sorted(kinds['task']))}; labels {shown or 'none'}"
+        f"splits {', '.join(sorted({split for split, _ in splits}))}; sensors {', '.join(names('sensor'))}; "
+        f"tasks {', '.join(names('task'))}; labels {shown or 'none'}"
     )

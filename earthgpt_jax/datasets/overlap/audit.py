@@ -22,7 +22,7 @@ from earthgpt_jax.common.tables import align_columns
 from earthgpt_jax.datasets import image_digests as digests
 from earthgpt_jax.datasets import store
 from earthgpt_jax.datasets.image_digests import read_image_digests
-from earthgpt_jax.datasets.manifest import read_manifest
+from earthgpt_jax.datasets.manifest import read_manifest, update_manifest
 from earthgpt_jax.datasets.overlap import matches
 from earthgpt_jax.datasets.overlap.hamming import near_pairs
 from earthgpt_jax.datasets.overlap.matches import Match, MatchType
@@ -316,4 +316,4 @@ def _write(directory: Path, name: str, found: Sequence[Match], result: Audit, fi
     # The manifest is written last. If the audit is interrupted before, the checksum in the old manifest does not match
     # the new file, so the mixture is reported as damaged.
     write_output(directory / matches.FILE, content)
-    store.update_manifest(directory, **{matches.KEY: entry})
+    update_manifest(directory, **{matches.KEY: entry})

@@ -1,4 +1,4 @@
-"""Builds: the same bytes by any number of workers, by Beam, after a kill; what is said of quarantine and of inputs."""
+"""Test builds: same bytes for any number of workers, with Beam and after a kill; quarantine; changed native files."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from earthgpt_jax.common.parallel import LocalEngine
 from earthgpt_jax.datasets.build import builder as building
 from earthgpt_jax.datasets.build import chunks, native_files, shards
 from earthgpt_jax.datasets.build.builder import build, build_synthetic
+from earthgpt_jax.datasets.build.work_folder import work_folder
 from earthgpt_jax.datasets.cards import Card
 from earthgpt_jax.datasets.manifest import read_manifest
 from earthgpt_jax.datasets.store import RecordSource
@@ -30,7 +31,7 @@ IMAGES = 14
 
 
 def native(root: Path) -> Card:
-    """Images with boxes in YOLO text below `root/d`: one is cut short, one has a bad box beside a good one."""
+    """Write images with YOLO labels to `root/d`: one image is truncated, one has an invalid box next to a valid one."""
     (root / "d").mkdir(parents=True)
     rng = np.random.default_rng(0)
     for number in range(IMAGES):
@@ -45,7 +46,7 @@ def native(root: Path) -> Card:
 
 @pytest.fixture
 def found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Card:
-    monkeypatch.setattr(building, "_UNITS", 3)  # several jobs
+    monkeypatch.setattr(building, "_JOB_ENTRIES", 3)  # makes several jobs
     return native(tmp_path / "native")
 
 
@@ -56,19 +57,19 @@ def contents(folder: Path) -> dict[str, bytes]:
 def _build(tmp_path: Path, found: Card, name: str, **options) -> dict[str, bytes]:
     summary = build([found], root=tmp_path / "native", out=tmp_path / name, max_quarantine=0.2, **options)
     assert summary.quarantined == 3
-    assert [path.name for path in (tmp_path / name).iterdir()] == ["s"]  # no trace of the way there
+    assert [path.name for path in (tmp_path / name).iterdir()] == ["s"]  # the work folder is gone
     return contents(tmp_path / name / "s")
 
 
-def test_workers_and_another_place_give_the_same_bytes(tmp_path: Path, found: Card) -> None:
+def test_neither_workers_nor_paths_nor_times_change_the_bytes(tmp_path: Path, found: Card) -> None:
     one = _build(tmp_path, found, "one")
     with LocalEngine(2) as engine:
         assert _build(tmp_path, found, "two", engine=engine) == one
-    shutil.move(tmp_path / "native", tmp_path / "moved")  # and other times of change
+    shutil.move(tmp_path / "native", tmp_path / "moved")  # with other modification times
     shutil.copytree(tmp_path / "moved", tmp_path / "native", copy_function=shutil.copyfile)
     assert _build(tmp_path, found, "three") == one
     values = read_manifest(tmp_path / "one" / "s")
-    assert values["inputs"]["files"] == 2 * IMAGES  # the torn image was read too
+    assert values["native_files"]["files"] == 2 * IMAGES  # the truncated image was read, too
     assert values["native"]["image"] == {"native": IMAGES, "kept": IMAGES - 1, "quarantined": 1, "dropped": 0}
     assert values["quarantined"]["object: bad number '...'"] == 1
     assert sum(values["quarantined"].values()) == 3
@@ -80,18 +81,18 @@ def test_beam_gives_the_same_bytes(tmp_path: Path, found: Card) -> None:
 
     engine = Beam(["--runner=DirectRunner"])
     assert _build(tmp_path, found, "beam", engine=engine) == _build(tmp_path, found, "one")
-    with pytest.raises(EarthGPTError, match=r"^what a user can mend$"):
-        list(engine.run(_complains, [tmp_path / "job"]))
+    with pytest.raises(EarthGPTError, match=r"^an error of the user$"):
+        list(engine.run(_raises, [tmp_path / "job"]))
 
 
-# Builds again and again, killed at its first, second, third, ... rename, until a build comes through; each killed
-# one is then continued. Only here a fork is safe: nothing has started threads yet.
+# Kills a build at its first, second, third, ... rename, until a build is not killed any more; resumes each killed one.
+# Forking is safe in this script, because nothing has started threads yet.
 _KILLED = """
 import os, signal, sys
 from pathlib import Path
 from earthgpt_jax.datasets.build import builder as building
 from tests.datasets.build.test_builder import contents, native
-building._UNITS = 5
+building._JOB_ENTRIES = 5
 root = Path(sys.argv[1])
 card = native(root / "native")
 rename = os.replace
@@ -114,10 +115,10 @@ def child(out, kill_at, when):
         os._exit(0)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
-assert child(root / "whole", 0, "before") == 0
-expected = contents(root / "whole" / "s")
+assert child(root / "uninterrupted", 0, "before") == 0
+expected = contents(root / "uninterrupted" / "s")
 
-def killed_and_continued(kill_at, when):
+def killed_and_resumed(kill_at, when):
     out = root / f"{when}{kill_at}"
     if child(out, kill_at, when) != -signal.SIGKILL:
         return False
@@ -128,14 +129,14 @@ def killed_and_continued(kill_at, when):
     return True
 
 last = 0
-while killed_and_continued(last + 1, "before"):
+while killed_and_resumed(last + 1, "before"):
     last += 1
-assert killed_and_continued(last, "after")
+assert killed_and_resumed(last, "after")
 print(last)
 """
 
 
-def test_a_build_killed_anywhere_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
+def test_a_build_killed_anywhere_resumes_to_the_same_bytes(tmp_path: Path) -> None:
     root = Path(__file__).resolve().parents[3]
     environment = {**os.environ, "PYTHONPATH": f"{root}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
     words = [sys.executable, "-c", _KILLED, str(tmp_path)]
@@ -143,47 +144,49 @@ def test_a_build_killed_anywhere_goes_on_to_the_same_bytes(tmp_path: Path) -> No
     assert int(done.stdout) == 3 * 3 + 4 * 3 + 2  # jobs and their chunks, shards of three splits, the dataset
 
 
-def test_what_is_finished_is_used_again_and_what_changed_is_not(tmp_path: Path, found: Card) -> None:
-    with pytest.raises(EarthGPTError, match="go"):  # far enough that all chunks are there
+def test_resuming_uses_finished_chunks_but_not_changed_ones(tmp_path: Path, found: Card) -> None:
+    with pytest.raises(EarthGPTError, match="resumes the build"):  # fails after all chunks are written
         build([found], root=tmp_path / "native", out=tmp_path / "out", max_quarantine=0)
     work = tmp_path / "out" / ".s.building" / "chunks"
     before = {path.stem: path.stat().st_mtime_ns for path in work.glob("*.index")}
     assert len(before) == 5
     torn = sorted(work.glob("*.examples"))[0]
-    torn.write_bytes(torn.read_bytes()[:-1])  # what a full disk may leave
+    torn.write_bytes(torn.read_bytes()[:-1])  # as after a full disk
     path = tmp_path / "native" / "d" / "13.png"
     path.write_bytes((tmp_path / "native" / "d" / "12.png").read_bytes())
     with pytest.raises(EarthGPTError):
         build([found], root=tmp_path / "native", out=tmp_path / "out", max_quarantine=0)
     after = {path.stem: path.stat().st_mtime_ns for path in work.glob("*.index")}
     assert [after.get(stem, 0) == time_ for stem, time_ in sorted(before.items())] == [False, True, True, True, True]
-    assert len(after) == 6  # the last job has another name now
+    assert len(after) == 6  # the last job has another digest now
     assert _build(tmp_path, found, "out") == _build(tmp_path, found, "fresh")
 
 
-def test_one_process_at_a_time(tmp_path: Path, found: Card) -> None:
+def test_only_one_process_builds_a_dataset(tmp_path: Path, found: Card) -> None:
     with (
-        building._work(tmp_path / "out" / "s"),
+        work_folder(tmp_path / "out" / "s"),
         pytest.raises(EarthGPTError, match="is being built by another process"),
     ):
         build([found], root=tmp_path / "native", out=tmp_path / "out")
 
 
-def test_too_much_in_quarantine_fails_and_says_why(tmp_path: Path, found: Card) -> None:
-    with pytest.raises(EarthGPTError, match=r"2 of 15 objects were quarantined, more than the share of 0\.1") as caught:
+def test_too_much_quarantine_fails_with_the_reasons(tmp_path: Path, found: Card) -> None:
+    with pytest.raises(
+        EarthGPTError, match=r"2 of 15 objects were quarantined, more than the allowed fraction of 0\.1"
+    ) as caught:
         build([found], root=tmp_path / "native", out=tmp_path / "out")
     assert "1 x object: bad number '...'" in str(caught.value)
-    aside = tmp_path / "out" / "s.quarantine.jsonl"
-    assert str(aside) in str(caught.value)
-    assert len(aside.read_text().splitlines()) == 3
+    quarantine_list = tmp_path / "out" / "s.quarantine.jsonl"
+    assert str(quarantine_list) in str(caught.value)
+    assert len(quarantine_list.read_text().splitlines()) == 3
     assert not (tmp_path / "out" / "s").exists()
     build([found], root=tmp_path / "native", out=tmp_path / "out", max_quarantine=2 / 15)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["s"]
-    with pytest.raises(EarthGPTError, match="share from 0 to 1"):
+    with pytest.raises(EarthGPTError, match="fraction from 0 to 1"):
         build([found], root=tmp_path / "native", out=tmp_path / "out", max_quarantine=10)
 
 
-def test_the_inputs_can_be_checked_and_changes_are_found(tmp_path: Path, found: Card) -> None:
+def test_native_files_are_listed_and_changes_are_found(tmp_path: Path, found: Card) -> None:
     _build(tmp_path, found, "out")
     folder = tmp_path / "native" / "d"
     sums = native_files.parse_sums((tmp_path / "out" / "s" / native_files.FILE).read_text())
@@ -192,28 +195,28 @@ def test_the_inputs_can_be_checked_and_changes_are_found(tmp_path: Path, found: 
     assert again.datasets[0].unchanged
     assert again.quarantined == 3
     text = (folder / "00.txt").read_text()
-    (folder / "00.txt").write_text(text.replace("0.5", "0.6", 1))  # of the same size, and with its old time
+    (folder / "00.txt").write_text(text.replace("0.5", "0.6", 1))  # same size, old modification time
     os.utime(folder / "00.txt", (0, 0))
-    with pytest.raises(EarthGPTError, match="it holds another build"):
+    with pytest.raises(EarthGPTError, match="it contains another build"):
         build([found], root=tmp_path / "native", out=tmp_path / "out")
     (folder / "00.txt").write_text(text)
     assert build([found], root=tmp_path / "native", out=tmp_path / "out").datasets[0].unchanged
 
 
-def test_synthetic_by_two_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(building, "_UNITS", 2)
+def test_synthetic_with_two_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(building, "_JOB_ENTRIES", 2)
     with LocalEngine(2) as engine:
         build_synthetic({"train": 5, "test": 1}, size=32, seed=3, out=tmp_path / "two", engine=engine)
     build_synthetic({"train": 5, "test": 1}, size=32, seed=3, out=tmp_path / "one")
     assert contents(tmp_path / "one" / "synthetic") == contents(tmp_path / "two" / "synthetic")
 
 
-def test_errors_of_workers_arrive(tmp_path: Path) -> None:
+def test_errors_of_workers_are_raised(tmp_path: Path) -> None:
     jobs = [tmp_path / "a.job", tmp_path / "b.job"]
     with (
         LocalEngine(2) as engine,
         pytest.raises(EarthGPTError, match="No such file"),
-        explain_write_errors(tmp_path / "s", consequence="all is lost"),
+        explain_write_errors(tmp_path / "s", consequence="nothing is kept"),
     ):
         list(engine.run(chunks.run_job, jobs))
     with LocalEngine(2) as engine, pytest.raises(EarthGPTError, match="a worker was killed"):
@@ -222,15 +225,15 @@ def test_errors_of_workers_arrive(tmp_path: Path) -> None:
         LocalEngine(0)
 
 
-def _complains(job: Path) -> None:
-    raise EarthGPTError("what a user can mend")
+def _raises(job: Path) -> None:
+    raise EarthGPTError("an error of the user")
 
 
 def _dies(job: Path) -> None:
     os._exit(9)
 
 
-def test_workers_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
+def test_workers_exit_when_their_parent_is_killed(tmp_path: Path) -> None:
     script = (
         "import os, sys, time\nfrom pathlib import Path\nfrom earthgpt_jax.common.parallel import LocalEngine\n"
         "from tests.datasets.build.test_builder import _sleeps\n"
@@ -259,9 +262,9 @@ def _wait(condition) -> None:
         time.sleep(0.05)
 
 
-def test_examples_are_divided_into_shards_as_tfds_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shards_are_divided_as_tfds_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shards.ShardConfig, "min_shard_size", 3000)
-    monkeypatch.setattr(building, "_UNITS", 3)
+    monkeypatch.setattr(building, "_JOB_ENTRIES", 3)
     found = native(tmp_path / "native")
     build([found], root=tmp_path / "native", out=tmp_path / "out", max_quarantine=0.2)
     folder = tmp_path / "out" / "s"

@@ -1,4 +1,4 @@
-"""`tfds build` writes the records that `earthgpt data build` writes, and without TensorFlow."""
+"""`tfds build` writes the same records as `earthgpt data build`, without TensorFlow."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from earthgpt_jax.datasets.manifest import read_manifest
 from earthgpt_jax.datasets.store import RecordSource
 from tests.support.native_datasets import png
 
-# What the program `tfds` runs for `tfds build`; the program itself imports TensorFlow for another command.
+# The part of the program `tfds` that runs `tfds build`. The program imports TensorFlow for another command.
 _COMMAND = """
 import sys
 if __name__ == "__main__":
@@ -45,7 +45,7 @@ def test_tfds_build_writes_the_same_records(tmp_path: Path) -> None:
     ours = tmp_path / "ours" / "ssdd_yolo"
     assert read_manifest(built) == read_manifest(ours)
     for path in ours.iterdir():
-        if path.name != "dataset_info.json":  # TFDS adds the config
+        if path.name != "dataset_info.json":  # here TFDS adds the name of the config
             assert (built / path.name).read_bytes() == path.read_bytes(), path.name
     source = tfds.builder_from_directory(str(built)).as_data_source(split="test")
     assert [row["id"].decode() for row in source] == [record.id for record in RecordSource(built, "test")]

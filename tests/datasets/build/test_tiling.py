@@ -1,4 +1,4 @@
-"""Tiles of large scenes: what every object becomes, against shapely; pixels; what is said of a tile."""
+"""Test tiles of large scenes: their objects compared with shapely, their pixels, their annotations."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def _cut(record: Record, tile: Tile) -> tuple[dict[str, Record], collections.Cou
 
 @settings(deadline=None, max_examples=60)
 @given(width=st.integers(1, 300), height=st.integers(1, 300), size=st.integers(1, 120), overlap=st.floats(0, 0.99))
-def test_tiles_cover_a_scene_and_end_flush_with_it(width: int, height: int, size: int, overlap: float) -> None:
+def test_tiles_cover_a_scene_and_end_at_its_border(width: int, height: int, size: int, overlap: float) -> None:
     tile = Tile(size=size, overlap=int(size * overlap))
     if width * height / (size - tile.overlap) ** 2 > 2000:
         return
@@ -80,7 +80,7 @@ _BOXES = st.tuples(
 
 @settings(deadline=None, max_examples=80)
 @given(boxes=st.lists(_BOXES, min_size=1, max_size=6), overlap=st.integers(0, 20))
-def test_every_object_with_enough_of_it_occurs_and_its_share_is_shapelys(boxes, overlap: int) -> None:
+def test_sufficiently_visible_objects_are_kept_with_the_visible_share_of_shapely(boxes, overlap: int) -> None:
     tile = Tile(size=40, overlap=overlap, keep=0.7, ignore=0.3)
     polygons = [rotated_to_polygon(cx=x, cy=y, w=w, h=h, angle=a) for x, y, w, h, a in boxes]
     scene_area = shapely.box(0, 0, 100, 70)
@@ -106,27 +106,30 @@ def test_every_object_with_enough_of_it_occurs_and_its_share_is_shapelys(boxes, 
                 assert item.difficult == (share < tile.keep)
             assert not degeneracy(item.polygon, width=record.width, height=record.height)
             moved = shapely.Polygon((item.polygon.reshape(4, 2) + np.array([x0, y0])).astype(float))
-            if item.visible == 1:  # as it was, corners beyond the scene included
+            if item.visible == 1:  # unchanged, with corners beyond the scene
                 np.testing.assert_allclose(moved.symmetric_difference(shapes[i]).area, 0, atol=1e-2 * shapes[i].area)
-            else:  # all of the visible part is in the box
+            else:  # the box contains all of the visible part
                 part = seen.intersection(shapely.box(x0, y0, x1, y1))
                 assert part.difference(moved.buffer(1e-3)).area < 1e-3
     assert counter["objects_in_no_tile"] == len(kept) - len(somewhere)
     assert counter["tiles"] == len(tiles)
 
 
-def test_the_border_of_a_tile_cuts_by_the_shares_of_the_card() -> None:
+def test_objects_at_a_tile_border_follow_the_thresholds_of_the_card() -> None:
     ships = [_ship(30, 5, 50, 10), _ship(36, 15, 46, 20, "bus"), _ship(39, 25, 49, 30, "car"), _ship(5, 5, 9, 9, "van")]
     tiles, counter = _cut(_scene(*ships, width=80, height=40), Tile(size=40, keep=0.5, ignore=0.2))
     left = {item.label: item for item in tiles["@0,0"].objects}
-    assert set(left) == {"ship", "bus", "van"}  # a tenth of the car is there: too little
+    assert set(left) == {"ship", "bus", "van"}  # only a tenth of the car is visible: too little
     assert (left["ship"].visible, left["ship"].difficult) == (0.5, False)
     np.testing.assert_array_equal(left["ship"].polygon, rect_to_polygon(30, 5, 40, 10))
     assert (left["bus"].visible, left["bus"].difficult) == (pytest.approx(0.4), True)
     right = {item.label: item for item in tiles["@40,0"].objects}
     np.testing.assert_array_equal(right["car"].polygon, rect_to_polygon(0, 25, 9, 30))
     assert right["car"].visible == pytest.approx(0.9)
-    assert [tiles[name].complete for name in ("@0,0", "@40,0")] == [False, True]  # there may be cars on the left
+    assert [tiles[name].complete for name in ("@0,0", "@40,0")] == [
+        False,
+        True,
+    ]  # a part of the car is visible on the left
     assert counter == {
         "scenes_cut": 1, "tiles": 2, "objects_whole": 1, "objects_cut": 4, "objects_difficult": 1,
         "objects_left_out": 1, "objects_in_no_tile": 0,
@@ -135,7 +138,7 @@ def test_the_border_of_a_tile_cuts_by_the_shares_of_the_card() -> None:
     assert counter["objects_in_no_tile"] == 1
 
 
-def test_what_is_said_of_a_whole_scene_is_not_said_of_its_tiles() -> None:
+def test_annotations_of_a_whole_scene_do_not_pass_to_its_tiles() -> None:
     ships = [_ship(5, 5, 15, 10, phrase="the ship in the west"), _ship(60, 5, 70, 10), _ship(66, 20, 76, 30, "bus")]
     scene = _scene(
         *ships, width=80, height=40, tasks=(Task.CLASSIFICATION, Task.VQA, Task.CAPTION, Task.HBB, Task.GROUNDING),
@@ -147,10 +150,10 @@ def test_what_is_said_of_a_whole_scene_is_not_said_of_its_tiles() -> None:
         assert record.tasks == (Task.HBB, Task.GROUNDING, Task.REGION_CAPTION)
     assert [item.phrase for item in tiles["@0,0"].objects] == ["the only ship"]
     assert [item.phrase for item in tiles["@40,0"].objects] == ["the only ship", "the only bus"]
-    tiles, _ = _cut(dataclasses.replace(scene, complete=False), Tile(size=40))  # one was rejected
+    tiles, _ = _cut(dataclasses.replace(scene, complete=False), Tile(size=40))  # as if an object had been rejected
     assert {item.phrase for record in tiles.values() for item in record.objects} == {""}
     assert tiles["@0,0"].tasks == (Task.HBB,)
-    # What is left out of a tile shows in it all the same.
+    # An object that is removed from a tile is still visible in it.
     tiles, _ = _cut(_scene(_ship(5, 5, 15, 10), _ship(38, 20, 58, 30), width=80, height=40), Tile(size=40))
     assert [item.phrase for item in tiles["@0,0"].objects] == [""]
     (small,) = _cut(scene, Tile(size=80))[0].values()
@@ -168,7 +171,7 @@ def test_what_is_said_of_a_whole_scene_is_not_said_of_its_tiles() -> None:
         (np.random.default_rng(5).integers(-(2**30), 2**30, (50, 70), np.int32), "TIFF", "TIFF"),
     ],
 )
-def test_the_pixels_of_a_tile_are_the_scenes(pixels: np.ndarray, format: str, again: str) -> None:
+def test_the_pixels_of_a_tile_are_those_of_the_scene(pixels: np.ndarray, format: str, again: str) -> None:
     scene = _scene(width=70, height=50, image=_encoded(pixels, format, dpi=(300, 300)))
     tiles, _ = _cut(scene, Tile(size=32, overlap=5))
     for x0, y0, x1, y1 in tile_windows(70, 50, Tile(size=32, overlap=5)):
@@ -184,7 +187,7 @@ def test_the_pixels_of_a_tile_are_the_scenes(pixels: np.ndarray, format: str, ag
 
 
 def _native(root: Path) -> None:
-    """A scene of 100 x 60 with three ships, one small image, and a scene with an unknown class."""
+    """Write a scene of 100 x 60 pixels with three objects, a small image, and a scene with an unknown class."""
     (root / "d" / "a").mkdir(parents=True)
     rng = np.random.default_rng(0)
     for name, size in (("large", (60, 100)), ("small", (20, 30)), ("odd", (60, 100))):
@@ -196,11 +199,13 @@ def _native(root: Path) -> None:
         file.write("45 10 55 10 55 15 45 15 zeppelin 0\n")
 
 
-def test_a_build_cuts_and_counts_scenes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_build_cuts_scenes_and_counts_them_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _native(tmp_path)
     part = {"annotations": "a", "images": "."}
     found = card("dota", part, tasks=(Task.HBB, Task.OBB), tile=Tile(size=50, overlap=10))
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1500)  # twice that is an error: the scenes are far larger
+    monkeypatch.setattr(
+        Image, "MAX_IMAGE_PIXELS", 1500
+    )  # Pillow raises an error above twice this number; the scenes are far larger
     (built,) = build([found], root=tmp_path, out=tmp_path / "out", max_quarantine=0.3).datasets
     monkeypatch.undo()
     folder = tmp_path / "out" / "s"
@@ -219,25 +224,24 @@ def test_a_build_cuts_and_counts_scenes(tmp_path: Path, monkeypatch: pytest.Monk
         splits[record.id.split("/", 2)[2].partition("@")[0]].add(record.split)
     assert {name: len(of_scene) for name, of_scene in splits.items()} == {"large": 1, "small": 1, "odd": 1}
     assert not find_problems(folder)
-    for split, found_digests in read_image_digests(
-        folder
-    ).items():  # the scene's, so that other datasets' copies of it are found
+    # Tiles have the digest of their scene, so that copies of the scene in other datasets are found.
+    for split, found_digests in read_image_digests(folder).items():
         names = [record.id.split("/", 2)[2].partition("@")[0] for record in RecordSource(folder, split)]
         scenes = [image_digest((tmp_path / "d" / f"{name}.png").read_bytes()) for name in names]
         assert found_digests.tolist() == scenes
     odd = [item.phrase for name, record in records.items() if "/odd@" in name for item in record.objects]
-    assert odd == [""]  # a zeppelin was rejected somewhere
+    assert odd == [""]  # an object with an unknown class was rejected, so nothing is "the only" one
 
 
-def test_a_card_that_cannot_be_cut_is_an_error(tmp_path: Path) -> None:
+def test_tiles_require_images_and_boxes(tmp_path: Path) -> None:
     _native(tmp_path)
     for options in ({"tasks": (Task.VQA,)}, {"tasks": (Task.HBB,), "images": Images.NONE}):
         found = card("dota", {"annotations": "a", "images": "."}, tile=Tile(size=50), **options)
-        with pytest.raises(EarthGPTError, match="`tile` is for images with boxes"):
+        with pytest.raises(EarthGPTError, match="`tile` requires images"):
             build([found], root=tmp_path, out=tmp_path / "out")
 
 
-def test_only_scenes_that_are_cut_may_be_huge(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_scenes_that_are_cut_may_be_very_large(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     data = _encoded(np.zeros((30, 30, 3), np.uint8))
     with allow_large_images(Tile(size=10)):
