@@ -1,11 +1,12 @@
 """Answer a benchmark's questions and score the answers.
 
-Asks a model every question of a split, scores the answers, and puts a constant baseline (learnt from
-the training split), a random one (another question's right answer) and a blind one (the same model on
-a grey image) beside each figure. Answers are written as they come; a stopped evaluation continues.
+Asks a model all questions of a split and scores the answers next to three baselines that do not see
+the image: constant (the best single answer, chosen on the training split), random (the correct answer
+of another question) and blind (the same model on a grey image). Answers are written as they arrive;
+rerun the same command to continue a stopped evaluation.
 
-Several processes, each with the same command and folders that all of them see, share the images; the
-first one scores. Any number of them may go on with what others have begun.
+Several processes share the images if each runs the same command and all see the same folders. The first
+one scores the answers. An evaluation may continue with another number of processes.
 
 examples:
   earthgpt eval --model runs/instruct/model --data DATA --split test --out runs/eval
@@ -16,7 +17,6 @@ examples:
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 from earthgpt_jax.cli import engine_options, process_options
@@ -24,26 +24,36 @@ from earthgpt_jax.cli import engine_options, process_options
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--data", required=True, type=Path, help="a dataset made by `earthgpt data build`, or a folder of them"
+        "--data", required=True, type=Path, help="a dataset built by `earthgpt data build`, or a folder of them"
     )
     parser.add_argument("--split", default="test", help="split to ask about (default: test)")
-    parser.add_argument("--out", required=True, type=Path, help="predictions, scores.json and report.html go here")
-    parser.add_argument("--limit", type=int, metavar="N", help="ask about N images only, spread over the split")
-    parser.add_argument("--per-image", type=int, default=3, help="most questions an image of a task (default: 3)")
     parser.add_argument(
-        "--false-premises", action="store_true", help="also ask what is there, how many, and for boxes of what is not"
+        "--out", required=True, type=Path, help="folder for the predictions, scores.json and report.html"
+    )
+    parser.add_argument(
+        "--limit", type=int, metavar="N", help="ask about N images only, spread evenly over the split (default: all)"
+    )
+    parser.add_argument(
+        "--per-image", type=int, default=3, metavar="N", help="maximum number of questions per image and task "
+        "(default: 3)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--false-premises",
+        action="store_true",
+        help="also ask which classes are present, how many objects there are, and for boxes of absent classes",
     )
     parser.add_argument(
         "--chained", choices=("mmrs", "classes"),
-        help="also detect by chained questions (what is there, where, is it that), in rows of their own; the kinds of "
-        "question are MMRS's, or those about a class",
+        help="also detect by a chain of questions (what is there, where, is it really that), scored as separate tasks; "
+        "mmrs asks the questions of MMRS-1M, classes asks about each class",
     )  # fmt: skip
     parser.add_argument(
         "--log-probs", choices=("boxes", "all", "none"), default="boxes",
-        help="answers kept with their tokens' log-probabilities, which give boxes confidences (default: boxes)",
+        help="answers to store with the log-probabilities of their tokens, from which box confidences are computed "
+        "(default: boxes)",
     )  # fmt: skip
     parser.add_argument(
-        "--batch-size", type=int, default=50, help="questions that a process answers at once (default: 50)"
+        "--batch-size", type=int, default=50, metavar="N", help="questions answered at a time per process (default: 50)"
     )
     engine_options.add_arguments(parser)
     process_options.add_arguments(parser)
@@ -53,17 +63,19 @@ def run(args: argparse.Namespace) -> int:
     process_options.start(args)
 
     from earthgpt_jax.common.errors import EarthGPTError
+    from earthgpt_jax.common.files import write_json
     from earthgpt_jax.datasets.collection import open_records
     from earthgpt_jax.evaluation import report, scores
     from earthgpt_jax.evaluation.chained import Protocol
-    from earthgpt_jax.evaluation.compare import answer, beside_baselines
-    from earthgpt_jax.evaluation.files import Process
+    from earthgpt_jax.evaluation.compare import answer_questions, compare_with_baselines
     from earthgpt_jax.evaluation.metrics.intervals import SAMPLES
-    from earthgpt_jax.evaluation.runner import DERIVED, LogProbs
+    from earthgpt_jax.evaluation.processes import Process
+    from earthgpt_jax.evaluation.questions import DERIVED
+    from earthgpt_jax.evaluation.runner import LogProbs
     from earthgpt_jax.records import Task
 
-    process = Process.this()
-    with process.together("getting ready"):
+    process = Process.current()
+    with process.synchronized("starting"):
         for name in ("limit", "per_image", "batch_size"):
             value = getattr(args, name)
             if value is not None and value < 1:
@@ -73,10 +85,10 @@ def run(args: argparse.Namespace) -> int:
             args.out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise EarthGPTError(
-                f"--out {args.out}: cannot be made a folder ({error.strerror}); name another"
+                f"--out {args.out}: the folder cannot be created ({error.strerror}); choose another"
             ) from error
         engine = engine_options.engine(args, batch_size=args.batch_size)
-    answered = answer(
+    answers = answer_questions(
         engine,
         test,
         out=args.out,
@@ -87,26 +99,28 @@ def run(args: argparse.Namespace) -> int:
         chained_by=Protocol(args.chained) if args.chained else None,
         log_probs=LogProbs(args.log_probs),
     )
-    with process.together("scoring"):
-        if not process.leads:
+    with process.synchronized("scoring"):
+        if not process.is_main:
             return 0
-        result = beside_baselines(answered, train, out=args.out, decimals=engine.decimals, extras=(scores.Extra.AP,))
+        result = compare_with_baselines(
+            answers, train, out=args.out, decimals=engine.decimals, extras=(scores.Extra.AP,)
+        )
         table = scores.with_breakdown(result.scores, result.predictions, samples=SAMPLES)
-        (args.out / "scores.json").write_text(json.dumps(table, indent=1) + "\n")
-        report.write(
+        write_json(args.out / "scores.json", table)
+        report.write_page(
             args.out / "report.html",
             title=f"{args.model} on {test.name}, {args.split}",
             runs={str(args.model): table},
             curves={},
-            gallery=report.cases(test, result.predictions, per_sensor=6),
+            images=report.first_images(test, result.predictions, per_sensor=6),
             notes=[
                 f"{min(args.limit or len(test), len(test))} of {len(test)} images of {test.name}, split {args.split}."
             ],
-            failures=report.failures(result.predictions),
+            failures=report.parse_failures(result.predictions),
             predictions=result.predictions,
-            tables=[found] if (found := report.confidences(result.scores)) else [],
-            extremes=report.extremes(test, result.predictions, count=4),
+            tables=[confidences] if (confidences := report.confidence_table(result.scores)) else [],
+            extremes=report.best_and_worst(test, result.predictions, count=4),
         )
-        print(scores.to_markdown(result.scores))
+        print(report.headline_table(result.scores))
         print(f"\nscores: {args.out / 'scores.json'}\nreport: {args.out / 'report.html'}")
     return 0

@@ -1,20 +1,20 @@
 """Score an existing predictions file, without a model.
 
-Scores a predictions file: one that `earthgpt eval` or `earthgpt quickstart` wrote, whose truth is in
-it, or one of another project. Neither the model nor the dataset is needed. A file that lacks answers,
-has an id twice or belongs to other questions is refused.
+Scores a predictions file of `earthgpt eval` or `earthgpt quickstart`, which holds the ground truth, or
+a file of another project. Neither the model nor the dataset is needed. A file is refused if answers are
+missing, an id occurs twice, or it belongs to other questions.
 
-Files of other projects (JSON lines or a JSON list) hold an id and an answer an entry:
+Files of other projects are JSON Lines or a JSON list; each entry has an id and an answer:
   --from NAME       how they write boxes: geochat, lhrs, vhm, earthdial, vrsbench, falcon, mmrs
-  --questions FILE  a predictions file of ours, for its questions and truth; joined by id
-  --task TASK       instead, where entries have their own truth (ground_truth, target, annotation)
+  --questions FILE  a predictions file of this project with the questions and ground truth, joined by id
+  --task TASK       instead, if the entries have their own truth (ground_truth, target, annotation)
 
-`--as PEER` puts the same answers through that project's published rule (geochat, lhrs, vhm, vrsbench,
-earthdial, falcon) too, to show how much of a number is the rule.
+`--as PROJECT` also applies the published scoring rule of another project to the same answers (geochat,
+lhrs, vhm, vrsbench, earthdial, falcon), to show how much of a result is due to the rule.
 
 examples:
   earthgpt score runs/eval/predictions_image.jsonl --json scores.json
-  earthgpt score runs/eval/predictions_image.jsonl --blind runs/eval/predictions_blind.jsonl --report look
+  earthgpt score runs/eval/predictions_image.jsonl --blind runs/eval/predictions_blind.jsonl --report report
   earthgpt score answers.jsonl --from geochat --questions runs/eval/predictions_image.jsonl --as lhrs
   earthgpt score runs/eval/predictions_image.jsonl --benchmark dior_rsvg
 """
@@ -24,144 +24,199 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from earthgpt_jax.evaluation.benchmarks import Benchmark
+    from earthgpt_jax.evaluation.confidence import Calibration
     from earthgpt_jax.evaluation.predictions import Prediction
+    from earthgpt_jax.evaluation.scores import Scores
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", type=Path, help="predictions, JSON lines or a JSON list")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write all metrics into this file")
+    parser.add_argument("file", type=Path, help="predictions: JSON Lines or a JSON list")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write all metrics to this file")
     parser.add_argument("--report", type=Path, metavar="DIR", help="also write report.html and report.md there")
-    parser.add_argument("--from", dest="form", metavar="NAME", help="another project's file, by its form of boxes")
-    parser.add_argument("--questions", type=Path, metavar="FILE", help="questions and truth of another project's file")
-    parser.add_argument("--task", help="task of another project's file that holds its own truth")
-    parser.add_argument("--box-format", help="of its boxes, where it is not the project's usual one")
-    parser.add_argument("--frame", choices=("square", "whole"), help="what its boxes are fractions of")
-    parser.add_argument("--as", dest="peer", metavar="PEER", help="also score by this project's published rule")
-    parser.add_argument("--benchmark", metavar="NAME", help="score a benchmark's questions, beside published figures")
-    parser.add_argument("--constant", type=Path, metavar="FILE", help="a constant baseline's answers, to stand beside")
-    parser.add_argument("--blind", type=Path, metavar="FILE", help="answers of the same model without the image")
+    parser.add_argument(
+        "--from", dest="third_party", metavar="NAME", help="the file is another project's, with boxes in its format"
+    )
+    parser.add_argument(
+        "--questions", type=Path, metavar="FILE", help="predictions file with the questions and ground truth of a "
+        "third-party file",
+    )  # fmt: skip
+    parser.add_argument("--task", help="task of a third-party file that holds its own ground truth")
+    parser.add_argument("--box-format", help="box format of a third-party file, if it is not the project's usual one")
+    parser.add_argument(
+        "--frame", choices=("square", "image"), help="what the coordinates of a third-party file are fractions of: "
+        "the padded square or the image",
+    )  # fmt: skip
+    parser.add_argument(
+        "--as", dest="project", metavar="PROJECT", help="also score by the published rule of this project"
+    )
+    parser.add_argument(
+        "--benchmark", metavar="NAME", help="score the questions of this benchmark and show published results"
+    )
+    parser.add_argument("--constant", type=Path, metavar="FILE", help="predictions of the constant baseline")
+    parser.add_argument("--blind", type=Path, metavar="FILE", help="predictions of the same model without the image")
     parser.add_argument(
         "--calibrate",
         type=Path,
         metavar="FILE",
-        help="answers about other images, from which box confidences are calibrated",
+        help="predictions about other images, to which the calibration of box confidences is fitted",
     )
-    parser.add_argument("--data", type=Path, help="checks that the file is about this dataset; pictures for --report")
-    parser.add_argument("--split", default="test", help="of --data (default: test)")
-    parser.add_argument("--samples", type=int, default=1000, help="bootstrap samples; 0: no intervals (default: 1000)")
+    parser.add_argument(
+        "--data", type=Path, help="check that the file is about this dataset; its images illustrate the report"
+    )
+    parser.add_argument("--split", default="test", help="split of --data (default: test)")
+    parser.add_argument(
+        "--samples", type=int, default=1000, metavar="N", help="bootstrap samples for the intervals; 0: no intervals "
+        "(default: 1000)",
+    )  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> int:
-    from earthgpt_jax.common.digests import sha256_file
     from earthgpt_jax.common.errors import EarthGPTError
     from earthgpt_jax.datasets.collection import open_records
-    from earthgpt_jax.evaluation import baselines, benchmarks, confidence, predictions, report, scores
-    from earthgpt_jax.evaluation.metrics import calibration
-    from earthgpt_jax.evaluation.metrics.java import JavaMetric, why_not
+    from earthgpt_jax.evaluation import benchmarks, confidence, report, scores
     from earthgpt_jax.evaluation.third_party import scorers
-    from earthgpt_jax.records import Task
 
     if args.samples < 0:
         raise EarthGPTError(f"--samples: expected 0 or more, got {args.samples}")
-    if args.peer:
-        scorers.rules(args.peer)  # a wrong name is answered before the work
-    header, answered = _read(args)
+    if args.project:
+        scorers.rules_of(args.project)  # refuses an unknown name before the work starts
+    header, predictions = _read(args)
     source = open_records(args.data, args.split) if args.data else None
-    if source is not None and (said := header.get("data")) not in (None, source.fingerprint):
+    if source is not None and (digest := header.get("data")) not in (None, source.fingerprint):
         raise EarthGPTError(
             f"{args.file}: expected answers about {args.data} ({args.split}), digest {source.fingerprint}, got answers "
-            f"about a dataset of digest {said}; name that one"
+            f"about a dataset with digest {digest}; give that dataset with --data"
         )
-    notes = [f"{len(answered)} answers of {args.file.name}, sha256 {sha256_file(args.file)}."]
-    notes += [f"{name}: {json.dumps(value)}" for name, value in header.items() if name not in ("questions", "asked")]
-    if not args.form and "questions" not in header:
-        notes.append("The file's header does not say how many questions were asked; missing answers would not show.")
-    if answered[0].width <= 1:
-        notes.append("The file gives no sizes of images: IoU is of fractions, and objects have no size.")
+    notes = _file_notes(args, header, predictions)
     card = benchmarks.benchmark(args.benchmark) if args.benchmark else None
     if card is not None:
-        answered = benchmarks.chosen(answered, card, where=args.file)
-        notes += benchmarks.remarks(answered, card)
-    notes += confidence.remarks(answered)
-    answered = confidence.settled(answered)  # once, for all that follows
-    calibrations = {}
+        predictions = benchmarks.select_answers(predictions, card, path=args.file)
+        notes += benchmarks.notes(predictions, card)
+    notes += confidence.notes(predictions)
+    predictions = confidence.assign_confidences(predictions)  # once, for everything below
+    calibrations = _calibrations(args.calibrate, predictions, scored_path=args.file) if args.calibrate else {}
     if args.calibrate:
-        others = predictions.whole(args.calibrate)
-        confidence.check_disjoint(others, answered, where=args.calibrate, of=args.file)
-        calibrations = calibration.learn(others)
         notes += [
             f"{task}: confidences calibrated on {item.boxes} boxes of {args.calibrate.name}."
             for task, item in calibrations.items()
         ] or [f"Nothing is calibrated: {args.calibrate.name} has no confidences."]
-    beside = {}
-    for name in ("constant", "blind"):
-        if path := getattr(args, name):
-            other = predictions.whole(path)
-            if card is not None:
-                other = benchmarks.chosen(other, card, where=path)
-            predictions.check_same(other, answered, where=path, of=args.file)
-            beside[name] = scores.score(other, extras=(scores.Extra.AP,))
-    beside["random"] = scores.score(baselines.shuffled(answered), extras=(scores.Extra.AP,))
-    model = scores.score(answered, samples=args.samples, extras=tuple(scores.Extra), calibrations=calibrations)
-    table = scores.assemble(model=model, **beside)
-    if any(p.task in (Task.CAPTION, Task.REGION_CAPTION) for p in answered):
-        notes += [f"{m.value.upper()} was not computed: {why}." for m in JavaMetric if (why := why_not(m))]
-    print(scores.to_markdown(table))
-    tables = [found for found in (report.confidences(model),) if found is not None]
+    baselines = _baselines(args, predictions, card)
+    model = scores.score(predictions, samples=args.samples, extras=tuple(scores.Extra), calibrations=calibrations)
+    table = scores.with_baselines(model, **baselines)
+    notes += _missing_metrics(predictions)
+    print(report.headline_table(table))
+    tables = [item for item in (report.confidence_table(model),) if item is not None]
     if card is not None:
-        tables.append(report.published(card, model))
-    if args.peer:
-        tables.append(report.by_rule(args.peer, answered, model))
+        tables.append(report.published_table(card, model))
+    if args.project:
+        tables.append(report.third_party_table(args.project, predictions, model))
     for extra in tables:
-        print(f"\n## {extra.title}\n\n{scores.markdown_table([extra.head, *extra.rows])}\n\n{extra.note}")
+        print(f"\n## {extra.title}\n\n{report.markdown_table([extra.head, *extra.rows])}\n\n{extra.note}")
     print("\n" + "\n".join(f"- {note}" for note in notes))
     if not (args.json or args.report):
         return 0
-    everything = scores.with_breakdown(table, answered, samples=args.samples)
+    everything = scores.with_breakdown(table, predictions, samples=args.samples)
     if args.json:
         _write(args.json, json.dumps(everything, indent=1) + "\n")
     if args.report:
-        report.write_both(
-            args.report, title=f"Answers of {args.file.name}", scores=everything, predictions=answered,
+        report.write_report(
+            args.report, title=f"Answers of {args.file.name}", scores=everything, predictions=predictions,
             records=source, notes=notes, tables=tables, calibrations=calibrations,
         )  # fmt: skip
         print(f"report: {args.report / 'report.html'}, {args.report / 'report.md'}")
     return 0
 
 
-def _read(args: argparse.Namespace) -> tuple[dict, list[Prediction]]:
-    """(header, predictions) of a file of ours, or of another project's."""
+def _read(args: argparse.Namespace) -> tuple[dict[str, Any], list[Prediction]]:
+    """Return the header and predictions of a file of this project or of a third party."""
     import dataclasses
 
     from earthgpt_jax.common.errors import EarthGPTError
-    from earthgpt_jax.evaluation import predictions
-    from earthgpt_jax.evaluation.predictions import FrameKind
+    from earthgpt_jax.evaluation import predictions_file
+    from earthgpt_jax.evaluation.predictions import CoordinateFrame
     from earthgpt_jax.evaluation.third_party import formats
     from earthgpt_jax.records import Task
 
-    if not args.form:
+    if not args.third_party:
         if given := [name for name in ("questions", "task", "box_format", "frame") if getattr(args, name)]:
             raise EarthGPTError(
-                f"--{given[0]}: only for files of other projects; say whose with --from ({', '.join(formats.FORMS)})"
+                f"--{given[0].replace('_', '-')}: only for files of other projects; name the project with --from "
+                f"({', '.join(formats.FORMATS)})"
             )
-        header, answered = predictions.read(args.file)
-        predictions.check(header, answered, where=args.file)
-        return header, answered
-    form = formats.form_of(args.form)
-    form = dataclasses.replace(
-        form, box_format=args.box_format or form.box_format, frame=FrameKind(args.frame) if args.frame else form.frame
+        return predictions_file.read_complete(args.file)
+    file_format = formats.third_party_format(args.third_party)
+    file_format = dataclasses.replace(
+        file_format,
+        box_format=args.box_format or file_format.box_format,
+        frame=CoordinateFrame(args.frame) if args.frame else file_format.frame,
     )
     if args.task and args.task not in {task.value for task in Task}:
-        raise EarthGPTError(f"--task {args.task}: unknown; there are {', '.join(task.value for task in Task)}")
+        raise EarthGPTError(f"--task {args.task}: unknown; tasks are {', '.join(task.value for task in Task)}")
     if not args.questions:
-        return {}, formats.read(args.file, form=form, task=Task(args.task) if args.task else None)
-    header, questions = predictions.read(args.questions)
-    predictions.check(header, questions, where=args.questions)
-    answers = formats.read(args.file, form=form, questions=questions, questions_path=args.questions)
-    return {"data": header.get("data")}, answers
+        task = Task(args.task) if args.task else None
+        return {}, formats.read(args.file, file_format=file_format, task=task)
+    header, questions = predictions_file.read_complete(args.questions)
+    predictions = formats.read(
+        args.file, file_format=file_format, questions=questions, questions_path=args.questions
+    )  # fmt: skip
+    return {"data": header.get("data")}, predictions
+
+
+def _file_notes(args: argparse.Namespace, header: dict[str, Any], predictions: list[Prediction]) -> list[str]:
+    """Return what a reader must know about the file: its digest, its header, and what it lacks."""
+    from earthgpt_jax.common.digests import sha256_file
+
+    notes = [f"{len(predictions)} answers of {args.file.name}, sha256 {sha256_file(args.file)}."]
+    checked = ("questions", "questions_digest")
+    notes += [f"{name}: {json.dumps(value)}" for name, value in header.items() if name not in checked]
+    if not args.third_party and "questions" not in header:
+        notes.append(
+            "The file's header does not say how many questions were asked, so missing answers cannot be detected."
+        )
+    if predictions[0].width <= 1:
+        notes.append("The file has no image sizes: IoU is computed on fractions, and objects have no size.")
+    return notes
+
+
+def _calibrations(path: Path, predictions: list[Prediction], *, scored_path: Path) -> dict[str, Calibration]:
+    """Fit calibrations to the answers of a file about other images."""
+    from earthgpt_jax.evaluation import confidence, predictions_file
+    from earthgpt_jax.evaluation.metrics import calibration
+
+    _, others = predictions_file.read_complete(path)
+    confidence.check_disjoint(others, predictions, fitted_path=path, scored_path=scored_path)
+    return calibration.fit_calibrations(others)
+
+
+def _baselines(args: argparse.Namespace, predictions: list[Prediction], card: Benchmark | None) -> dict[str, Scores]:
+    """Score the baselines' files that are given, and the random baseline."""
+    from earthgpt_jax.evaluation import baselines, benchmarks, predictions_file, scores
+
+    results = {}
+    for name in ("constant", "blind"):
+        if path := getattr(args, name):
+            _, answers = predictions_file.read_complete(path)
+            if card is not None:
+                answers = benchmarks.select_answers(answers, card, path=path)
+            predictions_file.check_same_questions(answers, predictions, path=path, reference_path=args.file)
+            results[name] = scores.score(answers, extras=(scores.Extra.AP,))
+    results["random"] = scores.score(baselines.shuffled(predictions), extras=(scores.Extra.AP,))
+    return results
+
+
+def _missing_metrics(predictions: list[Prediction]) -> list[str]:
+    """Return which caption metrics could not be computed on this machine, and why."""
+    from earthgpt_jax.evaluation.metrics.meteor_spice import JavaMetric, missing_requirement
+    from earthgpt_jax.records import Task
+
+    if not any(p.task in (Task.CAPTION, Task.REGION_CAPTION) for p in predictions):
+        return []
+    missing = {metric: missing_requirement(metric) for metric in JavaMetric}
+    return [f"{metric.value.upper()} was not computed: {reason}." for metric, reason in missing.items() if reason]
 
 
 def _write(path: Path, text: str) -> None:
@@ -170,4 +225,4 @@ def _write(path: Path, text: str) -> None:
     try:
         path.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise EarthGPTError(f"--json {path}: cannot be written ({error.strerror}); name another") from error
+        raise EarthGPTError(f"--json {path}: cannot be written ({error.strerror}); choose another file") from error

@@ -1,4 +1,4 @@
-"""Answers that look at nothing: the best constant one, learnt from training records, and random ones."""
+"""Baselines that do not look at the image: the best constant answers from training data, and random answers."""
 
 from __future__ import annotations
 
@@ -18,35 +18,42 @@ from earthgpt_jax.boxes import (
     polygon_to_rect,
     rect_to_polygon,
 )
-from earthgpt_jax.evaluation.metrics.captions import cider, tokenise
-from earthgpt_jax.evaluation.predictions import DETECTION, FrameKind, Prediction
-from earthgpt_jax.evaluation.runner import Asked
+from earthgpt_jax.evaluation.metrics.captions import cider, tokenize
+from earthgpt_jax.evaluation.predictions import DETECTION_TASKS, CoordinateFrame, Prediction
+from earthgpt_jax.evaluation.questions import Example
 from earthgpt_jax.input.prompts.derived import DerivedTask
 from earthgpt_jax.records import Record, Task
 
-# What a question whose premise is false looks like.
-_ASKS_FOR: Mapping[str, str] = {
+# The task whose wording a question with a false premise uses.
+_LOOKS_LIKE: Mapping[str, str] = {
     DerivedTask.ABSENT_GROUNDING: Task.GROUNDING,
     DerivedTask.ABSENT_HBB: Task.HBB,
     DerivedTask.ABSENT_OBB: Task.OBB,
 }
-_SAMPLE = 300  # phrases compared with one another for their medoid
-_CANDIDATES, _IMAGES = 30, 120  # captions tried, and images they are tried on
+_MAX_PHRASES = 300  # phrases compared with each other to find their medoid
+_MAX_CAPTIONS, _MAX_IMAGES = 30, 120  # candidate captions, and images that they are scored on
 
 
-def constant(train: Sequence[Record], asked: Sequence[Asked], *, decimals: int) -> list[Prediction]:
-    """The same answer to every question of a task (and VQA type), whatever the image.
+def constant(train: Sequence[Record], examples: Sequence[Example], *, decimals: int) -> list[Prediction]:
+    """Return the constant baseline: one answer per task (and VQA question type), chosen from training records.
 
-    Most frequent scene, VQA answer, count and class; the caption with the best CIDEr and the phrase nearest to all
-    others; the median box of the most frequent class for grounding and detection.
+    The answers are the most frequent scene class, VQA answer, count and object class; the caption with the best CIDEr;
+    the phrase closest to all others; and the median box, for detection that of the most frequent class.
+
+    Args:
+        train: the training records.
+        examples: the questions to answer.
+        decimals: number of decimals of box coordinates.
     """
-    # The statistics need no pixels: images are let go one by one.
-    known = [dataclasses.replace(train[index], image=b"") for index in range(len(train))]
-    answers = _Answers(known, decimals=decimals)
-    return [Prediction.of(item.record, item.question, answers(item)) for item in asked]
+    # The statistics need no pixels, so each image is released as soon as its record is read.
+    records = [dataclasses.replace(train[index], image=b"") for index in range(len(train))]
+    answers = _ConstantAnswers(records, decimals=decimals)
+    return [Prediction.from_answer(item.record, item.question, answers(item)) for item in examples]
 
 
-class _Answers:
+class _ConstantAnswers:
+    """The constant answer of each task."""
+
     def __init__(self, records: Sequence[Record], *, decimals: int):
         self._decimals = decimals
         self._label = _most_frequent(record.label for record in records if record.label)
@@ -54,7 +61,7 @@ class _Answers:
         for record in records:
             for turn in record.turns:
                 turns[turn.question_type].append(turn.answer)
-        self._vqa = {kind: _most_frequent(values) for kind, values in turns.items()}
+        self._vqa = {question_type: _most_frequent(values) for question_type, values in turns.items()}
         self._caption = _best_caption([record.references for record in records if record.references])
         self._phrase = _medoid([item.phrase for record in records for item in record.objects if item.phrase])
         self._count = _most_frequent(
@@ -63,13 +70,13 @@ class _Answers:
             for count in collections.Counter(item.label for item in record.objects).values()
         )
         self._object = _most_frequent(item.label for record in records for item in record.objects)
-        # Median corners as fractions of the square, of all objects and of the most frequent class.
+        # Median corners, as fractions of the square, of all objects and of the most frequent class.
         self._any_box = _median_box(records, None)
         self._box = _median_box(records, self._object)
 
-    def __call__(self, item: Asked) -> str:
+    def __call__(self, item: Example) -> str:
         square = Square(item.record.width, item.record.height)
-        match _ASKS_FOR.get(item.question.task, item.question.task):
+        match _LOOKS_LIKE.get(item.question.task, item.question.task):
             case Task.CLASSIFICATION:
                 return self._label
             case Task.VQA:
@@ -79,7 +86,7 @@ class _Answers:
             case Task.REGION_CAPTION:
                 return self._phrase
             case DerivedTask.PRESENCE:
-                return "yes"  # of each class as often right as `no`
+                return "yes"  # as often correct as `no`, for every class
             case DerivedTask.COUNT:
                 return self._count
             case DerivedTask.REGION_CLASS:
@@ -96,16 +103,16 @@ class _Answers:
 
 
 def _most_frequent(values: Iterable[str]) -> str:
-    """Of equals the alphabetically first, so that the baseline does not depend on the order of records."""
+    """Return the most frequent value; ties go to the alphabetically first, so that record order does not matter."""
     counts = collections.Counter(values)
     return min(counts, key=lambda value: (-counts[value], value), default="")
 
 
 def _best_caption(references: Sequence[Sequence[str]]) -> str:
-    """The training caption with the best CIDEr against a sample of training images' references."""
-    sample: dict[int, Sequence[str]] = dict(enumerate(references[:: max(1, len(references) // _IMAGES)]))
+    """Return the training caption with the best CIDEr against the references of a sample of training images."""
+    sample: dict[int, Sequence[str]] = dict(enumerate(references[:: max(1, len(references) // _MAX_IMAGES)]))
     candidates = sorted({texts[0] for texts in sample.values()})
-    candidates = candidates[:: max(1, len(candidates) // _CANDIDATES)]
+    candidates = candidates[:: max(1, len(candidates) // _MAX_CAPTIONS)]
 
     def consensus(text: str) -> float:
         return cider(sample, {key: text for key in sample})  # noqa: C420  (fromkeys would lose the type)
@@ -114,14 +121,15 @@ def _best_caption(references: Sequence[Sequence[str]]) -> str:
 
 
 def _medoid(texts: Sequence[str]) -> str:
-    """The text that shares most words with the others (mean Jaccard index over a sample)."""
-    sample = sorted(texts)[:: max(1, len(texts) // _SAMPLE)]
-    words = [set(tokenise(text).split()) for text in sample]
-    shared = [sum(len(a & b) / max(len(a | b), 1) for b in words) for a in words]
-    return sample[int(np.argmax(shared))] if sample else ""
+    """Return the text that shares most words with the others, by the mean Jaccard index over a sample."""
+    sample = sorted(texts)[:: max(1, len(texts) // _MAX_PHRASES)]
+    words = [set(tokenize(text).split()) for text in sample]
+    similarity = [sum(len(a & b) / max(len(a | b), 1) for b in words) for a in words]
+    return sample[int(np.argmax(similarity))] if sample else ""
 
 
 def _median_box(records: Sequence[Record], label: str | None) -> np.ndarray:
+    """Return the median axis-aligned box of the objects of a class (None: all), as a polygon in fractions."""
     boxes = [
         Square(record.width, record.height).to_fractions(polygon_to_rect(item.polygon))
         for record in records
@@ -132,35 +140,36 @@ def _median_box(records: Sequence[Record], label: str | None) -> np.ndarray:
 
 
 def shuffled(predictions: Sequence[Prediction], *, seed: int = 0) -> list[Prediction]:
-    """The random baseline: each question gets the right answer of another one of its task and type, drawn at random.
+    """Return the random baseline: each question gets the correct answer of another question of its task and type.
 
-    So answers are as frequent, and boxes as many, as large and where they are in the truth; nothing of the image is in
-    them. It needs nothing but the predictions' own file. No question gets its own answer, unless it is the only one.
+    Answers thus have the frequencies, and boxes the numbers, sizes and positions, of the ground truth, but are
+    independent of the image. Only the predictions are needed. No question gets its own answer; the only question of
+    its task and type gets an empty one.
     """
     groups: dict[tuple[str, str], list[Prediction]] = collections.defaultdict(list)
     for p in sorted(predictions, key=lambda p: p.id):
-        groups[p.task, p.kind].append(p)
+        groups[p.task, p.question_type].append(p)
     rng = np.random.default_rng(seed)
-    given = {}
+    answers = {}
     for rows in groups.values():
         order = rng.permutation(len(rows))
-        for place, following in zip(order, np.roll(order, -1), strict=True):
-            given[rows[place].id] = _right_answer(rows[following]) if len(rows) > 1 else ""
-    return [p.saying(given[p.id], box_format=MMRS, frame=FrameKind.SQUARE.value) for p in predictions]
+        for index, other in zip(order, np.roll(order, -1), strict=True):
+            answers[rows[index].id] = _true_answer(rows[other]) if len(rows) > 1 else ""
+    return [p.with_answer(answers[p.id], box_format=MMRS, frame=CoordinateFrame.SQUARE.value) for p in predictions]
 
 
-def _right_answer(p: Prediction) -> str:
-    """Boxes are written anew, since an answer may be in any grammar."""
+def _true_answer(p: Prediction) -> str:
+    """Return the true answer; boxes are formatted again in the MMRS format, since `p` may use any box format."""
     square, decimals = Square(p.width, p.height), 4
     match p.task:
         case Task.GROUNDING if p.object_index is not None:
             polygon = np.asarray(p.objects[p.object_index].polygon)
             return format_boxes([polygon], square=square, decimals=decimals, kind=BoxKind.HBB)
-        case task if task in DETECTION:
+        case task if task in DETECTION_TASKS:
             boxes: dict[str, list[np.ndarray]] = collections.defaultdict(list)
             for item in p.objects:
                 boxes[item.label].append(np.asarray(item.polygon))
-            return format_detection(boxes, square=square, decimals=decimals, kind=DETECTION[task])
+            return format_detection(boxes, square=square, decimals=decimals, kind=DETECTION_TASKS[task])
         case Task.CAPTION | Task.REGION_CAPTION:
             return p.references[0]
         case _:

@@ -1,8 +1,8 @@
-"""Benchmark cards, `data/benchmarks/<name>.yaml`: what is asked, how it is scored, what is published.
+"""Benchmark cards, `data/benchmarks/<name>.yaml`: what is asked, how it is scored, and which results are published.
 
-A card names the dataset (a card of `data/sources`), the split, the task and the metrics, and holds the published
-figures with where they are from. `asked` is the digest of its questions and truth as this project builds them, once it
-is pinned; answers to other questions are then refused.
+A card names the dataset (a card of `data/sources`), the split, the task and the metrics, and holds published results
+with their sources. `questions_digest` pins the questions and true answers that this project builds for it; once it is
+set, answers to other questions are refused.
 """
 
 from __future__ import annotations
@@ -18,21 +18,22 @@ import yaml
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.common.names import did_you_mean
 from earthgpt_jax.common.resources import data_path
-from earthgpt_jax.evaluation.metrics.classification import normalise
-from earthgpt_jax.evaluation.predictions import Prediction, digest
+from earthgpt_jax.evaluation.metrics.classification import normalize
+from earthgpt_jax.evaluation.predictions import Prediction
+from earthgpt_jax.evaluation.predictions_file import digest
 from earthgpt_jax.input.prompts.templates import default_question
 from earthgpt_jax.records import Task
 
 
 class Regime(enum.StrEnum):
-    """Whether EarthGPT was trained on the dataset's training split, or on nothing of it."""
+    """Whether EarthGPT was trained on the training split of the dataset, or on none of it."""
 
     SUPERVISED = "supervised"
     ZERO_SHOT = "zero_shot"
 
 
 class Evidence(enum.StrEnum):
-    """Where a published figure is from: the paper itself, or a text that quotes it."""
+    """Where a published value was found: in the paper itself, or in a text that quotes it."""
 
     PAPER = "paper"
     SECOND_HAND = "second_hand"
@@ -40,12 +41,12 @@ class Evidence(enum.StrEnum):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Published:
-    """A figure of EarthGPT's paper, in percent (CIDEr: times 100), on a split that need not be ours."""
+    """A value from EarthGPT's paper, in percent (CIDEr: times 100), possibly on another split than ours."""
 
     metric: str
     value: float
     evidence: Evidence
-    kind: str = ""
+    question_type: str = ""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,16 +54,21 @@ class Benchmark:
     """One benchmark.
 
     Attributes:
-        source: the card of its dataset.
-        split: which records; `protocol` says what published figures take.
-        metrics: names of figures of `scores`, the headline first.
-        kinds: VQA types that count; () for all.
-        questions: how many the complete benchmark asks, where that is known; 0 where not.
-        asked: digest of ids, wordings and truth; "" until somebody who has the data pins it.
-        grammar: in which answers are read.
-        prompt: the wording; "" for the task's default.
-        synonyms: answer -> other answers that are right too.
-        contaminated_by: datasets of the training mix that hold the same images.
+        name, title: short name, and name for tables.
+        source: name of its dataset card.
+        split: the split whose records are asked about; `protocol` says how published values were obtained.
+        task: task of the questions.
+        regime: whether EarthGPT was trained on the dataset.
+        metrics: names of the reported metrics (see `scores`), the headline metric first.
+        question_types: VQA question types that count; () for all.
+        questions: number of questions of the complete benchmark; 0 if unknown.
+        questions_digest: digest of the ids, texts and true answers of the questions; "" until it is pinned.
+        box_format: format in which answers are parsed.
+        prompt: text of the question; "" for the task's default.
+        synonyms: true answer -> other answers that are correct as well.
+        published: published values.
+        contaminated_by: datasets of the training mixture that contain the same images.
+        protocol, notes: further facts for the reader of a comparison.
     """
 
     name: str
@@ -72,9 +78,9 @@ class Benchmark:
     task: Task
     regime: Regime
     metrics: tuple[str, ...]
-    kinds: tuple[str, ...] = ()
+    question_types: tuple[str, ...] = ()
     questions: int = 0
-    asked: str = ""
+    questions_digest: str = ""
     box_format: str = "mmrs"
     prompt: str = ""
     synonyms: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
@@ -85,12 +91,16 @@ class Benchmark:
 
     @property
     def question(self) -> str:
-        """As it is asked, with braces where each question differs."""
+        """Text of the questions, with braces where they differ."""
         return self.prompt or default_question(self.task)
 
 
 def load(path: Path) -> Benchmark:
-    """Raises EarthGPTError if the file is no card; names the entry."""
+    """Read a benchmark card.
+
+    Raises:
+        EarthGPTError: the file cannot be read, or an entry is missing, unknown or invalid; names the entry.
+    """
     where = f"benchmark {path}"
     try:
         values: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -99,64 +109,80 @@ def load(path: Path) -> Benchmark:
             Published(**{**item, "evidence": Evidence(item["evidence"])}) for item in values.get("published", ())
         )
         values["synonyms"] = {str(k): tuple(map(str, v)) for k, v in values.get("synonyms", {}).items()}
-        for key in ("metrics", "kinds", "contaminated_by", "notes"):
+        for key in ("metrics", "question_types", "contaminated_by", "notes"):
             values[key] = tuple(values.get(key, ()))
         return Benchmark(**values)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise EarthGPTError(f"{where}: cannot be read ({error})") from error
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        known = ", ".join(field.name for field in dataclasses.fields(Benchmark))
-        raise EarthGPTError(f"{where}: incomplete or unknown entry ({error}); known: {known}") from error
+        entries = ", ".join(field.name for field in dataclasses.fields(Benchmark))
+        raise EarthGPTError(
+            f"{where}: an entry is missing, unknown or invalid ({error}); a card has the entries {entries}"
+        ) from error
 
 
 def benchmarks() -> dict[str, Benchmark]:
-    """All cards that travel with the code, by name."""
-    found = [load(path) for path in sorted(data_path("benchmarks").glob("*.yaml"))]
-    return {item.name: item for item in found}
+    """Return all cards that come with the package, by name."""
+    cards = [load(path) for path in sorted(data_path("benchmarks").glob("*.yaml"))]
+    return {card.name: card for card in cards}
 
 
 def benchmark(name: str) -> Benchmark:
-    """Raises EarthGPTError, naming the nearest, if there is no such card."""
-    known = benchmarks()
-    if name not in known:
-        raise EarthGPTError(f"no benchmark {name!r}{did_you_mean(name, known)} Benchmarks: {', '.join(known)}")
-    return known[name]
-
-
-def chosen(predictions: Sequence[Prediction], card: Benchmark, *, where: Path) -> list[Prediction]:
-    """The answers to a benchmark's questions, with its synonyms.
+    """Return the card of a name.
 
     Raises:
-        EarthGPTError: none are there, or they are not the questions that the card pins.
+        EarthGPTError: there is no such card; the message suggests the closest name.
     """
-    rows = [p for p in predictions if p.task == card.task and (not card.kinds or p.kind in card.kinds)]
-    sources = {p.source for p in rows}
-    if card.source in sources:
+    cards = benchmarks()
+    if name not in cards:
+        raise EarthGPTError(f"no benchmark {name!r}{did_you_mean(name, cards)} Benchmarks: {', '.join(cards)}")
+    return cards[name]
+
+
+def select_answers(predictions: Sequence[Prediction], card: Benchmark, *, path: Path) -> list[Prediction]:
+    """Return the answers to the questions of a benchmark, with its synonyms.
+
+    Args:
+        predictions: answers to any questions.
+        card: the benchmark.
+        path: file of the predictions, for error messages.
+
+    Raises:
+        EarthGPTError: there is none, or the questions are not those that the card pins.
+    """
+    rows = [
+        p
+        for p in predictions
+        if p.task == card.task and (not card.question_types or p.question_type in card.question_types)
+    ]
+    if card.source in {p.source for p in rows}:
         rows = [p for p in rows if p.source == card.source]
     if not rows:
         raise EarthGPTError(
-            f"{where}: no answer to a question of {card.name} (task {card.task.value}"
-            f"{', types ' + ', '.join(card.kinds) if card.kinds else ''}); build {card.source} and evaluate on it"
+            f"{path}: no answer to a question of {card.name} (task {card.task.value}"
+            f"{', types ' + ', '.join(card.question_types) if card.question_types else ''}); build {card.source} with "
+            "`earthgpt data build` and evaluate on it"
         )
-    if card.asked and (found := digest((p.id, p.question, p.answer) for p in rows)) != card.asked:
+    if card.questions_digest and (found := digest(rows)) != card.questions_digest:
         raise EarthGPTError(
-            f"{where}: expected the questions of {card.name}, digest {card.asked}, got {len(rows)} questions of "
-            f"digest {found}; another split, build or selection of questions"
+            f"{path}: expected the questions of {card.name}, digest {card.questions_digest}, got {len(rows)} questions "
+            f"with digest {found}; they are of another split, another build, or a selection"
         )
-    others = {normalise(name): texts for name, texts in card.synonyms.items()}
-    return [dataclasses.replace(p, synonyms=tuple(others.get(normalise(p.answer), ()))) for p in rows]
+    synonyms = {normalize(name): texts for name, texts in card.synonyms.items()}
+    return [dataclasses.replace(p, synonyms=tuple(synonyms.get(normalize(p.answer), ()))) for p in rows]
 
 
-def remarks(rows: Sequence[Prediction], card: Benchmark) -> list[str]:
-    """What a reader must know before comparing: the regime, the number of questions, the digest, shared images."""
-    said = [f"{card.title}: {card.regime.value.replace('_', '-')}; {card.protocol}".rstrip("; ")]
+def notes(rows: Sequence[Prediction], card: Benchmark) -> list[str]:
+    """Return what a reader must know before comparing: regime, number and digest of the questions, shared images."""
+    lines = [f"{card.title}: {card.regime.value.replace('_', '-')}; {card.protocol}".rstrip("; ")]
     if {p.source for p in rows} != {card.source}:
-        said.append(f"the answers are about {', '.join(sorted({p.source for p in rows}))}, not {card.source}")
+        lines.append(f"the answers are about {', '.join(sorted({p.source for p in rows}))}, not {card.source}")
     if card.questions and len(rows) != card.questions:
-        said.append(f"{len(rows)} questions, of {card.questions} of the complete benchmark: not comparable")
-    if not card.asked:
-        found = digest((p.id, p.question, p.answer) for p in rows)
-        said.append(f"the card pins no digest of the questions; these have {found}")
+        lines.append(
+            f"{len(rows)} questions, but the complete benchmark has {card.questions}: the results are not comparable"
+        )
+    if not card.questions_digest:
+        lines.append(f"the card does not pin its questions; the digest of these questions is {digest(rows)}")
     if card.contaminated_by:
-        said.append(f"training on {', '.join(card.contaminated_by)} shows the same images")
-    return said
+        lines.append(f"models trained on {', '.join(card.contaminated_by)} have seen these images")
+    return lines

@@ -1,4 +1,4 @@
-"""What a perfect answer can score: true boxes written as text, read back and compared with themselves."""
+"""The best possible IoU of a box format: true boxes are written as text, parsed, and compared with themselves."""
 
 from __future__ import annotations
 
@@ -14,8 +14,15 @@ from earthgpt_jax.records import Record, Task
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Writing:
-    """One way to write boxes: its grammar, and how one polygon in pixels becomes text."""
+class Encoding:
+    """One way to write boxes as text.
+
+    Attributes:
+        name: column title of the table.
+        kind: kind of boxes.
+        box_format: format in which the text is parsed.
+        write: (polygon in pixels, padded square) -> text.
+    """
 
     name: str
     kind: BoxKind
@@ -23,37 +30,38 @@ class Writing:
     write: Callable[[np.ndarray, Square], str]
 
 
-def _fractions(kind: BoxKind, decimals: int) -> Writing:
+def _mmrs(kind: BoxKind, decimals: int) -> Encoding:
     def write(polygon: np.ndarray, square: Square) -> str:
         return format_boxes([polygon], square=square, decimals=decimals, kind=kind)
 
-    return Writing(name=f"{decimals} decimals", kind=kind, box_format="mmrs", write=write)
+    return Encoding(name=f"{decimals} decimals", kind=kind, box_format="mmrs", write=write)
 
 
-def _foreign(name: str, kind: BoxKind, box_format: str) -> Writing:
+def _third_party(name: str, kind: BoxKind, box_format: str) -> Encoding:
     def write(polygon: np.ndarray, square: Square) -> str:
         return write_boxes([polygon], box_format=box_format, frame=square)
 
-    return Writing(name=name, kind=kind, box_format=box_format, write=write)
+    return Encoding(name=name, kind=kind, box_format=box_format, write=write)
 
 
-WRITINGS: tuple[Writing, ...] = (
-    *(_fractions(kind, decimals) for kind in BoxKind for decimals in (2, 3, 4)),
-    _foreign("0-1000", BoxKind.HBB, "qwen3"),
-    _foreign("0-100 and degrees", BoxKind.OBB, "geochat"),
-    _foreign("1000 bins, corners", BoxKind.OBB, "falcon_quad"),
+ENCODINGS: tuple[Encoding, ...] = (
+    *(_mmrs(kind, decimals) for kind in BoxKind for decimals in (2, 3, 4)),
+    _third_party("0-1000", BoxKind.HBB, "qwen3"),
+    _third_party("0-100 and degrees", BoxKind.OBB, "geochat"),
+    _third_party("1000 bins, corners", BoxKind.OBB, "falcon_quad"),
 )
-# Upper ends of the sides, pixels of the original image, of a square as large as the object.
-SIZES: Mapping[str, float] = {"<16": 16, "16-32": 32, "32-96": 96, ">=96": np.inf}
+# Object sizes: upper limits of the side of a square with the object's area, in pixels of the original image.
+SIDE_LIMITS: Mapping[str, float] = {"<16": 16, "16-32": 32, "32-96": 96, ">=96": np.inf}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Ceiling:
-    """What is lost to rounding, of the objects of one source and size.
+    """What a perfect answer scores on the objects of one source and size.
 
     Attributes:
+        objects: number of objects.
         iou: mean IoU of a perfect answer.
-        missed: share of the objects whose perfect answer has an IoU below 0.5: it would count as wrong.
+        missed: fraction of objects whose perfect answer has an IoU below 0.5, and so counts as wrong.
     """
 
     objects: int
@@ -61,23 +69,23 @@ class Ceiling:
     missed: float
 
 
-Key = tuple[str, str]  # source or "all", size or "all"
+Key = tuple[str, str]  # (source or "all", size or "all")
 
 
-def ceiling(records: Iterable[Record], writing: Writing) -> dict[Key, Ceiling]:
-    """The ceiling of each source and object size, and of all; records that lack the kind of boxes do not count.
+def ceiling(records: Iterable[Record], encoding: Encoding) -> dict[Key, Ceiling]:
+    """Compute the ceiling per source and object size, and over all; records without this kind of boxes are skipped.
 
-    Every box is written alone: which box an answer means is not in question here. A record of unknown size
-    is taken to be as small as its boxes allow, so that its ceiling is too high rather than too low.
+    Every box is written alone, so that the association of boxes with objects plays no role. A record of unknown size is
+    assumed to be as small as its boxes allow, so that its ceiling is an upper bound.
     """
     ious: dict[Key, list[float]] = collections.defaultdict(list)
     for record in records:
-        if Task(writing.kind.value) not in record.tasks:
+        if Task(encoding.kind.value) not in record.tasks:
             continue
         square = _square(record)
         for item in record.objects:
-            value = _iou(item.polygon, square, writing)
-            size = next(name for name, end in SIZES.items() if area(item.polygon) ** 0.5 < end)
+            value = _iou(item.polygon, square, encoding)
+            size = next(name for name, end in SIDE_LIMITS.items() if area(item.polygon) ** 0.5 < end)
             for key in ((source, s) for source in (record.source, "all") for s in (size, "all")):
                 ious[key].append(value)
     return {
@@ -94,28 +102,31 @@ def _square(record: Record) -> Square:
     return Square(width, height)
 
 
-def _iou(polygon: np.ndarray, square: Square, writing: Writing) -> float:
-    """Of the box as it is read with the box as it is; 0 if it cannot be read."""
-    parsed = parse(writing.write(polygon, square), box_format=writing.box_format)
+def _iou(polygon: np.ndarray, square: Square, encoding: Encoding) -> float:
+    """Return the IoU of a box with its parsed text; 0 if the text cannot be parsed."""
+    parsed = parse(encoding.write(polygon, square), box_format=encoding.box_format)
     if len(parsed.boxes) != 1:
         return 0.0
-    read = parsed.boxes[0].pixels(square).astype(np.float64)
-    if writing.kind is BoxKind.OBB:
-        return float(obb_ious(read[None], np.asarray(polygon, np.float64)[None])[0, 0])
-    rects = [np.array([polygon_to_rect(corners)]) for corners in (read, polygon)]
+    box = parsed.boxes[0].pixels(square).astype(np.float64)
+    if encoding.kind is BoxKind.OBB:
+        return float(obb_ious(box[None], np.asarray(polygon, np.float64)[None])[0, 0])
+    rects = [np.array([polygon_to_rect(corners)]) for corners in (box, polygon)]
     return float(hbb_ious(*rects)[0, 0])
 
 
 def table(records: Sequence[Record], kind: BoxKind) -> str:
-    """A Markdown table: a row a source and size, a column a way to write; mean IoU, and share below 0.5."""
-    chosen = [writing for writing in WRITINGS if writing.kind is kind]
-    found = {writing.name: ceiling(records, writing) for writing in chosen}
-    first = found[chosen[0].name]
-    order = {size: place for place, size in enumerate((*SIZES, "all"))}
+    """Return a Markdown table with one row per source and size and one column per encoding.
+
+    A cell holds the mean IoU and, in brackets, the fraction of objects below IoU 0.5.
+    """
+    encodings = [encoding for encoding in ENCODINGS if encoding.kind is kind]
+    ceilings = {encoding.name: ceiling(records, encoding) for encoding in encodings}
+    first = ceilings[encodings[0].name]
+    order = {size: index for index, size in enumerate((*SIDE_LIMITS, "all"))}
     keys = sorted(first, key=lambda key: (key[0] == "all", key[0], order[key[1]]))
-    lines = [["source", "side, px", "objects", *(writing.name for writing in chosen)]]
-    lines.append(["---", "---", "---:", *("---:" for _ in chosen)])
+    lines = [["source", "side, px", "objects", *(encoding.name for encoding in encodings)]]
+    lines.append(["---", "---", "---:", *("---:" for _ in encodings)])
     for key in keys:
-        cells = [f"{c.iou:.3f} ({c.missed:.1%})" for c in (found[writing.name][key] for writing in chosen)]
+        cells = [f"{c.iou:.3f} ({c.missed:.1%})" for c in (ceilings[encoding.name][key] for encoding in encodings)]
         lines.append([*key, str(first[key].objects), *cells])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -1,15 +1,15 @@
-"""Detection by chained questions: what is in the image, where is it, and is it that.
+"""Detection by a chain of questions: what is in the image, where is it, and is that really it.
 
-1. what: of each class that the dataset annotates, whether there is one (`presence`);
-2. where: the boxes of what there is; others are left out;
-3. verify: of each box, what is in it; a box stays if that is its own class.
+1. what: for each class that the dataset annotates, is there one in the image (`presence`)?
+2. where: the boxes of the classes that are present; boxes of other classes are dropped.
+3. verify: what is in each box? A box is kept if the answer is its own class.
 
-The kinds of question of the last two are a `Protocol`, since a model answers only to those that it was trained on.
-EarthGPT's own prompts are not public: both protocols are this project's. The model is told the dataset's classes, which
-the direct question does not do; the two are scored as two tasks.
+A model can only answer tasks that it was trained on, so a `Protocol` chooses the tasks of steps 2 and 3. EarthGPT's own
+prompts are not public; both protocols are this project's. The chain names the dataset's classes, which the direct
+question does not, so chained and direct detection are scored as separate tasks.
 
-A box's confidence is that of its tokens, times the probability of the answer that its class is there, times that of
-the tokens which name its class in the answer about the box.
+The confidence of a box is the product of its token confidence, the probability of the answer `yes` to the presence
+question, and the probability of the tokens that name its class in the answer of the verification.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ import numpy as np
 
 from earthgpt_jax.boxes import BoxKind, ParsedBox, Square, detection_sentence, format_boxes, plural
 from earthgpt_jax.common.errors import EarthGPTError
-from earthgpt_jax.evaluation import confidence, runner
-from earthgpt_jax.evaluation import predictions as predictions_lib
-from earthgpt_jax.evaluation.files import Process
-from earthgpt_jax.evaluation.metrics.classification import normalise
-from earthgpt_jax.evaluation.metrics.parsed_boxes import boxes_of
-from earthgpt_jax.evaluation.predictions import DETECTION, Chained, Prediction, Step
-from earthgpt_jax.evaluation.runner import Answerer, Asked, LogProbs, View
+from earthgpt_jax.evaluation import confidence, predictions_file, runner
+from earthgpt_jax.evaluation.metrics.classification import normalize
+from earthgpt_jax.evaluation.metrics.parsed_boxes import parse_answer
+from earthgpt_jax.evaluation.predictions import DETECTION_TASKS, ChainedTask, Prediction, Step
+from earthgpt_jax.evaluation.processes import Process
+from earthgpt_jax.evaluation.questions import Example
+from earthgpt_jax.evaluation.runner import Answerer, LogProbs, View
 from earthgpt_jax.input.prompts.derived import DerivedTask
 from earthgpt_jax.input.prompts.questions import BoxStyle, Question, build_question, question_indices
 from earthgpt_jax.input.prompts.templates import choose_template
@@ -40,40 +40,42 @@ from earthgpt_jax.records import UNKNOWN_CLASSES, AnnotatedClasses, Record, Task
 
 
 class Protocol(enum.StrEnum):
-    """In which kinds of question the chain is asked.
+    """Which tasks steps 2 and 3 use.
 
-    MMRS: those of MMRS-1M. The boxes of all objects are asked for once, and each box's short description must name its
-    class. CLASSES: those derived from boxes (`input.prompts.derived`). The boxes of each class are asked for by
-    themselves, and each box's class is asked for.
+    MMRS: the tasks of MMRS-1M. One question asks for the boxes of all objects; the description of each box must name
+    its class. CLASSES: the tasks derived from boxes (`input.prompts.derived`). One question per class asks for its
+    boxes; a second question asks for the class of each box.
     """
 
     MMRS = "mmrs"
     CLASSES = "classes"
 
 
-class Link(enum.StrEnum):
+class ChainStep(enum.StrEnum):
+    """The steps of the chain, in order."""
+
     WHAT = "what"
     WHERE = "where"
     VERIFY = "verify"
 
 
-_DIRECT: Mapping[Chained, Task] = {Chained.HBB: Task.HBB, Chained.OBB: Task.OBB}
-_WHERE: Mapping[Protocol, Mapping[Chained, str]] = {
+_DIRECT: Mapping[ChainedTask, Task] = {ChainedTask.HBB: Task.HBB, ChainedTask.OBB: Task.OBB}
+_WHERE_TASKS: Mapping[Protocol, Mapping[ChainedTask, str]] = {
     Protocol.MMRS: _DIRECT,
-    Protocol.CLASSES: {Chained.HBB: DerivedTask.CLASS_HBB, Chained.OBB: DerivedTask.CLASS_OBB},
+    Protocol.CLASSES: {ChainedTask.HBB: DerivedTask.CLASS_HBB, ChainedTask.OBB: DerivedTask.CLASS_OBB},
 }
-_VERIFY: Mapping[Protocol, str] = {Protocol.MMRS: Task.REGION_CAPTION, Protocol.CLASSES: DerivedTask.REGION_CLASS}
-_ALL = "all"  # stands for the classes that are asked for together
+_VERIFY_TASKS: Mapping[Protocol, str] = {Protocol.MMRS: Task.REGION_CAPTION, Protocol.CLASSES: DerivedTask.REGION_CLASS}
+_ALL = "all"  # in question ids: the question asks for all classes at once
 
 
-_Answers = dict[str, dict[str, Prediction]]  # record -> question -> its answer
+_Answers = dict[str, dict[str, Prediction]]  # record id -> question id -> answer
 
 
 def detect(
     answerer: Answerer,
     records: Sequence[Record],
     *,
-    kinds: Sequence[Chained],
+    tasks: Sequence[ChainedTask],
     protocol: Protocol,
     annotated: Mapping[str, AnnotatedClasses],
     out: Path,
@@ -82,177 +84,197 @@ def detect(
     label: str,
     process: Process | None = None,
 ) -> list[Prediction]:
-    """Asks all records step by step; what is answered already is kept (`runner.evaluate`).
+    """Detect the objects of all records, step by step; existing answers are kept (see `runner.evaluate`).
 
     Args:
-        kinds: of detection; those that a record has no truth for are not asked of it.
-        annotated: source -> its classes.
-        out: predictions file, an answer an image and kind with all that was asked for it in its `steps`. Each step's
-            own file is `<stem>-<step>.jsonl` in the folder `chained` beside it.
+        answerer: the model.
+        records: the images.
+        tasks: chained tasks; a task is skipped for records that have no ground truth for it.
+        protocol: which tasks steps 2 and 3 use.
+        annotated: source -> its annotated classes.
+        out: predictions file, with one answer per image and task, and all intermediate questions in its `steps`. The
+            file of each step is `chained/<stem>-<step>.jsonl` in the same folder.
+        header, view, label, process: see `runner.evaluate`.
+
+    Returns:
+        One prediction per image and task.
 
     Raises:
-        EarthGPTError: no record has boxes, or it is not known which classes its source annotates.
+        EarthGPTError: no record has boxes, or the annotated classes of a source are unknown.
     """
-    process = process or Process.this()
-    about = {**header, "chained": protocol.value}
-    asked = [
-        _Chain(record, kind, protocol, _direct(record, kind, answerer.decimals), answerer.decimals)
+    process = process or Process.current()
+    header = {**header, "chained": protocol.value}
+    chains = [
+        _Chain(record, task, protocol, _direct_question(record, task, answerer.decimals), answerer.decimals)
         for record in records
-        for kind in kinds
-        if question_indices(record, _DIRECT[kind].value)
+        for task in tasks
+        if question_indices(record, _DIRECT[task].value)
     ]
-    if not asked:
-        raise EarthGPTError(f"{out}: nothing to ask; no record has boxes of {', '.join(kinds)}")
+    if not chains:
+        raise EarthGPTError(f"{out}: nothing to ask; no record has boxes for {', '.join(tasks)}")
 
-    def answers(link: Link, questions: Iterator[Asked]) -> _Answers:
-        unique = {item.question.id: item for item in questions}
+    def answers(step: ChainStep, examples: Iterator[Example]) -> _Answers:
+        unique = {item.question.id: item for item in examples}
         if not unique:
             return {}
-        path = out.parent / "chained" / f"{out.stem}-{link}.jsonl"
-        found = runner.evaluate(
-            answerer, list(unique.values()), out=path, header={**about, "step": link.value}, view=view,
-            label=f"{label}, {link}", process=process, log_probs=LogProbs.ALL.tasks,
+        path = out.parent / "chained" / f"{out.stem}-{step}.jsonl"
+        predictions = runner.evaluate(
+            answerer, list(unique.values()), out=path, header={**header, "step": step.value}, view=view,
+            label=f"{label}, {step}", process=process, log_probs=LogProbs.ALL.tasks,
         )  # fmt: skip
         groups: _Answers = collections.defaultdict(dict)
-        for p in found:
+        for p in predictions:
             groups[p.record_id][p.id] = p
         return groups
 
-    def of(given: _Answers, chain: _Chain) -> dict[str, Prediction]:
-        return given.get(chain.record.id, {})
+    def of(groups: _Answers, chain: _Chain) -> dict[str, Prediction]:
+        return groups.get(chain.record.id, {})
 
-    what = answers(Link.WHAT, (item for chain in asked for item in chain.what(_classes(chain.record, annotated))))
-    where = answers(Link.WHERE, (item for chain in asked for item in chain.where(of(what, chain))))
-    verify = answers(Link.VERIFY, (item for chain in asked for item in chain.verify(of(what, chain), of(where, chain))))
-    made = [chain.answer(of(what, chain), of(where, chain), of(verify, chain)) for chain in asked]
-    with process.together("writing what the chains found"):
-        if process.leads:
-            predictions_lib.write(out, made, header={**about, "kinds": [kind.value for kind in kinds]})
-    return made
+    what = answers(ChainStep.WHAT, (item for c in chains for item in c.what_examples(_classes(c.record, annotated))))
+    where = answers(ChainStep.WHERE, (item for c in chains for item in c.where_examples(of(what, c))))
+    verify = answers(ChainStep.VERIFY, (item for c in chains for item in c.verify_examples(of(what, c), of(where, c))))
+    results = [c.answer(of(what, c), of(where, c), of(verify, c)) for c in chains]
+    with process.synchronized("writing the chained answers"):
+        if process.is_main:
+            predictions_file.write(out, results, header={**header, "tasks": [task.value for task in tasks]})
+    return results
 
 
-def alike(predictions: Sequence[Prediction], kinds: Sequence[Chained]) -> list[Prediction]:
-    """A baseline's answers to the direct questions, as ones to the chained: it looks at nothing, whatever is asked."""
-    names = {_DIRECT[kind].value: kind for kind in kinds}
+def as_chained(predictions: Sequence[Prediction], tasks: Sequence[ChainedTask]) -> list[Prediction]:
+    """Return a baseline's answers to direct questions as answers to chained ones: it does not depend on the prompt."""
+    chained = {_DIRECT[task].value: task for task in tasks}
     return [
-        dataclasses.replace(p, id=_id(p.record_id, names[p.task]), task=names[p.task].value)
+        dataclasses.replace(p, id=_id(p.record_id, chained[p.task]), task=chained[p.task].value)
         for p in predictions
-        if p.task in names
+        if p.task in chained
     ]
 
 
-def _id(record_id: str, kind: Chained) -> str:
-    return f"{record_id}#{kind}#0"
+def _id(record_id: str, task: ChainedTask) -> str:
+    return f"{record_id}#{task}#0"
 
 
-def _direct(record: Record, kind: Chained, decimals: int) -> Question:
-    """The direct question, for its truth, under the chain's name."""
-    question = build_question(record, _DIRECT[kind].value, 0, box_style=BoxStyle(decimals=decimals))
-    return dataclasses.replace(question, id=_id(record.id, kind), task=kind.value)
+def _direct_question(record: Record, task: ChainedTask, decimals: int) -> Question:
+    """Return the direct question, for its ground truth, with the id and name of the chained task."""
+    question = build_question(record, _DIRECT[task].value, 0, box_style=BoxStyle(decimals=decimals))
+    return dataclasses.replace(question, id=_id(record.id, task), task=task.value)
 
 
 def _classes(record: Record, annotated: Mapping[str, AnnotatedClasses]) -> list[str]:
     classes = sorted(annotated.get(record.source, UNKNOWN_CLASSES).shares)
     if not classes:
         raise EarthGPTError(
-            f"chained detection asks for each class that a dataset annotates, which {record.source} does not tell; "
-            "build it anew with `earthgpt data build`, or ask it the direct question only"
+            f"chained detection asks about each class that a dataset annotates, but {record.source} does not record "
+            "its classes; build it again with `earthgpt data build`, or evaluate without --chained"
         )
     return classes
 
 
 @dataclasses.dataclass(frozen=True)
 class _Chain:
-    """One image's questions about one kind of boxes; each step's follow from the answers to the one before."""
+    """The questions about one image for one chained task; each step depends on the answers to the previous one."""
 
     record: Record
-    kind: Chained
+    task: ChainedTask
     protocol: Protocol
     direct: Question
     decimals: int
 
-    def _asked(self, link: Link, kind: str, name: str, **fields: str) -> Asked:
-        # What is there is the same question for both kinds of boxes, and asked once.
-        whose = "chained" if link is Link.WHAT else self.kind.value
+    def _example(self, step: ChainStep, task: str, name: str, **fields: str) -> Example:
+        # Presence does not depend on the kind of boxes, so both chained tasks share the question.
+        owner = "chained" if step is ChainStep.WHAT else self.task.value
         question = Question(
-            id=f"{self.record.id}#{whose}/{link}#{name}", record_id=self.record.id, task=str(kind), question_type="",
-            text=choose_template(str(kind), None).format(**fields), answer="", references=("",),
+            id=f"{self.record.id}#{owner}/{step}#{name}", record_id=self.record.id, task=str(task), question_type="",
+            text=choose_template(str(task), None).format(**fields), answer="", references=("",),
         )  # fmt: skip
-        return Asked(self.record, question)
+        return Example(self.record, question)
 
-    def what(self, classes: Sequence[str]) -> Iterator[Asked]:
+    def what_examples(self, classes: Sequence[str]) -> Iterator[Example]:
+        """Yield one question per class."""
         for label in classes:
-            yield self._asked(Link.WHAT, DerivedTask.PRESENCE, label, label=label, plural=plural(label))
+            yield self._example(ChainStep.WHAT, DerivedTask.PRESENCE, label, label=label, plural=plural(label))
 
     def _present(self, what: Mapping[str, Prediction]) -> dict[str, Prediction]:
-        """Class -> the answer that it is there."""
-        start = f"{self.record.id}#chained/{Link.WHAT}#"
-        return {name.removeprefix(start): what[name] for name in sorted(what)
-                if normalise(what[name].prediction) == "yes"}  # fmt: skip
+        """Return the classes that are present, each with the answer that says so."""
+        prefix = f"{self.record.id}#chained/{ChainStep.WHAT}#"
+        return {name.removeprefix(prefix): what[name] for name in sorted(what)
+                if normalize(what[name].prediction) == "yes"}  # fmt: skip
 
-    def _wheres(self, what: Mapping[str, Prediction]) -> Iterator[tuple[Asked, list[str]]]:
-        """A question and the classes whose boxes are taken from its answer."""
-        kind, present = _WHERE[self.protocol][self.kind], list(self._present(what))
+    def _where(self, what: Mapping[str, Prediction]) -> Iterator[tuple[Example, list[str]]]:
+        """Yield each question of step 2 with the classes whose boxes are kept from its answer."""
+        task, present = _WHERE_TASKS[self.protocol][self.task], list(self._present(what))
         if self.protocol is Protocol.CLASSES:
             for label in present:
-                yield self._asked(Link.WHERE, kind, label, label=label, plural=plural(label)), [label]
+                yield self._example(ChainStep.WHERE, task, label, label=label, plural=plural(label)), [label]
         elif present:
-            yield self._asked(Link.WHERE, kind, _ALL), present
+            yield self._example(ChainStep.WHERE, task, _ALL), present
 
-    def where(self, what: Mapping[str, Prediction]) -> Iterator[Asked]:
-        return (asked for asked, _ in self._wheres(what))
+    def where_examples(self, what: Mapping[str, Prediction]) -> Iterator[Example]:
+        """Yield the questions of step 2."""
+        return (example for example, _ in self._where(what))
 
-    def _found(
-        self, answered: Prediction, labels: Sequence[str]
-    ) -> Iterator[tuple[str, ParsedBox, float | None, Asked]]:
-        """(class, box, its own confidence, the question about it) of the boxes of the kind and classes asked for."""
-        sure, square = confidence.of_tokens(answered), Square(self.record.width, self.record.height)
-        names = {normalise(label): label for label in labels}
-        for place, box in enumerate(boxes_of(answered).boxes):
-            label = names.get(normalise(box.label)) if box.label or len(labels) > 1 else labels[0]
-            if box.kind is DETECTION[self.kind] and label is not None:
-                upright = format_boxes([box.pixels(square)], square=square, decimals=self.decimals, kind=BoxKind.HBB)
-                asked = self._asked(Link.VERIFY, _VERIFY[self.protocol], f"{label}#{place}", box=upright)
-                yield label, box, None if sure is None else sure[place], asked
+    def _boxes(
+        self, located: Prediction, labels: Sequence[str]
+    ) -> Iterator[tuple[str, ParsedBox, float | None, Example]]:
+        """Yield (class, box, token confidence, verification question) of the boxes of the right kind and classes."""
+        confidences, square = confidence.token_confidences(located), Square(self.record.width, self.record.height)
+        names = {normalize(label): label for label in labels}
+        for index, box in enumerate(parse_answer(located).boxes):
+            label = names.get(normalize(box.label)) if box.label or len(labels) > 1 else labels[0]
+            if box.kind is DETECTION_TASKS[self.task] and label is not None:
+                hbb = format_boxes([box.pixels(square)], square=square, decimals=self.decimals, kind=BoxKind.HBB)
+                example = self._example(ChainStep.VERIFY, _VERIFY_TASKS[self.protocol], f"{label}#{index}", box=hbb)
+                yield label, box, None if confidences is None else confidences[index], example
 
-    def verify(self, what: Mapping[str, Prediction], where: Mapping[str, Prediction]) -> Iterator[Asked]:
-        for asked, labels in self._wheres(what):
-            yield from (question for *_, question in self._found(where[asked.question.id], labels))
+    def verify_examples(self, what: Mapping[str, Prediction], where: Mapping[str, Prediction]) -> Iterator[Example]:
+        """Yield one question per box."""
+        for example, labels in self._where(what):
+            yield from (verification for *_, verification in self._boxes(where[example.question.id], labels))
 
     def answer(
-        self, what: Mapping[str, Prediction], where: Mapping[str, Prediction], verify: Mapping[str, Prediction]
+        self,
+        what: Mapping[str, Prediction],
+        where: Mapping[str, Prediction],
+        verify: Mapping[str, Prediction],
     ) -> Prediction:
-        """What is left, in the form of a direct answer; a box that could not be read stays as one: `[?]`."""
+        """Combine the steps into an answer in the form of a direct one.
+
+        A box that could not be parsed stays in the answer as one that cannot be parsed: `[?]`.
+        """
         present = self._present(what)
         kept: dict[str, list[tuple[str, float | None]]] = collections.defaultdict(list)
-        steps, unread = [what[name] for name in sorted(what)], 0
-        for asked, labels in self._wheres(what):
-            found = where[asked.question.id]
-            steps.append(found)
-            unread += len(boxes_of(found).rejections)
-            for label, box, sure, question in self._found(found, labels):
-                said = verify[question.question.id]
-                steps.append(said)
-                if (named := self._names(said.prediction, label)) is not None:
-                    parts = [sure, confidence.probability(present[label]), confidence.probability(said, named)]
-                    known = [value for value in parts if value is not None]
-                    text = found.prediction[slice(*box.span)].strip()
-                    kept[label].append((text, float(np.prod(known)) if len(known) == len(parts) else None))
+        steps, unparsed = [what[name] for name in sorted(what)], 0
+        for example, labels in self._where(what):
+            boxes = where[example.question.id]
+            steps.append(boxes)
+            unparsed += len(parse_answer(boxes).rejections)
+            for label, box, token_confidence, verification in self._boxes(boxes, labels):
+                verdict = verify[verification.question.id]
+                steps.append(verdict)
+                if (span := self._class_span(verdict.prediction, label)) is not None:
+                    factors = [
+                        token_confidence,
+                        confidence.answer_probability(present[label]),
+                        confidence.answer_probability(verdict, span),
+                    ]
+                    known = [value for value in factors if value is not None]
+                    text = boxes.prediction[slice(*box.span)].strip()
+                    kept[label].append((text, float(np.prod(known)) if len(known) == len(factors) else None))
         text = detection_sentence({
             label: (len(boxes), f"[{';'.join(text for text, _ in boxes)}]") for label, boxes in kept.items()
         })  # fmt: skip
         confidences = [value for label in sorted(kept) for _, value in kept[label]]
-        sure_of = [value for value in confidences if value is not None]
+        known_confidences = [value for value in confidences if value is not None]
         return dataclasses.replace(
-            Prediction.of(self.record, self.direct, text + " [?]" * unread),
-            confidences=tuple(sure_of) if len(sure_of) == len(confidences) else (),
+            Prediction.from_answer(self.record, self.direct, text + " [?]" * unparsed),
+            confidences=tuple(known_confidences) if len(known_confidences) == len(confidences) else (),
             steps=tuple(Step(id=p.id, question=p.question, answer=p.prediction) for p in steps),
         )
 
-    def _names(self, said: str, label: str) -> tuple[int, int] | None:
-        """Where the answer names the class, `(start, end)`; None where it does not."""
+    def _class_span(self, text: str, label: str) -> tuple[int, int] | None:
+        """Return the characters (start, end) of an answer that name the class; None if it does not."""
         if self.protocol is Protocol.CLASSES:
-            return (0, len(said)) if normalise(said) == normalise(label) else None
-        words = r"[\s_-]+".join(map(re.escape, normalise(label).split()))
-        found = re.search(rf"(?<!\w){words}(?!\w)", said.lower())
+            return (0, len(text)) if normalize(text) == normalize(label) else None
+        words = r"[\s_-]+".join(map(re.escape, normalize(label).split()))
+        found = re.search(rf"(?<!\w){words}(?!\w)", text.lower())
         return found.span() if found else None

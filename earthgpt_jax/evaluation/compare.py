@@ -1,40 +1,50 @@
-"""A model beside its baselines: the same questions to it, to it made blind, to a constant and to chance."""
+"""Answer a dataset's questions with a model, and compare it with its baselines.
+
+The baselines are the same model without the image (blind), constant answers, and random answers.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from earthgpt_jax.datasets.collection import ConcatSource
-from earthgpt_jax.evaluation import baselines, chained, runner, scores
-from earthgpt_jax.evaluation import predictions as answers_lib
-from earthgpt_jax.evaluation.files import Process
+from earthgpt_jax.evaluation import baselines, chained, predictions_file, runner, scores
 from earthgpt_jax.evaluation.metrics.intervals import SAMPLES
-from earthgpt_jax.evaluation.predictions import Chained, Prediction
-from earthgpt_jax.evaluation.runner import Asked, LogProbs, View
+from earthgpt_jax.evaluation.predictions import ChainedTask, Prediction
+from earthgpt_jax.evaluation.processes import Process
+from earthgpt_jax.evaluation.questions import Example, select_examples
+from earthgpt_jax.evaluation.runner import LogProbs, View
 from earthgpt_jax.inference.engine import Engine
 from earthgpt_jax.input.prompts.derived import DerivedTask
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Answered:
-    """What a model was asked, and its answers by what it got to see; digests of all that they depend on."""
+class ModelAnswers:
+    """A model's answers to a dataset's questions, with and without the image.
 
-    asked: list[Asked]
+    Attributes:
+        examples: the questions.
+        answers: view -> predictions.
+        header: digests of everything that the answers depend on.
+    """
+
+    examples: list[Example]
     answers: dict[View, list[Prediction]]
-    header: dict
+    header: dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """`scores` as `scores.assemble` gives them; `predictions` of the model itself."""
+    """The scores of a model with its baselines (`scores.with_baselines`), and its predictions."""
 
-    scores: dict
+    scores: scores.Scores
     predictions: list[Prediction]
 
 
-def answer(
+def answer_questions(
     engine: Engine,
     test: ConcatSource,
     *,
@@ -45,64 +55,73 @@ def answer(
     derived: Sequence[DerivedTask] = (),
     chained_by: chained.Protocol | None = None,
     log_probs: LogProbs = LogProbs.BOXES,
-) -> Answered:
-    """A model's answers to a dataset's questions, with and without the images; resumable, in `out`.
+) -> ModelAnswers:
+    """Answer a dataset's questions with and without the images.
 
-    With several processes all of them call this, see `runner.evaluate`.
+    A stopped evaluation continues from the files in `out`. With several processes, all of them call this function (see
+    `runner.evaluate`).
 
     Args:
-        per_image: at most so many questions an image of a task.
-        label: of the progress bar.
-        images: ask about so many images only, spread evenly over the records.
-        derived: kinds of question beside the tasks'.
-        chained_by: how detection is asked for by chained questions too; None: it is not.
-        log_probs: which answers are kept with those of their tokens.
+        engine: the model.
+        test: the dataset.
+        out: folder of the predictions files.
+        per_image: task -> maximum number of questions per image.
+        label: description of the progress bar.
+        images: number of images to ask about, spread evenly over the records; default: all.
+        derived: derived tasks to ask as well.
+        chained_by: protocol of chained detection; None to leave it out.
+        log_probs: which answers are stored with the log-probabilities of their tokens.
     """
-    with Process.this().together("getting the questions ready"):
+    with Process.current().synchronized("preparing the questions"):
         count = len(test) if images is None else min(images, len(test))
-        chosen = [test[index * len(test) // count] for index in range(count)]
-        asked = runner.plan(
-            chosen, decimals=engine.decimals, per_image=per_image, derived=derived, annotated=test.annotated
+        records = [test[index * len(test) // count] for index in range(count)]
+        examples = select_examples(
+            records, decimals=engine.decimals, per_image=per_image, derived=derived, annotated=test.annotated
         )
-        about = {**engine.describe(), "data": test.fingerprint, "log_probs": log_probs.value}
+        common = {**engine.describe(), "data": test.fingerprint, "log_probs": log_probs.value}
         if count < len(test):
-            about["images"] = count
-        header = {**about, "questions": len(asked)}
+            common["images"] = count
+        header = {**common, "questions": len(examples)}
     answers = {}
-    for view in runner.View:
+    for view in View:
         answers[view] = runner.evaluate(
-            engine, asked, out=out / f"predictions_{view.value}.jsonl", header=header | {"view": view.value},
+            engine, examples, out=out / f"predictions_{view.value}.jsonl", header=header | {"view": view.value},
             view=view, label=f"{label} ({view.value})", log_probs=log_probs.tasks,
         )  # fmt: skip
         if chained_by:
             answers[view] += chained.detect(
-                engine, chosen, kinds=tuple(Chained), protocol=chained_by, annotated=test.annotated, view=view,
+                engine, records, tasks=tuple(ChainedTask), protocol=chained_by, annotated=test.annotated, view=view,
                 label=f"{label} ({view.value}), chained",
-                out=out / f"predictions_chained_{view.value}.jsonl", header={**about, "view": view.value},
+                out=out / f"predictions_chained_{view.value}.jsonl", header={**common, "view": view.value},
             )  # fmt: skip
-    return Answered(asked=asked, answers=answers, header=header)
+    return ModelAnswers(examples=examples, answers=answers, header=header)
 
 
-def beside_baselines(
-    answered: Answered, train: ConcatSource, *, out: Path, decimals: int, extras: Collection[scores.Extra] = ()
+def compare_with_baselines(
+    model: ModelAnswers, train: ConcatSource, *, out: Path, decimals: int, extras: Collection[scores.Extra] = ()
 ) -> Comparison:
-    """Scores of answers, with the baselines beside each figure.
+    """Score a model's answers together with its baselines.
 
     Args:
-        train: where the constant answers are learnt from; never from the test records.
-        extras: metrics that take more time.
+        model: the answers.
+        train: training records, from which the constant answers are chosen; never the test records.
+        out: folder for the constant baseline's predictions file.
+        decimals: number of decimals of box coordinates.
+        extras: slower metrics to compute as well.
     """
-    constant = baselines.constant(train, answered.asked, decimals=decimals)
-    answers_lib.write(out / "predictions_constant.jsonl", constant, header={"data": answered.header["data"]})
-    seen = answered.answers[View.IMAGE]
-    asked_in_chains = {prediction.task for prediction in seen}
-    constant += chained.alike(constant, [kind for kind in Chained if kind in asked_in_chains])
+    constant = baselines.constant(train, model.examples, decimals=decimals)
+    predictions_file.write(
+        out / "predictions_constant.jsonl", constant, header={"data": model.header["data"]}
+    )  # fmt: skip
+    predictions = model.answers[View.IMAGE]
+    tasks = {prediction.task for prediction in predictions}
+    constant += chained.as_chained(constant, [task for task in ChainedTask if task in tasks])
     return Comparison(
-        scores=scores.assemble(
-            model=scores.score(seen, samples=SAMPLES, extras=extras),
+        scores=scores.with_baselines(
+            scores.score(predictions, samples=SAMPLES, extras=extras),
             constant=scores.score(constant),
-            random=scores.score(baselines.shuffled(seen)),
-            blind=scores.score(answered.answers[View.GREY]),
+            random=scores.score(baselines.shuffled(predictions)),
+            blind=scores.score(model.answers[View.BLIND]),
         ),
-        predictions=seen,
+        predictions=predictions,
     )

@@ -1,11 +1,11 @@
-"""How sure a model was of a box, from the probabilities of the tokens that it wrote the box with.
+"""Confidence of a box, from the probabilities of the tokens that the model wrote it with.
 
     confidence = exp(mean log p of the tokens of its coordinates + mean log p of the tokens of its noun)
 
-A token counts to the coordinates if any of its characters is a digit of them, to the noun (`ships` of `two ships`: how
-many there are says nothing of one) if any of its characters is one of it; where there is none, as in grounding, the
-second mean is 0. Means, not sums: a box of more digits is not less certain. The number is a ranking; what share of
-boxes of a confidence are right, `Calibration` learns from other images.
+A token belongs to the coordinates if any of its characters is one of their digits, and to the noun (`ships` in `two
+ships`) if any of its characters is part of it. The number word is left out, since it says nothing about a single box.
+Without a noun, as in grounding, the second mean is 0. Means are used instead of sums, so that a box with more digits is
+not less certain. Confidences rank boxes; `Calibration` turns them into the fraction of boxes that are correct.
 """
 
 from __future__ import annotations
@@ -16,138 +16,158 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from scipy.optimize import isotonic_regression
 
 from earthgpt_jax.common.errors import EarthGPTError
-from earthgpt_jax.evaluation.metrics.parsed_boxes import boxes_of
-from earthgpt_jax.evaluation.predictions import WITH_BOXES, Prediction
+from earthgpt_jax.evaluation.metrics.parsed_boxes import parse_answer
+from earthgpt_jax.evaluation.predictions import BOX_TASKS, Prediction
 
 
-def of_tokens(prediction: Prediction) -> tuple[float, ...] | None:
-    """The confidence of each box that could be read, in (0, 1]; None where the tokens do not tell."""
-    boxes = boxes_of(prediction).boxes
+def token_confidences(prediction: Prediction) -> tuple[float, ...] | None:
+    """Return the confidence of each parsed box, in (0, 1]; None if the tokens are not stored or cannot be aligned."""
+    boxes = parse_answer(prediction).boxes
     if not boxes:
         return ()
     if not prediction.logprobs or not all(box.span[1] for box in boxes):
         return None
-    starts, ends = _places(prediction)
-    digits = np.array([any(map(str.isdigit, prediction.prediction[a:b])) for a, b in zip(starts, ends, strict=True)])
+    starts, ends = _token_spans(prediction)
+    has_digit = np.array([any(map(str.isdigit, prediction.prediction[a:b])) for a, b in zip(starts, ends, strict=True)])
     return tuple(
-        float(np.exp(_mean(prediction, box.span, digits) + _mean(prediction, box.noun))) for box in boxes
+        float(np.exp(_mean_logprob(prediction, box.span, has_digit) + _mean_logprob(prediction, box.noun)))
+        for box in boxes
     )  # fmt: skip
 
 
-def probability(prediction: Prediction, span: tuple[int, int] | None = None) -> float | None:
-    """The geometric mean of the tokens' of an answer, or of those with a character in a span; None where not kept."""
+def answer_probability(prediction: Prediction, span: tuple[int, int] | None = None) -> float | None:
+    """Return the geometric mean probability of the tokens of an answer; None if they are not stored.
+
+    Args:
+        prediction: the answer.
+        span: characters (start, end); only tokens that overlap them count. Default: the whole answer.
+    """
     if not prediction.logprobs:
         return None
-    return float(np.exp(_mean(prediction, span or (0, len(prediction.prediction)))))
+    return float(np.exp(_mean_logprob(prediction, span or (0, len(prediction.prediction)))))
 
 
-def _places(prediction: Prediction) -> tuple[np.ndarray, np.ndarray]:
-    """Where tokens begin and end, in characters."""
+def _token_spans(prediction: Prediction) -> tuple[np.ndarray, np.ndarray]:
+    """Return where the tokens start and end, in characters of the answer."""
     ends = np.cumsum(prediction.token_lengths)
     return ends - prediction.token_lengths, ends
 
 
-def _mean(prediction: Prediction, span: tuple[int, int], among: np.ndarray | bool = True) -> float:
-    """Mean log-probability of the tokens with a character in the span; 0 without any."""
-    starts, ends = _places(prediction)
-    chosen = (starts < span[1]) & (ends > span[0]) & among
+def _mean_logprob(prediction: Prediction, span: tuple[int, int], mask: np.ndarray | bool = True) -> float:
+    """Return the mean log-probability of the tokens that overlap a span and are in `mask`; 0 if there are none."""
+    starts, ends = _token_spans(prediction)
+    chosen = (starts < span[1]) & (ends > span[0]) & mask
     return float(np.asarray(prediction.logprobs)[chosen].mean()) if chosen.any() else 0.0
 
 
-def settled(predictions: Sequence[Prediction]) -> list[Prediction]:
-    """The same answers, their boxes' `confidences` those of the file, else of its tokens; of each task all or none.
+def assign_confidences(predictions: Sequence[Prediction]) -> list[Prediction]:
+    """Set the `confidences` of each answer with boxes: those of the file if present, else those of its tokens.
 
-    Were some boxes' known and others not, their order would be made up.
+    Per task, either all boxes get a confidence or none does: if some were unknown, their place in the ranking would be
+    arbitrary.
     """
-    known = [_known(p) for p in predictions]
-    unknown = {p.task for p, sure in zip(predictions, known, strict=True) if sure is None}
+    confidences = [_confidences(p) for p in predictions]
+    unknown = {p.task for p, values in zip(predictions, confidences, strict=True) if values is None}
     return [
-        dataclasses.replace(p, confidences=() if p.task in unknown else sure or ()) if p.task in WITH_BOXES else p
-        for p, sure in zip(predictions, known, strict=True)
+        dataclasses.replace(p, confidences=() if p.task in unknown else values or ()) if p.task in BOX_TASKS else p
+        for p, values in zip(predictions, confidences, strict=True)
     ]
 
 
-def _known(prediction: Prediction) -> tuple[float, ...] | None:
-    if prediction.task not in WITH_BOXES:
+def _confidences(prediction: Prediction) -> tuple[float, ...] | None:
+    if prediction.task not in BOX_TASKS:
         return ()
-    return prediction.confidences or of_tokens(prediction)
+    return prediction.confidences or token_confidences(prediction)
 
 
-def remarks(predictions: Sequence[Prediction]) -> list[str]:
-    """What a reader must know of a file's confidences, a line a task with boxes."""
+def notes(predictions: Sequence[Prediction]) -> list[str]:
+    """Return what a reader must know about a file's confidences, one sentence per task with boxes."""
     groups: dict[str, list[Prediction]] = collections.defaultdict(list)
     for p in predictions:
-        if p.task in WITH_BOXES:
+        if p.task in BOX_TASKS:
             groups[p.task].append(p)
-    said = []
+    lines = []
     for task, rows in sorted(groups.items()):
-        without = sum(_known(p) is None for p in rows)
-        with_boxes = sum(bool(boxes_of(p).boxes) for p in rows)
-        if not probabilities(rows):
-            said.append(f"{task}: the file's confidences are no probabilities; they rank boxes, nothing else.")
+        without = sum(_confidences(p) is None for p in rows)
+        with_boxes = sum(bool(parse_answer(p).boxes) for p in rows)
+        if not are_probabilities(rows):
+            lines.append(f"{task}: the file's confidences are not in [0, 1]; they are used to rank boxes only.")
         if without == with_boxes > 0:
-            said.append(f"{task}: no confidence in the file; all boxes count alike.")
+            lines.append(f"{task}: the file has no confidences; all boxes rank equally.")
         elif without:
-            said.append(
-                f"{task}: {without} of {with_boxes} answers with boxes have no log-probabilities: no confidence is "
-                "used, all boxes count alike."
+            lines.append(
+                f"{task}: {without} of {with_boxes} answers with boxes have no log-probabilities, so no confidences "
+                "are used and all boxes rank equally."
             )
-    return said
+    return lines
 
 
-def probabilities(predictions: Sequence[Prediction]) -> bool:
-    """Whether all confidences are in [0, 1]."""
-    return all(0 <= sure <= 1 for p in predictions for sure in p.confidences)
+def are_probabilities(predictions: Sequence[Prediction]) -> bool:
+    """Return whether all confidences are in [0, 1]."""
+    return all(0 <= value <= 1 for p in predictions for value in p.confidences)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """Confidence -> share of boxes that are right: increasing, linear between its corners, level beyond them.
+    """A function from confidence to the fraction of boxes that are correct.
+
+    It is increasing, linear between its corners, and constant beyond them.
 
     Attributes:
-        confidences, shares: of the corners, ascending.
-        boxes: how many it was learnt from.
+        confidences, fractions: the corners, in ascending order.
+        boxes: number of boxes that it was fitted to.
     """
 
     confidences: tuple[float, ...]
-    shares: tuple[float, ...]
+    fractions: tuple[float, ...]
     boxes: int
 
     def __call__(self, confidences: np.ndarray) -> np.ndarray:
-        return np.interp(confidences, self.confidences, self.shares)
+        """Return the calibrated confidences, f[n]."""
+        return np.interp(confidences, self.confidences, self.fractions)
 
 
-def fit(confidences: np.ndarray, right: np.ndarray) -> Calibration:
-    """Isotonic regression (Zadrozny and Elkan 2002), by scipy; boxes of one confidence count as one point.
+def fit_calibration(confidences: np.ndarray, correct: np.ndarray) -> Calibration:
+    """Fit a calibration by isotonic regression (Zadrozny and Elkan 2002).
+
+    Args:
+        confidences: of the boxes, f[n]; boxes of equal confidence count as one point.
+        correct: whether each box is correct, bool[n].
 
     Raises:
-        EarthGPTError: no boxes.
+        EarthGPTError: there are no boxes.
     """
+    from scipy.optimize import isotonic_regression
+
     if not len(confidences):
-        raise EarthGPTError("calibration: expected boxes to learn from, got none")
-    levels, place, counts = np.unique(confidences, return_inverse=True, return_counts=True)
-    shares = np.bincount(place, np.asarray(right, float)) / counts
-    fitted = isotonic_regression(shares, weights=counts)
-    # The first and the last level of each block of equal shares.
+        raise EarthGPTError("calibration: expected at least one box to fit to, got none")
+    levels, level, counts = np.unique(confidences, return_inverse=True, return_counts=True)
+    fractions = np.bincount(level, np.asarray(correct, float)) / counts
+    fitted = isotonic_regression(fractions, weights=counts)
+    # The first and the last level of each block of equal fractions.
     corners = np.unique(np.concatenate([fitted.blocks[:-1], fitted.blocks[1:] - 1]))
     return Calibration(
-        confidences=tuple(levels[corners].tolist()), shares=tuple(fitted.x[corners].tolist()), boxes=len(confidences)
+        confidences=tuple(levels[corners].tolist()),
+        fractions=tuple(fitted.x[corners].tolist()),
+        boxes=len(confidences),
     )
 
 
-def check_disjoint(learnt: Sequence[Prediction], scored: Sequence[Prediction], *, where: Path, of: Path) -> None:
-    """That what a calibration is learnt from is not what it is judged on.
+def check_disjoint(
+    fitted: Sequence[Prediction], scored: Sequence[Prediction], *, fitted_path: Path, scored_path: Path
+) -> None:
+    """Check that a calibration is not evaluated on the data that it was fitted to.
 
     Raises:
-        EarthGPTError: a question or an image is in both; names one.
+        EarthGPTError: a question or an image is in both files; names one.
     """
     for what, name in (("questions", "id"), ("images", "record_id")):
-        shared = {getattr(p, name) for p in learnt} & {getattr(p, name) for p in scored}
+        shared = {getattr(p, name) for p in fitted} & {getattr(p, name) for p in scored}
         if shared:
             raise EarthGPTError(
-                f"{where}: expected answers about other images than {of}, got {len(shared)} {what} of it, as "
-                f"{min(shared)}; a calibration judged on what it was learnt from flatters itself: take another split"
+                f"{fitted_path}: expected answers about other images than {scored_path}, got {len(shared)} {what} in "
+                f"common, for example {min(shared)}. A calibration error measured on the data that the calibration was "
+                "fitted to is too low: use another split"
             )

@@ -1,11 +1,9 @@
-"""Asks a model every question of a set of records, on any number of processes, and writes the answers as they come."""
+"""Ask a model every question, on any number of processes, and write the answers as they arrive."""
 
 from __future__ import annotations
 
 import collections
-import dataclasses
 import enum
-import itertools
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,49 +11,19 @@ from typing import Any, Protocol
 import numpy as np
 from tqdm import tqdm
 
-from earthgpt_jax.common.digests import sha256
 from earthgpt_jax.common.errors import EarthGPTError
-from earthgpt_jax.evaluation import predictions as predictions_lib
-from earthgpt_jax.evaluation.files import Files, Process
-from earthgpt_jax.evaluation.predictions import WITH_BOXES, Prediction
+from earthgpt_jax.evaluation import predictions_file
+from earthgpt_jax.evaluation.part_files import PartFiles
+from earthgpt_jax.evaluation.predictions import BOX_TASKS, Prediction
+from earthgpt_jax.evaluation.processes import Process
+from earthgpt_jax.evaluation.questions import MAX_NEW_TOKENS, Example
 from earthgpt_jax.inference.engine import Answer, ImageRequests, Request
 from earthgpt_jax.input.images import grey_square, load_square
-from earthgpt_jax.input.prompts.derived import DerivedTask
-from earthgpt_jax.input.prompts.questions import (
-    BoxStyle,
-    Question,
-    build_question,
-    evaluation_questions,
-    question_indices,
-)
-from earthgpt_jax.records import UNKNOWN_CLASSES, AnnotatedClasses, Record, Task
-
-# Longest answer of a task, in tokens: boxes take one token a digit.
-MAX_NEW_TOKENS: Mapping[str, int] = {
-    Task.CLASSIFICATION: 16,
-    Task.VQA: 16,
-    Task.CAPTION: 64,
-    Task.REGION_CAPTION: 48,
-    Task.GROUNDING: 48,
-    Task.HBB: 256,
-    Task.OBB: 448,
-    DerivedTask.PRESENCE: 16,
-    DerivedTask.COUNT: 16,
-    DerivedTask.REGION_CLASS: 16,
-    DerivedTask.CLASS_HBB: 256,
-    DerivedTask.CLASS_OBB: 448,
-    DerivedTask.ABSENT_HBB: 256,
-    DerivedTask.ABSENT_OBB: 448,
-    DerivedTask.ABSENT_GROUNDING: 48,
-}
-# Questions about what is not there.
-FALSE_PREMISES = (DerivedTask.ABSENT_HBB, DerivedTask.ABSENT_OBB, DerivedTask.ABSENT_GROUNDING)
-# And those about what is there and how many, which tell a model that says yes to everything.
-DERIVED = (DerivedTask.PRESENCE, DerivedTask.COUNT, *FALSE_PREMISES)
+from earthgpt_jax.records import Record
 
 
 class LogProbs(enum.StrEnum):
-    """Whose answers are kept with the log-probabilities of their tokens: those with boxes, all, none."""
+    """Which answers are stored with the log-probabilities of their tokens: those with boxes, all, or none."""
 
     BOXES = "boxes"
     ALL = "all"
@@ -63,21 +31,24 @@ class LogProbs(enum.StrEnum):
 
     @property
     def tasks(self) -> Collection[str]:
-        return {LogProbs.BOXES: WITH_BOXES, LogProbs.ALL: tuple(MAX_NEW_TOKENS), LogProbs.NONE: ()}[self]
+        """The tasks whose answers are stored with log-probabilities."""
+        return {LogProbs.BOXES: BOX_TASKS, LogProbs.ALL: tuple(MAX_NEW_TOKENS), LogProbs.NONE: ()}[self]
 
 
-_CLASSES = (64, 512)  # answers up to so many tokens are made together
+# Answers are generated in groups of similar maximum length, since long answers need more memory: up to 64 tokens, then
+# up to 512.
+_LENGTH_GROUPS = (64, 512)
 
 
 class View(enum.StrEnum):
-    """What the model gets to see: the image, or a grey square (the blind baseline)."""
+    """What the model sees: the image, or a uniform grey square (the blind baseline)."""
 
     IMAGE = "image"
-    GREY = "blind"
+    BLIND = "blind"
 
 
 class Answerer(Protocol):
-    """What answers: `inference.engine.Engine` or anything with its surface."""
+    """The part of `inference.engine.Engine` that an evaluation uses."""
 
     @property
     def image_size(self) -> int: ...
@@ -90,142 +61,113 @@ class Answerer(Protocol):
     def stream(self, scenes: Sequence[ImageRequests], *, state_shape: Any) -> Iterator[Answer]: ...
 
 
-@dataclasses.dataclass(frozen=True)
-class Asked:
-    """A question and the record it is about."""
-
-    record: Record
-    question: Question
-
-
-def plan(
-    records: Sequence[Record],
-    *,
-    decimals: int,
-    per_image: Mapping[str, int] | None = None,
-    tasks: Sequence[Task] = tuple(Task),
-    derived: Sequence[DerivedTask] = (),
-    annotated: Mapping[str, AnnotatedClasses] | None = None,
-) -> list[Asked]:
-    """All questions of the records; at most `per_image[task]` an image, chosen by a hash of the id.
-
-    Args:
-        derived: kinds of question that are asked beside the tasks', of records that can be asked them.
-        annotated: source -> its classes, without which it cannot be told what is absent.
-    """
-    limits = per_image or {}
-    asked = []
-    for index in range(len(records)):
-        record = records[index]
-        box_style = BoxStyle(decimals=decimals)
-        classes = (annotated or {}).get(record.source, UNKNOWN_CLASSES)
-        everything = evaluation_questions(record, box_style=box_style, tasks=tasks) + tuple(
-            build_question(record, kind.value, place, box_style=box_style, annotated=classes)
-            for kind in derived
-            for place in question_indices(record, kind.value, annotated=classes)
-        )
-        for task, group in itertools.groupby(everything, key=lambda question: question.task):
-            chosen = sorted(group, key=lambda question: sha256(question.id))
-            asked += [Asked(record, question) for question in chosen[: limits.get(task)]]
-    return asked
-
-
 def evaluate(
     answerer: Answerer,
-    asked: Sequence[Asked],
+    examples: Sequence[Example],
     *,
     out: Path,
     header: Mapping[str, Any],
     view: View,
     label: str,
     process: Process | None = None,
-    log_probs: Collection[str] = WITH_BOXES,
+    log_probs: Collection[str] = BOX_TASKS,
 ) -> list[Prediction]:
-    """Answers every question once; what is answered already is kept, what is missing is asked.
+    """Answer every question once; answers that `out` or its part files already hold are kept.
 
-    With several processes each calls this with the same arguments, answers the questions about its share of the images
-    and writes them as they come (`evaluation.files`); the first one joins the files. All of them see `out`'s folder.
+    With several processes, all of them call this function with the same arguments. Each answers the questions about its
+    share of the images and writes its own part file (see `part_files`); the main process joins the parts. All
+    processes must see the folder of `out`.
 
     Args:
-        out: predictions file; when it is there, it is whole.
-        header: digests of model, data, prompt and decoding; a file with another header, or of other questions, is
-            refused.
-        label: of the progress bar.
-        process: which one this is; default: what `jax.distributed` says.
-        log_probs: tasks whose answers are kept with the log-probabilities of their tokens.
+        answerer: the model.
+        examples: the questions.
+        out: predictions file; once it exists, it is complete.
+        header: digests of model, data, prompt and decoding. A file with another header, or with answers to other
+            questions, is refused.
+        view: what the model sees.
+        label: description of the progress bar.
+        process: which process this is; default: as `jax.distributed` says.
+        log_probs: tasks whose answers are stored with the log-probabilities of their tokens.
 
     Returns:
-        One prediction for each of `asked`, in its order.
+        One prediction per example, in the order of `examples`.
 
     Raises:
-        EarthGPTError: `out` is of another model, data or set of questions; a question comes twice; nothing is asked;
-            an image cannot be read. What is answered stays, and the same call answers the rest.
+        EarthGPTError: there is nothing to ask; two questions have the same id; `out` belongs to another model, dataset
+            or set of questions; an image cannot be decoded. Answers written so far are kept, and the same call
+            answers the rest.
     """
-    process = process or Process.this()
-    with process.together("looking for what is answered already"):
-        _check(asked, out)
-        digest = predictions_lib.digest((item.question.id, item.question.text, item.question.answer) for item in asked)
-        limits = {task: MAX_NEW_TOKENS[task] for task in sorted({item.question.task for item in asked})}
-        files = Files(out=out, header={**header, "limits": limits, "asked": digest})
-        done = files.answered()
-    process.agree(files.header)
-    by_id = {item.question.id: item for item in asked}
-    with process.together("answering"):
-        own = [group for number, group in enumerate(_by_image(asked)) if number % process.count == process.index]
-        total = sum(map(len, own))
-        missing = sum(item.question.id not in done for group in own for item in group)
+    process = process or Process.current()
+    with process.synchronized("looking for existing answers"):
+        _check(examples, out)
+        digest = predictions_file.questions_digest(
+            (item.question.id, item.question.text, item.question.answer) for item in examples
+        )
+        limits = {task: MAX_NEW_TOKENS[task] for task in sorted({item.question.task for item in examples})}
+        files = PartFiles(out=out, header={**header, "max_new_tokens": limits, "questions_digest": digest})
+        answered = files.answered()
+    process.check_consistent(files.header)
+    by_id = {item.question.id: item for item in examples}
+    with process.synchronized("answering"):
+        share = [group for index, group in enumerate(_by_image(examples)) if index % process.count == process.index]
+        total = sum(map(len, share))
+        missing = sum(item.question.id not in answered for group in share for item in group)
         if missing:
             with files.append_to(process) as file, tqdm(
-                total=total, initial=total - missing, desc=label, unit="question", disable=not process.leads
+                total=total, initial=total - missing, desc=label, unit="question", disable=not process.is_main
             ) as bar:  # fmt: skip
-                for answer in _answers(answerer, asked, own=own, done=done, view=view):
+                for answer in _answers(answerer, examples, share=share, answered=answered, view=view):
                     item = by_id[answer.id]
-                    file.write(predictions_lib.to_line(_prediction(item, answer, log_probs)))
+                    file.write(predictions_file.to_line(_prediction(item, answer, log_probs)))
                     file.flush()
                     bar.update()
-    with process.together("joining the answers"):
-        if process.leads:
+    with process.synchronized("joining the answers"):
+        if process.is_main:
             files.join(sorted(by_id))
-    done = files.answered()
-    return [done[item.question.id] for item in asked]
+    answered = files.answered()
+    return [answered[item.question.id] for item in examples]
 
 
-def _prediction(item: Asked, answer: Answer, log_probs: Collection[str]) -> Prediction:
-    kept = answer.token_lengths if item.question.task in log_probs else ()
-    return Prediction.of(
-        item.record, item.question, answer.text, token_lengths=kept, logprobs=answer.logprobs[: len(kept)].tolist()
+def _prediction(item: Example, answer: Answer, log_probs: Collection[str]) -> Prediction:
+    lengths = answer.token_lengths if item.question.task in log_probs else ()
+    return Prediction.from_answer(
+        item.record,
+        item.question,
+        answer.text,
+        token_lengths=lengths,
+        logprobs=answer.logprobs[: len(lengths)].tolist(),
     )
 
 
 def _answers(
     answerer: Answerer,
-    asked: Sequence[Asked],
+    examples: Sequence[Example],
     *,
-    own: Sequence[Sequence[Asked]],
-    done: Collection[str],
+    share: Sequence[Sequence[Example]],
+    answered: Collection[str],
     view: View,
 ) -> Iterator[Answer]:
-    """Of what is missing of `own`: short answers first, then long ones, which need more memory each.
+    """Answer the missing questions of this process's share: short answers first, then long ones.
 
-    Sizes are chosen by all that is asked, so that they are the same for any part of it.
+    The layout is chosen from all examples, so that it is the same for any subset of them and any number of processes.
     """
-    for at_most in sorted({_class(item) for item in asked}):
+    for max_length in sorted({_length_group(item) for item in examples}):
 
-        def scenes(groups: Iterable[Sequence[Asked]], at_most: int = at_most) -> list[ImageRequests]:
-            chosen = ([item for item in group if _class(item) == at_most] for group in groups)
+        def scenes(groups: Iterable[Sequence[Example]], max_length: int = max_length) -> list[ImageRequests]:
+            chosen = ([item for item in group if _length_group(item) == max_length] for group in groups)
             return [_scene(group, size=answerer.image_size, view=view) for group in chosen if group]
 
-        missing = scenes([[item for item in group if item.question.id not in done] for group in own])
+        missing = scenes([[item for item in group if item.question.id not in answered] for group in share])
         if missing:
-            yield from answerer.stream(missing, state_shape=answerer.state_shape(scenes(_by_image(asked))))
+            yield from answerer.stream(missing, state_shape=answerer.state_shape(scenes(_by_image(examples))))
 
 
-def _class(item: Asked) -> int:
+def _length_group(item: Example) -> int:
     limit = MAX_NEW_TOKENS[item.question.task]
-    return next(at_most for at_most in _CLASSES if limit <= at_most)
+    return next(max_length for max_length in _LENGTH_GROUPS if limit <= max_length)
 
 
-def _scene(group: Sequence[Asked], *, size: int, view: View) -> ImageRequests:
+def _scene(group: Sequence[Example], *, size: int, view: View) -> ImageRequests:
     record = group[0].record
     return ImageRequests(
         image=lambda: _image(record, size, view),
@@ -236,27 +178,28 @@ def _scene(group: Sequence[Asked], *, size: int, view: View) -> ImageRequests:
     )
 
 
-def _by_image(asked: Sequence[Asked]) -> list[list[Asked]]:
-    """Sorted by id, whatever the order."""
-    groups: dict[str, list[Asked]] = collections.defaultdict(list)
-    for item in sorted(asked, key=lambda item: item.question.id):
+def _by_image(examples: Sequence[Example]) -> list[list[Example]]:
+    """Group the questions by image; images and questions are sorted by id, so the input order does not matter."""
+    groups: dict[str, list[Example]] = collections.defaultdict(list)
+    for item in sorted(examples, key=lambda item: item.question.id):
         groups[item.record.id].append(item)
     return [groups[name] for name in sorted(groups)]
 
 
-def _check(asked: Sequence[Asked], out: Path) -> None:
-    if not asked:
+def _check(examples: Sequence[Example], out: Path) -> None:
+    if not examples:
         raise EarthGPTError(f"{out}: nothing to ask; the records have no question of the chosen tasks")
-    twice = [name for name, count in collections.Counter(item.question.id for item in asked).items() if count > 1]
-    if twice:
+    ids = collections.Counter(item.question.id for item in examples)
+    duplicates = [name for name, count in ids.items() if count > 1]
+    if duplicates:
         raise EarthGPTError(
-            f"{out}: {len(twice)} question ids come more than once, the first is {twice[0]}; "
-            "was the same dataset given twice?"
+            f"{out}: {len(duplicates)} question ids are not unique, the first is {duplicates[0]}; was the same dataset "
+            "given twice?"
         )
 
 
 def _image(record: Record, size: int, view: View) -> np.ndarray:
-    if view is View.GREY:
+    if view is View.BLIND:
         return grey_square(size)
     try:
         return load_square(record.image, size)

@@ -1,8 +1,8 @@
-"""Predictions -> scores: `{task: {group: {metric: value, "n": questions}}}`.
+"""Compute the scores of predictions: `{task: {group: {metric: value, "n": questions}}}`.
 
-Groups are `all`, the sensors, and in `breakdown` classes, sizes and sources, as `class: ship`. Beside the figures,
-`intervals` holds their 95 % intervals. `assemble` puts the baselines of each cell beside it, as `"constant": {...}`,
-`"blind": {...}`; that is the form of scores.json.
+Groups are `all` and the sensors, and with `breakdown` also classes, sizes and sources, such as `class: ship`. Next to
+its values, a group has their 95 % intervals in `intervals`. `with_baselines` adds each baseline's values of the same
+group, as `"constant": {...}`, `"random": {...}` and `"blind": {...}`; the file `scores.json` has this form.
 """
 
 from __future__ import annotations
@@ -19,18 +19,23 @@ from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.evaluation import confidence
 from earthgpt_jax.evaluation.confidence import Calibration
 from earthgpt_jax.evaluation.metrics import intervals as intervals_lib
-from earthgpt_jax.evaluation.metrics.average_precision import ap_intervals, average_precisions
-from earthgpt_jax.evaluation.metrics.base import Counts, Metric, rows_by, totals
-from earthgpt_jax.evaluation.metrics.calibration import reliability
+from earthgpt_jax.evaluation.metrics.average_precision import (
+    Interpolation,
+    ap_intervals,
+    average_precision,
+    average_precisions,
+    rank_boxes,
+)
+from earthgpt_jax.evaluation.metrics.base import Metric, Statistics, group_by, totals
+from earthgpt_jax.evaluation.metrics.calibration import calibration_metric
 from earthgpt_jax.evaluation.metrics.captions import captions
 from earthgpt_jax.evaluation.metrics.classification import classification
 from earthgpt_jax.evaluation.metrics.detection import detection
-from earthgpt_jax.evaluation.metrics.false_premises import premises
+from earthgpt_jax.evaluation.metrics.false_premises import false_premises
 from earthgpt_jax.evaluation.metrics.grounding import grounding
-from earthgpt_jax.evaluation.metrics.java import java_captions
-from earthgpt_jax.evaluation.metrics.voc_ap import Interpolation, average_precision, rank
+from earthgpt_jax.evaluation.metrics.meteor_spice import meteor_spice
 from earthgpt_jax.evaluation.metrics.vqa import vqa
-from earthgpt_jax.evaluation.predictions import DETECTION, WITH_BOXES, Chained, Prediction
+from earthgpt_jax.evaluation.predictions import BOX_TASKS, DETECTION_TASKS, ChainedTask, Prediction
 from earthgpt_jax.input.prompts.derived import DerivedTask
 from earthgpt_jax.records import Sensor, Task
 
@@ -42,17 +47,17 @@ METRICS: Mapping[str, Metric] = {
     Task.GROUNDING: grounding,
     Task.HBB: detection[BoxKind.HBB],
     Task.OBB: detection[BoxKind.OBB],
-    Chained.HBB: detection[BoxKind.HBB],
-    Chained.OBB: detection[BoxKind.OBB],
+    ChainedTask.HBB: detection[BoxKind.HBB],
+    ChainedTask.OBB: detection[BoxKind.OBB],
     DerivedTask.PRESENCE: vqa,
     DerivedTask.COUNT: vqa,
     DerivedTask.REGION_CLASS: classification,
-    DerivedTask.ABSENT_HBB: premises,
-    DerivedTask.ABSENT_OBB: premises,
-    DerivedTask.ABSENT_GROUNDING: premises,
+    DerivedTask.ABSENT_HBB: false_premises,
+    DerivedTask.ABSENT_OBB: false_premises,
+    DerivedTask.ABSENT_GROUNDING: false_premises,
 }
 
-# What a table shows of each task: the metric that names it, and its title.
+# Task -> its headline metric, and the title of that metric in tables.
 HEADLINE: Mapping[str, tuple[str, str]] = {
     Task.CLASSIFICATION: ("top1", "classification, top-1"),
     Task.CAPTION: ("cider", "captions, CIDEr"),
@@ -61,26 +66,25 @@ HEADLINE: Mapping[str, tuple[str, str]] = {
     Task.GROUNDING: ("pr50", "grounding, Pr@0.5"),
     Task.HBB: ("f1", "horizontal boxes, F1@0.5"),
     Task.OBB: ("f1", "oriented boxes, F1@0.5"),
-    Chained.HBB: ("f1", "horizontal boxes by chained questions, F1@0.5"),
-    Chained.OBB: ("f1", "oriented boxes by chained questions, F1@0.5"),
+    ChainedTask.HBB: ("f1", "horizontal boxes by chained questions, F1@0.5"),
+    ChainedTask.OBB: ("f1", "oriented boxes by chained questions, F1@0.5"),
     DerivedTask.PRESENCE: ("accuracy", "presence, accuracy"),
     DerivedTask.COUNT: ("accuracy", "counts, accuracy"),
     DerivedTask.REGION_CLASS: ("top1", "class of a region, top-1"),
-    DerivedTask.ABSENT_HBB: ("refused", "no such object (HBB), refused"),
-    DerivedTask.ABSENT_OBB: ("refused", "no such object (OBB), refused"),
-    DerivedTask.ABSENT_GROUNDING: ("refused", "no such object (grounding), refused"),
+    DerivedTask.ABSENT_HBB: ("refusal_rate", "absent objects (HBB), refusal rate"),
+    DerivedTask.ABSENT_OBB: ("refusal_rate", "absent objects (OBB), refusal rate"),
+    DerivedTask.ABSENT_GROUNDING: ("refusal_rate", "absent objects (grounding), refusal rate"),
 }
-_CAPTIONS = (Task.CAPTION, Task.REGION_CAPTION)
+_CAPTION_TASKS = (Task.CAPTION, Task.REGION_CAPTION)
 BASELINES = ("constant", "random", "blind")
-# What a cell holds beside its figures.
-BESIDE = ("n", "intervals", *BASELINES)
+NOT_METRICS = ("n", "intervals", *BASELINES)  # keys of a group that are not metrics
 
 Scores = dict[str, dict[str, dict[str, Any]]]
 
 
 class Extra(enum.StrEnum):
-    """What takes time: average precisions, and what confidences are worth, where there are some; METEOR and SPICE, over
-    all images and where they can be computed."""
+    """Slower metrics. AP: average precisions and, where boxes have confidences, their calibration. JAVA: METEOR and
+    SPICE over all images, where they can be computed."""
 
     AP = "ap"
     JAVA = "java"
@@ -93,100 +97,112 @@ def score(
     extras: Collection[Extra] = (),
     calibrations: Mapping[str, Calibration] | None = None,
 ) -> Scores:
-    """All metrics of every task that was asked, over all images and per sensor.
+    """Compute all metrics of every task, over all images and per sensor.
 
     Args:
-        samples: bootstrap samples of the intervals; 0 for none.
-        extras: metrics that take more time.
-        calibrations: of tasks with boxes, learnt from other answers (`reliability.learn`).
+        predictions: the answers; their order does not matter.
+        samples: bootstrap samples for the intervals; 0 for no intervals.
+        extras: slower metrics to compute as well.
+        calibrations: task -> calibration fitted to other answers (`calibration.fit_calibrations`).
 
     Raises:
-        EarthGPTError: no predictions, a task that nothing here scores, or a question answered twice.
+        EarthGPTError: there are no predictions; a task is unknown; a question is answered twice.
     """
     table: Scores = {}
     for task, rows in _by_task(predictions).items():
         metric = METRICS[task]
-        everything = metric.counts(rows)
+        statistics = metric.statistics(rows)
         sensors = np.array([p.sensor for p in rows])
+        table[task] = {}
         for group in ("all", *(str(sensor) for sensor in Sensor)):
             chosen = np.ones(len(rows), bool) if group == "all" else sensors == group
             if not chosen.any():
                 continue
-            some = [rows[i] for i in np.flatnonzero(chosen)]
-            counts = {name: column[chosen] for name, column in everything.items()} | dict(metric.in_corpus(some))
-            cell = table.setdefault(task, {})[group] = _cell(metric, counts, some, samples)
-            if Extra.AP in extras and task in DETECTION:
-                cell |= average_precisions(some, DETECTION[task])
-                if samples:
-                    cell["intervals"] |= ap_intervals(some, DETECTION[task], samples=samples)
-            known = any(p.confidences for p in some) and confidence.probabilities(some)
-            if Extra.AP in extras and task in WITH_BOXES and known:
-                measured = reliability((calibrations or {}).get(task))
-                more = _cell(measured, measured.counts(some), some, samples)
-                cell |= {name: value for name, value in more.items() if name not in BESIDE}
-                if samples:
-                    cell["intervals"] |= more["intervals"]
-            if Extra.JAVA in extras and task in _CAPTIONS and group == "all":
-                cell |= java_captions(some)
+            members = [rows[i] for i in np.flatnonzero(chosen)]
+            columns = {name: column[chosen] for name, column in statistics.items()}
+            cell = _cell(metric, columns | dict(metric.corpus_statistics(members)), members, samples)
+            if Extra.AP in extras and task in BOX_TASKS:
+                _add_box_metrics(cell, task, members, samples, (calibrations or {}).get(task))
+            if Extra.JAVA in extras and task in _CAPTION_TASKS and group == "all":
+                cell |= meteor_spice(members)
+            table[task][group] = cell
     return table
 
 
-def breakdown(predictions: Sequence[Prediction], *, samples: int = 0) -> Scores:
-    """The metrics of each class, size and source; groups as `class: ship`, `size: small`, `source: dior`.
+def _add_box_metrics(
+    cell: dict[str, Any], task: str, rows: Sequence[Prediction], samples: int, calibration: Calibration | None
+) -> None:
+    """Add average precisions, and calibration errors if the boxes have confidences in [0, 1]."""
+    if task in DETECTION_TASKS:
+        cell |= average_precisions(rows, DETECTION_TASKS[task])
+        if samples:
+            cell["intervals"] |= ap_intervals(rows, DETECTION_TASKS[task], samples=samples)
+    if any(p.confidences for p in rows) and confidence.are_probabilities(rows):
+        metric = calibration_metric(calibration)
+        added = _cell(metric, metric.statistics(rows), rows, samples)
+        cell |= {name: value for name, value in added.items() if name not in NOT_METRICS}
+        if samples:
+            cell["intervals"] |= added["intervals"]
 
-    A class of boxes also has its AP at IoU 0.5.
-    Captions have sources only; where there is a single source, it is left out.
+
+def breakdown(predictions: Sequence[Prediction], *, samples: int = 0) -> Scores:
+    """Compute the metrics per class, size and source; groups such as `class: ship`, `size: small`, `source: dior`.
+
+    Detected classes also have their AP at IoU 0.5. Captions have no breakdown, since CIDEr depends on the whole corpus.
+    Sources are left out if there is only one.
     """
     table: Scores = {}
     for task, rows in _by_task(predictions).items():
         metric = METRICS[task]
-        groups = dict(metric.parts(rows)) if metric.parts else {}
+        groups = dict(metric.breakdown(rows)) if metric.breakdown else {}
         sources = [f"source: {p.source}" for p in rows]
         if metric.corpus is None and len(set(sources)) > 1:
-            groups |= rows_by(sources, metric.counts(rows))
-        cells = {group: _cell(metric, counts, rows, samples) for group, counts in groups.items()}
-        if task in DETECTION:
-            for label, item in rank(rows, DETECTION[task]).items():
-                if item.objects.sum() and f"class: {label}" in cells:
-                    cells[f"class: {label}"]["ap50"] = float(average_precision(item, Interpolation.VOC12)[0])
+            groups |= group_by(sources, metric.statistics(rows))
+        cells = {group: _cell(metric, statistics, rows, samples) for group, statistics in groups.items()}
+        if task in DETECTION_TASKS:
+            for label, boxes in rank_boxes(rows, DETECTION_TASKS[task]).items():
+                if boxes.objects.sum() and f"class: {label}" in cells:
+                    cells[f"class: {label}"]["ap50"] = float(average_precision(boxes, Interpolation.VOC12)[0])
         if cells:
             table[task] = cells
     return table
 
 
 def with_breakdown(table: Scores, predictions: Sequence[Prediction], *, samples: int) -> Scores:
-    """`table` with the groups of `breakdown` behind its own."""
+    """Return `table` with the groups of `breakdown` appended."""
     parts = breakdown(predictions, samples=samples)
     return {task: groups | parts.get(task, {}) for task, groups in table.items()}
 
 
 def _by_task(predictions: Sequence[Prediction]) -> dict[str, list[Prediction]]:
-    """Rows by id, so that no figure can depend on the order in which questions were answered; with confidences."""
+    """Group predictions by task, with confidences assigned, sorted by id so that no value depends on their order."""
     if not predictions:
         raise EarthGPTError("there are no predictions to score; expected at least one answered question")
     if unknown := {p.task for p in predictions} - {str(task) for task in METRICS}:
-        known = ", ".join(METRICS)
-        raise EarthGPTError(f"predictions of task {', '.join(sorted(unknown))} cannot be scored; known are {known}")
+        raise EarthGPTError(
+            f"predictions of task {', '.join(sorted(unknown))} cannot be scored; the tasks are {', '.join(METRICS)}"
+        )
     if len({p.id for p in predictions}) != len(predictions):
-        twice = collections.Counter(p.id for p in predictions).most_common(1)[0][0]
-        raise EarthGPTError(f"question {twice!r} is answered twice; each may be scored only once")
+        duplicate = collections.Counter(p.id for p in predictions).most_common(1)[0][0]
+        raise EarthGPTError(f"question {duplicate!r} is answered twice; each question may be scored only once")
     groups: dict[str, list[Prediction]] = {str(task): [] for task in METRICS}
-    for p in sorted(confidence.settled(predictions), key=lambda p: p.id):
+    for p in sorted(confidence.assign_confidences(predictions), key=lambda p: p.id):
         groups[p.task].append(p)
     return {task: rows for task, rows in groups.items() if rows}
 
 
-def _cell(metric: Metric, counts: Counts, rows: Sequence[Prediction], samples: int) -> dict[str, Any]:
-    sums = totals(counts)
-    cell: dict[str, Any] = {**metric.plain(metric.figures(sums)), "n": int(sums["n"])}
+def _cell(metric: Metric, statistics: Statistics, rows: Sequence[Prediction], samples: int) -> dict[str, Any]:
+    """Return the values of one group, their number of questions, and their intervals."""
+    sums = totals(statistics)
+    cell: dict[str, Any] = {**metric.to_numbers(metric.compute(sums)), "n": int(sums["n"])}
     if samples:
-        image = intervals_lib.images([p.record_id for p in rows])
-        cell["intervals"] = intervals_lib.intervals(metric, counts, image, samples=samples)
+        image = intervals_lib.image_indices([p.record_id for p in rows])
+        cell["intervals"] = intervals_lib.intervals(metric, statistics, image, samples=samples)
     return cell
 
 
-def assemble(*, model: Scores, **baselines: Scores) -> Scores:
-    """The model's scores with the baselines beside each cell; names are of `BASELINES`."""
+def with_baselines(model: Scores, **baselines: Scores) -> Scores:
+    """Return the model's scores with the baselines' values in each group; the names are those of `BASELINES`."""
     return {
         task: {
             group: {**values, **{name: table.get(task, {}).get(group, {}) for name, table in baselines.items()}}
@@ -196,40 +212,6 @@ def assemble(*, model: Scores, **baselines: Scores) -> Scores:
     }
 
 
-def to_markdown(scores: Scores) -> str:
-    """A table of the headline metrics: each sensor, then the baselines over all images that there are."""
-    groups = ["all", *(sensor.value for sensor in Sensor)]
-    beside = [name for name in BASELINES if any(name in groups["all"] for groups in scores.values())]
-    rows = [["task", *groups, *beside, "parsed", "n"]]
-    for task, (metric, title) in HEADLINE.items():
-        cells = scores.get(str(task))
-        if cells:
-            whole = cells["all"]
-            rows.append(
-                [
-                    title,
-                    figure(whole.get(metric), whole.get("intervals", {}).get(metric)),
-                    *(figure(cells.get(group, {}).get(metric)) for group in groups[1:]),
-                    *(figure(whole.get(name, {}).get(metric)) for name in beside),
-                    figure(whole.get("parse_rate")),
-                    str(whole["n"]),
-                ]
-            )
-    return markdown_table(rows)
-
-
-def markdown_table(rows: Sequence[Sequence[str]]) -> str:
-    """The first row is the head; all columns but the first hold figures."""
-    head, *body = rows
-    return "\n".join(
-        "| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |"
-        for row in (head, ["---", *["---:"] * (len(head) - 1)], *body)
-    )
-
-
-def figure(value: float | None, interval: Sequence[float] | None = None) -> str:
-    """Shares with three digits, counts as they are, an interval in brackets."""
-    if value is None:
-        return ""
-    text = str(value) if isinstance(value, int) else f"{value:.3f}"
-    return text if interval is None else f"{text} [{interval[0]:.3f}, {interval[1]:.3f}]"
+def baselines_of(groups: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return the names of the baselines that a task's groups have."""
+    return [name for name in BASELINES if any(name in cell for cell in groups.values())]

@@ -8,7 +8,7 @@ import json
 import pytest
 
 from earthgpt_jax.cli.main import main
-from earthgpt_jax.evaluation import predictions
+from earthgpt_jax.evaluation import predictions_file
 from earthgpt_jax.synthetic import SyntheticSource
 from tests.support import nano
 
@@ -69,7 +69,7 @@ def test_eval_writes_scores_report_and_predictions_that_score_alike(world, capsy
         out,
         "--per-image",
         "1",
-        "--false-premises",
+        "--false-false_premises",
         "--chained",
         "mmrs",
     ]
@@ -81,9 +81,9 @@ def test_eval_writes_scores_report_and_predictions_that_score_alike(world, capsy
     assert scores["absent_grounding"]["all"]["n"] > 0
     assert scores["presence"]["all"]["n"] > 0 and scores["presence"]["all"]["constant"]["accuracy"] > 0
     assert scores["chained_obb"]["all"]["n"] == 3 and "f1" in scores["chained_hbb"]["all"]["blind"]
-    _, answered = predictions.read(out / "predictions_image.jsonl")
+    _, answered = predictions_file.read(out / "predictions_image.jsonl")
     assert all(len(p.logprobs) == len(p.token_lengths) > 0 for p in answered if p.task in ("hbb", "grounding"))
-    assert all(len(p.steps) > 3 for p in predictions.read(out / "predictions_chained_image.jsonl")[1])
+    assert all(len(p.steps) > 3 for p in predictions_file.read(out / "predictions_chained_image.jsonl")[1])
     assert (out / "report.html").exists()
     # Again: everything is there already, the figures are the same, and they need no model.
     assert main([str(word) for word in [*argv, "--batch-size", "8"]]) == 0

@@ -1,4 +1,4 @@
-"""What rounding costs, against figures that were computed apart from this code."""
+"""The ceiling of box formats, compared with values that were computed independently of this code."""
 
 import dataclasses
 
@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from earthgpt_jax.boxes import BoxKind, rect_to_polygon, rotated_to_polygon
-from earthgpt_jax.evaluation.ceiling import WRITINGS, ceiling, table
+from earthgpt_jax.evaluation.ceiling import ENCODINGS, ceiling, table
 from earthgpt_jax.records import Object, Record, Sensor, Task
 
-BY_NAME = {(writing.kind, writing.name): writing for writing in WRITINGS}
+BY_NAME = {(encoding.kind, encoding.name): encoding for encoding in ENCODINGS}
 
 
-def _record(polygons, *, size: int, source: str = "made", tasks=(Task.HBB, Task.OBB)) -> Record:
+def _record(polygons, *, size: int, source: str = "synthetic", tasks=(Task.HBB, Task.OBB)) -> Record:
     return Record(
         id=f"{source}/test/1", image=b"", height=size, width=size, sensor=Sensor.SAR, source=source, split="test",
         tasks=tasks, objects=tuple(Object(label="ship", polygon=polygon) for polygon in polygons),
@@ -35,34 +35,38 @@ def _squares(side: int, image: int) -> Record:
         (16, 1024, "3 decimals", 0.94, 0),
     ],
 )
-def test_small_objects_of_large_images(side, image, name, iou, missed):
+def test_rounding_costs_small_objects_of_large_images(side, image, name, iou, missed):
     found = ceiling([_squares(side, image)], BY_NAME[BoxKind.HBB, name])["all", "all"]
     assert found.objects == 1500 and found.iou == pytest.approx(iou, abs=0.015)
     if missed is not None:
         assert found.missed == pytest.approx(missed, abs=0.03)
 
 
-def test_what_is_on_the_grid_is_lost_nothing():
+def test_a_box_on_the_grid_is_written_without_loss():
     boxes = [rect_to_polygon(10, 20, 40, 60), rotated_to_polygon(cx=50, cy=50, w=40, h=20, angle=0)]
-    for writing in WRITINGS:
-        if writing.name != "1000 bins, corners":  # their middles are meant
-            found = ceiling([_record(boxes, size=100)], writing)
+    for encoding in ENCODINGS:
+        if encoding.name != "1000 bins, corners":  # where a bin stands for its middle
+            found = ceiling([_record(boxes, size=100)], encoding)
             assert found["all", "all"].iou == pytest.approx(1, abs=1e-5)
-            assert {key for key in found if key[0] == "made"} == {("made", "16-32"), ("made", "32-96"), ("made", "all")}
+            assert {key for key in found if key[0] == "synthetic"} == {
+                ("synthetic", "16-32"),
+                ("synthetic", "32-96"),
+                ("synthetic", "all"),
+            }
 
 
-def test_the_table_has_a_row_a_source_and_size_and_only_what_has_such_boxes():
-    upright = _record([rect_to_polygon(10, 20, 13, 23)], size=100, source="flat", tasks=(Task.HBB,))
-    turned = _record([rotated_to_polygon(cx=50, cy=50, w=40, h=10, angle=0.3)], size=100)
-    rows = table([upright, turned], BoxKind.OBB).splitlines()
+def test_the_table_has_one_row_per_source_and_size_that_has_such_boxes():
+    hbb_only = _record([rect_to_polygon(10, 20, 13, 23)], size=100, source="flat", tasks=(Task.HBB,))
+    oriented = _record([rotated_to_polygon(cx=50, cy=50, w=40, h=10, angle=0.3)], size=100)
+    rows = table([hbb_only, oriented], BoxKind.OBB).splitlines()
     assert rows[0].startswith("| source | side, px | objects | 2 decimals | 3 decimals | 4 decimals | 0-100 and ")
     assert [row.split(" | ")[:3] for row in rows[2:]] == [
-        ["| made", "16-32", "1"], ["| made", "all", "1"], ["| all", "16-32", "1"], ["| all", "all", "1"]
+        ["| synthetic", "16-32", "1"], ["| synthetic", "all", "1"], ["| all", "16-32", "1"], ["| all", "all", "1"]
     ]  # fmt: skip
-    assert len(table([upright, turned], BoxKind.HBB).splitlines()) == 9
+    assert len(table([hbb_only, oriented], BoxKind.HBB).splitlines()) == 9
 
 
-def test_an_image_of_unknown_size_is_as_small_as_its_boxes_allow():
+def test_an_image_of_unknown_size_is_assumed_as_small_as_its_boxes_allow():
     box = rect_to_polygon(10.2, 20, 40, 60)
     known = dataclasses.replace(_record([box], size=0), width=40, height=60)
     exact, unknown = (ceiling([r], BY_NAME[BoxKind.HBB, "2 decimals"]) for r in (known, _record([box], size=0)))

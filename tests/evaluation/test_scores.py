@@ -1,4 +1,4 @@
-"""From predictions to tables: groups, baselines beside each figure, and what is refused."""
+"""Scores of predictions: groups, baselines, and what is refused."""
 
 import json
 
@@ -6,8 +6,9 @@ import pytest
 
 from earthgpt_jax.cli.main import main
 from earthgpt_jax.common.errors import EarthGPTError
-from earthgpt_jax.evaluation import baselines, predictions, runner, scores
+from earthgpt_jax.evaluation import baselines, predictions_file, report, scores
 from earthgpt_jax.evaluation.predictions import Prediction
+from earthgpt_jax.evaluation.questions import select_examples
 from earthgpt_jax.records import Task
 from earthgpt_jax.synthetic import SyntheticSource
 from tests.support.answers import answer, truth
@@ -15,7 +16,7 @@ from tests.support.answers import answer, truth
 
 def _label(i: int, sensor: str, text: str) -> Prediction:
     return Prediction(
-        id=f"r{i}", record_id=f"r{i}", task="classification", kind="", sensor=sensor, source="s", question="?",
+        id=f"r{i}", record_id=f"r{i}", task="classification", question_type="", sensor=sensor, source="s", question="?",
         prediction=text, answer="harbor", references=("harbor",), objects=(), object_index=None, width=10, height=10,
     )  # fmt: skip
 
@@ -29,9 +30,9 @@ def rows():
 
 @pytest.fixture(scope="module")
 def answered():
-    """Constant answers to every task's questions about a few images."""
+    """Constant answers to the questions of every task about a few images."""
     test, train = SyntheticSource("test", 9), SyntheticSource("train", 12)
-    return baselines.constant(train, runner.plan(test, decimals=3, per_image={"vqa": 3}), decimals=3)
+    return baselines.constant(train, select_examples(test, decimals=3, per_image={"vqa": 3}), decimals=3)
 
 
 def test_groups_by_hand(rows):
@@ -51,30 +52,30 @@ def test_scores_do_not_depend_on_the_order(answered):
     assert sum(table["vqa"][s]["n"] for s in ("optical", "sar", "infrared")) == table["vqa"]["all"]["n"]
 
 
-def test_baselines_stand_beside_each_figure(rows):
+def test_baselines_are_shown_next_to_each_value(rows):
     table = scores.score(rows)
-    whole = scores.assemble(model=table, constant=table, blind={})
-    assert whole["classification"]["sar"]["constant"]["top1"] == 0.0
-    assert whole["classification"]["sar"]["blind"] == {}
-    markdown = scores.to_markdown(whole).splitlines()
+    combined = scores.with_baselines(table, constant=table, blind={})
+    assert combined["classification"]["sar"]["constant"]["top1"] == 0.0
+    assert combined["classification"]["sar"]["blind"] == {}
+    markdown = report.headline_table(combined).splitlines()
     assert markdown[2] == "| classification, top-1 | 0.667 | 1.000 | 0.000 | 1.000 | 0.667 |  |  | 12 |"
     assert len({line.count("|") for line in markdown}) == 1
-    assert json.loads(json.dumps(whole)) == whole
+    assert json.loads(json.dumps(combined)) == combined
 
 
-def test_what_cannot_be_scored_once_is_refused(rows):
+def test_duplicate_empty_and_unknown_predictions_are_refused(rows):
     with pytest.raises(EarthGPTError, match="'r0' is answered twice"):
         scores.score([*rows, rows[0]])
     with pytest.raises(EarthGPTError, match="no predictions"):
         scores.score([])
     other = [Prediction(**{**vars(rows[0]), "task": "counting"})]
-    with pytest.raises(EarthGPTError, match="counting cannot be scored; known are classification"):
+    with pytest.raises(EarthGPTError, match="counting cannot be scored; the tasks are classification"):
         scores.score(other)
 
 
 def test_a_file_is_scored_without_a_model(rows, tmp_path, capsys):
     path, out = tmp_path / "p.jsonl", tmp_path / "s.json"
-    path.write_text(json.dumps({"header": {}}) + "\n" + "".join(map(predictions.to_line, rows)))
+    path.write_text(predictions_file.header_line({}) + "".join(map(predictions_file.to_line, rows)))
     assert main(["score", str(path), "--json", str(out)]) == 0
     assert "| classification, top-1 | 0.667 [" in capsys.readouterr().out
     table = json.loads(out.read_text())["classification"]

@@ -1,4 +1,4 @@
-"""One of several processes: evaluates a nano model, and is killed behind so many answers if told so.
+"""Evaluate a nano model as one of several processes, which kills itself after KILL_AFTER answers (-1: never).
 
 usage: python -m tests.multiprocess.asking ADDRESS PROCESSES PROCESS MODEL DATA OUT KILL_AFTER
 """
@@ -19,11 +19,12 @@ def main(address: str, processes: str, process: str, model: str, data: str, out:
             address, num_processes=int(processes), process_id=int(process), initialization_timeout=300
         )
     from earthgpt_jax.datasets.collection import open_records
-    from earthgpt_jax.evaluation import predictions, runner
+    from earthgpt_jax.evaluation import predictions_file, runner
+    from earthgpt_jax.evaluation.questions import select_examples
     from earthgpt_jax.inference.engine import Engine
     from earthgpt_jax.records import Task
 
-    written, to_line = 0, predictions.to_line
+    written, to_line = 0, predictions_file.to_line
 
     def counted(prediction):
         nonlocal written
@@ -32,13 +33,13 @@ def main(address: str, processes: str, process: str, model: str, data: str, out:
         written += 1
         return to_line(prediction)
 
-    predictions.to_line = counted
+    predictions_file.to_line = counted
     test = open_records(Path(data), "test")
     tasks = (Task.CLASSIFICATION, Task.VQA, Task.GROUNDING)
     engine = Engine.from_model_dir(model, batch_size=16)
     runner.evaluate(
         engine,
-        runner.plan([test[i] for i in range(len(test))], decimals=engine.decimals, tasks=tasks),
+        select_examples([test[i] for i in range(len(test))], decimals=engine.decimals, tasks=tasks),
         out=Path(out),
         header={**engine.describe(), "data": test.fingerprint},
         view=runner.View.IMAGE,

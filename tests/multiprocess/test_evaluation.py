@@ -1,4 +1,4 @@
-"""Evaluation on several processes: the answers of one, each once, also where it is killed and goes on with others."""
+"""Several processes give the answers of one, also when they are killed and resumed with another number of them."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import pytest
 
 from earthgpt_jax.datasets.build.builder import build
 from earthgpt_jax.datasets.cards import select_cards
-from earthgpt_jax.evaluation import predictions, scores
+from earthgpt_jax.evaluation import predictions_file, scores
 from tests.support import nano
 from tests.support.processes import Together, address
 
 pytestmark = [pytest.mark.multiprocess, pytest.mark.slow]
-DEVICES = 8  # of all processes together
+DEVICES = 8  # in total, over all processes
 
 
 def _run(processes: int, *words: object, kill_after: int = -1) -> None:
@@ -29,11 +29,11 @@ def _run(processes: int, *words: object, kill_after: int = -1) -> None:
     with Together(commands, devices=DEVICES // processes) as together:
         ended = together.ended()
     codes = {each.status for each in ended}
-    # Where one is killed, the others may be ended by the coordinator before they are.
+    # When one process is killed, the coordinator may end the others before they reach their own kill.
     assert -signal.SIGKILL in codes if kill_after >= 0 else codes == {0}, "\n".join(each.tail() for each in ended)
 
 
-def test_two_processes_then_four_then_two_answer_what_one_answers(tmp_path):
+def test_two_then_four_then_two_processes_give_the_answers_of_one(tmp_path):
     model = nano.model_dir(tmp_path / "nano", nano.config("align").model)
     data = nano.dataset(tmp_path / "data", test=10)
     alone, several = (tmp_path / name / "predictions.jsonl" for name in ("alone", "several"))
@@ -46,16 +46,19 @@ def test_two_processes_then_four_then_two_answer_what_one_answers(tmp_path):
     _run(2, model, data, several)
     assert several.read_bytes() == alone.read_bytes()
     assert [path.name for path in several.parent.iterdir()] == ["predictions.jsonl"]
-    (_, one), (_, two) = predictions.read(alone), predictions.read(several)
+    (_, one), (_, two) = predictions_file.read(alone), predictions_file.read(several)
     assert scores.score(one) == scores.score(two)
     assert len({p.prediction for p in one}) > 3
 
 
-def _commands(processes: int, *words: object, devices: int, own: dict[int, list] | None = None) -> Together:
-    """`earthgpt eval WORDS` as so many processes with so many devices each.
+def _commands(processes: int, *words: object, devices: int, extra: dict[int, list] | None = None) -> Together:
+    """Return the command `earthgpt eval WORDS` as `processes` processes with `devices` devices each.
 
     Args:
-        own: process -> words of its own, which come last.
+        processes: number of processes.
+        words: arguments that all processes get.
+        devices: number of devices per process.
+        extra: process -> further arguments, appended at the end.
     """
     several = ["--coordinator", address(), "--processes", processes] if processes > 1 else []
     commands = [
@@ -65,22 +68,22 @@ def _commands(processes: int, *words: object, devices: int, own: dict[int, list]
             "eval",
             *words,
             *(several and [*several, "--process", index]),
-            *(own or {}).get(index, []),
+            *(extra or {}).get(index, []),
         ]
         for index in range(processes)
     ]
     return Together(commands, devices=devices, PATH="")  # no Java
 
 
-def _finish(together: Together, *, status: int = 0) -> list[tuple[str, str]]:
-    """What each wrote, to standard output and error; all must end with `status`."""
+def _finish(together: ConcatSource, *, status: int = 0) -> list[tuple[str, str]]:
+    """Wait for all processes to exit with `status`; return what each wrote to standard output and error."""
     ended = together.ended(900)
     assert {each.status for each in ended} == {status}, [each.tail() for each in ended]
     return [(each.out, each.err) for each in ended]
 
 
 def _written(out: Path) -> int:
-    """Answers that are in any file of the view with the image."""
+    """Return the number of answers in the files of the view with the image."""
     return sum(path.read_bytes().count(b"\n") - 1 for path in out.glob("predictions_image*.jsonl"))
 
 
@@ -93,8 +96,8 @@ def _leaves(tree: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 
 
 @pytest.mark.realdata
-def test_real_imagery_on_two_processes_killed_half_way_is_answered_as_by_one(realdata, tmp_path):
-    """The embedded model on infrared and optical images: two processes of four devices, killed, and again."""
+def test_two_processes_killed_half_way_answer_real_images_as_one_process_does(realdata, tmp_path):
+    """The embedded model runs on two processes with four devices each, which are killed and restarted."""
     for name in ("ir", "optical"):
         (tmp_path / "native").mkdir(exist_ok=True)
         (tmp_path / "native" / name).symlink_to(realdata / name)
@@ -117,35 +120,35 @@ def test_real_imagery_on_two_processes_killed_half_way_is_answered_as_by_one(rea
     assert not (several / "report.html").exists()
     with _commands(2, *words, "--out", several, devices=4) as started:
         (first, _), (second, quiet) = _finish(started)
-    # What the CPU's collectives say of themselves is none of ours.
+    # Lines of the CPU's collectives library are not ours.
     second = [line for line in second.splitlines() if not line.startswith("[Gloo]")]
     assert "report: " in first and second == [] and "question" not in quiet
 
     for view in ("image", "blind"):
-        one, other = (predictions.whole(out / f"predictions_{view}.jsonl") for out in (alone, several))
+        one, other = (predictions_file.read_complete(out / f"predictions_{view}.jsonl")[1] for out in (alone, several))
         assert len({p.id for p in one}) == len(one) == questions
         assert [(p.id, p.prediction) for p in other] == [(p.id, p.prediction) for p in one]
-    # The same answers; their log-probabilities, and so what follows from them, up to rounding.
+    # Answers are equal; log-probabilities, and values computed from them, are equal up to rounding.
     one, other = (dict(_leaves(json.loads((out / "scores.json").read_text()))) for out in (alone, several))
     assert other.keys() == one.keys()
     assert [name for name in one if one[name] != pytest.approx(other[name], abs=1e-4)] == []
-    rounded = {"ece", "confidence"}  # figures of log-probabilities themselves
+    rounded = {"ece", "mean_confidence"}  # values computed from log-probabilities
     assert [name for name in one if one[name] != other[name] and not rounded & set(name.split("/"))] == []
     assert sorted(path.name for path in several.iterdir()) == sorted(path.name for path in alone.iterdir())
-    assert len({p.prediction for p in predictions.whole(several / "predictions_image.jsonl")}) > 20
+    assert len({p.prediction for p in predictions_file.read_complete(several / "predictions_image.jsonl")[1]}) > 20
 
 
-def test_what_is_wrong_on_one_process_is_said_by_all(tmp_path):
+def test_an_error_on_one_process_is_reported_by_all(tmp_path):
     model = nano.model_dir(tmp_path / "nano", nano.config("align").model)
     other = nano.model_dir(tmp_path / "other", nano.config("align").model, seed=1)
     words = ["--data", nano.dataset(tmp_path / "data", test=4), "--out", tmp_path / "out", "--model", model]
-    for own, expected in (
+    for extra, message in (
         (["--model", tmp_path / "nowhere"], "lacks model.safetensors"),
         (["--model", other], "processes of this evaluation differ (model: 'nano' on process 0, 'other' on process 1"),
         (["--temperature", "0.7"], "decode: 'greedy' on process 0, 'temperature 0.7"),
         (["--mesh", "tensor=3"], "multiply to 2 devices"),
     ):
-        with _commands(2, *words, devices=2, own={1: own}) as started:
+        with _commands(2, *words, devices=2, extra={1: extra}) as started:
             for _, err in _finish(started, status=2):
                 (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
-                assert expected in err and "Traceback" not in err, (line, own)
+                assert message in err and "Traceback" not in err, (line, extra)

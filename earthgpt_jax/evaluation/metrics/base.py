@@ -1,7 +1,8 @@
-"""What all metrics have in common: numbers a prediction, whose sums over any set of predictions make the figures.
+"""The `Metric` type: per-prediction statistics whose sums determine every value.
 
-A group (a sensor, a class, a size) is a set of rows, a bootstrap sample is rows with weights; both are sums, so that
-every figure of a group and every interval comes from the one definition.
+A group (a sensor, a class, an object size) is a subset of the predictions; a bootstrap sample is a weighting of them.
+Both are sums of the same statistics, so one definition serves every group and every confidence interval. For example,
+top-1 accuracy has the statistics `n` (1 per prediction) and `correct` (0 or 1), and the value `sum(correct) / sum(n)`.
 """
 
 from __future__ import annotations
@@ -13,54 +14,64 @@ import numpy as np
 
 from earthgpt_jax.evaluation.predictions import Prediction
 
-Counts = Mapping[str, np.ndarray]  # name -> f[n], one number a prediction; or their sums, f[] or f[samples]
-Figures = dict[str, np.ndarray]  # name -> as the sums
+Statistics = Mapping[str, np.ndarray]  # name -> f[n], one number per prediction; or their sums, f[] or f[samples]
+Values = dict[str, np.ndarray]  # metric name -> array with the shape of the sums
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Metric:
-    """One task's metrics.
+    """The metrics of one task.
 
     Attributes:
-        counts: predictions -> numbers of each.
-        figures: sums of `counts` -> figures; also over a leading axis of bootstrap samples.
-        corpus: more counts, which depend on the other predictions too: CIDEr's, by its document frequencies.
-        parts: counts within predictions: of each class and size of the objects in them, as `class: ship`.
-        whole: names of figures that are numbers of things, not shares.
+        statistics: predictions -> statistics of each prediction.
+        compute: sums of the statistics -> metric values; also for a leading axis of bootstrap samples.
+        corpus: predictions -> further statistics that depend on the other predictions too, such as CIDEr's, which
+            uses document frequencies.
+        breakdown: predictions -> statistics of each part of the predictions, by group name such as `class: ship`.
+        integers: names of the values that are counts of things, not ratios.
     """
 
-    counts: Callable[[Sequence[Prediction]], Counts]
-    figures: Callable[[Counts], Figures]
-    corpus: Callable[[Sequence[Prediction]], Counts] | None = None
-    parts: Callable[[Sequence[Prediction]], Mapping[str, Counts]] | None = None
-    whole: frozenset[str] = frozenset()
+    statistics: Callable[[Sequence[Prediction]], Statistics]
+    compute: Callable[[Statistics], Values]
+    corpus: Callable[[Sequence[Prediction]], Statistics] | None = None
+    breakdown: Callable[[Sequence[Prediction]], Mapping[str, Statistics]] | None = None
+    integers: frozenset[str] = frozenset()
 
     def __call__(self, predictions: Sequence[Prediction]) -> dict[str, float]:
-        """The figures of some predictions."""
-        return self.plain(self.figures(totals({**self.counts(predictions), **self.in_corpus(predictions)})))
+        """Return the metric values of a set of predictions."""
+        statistics = {**self.statistics(predictions), **self.corpus_statistics(predictions)}
+        return self.to_numbers(self.compute(totals(statistics)))
 
-    def in_corpus(self, predictions: Sequence[Prediction]) -> Counts:
+    def corpus_statistics(self, predictions: Sequence[Prediction]) -> Statistics:
+        """Return the statistics of `corpus`; empty if the metric has none."""
         return self.corpus(predictions) if self.corpus else {}
 
-    def plain(self, figures: Figures) -> dict[str, float]:
-        return {name: int(value) if name in self.whole else float(value) for name, value in figures.items()}
+    def to_numbers(self, values: Values) -> dict[str, float]:
+        """Convert scalar arrays to Python numbers: `int` for `integers`, `float` otherwise."""
+        return {name: int(value) if name in self.integers else float(value) for name, value in values.items()}
 
 
-def totals(counts: Counts) -> Counts:
-    return {name: column.sum(axis=0) for name, column in counts.items()}
+def totals(statistics: Statistics) -> Statistics:
+    """Sum each statistic over the predictions."""
+    return {name: column.sum(axis=0) for name, column in statistics.items()}
 
 
-def ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    """`part / whole`, 0 where there is nothing to be a share of."""
-    part, whole = np.broadcast_arrays(np.asarray(part, float), np.asarray(whole, float))
-    return np.divide(part, whole, out=np.zeros(part.shape), where=whole != 0)
+def ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+    """Return `numerator / denominator`, and 0 where the denominator is 0."""
+    numerator, denominator = np.broadcast_arrays(np.asarray(numerator, float), np.asarray(denominator, float))
+    return np.divide(numerator, denominator, out=np.zeros(numerator.shape), where=denominator != 0)
 
 
-def rows_by(keys: Sequence[str], counts: Counts) -> dict[str, Counts]:
-    """The counts of the rows of each key; all rows stay, others' counts are 0. An empty key is no group."""
-    places = np.asarray(keys)
+def group_by(keys: Sequence[str], statistics: Statistics) -> dict[str, Statistics]:
+    """Return the statistics of each key, with 0 for the predictions of other keys.
+
+    Args:
+        keys: the group of each prediction; "" for a prediction without a group.
+        statistics: name -> f[n].
+    """
+    groups = np.asarray(keys)
     return {
-        str(key): {name: np.where(places == key, column, 0) for name, column in counts.items()}
-        for key in np.unique(places)
+        str(key): {name: np.where(groups == key, column, 0) for name, column in statistics.items()}
+        for key in np.unique(groups)
         if key
     }

@@ -1,7 +1,8 @@
-"""Whether boxes are right as often as their confidences say: expected calibration error, and what its plot shows.
+"""Calibration of box confidences: expected calibration error (ECE) and reliability diagrams.
 
-A box is right as in average precision: IoU of at least 0.5 with an object of its class that no box of more confidence
-has; boxes on difficult objects do not count. Grounding's one box is right at IoU 0.5.
+Confidences are calibrated if, for example, 80 % of the boxes with confidence 0.8 are correct. A box is correct as in
+average precision: its IoU is at least 0.5 with an object of its class that no box of higher confidence is assigned to;
+boxes on difficult objects are left out. The one box of a grounding answer is correct at IoU 0.5.
 """
 
 from __future__ import annotations
@@ -14,131 +15,149 @@ import numpy as np
 
 from earthgpt_jax.evaluation import confidence
 from earthgpt_jax.evaluation.confidence import Calibration
-from earthgpt_jax.evaluation.metrics.base import Counts, Figures, Metric, ratio, totals
-from earthgpt_jax.evaluation.metrics.grounding import iou
+from earthgpt_jax.evaluation.metrics.average_precision import rank_boxes
+from earthgpt_jax.evaluation.metrics.base import Metric, Statistics, Values, ratio, totals
+from earthgpt_jax.evaluation.metrics.grounding import grounding_iou
 from earthgpt_jax.evaluation.metrics.iou import THRESHOLD
-from earthgpt_jax.evaluation.metrics.voc_ap import rank
-from earthgpt_jax.evaluation.predictions import DETECTION, Prediction
+from earthgpt_jax.evaluation.predictions import BOX_TASKS, DETECTION_TASKS, Prediction
 
 BINS = 15  # of equal width, as in Guo et al. 2017
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Outcomes:
-    """Boxes of all classes: f[D] confidences, bool[D] right, i[D] which prediction each is of."""
+class Boxes:
+    """The boxes of all classes: f[D] confidences, bool[D] correct, i[D] index of the prediction of each box."""
 
     confidences: np.ndarray
-    right: np.ndarray
+    correct: np.ndarray
     images: np.ndarray
 
 
-def outcomes(predictions: Sequence[Prediction]) -> Outcomes:
-    """Of predictions of one task, with their confidences (`confidence.settled`)."""
-    if not predictions or predictions[0].task in DETECTION:
-        kind = DETECTION[predictions[0].task] if predictions else None
-        found = list(rank(predictions, kind).values()) if kind else []
-        columns = [np.concatenate([getattr(item, name) for item in found] or [np.zeros(0)])
-                   for name in ("confidences", "hits", "images")]  # fmt: skip
+def scored_boxes(predictions: Sequence[Prediction]) -> Boxes:
+    """Return the boxes of the predictions of one task, whose confidences are assigned (`assign_confidences`)."""
+    if not predictions or predictions[0].task in DETECTION_TASKS:
+        kind = DETECTION_TASKS[predictions[0].task] if predictions else None
+        ranked = list(rank_boxes(predictions, kind).values()) if kind else []
+        columns = [np.concatenate([getattr(boxes, name) for boxes in ranked] or [np.zeros(0)])
+                   for name in ("confidences", "correct", "images")]  # fmt: skip
     else:
-        overlaps = {place: iou(p) for place, p in enumerate(predictions)}
-        boxes = [(predictions[i].confidences[0], overlap >= THRESHOLD, i)
-                 for i, overlap in overlaps.items() if overlap is not None]  # fmt: skip
-        columns = list(np.array(boxes, float).reshape(-1, 3).T)
-    return Outcomes(confidences=columns[0], right=columns[1] > 0, images=columns[2].astype(int))
+        overlaps = {index: grounding_iou(p) for index, p in enumerate(predictions)}
+        rows = [(predictions[i].confidences[0], overlap >= THRESHOLD, i)
+                for i, overlap in overlaps.items() if overlap is not None]  # fmt: skip
+        columns = list(np.array(rows, float).reshape(-1, 3).T)
+    return Boxes(confidences=columns[0], correct=columns[1] > 0, images=columns[2].astype(int))
 
 
-def bins_of(confidences: np.ndarray) -> np.ndarray:
-    """i[D] of `BINS`; (k, k+1] / BINS as in Guo et al., 0 in the first."""
+def bin_indices(confidences: np.ndarray) -> np.ndarray:
+    """Return the bin of each confidence, i[D]: bin k is (k / BINS, (k + 1) / BINS], and the first also holds 0."""
     return np.clip(np.ceil(np.asarray(confidences) * BINS).astype(int) - 1, 0, BINS - 1)
 
 
-def _counts(predictions: Sequence[Prediction], calibration: Calibration | None) -> Counts:
-    found = outcomes(predictions)
-    columns = {"n": np.ones(len(predictions)), **_binned(found, found.confidences, len(predictions))}
+def _statistics(predictions: Sequence[Prediction], calibration: Calibration | None) -> Statistics:
+    boxes = scored_boxes(predictions)
+    columns = {"n": np.ones(len(predictions)), **_bin_sums(boxes, boxes.confidences, len(predictions))}
     if calibration is not None:
-        calibrated = _binned(found, calibration(found.confidences), len(predictions))
+        calibrated = _bin_sums(boxes, calibration(boxes.confidences), len(predictions))
         columns |= {f"calibrated_{name}": column for name, column in calibrated.items()}
     return columns
 
 
-def _binned(found: Outcomes, confidences: np.ndarray, rows: int) -> dict[str, np.ndarray]:
-    """Of each bin: boxes, their confidences and how many of them are right, of each prediction."""
-    place = found.images * BINS + bins_of(confidences)
+def _bin_sums(boxes: Boxes, confidences: np.ndarray, rows: int) -> dict[str, np.ndarray]:
+    """Return, per bin and prediction, the number of boxes, the sum of their confidences, and how many are correct."""
+    cell = boxes.images * BINS + bin_indices(confidences)
     columns: dict[str, np.ndarray] = {}
-    for name, weights in (("boxes", np.ones(len(place))), ("sure", confidences), ("right", found.right)):
-        table = np.bincount(place, weights, minlength=rows * BINS).reshape(rows, BINS)
+    for name, weights in (("boxes", np.ones(len(cell))), ("confidence", confidences), ("correct", boxes.correct)):
+        table = np.bincount(cell, weights, minlength=rows * BINS).reshape(rows, BINS)
         columns |= {f"{name}_{b}": table[:, b] for b in range(BINS)}
     return columns
 
 
-def _figures(sums: Counts) -> Figures:
-    """`ece`: the mean distance of a bin's confidence to its share of right boxes, weighted by boxes; `confidence` and
-    `boxes_right`: their means over all boxes."""
-    boxes, sure, right = (np.sum([sums[f"{name}_{b}"] for b in range(BINS)], axis=0)
-                          for name in ("boxes", "sure", "right"))  # fmt: skip
-    figures = {"ece": _ece(sums, ""), "confidence": ratio(sure, boxes), "boxes_right": ratio(right, boxes)}
+def _compute(sums: Statistics) -> Values:
+    """Compute the calibration metrics, all in [0, 1].
+
+    - `ece`: expected calibration error, the mean over bins, weighted by boxes, of |mean confidence - fraction
+      correct|; 0 is best. `ece_calibrated`: the same after calibration, if one is given.
+    - `mean_confidence`, `boxes_correct`: means over all boxes.
+
+    Source: Guo et al. 2017.
+    """
+    boxes, confidences, correct = (np.sum([sums[f"{name}_{b}"] for b in range(BINS)], axis=0)
+                                   for name in ("boxes", "confidence", "correct"))  # fmt: skip
+    values = {
+        "ece": _ece(sums, ""),
+        "mean_confidence": ratio(confidences, boxes),
+        "boxes_correct": ratio(correct, boxes),
+    }
     if "calibrated_boxes_0" in sums:
-        figures["ece_calibrated"] = _ece(sums, "calibrated_")
-    return figures
+        values["ece_calibrated"] = _ece(sums, "calibrated_")
+    return values
 
 
-def _ece(sums: Counts, prefix: str) -> np.ndarray:
-    off = np.sum([np.abs(sums[f"{prefix}sure_{b}"] - sums[f"{prefix}right_{b}"]) for b in range(BINS)], axis=0)
-    return ratio(off, np.sum([sums[f"{prefix}boxes_{b}"] for b in range(BINS)], axis=0))
+def _ece(sums: Statistics, prefix: str) -> np.ndarray:
+    gaps = [np.abs(sums[f"{prefix}confidence_{b}"] - sums[f"{prefix}correct_{b}"]) for b in range(BINS)]
+    return ratio(np.sum(gaps, axis=0), np.sum([sums[f"{prefix}boxes_{b}"] for b in range(BINS)], axis=0))
 
 
-def reliability(calibration: Calibration | None = None) -> Metric:
-    """Of predictions of one task with confidences."""
-    return Metric(counts=functools.partial(_counts, calibration=calibration), figures=_figures)
+def calibration_metric(calibration: Calibration | None = None) -> Metric:
+    """Return the metric for the predictions of one task with confidences, with and without a calibration."""
+    return Metric(statistics=functools.partial(_statistics, calibration=calibration), compute=_compute)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Bin:
-    """One bin, by its place: boxes, their mean confidence, the share that is right with its 95 % Wilson interval."""
+    """One bin of a reliability diagram.
 
-    place: int
+    Attributes:
+        index: number of the bin, from 0 for the lowest confidences.
+        boxes: number of boxes in it.
+        confidence: their mean confidence.
+        correct: the fraction of them that is correct, with its 95 % Wilson interval `low` to `high`.
+    """
+
+    index: int
     boxes: int
     confidence: float
-    right: float
+    correct: float
     low: float
     high: float
 
 
-def bins(predictions: Sequence[Prediction], calibration: Calibration | None = None) -> list[Bin]:
-    """Of each bin with boxes, from the lowest confidence on."""
-    found = outcomes(predictions)
-    sure = found.confidences if calibration is None else calibration(found.confidences)
-    sums = totals(_binned(found, sure, len(predictions)))
-    made = []
+def reliability_bins(predictions: Sequence[Prediction], calibration: Calibration | None = None) -> list[Bin]:
+    """Return the bins that contain boxes, in ascending order of confidence."""
+    boxes = scored_boxes(predictions)
+    confidences = boxes.confidences if calibration is None else calibration(boxes.confidences)
+    sums = totals(_bin_sums(boxes, confidences, len(predictions)))
+    bins = []
     for b in range(BINS):
-        boxes = int(sums[f"boxes_{b}"])
-        if boxes:
-            right = float(sums[f"right_{b}"]) / boxes
-            low, high = _wilson(right, boxes)
-            made.append(
-                Bin(place=b, boxes=boxes, confidence=float(sums[f"sure_{b}"]) / boxes, right=right, low=low, high=high)
-            )
-    return made
+        count = int(sums[f"boxes_{b}"])
+        if count:
+            correct = float(sums[f"correct_{b}"]) / count
+            low, high = _wilson_interval(correct, count)
+            mean = float(sums[f"confidence_{b}"]) / count
+            bins.append(Bin(index=b, boxes=count, confidence=mean, correct=correct, low=low, high=high))
+    return bins
 
 
-def _wilson(share: float, n: int, z: float = 1.96) -> tuple[float, float]:
-    middle, half = share + z * z / (2 * n), z * np.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return max(0.0, float((middle - half) / (1 + z * z / n))), min(1.0, float((middle + half) / (1 + z * z / n)))
+def _wilson_interval(fraction: float, n: int, z: float = 1.96) -> tuple[float, float]:
+    center = fraction + z * z / (2 * n)
+    half = z * np.sqrt(fraction * (1 - fraction) / n + z * z / (4 * n * n))
+    return max(0.0, float((center - half) / (1 + z * z / n))), min(1.0, float((center + half) / (1 + z * z / n)))
 
 
-def learn(predictions: Sequence[Prediction]) -> dict[str, Calibration]:
-    """Task -> its calibration, of every task whose boxes have confidences."""
-    learnt = {}
-    for task, rows in by_task(confidence.settled(predictions)).items():
-        found = outcomes(rows) if any(p.confidences for p in rows) else None
-        if found is not None and len(found.confidences):
-            learnt[task] = confidence.fit(found.confidences, found.right)
-    return learnt
+def fit_calibrations(predictions: Sequence[Prediction]) -> dict[str, Calibration]:
+    """Fit one calibration for each task whose boxes have confidences; task -> calibration."""
+    calibrations = {}
+    for task, rows in box_tasks(confidence.assign_confidences(predictions)).items():
+        boxes = scored_boxes(rows) if any(p.confidences for p in rows) else None
+        if boxes is not None and len(boxes.confidences):
+            calibrations[task] = confidence.fit_calibration(boxes.confidences, boxes.correct)
+    return calibrations
 
 
-def by_task(predictions: Sequence[Prediction]) -> Mapping[str, list[Prediction]]:
+def box_tasks(predictions: Sequence[Prediction]) -> Mapping[str, list[Prediction]]:
+    """Group the predictions of tasks with boxes by task, sorted by id."""
     groups: dict[str, list[Prediction]] = {}
     for p in sorted(predictions, key=lambda p: p.id):
-        if p.task in confidence.WITH_BOXES:
+        if p.task in BOX_TASKS:
             groups.setdefault(p.task, []).append(p)
     return groups

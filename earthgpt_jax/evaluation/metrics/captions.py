@@ -1,8 +1,8 @@
-"""BLEU-1..4, ROUGE-L and CIDEr through pycocoevalcap's pure-Python scorers.
+"""BLEU-1 to 4, ROUGE-L and CIDEr of captions, computed by pycocoevalcap's pure-Python scorers.
 
-pycocoevalcap's own PTB tokenizer needs Java. `tokenise` follows the rules of it that matter for captions,
-on hypotheses and references alike; figures are comparable among themselves, not to the last digit with
-Java's. METEOR and SPICE are in `java`.
+pycocoevalcap's own PTB tokenizer needs Java. `tokenize` follows those of its rules that matter for captions, for
+answers and references alike. Values are comparable with each other, but may differ in the last digits from values
+computed with the Java tokenizer. METEOR and SPICE are in `meteor_spice`.
 """
 
 from __future__ import annotations
@@ -12,47 +12,49 @@ import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from pycocoevalcap.bleu.bleu_scorer import BleuScorer
-from pycocoevalcap.cider.cider import Cider
-from pycocoevalcap.rouge.rouge import Rouge
 
-from earthgpt_jax.evaluation.metrics.base import Counts, Figures, Metric, ratio
+from earthgpt_jax.evaluation.metrics.base import Metric, Statistics, Values, ratio
 from earthgpt_jax.evaluation.predictions import Prediction
 
-# Numbers keep their inner point or comma and words their inner hyphens, as in the Penn Treebank; signs that are not
-# punctuation are tokens. All else is on pycocoevalcap's list of dropped punctuation, or a bracket or quote.
+# As in the Penn Treebank, numbers keep their inner point or comma, words keep their inner hyphens, and symbols that are
+# not punctuation are tokens. Everything else is punctuation that pycocoevalcap drops, or a bracket or quote.
 _TOKEN = re.compile(r"\d+(?:[.,]\d+)+|[^\W_]+(?:-[^\W_]+)*(?:'[^\W_]+)?|[%$&#@+=*]")
 _CLITIC = re.compile(r"(?<=\w)(n't|'(?:s|re|ve|ll|d|m))$")
 _ORDERS = (1, 2, 3, 4)
-_SMALL, _TINY = 1e-9, 1e-15  # BleuScorer's, against division by zero
+_SMALL, _TINY = 1e-9, 1e-15  # BleuScorer's constants against division by zero
 
 
-@functools.lru_cache(maxsize=2**17)  # references are the same for a model and its baselines
-def tokenise(text: str) -> str:
-    """Lower-case tokens, separated by single spaces; punctuation dropped, `doesn't` as `does n't`."""
+@functools.lru_cache(maxsize=2**17)  # a model and its baselines share their references
+def tokenize(text: str) -> str:
+    """Return lower-case tokens separated by single spaces, without punctuation; `doesn't` becomes `does n't`."""
     words = _TOKEN.findall(text.lower().replace("\u2019", "'"))
     return " ".join(_CLITIC.sub(r" \1", word) for word in words)
 
 
-def tokenised(predictions: Sequence[Prediction]) -> tuple[dict[int, list[str]], dict[int, list[str]]]:
-    """(references, hypotheses) by place, as pycocoevalcap's `compute_score` takes them, in this order."""
+def tokenize_all(predictions: Sequence[Prediction]) -> tuple[dict[int, list[str]], dict[int, list[str]]]:
+    """Return tokenized (references, hypotheses) by index, the arguments of pycocoevalcap's `compute_score`."""
     return (
-        {i: [tokenise(text) for text in p.references] for i, p in enumerate(predictions)},
-        {i: [tokenise(p.prediction)] for i, p in enumerate(predictions)},
+        {i: [tokenize(text) for text in p.references] for i, p in enumerate(predictions)},
+        {i: [tokenize(p.prediction)] for i, p in enumerate(predictions)},
     )
 
 
 def cider(references: Mapping[int, Sequence[str]], hypotheses: Mapping[int, str]) -> float:
-    """CIDEr of one hypothesis a key; texts as they are, tokenised here."""
+    """Return the CIDEr, in [0, 10], of one hypothesis per key; the texts are tokenized here."""
+    from pycocoevalcap.cider.cider import Cider
+
     score, _ = Cider().compute_score(
-        {key: [tokenise(text) for text in texts] for key, texts in references.items()},
-        {key: [tokenise(text)] for key, text in hypotheses.items()},
+        {key: [tokenize(text) for text in texts] for key, texts in references.items()},
+        {key: [tokenize(text)] for key, text in hypotheses.items()},
     )
     return float(score)
 
 
-def _counts(predictions: Sequence[Prediction]) -> Counts:
-    references, hypotheses = tokenised(predictions)
+def _statistics(predictions: Sequence[Prediction]) -> Statistics:
+    from pycocoevalcap.bleu.bleu_scorer import BleuScorer
+    from pycocoevalcap.rouge.rouge import Rouge
+
+    references, hypotheses = tokenize_all(predictions)
     bleu = BleuScorer(n=len(_ORDERS))
     for i in hypotheses:
         bleu += (hypotheses[i][0], references[i])
@@ -66,23 +68,30 @@ def _counts(predictions: Sequence[Prediction]) -> Counts:
     return columns
 
 
-def _cider(predictions: Sequence[Prediction]) -> Counts:
-    return {"cider": np.asarray(Cider().compute_score(*tokenised(predictions))[1], float)}
+def _cider_statistics(predictions: Sequence[Prediction]) -> Statistics:
+    from pycocoevalcap.cider.cider import Cider
+
+    return {"cider": np.asarray(Cider().compute_score(*tokenize_all(predictions))[1], float)}
 
 
-def _figures(sums: Counts) -> Figures:
-    """Corpus figures; CIDEr takes its document frequencies from the references at hand.
+def _compute(sums: Statistics) -> Values:
+    """Compute the caption metrics over a corpus.
 
-    CIDEr weighs a word by how few of the questions have it, so it needs several: of one question it is 0,
-    and a sensor's figure is not a share of the figure over all. Bootstrap samples keep the frequencies.
+    - `bleu1` to `bleu4`: corpus BLEU with brevity penalty against the closest reference length, in [0, 1]
+      (Papineni et al. 2002).
+    - `rouge_l`: mean ROUGE-L F-score, in [0, 1] (Lin 2004).
+    - `cider`: mean CIDEr, in [0, 10] (Vedantam et al. 2015). It weights an n-gram by how few questions have it in
+      their references. It therefore needs several questions (for a single one it is 0), and the value of a sensor is
+      not an average that adds up to the value over all sensors. Bootstrap samples keep the document frequencies of all
+      questions.
     """
     lengths = (sums["length"] + _TINY) / (sums["closest"] + _SMALL)
     brevity = np.where(lengths < 1, np.exp(1 - 1 / np.minimum(lengths, 1)), 1.0)
-    figures, product = {}, np.ones_like(brevity)
+    values, product = {}, np.ones_like(brevity)
     for order in _ORDERS:
         product = product * (sums[f"correct{order}"] + _TINY) / (sums[f"guess{order}"] + _SMALL)
-        figures[f"bleu{order}"] = product ** (1 / order) * brevity
-    return figures | {name: ratio(sums[name], sums["n"]) for name in ("rouge_l", "cider")}
+        values[f"bleu{order}"] = product ** (1 / order) * brevity
+    return values | {name: ratio(sums[name], sums["n"]) for name in ("rouge_l", "cider")}
 
 
-captions = Metric(counts=_counts, figures=_figures, corpus=_cider)
+captions = Metric(statistics=_statistics, compute=_compute, corpus=_cider_statistics)

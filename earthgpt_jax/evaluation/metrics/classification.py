@@ -1,7 +1,7 @@
-"""Top-1 accuracy by exact match after normalisation.
+"""Top-1 accuracy of scene classification by exact match after normalization.
 
-Exact on purpose: substring and token-recall rules of published scorers count "no" inside "know" and any
-answer that names enough labels as right.
+Exact match is deliberate: substring and token-recall rules of published scorers count "no" inside "know", and accept
+any answer that lists enough class names.
 """
 
 from __future__ import annotations
@@ -12,52 +12,59 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from earthgpt_jax.evaluation.metrics.base import Counts, Figures, Metric, ratio, rows_by
+from earthgpt_jax.evaluation.metrics.base import Metric, Statistics, Values, group_by, ratio
 from earthgpt_jax.evaluation.predictions import Prediction
 
-OTHER = "(no class)"  # an answer that names none of the classes
+OTHER = "(no class)"  # column of the confusion matrix for answers that are not a class name
 
 
-def normalise(text: str) -> str:
-    """Lower case, `_` and `-` to spaces, other punctuation dropped, single spaces.
+def normalize(text: str) -> str:
+    """Lower-case, replace `_` and `-` by spaces, drop other punctuation, and collapse spaces.
 
-    A number keeps its decimal point and its minus: 1.5 is not 15, and -5 is not 5.
+    Numbers keep their decimal point and minus sign: 1.5 is not 15, and -5 is not 5.
     """
     text = re.sub(r"_|(?<=\w)-|-(?!\d)", " ", text.lower())
     return " ".join(re.sub(r"(?!(?<=\d)\.(?=\d))(?!-\d)[^\w\s]", "", text).split())
 
 
-def right(prediction: Prediction) -> bool:
-    """Whether the answer is the truth or one of its declared synonyms, normalised; an empty answer never is."""
-    given = normalise(prediction.prediction)
-    return bool(given) and (given == normalise(prediction.answer) or given in map(normalise, prediction.synonyms))
+def is_correct(prediction: Prediction) -> bool:
+    """Return whether the normalized answer equals the truth or a declared synonym; an empty answer never does."""
+    answer = normalize(prediction.prediction)
+    return bool(answer) and (
+        answer == normalize(prediction.answer) or answer in map(normalize, prediction.synonyms)
+    )  # fmt: skip
 
 
-def _counts(predictions: Sequence[Prediction]) -> Counts:
-    return {"n": np.ones(len(predictions)), "right": np.array([right(p) for p in predictions], float)}
+def _statistics(predictions: Sequence[Prediction]) -> Statistics:
+    return {"n": np.ones(len(predictions)), "correct": np.array([is_correct(p) for p in predictions], float)}
 
 
-def _figures(sums: Counts) -> Figures:
-    return {"top1": ratio(sums["right"], sums["n"])}
+def _compute(sums: Statistics) -> Values:
+    """Compute `top1`: the fraction of correct answers, in [0, 1]."""
+    return {"top1": ratio(sums["correct"], sums["n"])}
 
 
-def _parts(predictions: Sequence[Prediction]) -> Mapping[str, Counts]:
-    """By true class: `top1` is then the class's recall."""
-    return rows_by([f"class: {normalise(p.answer)}" for p in predictions], _counts(predictions))
+def _breakdown(predictions: Sequence[Prediction]) -> Mapping[str, Statistics]:
+    """Group by true class; `top1` of a class is its recall."""
+    return group_by([f"class: {normalize(p.answer)}" for p in predictions], _statistics(predictions))
 
 
-classification = Metric(counts=_counts, figures=_figures, parts=_parts)
+classification = Metric(statistics=_statistics, compute=_compute, breakdown=_breakdown)
 
 
-def confusion(predictions: Sequence[Prediction]) -> tuple[list[str], list[str], np.ndarray]:
-    """(true classes, answered classes, i[true, answered]); answers that are no true class of any go to the last column.
+def confusion_matrix(predictions: Sequence[Prediction]) -> tuple[list[str], list[str], np.ndarray]:
+    """Count answers by true and predicted class.
 
-    A declared synonym counts as the class that it stands for.
+    A declared synonym counts as the class that it stands for. An answer that is not a true class of any prediction
+    goes to the last column, `OTHER`.
+
+    Returns:
+        (true classes, predicted classes, i[true, predicted]).
     """
-    rows = sorted({normalise(p.answer) for p in predictions})
-    cells: collections.Counter[tuple[str, str]] = collections.Counter()
+    classes = sorted({normalize(p.answer) for p in predictions})
+    counts: collections.Counter[tuple[str, str]] = collections.Counter()
     for p in predictions:
-        truth, given = normalise(p.answer), normalise(p.prediction)
-        cells[truth, truth if right(p) else given if given in rows else OTHER] += 1
-    columns = [*rows, OTHER]
-    return rows, columns, np.array([[cells[row, column] for column in columns] for row in rows])
+        truth, answer = normalize(p.answer), normalize(p.prediction)
+        counts[truth, truth if is_correct(p) else answer if answer in classes else OTHER] += 1
+    columns = [*classes, OTHER]
+    return classes, columns, np.array([[counts[row, column] for column in columns] for row in classes])

@@ -1,4 +1,4 @@
-"""Detection from text: precision, recall and F1 at IoU 0.5, one-to-one, per class, HBB or OBB."""
+"""Precision, recall and F1 of detected boxes at IoU 0.5, matched one-to-one within each class; HBB or OBB."""
 
 from __future__ import annotations
 
@@ -11,24 +11,35 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from earthgpt_jax.boxes import BoxKind
-from earthgpt_jax.evaluation.metrics.base import Counts, Figures, Metric, ratio
-from earthgpt_jax.evaluation.metrics.classification import normalise
+from earthgpt_jax.evaluation.metrics.base import Metric, Statistics, Values, ratio
+from earthgpt_jax.evaluation.metrics.classification import normalize
 from earthgpt_jax.evaluation.metrics.iou import THRESHOLD, ious
-from earthgpt_jax.evaluation.metrics.parsed_boxes import boxes_of, frame_of, numbers, pixels_of, size_of
+from earthgpt_jax.evaluation.metrics.parsed_boxes import (
+    box_in_pixels,
+    frame_of,
+    parse_answer,
+    size_category,
+    truth_box,
+)
 from earthgpt_jax.evaluation.predictions import Prediction
 
 
 class Outcome(enum.StrEnum):
-    """What becomes of a box or an object: a box with an object of its own, a box too many, an object without a box."""
+    """The result of matching: a box on its own object, a box without an object, or an object without a box."""
 
-    RIGHT = "right"
-    SPURIOUS = "spurious"
-    MISSED = "missed"
+    TRUE_POSITIVE = "true_positive"
+    FALSE_POSITIVE = "false_positive"
+    FALSE_NEGATIVE = "false_negative"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Event:
-    """One outcome; label and size are the object's, of a spurious box its own ("" where it has none)."""
+class Match:
+    """One outcome.
+
+    Attributes:
+        outcome: what the match is.
+        label, size: class and COCO size of the object; of the box for a false positive. "" if unknown.
+    """
 
     outcome: Outcome
     label: str = ""
@@ -36,93 +47,94 @@ class Event:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Matched:
-    """One image: what became of boxes and objects, and whether every box could be read.
+class ImageMatches:
+    """The matching of one image.
 
     Attributes:
-        hallucinated: boxes of classes that have no object in the image.
+        matches: one per predicted box and per object without a box; difficult objects are left out.
+        hallucinated: number of boxes whose class has no object in the image.
+        parsed: whether every box of the answer could be parsed.
     """
 
-    events: tuple[Event, ...]
+    matches: tuple[Match, ...]
     hallucinated: int
     parsed: bool
 
     def _count(self, outcome: Outcome) -> int:
-        return sum(event.outcome is outcome for event in self.events)
+        return sum(match.outcome is outcome for match in self.matches)
 
     @property
-    def right(self) -> int:
-        return self._count(Outcome.RIGHT)
+    def true_positives(self) -> int:
+        return self._count(Outcome.TRUE_POSITIVE)
 
     @property
-    def spurious(self) -> int:
-        return self._count(Outcome.SPURIOUS)
+    def false_positives(self) -> int:
+        return self._count(Outcome.FALSE_POSITIVE)
 
     @property
-    def missed(self) -> int:
-        return self._count(Outcome.MISSED)
+    def false_negatives(self) -> int:
+        return self._count(Outcome.FALSE_NEGATIVE)
 
 
-def matching(prediction: Prediction, kind: BoxKind) -> Matched:
-    """One-to-one matching by descending IoU among boxes and objects of the same label.
+def match_boxes(prediction: Prediction, kind: BoxKind) -> ImageMatches:
+    """Match boxes to objects of the same class, one-to-one, by descending IoU.
 
-    A box of the other kind, or one that cannot be read, is a claim too, and spurious.
-    A difficult object is neither required nor punished: it is never missed, and boxes that match no
-    required object but lie on it (IoU at least 0.5) do not count, however many (as in Pascal VOC).
+    A box of the other kind and a box that cannot be parsed are false positives. A difficult object is neither required
+    nor penalized, as in Pascal VOC: it is never a false negative, and boxes on it (IoU of at least 0.5) that match no
+    required object are ignored, however many there are.
     """
-    parsed, frame = boxes_of(prediction), frame_of(prediction)
-    events: list[Event] = []
-    found: dict[str, list[np.ndarray]] = collections.defaultdict(list)
+    parsed, frame = parse_answer(prediction), frame_of(prediction)
+    matches: list[Match] = []
+    boxes: dict[str, list[np.ndarray]] = collections.defaultdict(list)
     sizes: dict[str, list[str]] = collections.defaultdict(list)
     for box in parsed.boxes:
-        label = normalise(box.label)
+        label = normalize(box.label)
         if box.kind is kind:
-            found[label].append(pixels_of(box, frame))
-            sizes[label].append(size_of(found[label][-1], prediction))
+            boxes[label].append(box_in_pixels(box, frame))
+            sizes[label].append(size_category(boxes[label][-1], prediction))
         else:
-            events.append(Event(outcome=Outcome.SPURIOUS, label=label))
-    events += [Event(outcome=Outcome.SPURIOUS)] * len(parsed.rejections)
+            matches.append(Match(outcome=Outcome.FALSE_POSITIVE, label=label))
+    matches += [Match(outcome=Outcome.FALSE_POSITIVE)] * len(parsed.rejections)
 
     required, difficult = (
         collections.defaultdict(list, _objects(prediction, kind, difficult=flag)) for flag in (False, True)
     )
     for label, truths in required.items():
-        overlaps = ious(found[label], [truth for truth, _ in truths], kind)
-        pairs = greedy(overlaps)
-        served = set(pairs.values())
-        events += [
-            Event(outcome=Outcome.RIGHT if j in served else Outcome.MISSED, label=label, size=size)
+        pairs = greedy_matching(ious(boxes[label], [truth for truth, _ in truths], kind))
+        matched = set(pairs.values())
+        matches += [
+            Match(outcome=Outcome.TRUE_POSITIVE if j in matched else Outcome.FALSE_NEGATIVE, label=label, size=size)
             for j, (_, size) in enumerate(truths)
         ]
-        found[label] = [box for i, box in enumerate(found[label]) if i not in pairs]
+        boxes[label] = [box for i, box in enumerate(boxes[label]) if i not in pairs]
         sizes[label] = [size for i, size in enumerate(sizes[label]) if i not in pairs]
-    for label, boxes in found.items():
-        on = ious(boxes, [truth for truth, _ in difficult[label]], kind) >= THRESHOLD
-        events += [
-            Event(outcome=Outcome.SPURIOUS, label=label, size=size)
-            for size, objects in zip(sizes[label], on, strict=True)
+    for label, unmatched in boxes.items():
+        on_difficult = ious(unmatched, [truth for truth, _ in difficult[label]], kind) >= THRESHOLD
+        matches += [
+            Match(outcome=Outcome.FALSE_POSITIVE, label=label, size=size)
+            for size, objects in zip(sizes[label], on_difficult, strict=True)
             if not objects.any()
         ]
     present = required.keys() | {label for label, objects in difficult.items() if objects}
-    return Matched(
-        events=tuple(events),
-        hallucinated=sum(normalise(box.label) not in present for box in parsed.boxes),
-        parsed=not parsed.rejections and bool(parsed.boxes or says_none(prediction.prediction)),
+    return ImageMatches(
+        matches=tuple(matches),
+        hallucinated=sum(normalize(box.label) not in present for box in parsed.boxes),
+        parsed=not parsed.rejections and bool(parsed.boxes or states_no_objects(prediction.prediction)),
     )
 
 
 def _objects(prediction: Prediction, kind: BoxKind, *, difficult: bool) -> dict[str, list[tuple[np.ndarray, str]]]:
-    """Label -> (numbers of a box, its size) of the required, or of the difficult objects."""
+    """Return class -> (box, COCO size) of the difficult objects, or of the required ones."""
     groups: dict[str, list[tuple[np.ndarray, str]]] = {}
     for item in prediction.objects:
         if item.difficult == difficult:
-            box = numbers(np.asarray(item.polygon), kind)
-            groups.setdefault(normalise(item.label), []).append((box, size_of(box, prediction)))
+            box = truth_box(np.asarray(item.polygon), kind)
+            groups.setdefault(normalize(item.label), []).append((box, size_category(box, prediction)))
     return groups
 
 
-def greedy(overlaps: np.ndarray) -> dict[int, int]:
-    """The boxes (rows) that get an object of their own (columns), best pairs first."""
+def greedy_matching(overlaps: np.ndarray) -> dict[int, int]:
+    """Match boxes (rows) to objects (columns) one-to-one, the highest IoU first, down to IoU 0.5."""
     pairs: dict[int, int] = {}
     taken: set[int] = set()
     for flat in np.argsort(-overlaps, axis=None, kind="stable"):
@@ -135,72 +147,74 @@ def greedy(overlaps: np.ndarray) -> dict[int, int]:
     return pairs
 
 
-def says_none(text: str) -> bool:
-    """The one sentence that means an empty list."""
+def states_no_objects(text: str) -> bool:
+    """Return whether an answer is the sentence that stands for an empty list of boxes."""
     return text.strip().lower().rstrip(".") == "there are no objects in the image"
 
 
-def _tally(matched: Sequence[Sequence[Event]]) -> Counts:
+def _outcome_counts(matches: Sequence[Sequence[Match]]) -> Statistics:
     return {
         **{
-            outcome.value: np.array([sum(event.outcome is outcome for event in events) for events in matched], float)
+            outcome.value: np.array([sum(match.outcome is outcome for match in image) for image in matches], float)
             for outcome in Outcome
         },
-        "n": np.ones(len(matched)),
+        "n": np.ones(len(matches)),
     }
 
 
-def _counts(predictions: Sequence[Prediction], kind: BoxKind) -> Counts:
-    matched = [matching(prediction, kind) for prediction in predictions]
+def _statistics(predictions: Sequence[Prediction], kind: BoxKind) -> Statistics:
+    images = [match_boxes(prediction, kind) for prediction in predictions]
     return {
-        **_tally([m.events for m in matched]),
-        "hallucinated": np.array([m.hallucinated for m in matched], float),
-        "parsed": np.array([m.parsed for m in matched], float),
+        **_outcome_counts([image.matches for image in images]),
+        "hallucinated": np.array([image.hallucinated for image in images], float),
+        "parsed": np.array([image.parsed for image in images], float),
     }
 
 
-def _figures(sums: Counts) -> Figures:
-    """Micro-averaged over images; an image without objects counts the boxes claimed in it.
+def _compute(sums: Statistics) -> Values:
+    """Compute the detection metrics, micro-averaged over images.
 
-    `boxes` and `objects` are what precision and recall are shares of (difficult objects left out). `hallucinated` is
-    the number of boxes an image whose class has no object there.
+    - `precision`, `recall`, `f1`: in [0, 1]. In an image without objects every box is a false positive.
+    - `boxes`, `objects`: the numbers that precision and recall are fractions of; difficult objects are left out.
+    - `parse_rate`: fraction of answers in which every box could be parsed.
+    - `hallucinated_boxes`: boxes per image whose class has no object in that image; 0 is best.
     """
-    claimed, there = sums["right"] + sums["spurious"], sums["right"] + sums["missed"]
-    precision, recall = ratio(sums["right"], claimed), ratio(sums["right"], there)
-    figures = {
+    boxes = sums["true_positive"] + sums["false_positive"]
+    objects = sums["true_positive"] + sums["false_negative"]
+    precision, recall = ratio(sums["true_positive"], boxes), ratio(sums["true_positive"], objects)
+    values = {
         "precision": precision,
         "recall": recall,
         "f1": ratio(2 * precision * recall, precision + recall),
-        "boxes": claimed,
-        "objects": there,
+        "boxes": boxes,
+        "objects": objects,
     }
     if "parsed" in sums:
-        figures |= {
+        values |= {
             "parse_rate": ratio(sums["parsed"], sums["n"]),
-            "hallucinated": ratio(sums["hallucinated"], sums["n"]),
+            "hallucinated_boxes": ratio(sums["hallucinated"], sums["n"]),
         }
-    return figures
+    return values
 
 
-def _parts(predictions: Sequence[Prediction], kind: BoxKind) -> Mapping[str, Counts]:
-    """Of each class and COCO size; a spurious box is of the class and size that it claims."""
-    matched = [matching(prediction, kind).events for prediction in predictions]
+def _breakdown(predictions: Sequence[Prediction], kind: BoxKind) -> Mapping[str, Statistics]:
+    """Group matches by COCO size and by class; a false positive belongs to the size and class that it claims."""
+    images = [match_boxes(prediction, kind).matches for prediction in predictions]
     groups = {}
-    for name in ("size", "class"):
-        field = {"size": "size", "class": "label"}[name]
-        for key in sorted({getattr(event, field) for events in matched for event in events} - {""}):
-            groups[f"{name}: {key}"] = _tally(
-                [[event for event in events if getattr(event, field) == key] for events in matched]
+    for name, field in (("size", "size"), ("class", "label")):
+        for key in sorted({getattr(match, field) for matches in images for match in matches} - {""}):
+            groups[f"{name}: {key}"] = _outcome_counts(
+                [[match for match in matches if getattr(match, field) == key] for matches in images]
             )
     return groups
 
 
 detection: Mapping[BoxKind, Metric] = {
     kind: Metric(
-        counts=functools.partial(_counts, kind=kind),
-        figures=_figures,
-        parts=functools.partial(_parts, kind=kind),
-        whole=frozenset({"boxes", "objects"}),
+        statistics=functools.partial(_statistics, kind=kind),
+        compute=_compute,
+        breakdown=functools.partial(_breakdown, kind=kind),
+        integers=frozenset({"boxes", "objects"}),
     )
     for kind in BoxKind
 }

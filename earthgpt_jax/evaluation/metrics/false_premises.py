@@ -1,4 +1,4 @@
-"""Questions whose premise is false: boxes are asked for of something that is not there."""
+"""Questions with a false premise: the model is asked for boxes of objects that are not in the image."""
 
 from __future__ import annotations
 
@@ -6,31 +6,35 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from earthgpt_jax.evaluation.metrics.base import Counts, Figures, Metric, ratio
-from earthgpt_jax.evaluation.metrics.classification import right
-from earthgpt_jax.evaluation.metrics.parsed_boxes import boxes_of
+from earthgpt_jax.evaluation.metrics.base import Metric, Statistics, Values, ratio
+from earthgpt_jax.evaluation.metrics.classification import is_correct
+from earthgpt_jax.evaluation.metrics.parsed_boxes import parse_answer
 from earthgpt_jax.evaluation.predictions import Prediction
 
 
-def _counts(predictions: Sequence[Prediction]) -> Counts:
-    parsed = [boxes_of(prediction) for prediction in predictions]
-    claims = np.array([len(p.boxes) + len(p.rejections) for p in parsed], float)
+def _statistics(predictions: Sequence[Prediction]) -> Statistics:
+    parsed = [parse_answer(prediction) for prediction in predictions]
+    boxes = np.array([len(p.boxes) + len(p.rejections) for p in parsed], float)
     return {
         "n": np.ones(len(predictions)),
-        "refused": np.array([right(p) for p in predictions], float),
-        "boxes": claims,
-        "fooled": (claims > 0).astype(float),
+        "refused": np.array([is_correct(p) for p in predictions], float),
+        "boxes": boxes,
+        "with_boxes": (boxes > 0).astype(float),
     }
 
 
-def _figures(sums: Counts) -> Figures:
-    """`refused`: answered that there is none, as the truth says it; `fooled`: with at least one box;
-    `hallucinated`: boxes an image, readable or not."""
+def _compute(sums: Statistics) -> Values:
+    """Compute the false-premise metrics.
+
+    - `refusal_rate`: fraction of questions answered with the expected "There are no ... in the image", in [0, 1].
+    - `hallucination_rate`: fraction of questions answered with at least one box, in [0, 1]; 0 is best.
+    - `hallucinated_boxes`: boxes per question, including those that cannot be parsed; 0 is best.
+    """
     return {
-        "refused": ratio(sums["refused"], sums["n"]),
-        "fooled": ratio(sums["fooled"], sums["n"]),
-        "hallucinated": ratio(sums["boxes"], sums["n"]),
+        "refusal_rate": ratio(sums["refused"], sums["n"]),
+        "hallucination_rate": ratio(sums["with_boxes"], sums["n"]),
+        "hallucinated_boxes": ratio(sums["boxes"], sums["n"]),
     }
 
 
-premises = Metric(counts=_counts, figures=_figures)
+false_premises = Metric(statistics=_statistics, compute=_compute)

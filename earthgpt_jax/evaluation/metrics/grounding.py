@@ -1,4 +1,4 @@
-"""Grounding: one box asked for, one box expected. IoU in original pixels, continuous, no +1."""
+"""Visual grounding: the question names one object, the answer is one box. IoU is in pixels of the original image."""
 
 from __future__ import annotations
 
@@ -8,85 +8,106 @@ import numpy as np
 
 from earthgpt_jax.boxes import MMRS, BoxKind
 from earthgpt_jax.common.errors import EarthGPTError
-from earthgpt_jax.evaluation.metrics.base import Counts, Figures, Metric, ratio, rows_by
-from earthgpt_jax.evaluation.metrics.classification import normalise
+from earthgpt_jax.evaluation.metrics.base import Metric, Statistics, Values, group_by, ratio
+from earthgpt_jax.evaluation.metrics.classification import normalize
 from earthgpt_jax.evaluation.metrics.iou import SLACK, ious
-from earthgpt_jax.evaluation.metrics.parsed_boxes import boxes_of, extent, frame_of, numbers, pixels_of, size_of
+from earthgpt_jax.evaluation.metrics.parsed_boxes import (
+    box_area,
+    box_in_pixels,
+    frame_of,
+    parse_answer,
+    size_category,
+    truth_box,
+)
 from earthgpt_jax.evaluation.predictions import Prediction, Truth
 
-PERCENT = (50, 60, 70, 80, 90)
+PERCENTS = (50, 60, 70, 80, 90)  # IoU thresholds of precision, in percent
 
 
 def target(prediction: Prediction) -> Truth:
-    """The object asked for."""
+    """Return the object that a grounding question names.
+
+    Raises:
+        EarthGPTError: the prediction does not say which object that is.
+    """
     if prediction.object_index is None:
-        raise EarthGPTError(f"prediction {prediction.id}: expected the index of the object asked for, got none")
+        raise EarthGPTError(
+            f"prediction {prediction.id}: a grounding question needs `object_index`, the index of its object in "
+            "`objects`; got none"
+        )
     return prediction.objects[prediction.object_index]
 
 
 def _pair(prediction: Prediction) -> tuple[np.ndarray | None, np.ndarray]:
-    """(the box answered, the box asked for); None where the answer is not exactly one box that may be answered.
+    """Return (predicted box, true box); the former is None unless the answer is exactly one admissible box.
 
-    Grammars that write every box with an angle are answered to in polygons; in ours, an upright box is asked for.
+    In the MMRS format the answer must be an axis-aligned box. Formats that write every box with an angle are compared
+    as polygons.
     """
     polygon = np.asarray(target(prediction).polygon)
-    parsed = boxes_of(prediction)
+    parsed = parse_answer(prediction)
     oriented = len(parsed.boxes) == 1 and parsed.boxes[0].kind is BoxKind.OBB
     if len(parsed.boxes) != 1 or parsed.rejections or (oriented and prediction.box_format == MMRS):
-        return None, numbers(polygon, BoxKind.HBB)
+        return None, truth_box(polygon, BoxKind.HBB)
     kind = parsed.boxes[0].kind
-    return pixels_of(parsed.boxes[0], frame_of(prediction)), numbers(polygon, kind)
+    return box_in_pixels(parsed.boxes[0], frame_of(prediction)), truth_box(polygon, kind)
 
 
-def _iou(given: np.ndarray | None, truth: np.ndarray) -> float:
-    return (
-        0.0 if given is None else float(ious([given], [truth], BoxKind.HBB if len(truth) == 4 else BoxKind.OBB)[0, 0])
-    )
+def _pair_iou(box: np.ndarray | None, truth: np.ndarray) -> float:
+    return 0.0 if box is None else float(ious([box], [truth], BoxKind.HBB if len(truth) == 4 else BoxKind.OBB)[0, 0])
 
 
-def iou(prediction: Prediction) -> float | None:
-    """IoU with the object asked for; None where the answer is not exactly one box of the kind asked for."""
-    given, truth = _pair(prediction)
-    return None if given is None else _iou(given, truth)
+def grounding_iou(prediction: Prediction) -> float | None:
+    """Return the IoU of the answer with the object; None unless the answer is exactly one box of an admissible kind."""
+    box, truth = _pair(prediction)
+    return None if box is None else _pair_iou(box, truth)
 
 
-def _counts(predictions: Sequence[Prediction]) -> Counts:
+def _statistics(predictions: Sequence[Prediction]) -> Statistics:
     pairs = [_pair(prediction) for prediction in predictions]
-    overlaps = np.array([_iou(*pair) for pair in pairs])
-    areas = np.array([extent(t) + (0.0 if g is None else extent(g)) for g, t in pairs])
-    shared = areas * overlaps / (1 + overlaps)  # of IoU = shared / (areas - shared)
+    overlaps = np.array([_pair_iou(*pair) for pair in pairs])
+    areas = np.array([box_area(truth) + (0.0 if box is None else box_area(box)) for box, truth in pairs])
+    intersection = areas * overlaps / (1 + overlaps)  # since IoU = intersection / (areas - intersection)
     return {
         "n": np.ones(len(pairs)),
-        **{f"hits{p}": (overlaps >= p / 100 - SLACK).astype(float) for p in PERCENT},
+        **{f"correct{p}": (overlaps >= p / 100 - SLACK).astype(float) for p in PERCENTS},
         "iou": overlaps,
-        "shared": shared,
-        "joined": areas - shared,
-        "parsed": np.array([g is not None for g, _ in pairs], float),
+        "intersection": intersection,
+        "union": areas - intersection,
+        "parsed": np.array([box is not None for box, _ in pairs], float),
     }
 
 
-def _figures(sums: Counts) -> Figures:
-    """Over all questions: what cannot be read is wrong, and its IoU is 0.
+def _compute(sums: Statistics) -> Values:
+    """Compute the grounding metrics, all in [0, 1]. An answer that cannot be parsed is wrong, with IoU 0.
 
-    `pr50` to `pr90`: share with that IoU in percent; `mean_iou`; `cum_iou`, all intersections by all unions, in which
-    large objects count most (Yang et al. 2022, RSVG).
+    - `pr50` to `pr90`: fraction of answers with an IoU of at least 0.5 to 0.9 (precision at IoU).
+    - `mean_iou`: mean IoU over the questions.
+    - `cum_iou`: sum of intersections divided by sum of unions, so that large objects weigh most.
+    - `parse_rate`: fraction of answers that are exactly one box.
+
+    Source: Zhan et al. 2023 (DIOR-RSVG).
     """
     return {
-        **{f"pr{p}": ratio(sums[f"hits{p}"], sums["n"]) for p in PERCENT},
+        **{f"pr{p}": ratio(sums[f"correct{p}"], sums["n"]) for p in PERCENTS},
         "mean_iou": ratio(sums["iou"], sums["n"]),
-        "cum_iou": ratio(sums["shared"], sums["joined"]),
+        "cum_iou": ratio(sums["intersection"], sums["union"]),
         "parse_rate": ratio(sums["parsed"], sums["n"]),
     }
 
 
-def _parts(predictions: Sequence[Prediction]) -> Mapping[str, Counts]:
-    counts = _counts(predictions)
-    asked = [target(prediction) for prediction in predictions]
-    sizes = [size_of(numbers(np.asarray(t.polygon), BoxKind.HBB), p) for t, p in zip(asked, predictions, strict=True)]
-    classes = [normalise(t.label) for t in asked]
-    return rows_by([f"size: {size}" if size else "" for size in sizes], counts) | rows_by(
-        [f"class: {label}" if label else "" for label in classes], counts
+def _breakdown(predictions: Sequence[Prediction]) -> Mapping[str, Statistics]:
+    """Group by COCO size and by class of the object."""
+    statistics = _statistics(predictions)
+    targets = [target(prediction) for prediction in predictions]
+    sizes = [
+        size_category(truth_box(np.asarray(t.polygon), BoxKind.HBB), p)
+        for t, p in zip(targets, predictions, strict=True)
+    ]
+    classes = [normalize(t.label) for t in targets]
+    return group_by([f"size: {size}" if size else "" for size in sizes], statistics) | group_by(
+        [f"class: {label}" if label else "" for label in classes], statistics
     )
 
 
-grounding = Metric(counts=_counts, figures=_figures, parts=_parts)
+grounding = Metric(statistics=_statistics, compute=_compute, breakdown=_breakdown)

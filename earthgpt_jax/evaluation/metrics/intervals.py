@@ -1,4 +1,7 @@
-"""95 % intervals by bootstrap over images: whole images are drawn, since answers about one image go together."""
+"""95 % confidence intervals by bootstrap over images.
+
+FullImage images are drawn, because answers about the same image are correlated.
+"""
 
 from __future__ import annotations
 
@@ -6,21 +9,27 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from earthgpt_jax.evaluation.metrics.base import Counts, Metric
+from earthgpt_jax.evaluation.metrics.base import Metric, Statistics
 
-SAMPLES = 1000
-LEVEL = (2.5, 97.5)
+SAMPLES = 1000  # default number of bootstrap samples
+PERCENTILES = (2.5, 97.5)
 
 
-def images(record_ids: Sequence[str]) -> np.ndarray:
-    """Which image each prediction is about, i[n]; images are numbered by the order of their ids."""
+def image_indices(record_ids: Sequence[str]) -> np.ndarray:
+    """Return the image index of each prediction, i[n]; images are numbered in the order of their ids."""
     return np.unique(np.asarray(record_ids), return_inverse=True)[1]
 
 
-def weights(image: np.ndarray, *, samples: int, seed: int = 0) -> Iterator[np.ndarray]:
-    """How often each image is drawn, i[images], a bootstrap sample at a time; the same seed draws the same.
+def bootstrap_weights(image: np.ndarray, *, samples: int, seed: int = 0) -> Iterator[np.ndarray]:
+    """Yield how often each image is drawn, i[images], for one bootstrap sample at a time.
 
-    As many images as there are are drawn with replacement (Efron's percentile bootstrap).
+    Each sample draws N of N images with replacement (Efron's percentile bootstrap). The same seed yields the same
+    samples.
+
+    Args:
+        image: the image index of each prediction, i[n].
+        samples: number of bootstrap samples.
+        seed: random seed.
     """
     count = int(image.max()) + 1 if len(image) else 0
     rng = np.random.default_rng(seed)
@@ -28,23 +37,26 @@ def weights(image: np.ndarray, *, samples: int, seed: int = 0) -> Iterator[np.nd
         yield np.bincount(rng.integers(0, count, count), minlength=count)
 
 
-def resampled(counts: Counts, image: np.ndarray, *, samples: int, seed: int = 0) -> Counts:
-    """Sums of the counts over bootstrap samples, name -> f[samples]."""
-    images_of = int(image.max()) + 1
-    table = np.stack([np.bincount(image, column, minlength=images_of) for column in counts.values()], axis=1)
-    sums = np.stack([drawn @ table for drawn in weights(image, samples=samples, seed=seed)])
-    return dict(zip(counts, sums.T, strict=True))
+def bootstrap_sums(statistics: Statistics, image: np.ndarray, *, samples: int, seed: int = 0) -> Statistics:
+    """Sum the statistics over each bootstrap sample; name -> f[samples]."""
+    images = int(image.max()) + 1
+    per_image = np.stack([np.bincount(image, column, minlength=images) for column in statistics.values()], axis=1)
+    sums = np.stack([weights @ per_image for weights in bootstrap_weights(image, samples=samples, seed=seed)])
+    return dict(zip(statistics, sums.T, strict=True))
 
 
 def intervals(
-    metric: Metric, counts: Counts, image: np.ndarray, *, samples: int, seed: int = 0
+    metric: Metric, statistics: Statistics, image: np.ndarray, *, samples: int, seed: int = 0
 ) -> dict[str, list[float]]:
-    """Figure -> [low, high]; numbers of things have none. Samples without any question of the group do not count."""
-    sums = resampled(counts, image, samples=samples, seed=seed)
-    asked = sums["n"] > 0
-    figures = metric.figures({name: values[asked] for name, values in sums.items()})
+    """Return the 95 % interval of each value as `[low, high]`, except for counts of things.
+
+    Bootstrap samples without any question of the group are ignored.
+    """
+    sums = bootstrap_sums(statistics, image, samples=samples, seed=seed)
+    nonempty = sums["n"] > 0
+    values = metric.compute({name: column[nonempty] for name, column in sums.items()})
     return {
-        name: [float(end) for end in np.percentile(values, LEVEL)]
-        for name, values in figures.items()
-        if name not in metric.whole and len(values)
+        name: [float(end) for end in np.percentile(column, PERCENTILES)]
+        for name, column in values.items()
+        if name not in metric.integers and len(column)
     }

@@ -1,4 +1,4 @@
-"""VQA accuracy by exact match, overall and by question type; counts also by bins and by distance."""
+"""VQA accuracy by exact match, overall and by question type, and further metrics of counts and of yes/no questions."""
 
 from __future__ import annotations
 
@@ -8,89 +8,101 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from earthgpt_jax.boxes.plurals import WORDS
-from earthgpt_jax.evaluation.metrics.base import Counts, Figures, Metric, ratio, rows_by
-from earthgpt_jax.evaluation.metrics.classification import normalise, right
+from earthgpt_jax.evaluation.metrics.base import Metric, Statistics, Values, group_by, ratio
+from earthgpt_jax.evaluation.metrics.classification import is_correct, normalize
 from earthgpt_jax.evaluation.predictions import Prediction
 
-# Upper ends of the bins that RSVQA-LR's counts are put into (Lobry et al. 2020): 0, 1-10, 11-100, 101-1000, more.
+# Upper ends of RSVQA-LR's bins of counts (Lobry et al. 2020): 0, 1-10, 11-100, 101-1000, more.
 _BINS = (0, 10, 100, 1000)
 _YES_NO = ("yes", "no")
 
 
-def number(text: str) -> int | None:
-    """The count that an answer is, in digits or as a word up to ten; None if it is anything else."""
-    text = normalise(text)
+def parse_count(text: str) -> int | None:
+    """Return the count that an answer states, in digits or as a word up to ten; None if it states anything else."""
+    text = normalize(text)
     if text in WORDS:
         return WORDS.index(text)
     return int(text) if re.fullmatch(r"\d{1,15}", text) else None
 
 
-def _counts(predictions: Sequence[Prediction]) -> Counts:
+def _statistics(predictions: Sequence[Prediction]) -> Statistics:
     n = len(predictions)
-    hits = np.array([right(p) for p in predictions], float)
-    columns = {"n": np.ones(n), "right": hits}
-    for kind in sorted({p.kind for p in predictions} - {""}):
-        of_kind = np.array([p.kind == kind for p in predictions], float)
-        columns |= {f"n_{kind}": of_kind, f"right_{kind}": hits * of_kind}
-    truths, given = ([number(text) for text in texts] for texts in zip(
-        *((p.answer, p.prediction) for p in predictions), strict=True))  # fmt: skip
-    if any(truth is not None for truth in truths):
-        columns |= {
-            "counts": np.array([t is not None for t in truths], float),
-            "counts_read": np.array([None not in pair for pair in zip(truths, given, strict=True)], float),
-            "counts_binned": np.array([_same_bin(*pair) for pair in zip(truths, given, strict=True)], float),
-            "counts_off": np.array([_off(*pair) for pair in zip(truths, given, strict=True)], float),
-            "counts_right": np.array([t is not None and t == g for t, g in zip(truths, given, strict=True)], float),
-        }
-    if any(normalise(p.answer) == "no" for p in predictions):
-        no = np.array([normalise(p.answer) == "no" for p in predictions])
-        columns |= {
-            "premises": no.astype(float),
-            "believed": np.array([normalise(p.prediction) == "yes" for p in predictions]) * no.astype(float),
-        }
-    return columns
+    correct = np.array([is_correct(p) for p in predictions], float)
+    columns = {"n": np.ones(n), "correct": correct}
+    for question_type in sorted({p.question_type for p in predictions} - {""}):
+        of_type = np.array([p.question_type == question_type for p in predictions], float)
+        columns |= {f"n_{question_type}": of_type, f"correct_{question_type}": correct * of_type}
+    return columns | _count_statistics(predictions) | _no_statistics(predictions)
 
 
-def _same_bin(truth: int | None, given: int | None) -> bool:
-    return truth is not None and given is not None and bool(
-        np.searchsorted(_BINS, truth) == np.searchsorted(_BINS, given)
+def _count_statistics(predictions: Sequence[Prediction]) -> dict[str, np.ndarray]:
+    """Return statistics of the questions whose true answer is a number; empty if there is none."""
+    pairs = [(parse_count(p.answer), parse_count(p.prediction)) for p in predictions]
+    if all(truth is None for truth, _ in pairs):
+        return {}
+    return {
+        "counts": np.array([truth is not None for truth, _ in pairs], float),
+        "counts_parsed": np.array([None not in pair for pair in pairs], float),
+        "counts_binned": np.array([_same_bin(*pair) for pair in pairs], float),
+        "counts_error": np.array([_absolute_error(*pair) for pair in pairs], float),
+        "counts_correct": np.array([truth is not None and truth == count for truth, count in pairs], float),
+    }
+
+
+def _no_statistics(predictions: Sequence[Prediction]) -> dict[str, np.ndarray]:
+    """Return statistics of the questions whose true answer is `no`; empty if there is none."""
+    no = np.array([normalize(p.answer) == "no" for p in predictions])
+    if not no.any():
+        return {}
+    return {
+        "no": no.astype(float),
+        "no_answered_yes": np.array([normalize(p.prediction) == "yes" for p in predictions]) * no.astype(float),
+    }
+
+
+def _same_bin(truth: int | None, count: int | None) -> bool:
+    return truth is not None and count is not None and bool(
+        np.searchsorted(_BINS, truth) == np.searchsorted(_BINS, count)
     )  # fmt: skip
 
 
-def _off(truth: int | None, given: int | None) -> int:
-    return abs(truth - given) if truth is not None and given is not None else 0
+def _absolute_error(truth: int | None, count: int | None) -> int:
+    return abs(truth - count) if truth is not None and count is not None else 0
 
 
-def _figures(sums: Counts) -> Figures:
-    """`accuracy` over all questions (micro), `accuracy_<type>` for each type, `accuracy_macro` their mean.
+def _compute(sums: Statistics) -> Values:
+    """Compute the VQA metrics. All are fractions in [0, 1], except `count_mae`.
 
-    Of questions whose answer is a number: `count_exact` (a number word is its digits), `count_binned` in RSVQA's bins,
-    `count_mae` over the answers that are numbers, whose share is `count_read`. `yes_to_no` is the share of questions
-    to be answered `no` that are answered `yes`: what is not there is said to be.
+    - `accuracy`: over all questions (micro average); `accuracy_<type>`: of each question type;
+      `accuracy_macro`: mean over the question types.
+    - Questions whose answer is a number: `count_exact`: exact match, where a number word equals its digits;
+      `count_binned`: match of RSVQA's bins; `count_mae`: mean absolute error over the answers that are numbers;
+      `count_parse_rate`: fraction of answers that are numbers.
+    - `false_yes_rate`: fraction of the questions with the answer `no` that are answered `yes`.
     """
-    kinds = [name.removeprefix("n_") for name in sums if name.startswith("n_")]
-    by_kind = {f"accuracy_{kind}": ratio(sums[f"right_{kind}"], sums[f"n_{kind}"]) for kind in kinds}
-    figures = {"accuracy": ratio(sums["right"], sums["n"]), **by_kind}
-    if kinds:
-        asked = np.sum([sums[f"n_{kind}"] > 0 for kind in kinds], axis=0)
-        figures["accuracy_macro"] = ratio(np.sum(list(by_kind.values()), axis=0), asked)
+    types = [name.removeprefix("n_") for name in sums if name.startswith("n_")]
+    by_type = {f"accuracy_{name}": ratio(sums[f"correct_{name}"], sums[f"n_{name}"]) for name in types}
+    values = {"accuracy": ratio(sums["correct"], sums["n"]), **by_type}
+    if types:
+        types_present = np.sum([sums[f"n_{name}"] > 0 for name in types], axis=0)
+        values["accuracy_macro"] = ratio(np.sum(list(by_type.values()), axis=0), types_present)
     if "counts" in sums:
-        figures |= {
-            "count_exact": ratio(sums["counts_right"], sums["counts"]),
+        values |= {
+            "count_exact": ratio(sums["counts_correct"], sums["counts"]),
             "count_binned": ratio(sums["counts_binned"], sums["counts"]),
-            "count_mae": ratio(sums["counts_off"], sums["counts_read"]),
-            "count_read": ratio(sums["counts_read"], sums["counts"]),
+            "count_mae": ratio(sums["counts_error"], sums["counts_parsed"]),
+            "count_parse_rate": ratio(sums["counts_parsed"], sums["counts"]),
         }
-    if "premises" in sums:
-        figures["yes_to_no"] = ratio(sums["believed"], sums["premises"])
-    return figures
+    if "no" in sums:
+        values["false_yes_rate"] = ratio(sums["no_answered_yes"], sums["no"])
+    return values
 
 
-def _parts(predictions: Sequence[Prediction]) -> Mapping[str, Counts]:
-    """By answer, where it is yes or no: a model that says yes to all is right half of the time."""
-    answers = [normalise(p.answer) for p in predictions]
-    counts = {name: column for name, column in _counts(predictions).items() if name in ("n", "right")}
-    return rows_by([f"answer: {a}" if a in _YES_NO else "" for a in answers], counts)
+def _breakdown(predictions: Sequence[Prediction]) -> Mapping[str, Statistics]:
+    """Group yes/no questions by their answer: a model that always says yes is correct on half of balanced questions."""
+    answers = [normalize(p.answer) for p in predictions]
+    statistics = {name: column for name, column in _statistics(predictions).items() if name in ("n", "correct")}
+    return group_by([f"answer: {answer}" if answer in _YES_NO else "" for answer in answers], statistics)
 
 
-vqa = Metric(counts=_counts, figures=_figures, parts=_parts)
+vqa = Metric(statistics=_statistics, compute=_compute, breakdown=_breakdown)

@@ -1,4 +1,4 @@
-"""A predictions file's whole report, as a page and as Markdown."""
+"""Write the complete report of a predictions file, as an HTML page and as Markdown."""
 
 from __future__ import annotations
 
@@ -9,14 +9,21 @@ from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.evaluation.confidence import Calibration
 from earthgpt_jax.evaluation.predictions import Prediction
 from earthgpt_jax.evaluation.report import gallery, page
-from earthgpt_jax.evaluation.report.tables import Table, confused, metrics, parts, reliability
-from earthgpt_jax.evaluation.scores import Scores, markdown_table, to_markdown
+from earthgpt_jax.evaluation.report.markdown import headline_table, markdown_table
+from earthgpt_jax.evaluation.report.tables import (
+    Table,
+    breakdown_table,
+    confusions_table,
+    metrics_table,
+    reliability_table,
+)
+from earthgpt_jax.evaluation.scores import Scores
 from earthgpt_jax.records import Record
 
-_PICTURES = 6  # worst, and best, images with pictures
+_PICTURES = 6  # number of worst images, and of best images, shown with pictures
 
 
-def write_both(
+def write_report(
     folder: Path,
     *,
     title: str,
@@ -27,48 +34,67 @@ def write_both(
     tables: Sequence[Table] = (),
     calibrations: Mapping[str, Calibration] | None = None,
 ) -> None:
-    """`report.html` and `report.md` in a folder; the page has pictures where there are records.
+    """Write `report.html` and `report.md` into a folder.
+
+    Args:
+        folder: created if it does not exist.
+        title: title of the report.
+        scores: scores of the predictions (`scores.with_breakdown`).
+        predictions: the answers.
+        records: the records that they are about, for pictures; None for a report without pictures.
+        notes: facts about the predictions, listed at the top.
+        tables: further tables, shown after the scores.
+        calibrations: task -> calibration, shown next to the uncalibrated confidences.
 
     Raises:
         EarthGPTError: the folder cannot be written.
     """
-    unreadable = gallery.failures(predictions)
-    shown = gallery.extremes(records, predictions, count=_PICTURES) if records is not None else {}
+    failures = gallery.parse_failures(predictions)
+    extremes = gallery.best_and_worst(records, predictions, count=_PICTURES) if records is not None else {}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        page.write(
-            folder / "report.html", title=title, runs={"these answers": scores}, curves={}, gallery=(), notes=notes,
-            failures=unreadable, shown_failures=len(unreadable), predictions=predictions, tables=tables, extremes=shown,
+        page.write_page(
+            folder / "report.html", title=title, runs={"these answers": scores}, curves={}, images=(), notes=notes,
+            failures=failures, max_failures=len(failures), predictions=predictions, tables=tables, extremes=extremes,
             calibrations=calibrations,
         )  # fmt: skip
-        binned = reliability(predictions, calibrations)
+        reliability = reliability_table(predictions, calibrations)
         text = _markdown(
-            title, scores=scores, predictions=predictions, notes=notes, tables=[*tables, *([binned] if binned else [])]
+            title,
+            scores=scores,
+            predictions=predictions,
+            notes=notes,
+            tables=[*tables, *([reliability] if reliability else [])],
         )
         (folder / "report.md").write_text(text, encoding="utf-8")
     except OSError as error:
-        raise EarthGPTError(f"--report {folder}: cannot be written ({error.strerror}); name another") from error
+        raise EarthGPTError(
+            f"--report {folder}: cannot be written ({error.strerror}); choose another folder"
+        ) from error  # fmt: skip
 
 
 def _markdown(
     title: str, *, scores: Scores, predictions: Sequence[Prediction], notes: Sequence[str], tables: Sequence[Table]
 ) -> str:
-    blocks = [f"# {title}", "\n".join(f"- {note}" for note in notes), "## Scores", to_markdown(scores)]
+    blocks = [f"# {title}", "\n".join(f"- {note}" for note in notes), "## Scores", headline_table(scores)]
     detailed = [
         table
         for task, groups in scores.items()
-        for table in (metrics(task, groups), parts(task, groups))
+        for table in (metrics_table(task, groups), breakdown_table(task, groups))
         if table is not None
     ]
-    more = confused(predictions)
-    for table in [*tables, *detailed, *([more] if more else [])]:
+    confusions = confusions_table(predictions)
+    for table in [*tables, *detailed, *([confusions] if confusions else [])]:
         blocks += [f"## {table.title}", markdown_table([table.head, *table.rows])]
         if table.note:
             blocks.append(table.note)
-    unreadable = gallery.failures(predictions)
-    blocks += ["## Answers that could not be read", f"{len(unreadable)} of {len(predictions)}; they count as wrong."]
-    if unreadable:
-        rows = [[f.record_id, f.task, _code(f.prediction), f.reason] for f in unreadable]
+    failures = gallery.parse_failures(predictions)
+    blocks += [
+        "## Answers that could not be parsed",
+        f"{len(failures)} of {len(predictions)}; they count as wrong.",
+    ]
+    if failures:
+        rows = [[f.record_id, f.task, _code(f.prediction), f.reason] for f in failures]
         blocks.append(markdown_table([["image", "task", "answer", "reason"], *rows]))
     return "\n\n".join(block for block in blocks if block) + "\n"
 

@@ -1,4 +1,4 @@
-"""Tables of the report, as text: for the page and for Markdown."""
+"""The tables of the report, as text for both the page and Markdown."""
 
 from __future__ import annotations
 
@@ -8,21 +8,29 @@ from typing import Any
 
 from earthgpt_jax.evaluation import baselines
 from earthgpt_jax.evaluation.benchmarks import Benchmark
-from earthgpt_jax.evaluation.confidence import Calibration, probabilities, settled
-from earthgpt_jax.evaluation.metrics.calibration import bins, by_task
-from earthgpt_jax.evaluation.metrics.classification import OTHER, confusion
+from earthgpt_jax.evaluation.confidence import Calibration, are_probabilities, assign_confidences
+from earthgpt_jax.evaluation.metrics.calibration import BINS, box_tasks, reliability_bins
+from earthgpt_jax.evaluation.metrics.classification import OTHER, confusion_matrix
 from earthgpt_jax.evaluation.predictions import Prediction
-from earthgpt_jax.evaluation.scores import BASELINES, BESIDE, HEADLINE, Extra, Scores, figure, score
+from earthgpt_jax.evaluation.report.markdown import format_value
+from earthgpt_jax.evaluation.scores import HEADLINE, NOT_METRICS, Extra, Scores, baselines_of, score
 from earthgpt_jax.evaluation.third_party import scorers
 from earthgpt_jax.records import Sensor, Task
 
 GROUPS = ("all", *(sensor.value for sensor in Sensor))
-_CONFUSED = 20  # pairs of classes that the Markdown lists
+_MAX_CONFUSIONS = 20  # confused pairs of classes that the Markdown report lists
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Table:
-    """A title, a head and rows of text, the first column a name; `note` stands below."""
+    """A table of text.
+
+    Attributes:
+        title: heading above the table.
+        head: column names.
+        rows: cells; the first column holds names, the others values.
+        note: explanation below the table.
+    """
 
     title: str
     head: Sequence[str]
@@ -30,68 +38,68 @@ class Table:
     note: str = ""
 
 
-def baselines_of(groups: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    return [name for name in BASELINES if any(name in cell for cell in groups.values())]
-
-
-def metrics(task: str, groups: Mapping[str, Mapping[str, Any]]) -> Table:
-    """Every figure of a task: over all with its interval, in each sensor, and the baselines' over all."""
-    whole, beside = groups.get("all", {}), baselines_of(groups)
+def metrics_table(task: str, groups: Mapping[str, Mapping[str, Any]]) -> Table:
+    """Return every metric of a task: over all images with its interval, per sensor, and of the baselines."""
+    overall, names = groups.get("all", {}), baselines_of(groups)
     rows = [
         [
-            name,
-            figure(whole.get(name), whole.get("intervals", {}).get(name)),
-            *(figure(groups.get(group, {}).get(name)) for group in GROUPS[1:]),
-            *(figure(whole.get(base, {}).get(name)) for base in beside),
+            metric,
+            format_value(overall.get(metric), overall.get("intervals", {}).get(metric)),
+            *(format_value(groups.get(group, {}).get(metric)) for group in GROUPS[1:]),
+            *(format_value(overall.get(name, {}).get(metric)) for name in names),
         ]
-        for name in (name for name in whole if name not in BESIDE)
+        for metric in (metric for metric in overall if metric not in NOT_METRICS)
     ]
-    rows.append(["n", *(figure(groups.get(group, {}).get("n")) for group in GROUPS), *[""] * len(beside)])
-    return Table(title=task, head=[task, *GROUPS, *(f"{name}, all" for name in beside)], rows=rows)
+    rows.append(["n", *(format_value(groups.get(group, {}).get("n")) for group in GROUPS), *[""] * len(names)])
+    return Table(title=task, head=[task, *GROUPS, *(f"{name}, all" for name in names)], rows=rows)
 
 
-def parts(task: str, groups: Mapping[str, Mapping[str, Any]]) -> Table | None:
-    """The headline metric, and what it is made of, by class, size and source; None where there are none."""
-    chosen = {name: cell for name, cell in groups.items() if ": " in name}
-    if not chosen:
+def breakdown_table(task: str, groups: Mapping[str, Mapping[str, Any]]) -> Table | None:
+    """Return the metrics per class, size and source, the headline metric first; None if there are no such groups."""
+    parts = {name: cell for name, cell in groups.items() if ": " in name}
+    if not parts:
         return None
-    first = HEADLINE[task][0]
-    there = dict.fromkeys(name for cell in chosen.values() for name in cell)
-    names = [first, *(name for name in there if name not in (first, *BESIDE, "parse_rate"))]
+    headline = HEADLINE[task][0]
+    present = dict.fromkeys(name for cell in parts.values() for name in cell)
+    metrics = [headline, *(name for name in present if name not in (headline, *NOT_METRICS, "parse_rate"))]
     rows = [
-        [group, *(figure(cell.get(name), cell.get("intervals", {}).get(name) if name == first else None)
-                  for name in names), figure(cell["n"])]
-        for group, cell in chosen.items()
+        [group, *(format_value(cell.get(name), cell.get("intervals", {}).get(name) if name == headline else None)
+                  for name in metrics), format_value(cell["n"])]
+        for group, cell in parts.items()
     ]  # fmt: skip
-    note = "Sizes are COCO's: areas below 32² and 96² pixels of the original image." if any(
-        group.startswith("size: ") for group in chosen
-    ) else ""  # fmt: skip
-    return Table(title=f"{task}, by class, size and source", head=[task, *names, "n"], rows=rows, note=note)
+    note = ""
+    if any(group.startswith("size: ") for group in parts):
+        note = "Sizes are COCO's: small is below 32² pixels of the original image, medium below 96², large the rest."
+    return Table(title=f"{task}, by class, size and source", head=[task, *metrics, "n"], rows=rows, note=note)
 
 
-def published(card: Benchmark, model: Scores) -> Table:
-    """A benchmark's metrics beside the paper's figures, both in percent."""
-    whole = model.get(card.task.value, {}).get("all", {})
-    known = {item.metric: item for item in card.published}
+def published_table(card: Benchmark, model: Scores) -> Table:
+    """Return a benchmark's metrics next to the values of EarthGPT's paper, both in percent."""
+    overall = model.get(card.task.value, {}).get("all", {})
+    published = {item.metric: item for item in card.published}
     rows = []
-    for name in card.metrics:
-        value, ends = whole.get(name), whole.get("intervals", {}).get(name)
+    for metric in card.metrics:
+        value, ends = overall.get(metric), overall.get("intervals", {}).get(metric)
         ours = "" if value is None else f"{100 * value:.2f}" + (
             f" [{100 * ends[0]:.2f}, {100 * ends[1]:.2f}]" if ends else ""
         )  # fmt: skip
-        item = known.get(name)
-        rows.append([name, ours, f"{item.value:.2f}" if item else "", item.evidence.replace("_", "-") if item else ""])
+        item = published.get(metric)
+        rows.append(
+            [metric, ours, f"{item.value:.2f}" if item else "", item.evidence.replace("_", "-") if item else ""]
+        )  # fmt: skip
     return Table(
         title=card.title, head=[f"percent ({card.regime.replace('_', '-')})", "these answers", "EarthGPT", "source"],
-        rows=rows, note="EarthGPT's figures are of its own split and prompts; empty: not known.",
+        rows=rows,
+        note="EarthGPT's values were measured on its own split and with its own prompts. An empty cell means that the "
+        "value is unknown.",
     )  # fmt: skip
 
 
-def confidences(model: Scores) -> Table | None:
-    """What boxes' confidences are worth: AP by them beside AP without them, and calibration; None without any."""
-    names = ("boxes_right", "confidence", "ap50", "ap50_constant", "ece", "ece_calibrated")
+def confidence_table(model: Scores) -> Table | None:
+    """Return AP with and without confidences, and calibration errors; None if no task has confidences."""
+    metrics = ("boxes_correct", "mean_confidence", "ap50", "ap50_constant", "ece", "ece_calibrated")
     rows = [
-        [task, *(figure(cell.get(name), cell.get("intervals", {}).get(name)) for name in names)]
+        [task, *(format_value(cell.get(name), cell.get("intervals", {}).get(name)) for name in metrics)]
         for task, groups in model.items()
         if "ece" in (cell := groups["all"])
     ]
@@ -99,68 +107,80 @@ def confidences(model: Scores) -> Table | None:
         return None
     return Table(
         title="Box confidence",
-        head=["task", "right", "confidence", "AP@0.5", "AP@0.5, alike", "ECE", "ECE, calibrated"],
+        head=[
+            "task", "boxes correct", "mean confidence", "AP@0.5", "AP@0.5, equal confidences", "ECE", "ECE, calibrated",
+        ],
         rows=rows,
-        note="A box's confidence is the geometric mean probability of the tokens of its coordinates times that of its "
-        "noun's. Right: the share of boxes that are; confidence: their mean. AP@0.5 ranks boxes by confidence; alike: "
-        "all of them count alike. Calibration keeps the order. ECE is over 15 bins; calibrated on answers about other "
-        "images by isotonic regression, empty where none were given.",
+        note="The confidence of a box is the geometric mean probability of the tokens of its coordinates, times that "
+        "of the tokens of its noun. “AP@0.5” ranks boxes by confidence; “equal confidences” does not. ECE is the "
+        f"expected calibration error over {BINS} bins. “ECE, calibrated” is measured after isotonic regression on "
+        "answers about other images; it is empty if none were given. Calibration changes neither the ranking nor AP.",
     )  # fmt: skip
 
 
-def reliability(
+def reliability_table(
     predictions: Sequence[Prediction], calibrations: Mapping[str, Calibration] | None = None
 ) -> Table | None:
-    """The figures of the reliability plots."""
+    """Return the values of the reliability diagrams; None if no task has confidences in [0, 1]."""
     rows = []
-    for task, some in by_task(settled(predictions)).items():
-        if any(p.confidences for p in some) and probabilities(some):
-            kinds = [("as written", None), ("calibrated", (calibrations or {}).get(task))]
-            for name, calibration in kinds[: 1 + (kinds[1][1] is not None)]:
+    for task, group in box_tasks(assign_confidences(predictions)).items():
+        if any(p.confidences for p in group) and are_probabilities(group):
+            calibration = (calibrations or {}).get(task)
+            variants = [("uncalibrated", None), *([("calibrated", calibration)] if calibration else [])]
+            for name, variant in variants:
                 rows += [
-                    [f"{task}, {name}", str(b.boxes), figure(b.confidence), figure(b.right, (b.low, b.high))]
-                    for b in bins(some, calibration)
-                ]
+                    [f"{task}, {name}", str(b.boxes), format_value(b.confidence),
+                     format_value(b.correct, (b.low, b.high))]
+                    for b in reliability_bins(group, variant)
+                ]  # fmt: skip
     if not rows:
         return None
-    head = ["task", "boxes", "mean confidence", "share right"]
     return Table(
-        title="Confidence and truth", head=head, rows=rows, note="A row a bin of confidences, of 15 equal ones."
+        title="Calibration of confidences",
+        head=["task", "boxes", "mean confidence", "fraction correct"],
+        rows=rows,
+        note=f"One row per bin of confidences, of {BINS} bins of equal width. Confidences are calibrated where the two "
+        "values agree.",
     )
 
 
-def by_rule(peer: str, predictions: Sequence[Prediction], model: Scores) -> Table:
-    """Our figure and a peer's of the same answers, and both of random answers."""
+def third_party_table(project: str, predictions: Sequence[Prediction], model: Scores) -> Table:
+    """Return our value and another project's for the same answers, and both for random answers."""
     random = baselines.shuffled(predictions)
-    theirs, of_random = scorers.apply(peer, predictions), scorers.apply(peer, random)
-    ranked = any(rule.ours.startswith("ap") for rule in scorers.rules(peer).values())
-    ours_of_random = score(random, extras=(Extra.AP,) if ranked else ())
-    rows, said = [], []
-    for task, rule in scorers.rules(peer).items():
+    rules = scorers.rules_of(project)
+    theirs, theirs_random = scorers.apply_rules(project, predictions), scorers.apply_rules(project, random)
+    needs_ap = any(rule.our_metric.startswith("ap") for rule in rules.values())
+    ours_random = score(random, extras=(Extra.AP,) if needs_ap else ())
+    rows, sentences = [], []
+    for task, rule in rules.items():
         if task in theirs:
             rows.append(
-                [f"{task}, {rule.ours}", figure(model[task]["all"].get(rule.ours)), figure(theirs[task]),
-                 figure(ours_of_random[task]["all"].get(rule.ours)), figure(of_random[task])]
+                [f"{task}, {rule.our_metric}", format_value(model[task]["all"].get(rule.our_metric)),
+                 format_value(theirs[task]), format_value(ours_random[task]["all"].get(rule.our_metric)),
+                 format_value(theirs_random[task])]
             )  # fmt: skip
-            said.append(f"{task}: {rule.says} ({rule.file}).")
-    head = ["task", "our rule", f"{peer}'s rule", "random, our rule", f"random, {peer}'s rule"]
-    note = " ".join(said) or f"{peer} has no rule for the tasks of this file."
-    return Table(title=f"The same answers by the published rule of {peer}", head=head, rows=rows, note=note)
+            sentences.append(f"{task}: {rule.description} ({rule.file}).")
+    return Table(
+        title=f"The same answers by the published rule of {project}",
+        head=["task", "our rule", f"{project}'s rule", "random answers, our rule", f"random answers, {project}'s rule"],
+        rows=rows,
+        note=" ".join(sentences) or f"{project} has no rule for the tasks of this file.",
+    )
 
 
-def confused(predictions: Sequence[Prediction]) -> Table | None:
-    """The most frequent confusions of classes; None without classification."""
+def confusions_table(predictions: Sequence[Prediction]) -> Table | None:
+    """Return the most frequent confusions of scene classes; None if there are no classification questions."""
     rows = [p for p in predictions if p.task == Task.CLASSIFICATION]
     if not rows:
         return None
-    classes, columns, cells = confusion(rows)
+    classes, columns, counts = confusion_matrix(rows)
     pairs = [
-        (int(cells[i, j]), truth, given)
+        (int(counts[i, j]), truth, answer)
         for i, truth in enumerate(classes)
-        for j, given in enumerate(columns)
-        if truth != given and cells[i, j]
+        for j, answer in enumerate(columns)
+        if truth != answer and counts[i, j]
     ]
     pairs.sort(key=lambda pair: (-pair[0], pair[1:]))
-    body = [[f"{truth} → {given}", str(count)] for count, truth, given in pairs[:_CONFUSED]]
+    body = [[f"{truth} → {answer}", str(count)] for count, truth, answer in pairs[:_MAX_CONFUSIONS]]
     return Table(title="Most frequent confusions", head=["true class → answer", "images"], rows=body,
-                 note=f"{OTHER}: the answer is none of the classes.")  # fmt: skip
+                 note=f"{OTHER}: the answer is not one of the classes.")  # fmt: skip

@@ -1,4 +1,4 @@
-"""Bootstrap intervals: of the right width, over images, the same every time, fast enough."""
+"""Bootstrap intervals: correct width, resampling of whole images, reproducible and fast."""
 
 import time
 
@@ -8,9 +8,14 @@ import scipy.stats
 
 from earthgpt_jax.boxes import BoxKind
 from earthgpt_jax.evaluation import scores
-from earthgpt_jax.evaluation.metrics.average_precision import ap_intervals
-from earthgpt_jax.evaluation.metrics.intervals import images, weights
-from earthgpt_jax.evaluation.metrics.voc_ap import Interpolation, average_precision, mean_average_precision, rank
+from earthgpt_jax.evaluation.metrics.average_precision import (
+    Interpolation,
+    ap_intervals,
+    average_precision,
+    mean_average_precision,
+    rank_boxes,
+)
+from earthgpt_jax.evaluation.metrics.intervals import bootstrap_weights, image_indices
 from tests.support.answers import answer, truth
 
 
@@ -26,40 +31,40 @@ def _interval(rows, samples: int = 2000):
     return scores.score(rows, samples=samples)["classification"]["all"]["intervals"]["top1"]
 
 
-def test_an_interval_is_as_wide_as_the_binomial_law_has_it():
+def test_an_interval_is_as_wide_as_the_binomial_distribution():
     rows = _rows(np.arange(400) % 4 > 0)
     low, high = _interval(rows)
     expected = scipy.stats.binom.ppf([0.025, 0.975], 400, 0.75) / 400
     np.testing.assert_allclose([low, high], expected, atol=0.006)
 
 
-def test_it_is_that_of_scipy():
+def test_an_interval_equals_scipys():
     hits = np.random.default_rng(3).uniform(size=150) < 0.6
     reference = scipy.stats.bootstrap((hits.astype(float),), np.mean, n_resamples=4000, method="percentile",
                                       rng=np.random.default_rng(0)).confidence_interval  # fmt: skip
     np.testing.assert_allclose(_interval(_rows(hits), 4000), reference, atol=0.01)
 
 
-def test_answers_about_one_image_are_drawn_together():
-    """Ten answers an image, all right or all wrong: forty images tell as little as forty answers."""
+def test_answers_about_the_same_image_are_resampled_together():
+    """Ten answers per image, all correct or all wrong: the interval is as wide as with one answer per image."""
     hits = np.repeat(np.arange(40) % 4 > 0, 10)
     together, apart = (np.diff(_interval(_rows(hits, per_image=n)))[0] for n in (10, 1))
     assert together / apart == pytest.approx(np.sqrt(10), rel=0.15)
 
 
-def test_it_is_the_same_every_time_and_in_any_order():
+def test_intervals_are_reproducible_and_independent_of_order():
     rows = _rows(np.arange(50) % 3 > 0)
     assert _interval(rows, 100) == _interval(rows[::-1], 100)
 
 
-def test_a_sample_draws_as_many_images_as_there_are():
-    image = images(["b", "a", "b", "c"])
+def test_a_bootstrap_sample_draws_as_many_images_as_there_are():
+    image = image_indices(["b", "a", "b", "c"])
     assert image.tolist() == [1, 0, 1, 2]
-    assert all(drawn.sum() == 3 and len(drawn) == 3 for drawn in weights(image, samples=20))
+    assert all(drawn.sum() == 3 and len(drawn) == 3 for drawn in bootstrap_weights(image, samples=20))
 
 
-def test_weights_are_copies():
-    """An image drawn twice counts as two images; with distinct confidences and with one."""
+def test_a_weight_acts_like_copies_of_the_image():
+    """An image drawn twice counts as two images, with distinct and with equal confidences."""
     rows = [
         answer("<p>two ships</p>[0.1,0.1,0.3,0.3;0.6,0.6,0.8,0.8]", id=f"{i}", confidences=c,
                objects=(truth("ship", 10, 10, 30, 30), truth("ship", 60, 60, 90, 90))[: 1 + i % 2])
@@ -73,24 +78,24 @@ def test_weights_are_copies():
             for ws in drawn
         ]  # fmt: skip
         for rule in Interpolation:
-            got = average_precision(rank(changed, BoxKind.HBB)["ship"], rule, drawn)
-            expected = [average_precision(rank(c, BoxKind.HBB)["ship"], rule)[0] for c in copies]
+            got = average_precision(rank_boxes(changed, BoxKind.HBB)["ship"], rule, drawn)
+            expected = [average_precision(rank_boxes(c, BoxKind.HBB)["ship"], rule)[0] for c in copies]
             np.testing.assert_allclose(got, expected, atol=1e-9)
 
 
 def test_average_precision_by_hand():
-    # right, wrong, right of three objects: precision 1, 1/2, 2/3 at recall 1/3, 1/3, 2/3
+    # Correct, wrong, correct, of three objects: precision 1, 1/2, 2/3 at recall 1/3, 1/3, 2/3
     text = "<p>three ships</p>[0.1,0.1,0.3,0.3;0.4,0.1,0.5,0.2;0.6,0.6,0.8,0.8]"
     objects = tuple(truth("ship", *box) for box in ((10, 10, 30, 30), (60, 60, 80, 80), (0, 80, 10, 90)))
-    ranked = rank([answer(text, objects=objects, confidences=(0.9, 0.8, 0.7))], BoxKind.HBB)
+    ranked = rank_boxes([answer(text, objects=objects, confidences=(0.9, 0.8, 0.7))], BoxKind.HBB)
     assert mean_average_precision(ranked, Interpolation.VOC12)[0] == pytest.approx(1 / 3 + 2 / 9)
     assert mean_average_precision(ranked, Interpolation.VOC07)[0] == pytest.approx((4 * 1 + 3 * 2 / 3) / 11)
 
 
-def test_a_difficult_object_neither_adds_nor_costs():
+def test_a_difficult_object_neither_raises_nor_lowers_ap():
     objects = (truth("ship", 10, 10, 30, 30), truth("ship", 60, 60, 80, 80, difficult=True))
     text = "<p>three ships</p>[0.1,0.1,0.3,0.3;0.6,0.6,0.8,0.8;0.6,0.6,0.8,0.8]"
-    ranked = rank([answer(text, objects=objects)], BoxKind.HBB)
+    ranked = rank_boxes([answer(text, objects=objects)], BoxKind.HBB)
     assert mean_average_precision(ranked, Interpolation.VOC12)[0] == 1.0
     low, high = ap_intervals([answer(text, objects=objects)], BoxKind.HBB, samples=10)["ap50"]
     assert low == high == 1.0

@@ -1,4 +1,4 @@
-"""Scorers against values worked out by hand, against references, and against the ways scorers are fooled."""
+"""Metrics against values computed by hand and against reference implementations."""
 
 import contextlib
 import io
@@ -9,10 +9,10 @@ import shapely
 from pycocoevalcap.cider.cider import Cider
 
 from earthgpt_jax.boxes import BoxKind, rotated_to_polygon
-from earthgpt_jax.evaluation.metrics.captions import captions, tokenise
-from earthgpt_jax.evaluation.metrics.classification import classification, normalise
-from earthgpt_jax.evaluation.metrics.detection import detection, matching
-from earthgpt_jax.evaluation.metrics.grounding import grounding, iou
+from earthgpt_jax.evaluation.metrics.captions import captions, tokenize
+from earthgpt_jax.evaluation.metrics.classification import classification, normalize
+from earthgpt_jax.evaluation.metrics.detection import detection, match_boxes
+from earthgpt_jax.evaluation.metrics.grounding import grounding, grounding_iou
 from earthgpt_jax.evaluation.metrics.iou import hbb_ious, obb_ious
 from earthgpt_jax.evaluation.metrics.vqa import vqa
 from tests.support.answers import answer, truth
@@ -21,29 +21,29 @@ SHIPS = (truth("ship", 10, 10, 30, 30), truth("ship", 50, 50, 70, 70))
 
 
 def test_top1_is_exact_after_normalisation():
-    assert normalise("Storage_tank.") == normalise("storage-tank") == "storage tank"
+    assert normalize("Storage_tank.") == normalize("storage-tank") == "storage tank"
     rows = [answer(text, answer="harbor") for text in ("Harbor.", "a harbor", "", "river harbor")]
     assert classification(rows) == {"top1": 0.25}
 
 
 def test_vqa_by_type():
     rows = [
-        answer("yes", answer="yes", kind="presence"),
-        answer("no, yes, maybe", answer="yes", kind="presence"),  # a list of guesses is wrong
-        answer("11", answer="1", kind="count"),
+        answer("yes", answer="yes", question_type="presence"),
+        answer("no, yes, maybe", answer="yes", question_type="presence"),  # a list of guesses is wrong
+        answer("11", answer="1", question_type="count"),
     ]
     expected = {"accuracy": 1 / 3, "accuracy_count": 0.0, "accuracy_presence": 0.5, "accuracy_macro": 0.25}
     assert vqa(rows).items() >= expected.items()
 
 
-def test_iou_by_hand_and_two_disjoint_small_boxes_share_nothing():
+def test_iou_by_hand_and_of_disjoint_small_boxes():
     boxes = np.array([[0, 0, 2, 2], [1, 0, 3, 2]], float)
     np.testing.assert_allclose(hbb_ious(boxes, boxes), [[1, 1 / 3], [1 / 3, 1]])
-    # with a +1 in the formula these fractions would score 0.5
+    # With +1 in the formula, these fractions would score 0.5.
     assert hbb_ious(np.array([[0.1, 0.1, 0.2, 0.2]]), np.array([[0.3, 0.3, 0.4, 0.4]]))[0, 0] == 0
 
 
-def test_obb_iou_equals_shapely_and_a_crossed_polygon_is_zero():
+def test_obb_iou_equals_shapely_and_a_self_intersecting_polygon_has_iou_zero():
     rng = np.random.default_rng(0)
     polygons = np.stack([
         rotated_to_polygon(cx=rng.uniform(0, 9), cy=rng.uniform(0, 9), w=8, h=4, angle=rng.uniform(0, 3))
@@ -57,59 +57,59 @@ def test_obb_iou_equals_shapely_and_a_crossed_polygon_is_zero():
     assert obb_ious(crossed, polygons).max() == 0
 
 
-def test_grounding_counts_unreadable_answers_as_wrong():
-    asked = {"task": "grounding", "objects": SHIPS, "object_index": 1}
-    right = answer("[0.50,0.50,0.70,0.70]", **asked)
-    half = answer("[0.50,0.50,0.70,0.60]", **asked)  # IoU exactly 0.5
-    several = answer("[0.50,0.50,0.70,0.70;0.10,0.10,0.30,0.30]", **asked)
-    swapped, empty = answer("[0.70,0.70,0.50,0.50]", **asked), answer("", **asked)
-    assert iou(right) == pytest.approx(1, abs=1e-6)
-    assert iou(half) == pytest.approx(0.5, abs=1e-6)
-    assert iou(several) is iou(swapped) is iou(empty) is None
+def test_grounding_counts_unparsable_answers_as_wrong():
+    question = {"task": "grounding", "objects": SHIPS, "object_index": 1}
+    right = answer("[0.50,0.50,0.70,0.70]", **question)
+    half = answer("[0.50,0.50,0.70,0.60]", **question)  # IoU exactly 0.5
+    several = answer("[0.50,0.50,0.70,0.70;0.10,0.10,0.30,0.30]", **question)
+    swapped, empty = answer("[0.70,0.70,0.50,0.50]", **question), answer("", **question)
+    assert grounding_iou(right) == pytest.approx(1, abs=1e-6)
+    assert grounding_iou(half) == pytest.approx(0.5, abs=1e-6)
+    assert grounding_iou(several) is grounding_iou(swapped) is grounding_iou(empty) is None
     result = grounding([right, half, several, swapped])
     assert result["mean_iou"] == pytest.approx(1.5 / 4, abs=1e-6)
     assert result["parse_rate"] == 0.5
 
 
 def test_grounding_is_scored_in_pixels_of_an_image_that_is_not_square():
-    # 100 x 50: padded to 100, 25 rows above. The truth in pixels is 40..60 x 10..30, so 35..55 in the square.
+    # 100 x 50, padded to 100 x 100 with 25 rows above: the truth is at y = 10..30 of the image, 35..55 of the square.
     row = answer(
         "[0.40,0.35,0.60,0.55]", task="grounding", objects=(truth("ship", 40, 10, 60, 30),), object_index=0, height=50
     )
-    assert iou(row) == pytest.approx(1, abs=1e-5)
+    assert grounding_iou(row) == pytest.approx(1, abs=1e-5)
 
 
 def test_detection_by_hand():
     both = "There are <p>two ships</p>[0.10,0.10,0.30,0.30;0.50,0.50,0.70,0.70] in the image."
     assert detection[BoxKind.HBB]([answer(both, objects=SHIPS)]) == {
         "precision": 1.0, "recall": 1.0, "f1": 1.0, "boxes": 2, "objects": 2, "parse_rate": 1.0,
-        "hallucinated": 0.0,
+        "hallucinated_boxes": 0.0,
     }  # fmt: skip
     one = "There is <p>one ship</p>[0.10,0.10,0.30,0.30] in the image."
     result = detection[BoxKind.HBB]([answer(one, objects=SHIPS)])
     assert (result["precision"], result["recall"]) == (1.0, 0.5)
 
 
-def test_ten_copies_of_a_right_box_are_nine_wrong_ones():
+def test_of_ten_copies_of_a_correct_box_nine_are_wrong():
     copies = "<p>10 ships</p>[" + ";".join(["0.10,0.10,0.30,0.30"] * 10) + "]"
     result = detection[BoxKind.HBB]([answer(copies, objects=SHIPS)])
     assert result["precision"] == pytest.approx(0.1)
     assert result["recall"] == 0.5
 
 
-def test_a_right_box_with_a_wrong_label_or_of_the_wrong_kind_is_wrong():
-    wrong = matching(answer("<p>one truck</p>[0.10,0.10,0.30,0.30]", objects=SHIPS), BoxKind.HBB)
-    assert (wrong.right, wrong.spurious, wrong.missed) == (0, 1, 2)
+def test_a_correct_box_with_the_wrong_label_or_of_the_wrong_kind_is_wrong():
+    wrong = match_boxes(answer("<p>one truck</p>[0.10,0.10,0.30,0.30]", objects=SHIPS), BoxKind.HBB)
+    assert (wrong.true_positives, wrong.false_positives, wrong.false_negatives) == (0, 1, 2)
     oriented = "<p>one ship</p>[0.10,0.10,0.30,0.10,0.30,0.30,0.10,0.30]"
-    assert matching(answer(oriented, objects=SHIPS), BoxKind.HBB).right == 0
-    assert matching(answer(oriented, objects=SHIPS), BoxKind.OBB).right == 1
+    assert match_boxes(answer(oriented, objects=SHIPS), BoxKind.HBB).true_positives == 0
+    assert match_boxes(answer(oriented, objects=SHIPS), BoxKind.OBB).true_positives == 1
 
 
-def test_matching_gives_each_truth_its_best_box():
-    # The first box overlaps both truths a little; greedy by the order of text would waste a truth on it.
+def test_matching_assigns_each_object_its_best_box():
+    # The first box overlaps both objects a little; matching in the order of the text would waste an object on it.
     text = "<p>two ships</p>[0.12,0.10,0.32,0.30;0.10,0.10,0.30,0.30]"
-    result = matching(answer(text, objects=SHIPS[:1]), BoxKind.HBB)
-    assert (result.right, result.spurious, result.missed) == (1, 1, 0)
+    result = match_boxes(answer(text, objects=SHIPS[:1]), BoxKind.HBB)
+    assert (result.true_positives, result.false_positives, result.false_negatives) == (1, 1, 0)
 
 
 def test_difficult_objects_are_neither_required_nor_punished():
@@ -119,17 +119,17 @@ def test_difficult_objects_are_neither_required_nor_punished():
         ("<p>two ships</p>[0.10,0.10,0.30,0.30;0.50,0.50,0.70,0.70]", (1, 0, 0)),
         ("<p>one ship</p>[0.50,0.50,0.70,0.70]", (0, 0, 1)),
     ):
-        matched = matching(answer(text, objects=objects), BoxKind.HBB)
-        assert (matched.right, matched.spurious, matched.missed) == expected
+        matched = match_boxes(answer(text, objects=objects), BoxKind.HBB)
+        assert (matched.true_positives, matched.false_positives, matched.false_negatives) == expected
 
 
 def test_an_empty_image_counts_what_is_claimed_in_it_and_only_the_sentence_means_none():
     none = answer("There are no objects in the image.")
     claimed = answer("<p>one ship</p>[0.10,0.10,0.30,0.30]")
     silent = answer("")
-    assert matching(none, BoxKind.HBB).parsed
-    assert not matching(silent, BoxKind.HBB).parsed
-    assert matching(claimed, BoxKind.HBB).spurious == 1
+    assert match_boxes(none, BoxKind.HBB).parsed
+    assert not match_boxes(silent, BoxKind.HBB).parsed
+    assert match_boxes(claimed, BoxKind.HBB).false_positives == 1
 
 
 def test_captions_through_pycocoevalcap():
@@ -139,48 +139,53 @@ def test_captions_through_pycocoevalcap():
     result = captions(rows)
     with contextlib.redirect_stdout(io.StringIO()):
         expected, _ = Cider().compute_score(
-            {i: list(r) for i, r in enumerate(references)}, {i: [tokenise(t)] for i, t in enumerate(texts)}
+            {i: list(r) for i, r in enumerate(references)}, {i: [tokenize(t)] for i, t in enumerate(texts)}
         )
     assert result["cider"] == pytest.approx(float(expected))
-    # by hand: 11 of 12 words are right, and the lengths agree with the nearest references
+    # By hand: 11 of 12 words match, and the lengths equal those of the closest references.
     assert result["bleu1"] == pytest.approx(11 / 12, abs=0.01)
-    assert tokenise("A ship's hull isn't 3.5 m!") == "a ship 's hull is n't 3.5 m"
+    assert tokenize("A ship's hull isn't 3.5 m!") == "a ship 's hull is n't 3.5 m"
 
 
-def test_a_number_keeps_its_point_and_silence_is_never_right():
-    assert normalise("1.5 m.") == "1.5 m" != normalise("15 m")
-    assert normalise("-5") == "-5" != normalise("5")
-    assert normalise("storage-tank, 1,000") == "storage tank 1000"
+def test_a_number_keeps_its_decimal_point_and_an_empty_answer_is_never_correct():
+    assert normalize("1.5 m.") == "1.5 m" != normalize("15 m")
+    assert normalize("-5") == "-5" != normalize("5")
+    assert normalize("storage-tank, 1,000") == "storage tank 1000"
     assert classification([answer("", answer="?"), answer("!", answer="?")]) == {"top1": 0.0}
 
 
-def test_boxes_that_cannot_be_read_count_as_claimed():
+def test_unparsable_boxes_are_false_positives():
     text = "<p>three ships</p>[0.10,0.10,0.30,0.30;0.70,0.70,0.50,0.50;0.1,0.2]"
-    matched = matching(answer(text, objects=SHIPS), BoxKind.HBB)
-    assert (matched.right, matched.spurious, matched.missed, matched.parsed) == (1, 2, 1, False)
-    cut = matching(answer("<p>one ship</p>[0.10,0.10,0.30,0.30] <p>one ship</p>[0.5,0.", objects=SHIPS), BoxKind.HBB)
-    assert (cut.right, cut.spurious, cut.missed, cut.parsed) == (1, 1, 1, False)
+    matched = match_boxes(answer(text, objects=SHIPS), BoxKind.HBB)
+    assert (matched.true_positives, matched.false_positives, matched.false_negatives, matched.parsed) == (
+        1,
+        2,
+        1,
+        False,
+    )
+    cut = match_boxes(answer("<p>one ship</p>[0.10,0.10,0.30,0.30] <p>one ship</p>[0.5,0.", objects=SHIPS), BoxKind.HBB)
+    assert (cut.true_positives, cut.false_positives, cut.false_negatives, cut.parsed) == (1, 1, 1, False)
 
 
-def test_required_objects_are_served_before_difficult_ones():
-    # The box fits the difficult object exactly and the required one by 2/3: COCO and VOC call it right.
+def test_required_objects_are_matched_before_difficult_ones():
+    # The box fits the difficult object exactly and the required one with IoU 2/3: COCO and VOC call it correct.
     objects = (truth("ship", 10, 10, 30, 30, difficult=True), truth("ship", 10, 14, 30, 34))
-    once = matching(answer("<p>one ship</p>[0.10,0.10,0.30,0.30]", objects=objects), BoxKind.HBB)
-    assert (once.right, once.spurious, once.missed) == (1, 0, 0)
-    # Boxes that are left over on a difficult object are ignored, however many.
+    once = match_boxes(answer("<p>one ship</p>[0.10,0.10,0.30,0.30]", objects=objects), BoxKind.HBB)
+    assert (once.true_positives, once.false_positives, once.false_negatives) == (1, 0, 0)
+    # Unmatched boxes on a difficult object are ignored, however many there are.
     text = "<p>three ships</p>[0.10,0.10,0.30,0.30;0.10,0.10,0.30,0.30;0.10,0.14,0.30,0.34]"
-    several = matching(answer(text, objects=objects), BoxKind.HBB)
-    assert (several.right, several.spurious, several.missed) == (1, 0, 0)
+    several = match_boxes(answer(text, objects=objects), BoxKind.HBB)
+    assert (several.true_positives, several.false_positives, several.false_negatives) == (1, 0, 0)
 
 
-def test_a_constant_box_finds_what_happens_to_be_there_only():
+def test_a_constant_box_finds_only_objects_that_happen_to_be_there():
     text = "There is <p>one ship</p>[0.10,0.10,0.30,0.30] in the image."
     images = [SHIPS[:1], SHIPS[1:], (), (truth("truck", 10, 10, 30, 30),)]
     result = detection[BoxKind.HBB]([answer(text, objects=objects) for objects in images])
     assert (result["precision"], result["recall"], result["parse_rate"]) == (0.25, pytest.approx(1 / 3), 1.0)
 
 
-def test_boxes_of_one_image_do_not_serve_another():
+def test_boxes_of_one_image_do_not_match_objects_of_another():
     text = "<p>one ship</p>[0.50,0.50,0.70,0.70]"
     result = detection[BoxKind.HBB]([answer(text, objects=SHIPS[:1]), answer(text, objects=SHIPS[1:])])
     assert (result["precision"], result["recall"]) == (0.5, 0.5)

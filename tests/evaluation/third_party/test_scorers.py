@@ -1,4 +1,4 @@
-"""Published rules with their defects: the figures that they give where the truth is known."""
+"""Third-party scoring rules with their defects: the values that they give where the truth is known."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from earthgpt_jax.evaluation.metrics.classification import classification
 from earthgpt_jax.evaluation.metrics.detection import detection
 from earthgpt_jax.evaluation.metrics.grounding import grounding
 from earthgpt_jax.evaluation.metrics.vqa import vqa
-from earthgpt_jax.evaluation.third_party import scorers
+from earthgpt_jax.evaluation.third_party import box_rules, scorers, text_rules
 from earthgpt_jax.records import Task
 from tests.support.answers import answer, truth
 
@@ -19,7 +19,7 @@ SHIP = truth("ship", 10, 10, 30, 30)
 
 
 def _uniform(rng: np.random.Generator, count: int) -> np.ndarray:
-    """Boxes with sides of 0.02 to 0.3 anywhere in the unit square."""
+    """Return boxes f[count, 4] with sides of 0.02 to 0.3 anywhere in the unit square."""
     sides = rng.uniform(0.02, 0.3, (count, 2))
     low = rng.uniform(0, 1, (count, 2)) * (1 - sides)
     return np.concatenate([low, low + sides], axis=1)
@@ -37,69 +37,69 @@ def _text(box) -> str:
     return "[" + ",".join(f"{n:.4f}" for n in box) + "]"
 
 
-def test_lhrs_calls_disjoint_boxes_half_overlapping():
-    assert scorers.plus_one_iou([0.1, 0.1, 0.2, 0.2], [0.3, 0.3, 0.4, 0.4]) == pytest.approx(0.503, abs=5e-4)
+def test_lhrs_gives_disjoint_boxes_an_iou_of_one_half():
+    assert box_rules.plus_one_iou([0.1, 0.1, 0.2, 0.2], [0.3, 0.3, 0.4, 0.4]) == pytest.approx(0.503, abs=5e-4)
 
 
-def test_lhrs_gives_random_boxes_a_third_and_a_constant_box_half():
+def test_lhrs_scores_random_boxes_a_third_and_a_constant_box_one_half():
     rng = np.random.default_rng(0)
     targets = _uniform(rng, 4000)
-    random = _grounded(map(_text, _uniform(rng, 4000)), targets, box_format="lhrs", frame="whole")
-    assert scorers.apply("lhrs", random)["grounding"] == pytest.approx(0.326, abs=0.02)
+    random = _grounded(map(_text, _uniform(rng, 4000)), targets, box_format="lhrs", frame="image")
+    assert scorers.apply_rules("lhrs", random)["grounding"] == pytest.approx(0.326, abs=0.02)
     assert grounding(random)["pr50"] == pytest.approx(0.002, abs=0.002)
-    constant = _grounded([_text([0.36, 0.36, 0.64, 0.64])] * 4000, targets, box_format="lhrs", frame="whole")
-    assert scorers.apply("lhrs", constant)["grounding"] == pytest.approx(0.516, abs=0.02)
+    constant = _grounded([_text([0.36, 0.36, 0.64, 0.64])] * 4000, targets, box_format="lhrs", frame="image")
+    assert scorers.apply_rules("lhrs", constant)["grounding"] == pytest.approx(0.516, abs=0.02)
     assert grounding(constant)["pr50"] == pytest.approx(0.004, abs=0.003)
 
 
-def test_lhrs_leaves_out_what_it_cannot_read():
+def test_lhrs_leaves_out_unparsable_answers():
     target = np.array([0.1, 0.1, 0.3, 0.3])
     rows = _grounded([_text(target), "nowhere", "[0.1,0.2]", "[,]"], [target] * 4)
-    assert scorers.apply("lhrs", rows) == {"grounding": 1.0}
+    assert scorers.apply_rules("lhrs", rows) == {"grounding": 1.0}
     assert grounding(rows)["pr50"] == 0.25
 
 
-def test_vrsbench_calls_a_third_a_half():
-    assert scorers.plus_one_iou([0, 0, 2, 2], [1, 0, 3, 2]) == pytest.approx(0.5)
+def test_vrsbench_gives_an_iou_of_one_third_as_one_half():
+    assert box_rules.plus_one_iou([0, 0, 2, 2], [1, 0, 3, 2]) == pytest.approx(0.5)
     rows = _grounded(["{<0><0><2><2>}", "2 ships at {<1><0><3><2>}"], [np.array([0.01, 0, 0.03, 0.02])] * 2,
-                     box_format="geochat", frame="whole")  # fmt: skip
+                     box_format="geochat", frame="image")  # fmt: skip
     assert grounding(rows)["mean_iou"] == pytest.approx((1 / 3 + 1) / 2, abs=1e-4)
-    # the second one's numbers are taken for 2, 1, 0, 3
-    assert scorers.apply("vrsbench", rows) == {"grounding": 0.5}
+    # The box of the second answer is taken to be 2, 1, 0, 3.
+    assert scorers.apply_rules("vrsbench", rows) == {"grounding": 0.5}
 
 
 def test_vrsbench_finds_no_in_know_and_one_in_eleven():
     rows = [answer("I do not know", id="0", task="vqa", answer="no"), answer("11", id="1", task="vqa", answer="1")]
-    assert scorers.apply("vrsbench", rows) == {"vqa": 1.0}
+    assert scorers.apply_rules("vrsbench", rows) == {"vqa": 1.0}
     assert vqa(rows)["accuracy"] == 0.0
 
 
-def test_earthdial_counts_commas_and_lists_of_guesses():
-    assert scorers.token_recall("Pastures, Marine waters", "Urban fabric, Arable land") == pytest.approx(1 / 3)
-    assert scorers.token_recall("no, yes, maybe", "yes") == 1.0
+def test_earthdial_accepts_commas_and_lists_of_guesses():
+    assert text_rules.token_recall("Pastures, Marine waters", "Urban fabric, Arable land") == pytest.approx(1 / 3)
+    assert text_rules.token_recall("no, yes, maybe", "yes") == 1.0
     rows = [answer("no, yes, maybe", id="0", task="vqa", answer="yes")]
-    assert (scorers.apply("earthdial", rows)["vqa"], vqa(rows)["accuracy"]) == (1.0, 0.0)
+    assert (scorers.apply_rules("earthdial", rows)["vqa"], vqa(rows)["accuracy"]) == (1.0, 0.0)
 
 
-def test_earthdial_calls_ten_copies_of_a_box_perfect():
+def test_earthdial_scores_ten_copies_of_a_box_as_perfect():
     copies = "<p>ten ships</p>[" + ";".join(["0.10,0.10,0.30,0.30"] * 10) + "]"
     rows = [answer(copies, id="0", objects=(SHIP, truth("ship", 50, 50, 70, 70))), answer("", id="1", objects=(SHIP,))]
-    assert scorers.apply("earthdial", rows) == {"hbb": 1.0}
+    assert scorers.apply_rules("earthdial", rows) == {"hbb": 1.0}
     ours = detection[BoxKind.HBB](rows)
     assert (ours["precision"], ours["recall"]) == (pytest.approx(0.1), pytest.approx(1 / 3))
 
 
-def test_falcon_ranks_by_what_it_shall_find_out():
-    # Of every two boxes one is right, and of every two objects one is found.
+def test_falcon_ranks_boxes_by_their_iou_with_the_truth():
+    # One of every two boxes is correct, and one of every two objects is found.
     right, wrong = "<p>one ship</p>[0.10,0.10,0.30,0.30]", "<p>one ship</p>[0.80,0.80,0.90,0.90]"
     objects = (SHIP, truth("ship", 50, 50, 70, 70))
     rows = [answer(f"{wrong} {right}", id=f"{i:03d}", objects=objects) for i in range(100)]
-    assert scorers.apply("falcon", rows)["hbb"] == pytest.approx(0.5)
+    assert scorers.apply_rules("falcon", rows)["hbb"] == pytest.approx(0.5)
     assert average_precisions(rows, BoxKind.HBB)["ap50"] == pytest.approx(0.25)
 
 
 def test_constant_confidence_in_random_order_is_near_precision_times_recall():
-    """The figure of published scorers, whose order of boxes is chance; ours is what it is near to on average."""
+    """Published scorers rank boxes of equal confidence in arbitrary order; on average they come close to our AP."""
     rng = np.random.default_rng(0)
     right = rng.permutation(np.arange(400) < 200)
     recall, precision = np.cumsum(right) / 400, np.cumsum(right) / np.arange(1, 401)
@@ -107,59 +107,62 @@ def test_constant_confidence_in_random_order_is_near_precision_times_recall():
     assert (np.diff(recall, prepend=0) * best).sum() == pytest.approx(0.259, abs=0.02)
 
 
-def test_falcon_calls_a_malformed_box_perfect():
-    assert scorers.falcon_iou([1, 2, 3], [10, 10, 30, 30]) == 1.0
+def test_falcon_scores_a_malformed_box_as_perfect():
+    assert box_rules.falcon_iou([1, 2, 3], [10, 10, 30, 30]) == 1.0
     rows = _grounded(["<box><1><2><3></box>", "nothing"], [np.array([0.1, 0.1, 0.3, 0.3])] * 2, box_format="falcon")
-    assert scorers.apply("falcon", rows) == {"grounding": 0.5}
+    assert scorers.apply_rules("falcon", rows) == {"grounding": 0.5}
     assert grounding(rows)["pr50"] == 0.0
 
 
 def test_falcon_swaps_answer_and_truth():
-    """Seven words, all in the references of 23: three times the BLEU-1."""
+    """Seven words, all of which are among the 23 of the references, get three times our BLEU-1."""
     rows = [
         answer("a ship on", id="0", task="caption", references=("a ship on the lake near two green fields and trees",)),
         answer("many white planes is", id="1", task="caption",
                references=("many white planes is what there are on the grey runway here",)),
     ]  # fmt: skip
     assert captions(rows)["bleu1"] == pytest.approx(0.102, abs=5e-4)
-    assert scorers.apply("falcon", rows)["caption"] == pytest.approx(0.304, abs=5e-4)
+    assert scorers.apply_rules("falcon", rows)["caption"] == pytest.approx(0.304, abs=5e-4)
 
 
-def test_lhrs_makes_a_class_of_anything_and_geochat_does_not():
+def test_lhrs_maps_any_answer_to_a_class_and_geochat_does_not():
     rows = [
         answer("It is a ferry terminal", id="0", task="classification", answer="terminal"),
         answer("harbor", id="1", task="classification", answer="harbor"),
     ]
-    assert scorers.apply("lhrs", rows)["classification"] == 1.0
-    assert scorers.apply("geochat", rows)["classification"] == classification(rows)["top1"] == 0.5
-    assert scorers.apply("geochat", [answer("Storage Tank.", task="classification", answer="storagetank")]) == {
+    assert scorers.apply_rules("lhrs", rows)["classification"] == 1.0
+    assert scorers.apply_rules("geochat", rows)["classification"] == classification(rows)["top1"] == 0.5
+    assert scorers.apply_rules("geochat", [answer("Storage Tank.", task="classification", answer="storagetank")]) == {
         "classification": 1.0
     }
 
 
-def test_lhrs_calls_silence_right():
-    rows = [answer(text, id=text, task="vqa", kind="presence", answer="yes") for text in ("", "e", "The yes!", "no")]
-    assert scorers.apply("lhrs", rows) == {"vqa": 0.75}
+def test_lhrs_accepts_an_empty_answer():
+    rows = [
+        answer(text, id=text, task="vqa", question_type="presence", answer="yes")
+        for text in ("", "e", "The yes!", "no")
+    ]
+    assert scorers.apply_rules("lhrs", rows) == {"vqa": 0.75}
     assert vqa(rows)["accuracy"] == 0.0
-    assert scorers.evalai("Three, the ships.") == "3 ships"
+    assert text_rules.evalai_normalize("Three, the ships.") == "3 ships"
 
 
-def test_counts_do_not_count_for_some():
-    rows = [answer("3", id="0", task="vqa", kind="count", answer="4"),
-            answer("Yes", id="1", task="vqa", kind="presence", answer="yes")]  # fmt: skip
-    assert scorers.apply("vhm", rows) == {"vqa": 1.0}
+def test_vhm_leaves_out_counts():
+    rows = [answer("3", id="0", task="vqa", question_type="count", answer="4"),
+            answer("Yes", id="1", task="vqa", question_type="presence", answer="yes")]  # fmt: skip
+    assert scorers.apply_rules("vhm", rows) == {"vqa": 1.0}
     assert vqa(rows)["accuracy"] == 0.5
 
 
-def test_a_peers_rule_sees_our_answers_in_its_own_grammar():
+def test_a_rule_sees_our_answers_in_the_projects_box_format():
     target = np.array([0.1, 0.2, 0.5, 0.6])
     rows = _grounded([_text(target)] * 2, [target] * 2)
-    assert scorers.text_in(rows[0], "geochat") == "{<10><20><50><60>|<0>}"
-    for peer, rules in scorers.PEERS.items():
+    assert box_rules.answer_in_format(rows[0], "geochat") == "{<10><20><50><60>|<0>}"
+    for project, rules in scorers.SCORERS.items():
         if Task.GROUNDING in rules:
-            assert scorers.apply(peer, rows)["grounding"] == 1.0, peer
+            assert scorers.apply_rules(project, rows)["grounding"] == 1.0, project
 
 
-def test_unknown_peers_are_named():
-    with pytest.raises(EarthGPTError, match="no rules of 'nobody'; there are those of geochat"):
-        scorers.apply("nobody", [])
+def test_unknown_projects_are_named():
+    with pytest.raises(EarthGPTError, match=r"no third-party scorer 'nobody'\. Scorers: geochat"):
+        scorers.apply_rules("nobody", [])

@@ -1,0 +1,101 @@
+"""The files of a running evaluation: one part file per process, joined into one file when every question is answered.
+
+While an evaluation runs, `predictions.jsonl` is written as `predictions-0-of-2.jsonl` and `predictions-1-of-2.jsonl`,
+one line per answer. All part files count, of any number of processes, so a stopped evaluation may continue with another
+number of processes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+from earthgpt_jax.common.errors import EarthGPTError
+from earthgpt_jax.common.files import write_text
+from earthgpt_jax.evaluation import predictions_file
+from earthgpt_jax.evaluation.predictions import Prediction
+from earthgpt_jax.evaluation.processes import Process
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PartFiles:
+    """The files of one evaluation.
+
+    Attributes:
+        out: the file that the parts are joined into.
+        header: the header of every file.
+    """
+
+    out: Path
+    header: Mapping[str, Any]
+
+    def answered(self) -> dict[str, Prediction]:
+        """Return the answers in all files, by question id.
+
+        Raises:
+            EarthGPTError: a file belongs to another evaluation, or two files answer a question differently.
+        """
+        found: dict[str, Prediction] = {}
+        for path in (self.out, *self._parts()):
+            for prediction in self._read(path):
+                first = found.setdefault(prediction.id, prediction)
+                if first != prediction:
+                    raise EarthGPTError(
+                        f"{path}: {prediction.id} has another answer than in another part of {self.out}; was the same "
+                        "evaluation started twice? Delete one of the two files"
+                    )
+        return found
+
+    def append_to(self, process: Process) -> TextIO:
+        """Open the part file of a process for appending, after removing an incomplete last line."""
+        path = self.out.with_name(f"{self.out.stem}-{process.index}-of-{process.count}{self.out.suffix}")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._write(path, self._read(path))
+        return path.open("a", encoding="utf-8")
+
+    def join(self, ids: Iterable[str]) -> None:
+        """Write the answers to `out`, each once, in the order of `ids`, and delete the parts.
+
+        Raises:
+            EarthGPTError: an id has no answer.
+        """
+        found, ids = self.answered(), list(ids)
+        missing = [name for name in ids if name not in found]
+        if missing:
+            raise EarthGPTError(
+                f"{self.out}: {len(missing)} of {len(ids)} questions have no answer, the first is {missing[0]}; do all "
+                "processes see the same folder? Run the same command again to answer the missing questions"
+            )
+        self._write(self.out, [found[name] for name in ids])
+        for part in self._parts():
+            part.unlink()
+
+    def _parts(self) -> list[Path]:
+        return sorted(self.out.parent.glob(f"{self.out.stem}-*-of-*{self.out.suffix}"))
+
+    def _read(self, path: Path) -> list[Prediction]:
+        # A process that has just started, or was killed then, leaves a file with an incomplete header.
+        if not path.exists() or self._header_line().encode().startswith(path.read_bytes()):
+            return []
+        saved, predictions = predictions_file.read(path)
+        expected = json.loads(json.dumps(self.header))  # tuples become lists, as in the file
+        differing = [
+            f"{key} was {saved.get(key)!r}, is {expected.get(key)!r}"
+            for key in sorted(saved.keys() | expected.keys())
+            if saved.get(key) != expected.get(key)
+        ]
+        if differing:
+            raise EarthGPTError(
+                f"{path} holds answers of another evaluation: {'; '.join(differing)}. Choose another folder, or delete "
+                "the file"
+            )
+        return predictions
+
+    def _header_line(self) -> str:
+        return predictions_file.header_line(self.header)
+
+    def _write(self, path: Path, predictions: Iterable[Prediction]) -> None:
+        write_text(path, self._header_line() + "".join(map(predictions_file.to_line, predictions)))
