@@ -46,8 +46,8 @@ def run(args: argparse.Namespace) -> int:
     from earthgpt_jax.evaluation.compare import answer_questions, compare_with_baselines
     from earthgpt_jax.inference.engine import Engine
     from earthgpt_jax.synthetic import SyntheticSource
-    from earthgpt_jax.training.log import read_losses
     from earthgpt_jax.training.loop import train
+    from earthgpt_jax.training.metrics import read_losses
 
     for name in ("train_images", "test_images", "steps", "batch_size"):
         if getattr(args, name) < 1:

@@ -56,9 +56,9 @@ class Answerer(Protocol):
     @property
     def decimals(self) -> int: ...
 
-    def state_shape(self, scenes: Sequence[ImageRequests]) -> Any: ...
+    def state_shape(self, images: Sequence[ImageRequests]) -> Any: ...
 
-    def stream(self, scenes: Sequence[ImageRequests], *, state_shape: Any) -> Iterator[Answer]: ...
+    def stream(self, images: Sequence[ImageRequests], *, state_shape: Any) -> Iterator[Answer]: ...
 
 
 def evaluate(
@@ -149,17 +149,18 @@ def _answers(
 ) -> Iterator[Answer]:
     """Answer the missing questions of this process's share: short answers first, then long ones.
 
-    The layout is chosen from all examples, so that it is the same for any subset of them and any number of processes.
+    The shape of the decoding state is chosen from all examples, so that it is the same for any subset of them and any
+    number of processes.
     """
     for max_length in sorted({_length_group(item) for item in examples}):
 
-        def scenes(groups: Iterable[Sequence[Example]], max_length: int = max_length) -> list[ImageRequests]:
+        def image_requests(groups: Iterable[Sequence[Example]], max_length: int = max_length) -> list[ImageRequests]:
             chosen = ([item for item in group if _length_group(item) == max_length] for group in groups)
-            return [_scene(group, size=answerer.image_size, view=view) for group in chosen if group]
+            return [_image_requests(group, size=answerer.image_size, view=view) for group in chosen if group]
 
-        missing = scenes([[item for item in group if item.question.id not in answered] for group in share])
+        missing = image_requests([[item for item in group if item.question.id not in answered] for group in share])
         if missing:
-            yield from answerer.stream(missing, state_shape=answerer.state_shape(scenes(_by_image(examples))))
+            yield from answerer.stream(missing, state_shape=answerer.state_shape(image_requests(_by_image(examples))))
 
 
 def _length_group(item: Example) -> int:
@@ -167,7 +168,7 @@ def _length_group(item: Example) -> int:
     return next(max_length for max_length in _LENGTH_GROUPS if limit <= max_length)
 
 
-def _scene(group: Sequence[Example], *, size: int, view: View) -> ImageRequests:
+def _image_requests(group: Sequence[Example], *, size: int, view: View) -> ImageRequests:
     record = group[0].record
     return ImageRequests(
         image=lambda: _image(record, size, view),

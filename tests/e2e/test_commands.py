@@ -69,7 +69,7 @@ def test_eval_writes_scores_report_and_predictions_that_score_alike(world, capsy
         out,
         "--per-image",
         "1",
-        "--false-false_premises",
+        "--false-premises",
         "--chained",
         "mmrs",
     ]

@@ -75,7 +75,7 @@ def _commands(processes: int, *words: object, devices: int, extra: dict[int, lis
     return Together(commands, devices=devices, PATH="")  # no Java
 
 
-def _finish(together: ConcatSource, *, status: int = 0) -> list[tuple[str, str]]:
+def _finish(together: Together, *, status: int = 0) -> list[tuple[str, str]]:
     """Wait for all processes to exit with `status`; return what each wrote to standard output and error."""
     ended = together.ended(900)
     assert {each.status for each in ended} == {status}, [each.tail() for each in ended]
