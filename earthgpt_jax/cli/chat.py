@@ -1,8 +1,8 @@
-"""Ask a model about an image.
+"""Answer questions about an image.
 
-Answers questions about an image; without --question, reads them line by line. Each question is
-answered on its own. The embedded `tiny` was taught on synthetic scenes only: on real imagery it
-shows the interface, not quality.
+Without --question, questions are read from standard input, one per line. Each question is answered
+independently of the others. The embedded `tiny` was trained on synthetic scenes only: on real imagery
+it demonstrates the interface, not the quality.
 
 examples:
   earthgpt chat --image scene.png --question "What is the category of this remote sensing image?"
@@ -13,15 +13,18 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from earthgpt_jax.cli import engine_options
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--image", required=True, type=Path, help="PNG, JPEG, TIFF or BMP; any size")
-    parser.add_argument("--question", action="append", help="ask this and stop; may be repeated")
-    parser.add_argument("--max-new-tokens", type=int, default=256, help="longest answer (default: 256)")
+    parser.add_argument("--image", required=True, type=Path, metavar="FILE", help="PNG, JPEG, TIFF or BMP of any size")
+    parser.add_argument("--question", action="append", metavar="TEXT", help="a question; may be repeated")
+    parser.add_argument(
+        "--max-new-tokens", type=int, default=256, metavar="N", help="longest answer in tokens (default: 256)"
+    )
     engine_options.add_arguments(parser)
 
 
@@ -42,7 +45,8 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _lines(interactive: bool):
+def _lines(interactive: bool) -> Iterator[str]:
+    """Yield the lines of standard input that are not blank."""
     while True:
         try:
             line = input("> " if interactive else "").strip()

@@ -1,18 +1,15 @@
-"""Import foreign checkpoints; export for Hugging Face and LLaMA2-Accessory.
+"""Import source checkpoints; export models for transformers and LLaMA2-Accessory.
 
-Import builds a model directory from DINOv2, a CLIP ConvNeXt and a LLaMA, each in the files that its
-makers publish, or from a whole EarthGPT. Export writes folders that others load: `hf` for
-AutoModelForImageTextToText and AutoProcessor, `llama` the language model alone for LlamaForCausalLM,
-`accessory` for LLaMA2-Accessory. Tensors pass one at a time, so a small host converts any size.
-Nothing needs a network; a file or folder may be a checkpoint's own folder on disk.
+`import` builds a model directory from DINOv2, a CLIP ConvNeXt and a LLaMA, each in the files that
+its authors publish, or from a complete EarthGPT. `export` writes folders that other programs load.
+`inspect` shows what is in a checkpoint. Nothing is downloaded. Tensors are converted one at a time,
+so a host with little memory can convert a model of any size.
 
 examples:
-  earthgpt convert import --config earthgpt_13b:align --vit dinov2-large --llm Llama-2-13b-hf \\
-      --convnext CLIP-convnext_large_d_320/open_clip_model.safetensors --out models/13b-base
-  earthgpt convert import --model exported --out models/back
   earthgpt convert export tiny --to hf --out exported
-  earthgpt convert export runs/instruct/model --to accessory --shards 2 --out consolidated
-  earthgpt convert inspect Llama-2-13b-hf
+  earthgpt convert import --model exported --out models/tiny
+  earthgpt convert inspect exported
+  earthgpt convert COMMAND --help
 """
 
 from __future__ import annotations
@@ -21,49 +18,65 @@ import argparse
 import sys
 from pathlib import Path
 
+from earthgpt_jax.cli.help_text import add_parser, summary
+
 OVERRIDES = True
 TARGETS = ("hf", "llama", "accessory")
 _PARTS = {
-    "vit": "DINOv2: transformers' or the hub's names",
-    "convnext": "a CLIP ConvNeXt: timm's or open_clip's names",
-    "llm": "a LLaMA: transformers', Meta's or LLaMA2-Accessory's",
-    "projector": "an EarthGPT whose projector and image marks are taken; without it they start fresh",
-    "model": "a whole EarthGPT: exported by us, or of LLaMA2-Accessory; other parts replace its own",
+    "vit": "a DINOv2, with the parameter names of transformers or of the hub code",
+    "convnext": "a CLIP ConvNeXt, with the names of timm or open_clip",
+    "llm": "a LLaMA, with the names of transformers, Meta or LLaMA2-Accessory",
+    "projector": "an EarthGPT whose projector and image start and end vectors are used (default: initialize them)",
+    "model": "a complete EarthGPT: an export, or a checkpoint of LLaMA2-Accessory; the other options replace its parts",
 }
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="import | export | inspect")
-    importing = verbs.add_parser("import", help="write a model directory from foreign files")
-    importing.add_argument("--config", metavar="NAME:STAGE", help="the recipe whose model the weights are for")
-    for part, text in _PARTS.items():
+    commands = parser.add_subparsers(dest="verb", required=True, metavar="import | export | inspect")
+
+    importing = add_parser(commands, "import", _import, help=summary(_import))
+    importing.add_argument(
+        "--config", metavar="NAME:STAGE",
+        help="recipe whose model the weights are for; required unless --model is an export",
+    )  # fmt: skip
+    for part, description in _PARTS.items():
         importing.add_argument(
             f"--{part}", type=Path, action="append", metavar="PATH",
-            help=f"{text}; given again, the later files replace tensors of the earlier ones",
+            help=description,
         )  # fmt: skip
     importing.add_argument(
-        "--tokenizer", type=Path, help="tokenizer.model (default: the one beside the language model)"
+        "--tokenizer", type=Path, metavar="FILE", help="tokenizer.model (default: the one in the folder of the LLM)"
     )
-    importing.add_argument("--dtype", choices=["float32", "bfloat16"], help="of all tensors (default: as they are)")
-    importing.add_argument("--out", type=Path, required=True, help="the model directory to write")
+    importing.add_argument(
+        "--dtype", choices=["float32", "bfloat16"], help="dtype of all tensors (default: as in the checkpoints)"
+    )
+    importing.add_argument("--out", type=Path, required=True, metavar="DIR", help="model directory to write")
 
-    exporting = verbs.add_parser("export", help="write a folder that others load")
+    exporting = add_parser(commands, "export", _export, help=summary(_export))
     exporting.add_argument("model", help="an embedded model (tiny, tiny-base) or a model directory")
-    exporting.add_argument("--to", choices=TARGETS, default="hf", help="(default: hf)")
-    exporting.add_argument("--out", type=Path, required=True, help="the folder to write")
+    exporting.add_argument("--to", choices=TARGETS, default="hf", help="format (default: hf)")
+    exporting.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write")
     exporting.add_argument(
         "--dtype",
         choices=["float32", "bfloat16", "float16"],
-        help="of all tensors (default: as they are; float32 where adapters are folded, which is exact)",
+        help="dtype of all tensors (default: as in the model, or float32 if adapters are merged, which is exact)",
     )
-    exporting.add_argument("--adapter", choices=["fold", "separate"], default="fold",
-                           help="hf: fold adapters into the weights, or leave them beside (default: fold)")  # fmt: skip
-    exporting.add_argument("--shards", type=int, default=1, help="accessory: model-parallel files (default: 1)")
-    exporting.add_argument("--max-shard-gb", type=float, default=5.0, help="hf, llama: a file's size (default: 5)")
-    exporting.add_argument("--scores", type=Path, help="hf: a scores.json for the model card")
+    exporting.add_argument(
+        "--adapter", choices=["merge", "separate"], default="merge",
+        help="hf: merge adapters into the weights, or write them to adapter/ (default: merge)",
+    )  # fmt: skip
+    exporting.add_argument(
+        "--shards", type=int, default=1, metavar="N", help="accessory: number of model-parallel files (default: 1)"
+    )
+    exporting.add_argument(
+        "--max-shard-gb", type=float, default=5.0, metavar="GB", help="hf, llama: largest size of a file (default: 5)"
+    )
+    exporting.add_argument(
+        "--scores", type=Path, metavar="FILE", help="hf: scores.json of `earthgpt eval`, for the model card"
+    )
 
-    inspecting = verbs.add_parser("inspect", help="say what a checkpoint is, without loading it")
-    inspecting.add_argument("path", type=Path, nargs="+", help="files or folders")
+    inspecting = add_parser(commands, "inspect", _inspect, help=summary(_inspect))
+    inspecting.add_argument("path", type=Path, nargs="+", help="files or folders of a checkpoint")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -71,6 +84,18 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _import(args: argparse.Namespace) -> int:
+    """Build a model directory from source checkpoints.
+
+    Give one checkpoint per part (--vit, --convnext, --llm), or a complete EarthGPT (--model). Each is
+    a file or a folder; repeat an option to replace tensors by those of later files. Every tensor must
+    match the model of --config in name and shape. Adapters in a checkpoint are imported with it.
+
+    examples:
+      earthgpt convert import --config earthgpt_13b:align --vit dinov2-large --llm Llama-2-13b-hf \\
+          --convnext CLIP-convnext_large_d_320/open_clip_model.safetensors --out models/13b-base
+      earthgpt convert import --config sphinx_light --model SPHINX-1k --out models/sphinx
+      earthgpt convert import --model exported --out models/tiny
+    """
     import numpy as np
 
     from earthgpt_jax.common.errors import EarthGPTError
@@ -80,28 +105,38 @@ def _import(args: argparse.Namespace) -> int:
 
     parts = {part: getattr(args, part) for part in _PARTS if getattr(args, part)}
     if not parts:
-        raise EarthGPTError(f"convert import: expected sources, some of --{', --'.join(_PARTS)}")
-    known = read_export_info(parts["model"][0]) if "model" in parts else None
-    if args.config is None and known is None:
-        raise EarthGPTError(
-            "convert import: expected --config NAME:STAGE, the recipe whose model these weights are for"
-        )
+        raise EarthGPTError(f"convert import: expected a checkpoint; give at least one of --{', --'.join(_PARTS)}")
+    exported = read_export_info(parts["model"][0]) if "model" in parts else None
     if args.config is not None:
         config = load(args.config, args.overrides)
         model, decimals, chat_template = config.model, config.data.decimals, config.data.chat_template
+    elif exported is not None:
+        model, decimals, chat_template = exported.model, exported.decimals, exported.chat_template
     else:
-        assert known is not None
-        model, decimals, chat_template = known.model, known.decimals, known.chat_template
-    tokenizer = args.tokenizer or find_tokenizer(parts)
+        raise EarthGPTError(
+            "convert import: expected --config NAME:STAGE, the recipe whose model these weights are for"
+        )
     out = import_model(
-        parts, model, out=args.out, tokenizer=tokenizer, decimals=decimals, chat_template=chat_template,
-        dtype=np.dtype(args.dtype) if args.dtype else None,
+        parts, model, out=args.out, tokenizer=args.tokenizer or find_tokenizer(parts), decimals=decimals,
+        chat_template=chat_template, dtype=np.dtype(args.dtype) if args.dtype else None,
     )  # fmt: skip
     print(f"wrote: {out}", file=sys.stderr)
     return 0
 
 
 def _export(args: argparse.Namespace) -> int:
+    """Write a model as a folder that other programs load.
+
+    formats:
+      hf         for AutoModelForImageTextToText and AutoProcessor of transformers, with trust_remote_code=True
+      llama      the language model alone, for LlamaForCausalLM
+      accessory  for LLaMA2-Accessory
+
+    examples:
+      earthgpt convert export tiny --to hf --out exported
+      earthgpt convert export runs/instruct/model --to hf --adapter separate --dtype bfloat16 --out exported
+      earthgpt convert export runs/instruct/model --to accessory --shards 2 --out consolidated
+    """
     import json
 
     import numpy as np
@@ -111,7 +146,7 @@ def _export(args: argparse.Namespace) -> int:
 
     if args.overrides:
         raise EarthGPTError(f"{args.overrides[0]}: `earthgpt convert export` takes no config overrides")
-    import ml_dtypes  # noqa: F401  (teaches numpy bfloat16)
+    import ml_dtypes  # noqa: F401  (registers bfloat16 with numpy)
 
     dtype = np.dtype(args.dtype) if args.dtype else None
     shard_bytes = int(args.max_shard_gb * 1e9)
@@ -130,6 +165,12 @@ def _export(args: argparse.Namespace) -> int:
 
 
 def _inspect(args: argparse.Namespace) -> int:
+    """Show the layout, tensors and size of a checkpoint without loading it.
+
+    examples:
+      earthgpt convert inspect Llama-2-13b-hf
+      earthgpt convert inspect consolidated.00-of-02.model.pth consolidated.01-of-02.model.pth
+    """
     from earthgpt_jax.cli.inspect import show
 
     return show(args.path)

@@ -1,7 +1,8 @@
-"""Find the objects of an image: boxes as JSON and drawn.
+"""Detect objects in an image; print boxes as JSON and draw them.
 
-Detects all objects, horizontal (hbb) or oriented (obb) boxes, and writes JSON with corners in
-pixels of the image to standard output; --draw saves a picture beside it.
+Boxes are axis-aligned (hbb) or oriented (obb). The JSON on standard output has the label and the
+corners of each box, in pixels of the image, the raw answer of the model, and the parts of the answer
+that are not valid boxes.
 
 examples:
   earthgpt detect --image scene.png --draw boxes.png
@@ -13,22 +14,29 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from earthgpt_jax.cli import engine_options
 
+if TYPE_CHECKING:
+    import numpy as np
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--image", required=True, type=Path, help="PNG, JPEG, TIFF or BMP; any size")
-    parser.add_argument("--boxes", choices=("hbb", "obb"), default="hbb", help="kind of boxes (default: hbb)")
-    parser.add_argument("--draw", type=Path, metavar="FILE.png", help="also draw the boxes into this file")
-    parser.add_argument("--max-new-tokens", type=int, default=448, help="longest answer (default: 448)")
+    parser.add_argument("--image", required=True, type=Path, metavar="FILE", help="PNG, JPEG, TIFF or BMP of any size")
+    parser.add_argument(
+        "--boxes", choices=("hbb", "obb"), default="hbb", help="axis-aligned or oriented boxes (default: hbb)"
+    )
+    parser.add_argument("--draw", type=Path, metavar="FILE.png", help="draw the boxes on the image and save it here")
+    parser.add_argument(
+        "--max-new-tokens", type=int, default=448, metavar="N", help="longest answer in tokens (default: 448)"
+    )
     engine_options.add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    from PIL import Image, ImageDraw
-
     from earthgpt_jax.boxes import Square, parse
     from earthgpt_jax.input.images import load_square
     from earthgpt_jax.input.prompts.templates import default_question
@@ -36,28 +44,35 @@ def run(args: argparse.Namespace) -> int:
     from earthgpt_jax.records import Task
 
     data = read_image(args.image)
-    picture = decode(data)
+    pixels = decode(data)
+    height, width = pixels.shape[:2]
     engine = engine_options.engine(args, batch_size=1)
     question = default_question(Task(args.boxes))
-    item = (load_square(data, engine.image_size), question)
-    answer = engine.answer([item], max_new_tokens=args.max_new_tokens)[0]
+    (answer,) = engine.answer([(load_square(data, engine.image_size), question)], max_new_tokens=args.max_new_tokens)
 
-    height, width = picture.shape[:2]
     parsed, square = parse(answer), Square(width, height)
-    boxes = []
-    for box in parsed.boxes:
-        pixels = [round(float(value), 2) for value in box.pixels(square)]
-        boxes.append({"label": box.label, "kind": box.kind.value, "polygon": pixels})
+    polygons = [(box.label, box.pixels(square)) for box in parsed.boxes]
+    boxes = [
+        {"label": box.label, "kind": box.kind.value, "polygon": [round(float(value), 2) for value in polygon]}
+        for box, (_, polygon) in zip(parsed.boxes, polygons, strict=True)
+    ]
     result = {"image": str(args.image), "width": width, "height": height, "boxes": boxes,
               "rejected": list(parsed.rejections), "answer": answer}  # fmt: skip
     print(json.dumps(result, indent=1))
     if args.draw:
-        canvas = Image.fromarray(picture)
-        pen = ImageDraw.Draw(canvas)
-        for box in parsed.boxes:
-            corners = [(float(x), float(y)) for x, y in box.pixels(square).reshape(-1, 2)]
-            pen.polygon(corners, outline=(255, 64, 64))
-            pen.text(corners[0], box.label, fill=(255, 255, 0))
-        canvas.save(args.draw)
+        _draw(pixels, polygons, args.draw)
         print(f"drawn: {args.draw}", file=sys.stderr)
     return 0
+
+
+def _draw(pixels: np.ndarray, polygons: Sequence[tuple[str, np.ndarray]], path: Path) -> None:
+    """Save the image u8[h, w, 3] with the outlines and labels of boxes, whose corners f32[8] are in pixels."""
+    from PIL import Image, ImageDraw
+
+    image = Image.fromarray(pixels)
+    draw = ImageDraw.Draw(image)
+    for label, polygon in polygons:
+        corners = [(float(x), float(y)) for x, y in polygon.reshape(-1, 2)]
+        draw.polygon(corners, outline=(255, 64, 64))
+        draw.text(corners[0], label, fill=(255, 255, 0))
+    image.save(path)

@@ -1,4 +1,4 @@
-"""The options of commands that ask a model: which one, on which devices, how its tokens are chosen."""
+"""Options of the commands that run a model: the model, the sampling of answers, the mesh of devices."""
 
 from __future__ import annotations
 
@@ -15,39 +15,40 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="tiny", help="an embedded model or a model directory (default: tiny)")
-    group = parser.add_argument_group("how answers are made")
+    group = parser.add_argument_group("inference")
     group.add_argument(
-        "--temperature", type=float, default=0.0, metavar="T", help="0: always the likeliest token (default); or drawn"
-    )
+        "--temperature", type=float, default=0.0, metavar="T",
+        help="sampling temperature; 0 decodes greedily (default: 0)",
+    )  # fmt: skip
     group.add_argument(
-        "--top-p", type=float, default=1.0, metavar="P", help="draw from the likeliest tokens of this sum (default: 1)"
-    )
+        "--top-p", type=float, default=1.0, metavar="P",
+        help="sample from the most likely tokens whose probabilities add up to P (default: 1)",
+    )  # fmt: skip
     group.add_argument(
-        "--seed", type=int, default=0, metavar="N", help="of the draws; the same draws the same (default: 0)"
-    )
+        "--seed", type=int, default=0, metavar="N",
+        help="sampling seed; the same seed reproduces the same answers (default: 0)",
+    )  # fmt: skip
     group.add_argument(
         "--mesh",
         metavar="data=N,fsdp=N,tensor=N",
-        help="how this host's devices share the work: rows over data and fsdp, heads and weights over tensor "
-        "(default: rows over all, weights over as many as they need)",
+        help="mesh of this host's devices: questions are split over data and fsdp, attention heads and weights over "
+        "tensor (default: questions over all devices, weights over as few as can hold them)",
     )
 
 
 def engine(args: argparse.Namespace, *, batch_size: int) -> Engine:
-    """The model that `args` ask for."""
+    """Return an engine for the model and options in `args`."""
     from earthgpt_jax.inference.engine import Engine
 
-    chosen, how = _mesh(args.mesh), _sampling(args)
-    return Engine.from_model_dir(args.model, batch_size=batch_size, sampling=how, mesh=chosen)
+    mesh, sampling = _mesh(args.mesh), _sampling(args)
+    return Engine.from_model_dir(args.model, batch_size=batch_size, sampling=sampling, mesh=mesh)
 
 
 def _sampling(args: argparse.Namespace) -> Sampling:
     from earthgpt_jax.inference.sampling import Sampling
 
     if args.top_p != 1 and not args.temperature:
-        raise EarthGPTError(
-            f"--top-p {args.top_p}: expected a --temperature above 0 with it; at 0 the likeliest token is taken"
-        )
+        raise EarthGPTError(f"--top-p {args.top_p}: expected a --temperature above 0 with it; at 0 decoding is greedy")
     return Sampling(temperature=args.temperature, top_p=args.top_p, seed=args.seed)
 
 
@@ -61,7 +62,7 @@ def _mesh(text: str | None) -> MeshConfig | None:
         name, _, size = part.partition("=")
         if name not in ("data", "fsdp", "tensor") or name in sizes or not size.removeprefix("-").isdigit():
             raise EarthGPTError(
-                f"--mesh {text}: expected sizes of data, fsdp, tensor, as data=2,tensor=4; got {part!r}"
+                f"--mesh {text}: expected sizes of data, fsdp and tensor, such as data=2,tensor=4; got {part!r}"
             )
         sizes[name] = int(size)
     return MeshConfig(**sizes)

@@ -2,14 +2,14 @@
 
 A command is a module of `earthgpt_jax.cli` with
 
-    __doc__      the text of `earthgpt COMMAND --help`; its first line is also the entry in `earthgpt --help`
+    __doc__      the text of `earthgpt COMMAND --help`; its first line is the entry in `earthgpt --help`
     OVERRIDES    True if the command takes `--config.path=value` words, passed in `args.overrides` (optional)
     add_arguments(parser) -> None
     run(args) -> int
 
 These modules import nothing heavy at the top, so that help is printed at once; `run` imports what it needs.
 
-Exit statuses are listed in `EXIT_STATUS`. In addition, 141 means that the reader of our output closed the pipe
+`help_text.EXIT_STATUS` lists the exit statuses. In addition, 141 means that the reader of our output closed the pipe
 (`earthgpt data list | head -n1`). Any other exception is a defect and keeps its traceback.
 """
 
@@ -25,6 +25,7 @@ from types import ModuleType
 from typing import Any, NoReturn
 
 from earthgpt_jax import __version__
+from earthgpt_jax.cli.help_text import EXIT_STATUS, add_parser, summary
 from earthgpt_jax.common.errors import (
     EXIT_INTERRUPTED,
     EXIT_RETRY,
@@ -65,14 +66,8 @@ examples:
   earthgpt COMMAND --help                          what a command does and its options
 """
 
-EXIT_STATUS = """\
-exit status:
-  0    success
-  1    a check found problems
-  2    user error; one `error:` line explains the fix
-  75   preempted or hung; rerun the same command to resume
-  130  interrupted (Ctrl-C)
-"""
+# Words of the command line that were renamed -> their replacements.
+RENAMED = {"fold": "merge"}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -85,6 +80,13 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise EarthGPTError(f"{message} (see `{self.prog} --help`)")
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        # argparse has no public hook for a wrong value of an option with choices.
+        if action.choices is not None and value not in action.choices:
+            choices = [str(choice) for choice in action.choices]
+            suggestion = _suggestion(str(value), choices)
+            raise argparse.ArgumentError(action, f"invalid choice {value!r}{suggestion} Choices: {', '.join(choices)}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -129,15 +131,13 @@ def _dispatch(argv: Sequence[str]) -> int:
     chosen = next((word for word in argv if not word.startswith("-")), None)
     _check_command(chosen)
     module: ModuleType | None = None
-    command_parser = parser
+    command_parser: argparse.ArgumentParser = parser
     for name in COMMANDS:
         if name != chosen:
             commands.add_parser(name)
             continue
         module = importlib.import_module(COMMANDS[name])
-        help_text = module.__doc__ or ""
-        own_statuses = "exit status:" in help_text
-        command_parser = commands.add_parser(name, description=help_text, epilog=None if own_statuses else EXIT_STATUS)
+        command_parser = add_parser(commands, name, module)
         module.add_arguments(command_parser)
     if module is None:
         parser.epilog = _overview()
@@ -150,11 +150,6 @@ def _dispatch(argv: Sequence[str]) -> int:
     args.overrides = overrides
     _mark_absl_flags_parsed()
     return module.run(args) or 0
-
-
-def summary(module: ModuleType) -> str:
-    """Return the first line of a module's docstring: what the command does, in one line."""
-    return (module.__doc__ or "").partition("\n")[0].removesuffix(".")
 
 
 def _overview() -> str:
@@ -194,7 +189,7 @@ def _split(
             overrides.append(word)
             continue
         if word.startswith("--") and option not in known:
-            raise EarthGPTError(f"unknown option {option}{did_you_mean(option, known)} (see `{parser.prog} --help`)")
+            raise EarthGPTError(f"unknown option {option}{_suggestion(option, known)} (see `{parser.prog} --help`)")
         words.append(word)
     return words, overrides
 
@@ -206,6 +201,12 @@ def _options(parser: argparse.ArgumentParser) -> Iterator[str]:
         if isinstance(action, argparse._SubParsersAction):
             for subparser in action.choices.values():
                 yield from _options(subparser)
+
+
+def _suggestion(word: str, known: Sequence[str]) -> str:
+    """Return "; did you mean ...?" for a word that was renamed or is misspelled; "." if no known word is close."""
+    renamed = RENAMED.get(word)
+    return f"; did you mean {renamed!r}?" if renamed in known else did_you_mean(word, known)
 
 
 def _mark_absl_flags_parsed() -> None:

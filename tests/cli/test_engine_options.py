@@ -1,4 +1,4 @@
-"""Options of commands that ask a model."""
+"""Options of the commands that run a model."""
 
 from __future__ import annotations
 
@@ -11,9 +11,12 @@ from earthgpt_jax.synthetic import SyntheticSource
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
-        (["--mesh", "tensor"], "--mesh tensor: expected sizes of data, fsdp, tensor, as data=2,tensor=4; got 'tensor'"),
+        (
+            ["--mesh", "tensor"],
+            "expected sizes of data, fsdp and tensor, such as data=2,tensor=4; got 'tensor'",
+        ),
         (["--mesh", "heads=2"], "got 'heads=2'"),
         (["--mesh", "data=2,data=4"], "got 'data=4'"),
         (["--mesh", "tensor=0"], "mesh: tensor: expected a positive number, got 0"),
@@ -26,15 +29,15 @@ from earthgpt_jax.synthetic import SyntheticSource
         (["--seed", "-3"], "a seed from 0 to 2^32 - 1"),
     ],
 )
-def test_what_does_not_fit_is_said_before_anything_is_loaded(tmp_path, capsys, words, said):
+def test_wrong_options_are_reported_before_a_model_is_loaded(tmp_path, capsys, words, message):
     image = tmp_path / "scene.png"
     image.write_bytes(SyntheticSource("test", 1)[0].image)
     assert main(["chat", "--image", str(image), "--question", "?", *words]) == 2
     out, err = capsys.readouterr()
-    assert said in err and err.startswith("error: ") and err.count("\n") < 6 and not out
+    assert message in err and err.startswith("error: ") and err.count("\n") < 6 and not out
 
 
-def test_axes_that_are_not_named_are_the_defaults():
+def test_axes_of_the_mesh_have_defaults():
     assert engine_options._mesh(None) is None
     assert engine_options._mesh("tensor=4") == MeshConfig(tensor=4)
     assert engine_options._mesh("data=-1,fsdp=2") == MeshConfig(fsdp=2)

@@ -15,6 +15,7 @@ import pytest
 
 from earthgpt_jax import __version__
 from earthgpt_jax.cli import main as cli
+from earthgpt_jax.cli.help_text import summary
 from earthgpt_jax.common.errors import EarthGPTError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -62,7 +63,7 @@ def test_help_names_every_command(argv: list[str], capsys: pytest.CaptureFixture
     out = capsys.readouterr().out
     for name, module in cli.COMMANDS.items():
         assert f"\n  {name} " in out
-        assert cli.summary(importlib.import_module(module)) in out
+        assert summary(importlib.import_module(module)) in out
 
 
 def test_version(capsys: pytest.CaptureFixture[str]):
@@ -89,7 +90,7 @@ def test_every_command_explains_itself(name: str, capsys: pytest.CaptureFixture[
     out = capsys.readouterr().out
     assert out.startswith(f"usage: earthgpt {name}")
     assert module.__doc__ and module.__doc__.strip() in out
-    assert cli.summary(module) and f"\n  earthgpt {name} " in module.__doc__  # a summary and an example
+    assert summary(module) and f"\n  earthgpt {name} " in module.__doc__  # a summary and an example
     assert "exit status:" in out
 
 
@@ -197,6 +198,7 @@ def test_other_system_errors_are_not_reported_as_a_full_disk(fake: Fake):
 PRINTS = """
 import sys, types
 from earthgpt_jax.cli import main as cli
+from earthgpt_jax.cli.help_text import summary
 
 module = types.ModuleType("prints")
 module.add_arguments = lambda parser: None

@@ -21,19 +21,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 
+from earthgpt_jax.cli.help_text import add_parser, summary
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="list | build | check | stats | preview | audit")
-    listing = verbs.add_parser("list", help="list the datasets that have a card")
-    listing.add_argument("--root", type=Path, help="also show which of them exist below this folder")
-
-    for name, module in _verbs().items():
-        help_text = module.__doc__ or ""
-        subparser = verbs.add_parser(name, help=help_text.partition("\n")[0], description=help_text)
-        module.add_arguments(subparser)
+    modules = _modules()
+    commands = parser.add_subparsers(dest="verb", required=True, metavar=" | ".join(["list", *modules]))
+    list_parser = add_parser(commands, "list", _list, help=summary(_list))
+    list_parser.add_argument("--root", type=Path, help="also show which of the datasets are in this folder")
+    for name, module in modules.items():
+        module.add_arguments(add_parser(commands, name, module, help=summary(module)))
 
 
-def _verbs() -> Mapping[str, ModuleType]:
+def _modules() -> Mapping[str, ModuleType]:
     """Return the modules of the subcommands, each with a docstring for --help, add_arguments(parser) and run(args)."""
     from earthgpt_jax.cli.data import audit, build, check, preview, stats
 
@@ -41,13 +41,19 @@ def _verbs() -> Mapping[str, ModuleType]:
 
 
 def run(args: argparse.Namespace) -> int:
-    return {"list": _list, **{name: verb.run for name, verb in _verbs().items()}}[args.verb](args)
+    return _list(args) if args.verb == "list" else _modules()[args.verb].run(args)
 
 
 _SYNTHETIC = ("synthetic", "own", "all", "all", "procedural scenes with exact ground truth; needs no files")
 
 
 def _list(args: argparse.Namespace) -> int:
+    """List the datasets that have a card: role, sensor, tasks, title and folder.
+
+    examples:
+      earthgpt data list
+      earthgpt data list --root native
+    """
     from earthgpt_jax.common.tables import align_columns
     from earthgpt_jax.datasets.cards import load_cards
 
