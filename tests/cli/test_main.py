@@ -141,6 +141,11 @@ def test_unknown_words_are_refused_with_a_suggestion(
     assert captured.out == ""
 
 
+def test_a_renamed_word_is_refused_with_its_replacement(capsys: pytest.CaptureFixture[str]):
+    assert cli.main(["convert", "export", "tiny", "--out", "o", "--adapter", "fold"]) == 2
+    assert "invalid choice 'fold'; did you mean 'merge'? Choices: merge, separate" in capsys.readouterr().err
+
+
 def test_overrides_are_refused_by_commands_without_a_config(fake: Fake, capsys: pytest.CaptureFixture[str]):
     fake.OVERRIDES = False
     assert cli.main(["fake", "--config.a=1"]) == 2
