@@ -21,6 +21,7 @@ import ml_collections
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.common.names import did_you_mean
 from earthgpt_jax.common.resources import config_path
+from earthgpt_jax.config import debug
 from earthgpt_jax.config.schema import Config, ModelConfig
 
 
@@ -31,7 +32,10 @@ def load(name: str, overrides: Sequence[str] = ()) -> Config:
         EarthGPTError: the file is missing or does not run, or any field is unknown, of the wrong type
             or impossible; everything found is in the one message.
     """
-    values = load_recipe(name).to_dict()
+    recipe_name = name.removesuffix(debug.SUFFIX)
+    values = load_recipe(recipe_name).to_dict()
+    if recipe_name != name:
+        values = debug.shrink(values)
     for override in overrides:
         _apply(values, override)
     return from_dict(values, where=f"config {name}")

@@ -297,7 +297,8 @@ class DataConfig:
     """What is read and how it is asked.
 
     Attributes:
-        source: a directory made by `earthgpt data build`, or a folder of them.
+        source: a directory made by `earthgpt data build`, or a folder of them; `synthetic` for a few synthetic records
+            that the run draws for itself, to debug.
         mixture: which datasets of a folder are trained on, and how often: a name from `data/mixtures`, or a file;
             "": whatever is there, each once an epoch.
         seq_len: T.
@@ -460,7 +461,8 @@ class Config:
     """One training run.
 
     Attributes:
-        init: the model it starts from: an embedded name (`tiny-base`, `tiny`) or a model directory.
+        init: the model it starts from: an embedded name (`tiny-base`, `tiny`) or a model directory; `random` for
+            random weights and the embedded tokenizer, to debug and to measure.
         init_from: instead of `init`, a foreign checkpoint each for `vit`, `convnext` and `llm` (and `projector`),
             or `model` for a whole one; what `earthgpt convert import` reads.
         frozen_dtype: of weights that this stage does not train.

@@ -21,6 +21,7 @@ from earthgpt_jax import params as params_lib
 from earthgpt_jax.common import files
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.config import Config, from_dict, to_dict
+from earthgpt_jax.datasets.build.writer import write_dataset
 from earthgpt_jax.input.packing.efficiency import format_report
 from earthgpt_jax.input.packing.schedule import identity_differences
 from earthgpt_jax.input.packing.training_data import TrainingData, load_training_data
@@ -32,6 +33,7 @@ from earthgpt_jax.models.quantized import cast_frozen, dequantize
 from earthgpt_jax.params import Params
 from earthgpt_jax.sharding import rules
 from earthgpt_jax.sharding.mesh import Placement, build_mesh, local_rows
+from earthgpt_jax.synthetic import SyntheticSource
 from earthgpt_jax.training import guard
 from earthgpt_jax.training.checkpoints import Checkpoints
 from earthgpt_jax.training.lifecycle import CheckpointScheduler, PreemptionSignal, Watchdog
@@ -45,6 +47,9 @@ from earthgpt_jax.training.step import execution, make_step
 from earthgpt_jax.training.throughput import COMPILE, INPUT, SAVE, FlopsReference, StepTimer
 
 _log = logging.getLogger(__name__)
+
+SYNTHETIC = "synthetic"  # config.data.source: a few records that the run draws for itself, as in debug mode
+SYNTHETIC_RECORDS = {"train": 48, "val": 8, "test": 8}
 
 # Settings that may change when a run is resumed. They change neither the batches nor the updates, except how damaged
 # data and bad updates are handled.
@@ -120,12 +125,19 @@ def _prepare(config: Config, workdir: Path) -> _Run | None:
     finished = (workdir / "model").exists()
     with distributed.fail_together("the start"):
         _check_config_unchanged(config, workdir)
-        if not finished:
-            initial = initial_model(config)
-            data = load_training_data(config, tokenizer=Tokenizer(initial.tokenizer))
+        initial = None if finished else initial_model(config)
     distributed.check_consistent({"model is finished": finished})
-    if finished:
+    if initial is None:
         return None
+    source = config.data.source
+    if source == SYNTHETIC:
+        source = str(workdir / SYNTHETIC)
+        with distributed.fail_together("writing synthetic data"):
+            if jax.process_index() == 0:
+                _write_synthetic_data(Path(source))
+    with distributed.fail_together("reading the data"):
+        data_config = dataclasses.replace(config, data=dataclasses.replace(config.data, source=source))
+        data = load_training_data(data_config, tokenizer=Tokenizer(initial.tokenizer))
 
     graphdef, _ = earthgpt.abstract(config.model)
     trainable_rules = trainable_paths(config, initial.params)
@@ -149,6 +161,13 @@ def _prepare(config: Config, workdir: Path) -> _Run | None:
         config=config, workdir=workdir, data=data, identity=identity, placement=placement, frozen=frozen, state=state,
         step=step, tokenizer=initial.tokenizer, parent=initial.about,
     )  # fmt: skip
+
+
+def _write_synthetic_data(folder: Path) -> None:
+    """Write a few synthetic records, unless an earlier start did."""
+    if not folder.exists():
+        splits = {split: SyntheticSource(split, count) for split, count in SYNTHETIC_RECORDS.items()}
+        write_dataset(splits, out=folder, name=SYNTHETIC)
 
 
 def _initial_state(

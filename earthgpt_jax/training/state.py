@@ -12,14 +12,17 @@ import jax.numpy as jnp
 import optax
 
 from earthgpt_jax.common.errors import EarthGPTError
+from earthgpt_jax.common.resources import assets_path
 from earthgpt_jax.config import AdapterKind, Config
 from earthgpt_jax.convert import importer
 from earthgpt_jax.convert.merge import MergedReader, merged_config
 from earthgpt_jax.convert.tensor_io import SafetensorsReader
-from earthgpt_jax.models import model_dir
+from earthgpt_jax.input.tokenizer import Tokenizer
+from earthgpt_jax.models import earthgpt, model_dir
 from earthgpt_jax.params import Params
 
 _log = logging.getLogger(__name__)
+RANDOM = "random"  # config.init: random weights
 
 
 class State(NamedTuple):
@@ -54,6 +57,8 @@ class InitialModel:
 def initial_model(config: Config) -> InitialModel:
     """Load the model named by `config.init` or assembled from `config.init_from`.
 
+    `init=random` gives random weights with the embedded tokenizer.
+
     Adapters that the source lacks are initialised. Adapters of another kind than the config's, for example those that
     `instruct` leaves, are first merged into the linear layers they belong to.
 
@@ -61,6 +66,16 @@ def initial_model(config: Config) -> InitialModel:
         EarthGPTError: the source does not exist, does not fit `config.model`, or has adapters whose merge needs biases
             that the config does not have.
     """
+    if config.init == RANDOM:
+        tokenizer = assets_path("tiny-base", "tokenizer.model")
+        pieces, vocab_size = Tokenizer(tokenizer).vocab_size, config.model.llm.vocab_size
+        if vocab_size < pieces:
+            raise EarthGPTError(
+                f"init {RANDOM!r}: expected model.llm.vocab_size to hold the {pieces} pieces of the embedded tokenizer, "
+                f"got {vocab_size}"
+            )
+        _, params = earthgpt.init(config.model, seed=config.seed)
+        return InitialModel(params=params, tokenizer=tokenizer, about={"recipe": RANDOM})
     if config.init:
         parent = model_dir.read_config(config.init)
         if parent.model.adapter.kind is AdapterKind.NONE or parent.model.adapter == config.model.adapter:

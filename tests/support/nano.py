@@ -15,17 +15,14 @@ from earthgpt_jax.models import model_dir as io
 from earthgpt_jax.synthetic import SyntheticSource
 
 OVERRIDES = (
-    "model.image_size=64", "model.vit.image_size=64", "model.vit.dim=32", "model.vit.depth=2", "model.vit.heads=2",
-    "model.vit.ffn_dim=64", "model.vit.grid=4", "model.perception.vit_layers=(0,1)", "model.convnext.image_size=64",
-    "model.convnext.depths=(1,1,1,1)", "model.convnext.dims=(8,8,16,16)", "model.llm.vocab_size=640",
-    "model.llm.dim=32", "model.llm.depth=2", "model.llm.heads=4", "model.llm.kv_heads=2", "model.llm.ffn_dim=48",
-    "data.batch_size=4", "data.seq_len=96", "data.max_questions=3", "optim.steps=6", "optim.warmup_steps=2",
-    "checkpoint.every_steps=2", "log_every=1",
+    "model.llm.vocab_size=640", "model.llm.kv_heads=2", "data.seq_len=96", "data.source=data/synthetic",
+    "init=tiny-base",
 )  # fmt: skip
 
 
 def config(stage: str, *extra: str) -> Config:
-    return config_lib.load(f"tiny:{stage}", [f"--config.{item}" for item in (*OVERRIDES, *extra)])
+    """A stage of `tiny` in debug mode, with a smaller vocabulary and shorter sequences still."""
+    return config_lib.load(f"tiny:{stage}:debug", [f"--config.{item}" for item in (*OVERRIDES, *extra)])
 
 
 def dialogues() -> list[str]:
