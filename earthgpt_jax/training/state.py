@@ -71,8 +71,8 @@ def initial_model(config: Config) -> InitialModel:
         pieces, vocab_size = Tokenizer(tokenizer).vocab_size, config.model.llm.vocab_size
         if vocab_size < pieces:
             raise EarthGPTError(
-                f"init {RANDOM!r}: expected model.llm.vocab_size to hold the {pieces} pieces of the embedded tokenizer, "
-                f"got {vocab_size}"
+                f"init {RANDOM!r}: expected model.llm.vocab_size of at least {pieces}, the size of the embedded "
+                f"tokenizer, got {vocab_size}"
             )
         _, params = earthgpt.init(config.model, seed=config.seed)
         return InitialModel(params=params, tokenizer=tokenizer, about={"recipe": RANDOM})
