@@ -388,8 +388,8 @@ def view(record: Record) -> SceneContents:
     for item in record.objects:
         corners = np.asarray(item.polygon, np.float64).reshape(4, 2) * (WORLD / record.width)
         (cx, cy), sides = corners.mean(0), np.hypot(*(corners[1:3] - corners[0:2]).T)
-        pose = Pose(cx=cx, cy=cy, long=max(sides), short=min(sides), angle=0.0)  # no question asks for the angle
-        objects.append(PlacedObject(kind=OBJECTS[item.label], pose=pose))
+        pose = Pose(cx=cx, cy=cy, length=max(sides), width=min(sides), angle=0.0)  # no question asks for the angle
+        objects.append(PlacedObject(object_class=OBJECTS[item.label], pose=pose))
     return SceneContents(scene=record.label, sensor=record.sensor, objects=objects)
 
 

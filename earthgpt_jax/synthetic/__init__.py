@@ -1,7 +1,7 @@
-"""Procedural multi-sensor scenes with exact truth, named "synthetic" wherever they appear.
+"""Generate synthetic remote sensing scenes with exact ground truth.
 
-A scene is drawn once from surfaces (`canvas`, `materials`) and rendered by one of three sensors
-(`sensors`): optical, SAR, infrared. Depends on numpy and Pillow only.
+A scene is drawn once as a map of surface materials (`canvas`, `materials`) and rendered by one of three sensors:
+optical, SAR or infrared (`sensors`). Its records have the source "synthetic". The package needs only numpy and Pillow.
 """
 
 from earthgpt_jax.synthetic.objects import OBJECTS, ObjectClass

@@ -1,4 +1,4 @@
-"""What is said about an image: phrases that single out an object, and captions."""
+"""Texts about an image: referring phrases, each true of one object only, and captions."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from earthgpt_jax.synthetic.scenes import SCENES
 
 REGIONS = ("upper left", "upper right", "lower left", "lower right", "center")
 NUMBERS = ("no", "one", "two", "three", "four", "five")
-LARGE, SMALL = 42.0, 28.0  # long side, world units
-_CLEAR = 8.0  # by how much the leftmost object is further left than the next, world units
-_LARGER = 1.3  # by what factor in area the largest exceeds the next
+LARGE, SMALL = 42.0, 28.0  # limits for the long side, world units
+_MIN_LEAD = 8.0  # minimum distance between "the leftmost ship" and the next ship, world units
+_AREA_FACTOR = 1.3  # minimum ratio of areas between "the largest ship" and the next ship
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SceneContents:
-    """Everything language needs of an image."""
+    """What texts can describe: the scene class, the sensor and the objects of an image."""
 
     scene: str
     sensor: Sensor
@@ -31,13 +31,13 @@ class SceneContents:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Objects of each class, in the order of the class table."""
-        found = Counter(o.kind.name for o in self.objects)
-        return {name: found[name] for name in OBJECTS if found[name]}
+        """Return the number of objects of each class that is present, in the order of `OBJECTS`."""
+        counts = Counter(o.object_class.name for o in self.objects)
+        return {name: counts[name] for name in OBJECTS if counts[name]}
 
 
 def region(item: PlacedObject) -> str:
-    """One of REGIONS, or "" where people could disagree."""
+    """Return the region of the image that an object is in, or "" if people could disagree."""
     dx, dy = item.pose.cx - WORLD / 2, item.pose.cy - WORLD / 2
     near, far = sorted((abs(dx), abs(dy)))
     if far <= 14:
@@ -47,8 +47,8 @@ def region(item: PlacedObject) -> str:
     return ""
 
 
-def arguable(item: PlacedObject, place: str) -> bool:
-    """Whether anybody might say that the object is in this one of REGIONS: a looser reading than `region`."""
+def may_be_in(item: PlacedObject, place: str) -> bool:
+    """Return whether an object could be considered to be in a region; less strict than `region`."""
     dx, dy = item.pose.cx - WORLD / 2, item.pose.cy - WORLD / 2
     far = max(abs(dx), abs(dy))
     if place == "center":
@@ -59,67 +59,73 @@ def arguable(item: PlacedObject, place: str) -> bool:
 
 
 def area(item: PlacedObject) -> float:
-    return item.pose.long * item.pose.short
+    """Return the area of an object's rectangle in square world units."""
+    return item.pose.length * item.pose.width
 
 
 def _size_word(item: PlacedObject) -> str:
-    if item.pose.long >= LARGE:
+    if item.pose.length >= LARGE:
         return "large "
-    return "small " if item.pose.long <= SMALL else ""
+    return "small " if item.pose.length <= SMALL else ""
 
 
 def phrases(objects: Sequence[PlacedObject]) -> list[str]:
-    """For each object a phrase that is true of it alone, or ""."""
-    return [_phrase(item, [o for o in objects if o is not item and o.kind is item.kind]) for item in objects]
+    """Return a referring phrase for each object, for example "the leftmost ship"; "" if no phrase is unambiguous."""
+    return [
+        _phrase(item, [o for o in objects if o is not item and o.object_class is item.object_class]) for item in objects
+    ]
 
 
 def _phrase(item: PlacedObject, others: list[PlacedObject]) -> str:
-    name, place = item.kind.name, region(item)
-    if place and not any(arguable(o, place) for o in others):
+    name, place = item.object_class.name, region(item)
+    if place and not any(may_be_in(o, place) for o in others):
         return f"the {_size_word(item)}{name} in the {place}"
     if not others:
         return f"the only {name}"
     x, y = item.pose.cx, item.pose.cy
-    if all(x < o.pose.cx - _CLEAR for o in others):
+    if all(x < o.pose.cx - _MIN_LEAD for o in others):
         return f"the leftmost {name}"
-    if all(x > o.pose.cx + _CLEAR for o in others):
+    if all(x > o.pose.cx + _MIN_LEAD for o in others):
         return f"the rightmost {name}"
-    if all(y < o.pose.cy - _CLEAR for o in others):
+    if all(y < o.pose.cy - _MIN_LEAD for o in others):
         return f"the topmost {name}"
-    if all(y > o.pose.cy + _CLEAR for o in others):
+    if all(y > o.pose.cy + _MIN_LEAD for o in others):
         return f"the bottommost {name}"
-    if all(area(item) > _LARGER * area(o) for o in others):
+    if all(area(item) > _AREA_FACTOR * area(o) for o in others):
         return f"the largest {name}"
-    if all(_LARGER * area(item) < area(o) for o in others):
+    if all(_AREA_FACTOR * area(item) < area(o) for o in others):
         return f"the smallest {name}"
     return ""
 
 
 def article(word: str) -> str:
+    """Return the word with its indefinite article."""
     return f"an {word}" if word[0] in "aeiou" else f"a {word}"
 
 
 def sensor_name(sensor: Sensor) -> str:
+    """Return the name of a sensor in sentences."""
     return "SAR" if sensor is Sensor.SAR else sensor.value
 
 
-def counted(name: str, count: int) -> str:
-    kind = OBJECTS[name]
-    return f"{NUMBERS[count]} {kind.name if count == 1 else kind.plural}"
+def format_count(name: str, count: int) -> str:
+    """Return a count in words, for example "two ships"."""
+    object_class = OBJECTS[name]
+    return f"{NUMBERS[count]} {object_class.name if count == 1 else object_class.plural}"
 
 
-def listing(counts: dict[str, int]) -> str:
-    """ "two ships and one bridge"; "no objects"."""
-    return " and ".join(counted(name, count) for name, count in counts.items()) or "no objects"
+def format_counts(counts: dict[str, int]) -> str:
+    """Return counts in words, for example "two ships and one bridge" or "no objects"."""
+    return " and ".join(format_count(name, count) for name, count in counts.items()) or "no objects"
 
 
-def _layout(view: SceneContents) -> str:
-    """ " in the upper left" or " on the left side" where that is true of all objects, else ""."""
-    if len(view.objects) == 1:
-        place = region(view.objects[0])
+def _layout(contents: SceneContents) -> str:
+    """Return " in the upper left", " on the left side" or the like if it is true of all objects, else ""."""
+    if len(contents.objects) == 1:
+        place = region(contents.objects[0])
         return f" in the {place}" if place else ""
-    xs = np.array([o.pose.cx for o in view.objects]) - WORLD / 2
-    ys = np.array([o.pose.cy for o in view.objects]) - WORLD / 2
+    xs = np.array([o.pose.cx for o in contents.objects]) - WORLD / 2
+    ys = np.array([o.pose.cy for o in contents.objects]) - WORLD / 2
     for values, low, high in (
         (xs, " on the left side", " on the right side"),
         (ys, " in the upper half", " in the lower half"),
@@ -131,20 +137,20 @@ def _layout(view: SceneContents) -> str:
     return ""
 
 
-def captions(view: SceneContents) -> tuple[str, ...]:
-    """Four true captions of different wording: scene, sensor, counts, and layout where it is clear."""
-    noun, things, layout = SCENES[view.scene].noun, listing(view.counts), _layout(view)
-    image = f"{sensor_name(view.sensor)} image"
-    verb = "is" if len(view.objects) == 1 else "are"
+def captions(contents: SceneContents) -> tuple[str, ...]:
+    """Return four different captions with scene, sensor and counts, and the layout if it is unambiguous."""
+    noun, counts, layout = SCENES[contents.scene].noun, format_counts(contents.counts), _layout(contents)
+    image = f"{sensor_name(contents.sensor)} image"
+    verb = "is" if len(contents.objects) == 1 else "are"
     return (
-        f"{article(image)[:2].strip().capitalize()} {image} of {noun} with {things}{layout}.",
-        f"There {verb} {things}{layout} in this {image} of {noun}.",
-        f"{noun[0].upper()}{noun[1:]} seen by {_BY[view.sensor]}, with {things}{layout}.",
-        f"The {image} shows {noun}. {things[0].upper()}{things[1:]} {verb} visible{layout}.",
+        f"{article(image)[:2].strip().capitalize()} {image} of {noun} with {counts}{layout}.",
+        f"There {verb} {counts}{layout} in this {image} of {noun}.",
+        f"{noun[0].upper()}{noun[1:]} seen by {_SENSOR_NOUNS[contents.sensor]}, with {counts}{layout}.",
+        f"The {image} shows {noun}. {counts[0].upper()}{counts[1:]} {verb} visible{layout}.",
     )
 
 
-_BY = {
+_SENSOR_NOUNS = {
     Sensor.OPTICAL: "an optical camera",
     Sensor.SAR: "a radar",
     Sensor.INFRARED: "a thermal camera",

@@ -1,7 +1,7 @@
-"""What surfaces look like in each sensor: one row a material.
+"""The appearance of surface materials in each sensor.
 
-A material states its appearance once for every sensor, so a scene is drawn a single time
-and rendered by any of the three. Values are typical of daytime, mid-latitude imagery.
+A material defines its appearance for all sensors, so a scene is drawn once and can be rendered by any of them. Values
+are typical of daytime imagery at mid-latitudes.
 """
 
 from __future__ import annotations
@@ -11,18 +11,18 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class Material:
-    """Appearance of one surface.
+    """Appearance of one material.
 
     Attributes:
         rgb: mean colour, 0..255.
-        sar: mean backscatter, dB (0 dB saturates the display).
-        ir: apparent temperature, 0 (coldest) .. 1 (hottest).
-        spread: how far instances differ: fraction of brightness; 8x as dB; 0.25x as temperature.
-        grain: contrast of pixel-scale texture (fractions of brightness).
-        patch: contrast of texture at 8..40 px.
-        clump: contrast of lit bumps of about 3 px (tree crowns, rubble).
+        sar: mean backscatter in dB (0 dB saturates the display).
+        ir: apparent temperature, 0 (coldest) to 1 (hottest).
+        spread: variation between instances, as a fraction of brightness; times 8 in dB, times 0.25 in temperature.
+        grain: contrast of texture at pixel scale, as a fraction of brightness.
+        patch: contrast of texture at 8 to 40 pixels.
+        clump: contrast of shaded bumps of about 3 pixels (tree crowns, rubble).
         rows: contrast of parallel rows (furrows, mown stripes, waves).
-        water: ships go here, everything else does not.
+        water: only ships and bridges are placed here.
     """
 
     rgb: tuple[int, int, int]
@@ -55,7 +55,7 @@ MATERIALS: dict[str, Material] = {
     "crop": Material((92, 124, 62), -10.5, 0.38, 0.24, 0.05, 0.08, 0.0, 0.14),
     "ripe": Material((186, 168, 104), -12.5, 0.54, 0.14, 0.04, 0.08, 0.0, 0.08),
     "pitch": Material((82, 134, 66), -13.5, 0.40, 0.08, 0.04, 0.04, 0.0, 0.12),
-    # built ground
+    # artificial ground
     "asphalt": Material((86, 87, 90), -17.5, 0.74, 0.10, 0.05, 0.05),
     "new asphalt": Material((68, 68, 72), -19.5, 0.90, 0.06, 0.04, 0.04),
     "concrete": Material((168, 166, 158), -15.5, 0.66, 0.06, 0.05, 0.06),
@@ -63,7 +63,7 @@ MATERIALS: dict[str, Material] = {
     "track": Material((156, 140, 112), -14.0, 0.64, 0.08, 0.05, 0.06),
     "paint": Material((232, 232, 226), -15.0, 0.56, 0.02, 0.02, 0.0),
     "quay": Material((150, 146, 138), -9.0, 0.64, 0.08, 0.06, 0.06),
-    # built things
+    # structures and vehicles
     "roof red": Material((158, 88, 68), -4.0, 0.93, 0.14, 0.06, 0.03),
     "roof grey": Material((120, 120, 124), -4.0, 0.94, 0.16, 0.05, 0.03),
     "roof pale": Material((206, 204, 198), -4.5, 0.88, 0.06, 0.03, 0.02),

@@ -1,7 +1,7 @@
-"""The object classes: how large they are, where they go, how they are drawn.
+"""The object classes: their sizes, where they are placed, and how they are drawn.
 
-Each drawing fills its pose's rectangle exactly (the silhouette touches all four sides), so the
-rectangle is the truth. Shadows, echoes and clearings may reach beyond it, as they do in real images.
+Each drawing fills the rectangle of its pose exactly: the silhouette touches all four sides, so the rectangle is the
+ground truth. Shadows, radar echoes and clearings may extend beyond it, as in real images.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from earthgpt_jax.synthetic.pose import Pose
 
 
 class PlacementArea(enum.StrEnum):
-    """Where an object may stand."""
+    """Where objects of a class are placed."""
 
     WATER = "water"
     LAND = "land"
@@ -30,126 +30,127 @@ class ObjectClass:
     """One object class.
 
     Attributes:
-        long: range of the long side, world units (128 an image).
-        ratio: range of short side / long side.
-        most: most of them in one image.
-        upright: drawn without rotation (round things): its box is horizontal.
-        draw: paints it; gets the pose and the image's random generator.
-        clears: the background's clutter is taken away under it, where the scene has an apron.
-        approach: paints what leads to it, under all objects.
+        area: where objects are placed.
+        length_range: range of the long side in world units; an image has 128 x 128 of them.
+        width_ratio: range of short side / long side.
+        max_count: maximum number in one image.
+        draw: paints an object, given the canvas, the pose and the image's random generator.
+        axis_aligned: drawn without rotation, as for round objects, so that the box is horizontal.
+        needs_clearing: background clutter is removed under the object, if the scene class has a clearing material.
+        draw_approach: paints the roads that lead to the object, below all objects.
     """
 
     name: str
     plural: str
-    site: PlacementArea
-    long: tuple[float, float]
-    ratio: tuple[float, float]
-    most: int
+    area: PlacementArea
+    length_range: tuple[float, float]
+    width_ratio: tuple[float, float]
+    max_count: int
     draw: Callable[[Canvas, Pose, np.random.Generator], None]
-    upright: bool = False
-    clears: bool = True
-    approach: Callable[[Canvas, Pose, np.random.Generator], None] | None = None
+    axis_aligned: bool = False
+    needs_clearing: bool = True
+    draw_approach: Callable[[Canvas, Pose, np.random.Generator], None] | None = None
 
 
 OBJECTS: dict[str, ObjectClass] = {
-    kind.name: kind
-    for kind in (
+    object_class.name: object_class
+    for object_class in (
         ObjectClass(
             name="airplane",
             plural="airplanes",
-            site=PlacementArea.LAND,
-            long=(26, 50),
-            ratio=(0.84, 0.98),
-            most=5,
+            area=PlacementArea.LAND,
+            length_range=(26, 50),
+            width_ratio=(0.84, 0.98),
+            max_count=5,
             draw=silhouettes.airplane,
         ),
         ObjectClass(
             name="ship",
             plural="ships",
-            site=PlacementArea.WATER,
-            clears=False,
-            long=(30, 60),
-            ratio=(0.26, 0.34),
-            most=5,
+            area=PlacementArea.WATER,
+            needs_clearing=False,
+            length_range=(30, 60),
+            width_ratio=(0.26, 0.34),
+            max_count=5,
             draw=silhouettes.ship,
         ),
         ObjectClass(
             name="storage tank",
             plural="storage tanks",
-            site=PlacementArea.LAND,
-            long=(22, 40),
-            ratio=(1, 1),
-            most=5,
-            upright=True,
+            area=PlacementArea.LAND,
+            length_range=(22, 40),
+            width_ratio=(1, 1),
+            max_count=5,
+            axis_aligned=True,
             draw=silhouettes.storage_tank,
         ),
         ObjectClass(
             name="truck",
             plural="trucks",
-            site=PlacementArea.LAND,
-            long=(26, 40),
-            ratio=(0.39, 0.42),
-            most=5,
+            area=PlacementArea.LAND,
+            length_range=(26, 40),
+            width_ratio=(0.39, 0.42),
+            max_count=5,
             draw=silhouettes.truck,
         ),
         ObjectClass(
             name="warehouse",
             plural="warehouses",
-            site=PlacementArea.LAND,
-            long=(28, 54),
-            ratio=(0.52, 0.72),
-            most=4,
+            area=PlacementArea.LAND,
+            length_range=(28, 54),
+            width_ratio=(0.52, 0.72),
+            max_count=4,
             draw=silhouettes.warehouse,
         ),
         ObjectClass(
             name="bridge",
             plural="bridges",
-            site=PlacementArea.CROSSING,
-            clears=False,
-            long=(30, 60),
-            ratio=(0.2, 0.3),
-            most=2,
+            area=PlacementArea.CROSSING,
+            needs_clearing=False,
+            length_range=(30, 60),
+            width_ratio=(0.2, 0.3),
+            max_count=2,
             draw=silhouettes.bridge,
-            approach=silhouettes.bridge_road,
+            draw_approach=silhouettes.bridge_road,
         ),
         ObjectClass(
             name="tennis court",
             plural="tennis courts",
-            site=PlacementArea.LAND,
-            long=(26, 46),
-            ratio=(0.5, 0.55),
-            most=5,
+            area=PlacementArea.LAND,
+            length_range=(26, 46),
+            width_ratio=(0.5, 0.55),
+            max_count=5,
             draw=silhouettes.tennis_court,
         ),
         ObjectClass(
             name="roundabout",
             plural="roundabouts",
-            site=PlacementArea.LAND,
-            long=(28, 44),
-            ratio=(1, 1),
-            most=2,
-            upright=True,
+            area=PlacementArea.LAND,
+            length_range=(28, 44),
+            width_ratio=(1, 1),
+            max_count=2,
+            axis_aligned=True,
             draw=silhouettes.roundabout,
-            approach=silhouettes.roundabout_roads,
+            draw_approach=silhouettes.roundabout_roads,
         ),
         ObjectClass(
             name="windmill",
             plural="windmills",
-            site=PlacementArea.LAND,
-            long=(28, 44),
-            ratio=(1, 1),
-            most=4,
-            upright=True,
-            clears=False,
+            area=PlacementArea.LAND,
+            length_range=(28, 44),
+            width_ratio=(1, 1),
+            max_count=4,
+            axis_aligned=True,
+            needs_clearing=False,
             draw=silhouettes.windmill,
         ),
         ObjectClass(
             name="stadium",
             plural="stadiums",
-            site=PlacementArea.LAND,
-            long=(38, 60),
-            ratio=(0.56, 0.66),
-            most=2,
+            area=PlacementArea.LAND,
+            length_range=(38, 60),
+            width_ratio=(0.56, 0.66),
+            max_count=2,
             draw=silhouettes.stadium,
         ),
     )

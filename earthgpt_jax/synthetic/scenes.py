@@ -1,4 +1,4 @@
-"""The scene classes: how each is drawn, what may stand in it, and how often."""
+"""The scene classes: how their backgrounds are drawn, and which objects occur in them how often."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from earthgpt_jax.synthetic.terrain import Terrain
 
 
 class AreaType(enum.StrEnum):
+    """The answer to the question whether a scene is rural or urban."""
+
     RURAL = "rural"
     URBAN = "urban"
 
@@ -23,23 +25,32 @@ class SceneClass:
     """One scene class.
 
     Attributes:
-        noun: how a sentence names it, with its article.
-        kinds: object classes that may stand in it.
-        apron: material under objects on land; "" leaves the background as it is.
-        draw: `(canvas, rng, *, bridged) -> Ground` paints the background onto an empty canvas; where
-            `bridged`, it provides a watercourse to cross.
+        noun: its name in sentences, with an article if it needs one.
+        object_classes: the object classes that may occur in it.
+        clearing_material: painted under objects on land; "" keeps the background.
+        draw: `(canvas, rng, *, needs_crossing) -> Terrain` paints the background onto an empty canvas. With
+            `needs_crossing`, it includes a watercourse for bridges.
     """
 
     name: str
     noun: str
-    setting: AreaType
-    kinds: tuple[str, ...]
-    apron: str
+    area_type: AreaType
+    object_classes: tuple[str, ...]
+    clearing_material: str
     draw: Callable[..., Terrain]
 
 
-def _scene(name: str, noun: str, setting: AreaType, apron: str, draw, kinds: str) -> SceneClass:
-    return SceneClass(name=name, noun=noun, setting=setting, apron=apron, draw=draw, kinds=tuple(kinds.split(", ")))
+def _scene(
+    name: str, noun: str, area_type: AreaType, clearing: str, draw: Callable[..., Terrain], objects: str
+) -> SceneClass:
+    return SceneClass(
+        name=name,
+        noun=noun,
+        area_type=area_type,
+        object_classes=tuple(objects.split(", ")),
+        clearing_material=clearing,
+        draw=draw,
+    )
 
 
 _R, _U = AreaType.RURAL, AreaType.URBAN
@@ -86,18 +97,21 @@ SCENES: dict[str, SceneClass] = {
 }
 
 
-def _balanced() -> dict[str, dict[str, float]]:
-    """For each scene, how likely each of its object classes is, so that over all scenes every class is
-    as common as the others: a row- and column-scaled table (Sinkhorn and Knopp, 1967)."""
-    scenes, kinds = list(SCENES), list(OBJECTS)
-    table = np.array([[float(kind in SCENES[s].kinds) for kind in kinds] for s in scenes])
+def _balance() -> dict[str, dict[str, float]]:
+    """Return the probability of each object class in each scene class.
+
+    Over all scenes, every object class is equally common. The table is made by alternately scaling rows and columns
+    (Sinkhorn and Knopp, 1967).
+    """
+    scenes, objects = list(SCENES), list(OBJECTS)
+    table = np.array([[float(name in SCENES[s].object_classes) for name in objects] for s in scenes])
     for _ in range(200):
-        table *= len(scenes) / len(kinds) / table.sum(axis=0, keepdims=True)
+        table *= len(scenes) / len(objects) / table.sum(axis=0, keepdims=True)
         table /= table.sum(axis=1, keepdims=True)
     return {
-        s: {kind: float(p) for kind, p in zip(kinds, row, strict=True) if p > 0}
+        s: {name: float(p) for name, p in zip(objects, row, strict=True) if p > 0}
         for s, row in zip(scenes, table, strict=True)
     }
 
 
-CHANCES: dict[str, dict[str, float]] = _balanced()
+CLASS_PROBABILITIES: dict[str, dict[str, float]] = _balance()

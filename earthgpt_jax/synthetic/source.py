@@ -1,4 +1,4 @@
-"""The embedded source: any number of multi-sensor records with exact truth, drawn on demand."""
+"""The synthetic data source: any number of multi-sensor records with exact ground truth, generated on demand."""
 
 from __future__ import annotations
 
@@ -7,53 +7,54 @@ import operator
 from collections.abc import Sequence
 
 import numpy as np
+from PIL import Image
 
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.records import Object, Record, Sensor, Task
 from earthgpt_jax.synthetic.canvas import WORLD, Canvas
 from earthgpt_jax.synthetic.language import SceneContents, captions, phrases
-from earthgpt_jax.synthetic.noise import blob
+from earthgpt_jax.synthetic.noise import blob_outline
 from earthgpt_jax.synthetic.objects import PlacementArea
-from earthgpt_jax.synthetic.placement import PlacedObject, place_objects, polygon, sample_classes
+from earthgpt_jax.synthetic.placement import PlacedObject, corner_polygon, place_objects, sample_classes
 from earthgpt_jax.synthetic.questions import scene_questions
 from earthgpt_jax.synthetic.scenes import SCENES
 from earthgpt_jax.synthetic.sensors import render
 
 NAME = "synthetic"
 SPLITS = ("train", "val", "test")
-_LEAST_SIZE = 32
-_NEED_OBJECTS = (Task.REGION_CAPTION, Task.GROUNDING)
+_MIN_SIZE = 32
+_OBJECT_TASKS = (Task.REGION_CAPTION, Task.GROUNDING)
 
 
 def scene_record(*, split: str, index: int, seed: int = 0, size: int = 128) -> Record:
-    """One record; the same arguments give the same bytes.
+    """Generate one record; the same arguments always give the same bytes.
 
     Args:
-        split: "train", "val" or "test"; each draws from its own random streams.
+        split: "train", "val" or "test"; each has its own random streams.
         index: 0, 1, 2, ...
-        seed: another seed is another data set.
-        size: side of the square image, pixels.
+        seed: selects the dataset; another seed gives other records.
+        size: side of the square image in pixels.
 
     Raises:
-        EarthGPTError: an unknown split, a negative index or seed, or a size under 32.
+        EarthGPTError: the split is unknown, the index or seed is negative, or the size is below 32.
     """
     _check(split=split, index=index, seed=seed, size=size)
-    # Truth and noise come from separate streams, so that a change of a sensor's look keeps the truth.
-    layout, look = (np.random.default_rng((seed, SPLITS.index(split), index, part)) for part in range(2))
+    # Ground truth and appearance use separate random streams, so that changes to rendering keep the ground truth.
+    layout_rng, render_rng = (np.random.default_rng((seed, SPLITS.index(split), index, part)) for part in range(2))
     return _record(
-        layout,
-        look,
+        layout_rng,
+        render_rng,
         name=f"{NAME}/{split}/{index}",
         split=split,
         size=size,
-        scene=str(layout.choice(list(SCENES))),
-        sensor=Sensor(str(layout.choice([s.value for s in Sensor]))),
+        scene=str(layout_rng.choice(list(SCENES))),
+        sensor=Sensor(str(layout_rng.choice([s.value for s in Sensor]))),
     )
 
 
 def _record(
-    layout: np.random.Generator,
-    look: np.random.Generator,
+    layout_rng: np.random.Generator,
+    render_rng: np.random.Generator,
     *,
     name: str,
     split: str,
@@ -61,55 +62,63 @@ def _record(
     scene: str,
     sensor: Sensor,
 ) -> Record:
-    canvas = Canvas(size=size, rng=look)
+    canvas = Canvas(size=size, rng=render_rng)
     if sensor is Sensor.SAR:
-        canvas.sun = canvas.radar  # a radar's shadows point away from the radar
-    kinds = sample_classes(layout, scene=scene)
-    ground = SCENES[scene].draw(canvas, layout, bridged=any(kind.site == PlacementArea.CROSSING for kind in kinds))
-    placed = place_objects(layout, kinds, water=canvas.water(), ground=ground)
-    draw(canvas, placed, apron=SCENES[scene].apron, rng=look)
-    view = SceneContents(scene=scene, sensor=sensor, objects=placed)
+        canvas.sun_direction = canvas.radar_direction  # radar shadows point away from the radar
+    classes = sample_classes(layout_rng, scene=scene)
+    terrain = SCENES[scene].draw(
+        canvas, layout_rng, needs_crossing=any(object_class.area == PlacementArea.CROSSING for object_class in classes)
+    )
+    placed = place_objects(layout_rng, classes, water=canvas.water(), terrain=terrain)
+    draw_objects(canvas, placed, clearing_material=SCENES[scene].clearing_material, rng=render_rng)
+    contents = SceneContents(scene=scene, sensor=sensor, objects=placed)
     objects = tuple(
-        Object(label=item.kind.name, polygon=polygon(item.pose, scale=size / WORLD), phrase=phrase)
+        Object(label=item.object_class.name, polygon=corner_polygon(item.pose, scale=size / WORLD), phrase=phrase)
         for item, phrase in zip(placed, phrases(placed), strict=True)
     )
     return Record(
         id=name,
-        image=_png(render(canvas, sensor, look)),
+        image=_png(render(canvas, sensor, render_rng)),
         height=size,
         width=size,
         sensor=sensor,
         source=NAME,
         split=split,
-        tasks=tuple(task for task in Task if objects or task not in _NEED_OBJECTS),
+        tasks=tuple(task for task in Task if objects or task not in _OBJECT_TASKS),
         label=scene,
-        turns=scene_questions(view, layout),
-        references=captions(view),
+        turns=scene_questions(contents, layout_rng),
+        references=captions(contents),
         objects=objects,
     )
 
 
-def draw(canvas: Canvas, placed: list[PlacedObject], *, apron: str, rng: np.random.Generator) -> None:
-    """Paints the objects in order; first, what the background has under those on land goes away."""
-    slot = canvas.slot(apron) if apron else None
+def draw_objects(
+    canvas: Canvas, placed: list[PlacedObject], *, clearing_material: str, rng: np.random.Generator
+) -> None:
+    """Paint the objects in order, after removing the background clutter under objects on land.
+
+    Args:
+        clearing_material: see `SceneClass`.
+    """
+    clearing_index = canvas.add_material(clearing_material) if clearing_material else None
     for item in placed:
-        canvas.flatten(item.pose.rectangle(margin=6.0))
-        if slot is not None and item.kind.clears:
+        canvas.flatten_relief(item.pose.rectangle(margin=6.0))
+        if clearing_index is not None and item.object_class.needs_clearing:
             pose = item.pose
-            rx, ry = pose.long * 0.56 + 3, pose.short * 0.56 + 3
-            clearing = blob(rng, cx=pose.cx, cy=pose.cy, rx=rx, ry=ry, rough=0.1, turn=pose.angle)
-            # Clutter would hide the corners of what is angular; a clearing around round things is round.
-            for part in (clearing,) if item.kind.upright else (clearing, pose.rectangle(margin=1.5)):
-                canvas.clear(part)
-                canvas.polygon(part, slot)
+            rx, ry = pose.length * 0.56 + 3, pose.width * 0.56 + 3
+            clearing = blob_outline(rng, cx=pose.cx, cy=pose.cy, rx=rx, ry=ry, roughness=0.1, rotation=pose.angle)
+            # Clutter would hide the corners of angular objects; round objects need only the round clearing.
+            for part in (clearing,) if item.object_class.axis_aligned else (clearing, pose.rectangle(margin=1.5)):
+                canvas.clear_effects(part)
+                canvas.polygon(part, clearing_index)
     for item in placed:
-        if item.kind.approach is not None:
-            item.kind.approach(canvas, item.pose, rng)
+        if item.object_class.draw_approach is not None:
+            item.object_class.draw_approach(canvas, item.pose, rng)
     for item in placed:
-        item.kind.draw(canvas, item.pose, rng)
+        item.object_class.draw(canvas, item.pose, rng)
 
 
-def _png(image) -> bytes:
+def _png(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, format="PNG", compress_level=1)
     return buffer.getvalue()
@@ -118,18 +127,18 @@ def _png(image) -> bytes:
 def _check(*, split: str, index: int, seed: int, size: int) -> None:
     where = f"synthetic record (split={split!r}, index={index}, seed={seed}, size={size})"
     if split not in SPLITS:
-        raise EarthGPTError(f"{where}: expected a split of {', '.join(SPLITS)}; got {split!r}. Name one of these.")
+        raise EarthGPTError(f"{where}: expected a split of {', '.join(SPLITS)}; got {split!r}. Use one of these.")
     if index < 0 or seed < 0:
         raise EarthGPTError(f"{where}: expected index and seed of 0 or more. Pass non-negative integers.")
-    if size < _LEAST_SIZE:
-        raise EarthGPTError(f"{where}: expected a size of {_LEAST_SIZE} px or more; got {size}. Use 128 or above.")
+    if size < _MIN_SIZE:
+        raise EarthGPTError(f"{where}: expected a size of {_MIN_SIZE} px or more; got {size}. Use 128 or above.")
 
 
 class SyntheticSource(Sequence[Record]):
-    """A random-access sequence of records; nothing is stored, and it pickles.
+    """A random-access sequence of records. It stores no records and can be pickled.
 
     Attributes:
-        name: "synthetic", as in every record's `source` and id.
+        name: "synthetic", as in the `source` and id of every record.
         split: "train", "val" or "test".
     """
 

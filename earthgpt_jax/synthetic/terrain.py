@@ -1,4 +1,4 @@
-"""What a background tells the objects that come onto it, and lines across the image."""
+"""Features of a background that guide the placement of objects, and curves for drawing backgrounds."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import dataclasses
 import numpy as np
 
 from earthgpt_jax.synthetic.canvas import WORLD
-from earthgpt_jax.synthetic.noise import wander
+from earthgpt_jax.synthetic.noise import random_curve
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Crossing:
-    """A place where a bridge spans water: `angle` is the bridge's, `width` the water's, world units."""
+    """A position for a bridge: its centre and angle (radians), and the width of the water in world units."""
 
     x: float
     y: float
@@ -22,24 +22,31 @@ class Crossing:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Terrain:
-    """`flow` is the direction (radians) that ships, lanes or rows of things keep to, if any."""
+    """Hints for the placement of objects.
+
+    Attributes:
+        crossings: positions for bridges.
+        direction: the direction (radians) of streets, ships or rows of objects; None if there is none.
+    """
 
     crossings: tuple[Crossing, ...] = ()
-    flow: float | None = None
+    direction: float | None = None
 
 
-def through(rng: np.random.Generator, *, angle: float, bend: float, offset: float = 0.0, count: int = 48) -> np.ndarray:
-    """f64[count,2]: a winding line across the whole image, `offset` world units beside the centre."""
+def winding_line(
+    rng: np.random.Generator, *, angle: float, bend: float, offset: float = 0.0, count: int = 48
+) -> np.ndarray:
+    """Return a winding line across the whole image, f64[count,2], `offset` world units away from the centre."""
     along = np.linspace(-WORLD, WORLD, count)
-    across = wander(rng, count=count, amplitude=bend)
+    across = random_curve(rng, count=count, amplitude=bend)
     across = across - across.mean() + offset
     cos, sin = np.cos(angle), np.sin(angle)
     half = WORLD / 2
     return np.stack([half + along * cos - across * sin, half + along * sin + across * cos], axis=1)
 
 
-def edge_line(across: np.ndarray, *, angle: float) -> np.ndarray:
-    """f64[N,2]: the part of the plane on one side of a winding line (normal direction `angle`)."""
+def half_plane(across: np.ndarray, *, angle: float) -> np.ndarray:
+    """Return the outline, f64[N,2], of the area on one side of a winding line with normal direction `angle`."""
     along = np.linspace(-WORLD, WORLD, len(across))
     cos, sin = np.cos(angle), np.sin(angle)
     half = WORLD / 2
@@ -48,8 +55,8 @@ def edge_line(across: np.ndarray, *, angle: float) -> np.ndarray:
     return np.concatenate([line, line[-1:] + far, line[:1] + far])
 
 
-def crossings(course: np.ndarray, *, width: float) -> tuple[Crossing, ...]:
-    """Places along a watercourse f64[N,2] where a bridge at right angles lies well inside the image."""
+def find_crossings(course: np.ndarray, *, width: float) -> tuple[Crossing, ...]:
+    """Return the positions along a watercourse, f64[N,2], where a perpendicular bridge is well inside the image."""
     direction = np.gradient(course, axis=0)
     found = []
     for (x, y), (dx, dy) in zip(course, direction, strict=True):

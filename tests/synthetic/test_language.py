@@ -1,4 +1,4 @@
-"""Everything said about a synthetic image is true, and no question tells its own answer."""
+"""Texts about synthetic images are true, and answers cannot be guessed from the questions."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from earthgpt_jax.records import Object, Record, Sensor
 from earthgpt_jax.synthetic import OBJECTS, SCENES, AreaType, scene_record
-from earthgpt_jax.synthetic.language import listing
+from earthgpt_jax.synthetic.language import format_counts
 
 NUMBERS = ("no", "one", "two", "three", "four", "five")
 SIZE = 64
@@ -31,7 +31,7 @@ def _area(item: Object) -> float:
 
 
 def _could_be_in(item: Object, place: str) -> bool:
-    """Whether anybody might say that the object is there: a loose reading."""
+    """Return whether an object could be considered to be in this region; a permissive criterion."""
     x, y = (_centre(item) / SIZE - 0.5).tolist()
     if place == "center":
         return max(abs(x), abs(y)) < 0.13
@@ -41,8 +41,8 @@ def _could_be_in(item: Object, place: str) -> bool:
     return (y < 0.02 if vertical == "upper" else y > -0.02) and (x < 0.02 if horizontal == "left" else x > -0.02)
 
 
-def _meant(phrase: str, objects: tuple[Object, ...]) -> list[Object]:
-    """All objects that a phrase may mean."""
+def _referents(phrase: str, objects: tuple[Object, ...]) -> list[Object]:
+    """Return all objects that a phrase may refer to."""
     match = re.fullmatch(
         r"the (?:(large|small|only|leftmost|rightmost|topmost|bottommost|largest|smallest) )?(.*)", phrase
     )
@@ -67,9 +67,9 @@ def test_phrase_is_true_of_exactly_one_object(records: list[Record]) -> None:
         for item in record.objects:
             seen[bool(item.phrase)] += 1
             if item.phrase:
-                meant = _meant(item.phrase, record.objects)
-                assert len(meant) == 1, (record.id, item.phrase)
-                assert meant[0] is item
+                referents = _referents(item.phrase, record.objects)
+                assert len(referents) == 1, (record.id, item.phrase)
+                assert referents[0] is item
     assert seen[True] / seen.total() > 0.8
 
 
@@ -86,12 +86,14 @@ def test_captions_name_scene_sensor_and_counts(records: list[Record]) -> None:
             assert SCENES[record.label].noun in low
             assert any(word in caption for word in cameras[record.sensor])
             assert not any(word in caption for s, words in cameras.items() if s is not record.sensor for word in words)
-            said = {
+            stated = {
                 name: NUMBERS.index(number)
-                for name, kind in OBJECTS.items()
-                for number in re.findall(rf"\b({'|'.join(NUMBERS)}) (?:{kind.plural}|{kind.name})\b", low)
+                for name, object_class in OBJECTS.items()
+                for number in re.findall(
+                    rf"\b({'|'.join(NUMBERS)}) (?:{object_class.plural}|{object_class.name})\b", low
+                )
             }
-            assert said == dict(counts), caption
+            assert stated == dict(counts), caption
             for side, axis, sign in (
                 ("left side", 0, -1),
                 ("right side", 0, 1),
@@ -107,7 +109,7 @@ def test_captions_name_scene_sensor_and_counts(records: list[Record]) -> None:
 
 
 def test_answers_are_true(records: list[Record]) -> None:
-    names = {kind.plural: kind.name for kind in OBJECTS.values()} | {name: name for name in OBJECTS}
+    names = {o.plural: o.name for o in OBJECTS.values()} | {name: name for name in OBJECTS}
     words = "|".join(sorted(names, key=len, reverse=True))
     for record in records:
         counts = Counter(o.label for o in record.objects)
@@ -145,31 +147,31 @@ def test_four_to_six_different_questions(records: list[Record]) -> None:
         assert len({turn.question for turn in record.turns}) == len(record.turns)
 
 
-def test_a_blind_reader_is_at_chance(records: list[Record]) -> None:
-    """The share of the most frequent answer, by type and by wording (object names taken out)."""
+def test_a_blind_model_is_at_chance(records: list[Record]) -> None:
+    """Limit the share of the most frequent answer per question type and per template (object names removed)."""
     words = "|".join(sorted((w for k in OBJECTS.values() for w in (k.plural, k.name)), key=len, reverse=True))
-    by_type, by_wording, by_class = defaultdict(Counter), defaultdict(Counter), defaultdict(Counter)
+    by_type, by_template, by_class = defaultdict(Counter), defaultdict(Counter), defaultdict(Counter)
     for record in records:
         for turn in record.turns:
             by_type[turn.question_type][turn.answer] += 1
-            by_wording[re.sub(rf"\b(an? )?({words})\b", "X", turn.question)][turn.answer] += 1
+            by_template[re.sub(rf"\b(an? )?({words})\b", "X", turn.question)][turn.answer] += 1
             if turn.question_type == "presence":
                 by_class[turn.question][turn.answer] += 1
-    most = {"count": 0.4, "sensor": 0.42, "position": 0.4, "object_class": 0.2}
-    for kind, answers in by_type.items():
-        assert max(answers.values()) / answers.total() <= most.get(kind, 0.6), (kind, answers)
-    for wording, answers in by_wording.items():
+    limits = {"count": 0.4, "sensor": 0.42, "position": 0.4, "object_class": 0.2}
+    for question_type, answers in by_type.items():
+        assert max(answers.values()) / answers.total() <= limits.get(question_type, 0.6), (question_type, answers)
+    for template, answers in by_template.items():
         if set(answers) <= {"yes", "no", "rural", "urban"}:
-            assert max(answers.values()) / answers.total() <= 0.6, (wording, answers)
-    # Knowing which class is asked about does not help much either.
+            assert max(answers.values()) / answers.total() <= 0.6, (template, answers)
+    # Knowing the class in the question does not help much either.
     right = sum(max(answers.values()) for answers in by_class.values())
     assert right / sum(answers.total() for answers in by_class.values()) < 0.68
 
 
-def test_every_setting_has_scenes() -> None:
+def test_every_area_type_has_scene_classes() -> None:
     assert {scene.setting for scene in SCENES.values()} == set(AreaType)
 
 
-def test_listing() -> None:
-    assert listing({"ship": 2, "bridge": 1}) == "two ships and one bridge"
-    assert listing({}) == "no objects"
+def test_format_counts() -> None:
+    assert format_counts({"ship": 2, "bridge": 1}) == "two ships and one bridge"
+    assert format_counts({}) == "no objects"

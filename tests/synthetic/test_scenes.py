@@ -1,4 +1,4 @@
-"""The synthetic source: reproducible records whose boxes are what was drawn."""
+"""The synthetic source: records are reproducible, and their boxes match the drawn objects."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from earthgpt_jax.records import Record, Sensor, Task
 from earthgpt_jax.synthetic import OBJECTS, SCENES, SPLITS, SyntheticSource, scene_record
 from earthgpt_jax.synthetic.canvas import Canvas
 from earthgpt_jax.synthetic.pose import Pose
-from earthgpt_jax.synthetic.scenes import CHANCES
+from earthgpt_jax.synthetic.scenes import CLASS_PROBABILITIES
 from earthgpt_jax.synthetic.sensors import render
 
 
@@ -81,7 +81,7 @@ def test_every_scene_sensor_and_class_occurs(records: list[Record]) -> None:
     assert all(len({o.label for o in r.objects}) <= 2 and len(r.objects) <= 5 for r in records)
 
 
-def test_boxes_are_inside_apart_and_of_stated_size(records: list[Record]) -> None:
+def test_boxes_are_inside_apart_and_within_size_limits(records: list[Record]) -> None:
     frame = shapely.box(0, 0, 128, 128)
     for record in records:
         shapes = [shapely.Polygon(o.polygon.reshape(4, 2)) for o in record.objects]
@@ -111,46 +111,46 @@ def test_size_scales_boxes() -> None:
 
 @pytest.mark.parametrize("name", OBJECTS)
 def test_silhouette_fills_its_rectangle(name: str) -> None:
-    """What is drawn touches all four sides of the rectangle that is the truth, and does not cross them."""
-    kind = OBJECTS[name]
+    """The drawing touches all four sides of the ground-truth rectangle and does not extend beyond them."""
+    object_class = OBJECTS[name]
     rng = np.random.default_rng(5)
     canvas = Canvas(size=128, rng=rng)
     canvas.fill("grass")
-    long = sum(kind.long) / 2
-    short = max(10.2, long * sum(kind.ratio) / 2)
-    pose = Pose(cx=64.3, cy=62.1, long=long, short=short, angle=0.0 if kind.upright else 0.7)
-    kind.draw(canvas, pose, rng)
-    slots = np.asarray(canvas._layers["material"])
+    length = sum(object_class.length_range) / 2
+    width = max(10.2, length * sum(object_class.width_ratio) / 2)
+    pose = Pose(cx=64.3, cy=62.1, length=length, width=width, angle=0.0 if object_class.axis_aligned else 0.7)
+    object_class.draw(canvas, pose, rng)
+    indices = np.asarray(canvas._layers["material"])
     is_object = np.array([i > 0 and not m.water for i, m in enumerate(canvas.palette)])  # a wake is water
-    rows, columns = np.nonzero(is_object[slots])
+    rows, columns = np.nonzero(is_object[indices])
     x, y = (columns + 0.5) / canvas.scale - pose.cx, (rows + 0.5) / canvas.scale - pose.cy
     cos, sin = np.cos(pose.angle), np.sin(pose.angle)
     along, across = x * cos + y * sin, y * cos - x * sin
     reached = [along.min(), along.max(), across.min(), across.max()]
-    np.testing.assert_allclose(reached, [-long / 2, long / 2, -short / 2, short / 2], atol=0.8)
+    np.testing.assert_allclose(reached, [-length / 2, length / 2, -width / 2, width / 2], atol=0.8)
 
 
 def test_object_classes_are_equally_common_over_scenes() -> None:
     for name in OBJECTS:
-        total = sum(chances.get(name, 0.0) for chances in CHANCES.values())
+        total = sum(probabilities.get(name, 0.0) for probabilities in CLASS_PROBABILITIES.values())
         assert total == pytest.approx(len(SCENES) / len(OBJECTS), rel=0.02)
-    for scene, chances in CHANCES.items():
-        assert len(chances) >= 2
-        assert sum(chances.values()) == pytest.approx(1.0), scene
+    for scene, probabilities in CLASS_PROBABILITIES.items():
+        assert len(probabilities) >= 2
+        assert sum(probabilities.values()) == pytest.approx(1.0), scene
 
 
 @pytest.mark.parametrize("sensor", [Sensor.SAR, Sensor.INFRARED])
-def test_water_is_dark_and_land_is_not(sensor: Sensor) -> None:
+def test_water_is_darker_than_land(sensor: Sensor) -> None:
     rng = np.random.default_rng(0)
     canvas = Canvas(size=128, rng=rng)
-    SCENES["harbor"].draw(canvas, rng, bridged=False)
+    SCENES["harbor"].draw(canvas, rng, needs_crossing=False)
     grey = np.asarray(render(canvas, sensor, rng)).astype(float)
     water = canvas.water()
     assert grey[~water].mean() > 1.6 * grey[water].mean()
 
 
 def test_speckle_is_multiplicative() -> None:
-    """In a radar image the noise grows with brightness; its relative size is that of 2 to 8 looks."""
+    """Noise in SAR images grows with brightness; its relative level matches 2 to 8 looks."""
     ratios = []
     for material in ("fresh", "rock"):
         rng = np.random.default_rng(1)
