@@ -460,20 +460,21 @@ class Corpus:
                 held.append(question)
                 room -= tokens
         sample = build_sample(held, prefix=prefix, tokenizer=self.tokens, chat_template=self._template)
-        row = pack_samples([sample], seq_len=self.length, visual_tokens=1 + GRID**2)
+        batch = pack_samples([sample], seq_len=self.length, visual_tokens=1 + GRID**2)
         # A language model reads everything: a text's own words are worth something, answers most.
         unsupervised = 0.1 if index is None else 0.0
-        weights = np.where((row.segments > 0) & (row.loss_weights == 0), unsupervised, row.loss_weights)
+        weights = np.where((batch.segments > 0) & (batch.loss_weights == 0), unsupervised, batch.loss_weights)
         codes = np.zeros_like(map_codes(self.dense, 0)) if index is None else map_codes(self.dense, index)
-        columns = (
-            row.tokens,
-            row.positions,
-            row.segments,
-            row.question_index,
-            weights.astype(np.float32),
-            row.image_slots,
+        row = LlmRow(
+            tokens=batch.tokens[0],
+            positions=batch.positions[0],
+            segments=batch.segments[0],
+            question_index=batch.question_index[0],
+            weights=weights[0].astype(np.float32),
+            slots=batch.image_slots[0],
+            codes=codes,
         )
-        return LlmRow(*columns, codes), tuple(held)
+        return row, tuple(held)
 
 
 def draw(

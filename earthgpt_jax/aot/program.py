@@ -17,6 +17,7 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from earthgpt_jax import params as params_lib
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.config import Config, ModelConfig
+from earthgpt_jax.input.batch import ARRAY_FIELDS, Batch
 from earthgpt_jax.models import earthgpt
 from earthgpt_jax.models.quantized import cast_frozen
 from earthgpt_jax.sharding import rules
@@ -24,7 +25,7 @@ from earthgpt_jax.sharding.mesh import Placement, build_mesh
 from earthgpt_jax.training.optim import make_optimizer
 from earthgpt_jax.training.stages import Trainable, trainable_paths
 from earthgpt_jax.training.state import State
-from earthgpt_jax.training.step import DeviceBatch, execution, make_step
+from earthgpt_jax.training.step import execution, make_step
 
 GIB = 2**30
 Shape = jax.ShapeDtypeStruct
@@ -37,7 +38,7 @@ class StepInputs:
     placement: Placement
     state: State
     frozen: dict[str, Shape]
-    batch: DeviceBatch
+    batch: Batch
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -106,19 +107,19 @@ def step_inputs(
     )
 
 
-def batch_shapes(config: Config) -> DeviceBatch:
+def batch_shapes(config: Config) -> Batch:
     """The arrays of a batch of `config`; where it names no number of images a row, as many as there is room for."""
     rows, length, side = config.data.batch_size, config.data.seq_len, config.model.image_size
     room = max(1, length // (config.model.visual_tokens + 4))  # BOS, the two marks and a token of text
     images = min(config.data.max_images or room, room)
     whole = Shape((rows, length), np.int32)
-    arrays: dict[str, Any] = dict.fromkeys(DeviceBatch._fields, Shape((rows,), np.int32))
+    arrays: dict[str, Any] = dict.fromkeys(ARRAY_FIELDS, Shape((rows,), np.int32))
     arrays |= dict.fromkeys(("tokens", "positions", "segments", "question_index", "image_slots"), whole)
     arrays |= {
         "loss_weights": Shape((rows, length), np.float32),
         "images": Shape((rows, images, side, side, 3), np.uint8),
     }
-    return DeviceBatch(**arrays)
+    return Batch(**arrays)
 
 
 def compile_step(

@@ -130,7 +130,7 @@ class SequenceBuilder:
         symmetry = sample_symmetry(self.spec.augment, rng)
         if symmetry is not Symmetry.IDENTITY and all(map(is_symmetry_invariant, original)):
             transformed = self._tokenize(questions(symmetry.record(record)), id)
-            # The schedule relies on the length. It can change where only some of several equally large boxes are listed.
+            # The schedule relies on the length, which changes if another of several equally large boxes is listed.
             if len(transformed) == len(built):
                 built, pixels = transformed, symmetry.pixels(pixels)
         to_square(pixels, self.spec.image_size, out=image)
@@ -211,7 +211,7 @@ def train_batches(
         dataset = dataset.map(_to_shared_memory).mp_prefetch(
             grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=_PREFETCHED_SEQUENCES),
             # Workers ignore SIGTERM: a preempted run still needs sequences until it has saved a checkpoint.
-            worker_init_fn=lambda *_: processes.prepare(signal.SIGTERM),
+            worker_init_fn=lambda *_: processes.init_worker(signal.SIGTERM),
         )
     iterator = iter(dataset)
     loaded = map(_from_shared_memory, iterator) if workers else iterator

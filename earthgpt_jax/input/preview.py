@@ -1,6 +1,6 @@
-"""A page of records: their boxes on the image, and the dialogue the way the model will see it.
+"""The preview page: records with their boxes on the image, and their dialogue as the model sees it.
 
-The dialogue, its boxes and the square come out of the input pipeline's own batches, decoded, not from the records.
+The dialogue, its boxes and the square are decoded from batches of the input pipeline, not taken from the records.
 """
 
 from __future__ import annotations
@@ -26,12 +26,16 @@ from earthgpt_jax.input.transcript import Span, decode_transcript
 from earthgpt_jax.raster.decode import decode
 from earthgpt_jax.records import UNKNOWN_CLASSES, AnnotatedClasses, Object, Record, Task
 
-_LONGEST_SIDE = 1024  # of an original on the page
+_LONGEST_SIDE = 1024  # px of an original image on the page
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BoxShape:
-    """A box on a picture: `marks` are `difficult` and `cut`, as the page's styles are called."""
+    """A box drawn on a picture.
+
+    Attributes:
+        marks: CSS classes, of `difficult` and `cut`.
+    """
 
     points: str
     colour: str
@@ -41,7 +45,11 @@ class BoxShape:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Picture:
-    """A picture with boxes; `href` is "" where only annotations ship."""
+    """A picture with boxes.
+
+    Attributes:
+        href: The image as a data URI; "" for datasets that ship annotations only.
+    """
 
     caption: str
     href: str
@@ -52,7 +60,7 @@ class Picture:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class QuestionView:
-    """One question of a row: its text, and the colour that its boxes have in the square."""
+    """A question of a packed sequence: its text, and the number and colour of its boxes in the square."""
 
     colour: str
     spans: tuple[Span, ...]
@@ -61,11 +69,11 @@ class QuestionView:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelView:
-    """What the model sees of a record in one row.
+    """What the model sees of a record in one packed sequence.
 
     Attributes:
-        left_out: questions that are longer than a row.
-        later: questions that are asked in other rows.
+        too_long: Questions that do not fit into a sequence.
+        later: Questions that are asked in other sequences.
     """
 
     square: Picture
@@ -73,48 +81,58 @@ class ModelView:
     seq_len: int
     visual: int
     shared: str
-    asked: tuple[QuestionView, ...]
-    left_out: int
+    questions: tuple[QuestionView, ...]
+    too_long: int
     later: int
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RecordView:
-    """A record on the page; `legend` is (colour, class, objects)."""
+    """A record on the page.
+
+    Attributes:
+        legend: (colour, class, number of objects).
+        model: None if the record has no image.
+    """
 
     record: Record
     pictures: tuple[Picture, ...]
     legend: tuple[tuple[str, str, int], ...]
     difficult: int
     cut: int
-    model_views: ModelView | None
+    model: ModelView | None
 
 
 def render_page(
-    records: Sequence[Record], *, title: str, recipe: str, config: Config, tokenizer: Tokenizer,
+    records: Sequence[Record],
+    *,
+    title: str,
+    recipe: str,
+    config: Config,
+    tokenizer: Tokenizer,
     annotated: Mapping[str, AnnotatedClasses] | None = None,
-) -> str:  # fmt: skip
-    """The HTML page; everything in it is inline, and it has no JavaScript.
+) -> str:
+    """Render a self-contained HTML page without JavaScript.
 
     Args:
-        recipe: the name of `config`, for the page.
-        annotated: a record's source -> the classes it annotates; questions about absent classes need it.
+        recipe: Name of `config`, to show on the page.
+        annotated: Source of a record -> classes that it annotates, for questions about absent classes.
 
     Raises:
-        EarthGPTError: an image does not decode, or the recipe's rows are too short.
+        EarthGPTError: An image cannot be decoded, or `data.seq_len` leaves no room for questions.
     """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("earthgpt_jax.input", "pages"), autoescape=True, trim_blocks=True,
         lstrip_blocks=True, undefined=jinja2.StrictUndefined,
     )  # fmt: skip
-    views = model_views(records, config=config, tokenizer=tokenizer, annotated=annotated or {})
-    shown = [_shown(record, views.get(record.id)) for record in records]
-    return environment.get_template("gallery.html").render(title=title, recipe=recipe, data=config.data, shown=shown)
+    models = model_views(records, config=config, tokenizer=tokenizer, annotated=annotated or {})
+    views = [_record_view(record, models.get(record.id)) for record in records]
+    return environment.get_template("gallery.html").render(title=title, recipe=recipe, data=config.data, views=views)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Alone:
-    """A record as a dataset of its own."""
+class _SingleRecord:
+    """A dataset of one record, for `SequenceBuilder`."""
 
     name: str
     annotated: AnnotatedClasses
@@ -127,55 +145,61 @@ class _Alone:
 def model_views(
     records: Sequence[Record], *, config: Config, tokenizer: Tokenizer, annotated: Mapping[str, AnnotatedClasses]
 ) -> dict[str, ModelView]:
-    """Record id -> the first of the samples that an epoch makes of it; without those records that have no image."""
-    prompt_config, room = prompt_config_of(config, tokenizer)
-    times = dict.fromkeys(prompt_config.kinds, 1)
-    found = {}
+    """Return, by record id, the view of the first sample that an epoch forms from a record; records need an image."""
+    prompt_config, budget = prompt_config_of(config, tokenizer)
+    times = dict.fromkeys(prompt_config.tasks, 1)
+    views = {}
     for record in records:
         if not record.image:
             continue
-        known = annotated.get(record.source, UNKNOWN_CLASSES)
-        index = measure_lengths([record], prompt_config=prompt_config, annotated=known)
-        made = EpochSampler(index, times=times, epochs=1, room=room, seed=config.seed).epoch(0)
-        first = made.of(0) if len(made) else np.zeros(0, np.int64)
-        assemble = SequenceBuilder(
-            sources=[_Alone(name=record.source, annotated=known, record=record)], prompt_config=prompt_config,
-            spec=InputSpec.of(config), seq_len=room.seq_len, max_images=1,
-        )  # fmt: skip
-        batch = assemble([PackedSample(source=0, record=0, questions=index.named(first))])
-        found[record.id] = _seen(
-            batch, tokenizer, left_out=sum(made.left_out.values()), later=len(made.questions) - len(first)
+        classes = annotated.get(record.source, UNKNOWN_CLASSES)
+        index = measure_lengths([record], prompt_config=prompt_config, annotated=classes)
+        samples = EpochSampler(index, times=times, epochs=1, budget=budget, seed=config.seed).epoch(0)
+        first = samples.questions_of(0) if len(samples) else np.zeros(0, np.int64)
+        build = SequenceBuilder(
+            sources=[_SingleRecord(name=record.source, annotated=classes, record=record)],
+            prompt_config=prompt_config,
+            spec=InputSpec.of(config),
+            seq_len=budget.seq_len,
+            max_images=1,
         )
-    return found
+        batch = build([PackedSample(source=0, record=0, questions=index.keys(first))])
+        views[record.id] = _model_view(
+            batch,
+            tokenizer,
+            too_long=sum(samples.too_long.values()),
+            later=len(samples.questions) - len(first),
+        )
+    return views
 
 
-def _seen(batch: Batch, tokenizer: Tokenizer, *, left_out: int, later: int) -> ModelView:
-    read = decode_transcript(batch, 0, tokenizer=tokenizer)
+def _model_view(batch: Batch, tokenizer: Tokenizer, *, too_long: int, later: int) -> ModelView:
+    transcript = decode_transcript(batch, 0, tokenizer=tokenizer)
     pixels = batch.images[0, 0]
     boxes: list[BoxShape] = []
-    asked = []
-    for number, spans in enumerate(read.questions):
+    questions = []
+    for number, spans in enumerate(transcript.questions):
         colour = COLOURS[number % len(COLOURS)]
-        own = [
+        shapes = [
             BoxShape(points=svg_points(box.pixels(Square(*pixels.shape[:2]))), colour=colour, title=box.label)
             for box in parse("".join(span.text for span in spans)).boxes
         ]
-        boxes += own
-        asked.append(QuestionView(colour=colour, spans=spans, boxes=len(own)))
+        boxes += shapes
+        questions.append(QuestionView(colour=colour, spans=spans, boxes=len(shapes)))
     caption = f"the padded square, {pixels.shape[1]} px, with the boxes of the dialogue"
     return ModelView(
         square=_picture(caption, pixels, boxes, encoding=Encoding.PNG),
-        tokens=read.tokens,
+        tokens=transcript.tokens,
         seq_len=batch.tokens.shape[1],
-        visual=read.visual,
-        shared=read.shared,
-        asked=tuple(asked),
-        left_out=left_out,
+        visual=transcript.visual,
+        shared=transcript.shared,
+        questions=tuple(questions),
+        too_long=too_long,
         later=later,
     )
 
 
-def _shown(record: Record, view: ModelView | None) -> RecordView:
+def _record_view(record: Record, model: ModelView | None) -> RecordView:
     labels = sorted({item.label for item in record.objects})
     colours = {label: COLOURS[number % len(COLOURS)] for number, label in enumerate(labels)}
     return RecordView(
@@ -184,37 +208,39 @@ def _shown(record: Record, view: ModelView | None) -> RecordView:
         legend=tuple((colours[label], label, sum(o.label == label for o in record.objects)) for label in labels),
         difficult=sum(item.difficult for item in record.objects),
         cut=sum(item.visible < 1 for item in record.objects),
-        model_views=view,
+        model=model,
     )
 
 
 def _pictures(record: Record, colours: Mapping[str, str]) -> Iterator[Picture]:
-    """The image once for each kind of box it has; as it is, if it has none."""
+    """Yield the image once for each box type that the record has, or without boxes if it has none."""
     pixels = decode(record.image) if record.image else None
     width, height = image_extent(record)
-    kinds = {
-        "oriented boxes": Task.OBB in record.tasks,
-        "upright boxes": bool(record.objects) and (Task.HBB in record.tasks or Task.OBB not in record.tasks),
+    oriented, horizontal = "oriented boxes", "horizontal boxes"
+    captions = {
+        oriented: Task.OBB in record.tasks,
+        horizontal: bool(record.objects) and (Task.HBB in record.tasks or Task.OBB not in record.tasks),
         "the image": bool(record.image) and not record.objects and Task.OBB not in record.tasks,
     }
-    for kind in (kind for kind, has in kinds.items() if has):
-        upright = kind == "upright boxes"
-        drawn = tuple(_drawn(item, colours[item.label], upright=upright) for item in record.objects)
+    for caption in (caption for caption, applies in captions.items() if applies):
+        boxes = tuple(
+            _box_shape(item, colours[item.label], horizontal=caption == horizontal) for item in record.objects
+        )
         if pixels is None:
-            yield Picture(caption=f"{kind}; no image ships", href="", width=width, height=height, boxes=drawn)
+            yield Picture(caption=f"{caption}; no image ships", href="", width=width, height=height, boxes=boxes)
         else:
-            yield _picture(kind, pixels, drawn, encoding=Encoding.JPEG)
+            yield _picture(caption, pixels, boxes, encoding=Encoding.JPEG)
 
 
-def _drawn(item: Object, colour: str, *, upright: bool) -> BoxShape:
-    polygon = rect_to_polygon(*polygon_to_rect(item.polygon)) if upright else item.polygon
+def _box_shape(item: Object, colour: str, *, horizontal: bool) -> BoxShape:
+    polygon = rect_to_polygon(*polygon_to_rect(item.polygon)) if horizontal else item.polygon
     notes = [item.label]
     if item.phrase:
         notes.append(f"“{item.phrase}”")
     if item.difficult:
         notes.append("difficult")
     if item.visible < 1:
-        notes.append(f"cut: {item.visible:.0%} of it is here")
+        notes.append(f"cut: {item.visible:.0%} visible")
     marks = " ".join(["difficult"] * item.difficult + ["cut"] * (item.visible < 1))
     return BoxShape(points=svg_points(polygon), colour=colour, title=", ".join(notes), marks=marks)
 

@@ -1,8 +1,8 @@
 """Build samples and packed sequences: an image with its questions becomes tokens, and samples share a sequence.
 
-A sample is `[BOS][start_img] P visual tokens [end_img] system text`, followed by its turns. Turns are either independent
-questions, each of which continues from the shared prefix, or one dialogue. A packed sequence concatenates samples, one
-segment per sample.
+A sample is `[BOS][start_img] P visual tokens [end_img] system text`, followed by its turns. Turns are either
+independent questions, each of which continues from the shared prefix, or one dialogue. A packed sequence concatenates
+samples, one segment per sample.
 """
 
 from __future__ import annotations
@@ -177,7 +177,7 @@ def pack_samples(
 
 def _padded(parts: Sequence[np.ndarray], length: int, *, fill: int = 0, dtype: type = np.int32) -> np.ndarray:
     """Concatenate parts into [1, length]."""
-    values = np.full((1, length), fill, dtype)
+    values: np.ndarray = np.full((1, length), fill, dtype)
     joined = np.concatenate([*parts, np.zeros(0, dtype)])
     values[0, : len(joined)] = joined
     return values

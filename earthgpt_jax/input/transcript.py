@@ -1,10 +1,11 @@
-"""A sample of a batch as text again: what the model reads, token by token, and what it is to answer."""
+"""Transcripts: a sample of a batch decoded to text, showing what the model reads and what it is trained on."""
 
 from __future__ import annotations
 
 import dataclasses
 
 import numpy as np
+from jaxtyping import Bool, Int32
 
 from earthgpt_jax.input.batch import TEXT_SLOT, Batch
 from earthgpt_jax.input.tokenizer import Tokenizer
@@ -12,7 +13,7 @@ from earthgpt_jax.input.tokenizer import Tokenizer
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Span:
-    """Text of consecutive tokens that are all answers to learn, or all not."""
+    """Text of consecutive tokens, all of which are supervised or all of which are not."""
 
     text: str
     supervised: bool
@@ -20,13 +21,13 @@ class Span:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Transcript:
-    """One sample of a row.
+    """The text of one sample of a packed sequence.
 
     Attributes:
-        tokens: how many it has, those of its image included.
-        visual: how many of them are its image's.
-        shared: the text before the questions.
-        questions: each independent question with its answer.
+        tokens: Number of tokens, including visual ones.
+        visual: Number of visual tokens.
+        shared: Text before the questions.
+        questions: Each independent question with its answer.
     """
 
     tokens: int
@@ -35,14 +36,14 @@ class Transcript:
     questions: tuple[tuple[Span, ...], ...]
 
 
-def decode_transcript(batch: Batch, row: int, *, tokenizer: Tokenizer, segment: int = 1) -> Transcript:
-    """Decodes the ids of one sample of independent questions; special tokens have no text."""
-    used = batch.segments[row] == segment
-    question_index, slots = batch.question_index[row], batch.image_slots[row]
+def decode_transcript(batch: Batch, sequence: int, *, tokenizer: Tokenizer, segment: int = 1) -> Transcript:
+    """Decode one sample of independent questions; special tokens have no text."""
+    used = batch.segments[sequence] == segment
+    question_index, slots = batch.question_index[sequence], batch.image_slots[sequence]
     text = [
-        _spans(batch.tokens[row][chosen], batch.loss_weights[row][chosen] > 0, tokenizer)
-        for branch in range(int(question_index[used].max()) + 1)
-        if (chosen := used & (question_index == branch) & (slots == TEXT_SLOT)).any()
+        _spans(batch.tokens[sequence][chosen], batch.loss_weights[sequence][chosen] > 0, tokenizer)
+        for index in range(int(question_index[used].max()) + 1)
+        if (chosen := used & (question_index == index) & (slots == TEXT_SLOT)).any()
     ]
     return Transcript(
         tokens=int(used.sum()),
@@ -52,10 +53,10 @@ def decode_transcript(batch: Batch, row: int, *, tokenizer: Tokenizer, segment: 
     )
 
 
-def _spans(ids: np.ndarray, supervised: np.ndarray, tokenizer: Tokenizer) -> tuple[Span, ...]:
+def _spans(ids: Int32[np.ndarray, " n"], supervised: Bool[np.ndarray, " n"], tokenizer: Tokenizer) -> tuple[Span, ...]:
     ends = [*(np.flatnonzero(np.diff(supervised)) + 1).tolist(), len(ids)]
     spans, before = [], ""
-    for end in ends:  # from the beginning each time: a tokenizer decodes a text, not the pieces of one
+    for end in ends:  # decode from the beginning each time, because a tokenizer decodes texts, not fragments of one
         text = tokenizer.decode(ids[:end].tolist())
         spans.append(Span(text=text[len(before) :], supervised=bool(supervised[end - 1])))
         before = text

@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 
 from earthgpt_jax.config import ModelConfig
-from earthgpt_jax.input.batch import END_SLOT, START_SLOT
+from earthgpt_jax.input.batch import ARRAY_FIELDS, END_SLOT, START_SLOT, Batch
 from earthgpt_jax.models.convnext import ConvNeXt
 from earthgpt_jax.models.llama import Llama
 from earthgpt_jax.models.perception import Perception, Projector
@@ -18,6 +18,9 @@ from earthgpt_jax.models.vit import ViT
 from earthgpt_jax.ops.resize import Method, resize
 from earthgpt_jax.params import Params, split_module
 from earthgpt_jax.sharding.mesh import ROWS, constrain
+
+# The input never imports jax, so its batch becomes a pytree here.
+jax.tree_util.register_dataclass(Batch, data_fields=ARRAY_FIELDS, meta_fields=(), drop_fields=("ids",))
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

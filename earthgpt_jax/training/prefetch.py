@@ -8,12 +8,11 @@ import jax
 from jax.sharding import NamedSharding
 
 from earthgpt_jax.input.batch import Batch
-from earthgpt_jax.training.step import DeviceBatch
 
 
 def prefetch_to_device(
     batches: Iterable[tuple[int, Batch]], sharding: NamedSharding
-) -> Iterator[tuple[int, Batch, DeviceBatch]]:
+) -> Iterator[tuple[int, Batch, Batch]]:
     """Yield `(step, batch, device arrays)`, with the transfer of the next batch already started."""
     ahead = None
     for step, batch in batches:
@@ -25,7 +24,6 @@ def prefetch_to_device(
         yield ahead
 
 
-def device_batch(batch: Batch, sharding: NamedSharding) -> DeviceBatch:
+def device_batch(batch: Batch, sharding: NamedSharding) -> Batch:
     """Assemble the sharded global batch from this process's sequences (see `sharding.mesh.local_rows`)."""
-    arrays = (getattr(batch, name) for name in DeviceBatch._fields)
-    return DeviceBatch(*(jax.make_array_from_process_local_data(sharding, array) for array in arrays))
+    return jax.tree.map(lambda array: jax.make_array_from_process_local_data(sharding, array), batch)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ from flax import nnx
 from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
 from earthgpt_jax.config import Config
+from earthgpt_jax.input.batch import Batch
 from earthgpt_jax.models.earthgpt import EarthGPT, Features
 from earthgpt_jax.models.llama import PLAIN, ExecutionOptions
 from earthgpt_jax.ops.attention import make_attention_mask
@@ -29,20 +30,6 @@ _KERNELS = r"llm/blocks/(attn|mlp)/\w+/kernel"
 IMAGE_LOOP = "image_chunks"  # named scope of the encoder loop, whose trip count depends on the data
 
 
-class DeviceBatch(NamedTuple):
-    """The arrays of an `input.batch.Batch`, as the step takes them."""
-
-    tokens: jax.Array
-    positions: jax.Array
-    segments: jax.Array
-    question_index: jax.Array
-    loss_weights: jax.Array
-    images: jax.Array
-    image_slots: jax.Array
-    unlisted: jax.Array
-    damaged: jax.Array
-
-
 def execution(config: Config, *, platform: str) -> ExecutionOptions:
     """Choose how the LLM's blocks are computed on devices of `platform` (remat, attention, kernel dtype)."""
     attention = select_attention(
@@ -55,7 +42,7 @@ def execution(config: Config, *, platform: str) -> ExecutionOptions:
     return ExecutionOptions(remat=config.remat, attention=attention, kernel_dtype=config.model.compute_dtype)
 
 
-def hidden(model: EarthGPT, features: Features, batch: DeviceBatch, *, execution: ExecutionOptions) -> jax.Array:
+def hidden(model: EarthGPT, features: Features, batch: Batch, *, execution: ExecutionOptions) -> jax.Array:
     """[B, T, D] through the final norm, of packed rows whose images are encoded already."""
     rows = batch.tokens.shape[0]
     visual = model.perceive(features)  # B*I P D
@@ -115,7 +102,7 @@ def make_step(
     microbatches: int,
     execution: ExecutionOptions = PLAIN,
     mesh: Mesh | AbstractMesh | None = None,
-) -> Callable[[State, Params, DeviceBatch], tuple[State, dict[str, jax.Array]]]:
+) -> Callable[[State, Params, Batch], tuple[State, dict[str, jax.Array]]]:
     """Return `step(state, frozen, batch) -> (state, metrics)`, to be jitted with the state donated.
 
     Args:
@@ -125,9 +112,7 @@ def make_step(
         mesh: mesh that the arguments are placed on; None for a single device.
     """
 
-    def loss_sums(
-        trainable: Params, frozen: Params, features: Features, batch: DeviceBatch
-    ) -> tuple[jax.Array, jax.Array]:
+    def loss_sums(trainable: Params, frozen: Params, features: Features, batch: Batch) -> tuple[jax.Array, jax.Array]:
         model = merge_module(graphdef, merge(trainable, frozen))
         x = hidden(model, features, batch, execution=execution)
         return supervised_loss(x, model.llm.unembedding(), batch.tokens, batch.loss_weights, chunk=execution.loss_chunk)
@@ -145,8 +130,8 @@ def make_step(
         )  # fmt: skip
 
     @use(mesh)
-    def step(state: State, frozen: Params, batch: DeviceBatch) -> tuple[State, dict[str, jax.Array]]:
-        def accumulate(sums: Any, part: DeviceBatch) -> tuple[Any, None]:
+    def step(state: State, frozen: Params, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
+        def accumulate(sums: Any, part: Batch) -> tuple[Any, None]:
             # Outside the differentiated function, so that no residuals of the frozen encoders are kept.
             features = encode(_encoders(merge(state.trainable, frozen)), part.images, part.segments)
             (loss, weight), gradients = gradient(cast, frozen, features, part)

@@ -62,7 +62,7 @@ def compare(work: Path, *, batches: int) -> int:
 def _prefix(work: Path) -> Sequence[int]:
     from earthgpt_jax.input.prompts.chat_template import chat_template
 
-    found = loaders.rows(json.loads((work / "about.json").read_text())["datasets"]).assemble.prompt_config
+    found = loaders.rows(json.loads((work / "about.json").read_text())["datasets"]).build.prompt_config
     return found.tokenizer.encode(chat_template(found.chat_template).prefix)
 
 

@@ -224,7 +224,7 @@ def prepare(datasets: Path, work: Path, *, batches: int) -> None:
     from earthgpt_jax.input.prompts.chat_template import chat_template
 
     found = rows(str(datasets))
-    assemble, prompt_config = found.assemble, found.assemble.prompt_config
+    assemble, prompt_config = found.build, found.build.prompt_config
     template = chat_template(prompt_config.chat_template)
     (work / "images").mkdir(parents=True)
     samples, names = [], dict[str, str]()

@@ -89,7 +89,7 @@ def _samples(batches: Sequence[Batch]) -> int:
 
 def _ways(rows: PackedSequences, samples: int, batch_size: int) -> dict[str, Iterator[Batch]]:
     """The same samples, up to the last row that is packed whole."""
-    wide = rows.schedule.room.seq_len
+    wide = rows.schedule.budget.seq_len
     held: list[PackedSample] = []
     packed: list[Batch] = []
     for number in itertools.count():
@@ -98,12 +98,12 @@ def _ways(rows: PackedSequences, samples: int, batch_size: int) -> dict[str, Ite
             break
         packed.append(rows[number])
         held += placed
-    lengths = [int((rows.assemble([each]).segments > 0).sum()) for each in held]
+    lengths = [int((rows.build([each]).segments > 0).sum()) for each in held]
     order = np.argsort(lengths, kind="stable")
     width = -(-wide // BUCKETS)
 
     def padded(chosen: Sequence[int], length: int) -> Batch:
-        alone = dataclasses.replace(rows.assemble, seq_len=length, max_images=1)
+        alone = dataclasses.replace(rows.build, seq_len=length, max_images=1)
         return concatenate_batches([alone([held[place]]) for place in chosen])
 
     def batched(chosen: Sequence[int], length: Callable[[list[int]], int]) -> Iterator[Batch]:

@@ -76,7 +76,7 @@ class Profiler:
         serialized, record = raw[index], source[index]
         asked = [
             (kind, at)
-            for kind in self.prompt_config.kinds
+            for kind in self.prompt_config.tasks
             for at in question_indices(record, kind, annotated=source.annotated, seed=self.prompt_config.seed)
         ][:_QUESTIONS]
 
@@ -132,13 +132,13 @@ def assembling(rows, *, count: int = 16) -> Taken:
     """Of a row's images, per image: what is left when everything else is taken off, and joining rows to a batch."""
     whole, parts, images, made = 0.0, 0.0, 0, []
     rng = np.random.default_rng(0)
-    image = np.zeros((rows.assemble.spec.image_size, rows.assemble.spec.image_size, 3), np.uint8)
+    image = np.zeros((rows.build.spec.image_size, rows.build.spec.image_size, 3), np.uint8)
     for number in range(count):
         placed = rows.schedule[number]
-        whole += took(functools.partial(rows.assemble, placed))
-        parts += sum(took(functools.partial(rows.assemble._made, each, rng, image=image)) for each in placed)
+        whole += took(functools.partial(rows.build, placed))
+        parts += sum(took(functools.partial(rows.build._made, each, rng, image=image)) for each in placed)
         images += len(placed)
-        made.append(rows.assemble(placed))
+        made.append(rows.build(placed))
     return {
         "row": (whole - parts) / images,
         "batch": took(lambda: concatenate_batches(made, max_images=rows.schedule.max_images)) / images,
@@ -149,9 +149,9 @@ def assembling(rows, *, count: int = 16) -> Taken:
 def profile(datasets: Path) -> str:
     """Two Markdown tables: milliseconds of an image by kind, and of putting images into rows and batches."""
     rows = loaders.rows(str(datasets))
-    profiler = Profiler(prompt_config=rows.assemble.prompt_config, spec=rows.assemble.spec)
+    profiler = Profiler(prompt_config=rows.build.prompt_config, spec=rows.build.spec)
     found: dict[str, list[Taken]] = collections.defaultdict(list)
-    for source in rows.assemble.sources:
+    for source in rows.build.sources:
         assert isinstance(source, RecordSource)
         builder = tfds.builder_from_directory(str(source.directory))
         raw = builder.as_data_source(source.split, deserialize_method=DeserializeMethod.RAW_BYTES)

@@ -19,7 +19,7 @@ from earthgpt_jax.datasets.manifest import MANIFEST
 from earthgpt_jax.datasets.store import RecordSource
 from earthgpt_jax.input.packing import length_cache
 from earthgpt_jax.input.packing.length_cache import load_length_index
-from earthgpt_jax.input.packing.lengths import PromptConfig
+from earthgpt_jax.input.prompts.prompt_config import PromptConfig
 from earthgpt_jax.input.prompts.questions import BoxStyle
 from earthgpt_jax.input.tokenizer import Tokenizer
 from earthgpt_jax.synthetic import SyntheticSource
@@ -169,12 +169,12 @@ def test_what_describes_the_shards_is_not_trusted_blindly(copy):
         RecordSource(folder, "train")[0]
 
 
-def test_lengths_of_what_cannot_be_read_are_refused_or_left_out_and_not_kept(intact, copy, caplog):
+def test_lengths_of_damaged_records_are_refused_or_left_out_and_not_cached(intact, copy, caplog):
     folder, shard = copy
     shard.write_bytes(_flipped(intact[2], _chunks(intact[2], COUNT)[1] + 60, 1))
     prompt_config = PromptConfig(
-        kinds=("vqa",), tokenizer=Tokenizer(assets_path("tiny", "tokenizer.model")), chat_template="plain",
-        box_style=BoxStyle(), room=300, seed=0,
+        tasks=("vqa",), tokenizer=Tokenizer(assets_path("tiny", "tokenizer.model")), chat_template="plain",
+        box_style=BoxStyle(), max_turn_tokens=300, seed=0,
     )  # fmt: skip
     with pytest.raises(DamagedRecordError, match="record 1 of split 'train' cannot be read"):
         load_length_index(RecordSource(folder, "train"), prompt_config=prompt_config, workers=1)
@@ -182,12 +182,12 @@ def test_lengths_of_what_cannot_be_read_are_refused_or_left_out_and_not_kept(int
         RecordSource(folder, "train"), prompt_config=prompt_config, workers=1, on_damaged=OnDamaged.SKIP
     ).index
     assert {*found.record.tolist()} == {0, 2, 3} and len(found.digests) == COUNT
-    assert "nothing is asked about 1 records" in caplog.text
-    shard.write_bytes(intact[2])  # mended: all are asked about again
-    mended = RecordSource(folder, "train")
+    assert "no questions about 1 records" in caplog.text
+    shard.write_bytes(intact[2])  # restored: all records have questions again
+    restored = RecordSource(folder, "train")
     length_cache._source.cache_clear()
     assert {
         *load_length_index(
-            mended, prompt_config=prompt_config, workers=1, on_damaged=OnDamaged.SKIP
+            restored, prompt_config=prompt_config, workers=1, on_damaged=OnDamaged.SKIP
         ).index.record.tolist()
     } == {0, 1, 2, 3}

@@ -1,4 +1,4 @@
-"""`earthgpt data preview`: the page, the sheet, and which records are on them."""
+"""`earthgpt data preview`: the page, the sheet, and the records that they show."""
 
 from __future__ import annotations
 
@@ -75,56 +75,56 @@ def test_a_transcript_is_the_dialogue(tokenizer: Tokenizer) -> None:
         assert read.shared == template.prefix
         assert read.visual == 5
         assert read.tokens == int((batch.segments[0] > 0).sum())
-        said = {"".join(span.text for span in spans) for spans in read.questions}
-        assert len(said) == 2
-        assert {text.partition("Assistant: ")[2] for text in said} == {"3\n###", "yes\n###"}
+        texts = {"".join(span.text for span in spans) for spans in read.questions}
+        assert len(texts) == 2
+        assert {text.partition("Assistant: ")[2] for text in texts} == {"3\n###", "yes\n###"}
         for spans in read.questions:
             assert [span.supervised for span in spans] == [False, True]
             assert spans[0].text.endswith("Assistant:")
             assert spans[1].text in (" 3\n###", " yes\n###")
 
 
-def test_boxes_upright_and_oriented_difficult_and_cut(tokenizer: Tokenizer) -> None:
+def test_horizontal_and_oriented_boxes_difficult_and_cut_ones(tokenizer: Tokenizer) -> None:
     text = _page(_ships(), tokenizer)
     tilted = " ".join(f"{x:.1f},{y:.1f}" for x, y in TILTED.reshape(4, 2))
     assert text.count(f'points="{tilted}" stroke=') == 1
     x0, y0, x1, y1 = TILTED[0::2].min(), TILTED[1::2].min(), TILTED[0::2].max(), TILTED[1::2].max()
-    upright = f"{x0:.1f},{y0:.1f} {x1:.1f},{y0:.1f} {x1:.1f},{y1:.1f} {x0:.1f},{y1:.1f}"
-    assert text.count(f'points="{upright}" stroke=') == 1
+    horizontal = f"{x0:.1f},{y0:.1f} {x1:.1f},{y0:.1f} {x1:.1f},{y1:.1f} {x0:.1f},{y1:.1f}"
+    assert text.count(f'points="{horizontal}" stroke=') == 1
     assert text.count('<polygon class="difficult"') == text.count('<polygon class="cut"') == 2
     assert "harbor, difficult" in text
-    assert "bridge, cut: 45% of it is here" in text
+    assert "bridge, cut: 45% visible" in text
     assert "1 difficult; 1 cut" in text
     assert not re.search(r'(src|href)="(?!data:)', text)
     assert "<script" not in text
 
 
 def test_the_square_shows_the_boxes_of_the_answers(tokenizer: Tokenizer) -> None:
-    """Pixel 60, 40 of 80x60 lies at (0.75, 0.625) of the padded square: at (24, 20) of its 32 pixels."""
+    """Pixel 60, 40 of 80x60 is at (0.75, 0.625) of the padded square: at (24, 20) of its 32 pixels."""
     config = _config({"hbb": 1.0}, decimals=3)
     view = model_views([_ships()], config=config, tokenizer=tokenizer, annotated={})["d/train/ships"]
     assert (view.square.width, view.square.height, view.visual) == (32, 32, 5)
     bridge = next(box for box in view.square.boxes if box.title == "bridge")
     assert bridge.points == "24.0,20.0 32.0,20.0 32.0,28.0 24.0,28.0"
-    assert len(view.asked) == 1
-    assert view.asked[0].boxes == len(view.square.boxes)
+    assert len(view.questions) == 1
+    assert view.questions[0].boxes == len(view.square.boxes)
 
 
-def test_what_has_no_room_and_what_is_not_asked(tokenizer: Tokenizer) -> None:
+def test_questions_that_do_not_fit_and_records_without_questions(tokenizer: Tokenizer) -> None:
     narrow = _page(_ships(), tokenizer, weights={"hbb": 1.0}, seq_len=22)
-    assert "1 longer than a row, never asked" in narrow
-    assert "No question had room in the row." in narrow
-    assert "Recipe r asks nothing about it." in _page(_ships(), tokenizer, weights={"vqa": 1.0})
-    unseen = _page(_record("a", Task.HBB, image=b"", height=0, width=0, objects=_ships().objects), tokenizer)
-    assert "No image ships" in unseen
-    assert "upright boxes; no image ships" in unseen
+    assert "1 longer than a sequence, never asked" in narrow
+    assert "No question fits into a sequence." in narrow
+    assert "The recipe r asks nothing about it." in _page(_ships(), tokenizer, weights={"vqa": 1.0})
+    no_image = _page(_record("a", Task.HBB, image=b"", height=0, width=0, objects=_ships().objects), tokenizer)
+    assert "No image ships" in no_image
+    assert "horizontal boxes; no image ships" in no_image
     turns = (Turn(question="Is it flooded?", answer="yes"),)
-    told = _page(_record("a", Task.VQA, image=b"", height=0, width=0, turns=turns), tokenizer)
-    assert "Is it flooded? → yes" in told
-    assert "<svg" not in told
+    texts_only = _page(_record("a", Task.VQA, image=b"", height=0, width=0, turns=turns), tokenizer)
+    assert "Is it flooded? → yes" in texts_only
+    assert "<svg" not in texts_only
 
 
-def test_what_datasets_say_is_not_markup(tokenizer: Tokenizer) -> None:
+def test_texts_of_datasets_are_escaped(tokenizer: Tokenizer) -> None:
     odd = _record("<b>&", Task.CAPTION, references=("<script>alert(1)</script>",))
     text = _page(odd, tokenizer)
     assert "<script" not in text
@@ -143,7 +143,7 @@ def datasets(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_the_choice_is_seeded_spread_and_filtered(datasets: Path) -> None:
+def test_records_are_chosen_by_seed_spread_over_datasets_and_filtered(datasets: Path) -> None:
     folders = [datasets / "a", datasets / "b"]
 
     def ids(**wanted) -> list[str]:
@@ -173,7 +173,7 @@ def test_the_command(datasets: Path, tmp_path: Path, capsys) -> None:
     config = load("tiny:instruct")
     assert f"of {config.data.seq_len} tokens, {config.model.visual_tokens} of them visual" in text
     assert run("--out", tmp_path / "folder", "--label", "ship", "--config", "tiny:align") == 0
-    assert "recipe tiny:align" in (tmp_path / "folder" / "index.html").read_text()
+    assert "the recipe tiny:align" in (tmp_path / "folder" / "index.html").read_text()
     assert run("--out", tmp_path / "sheet.png", "--task", "obb") == 0
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.size == (400, 492)
@@ -192,7 +192,7 @@ def test_the_command(datasets: Path, tmp_path: Path, capsys) -> None:
         (["--out", "a.html", "--tokenizer", "none.model"], "expected a SentencePiece model file"),
     ],
 )
-def test_what_the_user_can_mend(datasets: Path, tmp_path: Path, monkeypatch, capsys, words, message) -> None:
+def test_user_errors_are_explained(datasets: Path, tmp_path: Path, monkeypatch, capsys, words, message) -> None:
     monkeypatch.chdir(tmp_path)
     before = sorted(tmp_path.rglob("*"))
     assert main(["data", "preview", str(datasets), *words]) == 2

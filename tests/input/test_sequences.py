@@ -1,4 +1,4 @@
-"""Samples and rows for any text: ids are those of a joint tokenisation, and no question is ever cut."""
+"""Samples and packed sequences of any text: ids are those of a joint tokenization, and no question is cut."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from earthgpt_jax.input.tokenizer import Tokenizer, train_tokenizer
 from tests.support import nano
 
 VISUAL = 5
-# Also what a source may hold by accident: the separator's characters, brackets, spaces at the ends, no text.
+# Includes what a source may hold by accident: the separator's characters, brackets, outer spaces, no text.
 TEXTS = st.one_of(
     st.text(max_size=40),
     st.text(alphabet="ab 01.#\n[];,", max_size=40),
@@ -52,20 +52,20 @@ def _check_joint(tokenizer: Tokenizer, name: str, question: str, answer: str) ->
     assert text[start:] == f" {answer}{SEPARATOR}"
     tokens, _ = generation_prompt(tokenizer, template, question, visual_tokens=VISUAL)
     prefix, _ = image_prefix(tokenizer, template, visual_tokens=VISUAL)
-    # Generation begins where supervision does, behind the very same ids.
+    # Generation begins where supervision does, after the same ids.
     assert tokens.tolist() == [*prefix, *ids[: len(ids) - supervised]]
 
 
 @given(name=st.sampled_from(["v1", "plain"]), question=TEXTS, answer=TEXTS)
 @settings(max_examples=150, deadline=None)
-def test_a_turn_is_tokenised_as_in_the_joint_text(tokenizer, name, question, answer):
+def test_a_turn_is_tokenized_as_in_the_joint_text(tokenizer, name, question, answer):
     _check_joint(tokenizer, name, question, answer)
 
 
 @pytest.mark.golden
 @given(name=st.sampled_from(["v1", "plain"]), question=TEXTS, answer=TEXTS)
 @settings(max_examples=150, deadline=None)
-def test_a_turn_is_tokenised_as_in_the_joint_text_by_a_32000_piece_tokenizer(goldens, name, question, answer):
+def test_a_turn_is_tokenized_as_in_the_joint_text_by_a_32000_piece_tokenizer(goldens, name, question, answer):
     _check_joint(Tokenizer(goldens / "conversation" / "tokenizer.model.v1"), name, question, answer)
 
 
@@ -77,42 +77,44 @@ def test_a_turn_is_tokenised_as_in_the_joint_text_by_a_32000_piece_tokenizer(gol
     spare=st.integers(0, 50),
 )
 @settings(max_examples=80, deadline=None)
-def test_a_row_is_samples_one_behind_the_other(tokenizer, dialogues, question_context, spare):
+def test_a_packed_sequence_concatenates_its_samples(tokenizer, dialogues, question_context, spare):
     template = chat_template("plain")
     prefix = image_prefix(tokenizer, template, visual_tokens=VISUAL)
     samples = [
         build_sample(
-            [_question(number, *turn) for number, turn in enumerate(asked)], prefix=prefix, tokenizer=tokenizer,
+            [_question(number, *turn) for number, turn in enumerate(turns)], prefix=prefix, tokenizer=tokenizer,
             chat_template=template, question_context=question_context,
         )
-        for asked in dialogues
+        for turns in dialogues
     ]  # fmt: skip
     used = sum(map(len, samples))
-    row = pack_samples(samples, seq_len=used + spare, visual_tokens=VISUAL)
-    assert row.segments.tolist() == [i for i, sample in enumerate(samples, 1) for _ in range(len(sample))] + [0] * spare
-    for place, (sample, asked) in enumerate(zip(samples, dialogues, strict=True)):
-        inside = row.segments == place + 1
+    batch = pack_samples(samples, seq_len=used + spare, visual_tokens=VISUAL)
+    segments = [number for number, sample in enumerate(samples, 1) for _ in range(len(sample))]
+    assert batch.segments[0].tolist() == segments + [0] * spare
+    for place, (sample, turns) in enumerate(zip(samples, dialogues, strict=True)):
+        inside = batch.segments[0] == place + 1
         for name in ("tokens", "positions", "question_index", "loss_weights"):
-            assert getattr(row, name)[inside].tolist() == getattr(sample, name).tolist()
-        slots = row.image_slots[inside]
+            assert getattr(batch, name)[0][inside].tolist() == getattr(sample, name).tolist()
+        slots = batch.image_slots[0][inside]
         assert slots[slots >= 0].tolist() == [*range(place * VISUAL, (place + 1) * VISUAL)]
-        ids = [turn_ids(tokenizer, template, *turn) for turn in asked]
+        ids = [turn_ids(tokenizer, template, *turn) for turn in turns]
         assert sample.tokens.tolist() == [*prefix[0], *(token for tokens, _ in ids for token in tokens)]
-        assert sample.loss_weights.tolist() == [0.0] * len(prefix[0]) + [w for _, loss in ids for w in loss]
+        assert sample.loss_weights.tolist() == [0.0] * len(prefix[0]) + [w for _, weights in ids for w in weights]
         if question_context is QuestionContext.DIALOGUE:
             assert sample.positions.tolist() == [*range(len(sample))] and not sample.question_index.any()
         else:
-            assert sample.question_index.max() == len(asked)
-            for branch, (tokens, _) in enumerate(ids, 1):
-                positions = sample.positions[sample.question_index == branch].tolist()
+            assert sample.question_index.max() == len(turns)
+            for number, (tokens, _) in enumerate(ids, 1):
+                positions = sample.positions[sample.question_index == number].tolist()
                 assert positions == [*range(len(prefix[0]), len(prefix[0]) + len(tokens))]
     if used:
-        with pytest.raises(EarthGPTError, match=f"expected samples of {used - 1} tokens together, got {used}"):
+        with pytest.raises(EarthGPTError, match=f"samples of at most {used - 1} tokens in total, got {used}"):
             pack_samples(samples, seq_len=used - 1, visual_tokens=VISUAL)
 
 
-def test_dtypes_and_an_empty_row():
-    row = pack_samples([], seq_len=40, visual_tokens=VISUAL)
-    assert not row.loss_weights.any() and row.loss_weights.dtype == np.float32
+def test_dtypes_and_an_empty_sequence():
+    batch = pack_samples([], seq_len=40, visual_tokens=VISUAL)
+    assert not batch.loss_weights.any() and batch.loss_weights.dtype == np.float32
     for name in ("tokens", "positions", "segments", "question_index", "image_slots"):
-        assert getattr(row, name).dtype == np.int32 and getattr(row, name).shape == (40,)
+        assert getattr(batch, name).dtype == np.int32 and getattr(batch, name).shape == (1, 40)
+    assert batch.images.shape[:2] == (1, 0)

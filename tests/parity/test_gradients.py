@@ -12,9 +12,10 @@ from earthgpt_jax import params as params_lib
 from earthgpt_jax.config import ModelConfig
 from earthgpt_jax.convert import exporter, tables
 from earthgpt_jax.convert.merge import merged_config
+from earthgpt_jax.input.batch import Batch
 from earthgpt_jax.input.prompts.chat_template import chat_template
 from earthgpt_jax.input.prompts.questions import Question
-from earthgpt_jax.input.sequences import Row, build_sample, image_prefix, pack_samples
+from earthgpt_jax.input.sequences import build_sample, image_prefix, pack_samples
 from earthgpt_jax.input.tokenizer import Tokenizer
 from earthgpt_jax.models import earthgpt
 from earthgpt_jax.models import model_dir as io
@@ -45,15 +46,15 @@ def _shaken(path, model: ModelConfig) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _row(path, model: ModelConfig) -> Row:
-    """One image, one question: to a causal model the row is a plain sequence."""
+def _batch(path, model: ModelConfig) -> Batch:
+    """One image with one question: to a causal model this is a plain sequence."""
     tokenizer, chat = Tokenizer(io.read_config(path).tokenizer), chat_template("plain")
     prefix = image_prefix(tokenizer, chat, visual_tokens=model.visual_tokens)
     sample = build_sample([QUESTION], prefix=prefix, tokenizer=tokenizer, chat_template=chat)
     return pack_samples([sample], seq_len=96, visual_tokens=model.visual_tokens)
 
 
-def _ours(model: ModelConfig, arrays: dict, row: Row, image: np.ndarray, trainable: set[str]) -> tuple[float, dict]:
+def _ours(model: ModelConfig, arrays: dict, batch: Batch, image: np.ndarray, trainable: set[str]) -> tuple[float, dict]:
     graphdef, _ = earthgpt.abstract(model)
     chosen, rest = params_lib.split({path: jnp.asarray(value) for path, value in arrays.items()}, trainable)
 
@@ -62,27 +63,27 @@ def _ours(model: ModelConfig, arrays: dict, row: Row, image: np.ndarray, trainab
     def loss(chosen):
         module = params_lib.merge_module(graphdef, params_lib.merge(chosen, rest))
         visual = module.perceive(module.encode(image[None]))
-        x = module.embed(row.tokens[None], row.image_slots[None], visual)
-        mask = make_attention_mask(row.segments[None], row.question_index[None])
-        hidden, _ = module.llm(x, positions=row.positions[None], mask=mask)
-        total, weight = next_token_loss(module.llm.logits(hidden), row.tokens[None], row.loss_weights[None])
+        x = module.embed(batch.tokens, batch.image_slots, visual)
+        mask = make_attention_mask(batch.segments, batch.question_index)
+        hidden, _ = module.llm(x, positions=batch.positions, mask=mask)
+        total, weight = next_token_loss(module.llm.logits(hidden), batch.tokens, batch.loss_weights)
         return total / weight
 
     value, gradients = loss(chosen)
     return float(value), {path: np.asarray(gradient) for path, gradient in gradients.items()}
 
 
-def _theirs(folder, row: Row, image: np.ndarray) -> tuple[float, dict[str, np.ndarray]]:
+def _theirs(folder, batch: Batch, image: np.ndarray) -> tuple[float, dict[str, np.ndarray]]:
     """The loss, and its gradient by key of the export."""
     import torch
     from transformers import AutoModelForImageTextToText
 
     model = AutoModelForImageTextToText.from_pretrained(folder, trust_remote_code=True).eval()
-    length = int((row.segments > 0).sum())
-    ids, slots = (torch.from_numpy(value[None, :length].astype(np.int64)) for value in (row.tokens, row.image_slots))
+    length = int((batch.segments > 0).sum())
+    ids, slots = (torch.from_numpy(value[:, :length].astype(np.int64)) for value in (batch.tokens, batch.image_slots))
     pixels = torch.from_numpy(image.transpose(2, 0, 1)[None].copy())
     logits = model(input_ids=ids, image_slots=slots, pixel_values=pixels).logits
-    weights = torch.from_numpy(row.loss_weights[1:length])
+    weights = torch.from_numpy(batch.loss_weights[0, 1:length])
     each = torch.nn.functional.cross_entropy(logits[0, :-1], ids[0, 1:], reduction="none")
     value = (each * weights).sum() / weights.sum()
     value.backward()
@@ -112,10 +113,10 @@ def test_align(tmp_path):
     config = nano.config("align")
     arrays = _shaken(tmp_path / "model", config.model)
     trainable = set(trainable_paths(config, arrays))
-    row, image = _row(tmp_path / "model", config.model), _image(config.model)
+    batch, image = _batch(tmp_path / "model", config.model), _image(config.model)
     exporter.export_hf(tmp_path / "model", tmp_path / "hf")
-    loss, got = _ours(config.model, arrays, row, image, trainable)
-    their_loss, gradients = _theirs(tmp_path / "hf", row, image)
+    loss, got = _ours(config.model, arrays, batch, image, trainable)
+    their_loss, gradients = _theirs(tmp_path / "hf", batch, image)
     assert loss == pytest.approx(their_loss, abs=1e-5)
     _compare(got, _by_path(gradients, config.model, sorted(trainable)))
 
@@ -125,10 +126,10 @@ def test_instruct(tmp_path):
     config = nano.config("instruct")
     arrays = _shaken(tmp_path / "model", config.model)
     trainable = set(trainable_paths(config, arrays))
-    row, image = _row(tmp_path / "model", config.model), _image(config.model)
+    batch, image = _batch(tmp_path / "model", config.model), _image(config.model)
     exporter.export_hf(tmp_path / "model", tmp_path / "hf")
-    loss, got = _ours(config.model, arrays, row, image, trainable)
-    their_loss, gradients = _theirs(tmp_path / "hf", row, image)
+    loss, got = _ours(config.model, arrays, batch, image, trainable)
+    their_loss, gradients = _theirs(tmp_path / "hf", batch, image)
     assert loss == pytest.approx(their_loss, abs=1e-5)
     linears = sorted({path.split("/adapter/")[0] for path in trainable})
     folded = _by_path(

@@ -1,4 +1,4 @@
-"""What packing must not change: the loss of every sample and question, and the gradients. fp32, 1e-5."""
+"""Packing changes neither the loss of a sample or question nor the gradients; fp32, 1e-5."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import pytest
 
 from earthgpt_jax import params as params_lib
 from earthgpt_jax.config import QuestionContext
-from earthgpt_jax.input.batch import Batch
+from earthgpt_jax.input.batch import Batch, concatenate_batches
 from earthgpt_jax.input.packing.schedule import PackedSample
-from earthgpt_jax.input.pipeline import PackedSequences, concatenate_batches
+from earthgpt_jax.input.pipeline import PackedSequences
 from earthgpt_jax.input.tokenizer import Tokenizer
 from earthgpt_jax.models import earthgpt
 from earthgpt_jax.models import model_dir as io
@@ -26,13 +26,13 @@ from earthgpt_jax.training.step import encode_images, hidden
 from tests.support import nano
 from tests.support.in_memory import packed_sequences
 
-KINDS = {"caption": 1.0, "classification": 1.0, "grounding": 1.0, "hbb": 1.0, "vqa": 1.0}
+WEIGHTS = {"caption": 1.0, "classification": 1.0, "grounding": 1.0, "hbb": 1.0, "vqa": 1.0}
 TOLERANCE = 1e-5
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """A model none of whose leaves is at its starting value, and packed rows of its data."""
+    """A model with no parameter at its initial value, and packed sequences of its data."""
     config = nano.config("instruct", "model.adapter.kind='scale+bias'")
     path = nano.model_dir(tmp_path_factory.mktemp("world") / "model", config.model)
     description, arrays = io.read(path)
@@ -41,7 +41,7 @@ def world(tmp_path_factory):
     source = SyntheticSource("train", 6, size=64)
     made = {
         context: packed_sequences(
-            [source[i] for i in range(6)], Tokenizer(description.tokenizer), weights=KINDS, seq_len=420,
+            [source[i] for i in range(6)], Tokenizer(description.tokenizer), weights=WEIGHTS, seq_len=420,
             max_images=4, image_size=64, visual_tokens=config.model.visual_tokens, max_questions=4,
             question_context=context,
         )
@@ -51,7 +51,7 @@ def world(tmp_path_factory):
 
 
 def _functions(config, params):
-    """`losses(batch) -> f32[B, T]`, each token's as a target, and `gradients(batch)` of their sum."""
+    """Return `losses(batch) -> f32[B, T]` of the tokens as targets, and `gradients(batch)` of their sum."""
     graphdef, _ = earthgpt.abstract(config.model)
     trainable, frozen = params_lib.split(params, trainable_paths(config, params))
 
@@ -71,11 +71,11 @@ def _functions(config, params):
     )
 
 
-def _alone(made: PackedSequences, row: int, *, questions: bool) -> list[Batch]:
-    """Each sample of a row, or each of its questions with the image, in a row of its own."""
+def _separate(sequences: PackedSequences, number: int, *, questions: bool) -> list[Batch]:
+    """Each sample of a sequence, or each of its questions with the image, in a sequence of its own."""
     return [
-        made.assemble([part])
-        for sample in made.schedule[row]
+        sequences.build([part])
+        for sample in sequences.schedule[number]
         for part in (
             [dataclasses.replace(sample, questions=(question,)) for question in sample.questions]
             if questions
@@ -85,62 +85,63 @@ def _alone(made: PackedSequences, row: int, *, questions: bool) -> list[Batch]:
 
 
 def _sample_losses(batch: Batch, losses: np.ndarray) -> list[float]:
-    """The loss of each sample of a row, in order."""
+    """The loss of each sample of a sequence, in order."""
     return [float(losses[0][batch.segments[0] == segment].sum()) for segment in range(1, int(batch.segments.max()) + 1)]
 
 
 @pytest.mark.parametrize("context", list(QuestionContext))
-def test_packed_samples_have_the_losses_and_gradients_of_samples_alone(world, context):
-    config, params, made = world[0], world[1], world[2][context]
+def test_packed_samples_have_the_losses_and_gradients_of_separate_samples(world, context):
+    config, params, sequences = world[0], world[1], world[2][context]
     losses, gradients = _functions(config, params)
-    chosen = sorted(range(made.schedule.rows), key=lambda row: -len(made.schedule[row]))[:3]
-    assert len(made.schedule[chosen[0]]) >= 2
-    packed = [made[row] for row in chosen]
-    alone = [part for row in chosen for part in _alone(made, row, questions=False)]
+    schedule = sequences.schedule
+    chosen = sorted(range(schedule.sequences_per_cycle), key=lambda number: -len(schedule[number]))[:3]
+    assert len(schedule[chosen[0]]) >= 2
+    packed = [sequences[number] for number in chosen]
+    separate = [part for number in chosen for part in _separate(sequences, number, questions=False)]
     one = [loss for batch in packed for loss in _sample_losses(batch, losses(batch))]
-    two = [float(losses(batch).sum()) for batch in alone]
-    tokens = [float(batch.loss_weights.sum()) for batch in alone]
+    two = [float(losses(batch).sum()) for batch in separate]
+    tokens = [float(batch.loss_weights.sum()) for batch in separate]
     np.testing.assert_allclose(np.array(one) / tokens, np.array(two) / tokens, atol=TOLERANCE, rtol=0)
-    _same_gradients(gradients, packed, alone)
+    _assert_same_gradients(gradients, packed, separate)
 
 
-def test_independent_questions_have_the_losses_and_gradients_of_rows_of_their_own(world):
-    config, params, made = world[0], world[1], world[2][QuestionContext.INDEPENDENT]
+def test_independent_questions_have_the_losses_and_gradients_of_separate_sequences(world):
+    config, params, sequences = world[0], world[1], world[2][QuestionContext.INDEPENDENT]
     losses, gradients = _functions(config, params)
-    chosen = range(3)
-    packed = [made[row] for row in chosen]
-    alone = [part for row in chosen for part in _alone(made, row, questions=True)]
+    packed = [sequences[number] for number in range(3)]
+    separate = [part for number in range(3) for part in _separate(sequences, number, questions=True)]
     one, two = [], []
     for batch in packed:
-        found = losses(batch)[0]
+        loss, question_index = losses(batch)[0], batch.question_index[0]
         for segment in range(1, int(batch.segments.max()) + 1):
             inside = batch.segments[0] == segment
-            for branch in range(1, int(batch.question_index[0][inside].max()) + 1):
-                one.append(found[inside & (batch.question_index[0] == branch)].sum())
-    for batch in alone:
+            for question in range(1, int(question_index[inside].max()) + 1):
+                one.append(loss[inside & (question_index == question)].sum())
+    for batch in separate:
         two.append(losses(batch).sum())
     assert len(one) == len(two) > len(packed) * 2
-    tokens = np.array([batch.loss_weights.sum() for batch in alone])
+    tokens = np.array([batch.loss_weights.sum() for batch in separate])
     np.testing.assert_allclose(np.array(one) / tokens, np.array(two) / tokens, atol=TOLERANCE, rtol=0)
-    _same_gradients(gradients, packed, alone)
+    _assert_same_gradients(gradients, packed, separate)
 
 
-def test_a_dialogue_is_not_independent_questions(world):
-    """The other way round: what must see the turns before it does."""
-    config, params, made = world[0], world[1], world[2][QuestionContext.DIALOGUE]
+def test_the_turns_of_a_dialogue_are_not_independent(world):
+    """The opposite case: later turns must depend on earlier ones."""
+    config, params, sequences = world[0], world[1], world[2][QuestionContext.DIALOGUE]
     losses, _ = _functions(config, params)
-    row = next(row for row in range(made.schedule.rows) if len(made.schedule[row][0].questions) > 1)
-    whole = _sample_losses(made[row], losses(made[row]))[0]
-    first = PackedSample(source=0, record=made.schedule[row][0].record, questions=made.schedule[row][0].questions)
-    parts = [made.assemble([dataclasses.replace(first, questions=(question,))]) for question in first.questions]
-    assert abs(whole - sum(float(losses(part).sum()) for part in parts)) > 1e-3
+    schedule = sequences.schedule
+    number = next(n for n in range(schedule.sequences_per_cycle) if len(schedule[n][0].questions) > 1)
+    together = _sample_losses(sequences[number], losses(sequences[number]))[0]
+    first = PackedSample(source=0, record=schedule[number][0].record, questions=schedule[number][0].questions)
+    parts = [sequences.build([dataclasses.replace(first, questions=(question,))]) for question in first.questions]
+    assert abs(together - sum(float(losses(part).sum()) for part in parts)) > 1e-3
 
 
-def _same_gradients(gradients, packed: list[Batch], alone: list[Batch]) -> None:
-    """Summed over all rows, relative to the largest entry of each path."""
+def _assert_same_gradients(gradients, packed: list[Batch], separate: list[Batch]) -> None:
+    """Compare sums over all sequences, relative to the largest entry of each path."""
     one, two = (
         jax.tree.map(lambda *parts: sum(np.asarray(part, np.float64) for part in parts), *map(gradients, batches))
-        for batches in (packed, alone)
+        for batches in (packed, separate)
     )
     for path, value in two.items():
         scale = float(np.abs(value).max())
@@ -148,13 +149,12 @@ def _same_gradients(gradients, packed: list[Batch], alone: list[Batch]) -> None:
         np.testing.assert_allclose(one[path] / scale, value / scale, atol=TOLERANCE, rtol=0, err_msg=path)
 
 
-def test_images_of_padding_change_nothing(world):
-    """Whatever stands where no image is."""
-    config, params, made = world[0], world[1], world[2][QuestionContext.INDEPENDENT]
+def test_padding_images_change_nothing(world):
+    config, params, sequences = world[0], world[1], world[2][QuestionContext.INDEPENDENT]
     losses, _ = _functions(config, params)
-    batch = concatenate_batches([made[row] for row in range(4)])
+    batch = concatenate_batches([sequences[number] for number in range(4)])
     noise = np.random.default_rng(0).integers(0, 255, batch.images.shape, np.uint8)
     real = np.arange(batch.images.shape[1]) < batch.segments.max(axis=1)[:, None]
     assert not real.all()
-    noisy = batch._replace(images=np.where(real[..., None, None, None], batch.images, noise))
+    noisy = dataclasses.replace(batch, images=np.where(real[..., None, None, None], batch.images, noise))
     np.testing.assert_array_equal(losses(batch), losses(noisy))

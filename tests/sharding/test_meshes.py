@@ -13,12 +13,13 @@ import pytest
 from earthgpt_jax import params as params_lib
 from earthgpt_jax.aot.program import batch_shapes
 from earthgpt_jax.config import Config, MeshConfig, Stage
+from earthgpt_jax.input.batch import ARRAY_FIELDS, Batch
 from earthgpt_jax.models import earthgpt
 from earthgpt_jax.sharding import rules
 from earthgpt_jax.sharding.mesh import build_mesh, data_parallel
 from earthgpt_jax.training.stages import trainable_paths
 from earthgpt_jax.training.state import State
-from earthgpt_jax.training.step import DeviceBatch, execution, make_step
+from earthgpt_jax.training.step import execution, make_step
 from tests.support import nano
 
 MESHES = ((8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 1, 8))
@@ -26,7 +27,7 @@ WIDTHS = ("model.llm.heads=8", "model.llm.kv_heads=8", "data.batch_size=16", "op
 DIVIDING = (*WIDTHS, "frozen_dtype=float32")
 
 
-def _batch(config: Config) -> DeviceBatch:
+def _batch(config: Config) -> Batch:
     """Rows of two segments, the first behind an image and with two branches, and padding."""
     shapes, rng = batch_shapes(config), np.random.default_rng(0)
     rows, length = shapes.tokens.shape
@@ -39,7 +40,9 @@ def _batch(config: Config) -> DeviceBatch:
         question_index[row, visual + 2 : first] = 1 + (np.arange(first - visual - 2) > 9)
         positions[row, :first], positions[row, first:second] = np.arange(first), np.arange(second - first)
     weights = (segments > 0) * (slots == -1) * rng.integers(0, 3, segments.shape)
-    arrays = {name: np.zeros(shape.shape, shape.dtype) for name, shape in shapes._asdict().items()} | {
+    arrays = {
+        name: np.zeros(shape.shape, shape.dtype) for name, shape in vars(shapes).items() if name in ARRAY_FIELDS
+    } | {
         "tokens": rng.integers(3, config.model.llm.vocab_size, segments.shape, np.int32),
         "positions": positions,
         "segments": segments,
@@ -48,7 +51,7 @@ def _batch(config: Config) -> DeviceBatch:
         "images": rng.integers(0, 256, shapes.images.shape, np.uint8),
         "image_slots": slots,
     }
-    return DeviceBatch(**arrays)
+    return Batch(**arrays)
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""Records in memory as a planned run."""
+"""Packed sequences of records in memory."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from earthgpt_jax.config import Augment, OnDamaged, QuestionContext
-from earthgpt_jax.input.packing.lengths import PromptConfig, measure_lengths
+from earthgpt_jax.input.packing.lengths import measure_lengths
 from earthgpt_jax.input.packing.sampler import TokenBudget
 from earthgpt_jax.input.packing.schedule import PackingSchedule, Source
 from earthgpt_jax.input.pipeline import InputSpec, PackedSequences, SequenceBuilder
 from earthgpt_jax.input.prompts.chat_template import chat_template
+from earthgpt_jax.input.prompts.prompt_config import PromptConfig
 from earthgpt_jax.input.prompts.questions import BoxStyle
 from earthgpt_jax.input.sequences import image_prefix
 from earthgpt_jax.input.tokenizer import Tokenizer
@@ -23,7 +24,7 @@ BOX_TEXT = BoxStyle(decimals=2)
 
 @dataclasses.dataclass(frozen=True)
 class InMemoryRecords:
-    """What `datasets.store.RecordSource` is to the pipeline."""
+    """Records in place of a `datasets.store.RecordSource`."""
 
     name: str
     records: Sequence[Record]
@@ -52,16 +53,17 @@ def packed_sequences(
     on_damaged: OnDamaged = OnDamaged.REFUSE,
     augment: Augment = Augment.NONE,
 ) -> PackedSequences:
-    """The rows of a plan over one source."""
-    shared = len(image_prefix(tokenizer, chat_template(chat), visual_tokens=visual_tokens)[0])
+    """Return the packed sequences of a schedule over one source."""
+    prefix_tokens = len(image_prefix(tokenizer, chat_template(chat), visual_tokens=visual_tokens)[0])
     prompt_config = PromptConfig(
-        kinds=tuple(sorted(weights)), tokenizer=tokenizer, chat_template=chat, box_style=box_style,
-        room=seq_len - shared, seed=seed,
+        tasks=tuple(sorted(weights)), tokenizer=tokenizer, chat_template=chat, box_style=box_style,
+        max_turn_tokens=seq_len - prefix_tokens, seed=seed,
     )  # fmt: skip
     index = measure_lengths(records, prompt_config=prompt_config, annotated=annotated)
     schedule = PackingSchedule(
         [Source(name="listed", index=index, records=np.arange(len(records)))],
-        weights=weights, room=TokenBudget(shared=shared, seq_len=seq_len, max_questions=max_questions),
+        weights=weights,
+        budget=TokenBudget(prefix_tokens=prefix_tokens, seq_len=seq_len, max_questions=max_questions),
         max_images=max_images, seed=seed,
     )  # fmt: skip
     spec = InputSpec(
@@ -72,11 +74,11 @@ def packed_sequences(
         on_damaged=on_damaged,
         augment=augment,
     )
-    assemble = SequenceBuilder(
+    build = SequenceBuilder(
         sources=[InMemoryRecords("listed", records, annotated)],
         prompt_config=prompt_config,
         spec=spec,
         seq_len=seq_len,
         max_images=max_images,
     )
-    return PackedSequences(schedule=schedule, assemble=assemble)
+    return PackedSequences(schedule=schedule, build=build)

@@ -1,123 +1,199 @@
-"""Which samples share a row: a packing of lengths, computed once, and from it any row of any epoch.
+"""Bin packing over a histogram of sample sizes, by minimum bin slack (Gupta and Ho, 1999).
 
-Packing depends on how many samples there are of each length, not on which they are, and that is the same in
-every epoch. So the patterns (rows of 900 + 700 + 448 tokens: 312 of them) are solved once; an epoch only
-deals its shuffled samples out to them. Every epoch has the same number of rows, and any row is found without
-the rows before it.
+The longest remaining sample opens a sequence, and the remaining samples that fill it best are added. The result is
+used for as many sequences as there are samples for. The time depends on the number of distinct sizes, not on the number
+of samples. `scripts/bench/bin_packing.py` compares it with best-fit decreasing.
 """
 
 from __future__ import annotations
 
 import collections
 import dataclasses
-import functools
-from collections.abc import Mapping, Sequence
-from typing import Any
+import itertools
+from collections.abc import Iterator, Mapping
 
-import numpy as np
-
-from earthgpt_jax.common.digests import fingerprint
 from earthgpt_jax.common.errors import EarthGPTError
-from earthgpt_jax.input.packing.bin_filling import Remaining, Size
+
+Size = tuple[int, int]  # tokens and images of a sample
 
 
 @dataclasses.dataclass(frozen=True)
 class SequencePattern:
-    """`rows` rows that hold one sample of each of `sizes`."""
+    """`count` sequences, each of which holds one sample of each of `sizes`."""
 
     sizes: tuple[Size, ...]
-    rows: int
+    count: int
 
 
-def pack(counts: Mapping[Size, int], *, tokens: int, images: int) -> tuple[SequencePattern, ...]:
-    """Rows for `counts` samples of each size, nearly full ones.
+def pack(counts: Mapping[Size, int], *, seq_len: int, max_images: int) -> tuple[SequencePattern, ...]:
+    """Pack samples into sequences of at most `seq_len` tokens and `max_images` images.
 
-    Again and again the longest sample left opens a row, the fullest company for it is found among all that is left
-    (minimum bin slack: Gupta and Ho, 1999), and as many rows are filled alike as there are samples for. The time
-    depends on the number of sizes, not of samples.
+    Args:
+        counts: Size -> number of samples.
 
     Raises:
-        EarthGPTError: a sample is larger than a row.
+        EarthGPTError: A sample does not fit into a sequence.
+
+    Example:
+        >>> pack({(8, 1): 5, (2, 1): 5}, seq_len=10, max_images=2)
+        (SequencePattern(sizes=((8, 1), (2, 1)), count=5),)
     """
-    sizes = sorted(size for size, count in counts.items() if count)
-    for length, shown in sizes:
-        if length > tokens or shown > images:
+    for tokens, images in sorted(size for size, count in counts.items() if count):
+        if tokens > seq_len or images > max_images:
             raise EarthGPTError(
-                f"packing: {counts[length, shown]} samples of {length} tokens and {shown} images do not fit into rows "
-                f"of {tokens} tokens and {images} images; make rows longer, or split such samples"
+                f"packing: {counts[tokens, images]} samples of {tokens} tokens and {images} images do not fit into "
+                f"sequences of {seq_len} tokens and {max_images} images; raise data.seq_len, or split such samples"
             )
-    remaining, patterns = Remaining(counts, tokens=tokens), []
+    remaining, patterns = Remaining(counts, seq_len=seq_len), []
     while (first := remaining.longest()) is not None:
-        row = collections.Counter([first, *remaining.company(first, images=images)])
-        patterns.append(SequencePattern(tuple(row.elements()), remaining.take(row)))
+        sizes = collections.Counter([first, *remaining.best_fill(first, max_images=max_images)])
+        patterns.append(SequencePattern(tuple(sizes.elements()), remaining.take(sizes)))
     return tuple(patterns)
 
 
-class EpochPacking:
-    """The rows of every epoch over samples of known sizes.
+class Remaining:
+    """The samples that are not packed yet, counted by size.
 
     Args:
-        lengths: i[N], tokens of each sample, shared image tokens included.
-        images: i[N], images of each sample.
-        tokens: T, of a row.
-        max_images: I, of a row.
-        seed: another seed is another order and another company in every row.
-
-    Every sample occurs exactly once in an epoch. The order depends on (seed, epoch) alone.
+        counts: Size -> number of samples, all of which fit into a sequence.
+        seq_len: Tokens of a sequence.
     """
 
-    def __init__(self, lengths: np.ndarray, images: np.ndarray, *, tokens: int, max_images: int, seed: int):
-        lengths, images = np.asarray(lengths, np.int64), np.asarray(images, np.int64)
-        base = int(images.max(initial=0)) + 1
-        every = lengths * base + images
-        times = np.bincount(every, minlength=1)
-        codes = np.flatnonzero(times)
-        counts, places = times[codes], np.cumsum(times > 0) - 1
-        # Sixteen bits, where they do, are sorted in linear time.
-        self._kind = places.astype(np.min_scalar_type(len(codes)))[every]
-        names = [divmod(int(code), base) for code in codes]
-        self.patterns = pack(dict(zip(names, counts.tolist(), strict=True)), tokens=tokens, images=max_images)
-        self.tokens, self._seed, self._size = tokens, seed, len(lengths)
-        self._ends = np.cumsum([pattern.rows for pattern in self.patterns])
-        # For each slot of each pattern: where its samples begin in the samples sorted by size.
-        taken = np.concatenate([[0], np.cumsum(counts)])[:-1]
-        index = {name: i for i, name in enumerate(names)}
-        self._starts: list[np.ndarray] = []
-        for pattern in self.patterns:
-            starts = np.empty(len(pattern.sizes), np.int64)
-            for slot, size in enumerate(pattern.sizes):
-                starts[slot] = taken[index[size]]
-                taken[index[size]] += pattern.rows
-            self._starts.append(starts)
-        self.packing_efficiency = float(lengths.sum()) / max(1, self.rows * tokens)
+    def __init__(self, counts: Mapping[Size, int], *, seq_len: int):
+        self._counts = {size: count for size, count in sorted(counts.items()) if count}
+        self._seq_len = seq_len
+        images = {images for _, images in self._counts}
+        self._images = images.pop() if len(images) == 1 else None  # images per sample, if all have the same number
+        # Bit sets of the lengths t that remain: bit t of one, bit seq_len - t of the other.
+        self._lengths = self._mirrored = 0
+        if self._images is not None:
+            self._lengths = sum(1 << tokens for tokens, _ in self._counts)
+            self._mirrored = sum(1 << (seq_len - tokens) for tokens, _ in self._counts)
 
-    @property
-    def rows(self) -> int:
-        """Of an epoch."""
-        return int(self._ends[-1]) if len(self._ends) else 0
+    def longest(self) -> Size | None:
+        """Return the size with the most tokens, or None if no sample remains."""
+        return next(reversed(self._counts), None)
 
-    def __getitem__(self, row: int) -> Sequence[int]:
-        """The samples of row `row`, counted through all epochs."""
-        epoch, place = divmod(int(row), self.rows)
-        rows, samples = self._order(epoch)
-        slot = int(rows[place])
-        which = int(np.searchsorted(self._ends, slot, side="right"))
-        within = slot - (int(self._ends[which - 1]) if which else 0)
-        return samples[self._starts[which] + within].tolist()
+    def take(self, sizes: collections.Counter[Size]) -> int:
+        """Remove these samples as often as possible, and return how often."""
+        times = min(self._counts[size] // count for size, count in sizes.items())
+        for size, count in sizes.items():
+            self._counts[size] -= times * count
+            if not self._counts[size]:
+                del self._counts[size]
+                if self._images is not None:
+                    self._lengths ^= 1 << size[0]
+                    self._mirrored ^= 1 << (self._seq_len - size[0])
+        return times
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_order"}  # made again where needed
+    def best_fill(self, first: Size, *, max_images: int) -> list[Size]:
+        """Return the samples that fill a sequence opened by `first` best: no other choice has more tokens."""
+        free, free_images = self._seq_len - first[0], max_images - first[1]
+        self._counts[first] -= 1
+        try:
+            if self._images is None:
+                return _subset_sum(self._counts, free=free, free_images=free_images)
+            if free < next(iter(self._counts))[0]:
+                return []
+            # Two shortcuts find most fills without the subset sum over all sizes.
+            most = free_images // self._images if self._images else free
+            lengths = self._longest_ones(free, most) or self._exact_fill(free, most)
+            if lengths is None:
+                return _subset_sum(self._counts, free=free, free_images=free_images)
+            return [(length, self._images) for length in lengths]
+        finally:
+            self._counts[first] += 1
 
-    @functools.cached_property
-    def _order(self):
-        @functools.lru_cache(maxsize=2)
-        def order(epoch: int) -> tuple[np.ndarray, np.ndarray]:
-            rng = np.random.default_rng((self._seed, epoch))
-            rows, shuffled = rng.permutation(self.rows), rng.permutation(self._size)
-            return rows, shuffled[np.argsort(self._kind[shuffled], kind="stable")]
+    def _longest_ones(self, free: int, most: int) -> list[int] | None:
+        """Return the `most` longest lengths if they fit together: then the limit on images decides, not the tokens."""
+        descending = itertools.chain.from_iterable(
+            itertools.repeat(length, count) for (length, _), count in reversed(self._counts.items())
+        )
+        chosen = []
+        for length in itertools.islice(descending, most):
+            free -= length
+            if free < 0:
+                return None
+            chosen.append(length)
+        return chosen
 
-        return order
+    def _exact_fill(self, free: int, most: int) -> list[int] | None:
+        """Return up to `most` lengths whose sum is `free`, as few as a quick search finds; None if it finds none."""
+        (longest, images), (shortest, _) = next(reversed(self._counts)), next(iter(self._counts))
+        for count in range(-(-free // longest), min(most, free // shortest) + 1):
+            for lengths in self._sums(free, count, shortest=shortest, longest=longest):
+                needed = collections.Counter((length, images) for length in lengths)
+                if all(self._counts[size] >= times for size, times in needed.items()):
+                    return lengths
+        return None
 
-    def fingerprint(self) -> str:
-        """Of everything that the order depends on."""
-        return fingerprint(repr((self.tokens, self._seed, self.patterns)), self._kind.astype("<i4").tobytes())
+    def _sums(self, free: int, count: int, *, shortest: int, longest: int) -> Iterator[list[int]]:
+        """Yield lists of `count` lengths whose sum is `free`; a length may occur more often than samples remain.
+
+        All but three lengths are close to an equal share. The shortest of the last three is tried from a third of the
+        rest downwards, and the other two follow from the bit sets. Short samples are thus kept for sequences that
+        nothing else fills.
+        """
+        chosen: list[int] = []
+        while count > 3:
+            chosen.append(self._at_most(free // count))
+            free, count = free - chosen[-1], count - 1
+        if count == 1 and self._lengths >> free & 1:
+            yield [free]
+        elif count == 2:
+            yield from ([length, free - length] for length in self._larger_halves(free))
+        elif count == 3:
+            least = max(shortest, free - 2 * longest)
+            length = self._at_most(free // 3)
+            while length >= least:
+                if half := next(self._larger_halves(free - length), 0):
+                    yield [*chosen, half, free - length - half, length]
+                length = self._at_most(length - 1)
+
+    def _at_most(self, length: int) -> int:
+        """Return the longest remaining length up to `length`, or 0."""
+        return max(0, (self._lengths & ((2 << length) - 1)).bit_length() - 1)
+
+    def _larger_halves(self, total: int) -> Iterator[int]:
+        """Yield the larger of two remaining lengths whose sum is `total`, in ascending order."""
+        half = -(-total // 2)
+        pairs = (self._lengths & (self._mirrored >> (self._seq_len - total))) >> half
+        while pairs:
+            lowest = pairs & -pairs
+            yield half + lowest.bit_length() - 1
+            pairs ^= lowest
+
+
+def _subset_sum(counts: dict[Size, int], *, free: int, free_images: int) -> list[Size]:
+    """Return the sizes with the largest sum of tokens up to `free`, trying the longest first.
+
+    Reachable sums are bits of an integer: `tokens` of `images` images is bit `images * stride + tokens`, so adding a
+    sample is a shift. A stride is twice as long as `free`, so that sums beyond it stay in bits that are masked.
+    """
+    stride = 2 * (free + 1)
+    lane = (1 << (free + 1)) - 1
+    allowed = sum(lane << (images * stride) for images in range(free_images + 1))
+    full = sum(1 << (images * stride + free) for images in range(free_images + 1))
+    reached, steps = 1, []
+    for size, count in reversed(counts.items()):
+        tokens, images = size
+        if tokens > free:
+            continue
+        new = reached
+        for _ in range(min(count, free // tokens)):
+            new = (new << (images * stride + tokens)) & allowed & ~reached
+            if not new:
+                break
+            reached |= new
+            steps.append((size, new))
+        if reached & full:
+            break
+    lanes = [reached >> (images * stride) & lane for images in range(free_images + 1)]
+    best = max(sums.bit_length() for sums in lanes) - 1
+    used = next(images for images, sums in enumerate(lanes) if sums.bit_length() == best + 1)
+    chosen, bit = [], used * stride + best
+    for size, new in reversed(steps):  # each sum was reached in a later step than the sum that it extends
+        if new >> bit & 1:
+            chosen.append(size)
+            bit -= size[1] * stride + size[0]
+    return chosen

@@ -1,4 +1,4 @@
-"""The length index of a dataset directory's split: computed in parallel, kept beside the shards."""
+"""The length index of a dataset's split: measured in parallel, and cached next to the shards."""
 
 from __future__ import annotations
 
@@ -25,22 +25,18 @@ from earthgpt_jax.common.errors import DamagedRecordError, EarthGPTError
 from earthgpt_jax.common.parallel import parallel_map
 from earthgpt_jax.config import OnDamaged
 from earthgpt_jax.datasets import store
-from earthgpt_jax.input.packing.lengths import (
-    LengthIndex,
-    PromptConfig,
-    concatenate_indexes,
-    measure_lengths,
-)
+from earthgpt_jax.input.packing.lengths import LengthIndex, concatenate_indexes, measure_lengths
+from earthgpt_jax.input.prompts.prompt_config import PromptConfig
 from earthgpt_jax.records import Record
 
-KEPT = 4  # files of a split, the newest: one a way of asking
-_CHUNK = 64  # records a task of a worker process
+MAX_FILES = 4  # most recent files to keep per split, one per prompt config
+_CHUNK = 64  # records per task of a worker process
 _log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CachedIndex:
-    """A length index, and everything it depends on."""
+    """A length index, and everything that it depends on."""
 
     index: LengthIndex
     identity: Mapping[str, Any]
@@ -53,31 +49,31 @@ def load_length_index(
     workers: int | None = None,
     on_damaged: OnDamaged = OnDamaged.REFUSE,
 ) -> CachedIndex:
-    """The length index of a split, read from its file if there is one of the same identity.
+    """Return the length index of a split from its cache file, or measure it and write that file.
 
-    Where the dataset's folder cannot be written to, the file is in `$XDG_CACHE_HOME/earthgpt`; where that cannot
-    either, it is computed each time. A damaged file is computed anew, with a warning.
+    The file is in the dataset's directory, or in `$XDG_CACHE_HOME/earthgpt` if that directory is read-only. If neither
+    can be written, the index is measured each time. A damaged file is replaced, with a warning.
 
     Args:
-        workers: processes; None: one a core.
-        on_damaged: whether records that cannot be read are left out, which is not kept for when they can be again.
+        workers: Processes; None for one per core.
+        on_damaged: Whether to leave out records that cannot be read. An index that lacks records is not cached.
 
     Raises:
-        EarthGPTError: a question that an index cannot hold; a worker was killed; a record cannot be read.
+        EarthGPTError: A question does not fit into an index, a worker was killed, or a record cannot be read.
     """
     shares = source.annotated.shares
     identity = {"dataset": source.fingerprint, "classes": fingerprint_json(dict(shares)), **prompt_config.identity()}
     name = f"lengths-{source.split}-{fingerprint_json(identity)}.npz"
-    places = (source.directory, _user_cache() / fingerprint_json(source.fingerprint))
-    for place in places:
-        index = _read(place / name, identity, records=len(source))
+    folders = (source.directory, _user_cache() / fingerprint_json(source.fingerprint))
+    for folder in folders:
+        index = _read(folder / name, identity, records=len(source))
         if index is not None:
             return CachedIndex(index=index, identity=identity)
-    index, missing = _measured(source, prompt_config, workers, on_damaged)
-    if missing:
-        _log.warning("data %s: nothing is asked about %d records that cannot be read", source.directory, missing)
+    index, damaged = _measure(source, prompt_config, workers, on_damaged)
+    if damaged:
+        _log.warning("data %s: no questions about %d records that cannot be read", source.directory, damaged)
     else:
-        _write(places, name, index, identity)
+        _write(folders, name, index, identity)
     return CachedIndex(index=index, identity=identity)
 
 
@@ -85,28 +81,28 @@ def _user_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "earthgpt")
 
 
-def _measured(
+def _measure(
     source: store.RecordSource, prompt_config: PromptConfig, workers: int | None, on_damaged: OnDamaged
 ) -> tuple[LengthIndex, int]:
-    """The index, and how many records are missing in it."""
+    """Return the index, and the number of damaged records that it lacks."""
     starts = range(0, len(source), _CHUNK)
-    parts, missing = [], 0
+    parts, damaged = [], 0
     with tqdm(total=len(source), desc=f"{source.name}: lengths", unit="record", leave=False) as bar:
-        task = functools.partial(_chunk, source.directory, source.split, prompt_config, on_damaged)
-        for part, lost in parallel_map(task, starts, workers=workers):
+        task = functools.partial(_measure_chunk, source.directory, source.split, prompt_config, on_damaged)
+        for part, damaged_in_part in parallel_map(task, starts, workers=workers):
             parts.append(part)
-            missing += lost
+            damaged += damaged_in_part
             bar.update(len(part.digests))
-    return concatenate_indexes(parts or [measure_lengths([], prompt_config=prompt_config)]), missing
+    return concatenate_indexes(parts or [measure_lengths([], prompt_config=prompt_config)]), damaged
 
 
 @functools.lru_cache(maxsize=2)
 def _source(directory: Path, split: str) -> store.RecordSource:
-    """Once a process, since opening shards takes longer than reading a chunk."""
+    """Open a split once per process, because opening shards takes longer than reading a chunk."""
     return store.RecordSource(directory, split)
 
 
-def _chunk(
+def _measure_chunk(
     directory: Path, split: str, prompt_config: PromptConfig, on_damaged: OnDamaged, start: int
 ) -> tuple[LengthIndex, int]:
     source = _source(directory, split)
@@ -118,55 +114,54 @@ def _chunk(
             if on_damaged is OnDamaged.REFUSE:
                 raise
             records.append(None)
-    return measure_lengths(
-        records, prompt_config=prompt_config, annotated=source.annotated, start=start
-    ), records.count(None)
+    index = measure_lengths(records, prompt_config=prompt_config, annotated=source.annotated, start=start)
+    return index, records.count(None)
 
 
 def _read(path: Path, identity: Mapping[str, Any], *, records: int) -> LengthIndex | None:
-    """None where there is no such file, or it is not what its name says."""
+    """Return the index in a file; None if there is no such file or it is damaged."""
     try:
         with np.load(path) as file:
-            found = dict(file)
-        if json.loads(str(found.pop("identity"))) != identity:
-            raise ValueError("it is of other questions")
-        index = LengthIndex(kinds=tuple(identity["kinds"]), **found)
-        by_record, by_question = ("digests", "sensors"), ("kind", "index", "tokens")
+            arrays = dict(file)
+        if json.loads(str(arrays.pop("identity"))) != identity:
+            raise ValueError("its identity is not the one in its name")
+        index = LengthIndex(tasks=tuple(identity["tasks"]), **arrays)
+        by_record, by_question = ("digests", "sensors"), ("task", "index", "tokens")
         if any(len(getattr(index, column)) != records for column in by_record) or any(
             len(getattr(index, column)) != len(index) for column in by_question
         ):
-            raise ValueError("it is of other records")
+            raise ValueError("its columns have unexpected lengths")
         return index
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        _log.warning("%s is damaged (%s); computing it anew", path, error)
+        _log.warning("%s is damaged (%s); measuring the lengths again", path, error)
         return None
 
 
-def _write(places: tuple[Path, ...], name: str, index: LengthIndex, identity: Mapping[str, Any]) -> None:
-    """In the first place that takes it."""
+def _write(folders: tuple[Path, ...], name: str, index: LengthIndex, identity: Mapping[str, Any]) -> None:
+    """Write the file to the first folder that is writable."""
     arrays: dict[str, Any] = {"identity": np.array(json.dumps(identity)), **index.arrays()}
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)
     reasons = []
-    for place in places:
+    for folder in folders:
         try:
-            with files.explain_write_errors(place):
-                place.mkdir(parents=True, exist_ok=True)
-            files.write_output(place / name, buffer.getvalue())
+            with files.explain_write_errors(folder):
+                folder.mkdir(parents=True, exist_ok=True)
+            files.write_output(folder / name, buffer.getvalue())
         except EarthGPTError as error:
             reasons.append(str(error))
         else:
-            _prune(place, name)
+            _prune(folder, name)
             return
-    _log.warning("lengths of questions are not kept, and will be computed again: %s", "; ".join(reasons))
+    _log.warning("lengths of questions cannot be cached and will be measured again: %s", "; ".join(reasons))
 
 
-def _prune(place: Path, name: str) -> None:
-    """Deletes the oldest files of the same split above `KEPT`."""
+def _prune(folder: Path, name: str) -> None:
+    """Delete all but the most recent `MAX_FILES` files of the same split."""
     split = name.rpartition("-")[0]
-    with contextlib.suppress(FileNotFoundError):  # another process does so, too
-        files = [path for path in place.iterdir() if re.fullmatch(re.escape(split) + r"-[0-9a-f]{16}\.npz", path.name)]
-        for path in sorted(files, key=lambda path: path.stat().st_mtime_ns)[:-KEPT]:
+    with contextlib.suppress(FileNotFoundError):  # another process is pruning too
+        files = [path for path in folder.iterdir() if re.fullmatch(re.escape(split) + r"-[0-9a-f]{16}\.npz", path.name)]
+        for path in sorted(files, key=lambda path: path.stat().st_mtime_ns)[:-MAX_FILES]:
             path.unlink()

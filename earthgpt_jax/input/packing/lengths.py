@@ -1,127 +1,81 @@
-"""How long every question is that can be asked: the tokens of its turn behind the shared prefix of its image.
+"""The length index: the number of tokens of every question that training can ask.
 
-From this alone rows are planned, without reading a record. A question's wording depends on its record, kind and
-index and the seed (`templates.wording_rng`), so its length is the same in every epoch.
+The packing schedule is computed from these lengths alone, without reading a record. The template of a question depends
+on its record, task, index and the seed (`templates.template_rng`), so its length is the same in every epoch.
 """
 
 from __future__ import annotations
 
 import array
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
+from jaxtyping import Bool, Int, Int32, UInt8, UInt16, UInt64
 
-from earthgpt_jax.common.digests import fingerprint, fingerprint_json, sha256_int
+from earthgpt_jax.common.digests import fingerprint, sha256_int
 from earthgpt_jax.common.errors import EarthGPTError
-from earthgpt_jax.input.prompts import templates
-from earthgpt_jax.input.prompts.box_budget import fit_to_budget
 from earthgpt_jax.input.prompts.chat_template import chat_template
-from earthgpt_jax.input.prompts.questions import (
-    BoxStyle,
-    Question,
-    annotation_task,
-    build_question,
-    question_indices,
-)
+from earthgpt_jax.input.prompts.prompt_config import PromptConfig
+from earthgpt_jax.input.prompts.questions import question_indices
 from earthgpt_jax.input.sequences import turn_ids
-from earthgpt_jax.input.tokenizer import Tokenizer
 from earthgpt_jax.records import UNKNOWN_CLASSES, AnnotatedClasses, Record, Sensor
 
 SENSORS = tuple(Sensor)
-_VERSION = 2  # raise it when code gives the same question another text, or the index has other columns
-_COLUMNS = {"record": np.int32, "kind": np.uint8, "index": np.uint16, "tokens": np.uint16}
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PromptConfig:
-    """Which questions are asked, and how they are written; fields as in `config.DataConfig`.
-
-    Attributes:
-        room: tokens that a row has for one turn; longer detections list fewer boxes (`fitting`).
-
-    Raises:
-        EarthGPTError: an unknown kind or conversation.
-    """
-
-    kinds: tuple[str, ...]
-    tokenizer: Tokenizer
-    chat_template: str
-    box_style: BoxStyle
-    room: int
-    seed: int
-
-    def __post_init__(self) -> None:
-        chat_template(self.chat_template)
-        for kind in self.kinds:
-            annotation_task(kind)
-
-    def question(self, record: Record, kind: str, index: int, *, annotated: AnnotatedClasses) -> Question:
-        """The question, worded and answered the same whenever it is asked; `index` as `questions.ask` takes it."""
-        known: Mapping[str, Any] = {"box_style": self.box_style, "annotated": annotated, "seed": self.seed}
-        rng = templates.template_rng(record.id, kind, index, seed=self.seed)
-        return fit_to_budget(
-            build_question(record, kind, index, rng=rng, **known),
-            record,
-            room=self.room,
-            tokenizer=self.tokenizer,
-            template=chat_template(self.chat_template),
-            **known,
-        )
-
-    def identity(self) -> dict[str, Any]:
-        """Everything that the questions' lengths depend on, besides the records."""
-        return {
-            "tokenizer": self.tokenizer.fingerprint,
-            "chat_template": self.chat_template,
-            "chat template text": fingerprint_json(
-                chat_template(self.chat_template).dialogue([("{question}", "{answer}")])
-            ),
-            "decimals": self.box_style.decimals,
-            "max_boxes": self.box_style.max_boxes,
-            "room": self.room,
-            "templates": templates.fingerprint(),
-            "kinds": list(self.kinds),
-            "seed": self.seed,
-            "version": _VERSION,
-        }
+_COLUMNS = {"record": np.int32, "task": np.uint8, "index": np.uint16, "tokens": np.uint16}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class LengthIndex:
-    """The questions of R records, sorted by record, kind and index.
+    """Lengths of the Q questions about R records, sorted by record, task and index.
 
     Attributes:
-        record: i32[Q], the record's number.
-        kind: u8[Q], into `kinds`.
-        index: u16[Q], as `questions.ask` takes it.
-        tokens: u16[Q], of the turn behind the shared prefix.
-        digests: u64[R], of the records' ids.
-        sensors: u8[R], into `SENSORS`.
+        tasks: Names of the tasks.
+        record: Number of the question's record.
+        task: Index into `tasks`.
+        index: Which question of the task it is, as in `questions.build_question`.
+        tokens: Tokens of the turn, without the prefix that all questions about an image share.
+        digests: Digests of the records' ids.
+        sensors: Index into `SENSORS` for each record.
     """
 
-    kinds: tuple[str, ...]
-    record: np.ndarray
-    kind: np.ndarray
-    index: np.ndarray
-    tokens: np.ndarray
-    digests: np.ndarray
-    sensors: np.ndarray
+    tasks: tuple[str, ...]
+    record: Int32[np.ndarray, " Q"]
+    task: UInt8[np.ndarray, " Q"]
+    index: UInt16[np.ndarray, " Q"]
+    tokens: UInt16[np.ndarray, " Q"]
+    digests: UInt64[np.ndarray, " R"]
+    sensors: UInt8[np.ndarray, " R"]
 
     def __len__(self) -> int:
+        """Return Q."""
         return len(self.record)
 
-    def named(self, questions: np.ndarray) -> tuple[tuple[str, int], ...]:
-        """Questions by their numbers i[n], each as `(kind, index)`."""
-        return tuple((self.kinds[self.kind[number]], int(self.index[number])) for number in questions.tolist())
+    def keys(self, questions: Int[np.ndarray, " n"]) -> tuple[tuple[str, int], ...]:
+        """Return `(task, index)` for each of some questions, given by their numbers."""
+        return tuple((self.tasks[self.task[number]], int(self.index[number])) for number in questions.tolist())
+
+    def about(self, records: Int[np.ndarray, " n"]) -> Bool[np.ndarray, " Q"]:
+        """Return a mask of the questions about some records, given by their numbers."""
+        wanted = np.zeros(len(self.digests), bool)
+        wanted[records] = True
+        return wanted[self.record]
+
+    def count_by_task(self, questions: np.ndarray) -> dict[str, int]:
+        """Count questions by task, leaving out tasks without any.
+
+        Args:
+            questions: Their numbers, i[n], or a mask, bool[Q].
+        """
+        counts = np.bincount(self.task[questions], minlength=len(self.tasks)).tolist()
+        return {task: count for task, count in sorted(zip(self.tasks, counts, strict=True)) if count}
 
     def fingerprint(self) -> str:
-        """Of all that is in it."""
-        return fingerprint(repr(self.kinds), *(values.tobytes() for values in self.arrays().values()))
+        """Return a fingerprint of the whole index."""
+        return fingerprint(repr(self.tasks), *(values.tobytes() for values in self.arrays().values()))
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """By name, all but `kinds`."""
+        """Return all arrays by name."""
         return {name: getattr(self, name) for name in (*_COLUMNS, "digests", "sensors")}
 
 
@@ -132,10 +86,15 @@ def measure_lengths(
     annotated: AnnotatedClasses = UNKNOWN_CLASSES,
     start: int = 0,
 ) -> LengthIndex:
-    """The index of a run of records, whose first has the number `start`; of None, nothing is asked.
+    """Return the length index of consecutive records.
+
+    Args:
+        records: None stands for a damaged record, about which nothing is asked.
+        annotated: Classes that the records' dataset annotates.
+        start: Number of the first record.
 
     Raises:
-        EarthGPTError: a number that its type does not hold; names the question.
+        EarthGPTError: A question's index or length does not fit into 16 bits; names the question.
     """
     template = chat_template(prompt_config.chat_template)
     columns = {name: array.array(np.dtype(dtype).char) for name, dtype in _COLUMNS.items()}
@@ -145,20 +104,21 @@ def measure_lengths(
             continue
         sensors[number] = SENSORS.index(record.sensor)
         digests[number] = sha256_int(record.id, size=8, byteorder="little")
-        for place, kind in enumerate(prompt_config.kinds):
-            for index in question_indices(record, kind, annotated=annotated, seed=prompt_config.seed):
-                said = prompt_config.question(record, kind, index, annotated=annotated)
-                length = len(turn_ids(prompt_config.tokenizer, template, said.text, said.answer)[0])
+        for task_number, task in enumerate(prompt_config.tasks):
+            for index in question_indices(record, task, annotated=annotated, seed=prompt_config.seed):
+                question = prompt_config.question(record, task, index, annotated=annotated)
+                length = len(turn_ids(prompt_config.tokenizer, template, question.text, question.answer)[0])
+                values = (start + number, task_number, index, length)
                 try:
-                    for column, value in zip(columns.values(), (start + number, place, index, length), strict=True):
+                    for column, value in zip(columns.values(), values, strict=True):
                         column.append(value)
                 except OverflowError:
                     raise EarthGPTError(
-                        f"question {said.id}: expected an index and a number of tokens below 2^16, got {index} and "
-                        f"{length}; let data.max_boxes list fewer boxes, or leave the record out of the dataset"
+                        f"question {question.id}: expected an index and a number of tokens below 2^16, got {index} "
+                        f"and {length}; let data.max_boxes list fewer boxes, or leave the record out of the dataset"
                     ) from None
     return LengthIndex(
-        kinds=prompt_config.kinds,
+        tasks=prompt_config.tasks,
         digests=digests,
         sensors=sensors,
         **{name: np.array(column, _COLUMNS[name]) for name, column in columns.items()},
@@ -166,6 +126,6 @@ def measure_lengths(
 
 
 def concatenate_indexes(parts: Sequence[LengthIndex]) -> LengthIndex:
-    """Of consecutive runs of records, at least one, the whole."""
+    """Join the indexes of consecutive groups of records, of which there is at least one."""
     columns = {name: np.concatenate([part.arrays()[name] for part in parts]) for name in parts[0].arrays()}
-    return LengthIndex(kinds=parts[0].kinds, **columns)
+    return LengthIndex(tasks=parts[0].tasks, **columns)

@@ -1,6 +1,7 @@
-"""Mixtures: which datasets of a folder are trained on, and how often an epoch goes through each; YAML files.
+"""Mixtures: which datasets of a folder to train on, and with which weights, as YAML files.
 
-Raffel et al. (2020, section 3.5.2) compare the rules: in proportion to size, by temperature, equal.
+A weight is the number of epochs of the dataset per epoch of training. Raffel et al. (2020, section 3.5.2) compare
+weights in proportion to size, by temperature, and equal ones.
 """
 
 from __future__ import annotations
@@ -21,7 +22,11 @@ from earthgpt_jax.records import Sensor
 
 
 class Rule(enum.StrEnum):
-    """`proportional`: all once an epoch; `temperature`: by size, flattened; `explicit`: as it is written down."""
+    """How weights are set.
+
+    `proportional`: every dataset once per epoch; `temperature`: small datasets more often (see
+    `Mixture.temperature`); `explicit`: as given.
+    """
 
     PROPORTIONAL = "proportional"
     TEMPERATURE = "temperature"
@@ -30,14 +35,15 @@ class Rule(enum.StrEnum):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Mixture:
-    """A rule for the weights of datasets: how often an epoch goes through each.
+    """A rule for the weights of datasets.
 
     Attributes:
-        temperature: a dataset with n questions an epoch gets a share of them all in proportion to n^(1/temperature):
-            1 is proportional, and the higher, the more alike are all. Only of the rule `temperature`.
-        weights: dataset -> weight, 0 to leave it out. Only of the rule `explicit`, which trains on no other.
-        sensors: sensor -> what weights of its records are multiplied with; 1 where it is not named.
-        sources: the datasets that are trained on, all of which must be there; empty: whatever is there. Not of the
+        temperature: Sampling temperature of the rule `temperature`. A dataset with n questions per epoch gets a share
+            of all questions in proportion to n^(1/temperature): 1 is proportional, and higher values make the shares
+            more equal.
+        weights: Dataset -> weight for the rule `explicit`; 0 or no weight leaves the dataset out.
+        sensors: Sensor -> factor for the weights of its records (default: 1).
+        sources: Datasets to train on, all of which must exist; empty for every dataset in the folder. Not for the
             rule `explicit`.
     """
 
@@ -48,22 +54,21 @@ class Mixture:
     sources: tuple[str, ...] = ()
 
     def check(self) -> list[str]:
+        """Return what is wrong with the values, one message each."""
         errors = []
         if self.rule is Rule.TEMPERATURE and not 0 < self.temperature < math.inf:
-            errors.append(
-                f"temperature: expected a positive number, as the rule is temperature, got {self.temperature}"
-            )
+            errors.append(f"temperature: expected a positive number for the rule temperature, got {self.temperature}")
         if self.rule is not Rule.TEMPERATURE and self.temperature:
-            errors.append(f"temperature: the rule {self.rule} has none, got {self.temperature}; leave it out")
+            errors.append(f"temperature: the rule {self.rule} has none, got {self.temperature}; remove it")
         if self.rule is Rule.EXPLICIT and not any(self.weights.values()):
-            errors.append("weights: expected a positive weight, as the rule is explicit, got none")
+            errors.append("weights: expected a positive weight for the rule explicit, got none")
         if self.rule is not Rule.EXPLICIT and self.weights:
-            errors.append(f"weights: the rule {self.rule} has none; make it explicit, or leave them out")
+            errors.append(f"weights: the rule {self.rule} has none; use the rule explicit, or remove them")
         if self.rule is Rule.EXPLICIT and self.sources:
-            errors.append("sources: the rule explicit names them by their weights; leave it out")
+            errors.append("sources: the rule explicit lists its datasets in weights; remove sources")
         for field, weights in (("weights", self.weights), ("sensors", self.sensors)):
             errors += [
-                f"{field}.{name}: expected a number from 0 on, got {weight}"
+                f"{field}.{name}: expected a finite number of at least 0, got {weight}"
                 for name, weight in weights.items()
                 if not 0 <= weight < math.inf
             ]
@@ -77,43 +82,44 @@ class Mixture:
         return errors + [f"sources: {name} is named twice" for name in twice]
 
     def uses(self, name: str) -> bool:
-        """Is this dataset trained on, if it is there?"""
+        """Return whether the mixture trains on a dataset of this name, if it exists."""
         if self.rule is Rule.EXPLICIT:
             return self.weights.get(name, 0) > 0
         return not self.sources or name in self.sources
 
     def missing(self, names: Collection[str]) -> list[str]:
-        """The datasets that it needs beyond these, in its order."""
+        """Return the datasets of the mixture that are not among `names`."""
         return [name for name in (*self.sources, *self.weights) if self.uses(name) and name not in names]
 
-    def weigh(self, asked: Mapping[str, float]) -> dict[str, float]:
-        """Dataset -> weight, sensors aside.
+    def weigh(self, questions: Mapping[str, float]) -> dict[str, float]:
+        """Return the weight of each dataset, without the factors of its sensors.
 
         Args:
-            asked: dataset -> questions that one pass through it asks, at the weights of their kinds.
+            questions: Dataset -> questions that one epoch of it asks, by the weights of their tasks.
         """
         match self.rule:
             case Rule.PROPORTIONAL:
-                return dict.fromkeys(asked, 1.0)
+                return dict.fromkeys(questions, 1.0)
             case Rule.EXPLICIT:
-                return {name: self.weights[name] for name in asked}
+                return {name: self.weights[name] for name in questions}
             case Rule.TEMPERATURE:
-                flat = {name: count ** (1 / self.temperature) for name, count in asked.items() if count}
-                scale = sum(asked.values()) / max(sum(flat.values()), 1e-9)
-                weights = {name: scale * share / asked[name] for name, share in flat.items()}
-                # The last bits of a power differ from machine to machine, and weights are part of a plan's identity.
-                return {name: float(f"{weights.get(name, 1.0):.6g}") for name in asked}
+                shares = {name: count ** (1 / self.temperature) for name, count in questions.items() if count}
+                scale = sum(questions.values()) / max(sum(shares.values()), 1e-9)
+                weights = {name: scale * share / questions[name] for name, share in shares.items()}
+                # Rounded, because the last bits of a power differ between machines and weights are part of the
+                # schedule's identity.
+                return {name: float(f"{weights.get(name, 1.0):.6g}") for name in questions}
 
-    def of(self, sensor: Sensor) -> float:
-        """What the weights of a sensor's records are multiplied with."""
+    def sensor_weight(self, sensor: Sensor) -> float:
+        """Return the factor for the weights of a sensor's records."""
         return self.sensors.get(sensor.value, 1.0)
 
 
 def load_mixture(name: str) -> Mixture:
-    """The mixture of a name in `data/mixtures`, or of a file; of "", all that is there, each once an epoch.
+    """Load a mixture by its name in `data/mixtures` or from a file; "" is every dataset once per epoch.
 
     Raises:
-        EarthGPTError: no such file, or what it says is not a mixture; everything found is in the one message.
+        EarthGPTError: The file does not exist or is not a valid mixture; the message lists all problems.
     """
     if not name:
         return Mixture(rule=Rule.PROPORTIONAL)
@@ -133,6 +139,6 @@ def _find(name: str) -> Path:
             return candidate
     known = sorted(path.stem for path in data_path("mixtures").glob("*.yaml"))
     raise EarthGPTError(
-        f"data.mixture: no file {name!r}, nor a mixture of that name{did_you_mean(Path(name).stem, known)} "
+        f"data.mixture: expected a mixture's name or file, got {name!r}{did_you_mean(Path(name).stem, known)} "
         f"Mixtures: {', '.join(known)}."
     )

@@ -1,4 +1,4 @@
-"""A recipe and a folder of datasets -> the plan of a run, and what its rows are read from."""
+"""The training data of a recipe: the packing schedule over its datasets, and the sources of the records."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+from jaxtyping import Int
 
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.config import Config
@@ -17,17 +18,19 @@ from earthgpt_jax.datasets.collection import open_records
 from earthgpt_jax.datasets.manifest import dataset_directories, read_manifest
 from earthgpt_jax.datasets.store import RecordSource
 from earthgpt_jax.input.packing.length_cache import CachedIndex, load_length_index
-from earthgpt_jax.input.packing.lengths import SENSORS, PromptConfig
+from earthgpt_jax.input.packing.lengths import SENSORS
 from earthgpt_jax.input.packing.mixture import Mixture, load_mixture
-from earthgpt_jax.input.packing.sampler import TokenBudget, count_by_task, fits_budget, questions_about
+from earthgpt_jax.input.packing.sampler import TokenBudget
 from earthgpt_jax.input.packing.schedule import PackingSchedule, Source
 from earthgpt_jax.input.prompts.chat_template import chat_template
+from earthgpt_jax.input.prompts.prompt_config import PromptConfig
 from earthgpt_jax.input.prompts.questions import BoxStyle, annotation_task
 from earthgpt_jax.input.sequences import image_prefix
 from earthgpt_jax.input.tokenizer import Tokenizer
 from earthgpt_jax.records import AnnotatedClasses, Record
 
 _log = logging.getLogger(__name__)
+Records = dict[RecordSource, np.ndarray]  # numbers of the records to train on, i64[n], by dataset
 
 
 class RandomAccessRecords(Protocol):
@@ -44,10 +47,10 @@ class RandomAccessRecords(Protocol):
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class TrainingData:
-    """The rows of a run, and how each is made.
+    """Everything that a run's packed sequences are built from.
 
     Attributes:
-        sources: of each of `plan.sources`, what its records are read from; the sensors of a dataset share one.
+        sources: Records of each of `schedule.sources`. Sources that are sensors of one dataset share its records.
     """
 
     schedule: PackingSchedule
@@ -56,129 +59,134 @@ class TrainingData:
 
 
 def prompt_config_of(config: Config, tokenizer: Tokenizer) -> tuple[PromptConfig, TokenBudget]:
-    """How a recipe asks, and the room that a sample has.
+    """Return the prompt config of a recipe, and the token budget of its samples.
 
     Raises:
-        EarthGPTError: rows too short for what every sample begins with; an unknown kind or conversation.
+        EarthGPTError: `data.seq_len` leaves no room after the shared prefix; an unknown task or chat template.
     """
     data = config.data
     prefix, _ = image_prefix(tokenizer, chat_template(data.chat_template), visual_tokens=config.model.visual_tokens)
     if len(prefix) >= data.seq_len:
         raise EarthGPTError(
             f"data.seq_len: expected more than the {len(prefix)} tokens of image and system text "
-            f"({data.chat_template!r}) that every sample begins with, got {data.seq_len}; make rows longer"
+            f"({data.chat_template!r}) that every sample begins with, got {data.seq_len}; raise it"
         )
-    room = TokenBudget(shared=len(prefix), seq_len=data.seq_len, max_questions=data.max_questions)
+    budget = TokenBudget(prefix_tokens=len(prefix), seq_len=data.seq_len, max_questions=data.max_questions)
     prompt_config = PromptConfig(
-        kinds=tuple(kind for kind, weight in sorted(data.task_weights.items()) if weight > 0),
+        tasks=tuple(task for task, weight in sorted(data.task_weights.items()) if weight > 0),
         tokenizer=tokenizer,
         chat_template=data.chat_template,
         box_style=BoxStyle(decimals=data.decimals, max_boxes=data.max_boxes),
-        room=room.seq_len - room.shared,
+        max_turn_tokens=budget.question_tokens,
         seed=config.seed,
     )
-    return prompt_config, room
+    return prompt_config, budget
 
 
 def load_training_data(config: Config, *, tokenizer: Tokenizer, workers: int | None = None) -> TrainingData:
-    """The plan of a recipe over its data: a dataset directory, or a folder of them.
+    """Compute the packing schedule of a recipe over its data, a dataset directory or a folder of several.
 
-    Questions whose lengths are not known yet are measured, with a bar of progress.
+    Lengths of questions that are not cached yet are measured first, with a progress bar.
 
     Args:
-        workers: processes that measure; None: one a core.
+        workers: Processes that measure lengths; None for one per core.
 
     Raises:
-        EarthGPTError: there is nothing to read or to ask, as `open_source` and `Plan` say; the mixture is no mixture
-            (`load_mixture`), or needs a dataset that is not there.
+        EarthGPTError: There is nothing to read or to ask (`open_source`, `PackingSchedule`), or the mixture is invalid
+            (`load_mixture`) or names a dataset that is missing.
     """
     data, directory = config.data, Path(config.data.source)
     mixture = load_mixture(data.mixture)
-    prompt_config, room = prompt_config_of(config, tokenizer)
-    kinds = {kind: data.task_weights[kind] for kind in prompt_config.kinds}
-    together = open_records(directory, data.split, tasks=sorted({annotation_task(kind) for kind in kinds}))
-    parts = _chosen(dict(together.parts()), mixture, directory, named=data.mixture)
-    found = {
-        source: load_length_index(source, prompt_config=prompt_config, workers=workers, on_damaged=data.on_damaged)
-        for source in parts
+    prompt_config, budget = prompt_config_of(config, tokenizer)
+    weights = {task: data.task_weights[task] for task in prompt_config.tasks}
+    opened = open_records(directory, data.split, tasks=sorted({annotation_task(task) for task in weights}))
+    datasets = _select(dict(opened.parts()), mixture, directory, mixture_name=data.mixture)
+    indexes = {
+        dataset: load_length_index(dataset, prompt_config=prompt_config, workers=workers, on_damaged=data.on_damaged)
+        for dataset in datasets
     }
-    asked = {
-        source.name: _asked(found[source], records, kinds=kinds, room=room) for source, records in parts.items()
-    }  # fmt: skip
-    weights = mixture.weigh(asked)
-    split = [
-        (source, part)
-        for source, records in parts.items()
-        for part in _sensors(source.name, found[source], records, weight=weights[source.name], mixture=mixture)
+    questions = {
+        dataset.name: _questions_per_epoch(indexes[dataset], records, weights=weights, budget=budget)
+        for dataset, records in datasets.items()
+    }
+    dataset_weights = mixture.weigh(questions)
+    pairs = [
+        (dataset, source)
+        for dataset, records in datasets.items()
+        for source in _split_by_sensor(
+            dataset.name, indexes[dataset], records, weight=dataset_weights[dataset.name], mixture=mixture
+        )
     ]
-    plan = PackingSchedule(
-        [part for _, part in split],
-        weights=kinds,
-        room=room,
-        max_images=data.max_images or max(1, data.seq_len // (room.shared + 1)),
+    schedule = PackingSchedule(
+        [source for _, source in pairs],
+        weights=weights,
+        budget=budget,
+        max_images=data.max_images or max(1, data.seq_len // (budget.prefix_tokens + 1)),
         seed=config.seed,
     )
-    return TrainingData(schedule=plan, sources=tuple(source for source, _ in split), prompt_config=prompt_config)
+    return TrainingData(schedule=schedule, sources=tuple(dataset for dataset, _ in pairs), prompt_config=prompt_config)
 
 
-def _chosen(
-    parts: Mapping[RecordSource, np.ndarray], mixture: Mixture, directory: Path, *, named: str
-) -> dict[RecordSource, np.ndarray]:
-    """The datasets that the mixture uses."""
-    there = {read_manifest(folder)["name"] for folder in dataset_directories(directory)}
-    if missing := mixture.missing(there):
-        raise EarthGPTError(_absent(missing, directory, named=named))
-    usable = {source.name for source in parts}
+def _select(datasets: Records, mixture: Mixture, directory: Path, *, mixture_name: str) -> Records:
+    """Return the datasets that the mixture uses."""
+    present = {read_manifest(folder)["name"] for folder in dataset_directories(directory)}
+    if missing := mixture.missing(present):
+        raise EarthGPTError(_missing_message(missing, directory, mixture_name=mixture_name))
+    usable = {dataset.name for dataset in datasets}
     if unused := [name for name in (*mixture.sources, *mixture.weights) if mixture.uses(name) and name not in usable]:
-        _log.warning("mixture %s: nothing that the recipe asks, or may, is in %s", named, ", ".join(unused))
-    if others := [source.name for source in parts if not mixture.uses(source.name)]:
-        _log.warning("mixture %s: does not train on %s, which %s holds", named, ", ".join(others), directory)
-    chosen = {source: records for source, records in parts.items() if mixture.uses(source.name)}
-    if not chosen:
+        _log.warning(
+            "mixture %s: no record of %s can be trained on with the recipe's tasks", mixture_name, ", ".join(unused)
+        )
+    if others := [dataset.name for dataset in datasets if not mixture.uses(dataset.name)]:
+        _log.warning("mixture %s: does not train on %s from %s", mixture_name, ", ".join(others), directory)
+    selected = {dataset: records for dataset, records in datasets.items() if mixture.uses(dataset.name)}
+    if not selected:
         raise EarthGPTError(
-            f"mixture {named}: expected a dataset of it that the recipe can train on, got {', '.join(sorted(usable))} "
-            f"in {directory}; build one, or ask other kinds"
+            f"mixture {mixture_name}: expected one of its datasets with records for the recipe's tasks in {directory}, "
+            f"got only {', '.join(sorted(usable))}; build one, or give other tasks a weight"
         )
-    return chosen
+    return selected
 
 
-def _absent(missing: list[str], directory: Path, *, named: str) -> str:
-    """What to do about datasets that are not there."""
-    known = [name for name in missing if name in cards.load_cards()]
+def _missing_message(missing: list[str], directory: Path, *, mixture_name: str) -> str:
+    """Say which datasets are missing, and how to get them."""
+    with_card = [name for name in missing if name in cards.load_cards()]
     advice = []
-    if known:
+    if with_card:
         advice.append(
-            f"`earthgpt data build {' '.join(known)} --root NATIVE --out {directory}` builds those with a card"
+            f"`earthgpt data build {' '.join(with_card)} --root NATIVE --out {directory}` builds those with a card"
         )
-    if unknown := [name for name in missing if name not in known]:
+    if without_card := [name for name in missing if name not in with_card]:
         advice.append(
-            f"there is no card of {', '.join(unknown)}: correct the name, or build it from a card of your own"
+            f"there is no card for {', '.join(without_card)}: correct the name, or write a card and build the dataset"
         )
     return (
-        f"mixture {named}: expected {', '.join(missing)} in {directory}, got no dataset of that name; "
-        f"{'; '.join(advice)}; or name a mixture without `sources`, which takes what is there"
+        f"mixture {mixture_name}: expected {', '.join(missing)} in {directory}, got no dataset of that name; "
+        f"{'; '.join(advice)}; or choose a mixture without `sources`, which uses every dataset in the folder"
     )
 
 
-def _asked(found: CachedIndex, records: np.ndarray, *, kinds: Mapping[str, float], room: TokenBudget) -> float:
-    """Questions of one pass through these records, at the weights of their kinds."""
-    counts = count_by_task(found.index, questions_about(found.index, records) & fits_budget(found.index, room))
-    return sum(kinds[kind] * count for kind, count in counts.items())
+def _questions_per_epoch(
+    cached: CachedIndex, records: Int[np.ndarray, " n"], *, weights: Mapping[str, float], budget: TokenBudget
+) -> float:
+    """Return how many questions one epoch of these records asks, by the weights of their tasks."""
+    counts = cached.index.count_by_task(cached.index.about(records) & budget.fits(cached.index))
+    return sum(weights[task] * count for task, count in counts.items())
 
 
-def _sensors(
-    name: str, found: CachedIndex, records: np.ndarray, *, weight: float, mixture: Mixture
+def _split_by_sensor(
+    name: str, cached: CachedIndex, records: Int[np.ndarray, " n"], *, weight: float, mixture: Mixture
 ) -> Iterator[Source]:
-    """A dataset as one source, or one a sensor where the mixture weighs its sensors differently."""
-    own = found.index.sensors[records]
-    factors = {place: mixture.of(SENSORS[place]) for place in np.unique(own).tolist()}
-    whole = len(set(factors.values())) == 1
-    for place, factor in list(factors.items())[: 1 if whole else None]:
+    """Yield a dataset as one source, or as one per sensor where the mixture gives its sensors different weights."""
+    sensors = cached.index.sensors[records]
+    factors = {number: mixture.sensor_weight(SENSORS[number]) for number in np.unique(sensors).tolist()}
+    uniform = len(set(factors.values())) == 1
+    for number, factor in list(factors.items())[: 1 if uniform else None]:
         if factor * weight > 0:
             yield Source(
-                name=name if whole else f"{name}/{SENSORS[place]}",
-                index=found.index,
-                records=records if whole else records[own == place],
+                name=name if uniform else f"{name}/{SENSORS[number]}",
+                index=cached.index,
+                records=records if uniform else records[sensors == number],
                 weight=factor * weight,
-                identity=found.identity,
+                identity=cached.identity,
             )

@@ -1,4 +1,4 @@
-"""Answers of dense scenes, cut down to the room that there is: never within a box, and what is left out is counted."""
+"""The box budget: shorten answers of dense scenes to the tokens available, and count the boxes that are left out."""
 
 from __future__ import annotations
 
@@ -16,37 +16,37 @@ def fit_to_budget(
     question: Question,
     record: Record,
     *,
-    room: int,
+    max_tokens: int,
     tokenizer: Tokenizer,
     template: ChatTemplate,
     box_style: BoxStyle,
     annotated: AnnotatedClasses,
     seed: int,
 ) -> Question:
-    """The question, its answer listing no more boxes than `room` tokens hold: the largest; the others are counted.
+    """Return the question with an answer that lists no more boxes than fit: the largest; the others are counted.
 
-    One whose answer lists no boxes, or that is too long with a single box, stays as it is.
+    No box is cut. A question stays as it is if its answer lists no boxes, or is too long even with a single box.
 
     Args:
-        room: for the whole turn, its separators included.
-        grammar, annotated, seed: as the question was asked with (`questions.ask`).
+        max_tokens: Tokens for the whole turn, separators included.
+        box_style, annotated, seed: As the question was built with (`questions.build_question`).
     """
 
     def fits(answer: str) -> bool:
-        # A token is at least a character: most texts need not be encoded to be known to fit.
-        return len(template.dialogue([(question.text, answer)])[0]) < room or (
-            len(turn_ids(tokenizer, template, question.text, answer)[0]) <= room
+        # A token has at least one character, so most texts are known to fit without being tokenized.
+        return len(template.dialogue([(question.text, answer)])[0]) < max_tokens or (
+            len(turn_ids(tokenizer, template, question.text, answer)[0]) <= max_tokens
         )
 
     if question.task not in BOX_LIST_TASKS or fits(question.answer):
         return question
     index = int(question.id.rsplit("#", 1)[1])
 
-    def shorter(boxes: int) -> Question:
-        short = dataclasses.replace(box_style, max_boxes=boxes)
-        listed = build_question(record, question.task, index, box_style=short, annotated=annotated, seed=seed)
-        return dataclasses.replace(listed, text=question.text)  # in the wording that was drawn
+    def shortened(boxes: int) -> Question:
+        style = dataclasses.replace(box_style, max_boxes=boxes)
+        rebuilt = build_question(record, question.task, index, box_style=style, annotated=annotated, seed=seed)
+        return dataclasses.replace(rebuilt, text=question.text)  # keep the question template that was drawn
 
-    most = len(record.objects) - question.unlisted
-    count = bisect.bisect_left(range(1, most), True, key=lambda boxes: not fits(shorter(boxes).answer))
-    return shorter(count) if count else question
+    listed = len(record.objects) - question.unlisted
+    count = bisect.bisect_left(range(1, listed), True, key=lambda boxes: not fits(shortened(boxes).answer))
+    return shortened(count) if count else question

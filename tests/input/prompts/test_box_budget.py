@@ -1,4 +1,4 @@
-"""Detection answers of scenes with more objects than shall be listed."""
+"""Detection answers of scenes with more objects than may be listed."""
 
 import dataclasses
 import functools
@@ -30,7 +30,7 @@ def _text(most: int) -> str:
     return format_detection(chosen.groups, square=SQUARE, decimals=2, kind=BoxKind.HBB, rest=chosen.rest)
 
 
-def test_the_largest_are_listed_in_the_order_of_all_and_the_others_counted():
+def test_the_largest_boxes_are_listed_in_the_usual_order_and_the_others_counted():
     assert _text(3) == (
         "There are <p>three ships</p>[0.10,0.50,0.19,0.59;0.20,0.50,0.25,0.55;0.30,0.50,0.37,0.57] in the image; "
         "not listed: three buses and two more ships."
@@ -40,7 +40,7 @@ def test_the_largest_are_listed_in_the_order_of_all_and_the_others_counted():
 
 
 @pytest.mark.parametrize("most", [1, 4, 7, 8, 99])
-def test_listed_and_counted_are_all(most):
+def test_every_box_is_listed_or_counted(most):
     parsed = parse(_text(most))
     assert len(parsed.boxes) == min(most, 8) and not parsed.rejections
     assert (_text(most) == format_detection(GROUPS, square=SQUARE, decimals=2, kind=BoxKind.HBB)) == (most >= 8)
@@ -56,7 +56,7 @@ def test_the_order_of_the_annotation_changes_nothing():
         }
 
 
-def test_batches_report_what_is_not_listed(tmp_path):
+def test_batches_report_unlisted_objects(tmp_path):
     path = tmp_path / "tokenizer.model"
     train_tokenizer(nano.dialogues(), vocab_size=512, path=path)
     source = SyntheticSource("train", 30)
@@ -73,7 +73,7 @@ def test_batches_report_what_is_not_listed(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["hbb", "obb", "grounded_caption", "class_hbb"])
-def test_an_answer_longer_than_a_row_lists_what_there_is_room_for(tmp_path, kind):
+def test_an_answer_longer_than_a_sequence_lists_the_boxes_that_fit(tmp_path, kind):
     path = tmp_path / "tokenizer.model"
     train_tokenizer(nano.dialogues(), vocab_size=512, path=path)
     tokenizer, template = Tokenizer(path), chat_template("plain")
@@ -89,21 +89,21 @@ def test_an_answer_longer_than_a_row_lists_what_there_is_room_for(tmp_path, kind
     )
     asked = build_question(record, kind, 0, box_style=BoxStyle(decimals=2), rng=np.random.default_rng(2))
     alone = build_question(record, kind, 0, box_style=BoxStyle(decimals=2, max_boxes=1))
-    for room in range(length(asked) - 1, length(dataclasses.replace(alone, text=asked.text)) - 1, -29):
-        question = fit(asked, record, room=room)
+    for max_tokens in range(length(asked) - 1, length(dataclasses.replace(alone, text=asked.text)) - 1, -29):
+        question = fit(asked, record, max_tokens=max_tokens)
         count = len(parse(question.answer).boxes)
-        assert length(question) <= room and question.text == asked.text
+        assert length(question) <= max_tokens and question.text == asked.text
         assert 1 <= count < 12 and question.unlisted == 12 - count
-        if count < 11:  # as many as there is room for
+        if count < 11:  # one more would not fit
             more = build_question(record, kind, 0, box_style=BoxStyle(decimals=2, max_boxes=count + 1))
-            assert length(dataclasses.replace(more, text=asked.text)) > room
-    assert fit(asked, record, room=length(asked)) is asked
-    assert fit(asked, record, room=20) is asked  # not one box fits: left out
+            assert length(dataclasses.replace(more, text=asked.text)) > max_tokens
+    assert fit(asked, record, max_tokens=length(asked)) is asked
+    assert fit(asked, record, max_tokens=20) is asked  # not a single box fits
     batch = packed_sequences([record], tokenizer, weights={kind: 1.0}, seq_len=300)[0]
     assert batch.unlisted.tolist()[0] > 0
 
 
-def test_the_cap_is_a_setting_of_a_recipe_and_off_by_default():
+def test_max_boxes_is_a_field_of_the_recipe_and_off_by_default():
     assert load("tiny:instruct").data.max_boxes == 0
     assert load("tiny:instruct", ["--config.data.max_boxes=20"]).data.max_boxes == 20
     with pytest.raises(EarthGPTError, match="max_boxes: expected a number of boxes, or 0 for all, got -1"):
