@@ -17,10 +17,9 @@ SPLITS = ("train", "val", "test")
 
 
 def _readme_card() -> str:
-    text = README.read_text(encoding="utf-8")
-    block = re.search(r"`mine/port.yaml` is\n\n((?:    .*\n)+)", text)
-    assert block
-    return "".join(line[4:] for line in block[1].splitlines(keepends=True))
+    match = re.search(r"`mine/port.yaml`:\n\n```yaml\n(.*?)```\n", README.read_text(encoding="utf-8"), re.DOTALL)
+    assert match
+    return match[1]
 
 
 def _build(folder: Path, card: str, *, status: int = 0) -> list:
