@@ -2,10 +2,10 @@
 
     python scripts/bench/build.py --images 1000 --images 10000 --workers 1 --workers 2
 
-Writes native datasets of synthetic images in YOLO's layout, copies each one, and builds it. The images are a few hundred
-scenes, each under many names, because drawing thousands of scenes would take longer than everything else. Prints one line
-per build: seconds of copying and of building, CPU seconds (which do not depend on other work on the machine), their ratios,
-images per second, and the peak memory of the command and of its largest worker.
+Writes native datasets of synthetic images in YOLO's layout, copies each one, and builds it. The images are a few
+hundred scenes, each under many names, because drawing thousands of scenes would take longer than everything else.
+Prints one line per build: seconds of copying and of building, CPU seconds (which do not depend on other work on the
+machine), their ratios, images per second, and the peak memory of the command and of its largest worker.
 """
 
 from __future__ import annotations
