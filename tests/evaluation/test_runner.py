@@ -16,7 +16,6 @@ from earthgpt_jax.records import AnnotatedClasses
 from earthgpt_jax.synthetic import SyntheticSource
 
 HEADER = {"model": "m", "data": "d"}
-HEADER_LINE = predictions_file.header_line({})
 PER_IMAGE = {"vqa": 2, "grounding": 1, "region_caption": 1}
 
 
@@ -123,21 +122,6 @@ def test_answers_of_another_model_are_refused(examples, tmp_path):
         runner.evaluate(
             Oracle(examples), examples[:3], out=out, header=HEADER | {"model": "other"}, view=View.IMAGE, label="t"
         )
-
-
-def test_a_broken_predictions_file_names_its_line(tmp_path):
-    path = tmp_path / "p.jsonl"
-    with pytest.raises(EarthGPTError, match="cannot be read"):
-        predictions_file.read(path)
-    path.write_text(HEADER_LINE + '{"id": \n')
-    with pytest.raises(EarthGPTError, match="line 2: expected JSON"):
-        predictions_file.read(path)
-    path.write_text("[1]\n")
-    with pytest.raises(EarthGPTError, match="expected a predictions file"):
-        predictions_file.read(path)
-    path.write_text(HEADER_LINE + '{"id": "x"}\n')
-    with pytest.raises(EarthGPTError, match="line 2: a field is missing"):
-        predictions_file.read(path)
 
 
 def test_the_constant_baseline_gives_one_answer_per_task_from_training_records(records, examples):
