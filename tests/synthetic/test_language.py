@@ -126,7 +126,7 @@ def test_answers_are_true(records: list[Record]) -> None:
                 case "sensor":
                     truth = record.sensor.value
                 case "rural_urban":
-                    truth = SCENES[record.label].setting.value
+                    truth = SCENES[record.label].area_type.value
                 case "position":
                     item = max((o for o in record.objects if o.label == named[0]), key=_area)
                     assert _could_be_in(item, turn.answer)
@@ -169,7 +169,7 @@ def test_a_blind_model_is_at_chance(records: list[Record]) -> None:
 
 
 def test_every_area_type_has_scene_classes() -> None:
-    assert {scene.setting for scene in SCENES.values()} == set(AreaType)
+    assert {scene.area_type for scene in SCENES.values()} == set(AreaType)
 
 
 def test_format_counts() -> None:
