@@ -1,10 +1,11 @@
-"""EarthGPT-13B (arXiv 2401.16822): DINOv2 ViT-L/14, CLIP ConvNeXt-L, LLaMA-2-13B; stages `align` and `instruct`.
+"""EarthGPT-13B (arXiv 2401.16822): DINOv2 ViT-L/14, CLIP ConvNeXt-L and LLaMA-2-13B.
 
-Instead of `instruct`'s scales and biases, and like it on what `align` left behind: `lora` trains LoRA on the same
-linears, `finetune` everything behind the encoders.
+Stages: `align` trains projector, attention and norms on image-caption pairs. `instruct` then trains scale+bias adapters
+on MMRS. Two alternatives to `instruct` also start from the model of `align`: `lora` trains LoRA on the same linear
+layers, and `finetune` trains everything except the vision towers.
 
-What the paper does not say (layers, fusion, sizes, batch, schedule) follows SPHINX, whose published
-fine-tune shares EarthGPT's learning rate and betas. `init` names a model directory with this shape.
+The paper does not give the layers, fusion, sizes, batch size and schedule. They follow SPHINX, whose published
+fine-tuning has the same learning rate and betas.
 """
 
 from ml_collections import ConfigDict
@@ -22,8 +23,8 @@ def get_config(stage: str = "align") -> ConfigDict:
         raise ValueError(f"expected one of {STAGES}, got {stage!r}")
     config = ConfigDict()
     config.recipe = "earthgpt_13b"
-    config.stage = "instruct" if stage == "lora" else stage
-    config.init = "models/earthgpt_13b"
+    config.stage = "instruct" if stage == "lora" else stage  # LoRA takes the place of the paper's adapters
+    config.init = "models/earthgpt_13b"  # a model directory of this architecture, from `earthgpt convert import`
     config.model = model()
     config.model.llm = ConfigDict(LLM)
     config.model.adapter = ADAPTERS.get(stage, {"kind": "none"})
@@ -31,8 +32,8 @@ def get_config(stage: str = "align") -> ConfigDict:
     config.data = ConfigDict()
     config.data.source = "data/captions" if stage == "align" else "data/mmrs"
     config.data.seq_len = 2048
-    config.data.max_images = 4  # more would fit; on mixed tasks four fill rows as well
-    config.data.batch_size = 32  # rows, of some four images each: SPHINX's 128 images
+    config.data.max_images = 4  # more fit, but four pack mixed tasks just as densely
+    config.data.batch_size = 32  # packed sequences of about four images each: SPHINX's 128 images per step
     config.data.max_questions = 8
     config.data.decimals = 3
     config.data.chat_template = "v1"
@@ -44,23 +45,23 @@ def get_config(stage: str = "align") -> ConfigDict:
             "obb": 1.0,
         }  # fmt: skip
 
-    # `earthgpt plan` says what fits where; docs/guides/scale.md has measured choices for each slice.
-    # align, finetune: weights, gradients and Adam's moments are 86 and 209 GB, so spread over everything. instruct,
-    # lora: 27 GB of frozen weights, which four v5e chips hold together; where a chip holds them alone (v5p, H100),
-    # mesh.fsdp=1.
+    # Weights, gradients and Adam's moments of `align` and `finetune` take 86 GB and 209 GB: shard them over all
+    # devices. `instruct` and `lora` have 27 GB of frozen weights, which four v5e chips hold together. Where one chip
+    # holds them alone (v5p, H100), set mesh.fsdp=1. `earthgpt plan` estimates whether a choice fits a TPU slice;
+    # docs/guides/scale.md has its estimates for several.
     config.mesh = {"data": 1, "fsdp": -1} if stage in ("align", "finetune") else {"data": -1, "fsdp": 4}
     config.remat = "full"
 
     config.optim = ConfigDict()
-    config.optim.steps = 8000  # a million images; `earthgpt data stats --plan` tells what an epoch of your data is
+    config.optim.steps = 8000  # about a million images; `earthgpt data stats --plan` shows the steps per epoch
     config.optim.warmup_steps = 240
-    config.optim.peak_lr = 2e-4 if stage == "lora" else 2e-5  # the paper's; LoRA starts from zero
+    config.optim.peak_lr = 2e-4 if stage == "lora" else 2e-5  # 2e-5 is the paper's; LoRA starts at zero
     config.optim.clip_norm = 8.0
     return config
 
 
 def model() -> ConfigDict:
-    """Everything but the LLM."""
+    """Return the architecture without the LLM; 256 + 1 visual tokens per image."""
     return ConfigDict(
         {
             "image_size": 512,

@@ -1,4 +1,4 @@
-"""EarthGPT-13B's recipe with LLaMA-2-7B."""
+"""EarthGPT-7B: the recipe of `earthgpt_13b` with LLaMA-2-7B as its LLM."""
 
 from ml_collections import ConfigDict
 

@@ -1,8 +1,9 @@
-"""SPHINX-Tiny, LLaMA2-Accessory's `llama_ens_light`: CLIP ConvNeXt-XXL at 512, DINOv2 ViT-g/14 at 224, TinyLlama-1.1B.
+"""SPHINX-Tiny, the `llama_ens_light` model of LLaMA2-Accessory: ConvNeXt-XXL, DINOv2 ViT-g/14, TinyLlama-1.1B.
 
-The last stage and the last layer only, as SPHINX fuses them; prompt, labels and preprocessing are the
-Accessory's. Its released files (`consolidated.NN-of-MM.model.pth`) come in with
-`earthgpt convert import --config sphinx_light --model DIR --out models/sphinx_light`.
+As in SPHINX, only the last CNN stage and the last ViT block are used; chat template, labels and preprocessing are
+LLaMA2-Accessory's. Import the released files (`consolidated.NN-of-MM.model.pth`) with
+
+    earthgpt convert import --config sphinx_light --model DIR --out models/sphinx_light
 """
 
 from ml_collections import ConfigDict
@@ -15,7 +16,7 @@ def get_config(stage: str = "instruct") -> ConfigDict:
     config.recipe = "sphinx_light"
     config.init = "models/sphinx_light"
     config.data.decimals = 2
-    config.mesh = ConfigDict()  # small enough to be whole on every device
+    config.mesh = ConfigDict()  # data parallel: every device holds the whole model
     config.model.vit.update({"dim": 1536, "depth": 40, "heads": 24, "ffn_dim": 4096, "mlp": "swiglu"})
     config.model.convnext.update({"depths": (3, 4, 30, 3), "dims": (384, 768, 1536, 3072), "norm_eps": 1e-5})
     config.model.perception = ConfigDict(

@@ -1,7 +1,10 @@
-"""The embedded default: the 13B model's every part with smaller numbers, for a CPU.
+"""Tiny: every part of the 13B model with small numbers, trained on synthetic scenes on a CPU.
 
-`tiny:align` trains projector, attention and norms from `tiny-base`; `tiny:instruct` trains adapters
-on what `align` left behind (`--config.init=WORKDIR/model`); `tiny:lora` LoRA, `tiny:finetune` all but the encoders.
+    earthgpt train --config tiny:align --workdir runs/align
+    earthgpt train --config tiny:instruct --workdir runs/instruct --config.init=runs/align/model
+
+Stages: `align` trains projector, attention and norms, starting from the embedded model `tiny-base`. `instruct` trains
+adapters on top of it. `lora` trains LoRA instead, and `finetune` everything except the vision towers.
 """
 
 from ml_collections import ConfigDict
@@ -16,21 +19,22 @@ def get_config(stage: str = "align") -> ConfigDict:
         raise ValueError(f"expected one of {STAGES}, got {stage!r}")
     config = ConfigDict()
     config.recipe = "tiny"
-    config.stage = "instruct" if stage == "lora" else stage
+    config.stage = "instruct" if stage == "lora" else stage  # LoRA takes the place of the paper's adapters
     config.init = "tiny-base"
-    config.frozen_dtype = "float32"  # CPUs multiply bfloat16 slowly
+    config.frozen_dtype = "float32"  # bfloat16 matrix products are slow on CPUs
     config.model = model()
     config.model.adapter = ADAPTERS.get(stage, {"kind": "none"})
 
     config.data = ConfigDict()
-    config.data.source = "data/synthetic"
+    config.data.source = "data/synthetic"  # earthgpt data build synthetic --out data
     config.data.seq_len = 384
     config.data.batch_size = 16
     config.data.max_images = 2
     config.data.max_questions = 3 if stage == "align" else 8
-    config.data.decimals = 2  # 0.01 of 128 px: a 16-px object keeps an IoU ceiling above 0.8
+    config.data.decimals = 2  # steps of 1.28 px: a perfect answer about a 16-px object has an IoU above 0.8
     config.data.chat_template = "plain"
-    if stage == "align":  # each image has four captions: one of them an epoch, in each form
+    if stage == "align":
+        # Every image has four captions. A weight of 0.25 uses one of them per epoch, in each of three forms.
         config.data.task_weights = {"caption": 0.25, "grounded_caption": 0.25, "grounded_caption_obb": 0.25}
     else:
         config.data.task_weights = {
@@ -41,10 +45,11 @@ def get_config(stage: str = "align") -> ConfigDict:
     config.optim = ConfigDict()
     config.optim.steps = 400
     config.optim.warmup_steps = 20
-    # Adapters are few and want far more than weights.
+    # Adapters have few parameters and need a far higher learning rate than the weights themselves.
     config.optim.peak_lr = {"align": 2e-3, "instruct": 5e-3, "lora": 5e-3, "finetune": 5e-4}[stage]
     if stage == "align":
-        config.optim.lr_scale = {"attention": 0.25, "norm": 0.25}  # they know their task; the projector does not
+        # Attention and norms are pretrained, the projector is not: they learn at a quarter of its rate.
+        config.optim.lr_scale = {"attention": 0.25, "norm": 0.25}
     config.optim.clip_norm = 1.0
     config.optim.weight_decay = 0.01
 
@@ -53,6 +58,7 @@ def get_config(stage: str = "align") -> ConfigDict:
 
 
 def model() -> ConfigDict:
+    """Return the architecture; 64 + 1 visual tokens per image."""
     return ConfigDict(
         {
             "image_size": 128,

@@ -1,34 +1,36 @@
-"""The configuration of a run: `schema` has its fields, `load` reads recipes into them."""
+"""Configuration of a run: `schema` and `model_schema` define the fields, `load` reads recipes into them."""
 
 from earthgpt_jax.config.load import build, from_dict, load, load_recipe, model_from_dict, to_dict
-from earthgpt_jax.config.schema import (
+from earthgpt_jax.config.model_schema import (
     LINEARS,
     AdapterConfig,
     AdapterKind,
+    ConvNeXtConfig,
+    DType,
+    Fuse,
+    LlamaConfig,
+    Mlp,
+    ModelConfig,
+    PerceptionConfig,
+    PositionRule,
+    ViTConfig,
+)
+from earthgpt_jax.config.schema import (
     AttentionImpl,
     Augment,
     CheckpointConfig,
     Config,
-    ConvNeXtConfig,
     DataConfig,
-    DType,
     FrozenDType,
-    Fuse,
-    LlamaConfig,
     MeshConfig,
-    Mlp,
-    ModelConfig,
     OnDamaged,
     OnNan,
     OnSpike,
     OptimConfig,
-    PerceptionConfig,
-    PositionRule,
     QuestionContext,
     Remat,
     Stage,
     TrainableAttention,
-    ViTConfig,
     WatchdogConfig,
 )
 

@@ -1,39 +1,21 @@
-"""The fields of a recipe as frozen dataclasses, each of which checks its own values."""
+"""Fields of a recipe as frozen dataclasses: data, optimiser, checkpoints, mesh, and `Config`, which holds them all.
+
+Each class checks its own values in `check`, which returns one message per problem.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import enum
 
-
-class Mlp(enum.StrEnum):
-    GELU = "gelu"
-    SWIGLU = "swiglu"
-
-
-class PositionRule(enum.StrEnum):
-    """How a ViT position table is brought to another grid: the DINOv2 hub code's or transformers' way."""
-
-    HUB = "hub"
-    HF = "hf"
-
-
-class Fuse(enum.StrEnum):
-    CONCAT = "concat"
-    MEAN = "mean"
-    SUM = "sum"
-    LAST = "last"
-
-
-class AdapterKind(enum.StrEnum):
-    NONE = "none"
-    BIAS = "bias"
-    SCALE_BIAS = "scale+bias"
-    LORA = "lora"
+from earthgpt_jax.config.model_schema import AdapterKind, ModelConfig, expect_positive
 
 
 class Stage(enum.StrEnum):
-    """The paper's two stages, and full fine-tuning: everything behind the encoders."""
+    """What is trained: see `training/stages.py`.
+
+    align, instruct: the paper's two stages. finetune: everything except the vision towers.
+    """
 
     ALIGN = "align"
     INSTRUCT = "instruct"
@@ -41,41 +23,42 @@ class Stage(enum.StrEnum):
 
 
 class TrainableAttention(enum.StrEnum):
-    """Which attention kernels `align` trains: the paper's label says all, its figure shows q, k, v."""
+    """Which attention kernels `align` trains. The paper's text says all four; its figure shows q, k and v."""
 
     QKVO = "qkvo"
     QKV = "qkv"
 
 
 class QuestionContext(enum.StrEnum):
-    """Whether the questions about an image see the image and themselves only, or as a dialogue those before them."""
+    """What a question about an image sees: only the image, or also the questions and answers before it."""
 
     INDEPENDENT = "independent"
     DIALOGUE = "dialogue"
 
 
 class OnDamaged(enum.StrEnum):
-    """What training does about a record or an image that cannot be read."""
+    """What to do with a record or image that cannot be read: end the run, or skip it."""
 
     REFUSE = "refuse"
     SKIP = "skip"
 
 
 class Augment(enum.StrEnum):
-    """Which symmetries of the square training draws from, an image at a time."""
+    """Symmetries of the square that an image is transformed by, drawn at random per sample, its boxes included.
+
+    flips: left-right, up-down or both. flips+rotations: all eight, that is, rotations by multiples of 90 degrees too.
+    """
 
     NONE = "none"
     FLIPS = "flips"
     FLIPS_AND_ROTATIONS = "flips+rotations"
 
 
-class DType(enum.StrEnum):
-    FLOAT32 = "float32"
-    BFLOAT16 = "bfloat16"
-
-
 class FrozenDType(enum.StrEnum):
-    """Of weights that a stage does not train; int8: the LLM's kernels, with a scale a channel, the rest bfloat16."""
+    """Storage of parameters that a stage does not train.
+
+    int8: the LLM's kernels as int8 with one scale per output channel, all others as bfloat16.
+    """
 
     FLOAT32 = "float32"
     BFLOAT16 = "bfloat16"
@@ -83,11 +66,11 @@ class FrozenDType(enum.StrEnum):
 
 
 class Remat(enum.StrEnum):
-    """What a block's forward pass keeps for its backward pass; the rest is computed again.
+    """Rematerialisation: what the forward pass of an LLM block keeps for its backward pass; the rest is recomputed.
 
-    none: JAX's own choice, everything that any gradient reads. minimal: the outputs of the seven linears and of
-    attention, so that no matrix product is done twice. attention: the same without gate and up. full: a
-    block's input alone. offload: what `attention` keeps, in the host's memory.
+    none: JAX's default, everything that a gradient needs. minimal: the outputs of the seven linear layers and of
+    attention, so that no matrix product is repeated. attention: the same without `gate` and `up`. full: the block's
+    input only. offload: what `attention` keeps, in host memory.
     """
 
     NONE = "none"
@@ -98,21 +81,21 @@ class Remat(enum.StrEnum):
 
 
 class OnNan(enum.StrEnum):
-    """What a run does about a loss or a gradient that is not finite; its update is applied in neither case."""
+    """What to do if the loss or a gradient is not finite: end the run, or skip the batch. No update is applied."""
 
     STOP = "stop"
     SKIP = "skip"
 
 
 class OnSpike(enum.StrEnum):
-    """What a run does about a step whose loss or gradient norm is far above those before it."""
+    """What to do if the loss or the gradient norm is far above recent ones: apply the update, or skip the batch."""
 
     KEEP = "keep"
     SKIP = "skip"
 
 
 class AttentionImpl(enum.StrEnum):
-    """What computes attention; `auto`: splash on TPUs, cuDNN on GPUs in bfloat16, XLA elsewhere."""
+    """Attention kernel. auto: splash attention on TPUs, cuDNN on GPUs in bfloat16, XLA otherwise."""
 
     AUTO = "auto"
     XLA = "xla"
@@ -120,202 +103,34 @@ class AttentionImpl(enum.StrEnum):
     CUDNN = "cudnn"
 
 
-LINEARS = ("q", "k", "v", "o", "gate", "up", "down")
-
-
-def _positive(config: object, *names: str) -> list[str]:
-    return [
-        f"{name}: expected a positive number, got {getattr(config, name)}"
-        for name in names
-        if getattr(config, name) <= 0
-    ]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ViTConfig:
-    """DINOv2. `grid` is the side of the stored position table, which is resized to the image's grid."""
-
-    image_size: int
-    patch_size: int
-    dim: int
-    depth: int
-    heads: int
-    ffn_dim: int
-    grid: int
-    mlp: Mlp = Mlp.GELU
-    position_rule: PositionRule = PositionRule.HUB
-    norm_eps: float = 1e-6
-
-    @property
-    def tokens_per_side(self) -> int:
-        return self.image_size // self.patch_size
-
-    def check(self) -> list[str]:
-        errors = _positive(self, "image_size", "patch_size", "dim", "depth", "heads", "ffn_dim", "grid")
-        if not errors and self.dim % self.heads:
-            errors.append(f"heads: expected a divisor of dim={self.dim}, got {self.heads}")
-        if not errors and self.image_size % self.patch_size:
-            errors.append(f"image_size: expected a multiple of patch_size={self.patch_size}, got {self.image_size}")
-        return errors
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ConvNeXtConfig:
-    image_size: int
-    depths: tuple[int, ...]
-    dims: tuple[int, ...]
-    norm_eps: float = 1e-6
-
-    def check(self) -> list[str]:
-        errors = _positive(self, "image_size")
-        if len(self.depths) != 4 or len(self.dims) != 4:
-            errors.append(f"depths, dims: expected four stages, got {len(self.depths)} and {len(self.dims)}")
-        elif min(self.depths + self.dims) <= 0:
-            errors.append(f"depths, dims: expected positive numbers, got {self.depths} and {self.dims}")
-        if self.image_size % 32:
-            errors.append(f"image_size: expected a multiple of the trunk's stride 32, got {self.image_size}")
-        return errors
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PerceptionConfig:
-    """Visual-enhanced perception: which ViT layers and CNN stages (0-based), and how each set is fused."""
-
-    vit_layers: tuple[int, ...]
-    cnn_stages: tuple[int, ...]
-    vit_fuse: Fuse = Fuse.CONCAT
-    cnn_fuse: Fuse = Fuse.CONCAT
-
-    def check(self) -> list[str]:
-        errors = []
-        if self.vit_fuse not in (Fuse.CONCAT, Fuse.MEAN, Fuse.LAST):
-            errors.append(f"vit_fuse: expected concat, mean or last, got {self.vit_fuse}")
-        if self.cnn_fuse not in (Fuse.CONCAT, Fuse.SUM, Fuse.LAST):
-            errors.append(f"cnn_fuse: expected concat, sum or last, got {self.cnn_fuse}")
-        for name, taps in (("vit_layers", self.vit_layers), ("cnn_stages", self.cnn_stages)):
-            if not taps or list(taps) != sorted(set(taps)) or taps[0] < 0:
-                errors.append(f"{name}: expected increasing indices from 0 on, got {taps}")
-        return errors
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class LlamaConfig:
-    vocab_size: int
-    dim: int
-    depth: int
-    heads: int
-    kv_heads: int
-    ffn_dim: int
-    norm_eps: float = 1e-5
-    rope_theta: float = 10000.0
-    tied_head: bool = False
-    attention_bias: bool = False
-    mlp_bias: bool = False
-
-    @property
-    def head_dim(self) -> int:
-        return self.dim // self.heads
-
-    def check(self) -> list[str]:
-        errors = _positive(self, "vocab_size", "dim", "depth", "heads", "kv_heads", "ffn_dim", "rope_theta")
-        if not errors and self.dim % self.heads:
-            errors.append(f"heads: expected a divisor of dim={self.dim}, got {self.heads}")
-        if not errors and self.heads % self.kv_heads:
-            errors.append(f"kv_heads: expected a divisor of heads={self.heads}, got {self.kv_heads}")
-        if not errors and self.head_dim % 2:
-            errors.append(f"dim/heads: expected an even head size for RoPE, got {self.head_dim}")
-        return errors
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class AdapterConfig:
-    """What sits on the LLM's linears.
-
-    Attributes:
-        rank, alpha: of LoRA, whose product is multiplied by alpha / rank; alpha 0: by one, as in LLaMA2-Accessory.
-    """
-
-    kind: AdapterKind = AdapterKind.NONE
-    targets: tuple[str, ...] = LINEARS
-    rank: int = 16
-    alpha: float = 0.0
-
-    @property
-    def factor(self) -> float:
-        """What LoRA's product is multiplied by."""
-        return self.alpha / self.rank if self.alpha else 1.0
-
-    def check(self) -> list[str]:
-        unknown = [target for target in self.targets if target not in LINEARS]
-        errors = [f"targets: expected some of {LINEARS}, got {unknown}"] if unknown else []
-        if not self.targets and self.kind is not AdapterKind.NONE:
-            errors.append(f"targets: expected some of {LINEARS}, got none")
-        if self.alpha < 0:
-            errors.append(f"alpha: expected a positive number, or 0 for no scaling, got {self.alpha}")
-        return errors + _positive(self, "rank")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ModelConfig:
-    """EarthGPT. `image_size` is the side of the uint8 square that reaches the device."""
-
-    image_size: int
-    vit: ViTConfig
-    convnext: ConvNeXtConfig
-    perception: PerceptionConfig
-    llm: LlamaConfig
-    adapter: AdapterConfig = AdapterConfig()
-    compute_dtype: DType = DType.BFLOAT16
-
-    @property
-    def visual_tokens(self) -> int:
-        """P: one CLS and the ViT's grid."""
-        return 1 + self.vit.tokens_per_side**2
-
-    def check(self) -> list[str]:
-        errors = _positive(self, "image_size")
-        if self.perception.vit_layers and max(self.perception.vit_layers) >= self.vit.depth:
-            errors.append(
-                f"perception.vit_layers: expected indices below vit.depth={self.vit.depth}, "
-                f"got {self.perception.vit_layers}"
-            )
-        if self.perception.cnn_stages and max(self.perception.cnn_stages) > 3:
-            errors.append(f"perception.cnn_stages: expected indices 0..3, got {self.perception.cnn_stages}")
-        grid = self.vit.tokens_per_side
-        for stage in self.perception.cnn_stages:
-            side = self.convnext.image_size // (4 * 2**stage)
-            if side and max(side, grid) % min(side, grid):
-                errors.append(
-                    f"perception.cnn_stages: stage {stage} has a {side}x{side} map, which neither divides "
-                    f"nor is divided by the ViT's {grid}x{grid} grid"
-                )
-        return errors
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """What is read and how it is asked.
+    """Training data, and how it is turned into packed sequences of questions and answers.
 
     Attributes:
-        source: a directory made by `earthgpt data build`, or a folder of them; `synthetic` for a few synthetic records
-            that the run draws for itself, to debug.
-        mixture: which datasets of a folder are trained on, and how often: a name from `data/mixtures`, or a file;
-            "": whatever is there, each once an epoch.
-        seq_len: T.
-        batch_size: rows a step, of all hosts together.
-        max_images: at most; 0: as many as a row has room for.
-        max_questions: about one image in a row, at most; it occurs in further rows with the others.
-        turns: whether questions about an image are independent of each other or a dialogue.
-        task_weights: kind -> how often each question of it is asked an epoch: 1 once, 2 twice, 0.5 every other
-            epoch. Kinds are the seven tasks, for `align` `grounded_caption` and `grounded_caption_obb`, and those
-            derived from boxes (`input.prompts.derived`).
-        decimals: of box coordinates, as fractions of the padded square.
-        max_boxes: most boxes that a detection answer lists, the largest; the others are counted in words.
-            0: all are listed.
-        augment: `flips` (left-right, up-down, both) or `flips+rotations` (all eight symmetries of the square), drawn
-            for every sample, boxes included; a sample whose text speaks of a direction stays as it is.
-        on_damaged: what happens about records and images that cannot be read.
-        workers: processes of each host that make rows; 0: threads of the training process. Changes no batch.
+        source: dataset directory that `earthgpt data build` wrote, or a folder of such directories; `synthetic`: a few
+            synthetic records that the run generates, for debugging.
+        split: split of the datasets to train on.
+        mixture: which datasets of the folder are used and how often: a name from `data/mixtures` or a YAML file.
+            The default, "", uses each dataset once per epoch.
+        seq_len: T, tokens per packed sequence.
+        batch_size: packed sequences per optimiser step, over all hosts.
+        max_images: maximum number of images per packed sequence; 0: as many as fit.
+        max_questions: maximum number of questions about one image in a packed sequence. An image with more questions
+            occurs in several sequences.
+        question_context: whether the questions about an image are independent or form a dialogue.
+        task_weights: how often each question of a task is used per epoch: 1 once, 2 twice, 0.5 every other epoch.
+            Tasks are the seven of `records.Task`; `grounded_caption` and `grounded_caption_obb` for stage `align`;
+            and those derived from boxes (`input.prompts.derived`). At least one is required.
+        decimals: decimals of box coordinates in text, as fractions of the padded square.
+        max_boxes: maximum number of boxes listed in a detection answer. The largest are listed; the others are given
+            as a count. 0: no limit.
+        chat_template: name of the chat template: `v1`, with SPHINX's system prompt, or `plain`.
+        augment: augmentation by flips and rotations; none by default. Samples whose text mentions a direction are
+            not augmented.
+        on_damaged: what to do with records and images that cannot be read.
+        workers: processes per host that prepare batches; 0: threads of the training process. Batches do not depend
+            on it.
     """
 
     source: str
@@ -335,20 +150,20 @@ class DataConfig:
     workers: int = 0
 
     def check(self) -> list[str]:
-        errors = _positive(self, "seq_len", "batch_size", "max_questions")
+        errors = expect_positive(self, "seq_len", "batch_size", "max_questions")
         errors += [
-            f"{name}: expected a number of {what}, or 0, got {getattr(self, name)}"
-            for name, what in (("max_images", "images"), ("workers", "processes"))
+            f"{name}: expected a number of {unit}, or 0 for {zero}, got {getattr(self, name)}"
+            for name, unit, zero in (
+                ("max_images", "images", "as many as fit"),
+                ("max_boxes", "boxes", "no limit"),
+                ("workers", "processes", "threads"),
+            )
             if getattr(self, name) < 0
         ]
         if not 1 <= self.decimals <= 4:
             errors.append(f"decimals: expected 1..4, got {self.decimals}")
-        if self.max_boxes < 0:
-            errors.append(f"max_boxes: expected a number of boxes, or 0 for all, got {self.max_boxes}")
-        if self.max_images < 0:
-            errors.append(f"max_images: expected a number of images, or 0 for all with room, got {self.max_images}")
         if not self.task_weights:
-            errors.append("task_weights: expected at least one kind of question, got none")
+            errors.append("task_weights: expected at least one task, got none")
         if any(weight < 0 for weight in self.task_weights.values()):
             errors.append(f"task_weights: expected weights >= 0, got {self.task_weights}")
         return errors
@@ -356,13 +171,24 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """AdamW, linear warm-up, half-cosine to `min_lr`. `lr_scale` multiplies the rate of a group of paths.
+    """AdamW with linear warm-up and half-cosine decay.
 
     Attributes:
-        on_nan: where the loss or a gradient is not finite: stop there, or leave the batch out.
-        on_spike: where loss or gradient norm stand `spike_factor` robust deviations above the median of the last
-            128 updates: apply the update all the same (and say so in metrics.jsonl), or leave the batch out.
-        max_skips: so many batches left out in a row end the run.
+        steps: number of optimiser steps of the run.
+        peak_lr: learning rate after warm-up.
+        min_lr: learning rate at the last step.
+        warmup_steps: steps of linear warm-up; 0: none.
+        b1, b2: decay rates of Adam's first and second moment.
+        eps: Adam's epsilon.
+        weight_decay: decoupled weight decay, of the parameters that `training/stages.py` marks.
+        clip_norm: maximum global norm of the trainable parameters' gradients.
+        microbatches: number of equal parts that a batch is split into; their gradients are accumulated.
+        lr_scale: factor on the learning rate, by parameter group of `training/stages.py`; 1 for groups not named.
+        on_nan: what to do if the loss or a gradient is not finite.
+        on_spike: what to do if the loss or the gradient norm is more than `spike_factor` robust standard deviations
+            above the median of the last 128 updates. Either way metrics.jsonl records the spike.
+        spike_factor: threshold of a spike, in robust standard deviations.
+        max_skips: number of consecutive skipped batches that ends the run.
     """
 
     steps: int
@@ -382,7 +208,7 @@ class OptimConfig:
     max_skips: int = 10
 
     def check(self) -> list[str]:
-        errors = _positive(
+        errors = expect_positive(
             self, "steps", "peak_lr", "clip_norm", "microbatches", "spike_factor", "max_skips"
         )  # fmt: skip
         if not 0 <= self.warmup_steps <= self.steps:
@@ -394,14 +220,15 @@ class OptimConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
-    """When a run saves, and what of it stays.
+    """When checkpoints are saved, and which are retained.
 
     Attributes:
-        every_steps: between checkpoints; the last step is saved as well, and the one at which a run is told to stop.
-        keep: so many of the newest.
-        keep_every_steps: those of multiples of this stay for good; 0: none.
-        keep_every_hours: the first stays for good, and so does the first that is so much newer than the last that
-            stayed; 0: none.
+        every_steps: steps between checkpoints. The last step, and the step at which a run is preempted, are also
+            saved.
+        keep: number of most recent checkpoints to retain.
+        keep_every_steps: retain the checkpoints of steps that are multiples of this number permanently; 0: none.
+        keep_every_hours: retain permanently the first checkpoint, and then each that is at least this many hours newer
+            than the last one retained for this reason; 0: none.
     """
 
     every_steps: int = 500
@@ -410,7 +237,7 @@ class CheckpointConfig:
     keep_every_hours: float = 0.0
 
     def check(self) -> list[str]:
-        errors = _positive(self, "every_steps", "keep")
+        errors = expect_positive(self, "every_steps", "keep")
         if self.keep_every_steps < 0 or (not errors and self.keep_every_steps % self.every_steps):
             errors.append(
                 f"keep_every_steps: expected a multiple of every_steps={self.every_steps}, or 0, "
@@ -423,7 +250,12 @@ class CheckpointConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WatchdogConfig:
-    """A process that finishes no step for so many minutes says where it stands and ends (status 75); 0: never."""
+    """Ends a process that hangs.
+
+    Attributes:
+        minutes: time without a finished step after which a process prints the stacks of its threads and exits with
+            status 75; 0: never.
+    """
 
     minutes: float = 30.0
 
@@ -433,12 +265,12 @@ class WatchdogConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MeshConfig:
-    """Devices along each axis; -1 (one of `data` and `fsdp`): all that the others leave.
+    """Number of devices along each mesh axis. One of `data` and `fsdp` may be -1: all devices that remain.
 
     Attributes:
-        data: rows of the batch; several slices lie along it.
-        fsdp: rows too, and every large weight in slices, gathered when needed.
-        tensor: heads, ffn channels and the vocabulary.
+        data: shards the batch. If there are several slices, they lie along this axis.
+        fsdp: shards the batch, and every large parameter, which is gathered where it is used.
+        tensor: shards heads, FFN channels and the vocabulary.
     """
 
     data: int = -1
@@ -452,8 +284,8 @@ class MeshConfig:
             if size < 1 and size != -1
         ]
         if self.data == self.fsdp == -1:
-            errors.append("data, fsdp: expected -1 at one of them at most, got -1 at both")
-        return errors + _positive(self, "tensor")
+            errors.append("data, fsdp: expected -1 for at most one of them, got -1 for both")
+        return errors + expect_positive(self, "tensor")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -461,12 +293,24 @@ class Config:
     """One training run.
 
     Attributes:
-        init: the model it starts from: an embedded name (`tiny-base`, `tiny`) or a model directory; `random` for
-            random weights and the embedded tokenizer, to debug and to measure.
-        init_from: instead of `init`, a foreign checkpoint each for `vit`, `convnext` and `llm` (and `projector`),
-            or `model` for a whole one; what `earthgpt convert import` reads.
-        frozen_dtype: of weights that this stage does not train.
-        mesh, remat, attention: how the devices share the work and what computes it; a run may resume with others.
+        recipe: name of the recipe, for logs and the finished model.
+        stage: which parameters are trained.
+        model: the architecture.
+        data: training data and batches.
+        optim: optimiser, schedule and the guard against bad updates.
+        init: model to start from: an embedded one (`tiny-base`, `tiny`) or a model directory; `random`: random weights
+            and the embedded tokenizer, for debugging and benchmarks.
+        init_from: instead of `init`, checkpoints of other projects to start from: paths for `vit`, `convnext`, `llm`
+            and optionally `projector`, or one for `model`; `earthgpt convert import` reads the same.
+        checkpoint: when checkpoints are saved and which are retained.
+        watchdog: when a process that hangs is ended.
+        trainable_attention: which attention kernels stage `align` trains.
+        frozen_dtype: storage of the parameters that the stage does not train.
+        mesh: number of devices along each mesh axis.
+        remat: which activations are kept for the backward pass.
+        attention_impl: attention kernel. A run may be resumed with another `mesh`, `remat` and `attention_impl`.
+        seed: seed of initialisation, sampling and augmentation.
+        log_every: steps between updates of the progress bar, TensorBoard and throughput.jsonl.
     """
 
     recipe: str
@@ -487,13 +331,13 @@ class Config:
     log_every: int = 10
 
     def check(self) -> list[str]:
-        errors = _positive(self, "log_every")
+        errors = expect_positive(self, "log_every")
         if bool(self.init) == bool(self.init_from):
-            errors.append(f"init, init_from: expected one of them, got {self.init!r} and {self.init_from}")
+            errors.append(f"init, init_from: expected exactly one of them, got {self.init!r} and {self.init_from}")
         has_adapter = self.model.adapter.kind is not AdapterKind.NONE
         if has_adapter != (self.stage is Stage.INSTRUCT):
-            wanted = "an adapter" if self.stage is Stage.INSTRUCT else "none"
-            errors.append(f"model.adapter.kind: stage {self.stage} expects {wanted}, got {self.model.adapter.kind}")
+            expected = "an adapter" if self.stage is Stage.INSTRUCT else "none"
+            errors.append(f"model.adapter.kind: stage {self.stage} expects {expected}, got {self.model.adapter.kind}")
         if self.data.batch_size % self.optim.microbatches:
             errors.append(
                 f"optim.microbatches: expected a divisor of data.batch_size={self.data.batch_size}, "
@@ -504,7 +348,7 @@ class Config:
                 errors.append(f"mesh.tensor: expected a divisor of model.llm.{name}={heads}, got {self.mesh.tensor}")
         if self.data.seq_len < self.model.visual_tokens + 16:
             errors.append(
-                f"data.seq_len: expected room for {self.model.visual_tokens + 3} image slots and text, "
+                f"data.seq_len: expected space for {self.model.visual_tokens + 3} image slots and text, "
                 f"got {self.data.seq_len}"
             )
         return errors

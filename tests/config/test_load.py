@@ -1,3 +1,8 @@
+"""Recipes: fields, errors, and what each stage trains at the published sizes."""
+
+from __future__ import annotations
+
+import dataclasses
 import re
 
 import pytest
@@ -14,14 +19,14 @@ RECIPES = ("tiny", "tiny_real", "earthgpt_7b", "earthgpt_13b", "sphinx_light")
 
 @pytest.mark.parametrize("name", RECIPES)
 @pytest.mark.parametrize("stage", Stage)
-def test_every_recipe_resolves_and_survives_a_round_trip(name, stage):
+def test_every_recipe_loads_and_survives_a_round_trip(name: str, stage: Stage) -> None:
     config = config_lib.load(f"{name}:{stage}")
     assert config.stage is stage
     assert config_lib.load(f"{name}:lora").model.adapter.kind is AdapterKind.LORA
     assert config_lib.from_dict(config_lib.to_dict(config)) == config
 
 
-def test_all_errors_come_at_once_with_path_expected_got_and_nearest_name():
+def test_all_errors_are_reported_at_once_with_path_expected_got_and_nearest_name() -> None:
     with pytest.raises(EarthGPTError) as error:
         config_lib.load(
             "tiny:align",
@@ -49,20 +54,57 @@ def test_all_errors_come_at_once_with_path_expected_got_and_nearest_name():
         ("model.adapter.alpha=-1", "expected a positive number, or 0 for no scaling, got -1"),
     ],
 )
-def test_impossible_combinations_are_refused(override, message):
+def test_impossible_combinations_are_refused(override: str, message: str) -> None:
     with pytest.raises(EarthGPTError, match=re.escape(message)):
         config_lib.load("tiny:align", [f"--config.{override}"])
 
 
-def test_a_misspelt_recipe_names_the_nearest():
+def test_a_misspelt_recipe_names_the_nearest() -> None:
     with pytest.raises(EarthGPTError, match="did you mean 'tiny'"):
         config_lib.load("tny:align")
     with pytest.raises(EarthGPTError, match="expected one of"):
         config_lib.load("tiny:aling")
 
 
-# Hand counts of the 13B model: facts of the paper's architecture, not of this code.
-def test_13b_has_the_published_parameter_counts():
+@pytest.mark.parametrize(
+    ("override", "name"),
+    [
+        ("attention=xla", "attention_impl"),
+        ("trained_attention=qkv", "trainable_attention"),
+        ("model.dtype=float32", "compute_dtype"),
+        ("data.tokens_per_row=1024", "seq_len"),
+        ("data.images_per_row=2", "max_images"),
+        ("data.turns=dialogue", "question_context"),
+        ("data.damaged=skip", "on_damaged"),
+        ("data.conversation=plain", "chat_template"),
+        ("data.augment=flips+turns", "flips+rotations"),
+    ],
+)
+def test_a_former_name_is_refused_and_the_present_one_is_suggested(override: str, name: str) -> None:
+    with pytest.raises(EarthGPTError, match=re.escape(f"did you mean '{name}'?")):
+        config_lib.load("tiny:align", [f"--config.{override}"])
+
+
+@pytest.mark.parametrize("name", ["max_images", "max_boxes", "workers"])
+def test_a_negative_limit_is_reported_once(name: str) -> None:
+    with pytest.raises(EarthGPTError) as error:
+        config_lib.load("tiny:align", [f"--config.data.{name}=-1"])
+    assert str(error.value).count(name) == 1
+
+
+def test_every_field_is_described() -> None:
+    classes = [value for value in vars(config_lib).values() if dataclasses.is_dataclass(value)]
+    missing = [
+        f"{cls.__name__}.{field.name}"
+        for cls in classes
+        for field in dataclasses.fields(cls)
+        if not re.search(rf"^ +(\w+, )*{field.name}(, \w+)*: ", cls.__doc__ or "", flags=re.MULTILINE)
+    ]
+    assert len(classes) > 10 and missing == []
+
+
+# Counted by hand for the 13B model: facts about the paper's architecture, independent of this code.
+def test_13b_has_the_published_parameter_counts() -> None:
     config = config_lib.load("earthgpt_13b:instruct")
     _, shapes = earthgpt.abstract(config.model)
 
@@ -77,7 +119,7 @@ def test_13b_has_the_published_parameter_counts():
     assert count({path: shapes[path] for path in trainable_paths(config, shapes)}) == 4_259_840
 
 
-def test_sphinx_light_has_the_published_parameter_counts():
+def test_sphinx_light_has_the_published_parameter_counts() -> None:
     _, shapes = earthgpt.abstract(config_lib.load("sphinx_light:align").model)
     parts = ("vit", "convnext", "projector", "llm")
     counts = {part: count({p: s for p, s in shapes.items() if p.startswith(f"{part}/")}) for part in parts}
@@ -89,7 +131,7 @@ def test_sphinx_light_has_the_published_parameter_counts():
     }
 
 
-def test_what_align_trains_at_13b():
+def test_what_align_trains_at_13b() -> None:
     config = config_lib.load("earthgpt_13b:align")
     _, shapes = earthgpt.abstract(config.model)
     trainable = trainable_paths(config, shapes)
@@ -98,13 +140,13 @@ def test_what_align_trains_at_13b():
         by_group[rule.group] = by_group.get(rule.group, 0) + count({path: shapes[path]})
     assert by_group["attention"] == 4_194_304_000
     assert by_group["norm"] == 414_720
-    # CNN stages 2880 + four ViT layers 4096 = 6976 channels, Linear + LayerNorm, and the two image marks.
+    # 2880 channels of the CNN stages + 4096 of four ViT layers = 6976; Linear and LayerNorm; the two image tokens.
     assert by_group["projector"] == 6976 * 5120 + 5120 + 2 * 5120 + 2 * 5120
     decaying = {path for path, rule in trainable.items() if rule.decay}
     assert "projector/linear/kernel" in decaying and "projector/linear/bias" not in decaying
 
 
-def test_what_lora_and_full_fine_tuning_train_at_13b():
+def test_what_lora_and_full_fine_tuning_train_at_13b() -> None:
     config = config_lib.load("earthgpt_13b:lora")
     assert config.stage is Stage.INSTRUCT and config.model.adapter.factor == 2.0
     _, shapes = earthgpt.abstract(config.model)
@@ -121,7 +163,7 @@ def test_what_lora_and_full_fine_tuning_train_at_13b():
     }
     assert count({path: shapes[path] for path in trainable if path.startswith("llm/")}) == 13_015_864_320
     assert {rule.group for rule in trainable.values()} == {"projector", "attention", "norm", "mlp", "embed", "head"}
-    # As LLaMA2-Accessory: whatever is neither a bias nor a norm of the LLM decays.
+    # As in LLaMA2-Accessory: all decay except biases and the LLM's norms.
     kept = {path for path, rule in trainable.items() if not rule.decay}
     assert kept == {
         path for path in trainable if path.endswith("/bias") or (path.startswith("llm/") and "norm" in path)
@@ -131,7 +173,9 @@ def test_what_lora_and_full_fine_tuning_train_at_13b():
 @pytest.mark.parametrize("attention", TrainableAttention)
 @pytest.mark.parametrize("kind", [AdapterKind.SCALE_BIAS, AdapterKind.BIAS, AdapterKind.LORA])
 @pytest.mark.parametrize("fuse", ["concat", "sum", "last"])
-def test_stage_tables_are_total_and_tight_for_every_variant(attention, kind, fuse):
+def test_stage_tables_are_total_and_tight_for_every_variant(
+    attention: TrainableAttention, kind: AdapterKind, fuse: str
+) -> None:
     for stage in (Stage.ALIGN, Stage.INSTRUCT):
         chosen = kind if stage is Stage.INSTRUCT else AdapterKind.NONE
         config = config_lib.load(
@@ -144,7 +188,7 @@ def test_stage_tables_are_total_and_tight_for_every_variant(attention, kind, fus
 
 
 @pytest.mark.parametrize("variant", ["perception.cnn_fuse=sum", "llm.tied_head=True", "llm.mlp_bias=True"])
-def test_full_fine_tuning_trains_every_variant(variant):
+def test_full_fine_tuning_trains_every_variant(variant: str) -> None:
     config = config_lib.load("tiny:finetune", [f"--config.model.{variant}", "--config.model.llm.attention_bias=True"])
     _, shapes = earthgpt.abstract(config.model)
     trainable = trainable_paths(config, shapes)

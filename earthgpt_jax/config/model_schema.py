@@ -1,0 +1,286 @@
+"""Fields of the `model` section of a recipe: vision towers, projector, LLM and adapters.
+
+Each class checks its own values in `check`, which returns one message per problem.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+
+LINEARS = ("q", "k", "v", "o", "gate", "up", "down")  # of an LLM block
+
+
+class Mlp(enum.StrEnum):
+    """MLP of a ViT block: two linear layers with GELU (DINOv2 S, B, L), or the gated SwiGLU (DINOv2 g)."""
+
+    GELU = "gelu"
+    SWIGLU = "swiglu"
+
+
+class PositionRule(enum.StrEnum):
+    """How a ViT's position table is interpolated to another grid: as DINOv2's torch hub code or as transformers."""
+
+    HUB = "hub"
+    HF = "hf"
+
+
+class Fuse(enum.StrEnum):
+    """How the feature maps that are taken from one tower are fused.
+
+    concat: along the channels. mean, sum: elementwise. last: the last map alone.
+    """
+
+    CONCAT = "concat"
+    MEAN = "mean"
+    SUM = "sum"
+    LAST = "last"
+
+
+class AdapterKind(enum.StrEnum):
+    """Adapter on a linear layer y = W x.
+
+    none: no adapter. bias: y = W x + bias. scale+bias: y = scale * (W x + bias), the paper's. lora: y = W x + B A x.
+    """
+
+    NONE = "none"
+    BIAS = "bias"
+    SCALE_BIAS = "scale+bias"
+    LORA = "lora"
+
+
+class DType(enum.StrEnum):
+    """A floating-point type to compute in."""
+
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+
+
+def expect_positive(config: object, *names: str) -> list[str]:
+    """Return one message for each named field that is not positive."""
+    return [
+        f"{name}: expected a positive number, got {getattr(config, name)}"
+        for name in names
+        if getattr(config, name) <= 0
+    ]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ViTConfig:
+    """The ViT tower, DINOv2.
+
+    Attributes:
+        image_size: side of the input, in pixels; the square image is resized to it on the device.
+        patch_size: side of a patch, in pixels.
+        dim: channels of the residual stream.
+        depth: number of blocks.
+        heads: number of attention heads.
+        ffn_dim: hidden channels of the MLP.
+        grid: side of the stored position table, in patches. It is interpolated to the grid of the input.
+        mlp: type of the MLP.
+        position_rule: how the position table is interpolated.
+        norm_eps: epsilon of the LayerNorms.
+    """
+
+    image_size: int
+    patch_size: int
+    dim: int
+    depth: int
+    heads: int
+    ffn_dim: int
+    grid: int
+    mlp: Mlp = Mlp.GELU
+    position_rule: PositionRule = PositionRule.HUB
+    norm_eps: float = 1e-6
+
+    @property
+    def tokens_per_side(self) -> int:
+        """Side of the grid of patches."""
+        return self.image_size // self.patch_size
+
+    def check(self) -> list[str]:
+        errors = expect_positive(self, "image_size", "patch_size", "dim", "depth", "heads", "ffn_dim", "grid")
+        if not errors and self.dim % self.heads:
+            errors.append(f"heads: expected a divisor of dim={self.dim}, got {self.heads}")
+        if not errors and self.image_size % self.patch_size:
+            errors.append(f"image_size: expected a multiple of patch_size={self.patch_size}, got {self.image_size}")
+        return errors
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ConvNeXtConfig:
+    """The CNN tower, a ConvNeXt trunk with four stages of strides 4, 8, 16 and 32.
+
+    Attributes:
+        image_size: side of the input, in pixels; the square image is resized to it on the device.
+        depths: number of blocks of each stage.
+        dims: channels of each stage.
+        norm_eps: epsilon of the LayerNorms.
+    """
+
+    image_size: int
+    depths: tuple[int, ...]
+    dims: tuple[int, ...]
+    norm_eps: float = 1e-6
+
+    def check(self) -> list[str]:
+        errors = expect_positive(self, "image_size")
+        if len(self.depths) != 4 or len(self.dims) != 4:
+            errors.append(f"depths, dims: expected four stages, got {len(self.depths)} and {len(self.dims)}")
+        elif min(self.depths + self.dims) <= 0:
+            errors.append(f"depths, dims: expected positive numbers, got {self.depths} and {self.dims}")
+        if self.image_size % 32:
+            errors.append(f"image_size: expected a multiple of the trunk's stride 32, got {self.image_size}")
+        return errors
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PerceptionConfig:
+    """Visual-enhanced perception: which feature maps of the two towers become visual tokens.
+
+    Attributes:
+        vit_layers: 0-based indices of the ViT blocks whose outputs are taken, increasing.
+        cnn_stages: 0-based indices of the CNN stages whose outputs are taken, increasing.
+        vit_fuse: how the ViT's outputs are fused: concat, mean or last.
+        cnn_fuse: how the CNN's outputs are fused: concat, sum or last.
+    """
+
+    vit_layers: tuple[int, ...]
+    cnn_stages: tuple[int, ...]
+    vit_fuse: Fuse = Fuse.CONCAT
+    cnn_fuse: Fuse = Fuse.CONCAT
+
+    def check(self) -> list[str]:
+        errors = []
+        if self.vit_fuse not in (Fuse.CONCAT, Fuse.MEAN, Fuse.LAST):
+            errors.append(f"vit_fuse: expected concat, mean or last, got {self.vit_fuse}")
+        if self.cnn_fuse not in (Fuse.CONCAT, Fuse.SUM, Fuse.LAST):
+            errors.append(f"cnn_fuse: expected concat, sum or last, got {self.cnn_fuse}")
+        for name, indices in (("vit_layers", self.vit_layers), ("cnn_stages", self.cnn_stages)):
+            if not indices or list(indices) != sorted(set(indices)) or indices[0] < 0:
+                errors.append(f"{name}: expected increasing indices, the first at least 0, got {indices}")
+        return errors
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LlamaConfig:
+    """The LLM, of the LLaMA family.
+
+    Attributes:
+        vocab_size: number of token ids.
+        dim: channels of the residual stream.
+        depth: number of blocks.
+        heads: number of query heads.
+        kv_heads: number of key and value heads; fewer than `heads` is grouped-query attention.
+        ffn_dim: hidden channels of the MLP.
+        norm_eps: epsilon of the RMSNorms.
+        rope_theta: base of the rotary position embedding's wavelengths.
+        tied_head: whether the output head shares the embedding's weights.
+        attention_bias: whether the attention's linear layers have biases.
+        mlp_bias: whether the MLP's linear layers have biases.
+    """
+
+    vocab_size: int
+    dim: int
+    depth: int
+    heads: int
+    kv_heads: int
+    ffn_dim: int
+    norm_eps: float = 1e-5
+    rope_theta: float = 10000.0
+    tied_head: bool = False
+    attention_bias: bool = False
+    mlp_bias: bool = False
+
+    @property
+    def head_dim(self) -> int:
+        """Channels of one head."""
+        return self.dim // self.heads
+
+    def check(self) -> list[str]:
+        errors = expect_positive(self, "vocab_size", "dim", "depth", "heads", "kv_heads", "ffn_dim", "rope_theta")
+        if not errors and self.dim % self.heads:
+            errors.append(f"heads: expected a divisor of dim={self.dim}, got {self.heads}")
+        if not errors and self.heads % self.kv_heads:
+            errors.append(f"kv_heads: expected a divisor of heads={self.heads}, got {self.kv_heads}")
+        if not errors and self.head_dim % 2:
+            errors.append(f"dim/heads: expected an even head size for RoPE, got {self.head_dim}")
+        return errors
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AdapterConfig:
+    """Adapters on the linear layers of the LLM.
+
+    Attributes:
+        kind: type of the adapters.
+        targets: which of `LINEARS` have one, in every block; all by default.
+        rank: rank of LoRA's product B A.
+        alpha: LoRA's product is multiplied by alpha / rank; 0 multiplies it by one, as LLaMA2-Accessory does.
+    """
+
+    kind: AdapterKind = AdapterKind.NONE
+    targets: tuple[str, ...] = LINEARS
+    rank: int = 16
+    alpha: float = 0.0
+
+    @property
+    def factor(self) -> float:
+        """The number that LoRA's product is multiplied by."""
+        return self.alpha / self.rank if self.alpha else 1.0
+
+    def check(self) -> list[str]:
+        unknown = [target for target in self.targets if target not in LINEARS]
+        errors = [f"targets: expected some of {LINEARS}, got {unknown}"] if unknown else []
+        if not self.targets and self.kind is not AdapterKind.NONE:
+            errors.append(f"targets: expected some of {LINEARS}, got none")
+        if self.alpha < 0:
+            errors.append(f"alpha: expected a positive number, or 0 for no scaling, got {self.alpha}")
+        return errors + expect_positive(self, "rank")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The whole model.
+
+    Attributes:
+        image_size: side of the uint8 image that is sent to the device, in pixels; each tower resizes it.
+        vit: the ViT tower.
+        convnext: the CNN tower.
+        perception: which of their feature maps are used.
+        llm: the language model.
+        adapter: adapters on its linear layers; none by default.
+        compute_dtype: type of activations and matrix products. Norms, softmax, angles and loss are always float32.
+    """
+
+    image_size: int
+    vit: ViTConfig
+    convnext: ConvNeXtConfig
+    perception: PerceptionConfig
+    llm: LlamaConfig
+    adapter: AdapterConfig = AdapterConfig()
+    compute_dtype: DType = DType.BFLOAT16
+
+    @property
+    def visual_tokens(self) -> int:
+        """P, the visual tokens per image: one CLS token and the ViT's grid."""
+        return 1 + self.vit.tokens_per_side**2
+
+    def check(self) -> list[str]:
+        errors = expect_positive(self, "image_size")
+        if self.perception.vit_layers and max(self.perception.vit_layers) >= self.vit.depth:
+            errors.append(
+                f"perception.vit_layers: expected indices below vit.depth={self.vit.depth}, "
+                f"got {self.perception.vit_layers}"
+            )
+        if self.perception.cnn_stages and max(self.perception.cnn_stages) > 3:
+            errors.append(f"perception.cnn_stages: expected indices 0..3, got {self.perception.cnn_stages}")
+        grid = self.vit.tokens_per_side
+        for stage in self.perception.cnn_stages:
+            side = self.convnext.image_size // (4 * 2**stage)
+            if side and max(side, grid) % min(side, grid):
+                errors.append(
+                    f"perception.cnn_stages: stage {stage} has a {side}x{side} map, which neither divides "
+                    f"nor is divided by the ViT's {grid}x{grid} grid"
+                )
+        return errors
