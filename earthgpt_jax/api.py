@@ -26,7 +26,8 @@ from PIL import Image
 from earthgpt_jax.boxes import BoxKind, Square, parse
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.inference.confidence import box_confidences
-from earthgpt_jax.inference.engine import Answer, Engine, ImageRequests, Request
+from earthgpt_jax.inference.engine import Engine
+from earthgpt_jax.inference.requests import Answer, ImageRequests, Request
 from earthgpt_jax.inference.sampling import Sampling
 from earthgpt_jax.input.images import to_square
 from earthgpt_jax.input.prompts.templates import default_question

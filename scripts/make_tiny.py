@@ -65,7 +65,7 @@ from earthgpt_jax.models.earthgpt import (
     normalize,
 )
 from earthgpt_jax.models.layers import LayerNorm, Linear
-from earthgpt_jax.models.llama import Llama
+from earthgpt_jax.models.llama import Llama, PackedAttention
 from earthgpt_jax.models.perception import Projector
 from earthgpt_jax.ops.attention import make_attention_mask
 from earthgpt_jax.ops.losses import next_token_loss
@@ -505,8 +505,8 @@ class Reader(nnx.Module):
 
     def __call__(self, tokens, positions, segments, question_index, slots, codes) -> jax.Array:
         x = EarthGPT.embed(self, tokens, slots, self.maps(codes))  # type: ignore[arg-type]
-        hidden, _ = self.llm(x, positions=positions, mask=make_attention_mask(segments, question_index))
-        return self.llm.logits(hidden)
+        attention = PackedAttention(make_attention_mask(segments, question_index))
+        return self.llm.logits(self.llm(x, positions=positions, attention=attention).hidden)
 
 
 def llm(workdir: Path, config: Config, *, rounds: Sequence[int], count: int) -> Path:

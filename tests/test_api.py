@@ -79,9 +79,9 @@ def test_a_dialogue_remembers_its_turns(model: eg.Model, scene: Path) -> None:
     assert first == model.answer(scene, QUESTIONS[0], max_new_tokens=32)
 
     engine = model.engine
-    seen = open_turn_ids(engine._tokenizer, engine._chat_template, QUESTIONS[1], history=[(QUESTIONS[0], first)])
-    earlier = turn_ids(engine._tokenizer, engine._chat_template, QUESTIONS[0], first)[0]
-    assert seen == [*earlier, *open_turn_ids(engine._tokenizer, engine._chat_template, QUESTIONS[1])]
+    seen = open_turn_ids(engine.tokenizer, engine.chat_template, QUESTIONS[1], history=[(QUESTIONS[0], first)])
+    earlier = turn_ids(engine.tokenizer, engine.chat_template, QUESTIONS[0], first)[0]
+    assert seen == [*earlier, *open_turn_ids(engine.tokenizer, engine.chat_template, QUESTIONS[1])]
     dialogue.reset()
     assert dialogue.ask(QUESTIONS[1]) == model.answer(scene, QUESTIONS[1], max_new_tokens=32)
 

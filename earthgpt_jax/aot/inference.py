@@ -24,9 +24,16 @@ from earthgpt_jax.aot.roofline import Roofline, roofline
 from earthgpt_jax.aot.slices import Slice
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.config import Config, MeshConfig
-from earthgpt_jax.inference.decode import NewRequests, Programs, RefillThreshold, StateShape, bucket, build_programs
+from earthgpt_jax.inference.decode import (
+    ImagePrefix,
+    NewRequests,
+    RefillThreshold,
+    StateShape,
+    StopCondition,
+    bucket,
+)
 from earthgpt_jax.inference.mesh import build_mesh, smallest_tensor_axis
-from earthgpt_jax.inference.reference import StopCondition
+from earthgpt_jax.inference.programs import Programs, build_programs
 from earthgpt_jax.inference.sampling import GREEDY
 from earthgpt_jax.input.batch import END_SLOT, START_SLOT, TEXT_SLOT
 from earthgpt_jax.sharding.mesh import AXES
@@ -133,8 +140,8 @@ def plan_inference(config: Config, wanted: Slice, *, asked: Workload, mesh: Mesh
     visual = config.model.visual_tokens
     slots = (TEXT_SLOT, START_SLOT, *range(visual), END_SLOT, *([TEXT_SLOT] * _SYSTEM))
     made = build_programs(
-        graphdef, config=config.model, prefix=((0,) * len(slots), slots), layout=layout, stop=_STOP, sampling=GREEDY,
-        mesh=chosen,
+        graphdef, config=config.model, prefix=ImagePrefix((0,) * len(slots), slots), shape=layout, stop=_STOP,
+        sampling=GREEDY, mesh=chosen,
     )  # fmt: skip
     places = made.placement.shardings(dict(shapes))
     params = {p: jax.ShapeDtypeStruct(shape.shape, dtypes[p], sharding=places[p]) for p, shape in shapes.items()}
@@ -169,7 +176,7 @@ def largest_rows(config: Config, wanted: Slice, *, asked: Workload, start: Infer
     """
     mesh = MeshConfig(**start.mesh)
     tried = {start.layout.images: start}
-    each = start.layout.rows_per_image
+    each = start.layout.slots_per_image
     fitting, failing = 0, 0
     images = start.layout.images
     while fitting + 1 != failing:
@@ -198,7 +205,7 @@ def text(result: InferencePlan) -> str:
     lines = [
         f"{result.recipe}:{result.stage} answers on {result.topology} ({result.chips} chips; {mesh})",
         f"a group of {result.mesh['tensor']} chips: {layout.images} images of {result.prefix_tokens} tokens x "
-        f"{layout.rows_per_image} questions of {layout.question_slots} + {layout.answer_slots} tokens",
+        f"{layout.slots_per_image} questions of {layout.question_tokens} + {layout.answer_tokens} tokens",
         f"figures: {result.estimate}",
         "",
         f"{'HBM a chip':<31}{'GiB':>8}",
@@ -239,21 +246,21 @@ def _calls(
     def given(shape: tuple[int, ...], dtype: Any, sharding: Any = None) -> Any:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding or place.batch)
 
-    lowered = made.start.lower()  # type: ignore[attr-defined]  # all of them are jitted
+    lowered = made.init.lower()  # type: ignore[attr-defined]  # all of them are jitted
     shardings = lowered.compile().output_shardings
     prefixes, rows = jax.tree.map(lambda x, where: given(x.shape, x.dtype, where), lowered.out_info, shardings)
     side = config.model.image_size
-    images = groups * layout.encodes
+    images = groups * layout.encode_batch
     spread = jax.sharding.NamedSharding(place.mesh, jax.sharding.PartitionSpec(AXES))
     visual = (images, config.model.visual_tokens, config.model.llm.dim)
-    width = bucket(layout.question_slots)
-    inserts = groups * layout.inserts
+    width = bucket(layout.question_tokens)
+    inserts = groups * layout.insert_batch
     new = NewRequests(
-        row=given((inserts,), jnp.int32),
+        slot=given((inserts,), jnp.int32),
         image=given((inserts,), jnp.int32),
         tokens=given((inserts, width), jnp.int32),
         length=given((inserts,), jnp.int32),
-        limit=given((inserts,), jnp.int32),
+        max_tokens=given((inserts,), jnp.int32),
         seed=given((inserts,), jnp.uint32),
     )
     until = RefillThreshold(given((groups,), jnp.bool_), given((), jnp.int32, place.whole))
@@ -266,7 +273,7 @@ def _calls(
             "images",
         ),
         "insert": (made.insert, (params, prefixes, rows, new), inserts, "questions"),
-        "decode": (made.decode, (params, prefixes, rows, until), groups * layout.rows, "tokens"),
+        "generate": (made.generate, (params, prefixes, rows, until), groups * layout.slots, "tokens"),
     }
     return calls, (prefixes, rows)
 

@@ -22,10 +22,11 @@ from earthgpt_jax.models import earthgpt
 from earthgpt_jax.models.quantized import cast_frozen
 from earthgpt_jax.sharding import rules
 from earthgpt_jax.sharding.mesh import Placement, build_mesh
+from earthgpt_jax.training.execution import execution_options
 from earthgpt_jax.training.optim import make_optimizer
 from earthgpt_jax.training.stages import Trainable, trainable_paths
 from earthgpt_jax.training.state import State
-from earthgpt_jax.training.step import execution, make_step
+from earthgpt_jax.training.step import make_step
 
 GIB = 2**30
 Shape = jax.ShapeDtypeStruct
@@ -142,7 +143,7 @@ def compile_step(
     mesh = build_mesh(config.mesh, rows=config.data.batch_size // config.optim.microbatches, devices=devices)
     given = step_inputs(config, mesh, trainable=trainable)
     graphdef, shapes = abstract_model(config.model)
-    how = execution(config, platform=devices[0].platform)
+    how = execution_options(config, platform=devices[0].platform)
     if loss_chunk is not None:
         how = dataclasses.replace(how, loss_chunk=loss_chunk)
     step = make_step(

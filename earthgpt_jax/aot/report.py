@@ -18,11 +18,11 @@ from earthgpt_jax.aot.program import GIB, OutOfMemory, StepInputs
 from earthgpt_jax.aot.roofline import Roofline, roofline
 from earthgpt_jax.aot.slices import Slice
 from earthgpt_jax.config import Config
-from earthgpt_jax.models.llama import PLAIN
 from earthgpt_jax.ops import losses
 from earthgpt_jax.sharding import rules
 from earthgpt_jax.sharding.mesh import AXES, resolve
 from earthgpt_jax.training import step
+from earthgpt_jax.training.execution import DEFAULT_EXECUTION
 
 COMPILER, SHAPES = "compiler estimate", "bytes of the shapes alone; for the rest install libtpu"
 BY_SHAPES = "arguments and a copy of the gradients are more than a chip holds"
@@ -135,7 +135,7 @@ def plan_step(config: Config, wanted: Slice, *, per_chip_batch: int | None = Non
     return result
 
 
-def turns(config: Config, *, rows: int, loss_chunk: int = PLAIN.loss_chunk) -> dict[str, int]:
+def turns(config: Config, *, rows: int, loss_chunk: int = DEFAULT_EXECUTION.loss_chunk) -> dict[str, int]:
     """How often the loops turn whose turns data decides, at most: every position supervised, no image missing.
 
     Args:

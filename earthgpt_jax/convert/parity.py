@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from earthgpt_jax import params as params_lib
@@ -17,7 +18,6 @@ from earthgpt_jax.input.prompts.chat_template import chat_template
 from earthgpt_jax.input.sequences import generation_prompt
 from earthgpt_jax.input.tokenizer import Tokenizer
 from earthgpt_jax.models import earthgpt, model_dir
-from earthgpt_jax.ops.attention import make_attention_mask
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -89,10 +89,8 @@ def _logits(name: str | Path, image: bytes, question: str) -> np.ndarray:
     @jax.jit
     def forward(params: params_lib.Params, square: jax.Array) -> jax.Array:
         module = params_lib.merge_module(graphdef, params)
-        x = module.embed(tokens[None], slots[None], module.perceive(module.encode(square[None])))
-        ones = jax.numpy.ones((1, len(tokens)), int)
-        hidden, _ = module.llm(x, positions=np.arange(len(tokens))[None], mask=make_attention_mask(ones, 0 * ones))
-        return module.llm.logits(hidden)[0]
+        out = module(jnp.asarray(tokens)[None], image_slots=jnp.asarray(slots)[None], images=square[None])
+        return out.logits[0]
 
-    params = {path: jax.numpy.asarray(value, np.float32) for path, value in arrays.items()}
+    params = {path: jnp.asarray(value, np.float32) for path, value in arrays.items()}
     return np.asarray(forward(params, load_square(image, model.model.image_size)))

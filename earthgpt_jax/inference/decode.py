@@ -1,68 +1,94 @@
-"""The compiled programs of generation, on a state of fixed size: images in, questions in, tokens out.
+"""Generation on a state of fixed size: prefill image prefixes, insert questions into slots, generate tokens.
 
-The devices that share a place along the mesh's row axes are a *group*: they hold the same rows, and split heads, ffn
-channels and vocabulary. A group has G images in work at a time and M rows for each of them, B = G * M rows; arrays have
-the groups' shares one behind the other. A question never leaves its image's group, so no cache is ever sent.
+The pure functions are here; `inference.programs` compiles them for a mesh. Vocabulary, as in JetStream:
+
+    slot      the place of one answer in the decode state; a slot whose answer has ended takes the next question
+    prefix    the tokens in front of every question about an image (BOS, the image, the system text); prefilled once
+    prefill   write the prefix of an image into the prefix cache
+    insert    prefill questions and put them into free slots
+    generate  extend the answers in all slots, one token each per step
+
+The devices at one coordinate of the `data` and `fsdp` axes form a *group*: they hold the same slots and split heads,
+ffn channels and vocabulary among them. Each group holds `StateShape.images` images with `slots_per_image` slots each;
+the arrays of all groups are concatenated. A question stays in the group of its image, so no cache is ever sent.
+
+Dim letters: B slots of all groups, R inserted requests, I image prefixes of all groups, P tokens of a prefix, S cached
+tokens of a slot (question and answer), A answer tokens, W tokens that a stop sequence may have.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Bool, Float, Int, UInt
 
 from earthgpt_jax.config import ModelConfig
-from earthgpt_jax.inference.reference import StopCondition
 from earthgpt_jax.inference.sampling import Sampling, sample_tokens
-from earthgpt_jax.inference.shared_prefix import each_group, extend, heads_first
-from earthgpt_jax.models import earthgpt
 from earthgpt_jax.models.earthgpt import EarthGPT
-from earthgpt_jax.models.llama import Cache, empty_cache
-from earthgpt_jax.params import Params, merge_module
-from earthgpt_jax.sharding import mesh as mesh_lib
-from earthgpt_jax.sharding import rules
-from earthgpt_jax.sharding.mesh import AXES, ROWS, Placement, constrain
+from earthgpt_jax.models.llama import CachedAttention
+from earthgpt_jax.ops.kv_cache import Cache, empty_cache
+from earthgpt_jax.ops.shared_prefix import SharedPrefixAttention, per_group
+from earthgpt_jax.sharding.mesh import ROWS, constrain
 
-# Whatever is within these has the same programs.
-_LEAST_QUESTION, _LEAST_QUESTION_SLOTS, _LEAST_ANSWER_SLOTS = 16, 64, 16
-_MOST_ENCODES = 8
+# Sizes are rounded up to powers of two from these on, so that similar workloads share their compiled programs.
+_MIN_QUESTION_BUCKET, _MIN_QUESTION_TOKENS, _MIN_ANSWER_TOKENS = 16, 64, 16
+_MAX_ENCODE_BATCH = 8
 
 
-def bucket(length: int, least: int = _LEAST_QUESTION) -> int:
-    """What a length is padded to: a power of two."""
+def bucket(length: int, least: int = _MIN_QUESTION_BUCKET) -> int:
+    """Return the length that `length` is padded to: the next power of two, at least `least`."""
     return max(least, 1 << (length - 1).bit_length())
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class StopCondition:
+    """When an answer ends: at `eos_id`, or after any of the token sequences `separators`, which stay in the output."""
+
+    eos_id: int
+    separators: tuple[tuple[int, ...], ...]
+
+    @property
+    def window(self) -> int:
+        """Number of tokens that must be kept to recognize the end."""
+        return max((len(separator) for separator in self.separators), default=1)
+
+
+class ImagePrefix(NamedTuple):
+    """The tokens in front of every question, and their image slots (see `EarthGPT.embed`)."""
+
+    tokens: tuple[int, ...]
+    image_slots: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class StateShape:
-    """Sizes of the state; a group's.
+    """Sizes of the decode state of one device group.
 
     Attributes:
-        images: G.
-        rows_per_image: M.
-        question_slots: of the longest question.
-        answer_slots: of the longest answer.
-        inserts: rows that an insertion fills.
-        encodes: images that an encoding takes.
+        images: images that are resident at a time.
+        slots_per_image: slots of each image.
+        question_tokens: capacity of a slot for the question.
+        answer_tokens: capacity of a slot for the answer.
+        insert_batch: requests that one insertion takes.
+        encode_batch: images that one encoder call takes.
     """
 
     images: int
-    rows_per_image: int
-    question_slots: int
-    answer_slots: int
-    inserts: int
-    encodes: int
+    slots_per_image: int
+    question_tokens: int
+    answer_tokens: int
+    insert_batch: int
+    encode_batch: int
 
     @property
-    def rows(self) -> int:
-        return self.images * self.rows_per_image
+    def slots(self) -> int:
+        """Slots of the group."""
+        return self.images * self.slots_per_image
 
     @classmethod
     def of(
@@ -75,323 +101,277 @@ class StateShape:
         groups: int = 1,
         tensor: int = 1,
     ) -> StateShape:
-        """For so many questions an image: few rows an image, but enough that all are busy.
+        """Choose sizes for a workload: few slots per image, but enough to keep all slots busy.
 
         Args:
-            questions: of each image.
-            batch_size: rows of all groups together; rounded up to what divides.
-            tensor: devices of a group; each encodes other images.
+            questions: number of questions about each image.
+            longest_question: in tokens.
+            longest_answer: in tokens.
+            batch_size: slots of all groups together; rounded up to what divides.
+            groups: number of device groups.
+            tensor: devices per group; each encodes other images.
         """
-        rows = -(-batch_size // groups)
+        slots = -(-batch_size // groups)
         most = max(questions)
         wanted = max(sum(questions) / len(questions) / 8, batch_size / len(questions))
-        share = 1
-        while share < wanted and share < most and share * 2 <= rows:
-            share *= 2
-        images = -(-rows // share)
+        per_image = 1
+        while per_image < wanted and per_image < most and per_image * 2 <= slots:
+            per_image *= 2
+        images = -(-slots // per_image)
         return cls(
             images=images,
-            rows_per_image=share,
-            question_slots=bucket(longest_question, _LEAST_QUESTION_SLOTS),
-            answer_slots=bucket(longest_answer, _LEAST_ANSWER_SLOTS),
-            inserts=-(-images * share // 4),
-            encodes=-(-min(-(-images // 4), _MOST_ENCODES) // tensor) * tensor,
+            slots_per_image=per_image,
+            question_tokens=bucket(longest_question, _MIN_QUESTION_TOKENS),
+            answer_tokens=bucket(longest_answer, _MIN_ANSWER_TOKENS),
+            insert_batch=-(-images * per_image // 4),
+            encode_batch=-(-min(-(-images // 4), _MAX_ENCODE_BATCH) // tensor) * tensor,
         )
 
 
-class Rows(NamedTuple):
-    """Questions in work.
+class DecodeState(NamedTuple):
+    """The answers being generated, one per slot.
 
     Attributes:
-        cache: of own tokens, [L, B, K, S, H].
-        length: i32[B], tokens that are in the cache.
-        token: i32[B], the newest one, which is not.
-        tail: i32[B, W], the newest tokens of the answer, as many as the longest separator has; -1 before the first.
-        made: i32[B], tokens of the answer; at most `limit`, i32[B].
-        active: bool[B].
-        output: i32[B, answer_slots], and its log-probabilities f32[B, answer_slots].
-        seed: u32[B].
+        cache: keys and values of the tokens after the image prefix, [L, B, K, S, H].
+        length: number of tokens in the cache.
+        token: the newest token, which is not in the cache yet.
+        tail: the newest W tokens of the answer, to recognize stop sequences; -1 before the first token.
+        generated: number of tokens of the answer.
+        max_tokens: the answer is cut off at this number of tokens.
+        active: whether the answer is unfinished.
+        tokens: the answer.
+        logprobs: log-probability of each token of the answer, under the model itself.
+        seed: selects the random numbers of the request.
     """
 
     cache: Cache
-    length: jax.Array
-    token: jax.Array
-    tail: jax.Array
-    made: jax.Array
-    limit: jax.Array
-    active: jax.Array
-    output: jax.Array
-    logprobs: jax.Array
-    seed: jax.Array
+    length: Int[Array, " B"]
+    token: Int[Array, " B"]
+    tail: Int[Array, "B W"]
+    generated: Int[Array, " B"]
+    max_tokens: Int[Array, " B"]
+    active: Bool[Array, " B"]
+    tokens: Int[Array, "B A"]
+    logprobs: Float[Array, "B A"]
+    seed: UInt[Array, " B"]
 
 
 class NewRequests(NamedTuple):
-    """Questions for free rows; `row` is B where there is none.
+    """Requests to insert, as NumPy or JAX arrays; indices count within the device group.
 
     Attributes:
-        row, image, length, limit: i32[I]; counted within the group.
-        tokens: i32[I, T].
-        seed: u32[I].
+        slot: i32[R], slot of each request; `StateShape.slots`, which is out of bounds, for padding.
+        image: i32[R], index of the image prefix.
+        tokens: i32[R, T], the questions, padded on the right.
+        length: i32[R], tokens of each question.
+        max_tokens: i32[R], longest answer.
+        seed: u32[R], see `sampling.request_seed`.
     """
 
-    row: Any
+    slot: Any
     image: Any
     tokens: Any
     length: Any
-    limit: Any
+    max_tokens: Any
     seed: Any
 
 
 class RefillThreshold(NamedTuple):
-    """When to stop decoding: when so many rows are free, or all.
+    """When to stop generating and insert new requests.
 
     Attributes:
-        useful: bool[groups], whose free rows count: those with questions to put there.
-        free: i32[], of these groups together.
+        groups: bool[groups], the device groups that have requests waiting.
+        free_slots: i32[], generation stops once these groups together have this many free slots.
     """
 
-    useful: Any
-    free: Any
+    groups: Any
+    free_slots: Any
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Programs:
-    """The compiled functions. Their arguments' sizes are those of all groups together.
-
-    Attributes:
-        start: `() -> (prefixes, rows)`, nothing in them.
-        encode: `(params, images u8[E, S, S, 3]) -> visual tokens [E, P, D]`.
-        prefill: `(params, prefixes, visual, slot i32[E]) -> prefixes`; slot G: no image.
-        insert: `(params, prefixes, rows, Insert) -> rows`.
-        decode: `(params, prefixes, rows, Until) -> rows`.
-        placement: where parameters live, and arrays of rows (`batch`).
-        images: where images to encode live.
-        groups: how many there are.
-    """
-
-    start: Callable[[], tuple[Cache, Rows]]
-    encode: Callable[..., jax.Array]
-    prefill: Callable[..., Cache]
-    insert: Callable[..., Rows]
-    decode: Callable[..., Rows]
-    placement: Placement
-    images: NamedSharding
-    groups: int
+def init(
+    config: ModelConfig, shape: StateShape, *, prefix_length: int, stop: StopCondition, groups: int
+) -> tuple[Cache, DecodeState]:
+    """Return an empty prefix cache, [L, I, K, P, H], and a decode state whose slots are all free."""
+    slots = groups * shape.slots
+    zeros = jnp.zeros(slots, jnp.int32)
+    state = DecodeState(
+        cache=_empty(config, slots, shape.question_tokens + shape.answer_tokens).heads_first(),
+        length=zeros,
+        token=zeros,
+        tail=jnp.zeros((slots, stop.window), jnp.int32),
+        generated=zeros,
+        max_tokens=zeros,
+        active=jnp.zeros(slots, bool),
+        tokens=jnp.zeros((slots, shape.answer_tokens), jnp.int32),
+        logprobs=jnp.zeros((slots, shape.answer_tokens)),
+        seed=zeros.astype(jnp.uint32),
+    )
+    return _empty(config, groups * shape.images, prefix_length).heads_first(), state
 
 
-@functools.lru_cache(maxsize=16)
-def placement(config: ModelConfig, mesh: Mesh) -> Placement:
-    """Where the parameters of a model live; raises EarthGPTError where the mesh does not divide them."""
-    return rules.placement(config, earthgpt.abstract(config)[1], mesh=mesh)
+def _empty(config: ModelConfig, batch: int, slots: int) -> Cache:
+    cache = empty_cache(config.llm, batch=batch, slots=slots, dtype=config.compute_dtype)
+    return Cache(*(constrain(x, None, ROWS, None, "tensor") for x in cache))
 
 
-@functools.lru_cache(maxsize=16)
-def _shardings(config: ModelConfig, mesh: Mesh) -> dict[str, NamedSharding]:
-    return placement(config, mesh).shardings(earthgpt.abstract(config)[1])
-
-
-@functools.lru_cache(maxsize=16)
-def _encoder(graphdef: nnx.GraphDef, config: ModelConfig, mesh: Mesh) -> Callable[..., jax.Array]:
-    """Apart from the other programs because it takes longest to compile and does not depend on a layout.
-
-    Every device encodes its own images, those along `tensor` too, with whole encoders: they are small.
-    """
-    place = placement(config, mesh)
-
-    def encode(params: Params, images: jax.Array) -> jax.Array:
-        model: EarthGPT = merge_module(graphdef, params)
-        return model.perceive(model.encode(images))
-
-    small = ("vit/", "convnext/", "perception/", "projector/")
-    given = {path: P() if path.startswith(small) else spec for path, spec in place.specs.items()}
-    mapped = jax.shard_map(encode, mesh=mesh, in_specs=(given, P(AXES)), out_specs=P(AXES), check_vma=False)
-    each = NamedSharding(mesh, P(AXES))
-    return jax.jit(mapped, in_shardings=(_shardings(config, mesh), each), out_shardings=place.batch)
-
-
-@functools.lru_cache(maxsize=16)
-def build_programs(
-    graphdef: nnx.GraphDef,
+def prefill(
+    model: EarthGPT,
+    prefixes: Cache,
+    visual_tokens: Float[Array, "E P D"],
+    index: Int[Array, " E"],
     *,
-    config: ModelConfig,
-    prefix: tuple[tuple[int, ...], tuple[int, ...]],
-    layout: StateShape,
-    stop: StopCondition,
-    sampling: Sampling,
-    mesh: Mesh,
-) -> Programs:
-    """Programs for a model and a layout; compiled at their first call, and shared by all who ask for the same.
+    prefix: ImagePrefix,
+    groups: int,
+) -> Cache:
+    """Prefill the prefixes of E images and write them into the prefix cache.
 
     Args:
-        prefix: tokens and image slots in front of every question.
-        mesh: with the axes of `sharding.mesh`; its devices need not be there if nothing is run.
+        model: the model.
+        prefixes: [L, I, K, P, H].
+        visual_tokens: result of `EarthGPT.project`.
+        index: entry of the prefix cache for each image, within its group; out of bounds for padding.
+        prefix: text and image slots of the prefix, the same for all images.
+        groups: number of device groups.
+
+    Returns:
+        The updated prefix cache.
     """
-    place = placement(config, mesh)
-    groups = mesh.shape["data"] * mesh.shape["fsdp"]
-    slots = layout.question_slots + layout.answer_slots
-    window = max((len(separator) for separator in stop.separators), default=1)
-    length = len(prefix[0])
-    grouped = functools.partial(each_group, groups)
+    batch, length = len(visual_tokens), len(prefix.tokens)
+    tokens, image_slots = (jnp.broadcast_to(jnp.asarray(of), (batch, length)) for of in prefix)
+    order = jnp.arange(length)
+    causal = jnp.broadcast_to(order[:, None] >= order, (batch, length, length))
+    attention = CachedAttention(cache=_empty(model.config, batch, length), mask=causal)
+    out = model(tokens, image_slots=image_slots, visual_tokens=visual_tokens, attention=attention)
+    assert out.cache is not None
 
-    def empty(batch: int, slots: int) -> Cache:
-        cache = empty_cache(config.llm, batch=batch, slots=slots, dtype=config.compute_dtype)
-        return Cache(*(constrain(x, None, ROWS, None, "tensor") for x in cache))
+    def write(old: jax.Array, new: jax.Array) -> jax.Array:
+        return per_group(groups, lambda old, i, new: old.at[:, i].set(new), old, index, new, axes=(1, 0, 1), out=1)
 
-    def start() -> tuple[Cache, Rows]:
-        rows = groups * layout.rows
-        zeros = jnp.zeros(rows, jnp.int32)
-        return heads_first(empty(groups * layout.images, length)), Rows(
-            cache=heads_first(empty(rows, slots)),
-            length=zeros, token=zeros, tail=jnp.zeros((rows, window), jnp.int32), made=zeros, limit=zeros,
-            active=jnp.zeros(rows, bool), output=jnp.zeros((rows, layout.answer_slots), jnp.int32),
-            logprobs=jnp.zeros((rows, layout.answer_slots)), seed=zeros.astype(jnp.uint32),
-        )  # fmt: skip
+    return Cache(*map(write, prefixes, out.cache.heads_first()))
 
-    def prefill(params: Params, prefixes: Cache, visual: jax.Array, slot: jax.Array) -> Cache:
-        model: EarthGPT = merge_module(graphdef, params)
-        tokens, image_slots = (jnp.broadcast_to(jnp.asarray(of), (len(visual), length)) for of in prefix)
-        order = jnp.arange(length)
-        _, cache = model.llm(
-            model.embed(tokens, image_slots, visual),
-            positions=jnp.broadcast_to(order, tokens.shape),
-            mask=jnp.broadcast_to(order[:, None] >= order, (len(visual), length, length)),
-            cache=empty(len(visual), length),
-        )
-        assert cache is not None
-        return Cache(
-            *(
-                grouped(lambda old, at, new: old.at[:, at].set(new), old, slot, new, axes=(1, 0, 1), out=1)
-                for old, new in zip(prefixes, heads_first(cache), strict=True)
-            )
-        )
 
-    def ended(tail: jax.Array) -> jax.Array:
-        found = tail[:, -1] == stop.eos_id
-        for separator in stop.separators:
-            found |= jnp.all(tail[:, -len(separator) :] == jnp.asarray(separator), axis=1)
-        return found
-
-    def insert(params: Params, prefixes: Cache, rows: Rows, new: NewRequests) -> Rows:
-        model: EarthGPT = merge_module(graphdef, params)
-        width = new.tokens.shape[1]
-        order = jnp.arange(width)
-        hidden, cache = extend(
-            model.llm,
-            model.llm.embed_tokens(new.tokens),
-            positions=jnp.broadcast_to(length + order, new.tokens.shape),
-            mask=jnp.broadcast_to(order[:, None] >= order, (len(new.tokens), width, width)),
-            prefixes=prefixes,
-            of=new.image,
-            groups=groups,
-        )
-        last = jnp.take_along_axis(hidden, (new.length - 1)[:, None, None], axis=1)
-        zeros = jnp.zeros_like(new.length)
-        token, logprob = sample_tokens(model.llm.logits(last)[:, 0], sampling=sampling, seeds=new.seed, steps=zeros)
-        tail = jnp.full((len(token), window), -1).at[:, -1].set(token)
-
-        def put(old: jax.Array, values: jax.Array) -> jax.Array:
-            return grouped(lambda old, at, values: old.at[at].set(values), old, new.row, values, axes=(0, 0, 0))
-
-        def put_first(old: jax.Array, values: jax.Array) -> jax.Array:
-            return grouped(lambda old, at, values: old.at[at, 0].set(values), old, new.row, values, axes=(0, 0, 0))
-
-        def put_cache(old: jax.Array, values: jax.Array) -> jax.Array:
-            return grouped(
-                lambda old, at, values: old.at[:, at, :, :width].set(values),
-                old, new.row, values, axes=(1, 0, 1), out=1,
-            )  # fmt: skip
-
-        return Rows(
-            cache=Cache(*map(put_cache, rows.cache, cache)),
-            length=put(rows.length, new.length),
-            token=put(rows.token, token),
-            tail=put(rows.tail, tail),
-            made=put(rows.made, jnp.ones_like(new.length)),
-            limit=put(rows.limit, new.limit),
-            active=put(rows.active, ~ended(tail) & (new.limit > 1)),
-            output=put_first(rows.output, token),
-            logprobs=put_first(rows.logprobs, logprob),
-            seed=put(rows.seed, new.seed),
-        )
-
-    def decode(params: Params, prefixes: Cache, rows: Rows, until: RefillThreshold) -> Rows:
-        model: EarthGPT = merge_module(graphdef, params)
-        row = jnp.tile(jnp.arange(layout.rows), groups)
-
-        def step(rows: Rows) -> Rows:
-            hidden, cache = extend(
-                model.llm,
-                model.llm.embed_tokens(rows.token[:, None]),
-                positions=(length + rows.length)[:, None],
-                mask=None,
-                prefixes=prefixes,
-                own=rows.cache,
-                written=rows.length,
-            )
-            logits = model.llm.logits(hidden)[:, 0]
-            token, logprob = sample_tokens(logits, sampling=sampling, seeds=rows.seed, steps=rows.made)
-            token = jnp.where(rows.active, token, rows.token)
-            tail = jnp.concatenate([rows.tail[:, 1:], token[:, None]], axis=1)
-            # A row that has ended writes nowhere: index B is beyond the arrays.
-            at = jnp.where(rows.active, row, layout.rows)
-
-            def put(old: jax.Array, values: jax.Array) -> jax.Array:
-                return grouped(
-                    lambda old, at, made, values: old.at[at, made].set(values), old, at, rows.made, values,
-                    axes=(0, 0, 0, 0),
-                )  # fmt: skip
-
-            def put_cache(old: jax.Array, new: jax.Array) -> jax.Array:
-                return grouped(
-                    lambda old, at, slot, new: old.at[:, at, :, slot].set(new[:, :, :, 0].swapaxes(0, 1)),
-                    old, at, rows.length, new, axes=(1, 0, 0, 1), out=1,
-                )  # fmt: skip
-
-            made = rows.made + rows.active
-            return Rows(
-                cache=Cache(*map(put_cache, rows.cache, cache)),
-                length=rows.length + rows.active,
-                token=token,
-                tail=tail,
-                made=made,
-                limit=rows.limit,
-                active=rows.active & ~ended(tail) & (made < rows.limit),
-                output=put(rows.output, token),
-                logprobs=put(rows.logprobs, logprob),
-                seed=rows.seed,
-            )
-
-        def more(rows: Rows) -> jax.Array:
-            free = jnp.sum(~rows.active.reshape(groups, layout.rows), axis=1)
-            return jnp.any(rows.active) & (jnp.sum(jnp.where(until.useful, free, 0)) < until.free)
-
-        return jax.lax.while_loop(more, step, rows)
-
-    weights = _shardings(config, mesh)
-    cached = NamedSharding(mesh, P(None, ROWS, "tensor"))  # L B K S H
-    # The same tuples with a sharding at each place; `_make`, unlike their constructors, is not typed for arrays.
-    prefixes = Cache._make([cached] * len(Cache._fields))
-    state = Rows._make([prefixes, *[place.batch] * (len(Rows._fields) - 1)])
-    new = NewRequests._make([place.batch] * len(NewRequests._fields))
-    until = RefillThreshold._make([place.batch, place.whole])
-
-    def compiled(function: Callable, *arguments: Any, out: Any, donated: int | None = None) -> Callable:
-        def about(*values: Any) -> Any:
-            with mesh_lib.use(mesh):
-                return function(*values)
-
-        about.__name__ = function.__name__  # what profiles call it
-        return jax.jit(
-            about, in_shardings=arguments, out_shardings=out, donate_argnums=() if donated is None else donated
-        )
-
-    return Programs(
-        start=compiled(start, out=(prefixes, state)),
-        encode=_encoder(graphdef, config, mesh),
-        prefill=compiled(prefill, weights, prefixes, place.batch, place.batch, out=prefixes, donated=1),
-        insert=compiled(insert, weights, prefixes, state, new, out=state, donated=2),
-        decode=compiled(decode, weights, prefixes, state, until, out=state, donated=2),
-        placement=place,
-        images=NamedSharding(mesh, P(AXES)),
+def insert(
+    model: EarthGPT,
+    prefixes: Cache,
+    state: DecodeState,
+    new: NewRequests,
+    *,
+    stop: StopCondition,
+    sampling: Sampling,
+    groups: int,
+) -> DecodeState:
+    """Prefill questions after their image prefixes, sample their first tokens, and put them into their slots."""
+    batch, width = new.tokens.shape
+    order = jnp.arange(width)
+    attention = SharedPrefixAttention(
+        prefixes=prefixes,
+        mask=jnp.broadcast_to(order[:, None] >= order, (batch, width, width)),
+        prefix_index=new.image,
         groups=groups,
     )
+    positions = jnp.broadcast_to(_prefix_length(prefixes) + order, new.tokens.shape)
+    out = model(new.tokens, positions=positions, attention=attention)
+    last = jnp.take_along_axis(out.hidden, (new.length - 1)[:, None, None], axis=1)
+    first_step = jnp.zeros_like(new.length)
+    token, logprob = sample_tokens(model.llm.logits(last)[:, 0], sampling=sampling, seeds=new.seed, steps=first_step)
+    tail = jnp.full((batch, stop.window), -1).at[:, -1].set(token)
+
+    def put(old: jax.Array, values: jax.Array) -> jax.Array:
+        return per_group(groups, lambda old, i, x: old.at[i].set(x), old, new.slot, values, axes=(0, 0, 0))
+
+    def put_first(old: jax.Array, values: jax.Array) -> jax.Array:
+        return per_group(groups, lambda old, i, x: old.at[i, 0].set(x), old, new.slot, values, axes=(0, 0, 0))
+
+    def put_cache(old: jax.Array, values: jax.Array) -> jax.Array:
+        return per_group(
+            groups, lambda old, i, x: old.at[:, i, :, :width].set(x), old, new.slot, values, axes=(1, 0, 1), out=1
+        )
+
+    assert out.cache is not None
+    return DecodeState(
+        cache=Cache(*map(put_cache, state.cache, out.cache)),
+        length=put(state.length, new.length),
+        token=put(state.token, token),
+        tail=put(state.tail, tail),
+        generated=put(state.generated, jnp.ones_like(new.length)),
+        max_tokens=put(state.max_tokens, new.max_tokens),
+        active=put(state.active, ~has_ended(tail, stop) & (new.max_tokens > 1)),
+        tokens=put_first(state.tokens, token),
+        logprobs=put_first(state.logprobs, logprob),
+        seed=put(state.seed, new.seed),
+    )
+
+
+def generate(
+    model: EarthGPT,
+    prefixes: Cache,
+    state: DecodeState,
+    threshold: RefillThreshold,
+    *,
+    stop: StopCondition,
+    sampling: Sampling,
+    groups: int,
+) -> DecodeState:
+    """Generate tokens in all active slots until enough slots are free for new requests, or none is active."""
+
+    def unfinished(state: DecodeState) -> Bool[Array, ""]:
+        free = jnp.sum(~state.active.reshape(groups, -1), axis=1)
+        free = jnp.sum(jnp.where(threshold.groups, free, 0))
+        return jnp.any(state.active) & (free < threshold.free_slots)
+
+    step = functools.partial(generate_step, model, prefixes, stop=stop, sampling=sampling, groups=groups)
+    return jax.lax.while_loop(unfinished, step, state)
+
+
+def generate_step(
+    model: EarthGPT, prefixes: Cache, state: DecodeState, *, stop: StopCondition, sampling: Sampling, groups: int
+) -> DecodeState:
+    """Extend the answer in every active slot by one token."""
+    attention = SharedPrefixAttention(prefixes=prefixes, own=state.cache, own_length=state.length)
+    positions = (_prefix_length(prefixes) + state.length)[:, None]
+    out = model(state.token[:, None], positions=positions, attention=attention)
+    logits = model.llm.logits(out.hidden)[:, 0]
+    token, logprob = sample_tokens(logits, sampling=sampling, seeds=state.seed, steps=state.generated)
+    token = jnp.where(state.active, token, state.token)
+    tail = jnp.concatenate([state.tail[:, 1:], token[:, None]], axis=1)
+    # A slot whose answer has ended writes nothing: its index is out of bounds.
+    slots = len(state.active) // groups
+    slot = jnp.where(state.active, jnp.tile(jnp.arange(slots), groups), slots)
+
+    def put(old: jax.Array, values: jax.Array) -> jax.Array:
+        return per_group(
+            groups, lambda old, i, j, x: old.at[i, j].set(x), old, slot, state.generated, values, axes=(0, 0, 0, 0)
+        )
+
+    def put_cache(old: jax.Array, new: jax.Array) -> jax.Array:
+        def write(old: jax.Array, i: jax.Array, j: jax.Array, new: jax.Array) -> jax.Array:
+            return old.at[:, i, :, j].set(new[:, :, :, 0].swapaxes(0, 1))
+
+        return per_group(groups, write, old, slot, state.length, new, axes=(1, 0, 0, 1), out=1)
+
+    assert out.cache is not None
+    generated = state.generated + state.active
+    return DecodeState(
+        cache=Cache(*map(put_cache, state.cache, out.cache)),
+        length=state.length + state.active,
+        token=token,
+        tail=tail,
+        generated=generated,
+        max_tokens=state.max_tokens,
+        active=state.active & ~has_ended(tail, stop) & (generated < state.max_tokens),
+        tokens=put(state.tokens, token),
+        logprobs=put(state.logprobs, logprob),
+        seed=state.seed,
+    )
+
+
+def has_ended(tail: Int[Array, "B W"], stop: StopCondition) -> Bool[Array, " B"]:
+    """Return which answers have ended, given their newest tokens."""
+    ended = tail[:, -1] == stop.eos_id
+    for separator in stop.separators:
+        ended |= jnp.all(tail[:, -len(separator) :] == jnp.asarray(separator), axis=1)
+    return ended
+
+
+def _prefix_length(prefixes: Cache) -> int:
+    return prefixes.k.shape[3]

@@ -1,10 +1,9 @@
-"""Answers questions about images with a model directory: tokenise, schedule, generate, decode."""
+"""The engine: answers questions about images with a model directory."""
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -15,11 +14,12 @@ from jax.sharding import Mesh
 from earthgpt_jax import params as params_lib
 from earthgpt_jax.common.digests import fingerprint, sha256
 from earthgpt_jax.config import MeshConfig
-from earthgpt_jax.inference.decode import StateShape, build_programs, placement
+from earthgpt_jax.inference.decode import ImagePrefix, StateShape, StopCondition
 from earthgpt_jax.inference.mesh import build_mesh, default_mesh
-from earthgpt_jax.inference.reference import StopCondition
-from earthgpt_jax.inference.sampling import GREEDY, Sampling, request_seed
-from earthgpt_jax.inference.scheduler import Counts, Finished, Scheduler, TokenizedRequest, Work
+from earthgpt_jax.inference.programs import build_programs, placement
+from earthgpt_jax.inference.requests import Answer, ImageRequests, Request
+from earthgpt_jax.inference.sampling import GREEDY, Sampling
+from earthgpt_jax.inference.scheduler import Counts, Scheduler
 from earthgpt_jax.input.prompts.chat_template import SEPARATOR, chat_template
 from earthgpt_jax.input.sequences import image_prefix, open_turn_ids
 from earthgpt_jax.input.tokenizer import Tokenizer
@@ -27,51 +27,21 @@ from earthgpt_jax.models import earthgpt, model_dir
 from earthgpt_jax.params import Params
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Request:
-    """A question about an image.
-
-    Attributes:
-        max_new_tokens: a longer answer is cut there.
-        history: earlier turns of a dialogue as (question, answer), which this question sees.
-    """
-
-    id: str
-    text: str
-    max_new_tokens: int
-    history: tuple[tuple[str, str], ...] = ()
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ImageRequests:
-    """An image, u8[S, S, 3] when it is called for, and what is asked about it."""
-
-    image: Callable[[], np.ndarray]
-    requests: Sequence[Request]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Answer:
-    """Attributes:
-    tokens: i32[n], the end of the answer included.
-    logprobs: f32[n], of each token given those before.
-    token_lengths: characters of `text` that the first tokens are, together all of it; the other tokens end it.
-    """
-
-    id: str
-    text: str
-    tokens: np.ndarray
-    logprobs: np.ndarray
-    token_lengths: tuple[int, ...] = ()
-
-
 class Engine:
-    """Answers, the same whatever they are batched with. An image is encoded and prefilled once for all its questions.
+    """Answers questions about images; an image is encoded and prefilled once for all its questions.
+
+    The answer to a question depends on the model, the image and the question alone, not on what it is batched with.
 
     Attributes:
-        model: what the model directory says of itself.
+        model: the model directory's metadata.
         mesh: the devices that share the work, see `inference.mesh`.
-        counts: what the last call computed.
+        params: the parameters, sharded over the mesh.
+        graphdef: structure of the model.
+        tokenizer: the model's tokenizer.
+        chat_template: the model's chat template.
+        prefix: tokens and image slots in front of every question.
+        stop: when an answer ends.
+        counts: work done by the last call.
     """
 
     def __init__(
@@ -83,23 +53,29 @@ class Engine:
         sampling: Sampling = GREEDY,
         mesh: Mesh | None = None,
     ):
-        """Args:
-        mesh: default: rows over all devices of this process.
+        """Create an engine from parameters in memory.
+
+        Args:
+            model: metadata of the model.
+            params: its parameters.
+            batch_size: number of questions generated at a time, on all devices together.
+            sampling: how tokens are chosen.
+            mesh: default: data parallelism over all devices of this process.
         """
         self.model = model
         self.mesh = build_mesh(MeshConfig(), batch_size=batch_size) if mesh is None else mesh
         self.counts = Counts()
-        self._params: Params = placement(model.model, self.mesh).put(dict(params))
-        self._graphdef: nnx.GraphDef = earthgpt.abstract(model.model)[0]
+        self.params: Params = placement(model.model, self.mesh).put(dict(params))
+        self.graphdef: nnx.GraphDef = earthgpt.abstract(model.model)[0]
+        self.tokenizer = Tokenizer(model.tokenizer)
+        self.chat_template = chat_template(model.chat_template)
+        self.stop = StopCondition(
+            eos_id=self.tokenizer.eos_id, separators=self.chat_template.separator_ids(self.tokenizer)
+        )
+        tokens, slots = image_prefix(self.tokenizer, self.chat_template, visual_tokens=model.model.visual_tokens)
+        self.prefix = ImagePrefix(tuple(tokens.tolist()), tuple(slots.tolist()))
         self._batch_size = batch_size
         self._sampling = sampling
-        self._tokenizer = Tokenizer(model.tokenizer)
-        self._chat_template = chat_template(model.chat_template)
-        self._stop = StopCondition(
-            eos_id=self._tokenizer.eos_id, separators=self._chat_template.separator_ids(self._tokenizer)
-        )
-        tokens, slots = image_prefix(self._tokenizer, self._chat_template, visual_tokens=model.model.visual_tokens)
-        self._prefix = (tuple(tokens.tolist()), tuple(slots.tolist()))
 
     @classmethod
     def from_model_dir(
@@ -111,126 +87,139 @@ class Engine:
         mesh: MeshConfig | None = None,
         devices: Sequence[jax.Device] | None = None,
     ) -> Engine:
-        """An engine for an embedded model's name or a model directory.
+        """Load an embedded model, by name, or a model directory, by path.
 
-        Every device reads its own part of the weights from the file; nobody holds them whole unless the mesh says so.
+        Every device reads its own shard of the weights from the file; no device or process holds all weights unless
+        the mesh replicates them.
 
         Args:
-            batch_size: questions in work at a time, of all devices together.
-            mesh: how devices share the work; default: `default_mesh`.
-            devices: default: all of this process.
+            name: `tiny`, `tiny-base` or a path.
+            batch_size: number of questions generated at a time, on all devices together.
+            sampling: how tokens are chosen.
+            mesh: how the devices share the work; default: `default_mesh`.
+            devices: default: all devices of this process.
+
+        Raises:
+            EarthGPTError: the directory is missing or damaged; the mesh does not fit the devices or the model.
         """
         model = model_dir.read_config(name)
         devices = jax.local_devices() if devices is None else devices
         config = mesh or default_mesh(model.model, weights=model_dir.size(model), devices=devices)
-        chosen = build_mesh(config, batch_size=batch_size, devices=devices)
-        params = model_dir.load_sharded(model, placement(model.model, chosen))
-        return cls(model, params, batch_size=batch_size, sampling=sampling, mesh=chosen)
+        built = build_mesh(config, batch_size=batch_size, devices=devices)
+        params = model_dir.load_sharded(model, placement(model.model, built))
+        return cls(model, params, batch_size=batch_size, sampling=sampling, mesh=built)
 
     @property
     def image_size(self) -> int:
+        """Side of the square images that the engine takes, in pixels."""
         return self.model.model.image_size
 
     @property
     def decimals(self) -> int:
+        """Decimals of the box coordinates that the model was trained to write."""
         return self.model.decimals
 
     def describe(self) -> dict:
-        """What decides answers, for the header of predictions; digests of what is long."""
+        """Return all that determines the answers, for the header of a predictions file; long values as digests."""
         return {
             "model": str(self.model.path.name),
-            "params": params_lib.fingerprint(self._params),
-            "tokenizer": self._tokenizer.fingerprint,
-            "prompt": self._prompt(),
+            "params": params_lib.fingerprint(self.params),
+            "tokenizer": self.tokenizer.fingerprint,
+            "prompt": self._describe_prompt(),
             "decode": self._sampling.describe(),
             **{key: self.model.about[key] for key in ("recipe", "stage", "steps") if key in self.model.about},
         }
 
-    def _prompt(self) -> str:
-        """Digest of everything that the model gets besides image and question, in front, around and behind."""
-        around = self._question("?"), self._stop.eos_id, self._stop.separators
-        parts = repr((self._prefix, around, self.model.decimals, self.image_size))
+    def _describe_prompt(self) -> str:
+        """Return the chat template's name and a digest of all that the model is given besides image and question."""
+        surroundings = open_turn_ids(self.tokenizer, self.chat_template, "?"), self.stop.eos_id, self.stop.separators
+        parts = repr((tuple(self.prefix), surroundings, self.model.decimals, self.image_size))
         return f"{self.model.chat_template} {fingerprint(parts)}"
 
     def answer(self, items: Sequence[tuple[np.ndarray, str]], *, max_new_tokens: int) -> list[str]:
-        """One answer an item, in order; equal images are encoded once.
+        """Return the answer to each item, in order; equal images are encoded once.
 
         Args:
             items: `(u8[S, S, 3] image, question)`.
-            max_new_tokens: an answer that is longer is cut there.
+            max_new_tokens: answers are cut off after this number of tokens.
         """
-        scenes: dict[str, tuple[np.ndarray, list[Request]]] = {}
+        by_image: dict[str, tuple[np.ndarray, list[Request]]] = {}
         for number, (image, text) in enumerate(items):
-            _, asks = scenes.setdefault(sha256(image.tobytes()), (image, []))
-            asks.append(Request(id=str(number), text=text, max_new_tokens=max_new_tokens))
-        every = [ImageRequests(image=lambda image=image: image, requests=asks) for image, asks in scenes.values()]  # type: ignore[misc]
-        texts = {answer.id: answer.text for answer in self.stream(every)}
+            _, requests = by_image.setdefault(sha256(image.tobytes()), (image, []))
+            requests.append(Request(id=str(number), text=text, max_new_tokens=max_new_tokens))
+        work = [
+            ImageRequests(image=lambda image=image: image, requests=requests)  # type: ignore[misc]
+            for image, requests in by_image.values()
+        ]
+        texts = {answer.id: answer.text for answer in self.stream(work)}
         return [texts[str(number)] for number in range(len(items))]
 
-    def state_shape(self, scenes: Iterable[ImageRequests]) -> StateShape:
-        """What `stream` would choose for these; one layout for parts of them keeps its shapes the same."""
-        asks = [ask for scene in scenes for ask in scene.requests]
+    def state_shape(self, work: Iterable[ImageRequests]) -> StateShape:
+        """Return the sizes that `stream` chooses for `work`.
+
+        Passed to several calls of `stream` with parts of `work`, they make all of them run the same programs.
+        """
+        work = list(work)
+        requests = [request for item in work for request in item.requests]
         return StateShape.of(
-            [len(scene.requests) for scene in scenes],
-            longest_question=max(len(self._question(ask.text, ask.history)) for ask in asks),
-            longest_answer=max(ask.max_new_tokens for ask in asks),
+            [len(item.requests) for item in work],
+            longest_question=max(len(self._tokenize(request)) for request in requests),
+            longest_answer=max(request.max_new_tokens for request in requests),
             batch_size=self._batch_size,
             groups=self.mesh.shape["data"] * self.mesh.shape["fsdp"],
             tensor=self.mesh.shape["tensor"],
         )
 
-    def stream(self, scenes: Sequence[ImageRequests], *, state_shape: StateShape | None = None) -> Iterator[Answer]:
-        """Answers in the order in which they get ready.
+    def stream(self, work: Sequence[ImageRequests], *, state_shape: StateShape | None = None) -> Iterator[Answer]:
+        """Yield the answers to all requests, in the order in which they finish.
 
         Args:
-            scenes: each with at least one question; ids are free to choose, and decide the draws of sampling.
-            layout: from `layout`, of these scenes or of more.
+            work: images, each with at least one request.
+            state_shape: result of `state_shape` for this work or for more.
         """
-        if not scenes:
+        if not work:
             return
-        layout = state_shape or self.state_shape(scenes)
-        chosen = build_programs(
-            self._graphdef,
+        shape = state_shape or self.state_shape(work)
+        programs = build_programs(
+            self.graphdef,
             config=self.model.model,
-            prefix=self._prefix,
-            layout=layout,
-            stop=self._stop,
+            prefix=self.prefix,
+            shape=shape,
+            stop=self.stop,
             sampling=self._sampling,
             mesh=self.mesh,
         )
-        scheduler = Scheduler(chosen, self._params, layout=layout, prefix=len(self._prefix[0]))
+        scheduler = Scheduler(
+            programs,
+            self.params,
+            shape=shape,
+            prefix_length=len(self.prefix.tokens),
+            tokenize=self._tokenize,
+            to_answer=self._to_answer,
+        )
         self.counts = scheduler.counts
-        work = (Work(image=scene.image, requests=[self._request(ask) for ask in scene.requests]) for scene in scenes)
-        for finished in scheduler.run(work):
-            yield self._answer(finished)
+        yield from scheduler.run(work)
 
-    def _question(self, text: str, history: Sequence[tuple[str, str]] = ()) -> list[int]:
-        return open_turn_ids(self._tokenizer, self._chat_template, text, history=history)
+    def _tokenize(self, request: Request) -> list[int]:
+        return open_turn_ids(self.tokenizer, self.chat_template, request.text, history=request.history)
 
-    def _request(self, ask: Request) -> TokenizedRequest:
-        return TokenizedRequest(
-            name=ask.id,
-            tokens=self._question(ask.text, ask.history),
-            limit=ask.max_new_tokens,
-            seed=request_seed(ask.id),
-        )
-
-    def _answer(self, finished: Finished) -> Answer:
-        text, lengths = self.decode_tokens(finished.tokens)
-        return Answer(
-            id=finished.name, text=text, tokens=finished.tokens, logprobs=finished.logprobs, token_lengths=lengths
-        )
+    def _to_answer(self, request: Request, tokens: np.ndarray, logprobs: np.ndarray) -> Answer:
+        text, token_lengths = self.decode_tokens(tokens)
+        return Answer(id=request.id, text=text, tokens=tokens, logprobs=logprobs, token_lengths=token_lengths)
 
     def decode_tokens(self, ids: np.ndarray) -> tuple[str, tuple[int, ...]]:
-        """The answer up to its end, and its tokens' lengths; an answer that ran into the limit stays as it is."""
-        kept = list(itertools.takewhile(lambda token: token != self._stop.eos_id, ids.tolist()))
-        whole, spans = self._tokenizer.decode_with_spans([token for token in kept if token])
-        text = whole.split(SEPARATOR)[0]
+        """Return the text of an answer up to its stop sequence, and the characters that each token contributes.
+
+        An answer that was cut off is returned as it is. Surrounding white space is removed.
+        """
+        kept = list(itertools.takewhile(lambda token: token != self.stop.eos_id, ids.tolist()))
+        decoded, spans = self.tokenizer.decode_with_spans([token for token in kept if token])
+        text = decoded.split(SEPARATOR)[0]
         start, end = len(text) - len(text.lstrip()), len(text.rstrip())
-        ends, following = [0], iter(spans)
+        ends, remaining = [0], iter(spans)
         for token in kept:
             if ends[-1] >= end - start:
                 break
-            last = next(following)[1] if token else ends[-1] + start  # padding says nothing
+            last = next(remaining)[1] if token else ends[-1] + start  # padding contributes no characters
             ends.append(min(max(last, start), end) - start)
         return text.strip(), tuple(np.diff(ends).tolist())

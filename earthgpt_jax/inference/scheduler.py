@@ -1,214 +1,221 @@
-"""Which question is in which row: images and their questions go in as places get free, answers come out."""
+"""Assign images and questions to the slots of the decode state, and collect the answers."""
 
 from __future__ import annotations
 
 import collections
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
 
 import jax
 import numpy as np
 
-from earthgpt_jax.inference.decode import NewRequests, Programs, RefillThreshold, StateShape, bucket
+from earthgpt_jax.inference.decode import DecodeState, NewRequests, RefillThreshold, StateShape, bucket
+from earthgpt_jax.inference.programs import Programs
+from earthgpt_jax.inference.requests import Answer, ImageRequests, Request
+from earthgpt_jax.inference.sampling import request_seed
+from earthgpt_jax.ops.kv_cache import Cache
 from earthgpt_jax.params import Params
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TokenizedRequest:
-    """One tokenised question: the tokens behind the prefix, the longest answer, the number that decides draws."""
-
-    name: Any
-    tokens: Sequence[int]
-    limit: int
-    seed: int
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Work:
-    """An image, u8[S, S, 3] when it is called for, and the questions about it."""
-
-    image: Callable[[], np.ndarray]
-    requests: Sequence[TokenizedRequest]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Finished:
-    """`tokens` i32[n] with the end's, and their `logprobs` f32[n]."""
-
-    name: Any
-    tokens: np.ndarray
-    logprobs: np.ndarray
 
 
 @dataclasses.dataclass(kw_only=True)
 class Counts:
-    """What was computed.
+    """Work done by one call of the engine.
 
     Attributes:
-        images, questions: put in.
-        prefill: tokens that were prefilled, padding not counted; `unshared`: had every question its own prefix.
-        padded: prefilled with padding of questions and of programs that were not full.
-        made: tokens of answers.
+        images: images encoded.
+        requests: questions answered.
+        prefill: tokens prefilled, without padding.
+        unshared: tokens that would have been prefilled if every question had prefilled its own image prefix.
+        padded: tokens prefilled including padding: of short questions, and of batches that were not full.
+        generated: tokens of the answers.
     """
 
     images: int = 0
-    questions: int = 0
+    requests: int = 0
     prefill: int = 0
     unshared: int = 0
     padded: int = 0
-    made: int = 0
+    generated: int = 0
 
 
 @dataclasses.dataclass
-class _Place:
-    """An image in work: its questions that wait, and its free rows."""
+class _ImageSlots:
+    """The slots that belong to one resident image: its waiting questions, and which slots are free."""
 
-    waiting: collections.deque[TokenizedRequest]
+    waiting: collections.deque[Request]
     free: list[int]
 
 
 class Scheduler:
-    """Runs `Programs` over any number of images.
+    """Runs the compiled programs over any number of images.
 
-    Every group of devices has places for images, and each place its rows. A place takes its image's questions one after
-    the other into whatever row of its own is free; when all are answered, it takes the next image.
+    Each group of devices has room for `shape.images` resident images, each with `shape.slots_per_image` slots. The
+    questions about an image are answered in its slots, one after the other; once all of them are answered, the next
+    image takes its place.
     """
 
-    def __init__(self, programs: Programs, params: Params, *, layout: StateShape, prefix: int):
-        self._programs, self._params, self._layout = programs, params, layout
-        self._groups, self._prefix = programs.groups, prefix
+    def __init__(
+        self,
+        programs: Programs,
+        params: Params,
+        *,
+        shape: StateShape,
+        prefix_length: int,
+        tokenize: Callable[[Request], Sequence[int]],
+        to_answer: Callable[[Request, np.ndarray, np.ndarray], Answer],
+    ):
+        """Create a scheduler.
+
+        Args:
+            prefix_length: number of tokens of an image prefix.
+            tokenize: returns the tokens of a request that follow the image prefix.
+            to_answer: makes an answer of a request, its tokens i32[n] and their log-probabilities f32[n].
+        """
+        self._programs, self._params, self._shape = programs, params, shape
+        self._groups, self._prefix_length = programs.groups, prefix_length
+        self._tokenize, self._to_answer = tokenize, to_answer
+        self._resident = [[self._free_image(i) for i in range(shape.images)] for _ in range(self._groups)]
+        self._running: dict[tuple[int, int], Request] = {}  # (group, slot) -> the request that is generated there
         self.counts = Counts()
 
-    def run(self, work: Iterable[Work]) -> Iterator[Finished]:
-        """Answers in the order in which they get ready."""
-        layout, source = self._layout, iter(work)
-        prefixes, rows = self._programs.start()
-        places = [
-            [self._free_place(image) for image in range(layout.images)] for _ in range(self._groups)
-        ]  # of each group
-        inside: dict[tuple[int, int], TokenizedRequest] = {}
-        more = True
+    def run(self, work: Iterable[ImageRequests]) -> Iterator[Answer]:
+        """Yield answers in the order in which they finish."""
+        source = iter(work)
+        prefixes, state = self._programs.init()
+        more_images = True
         while True:
-            if more:
-                prefixes, more = self._encode(prefixes, places, source)
-            rows = self._insert(prefixes, rows, places, inside)
-            if not inside:
+            while more_images:
+                claimed, more_images = self._claim(source)
+                if not any(claimed):
+                    break
+                prefixes = self._prefill(prefixes, claimed)
+            state = self._insert(prefixes, state)
+            if not self._running:
                 return
-            rows = self._programs.decode(self._params, prefixes, rows, self._until(places, inside, more))
-            yield from self._collect(rows, places, inside)
+            threshold = self._refill_threshold(more_images)
+            state = self._programs.generate(self._params, prefixes, state, threshold)
+            yield from self._collect(state)
 
-    def _free_place(self, image: int) -> _Place:
-        share = self._layout.rows_per_image
-        return _Place(collections.deque(), list(range(image * share, (image + 1) * share)))
+    def _free_image(self, index: int) -> _ImageSlots:
+        per_image = self._shape.slots_per_image
+        return _ImageSlots(collections.deque(), list(range(index * per_image, (index + 1) * per_image)))
 
-    def _encode(self, prefixes: Any, places: list[list[_Place]], source: Iterator[Work]) -> tuple[Any, bool]:
-        """Images into places whose questions are all answered."""
-        layout = self._layout
-        while True:
-            chosen: list[list[tuple[int, Work]]] = []
-            more = True
-            for own in places:
-                taken: list[tuple[int, Work]] = []
-                for image, place in enumerate(own):
-                    if len(taken) == layout.encodes or not more:
-                        break
-                    if place.waiting or len(place.free) < layout.rows_per_image:
-                        continue
-                    work = next(source, None)
-                    if work is None:
-                        more = False
-                    else:
-                        place.waiting.extend(work.requests)
-                        taken.append((image, work))
-                chosen.append(taken)
-            if not any(chosen):
-                return prefixes, more
-            slot = np.full((self._groups, layout.encodes), layout.images, np.int32)
-            images: list[np.ndarray] = []
-            blank = None
-            for group, taken in enumerate(chosen):
-                for at, (image, work) in enumerate(taken):
-                    slot[group, at] = image
-                    images.append(work.image())
-                    blank = images[-1]
-            assert blank is not None
-            squares = np.broadcast_to(blank, (self._groups, layout.encodes, *blank.shape)).copy()
-            following = iter(images)
-            for group, taken in enumerate(chosen):
-                for at in range(len(taken)):
-                    squares[group, at] = next(following)
-            images_put = jax.device_put(squares.reshape(-1, *blank.shape), self._programs.images)
-            visual = self._programs.encode(self._params, images_put)
-            prefixes = self._programs.prefill(self._params, prefixes, visual, self._put(slot.reshape(-1)))
-            self.counts.images += len(images)
-            self.counts.prefill += len(images) * self._prefix
-            self.counts.padded += slot.size * self._prefix
-            if not more:
-                return prefixes, more
+    def _claim(self, source: Iterator[ImageRequests]) -> tuple[list[list[tuple[int, ImageRequests]]], bool]:
+        """Assign the next images to places whose questions are all answered, one encoder batch per group at most.
 
-    def _insert(self, prefixes: Any, rows: Any, places: list[list[_Place]], inside: dict) -> Any:
-        """Questions that wait into free rows of their image's place; those of like length together."""
-        layout, share = self._layout, self._layout.rows_per_image
-        queues: list[dict[int, list[tuple[int, TokenizedRequest]]]] = []
-        for group, own in enumerate(places):
-            queue: dict[int, list[tuple[int, TokenizedRequest]]] = collections.defaultdict(list)
-            for place in own:
-                while place.waiting and place.free:
-                    row, request = place.free.pop(), place.waiting.popleft()
-                    inside[group, row] = request
-                    queue[bucket(len(request.tokens))].append((row, request))
-            queues.append(queue)
+        Returns:
+            `(index of the place, image)` pairs per group, and whether `source` may have more images.
+        """
+        shape = self._shape
+        claimed: list[list[tuple[int, ImageRequests]]] = []
+        more = True
+        for resident in self._resident:
+            taken: list[tuple[int, ImageRequests]] = []
+            for index, slots in enumerate(resident):
+                if len(taken) == shape.encode_batch or not more:
+                    break
+                if slots.waiting or len(slots.free) < shape.slots_per_image:
+                    continue
+                item = next(source, None)
+                if item is None:
+                    more = False
+                else:
+                    slots.waiting.extend(item.requests)
+                    taken.append((index, item))
+            claimed.append(taken)
+        return claimed, more
+
+    def _prefill(self, prefixes: Cache, claimed: list[list[tuple[int, ImageRequests]]]) -> Cache:
+        """Encode the claimed images and write their prefixes."""
+        shape = self._shape
+        index = np.full((self._groups, shape.encode_batch), shape.images, np.int32)
+        images = {(group, i): item.image() for group, taken in enumerate(claimed) for i, (_, item) in enumerate(taken)}
+        filler = list(images.values())[-1]  # any image will do: its prefix is written nowhere
+        batch = np.broadcast_to(filler, (self._groups, shape.encode_batch, *filler.shape)).copy()
+        for (group, i), image in images.items():
+            index[group, i] = claimed[group][i][0]
+            batch[group, i] = image
+        device_images = jax.device_put(batch.reshape(-1, *filler.shape), self._programs.images)
+        visual_tokens = self._programs.encode(self._params, device_images)
+        self.counts.images += len(images)
+        self.counts.prefill += len(images) * self._prefix_length
+        self.counts.padded += index.size * self._prefix_length
+        return self._programs.prefill(self._params, prefixes, visual_tokens, self._put(index.reshape(-1)))
+
+    def _insert(self, prefixes: Cache, state: DecodeState) -> DecodeState:
+        """Insert waiting questions into free slots of their images; questions of similar length go together."""
+        queues = [self._assign(group) for group in range(self._groups)]
         for width in sorted({width for queue in queues for width in queue}):
             while any(queue.get(width) for queue in queues):
-                new = NewRequests(
-                    row=np.full((self._groups, layout.inserts), layout.rows, np.int32),
-                    image=np.zeros((self._groups, layout.inserts), np.int32),
-                    tokens=np.zeros((self._groups, layout.inserts, width), np.int32),
-                    length=np.ones((self._groups, layout.inserts), np.int32),
-                    limit=np.ones((self._groups, layout.inserts), np.int32),
-                    seed=np.zeros((self._groups, layout.inserts), np.uint32),
-                )
-                for group, queue in enumerate(queues):
-                    chosen, queue[width] = queue[width][: layout.inserts], queue[width][layout.inserts :]
-                    for at, (row, request) in enumerate(chosen):
-                        size = len(request.tokens)
-                        new.row[group, at], new.image[group, at] = row, row // share
-                        new.tokens[group, at, :size] = request.tokens
-                        new.length[group, at], new.limit[group, at] = size, request.limit
-                        new.seed[group, at] = request.seed
-                        self.counts.questions += 1
-                        self.counts.prefill += size
-                        self.counts.unshared += size + self._prefix
-                flat = NewRequests(*(self._put(field.reshape(-1, *field.shape[2:])) for field in new))
+                new = self._next_batch(queues, width)
                 self.counts.padded += new.tokens.size
-                rows = self._programs.insert(self._params, prefixes, rows, flat)
-        return rows
+                flat = NewRequests(*(self._put(field.reshape(-1, *field.shape[2:])) for field in new))
+                state = self._programs.insert(self._params, prefixes, state, flat)
+        return state
 
-    def _until(self, places: list[list[_Place]], inside: dict, more: bool) -> RefillThreshold:
-        """How many rows shall be free before it is worth to stop decoding."""
-        layout = self._layout
-        busy = collections.Counter(group for group, _ in inside)
-        useful = [more or any(place.waiting for place in own) for own in places]
-        free = sum(
-            min(layout.rows, layout.rows - busy[group] + layout.inserts) for group, use in enumerate(useful) if use
+    def _assign(self, group: int) -> dict[int, list[tuple[int, Request, Sequence[int]]]]:
+        """Give waiting requests of a group their slots: padded length -> `(slot, request, tokens)`."""
+        queue: dict[int, list[tuple[int, Request, Sequence[int]]]] = collections.defaultdict(list)
+        for slots in self._resident[group]:
+            while slots.waiting and slots.free:
+                slot, request = slots.free.pop(), slots.waiting.popleft()
+                self._running[group, slot] = request
+                tokens = self._tokenize(request)
+                queue[bucket(len(tokens))].append((slot, request, tokens))
+        return queue
+
+    def _next_batch(self, queues: list[dict[int, list[tuple[int, Request, Sequence[int]]]]], width: int) -> NewRequests:
+        """Take up to `insert_batch` requests per group from the queues; arrays are [groups, insert_batch, ...]."""
+        shape = self._shape
+        size = (self._groups, shape.insert_batch)
+        new = NewRequests(
+            slot=np.full(size, shape.slots, np.int32),
+            image=np.zeros(size, np.int32),
+            tokens=np.zeros((*size, width), np.int32),
+            length=np.ones(size, np.int32),
+            max_tokens=np.ones(size, np.int32),
+            seed=np.zeros(size, np.uint32),
         )
-        # Where nothing waits, until all are free.
-        free = free if any(useful) else layout.rows * self._groups + 1
-        whole = self._programs.placement.whole
-        return RefillThreshold(self._put(np.array(useful)), jax.device_put(np.int32(free), whole))
+        for group, queue in enumerate(queues):
+            batch, queue[width] = queue[width][: shape.insert_batch], queue[width][shape.insert_batch :]
+            for i, (slot, request, tokens) in enumerate(batch):
+                new.slot[group, i], new.image[group, i] = slot, slot // shape.slots_per_image
+                new.tokens[group, i, : len(tokens)] = tokens
+                new.length[group, i], new.max_tokens[group, i] = len(tokens), request.max_new_tokens
+                new.seed[group, i] = request_seed(request.id)
+                self.counts.requests += 1
+                self.counts.prefill += len(tokens)
+                self.counts.unshared += len(tokens) + self._prefix_length
+        return new
 
-    def _collect(self, rows: Any, places: list[list[_Place]], inside: dict) -> Iterator[Finished]:
-        active, made, output, logprobs = jax.device_get((rows.active, rows.made, rows.output, rows.logprobs))
-        for (group, row), request in list(inside.items()):
-            at = group * self._layout.rows + row
-            if not active[at]:
-                del inside[group, row]
-                places[group][row // self._layout.rows_per_image].free.append(row)
-                self.counts.made += int(made[at])
-                yield Finished(
-                    name=request.name, tokens=output[at, : made[at]].copy(), logprobs=logprobs[at, : made[at]].copy()
-                )
+    def _refill_threshold(self, more_images: bool) -> RefillThreshold:
+        """How many slots must be free before it pays to stop generating and insert new requests."""
+        shape = self._shape
+        running = collections.Counter(group for group, _ in self._running)
+        refillable = [more_images or any(slots.waiting for slots in resident) for resident in self._resident]
+        free = sum(
+            min(shape.slots, shape.slots - running[group] + shape.insert_batch)
+            for group, has_more in enumerate(refillable)
+            if has_more
+        )
+        # With nothing left to insert, generate until every answer has ended.
+        free = free if any(refillable) else shape.slots * self._groups + 1
+        replicated = self._programs.placement.whole
+        return RefillThreshold(self._put(np.array(refillable)), jax.device_put(np.int32(free), replicated))
+
+    def _collect(self, state: DecodeState) -> Iterator[Answer]:
+        """Free the slots whose answers have ended, and yield these answers."""
+        active, generated, tokens, logprobs = jax.device_get(
+            (state.active, state.generated, state.tokens, state.logprobs)
+        )
+        for (group, slot), request in list(self._running.items()):
+            index = group * self._shape.slots + slot
+            if not active[index]:
+                del self._running[group, slot]
+                self._resident[group][slot // self._shape.slots_per_image].free.append(slot)
+                count = int(generated[index])
+                self.counts.generated += count
+                yield self._to_answer(request, tokens[index, :count].copy(), logprobs[index, :count].copy())
 
     def _put(self, values: np.ndarray) -> jax.Array:
         return jax.device_put(values, self._programs.placement.batch)

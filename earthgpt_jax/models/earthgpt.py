@@ -1,20 +1,29 @@
-"""EarthGPT (arXiv 2401.16822): frozen ViT and CNN, perception, projector, LLaMA with adapters."""
+"""EarthGPT (arXiv 2401.16822): two frozen image encoders, their fusion, a projector, and LLaMA with adapters.
+
+images ──┬─ ViT ──────┐
+         └─ ConvNeXt ─┴─ Perception ─ Projector ─ visual tokens ─┐
+text tokens ───────────────────────────────── embedding ─────────┴─ Llama ─ hidden states ─ logits
+"""
 
 from __future__ import annotations
 
+import dataclasses
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jaxtyping import Array, Float, Int, UInt8
 
-from earthgpt_jax.config import ModelConfig
+from earthgpt_jax.config import ModelConfig, Remat
 from earthgpt_jax.input.batch import ARRAY_FIELDS, END_SLOT, START_SLOT, Batch
 from earthgpt_jax.models.convnext import ConvNeXt
-from earthgpt_jax.models.llama import Llama
+from earthgpt_jax.models.llama import Attention, Llama, PackedAttention
 from earthgpt_jax.models.perception import Perception, Projector
 from earthgpt_jax.models.vit import ViT
+from earthgpt_jax.ops.attention import make_attention_mask
+from earthgpt_jax.ops.kv_cache import Cache
 from earthgpt_jax.ops.resize import Method, resize
 from earthgpt_jax.params import Params, split_module
 from earthgpt_jax.sharding.mesh import ROWS, constrain
@@ -27,22 +36,53 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class Features(NamedTuple):
-    """What the frozen encoders say: ViT taps [B, P, D] and CNN maps [B, G, G, C], in configured order."""
+    """Outputs of the frozen encoders for N images, in the order of the config.
+
+    Attributes:
+        vit: token maps of the configured layers, [N, P, C] each.
+        cnn: feature maps of the configured stages, [N, G, G, C] each, with a G and a C per stage.
+    """
 
     vit: tuple[jax.Array, ...]
     cnn: tuple[jax.Array, ...]
 
 
 class ImageTokens(nnx.Module):
-    """The learnt vectors before and after an image's visual tokens; U[0, 1) at the start, as in SPHINX."""
+    """The learned embeddings that enclose the visual tokens of an image; uniform in [0, 1) at first, as in SPHINX."""
 
     def __init__(self, dim: int, *, rngs: nnx.Rngs):
         self.start = nnx.Param(jax.random.uniform(rngs.params(), (dim,)))
         self.end = nnx.Param(jax.random.uniform(rngs.params(), (dim,)))
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EarthGPTOutput:
+    """What `EarthGPT` returns.
+
+    Attributes:
+        hidden: hidden states of the LLM after the final norm.
+        visual_tokens: the images as the LLM reads them; None without images.
+        cache: what the attention keeps for later calls; None where it keeps nothing.
+        llm: the language model that `logits` are computed with.
+    """
+
+    hidden: Float[Array, "B T D"]
+    visual_tokens: Float[Array, "B IP D"] | None
+    cache: Cache | None
+    llm: Llama = dataclasses.field(repr=False)
+
+    @property
+    def logits(self) -> Float[Array, "B T V"]:
+        """Next-token logits in fp32, computed when read: training and decoding never need those of all positions."""
+        return self.llm.logits(self.hidden)
+
+
 class EarthGPT(nnx.Module):
-    """B rows, I images a row, P visual tokens an image, T tokens a row."""
+    """The whole model.
+
+    Dim letters: B sequences of T tokens; I images per sequence, N = B*I in all; P visual tokens per image, IP = I*P per
+    sequence.
+    """
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         dtype = config.compute_dtype
@@ -54,11 +94,56 @@ class EarthGPT(nnx.Module):
         self.llm = Llama(config.llm, adapter=config.adapter, rngs=rngs, dtype=dtype)
         self.config = config
 
-    def encode(self, images: jax.Array) -> Features:
-        """Both encoders on u8[N, S, S, 3] squares; each branch resizes and normalises for itself.
+    def __call__(
+        self,
+        tokens: Int[Array, "B T"],
+        *,
+        image_slots: Int[Array, "B T"] | None = None,
+        images: UInt8[Array, "N S S 3"] | None = None,
+        features: Features | None = None,
+        visual_tokens: Float[Array, "N P D"] | None = None,
+        positions: Int[Array, "B T"] | None = None,
+        attention: Attention | None = None,
+        remat: Remat = Remat.NONE,
+    ) -> EarthGPTOutput:
+        """Run the model on text and images.
 
-        The resizes are those of LLaMA2-Accessory's `llama_ens_light`: nearest for the CNN, bicubic
-        without antialiasing for the ViT.
+        The images may be given at any of three stages, at most one of `images`, `features` and `visual_tokens`:
+        training runs the frozen encoders outside of the differentiated function and gives features; inference projects
+        an image once for all its questions and gives visual tokens.
+
+        Args:
+            tokens: token ids.
+            image_slots: which visual token stands at each position, see `embed`; required with images.
+            images: pixels of the padded square images.
+            features: result of `encode`.
+            visual_tokens: result of `project`.
+            positions: RoPE positions; default: 0 to T-1.
+            attention: what the tokens attend to; default: all earlier tokens of the sequence.
+            remat: what each block of the LLM keeps for the backward pass.
+        """
+        if images is not None:
+            features = self.encode(images)
+        if features is not None:
+            visual_tokens = self.project(features)
+        if visual_tokens is None:
+            x = self.llm.embed_tokens(tokens)
+        else:
+            assert image_slots is not None, "image_slots are required with images"
+            visual_tokens = visual_tokens.reshape(len(tokens), -1, visual_tokens.shape[-1])  # B I*P D
+            x = self.embed(tokens, image_slots, visual_tokens)
+        if positions is None:
+            positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+        if attention is None:
+            attention = PackedAttention(make_attention_mask(jnp.ones_like(tokens), jnp.zeros_like(tokens)))
+        out = self.llm(constrain(x, ROWS), positions=positions, attention=attention, remat=remat)
+        return EarthGPTOutput(hidden=out.hidden, visual_tokens=visual_tokens, cache=out.cache, llm=self.llm)
+
+    def encode(self, images: UInt8[Array, "N S S 3"]) -> Features:
+        """Run both encoders; each tower resizes and normalizes the images for itself.
+
+        The resizing rules are those of LLaMA2-Accessory's `llama_ens_light`: nearest for the CNN, bicubic without
+        antialiasing for the ViT.
         """
         config, pixels = self.config, constrain(images, ROWS).astype(jnp.float32) / 255
         vit = normalize(resize(pixels, config.vit.image_size, Method.BICUBIC_TORCH), IMAGENET_MEAN, IMAGENET_STD)
@@ -72,36 +157,39 @@ class EarthGPT(nnx.Module):
         # Without the barrier XLA's CPU backend fuses the encoders into their consumers and recomputes them.
         return jax.lax.optimization_barrier(features)
 
-    def perceive(self, features: Features) -> jax.Array:
-        """Visual tokens in the LLM's width, [N, P, D]."""
+    def project(self, features: Features) -> Float[Array, "N P D"]:
+        """Fuse the features of both encoders and project them to visual tokens."""
         return constrain(self.projector(self.perception(features.vit, features.cnn)), ROWS)
 
-    def embed(self, tokens: jax.Array, image_slots: jax.Array, visual: jax.Array) -> jax.Array:
-        """The LLM's input [B, T, D]: text, visual tokens and the two image marks, each in its slot.
+    def embed(
+        self, tokens: Int[Array, "B T"], image_slots: Int[Array, "B T"], visual_tokens: Float[Array, "B IP D"]
+    ) -> Float[Array, "B T D"]:
+        """Return the input of the LLM: text embeddings, visual tokens and image start/end embeddings in their places.
 
         Args:
-            tokens: i32[B, T].
-            image_slots: i32[B, T], index into the row's I*P visual tokens, or TEXT/START/END_SLOT.
-            visual: [B, I*P, D].
+            tokens: token ids.
+            image_slots: index into the visual tokens of the sequence, or TEXT_SLOT, START_SLOT or END_SLOT.
+            visual_tokens: visual tokens of all images of each sequence.
         """
         slots = image_slots[..., None]
         x = self.llm.embed_tokens(tokens)
-        x = jnp.where(slots >= 0, jnp.take_along_axis(visual, jnp.maximum(slots, 0), axis=1).astype(x.dtype), x)
+        visual = jnp.take_along_axis(visual_tokens, jnp.maximum(slots, 0), axis=1).astype(x.dtype)
+        x = jnp.where(slots >= 0, visual, x)
         x = jnp.where(slots == START_SLOT, self.image_tokens.start[...].astype(x.dtype), x)
         return jnp.where(slots == END_SLOT, self.image_tokens.end[...].astype(x.dtype), x)
 
 
-def normalize(x: jax.Array, mean: tuple[float, ...], std: tuple[float, ...]) -> jax.Array:
-    """(x - mean) / std per channel; pixels in 0..1."""
+def normalize(x: Float[Array, "*B C"], mean: tuple[float, ...], std: tuple[float, ...]) -> Float[Array, "*B C"]:
+    """Return (x - mean) / std per channel, for pixels in 0..1."""
     return (x - np.asarray(mean, np.float32)) / np.asarray(std, np.float32)
 
 
 def init(config: ModelConfig, *, seed: int = 0) -> tuple[nnx.GraphDef, Params]:
-    """A model's structure and random parameters."""
+    """Return the structure of a model and randomly initialized parameters."""
     return split_module(EarthGPT(config, rngs=nnx.Rngs(params=seed)))
 
 
 def abstract(config: ModelConfig) -> tuple[nnx.GraphDef, dict[str, jax.ShapeDtypeStruct]]:
-    """A model's structure and the shapes of its parameters, without any array."""
+    """Return the structure of a model and the shapes of its parameters, without allocating any array."""
     graphdef, shapes = split_module(nnx.eval_shape(lambda: EarthGPT(config, rngs=nnx.Rngs(params=0))))
-    return graphdef, dict(shapes)  # type: ignore[arg-type]  # eval_shape put ShapeDtypeStructs in
+    return graphdef, dict(shapes)  # type: ignore[arg-type]  # eval_shape returns ShapeDtypeStructs

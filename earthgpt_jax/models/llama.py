@@ -1,149 +1,205 @@
-"""LLaMA (arXiv 2307.09288): RMSNorm, RoPE, grouped-query attention, SwiGLU, KV cache."""
+"""LLaMA (arXiv 2307.09288): RMSNorm, RoPE, grouped-query attention, SwiGLU.
+
+There is one transformer block; what it attends to is plugged in as an `Attention`:
+
+    PackedAttention        training: packed sequences, no cache
+    CachedAttention        prefill and decoding with a KV cache
+    SharedPrefixAttention  batched inference: many questions about one image (ops.shared_prefix)
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
 
 from earthgpt_jax.config import AdapterConfig, DType, LlamaConfig, Remat
 from earthgpt_jax.models.layers import Linear, RMSNorm, scan, stack
-from earthgpt_jax.ops.attention import SelfAttention as Kernel
-from earthgpt_jax.ops.attention import XlaAttention, attend
+from earthgpt_jax.ops.attention import SelfAttention, XlaAttention, attend
+from earthgpt_jax.ops.kv_cache import Cache
 from earthgpt_jax.ops.rope import rope
 from earthgpt_jax.sharding.mesh import ROWS, constrain
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ExecutionOptions:
-    """How the LLM runs in training; nothing here changes a result beyond rounding.
+@runtime_checkable
+class Attention(Protocol):
+    """What the queries of all layers attend to, in one call of `Llama`.
 
-    Attributes:
-        loss_chunk: supervised positions of a row whose logits are held at a time.
-        kernel_dtype: dtype that trainable kernels of blocks are cast to outside of the differentiated function. It is
-            the dtype that they multiply in, and therefore the dtype of their gradients.
+    The cache is carried through the layers: each layer gets the cache that the one below returned, and writes its own
+    keys and values into it.
     """
 
-    remat: Remat = Remat.NONE
-    attention: Kernel = dataclasses.field(default_factory=XlaAttention)
-    loss_chunk: int = 256
-    kernel_dtype: DType = DType.FLOAT32
+    def init_cache(self, batch: int, length: int) -> Cache | None:
+        """Return the cache that the first layer gets, for `batch` sequences of `length` tokens."""
 
-
-PLAIN = ExecutionOptions()
-
-
-class Cache(NamedTuple):
-    """Keys (rotated) and values of S slots: [L, B, S, K, H] each."""
-
-    k: jax.Array
-    v: jax.Array
-
-
-def empty_cache(config: LlamaConfig, *, batch: int, slots: int, dtype: DType) -> Cache:
-    shape = (config.depth, batch, slots, config.kv_heads, config.head_dim)
-    return Cache(jnp.zeros(shape, jnp.dtype(dtype)), jnp.zeros(shape, jnp.dtype(dtype)))
-
-
-def _write(stacked: jax.Array, new: jax.Array, *, layer: jax.Array, slot: jax.Array | int) -> jax.Array:
-    """[L, B, S, K, H] with [B, T, K, H] at (layer, :, slot:slot+T)."""
-    return jax.lax.dynamic_update_slice(stacked, new[None].astype(stacked.dtype), (layer, 0, slot, 0, 0))
-
-
-class _Linears(nnx.Module):
-    """What attention and MLP share: linears that carry an adapter where the config targets them."""
-
-    def _linear(
+    def __call__(
         self,
-        name: str,
-        in_dim: int,
-        out_dim: int,
+        q: Float[Array, "B T N H"],
+        k: Float[Array, "B T K H"],
+        v: Float[Array, "B T K H"],
         *,
-        rngs: nnx.Rngs,
-        dtype: DType,
-        bias: bool,
-        adapter: AdapterConfig,
-    ) -> Linear:
-        chosen = adapter if name in adapter.targets else None
-        return Linear(in_dim, out_dim, rngs=rngs, dtype=dtype, use_bias=bias, adapter=chosen, name=name)
+        layer: Int[Array, ""],
+        cache: Any,
+    ) -> tuple[Float[Array, "B T N H"], Any]:
+        """Attend from the queries of one layer; RoPE is already applied to `q` and `k`.
+
+        Returns:
+            The attention output, and the cache for the next layer (a `Cache`, or None as `init_cache` returned).
+        """
 
 
-class Attention(_Linears):
-    q: Linear
-    k: Linear
-    v: Linear
-    o: Linear
+class PackedAttention:
+    """Self-attention over packed sequences, without a cache."""
+
+    def __init__(self, mask: Bool[Array, "B T T"], *, impl: SelfAttention | None = None):
+        """Create the attention of one forward pass.
+
+        Args:
+            mask: True where the query attends to the key, never to a later one; see `make_attention_mask`.
+            impl: implementation, see `ops.attention_impl`; default: XLA.
+        """
+        self._impl = impl or XlaAttention()
+        self._mask = self._impl.prepare(mask)  # once, for all layers
+
+    def init_cache(self, batch: int, length: int) -> None:
+        return None
+
+    def __call__(
+        self,
+        q: Float[Array, "B T N H"],
+        k: Float[Array, "B T K H"],
+        v: Float[Array, "B T K H"],
+        *,
+        layer: Int[Array, ""],
+        cache: None,
+    ) -> tuple[Float[Array, "B T N H"], None]:
+        return self._impl(q, k, v, mask=self._mask), None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CachedAttention:
+    """Attention over a KV cache, which first takes in the keys and values of this call's tokens.
+
+    Attributes:
+        cache: [L, B, S, K, H].
+        mask: True where the query attends to the slot of the cache.
+        slot: the T tokens of this call are written to the slots `slot` to `slot + T - 1`.
+    """
+
+    cache: Cache
+    mask: Bool[Array, "B T S"]
+    slot: Int[Array, ""] | int = 0
+
+    def init_cache(self, batch: int, length: int) -> Cache:
+        return self.cache
+
+    def __call__(
+        self,
+        q: Float[Array, "B T N H"],
+        k: Float[Array, "B T K H"],
+        v: Float[Array, "B T K H"],
+        *,
+        layer: Int[Array, ""],
+        cache: Cache,
+    ) -> tuple[Float[Array, "B T N H"], Cache]:
+        def write(stacked: jax.Array, new: jax.Array) -> jax.Array:
+            return jax.lax.dynamic_update_slice(stacked, new[None].astype(stacked.dtype), (layer, 0, self.slot, 0, 0))
+
+        # The cache of all layers is carried, so that it is updated in place and never copied.
+        cache = Cache(*map(write, cache, (k, v)))
+        return attend(q, *cache.layer(layer), mask=self.mask), cache
+
+
+def _linear(
+    name: str, in_dim: int, out_dim: int, *, rngs: nnx.Rngs, dtype: DType, bias: bool, adapter: AdapterConfig
+) -> Linear:
+    """Return a linear layer of a block, with an adapter if the config targets it."""
+    targeted = adapter if name in adapter.targets else None
+    return Linear(in_dim, out_dim, rngs=rngs, dtype=dtype, use_bias=bias, adapter=targeted, name=name)
+
+
+class AttentionLayer(nnx.Module):
+    """The q, k, v and o projections of a block, around a pluggable attention."""
 
     def __init__(self, config: LlamaConfig, *, adapter: AdapterConfig, rngs: nnx.Rngs, dtype: DType):
-        queries, keys = config.heads * config.head_dim, config.kv_heads * config.head_dim
-        for name, in_dim, out_dim in (
-            ("q", config.dim, queries),
-            ("k", config.dim, keys),
-            ("v", config.dim, keys),
-            ("o", queries, config.dim),
-        ):
-            linear = self._linear(
-                name, in_dim, out_dim, rngs=rngs, dtype=dtype, bias=config.attention_bias, adapter=adapter
-            )
-            setattr(self, name, linear)
+        query_dim, key_dim = config.heads * config.head_dim, config.kv_heads * config.head_dim
+        options: dict[str, Any] = {"rngs": rngs, "dtype": dtype, "bias": config.attention_bias, "adapter": adapter}
+        self.q = _linear("q", config.dim, query_dim, **options)
+        self.k = _linear("k", config.dim, key_dim, **options)
+        self.v = _linear("v", config.dim, key_dim, **options)
+        self.o = _linear("o", query_dim, config.dim, **options)
         self.head_dim, self.theta = config.head_dim, config.rope_theta
 
     def __call__(
         self,
-        x: jax.Array,
+        x: Float[Array, "B T D"],
         *,
-        positions: jax.Array,
-        mask: Any,
-        kernel: Kernel,
+        positions: Int[Array, "B T"],
+        attention: Attention,
+        layer: Int[Array, ""],
         cache: Cache | None,
-        layer: jax.Array,
-        slot: jax.Array | int,
-    ) -> tuple[jax.Array, Cache | None]:
+    ) -> tuple[Float[Array, "B T D"], Cache | None]:
         q, k, v = (f(x).reshape(*x.shape[:2], -1, self.head_dim) for f in (self.q, self.k, self.v))  # B T N|K H
         q, k = rope(q, positions, theta=self.theta), rope(k, positions, theta=self.theta)
-        if cache is not None:
-            # Into the stacked cache, which is carried through the layers: written in place, never copied.
-            cache = Cache(*(_write(old, new, layer=layer, slot=slot) for old, new in zip(cache, (k, v), strict=True)))
-            k, v = (jax.lax.dynamic_index_in_dim(stacked, layer, keepdims=False) for stacked in cache)
-        out = kernel(q, k, v, mask=mask) if cache is None else attend(q, k, v, mask=mask)
-        return self.o(out.reshape(*x.shape[:2], -1)), cache
+        context, cache = attention(q, k, v, layer=layer, cache=cache)
+        return self.o(context.reshape(*x.shape[:2], -1)), cache
 
 
-class Mlp(_Linears):
-    gate: Linear
-    up: Linear
-    down: Linear
+class Mlp(nnx.Module):
+    """SwiGLU: down(silu(gate(x)) * up(x))."""
 
     def __init__(self, config: LlamaConfig, *, adapter: AdapterConfig, rngs: nnx.Rngs, dtype: DType):
-        for name, in_dim, out_dim in (
-            ("gate", config.dim, config.ffn_dim),
-            ("up", config.dim, config.ffn_dim),
-            ("down", config.ffn_dim, config.dim),
-        ):
-            linear = self._linear(name, in_dim, out_dim, rngs=rngs, dtype=dtype, bias=config.mlp_bias, adapter=adapter)
-            setattr(self, name, linear)
+        options: dict[str, Any] = {"rngs": rngs, "dtype": dtype, "bias": config.mlp_bias, "adapter": adapter}
+        self.gate = _linear("gate", config.dim, config.ffn_dim, **options)
+        self.up = _linear("up", config.dim, config.ffn_dim, **options)
+        self.down = _linear("down", config.ffn_dim, config.dim, **options)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
 
 
 class Block(nnx.Module):
+    """Pre-norm transformer block: attention and MLP, each added to the residual stream."""
+
     def __init__(self, config: LlamaConfig, *, adapter: AdapterConfig, rngs: nnx.Rngs, dtype: DType):
         self.attn_norm = RMSNorm(config.dim, eps=config.norm_eps)
-        self.attn = Attention(config, adapter=adapter, rngs=rngs, dtype=dtype)
+        self.attn = AttentionLayer(config, adapter=adapter, rngs=rngs, dtype=dtype)
         self.mlp_norm = RMSNorm(config.dim, eps=config.norm_eps)
         self.mlp = Mlp(config, adapter=adapter, rngs=rngs, dtype=dtype)
 
-    def __call__(self, x: jax.Array, **attention: Any) -> tuple[jax.Array, Cache | None]:
-        out, cache = self.attn(self.attn_norm(x), **attention)
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        *,
+        positions: Int[Array, "B T"],
+        attention: Attention,
+        layer: Int[Array, ""],
+        cache: Cache | None,
+    ) -> tuple[Float[Array, "B T D"], Cache | None]:
+        out, cache = self.attn(self.attn_norm(x), positions=positions, attention=attention, layer=layer, cache=cache)
         x = constrain(x + out, ROWS)
         return constrain(x + self.mlp(self.mlp_norm(x)), ROWS), cache
 
 
+class LlamaOutput(NamedTuple):
+    """What `Llama` returns.
+
+    Attributes:
+        hidden: hidden states after the final norm.
+        cache: the cache after the last layer; None where the attention keeps none.
+    """
+
+    hidden: Float[Array, "B T D"]
+    cache: Cache | None
+
+
 class Llama(nnx.Module):
+    """The language model: token embedding, L blocks, final norm and head (tied to the embedding if configured)."""
+
     def __init__(self, config: LlamaConfig, *, adapter: AdapterConfig, rngs: nnx.Rngs, dtype: DType):
         self.embed = nnx.Param(0.02 * jax.random.normal(rngs.params(), (config.vocab_size, config.dim)))
         self.blocks = stack(
@@ -155,45 +211,39 @@ class Llama(nnx.Module):
             self.head = Linear(config.dim, config.vocab_size, rngs=rngs, dtype=dtype, use_bias=False)
         self.dtype = jnp.dtype(dtype)
 
-    def embed_tokens(self, tokens: jax.Array) -> jax.Array:
-        """i32[B, T] -> [B, T, D]."""
+    def embed_tokens(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+        """Look up the embeddings of text tokens."""
         return self.embed[...][tokens].astype(self.dtype)
 
     def __call__(
         self,
-        x: jax.Array,
+        x: Float[Array, "B T D"],
         *,
-        positions: jax.Array,
-        mask: jax.Array,
-        cache: Cache | None = None,
-        slot: jax.Array | int = 0,
-        execution: ExecutionOptions = PLAIN,
-    ) -> tuple[jax.Array, Cache | None]:
-        """Hidden states through the final norm, and the cache with this call's keys and values in it.
+        positions: Int[Array, "B T"],
+        attention: Attention,
+        remat: Remat = Remat.NONE,
+    ) -> LlamaOutput:
+        """Run the blocks and the final norm on embedded tokens.
 
         Args:
-            x: [B, T, D], embedded.
-            positions: i32[B, T].
-            mask: bool[B, T, S]; S is T without a cache, the cache's slots with one. Without a cache it
-                must not show a token any later one.
-            slot: where in the cache the T new entries go.
-            execution: of a call without a cache.
+            x: embedded tokens.
+            positions: RoPE positions.
+            attention: what the tokens attend to.
+            remat: what each block keeps for the backward pass.
         """
-        kernel = execution.attention
-        seen = kernel.prepare(mask) if cache is None else mask
 
-        def step(block: Block, carry: tuple, layer: jax.Array) -> tuple[tuple, None]:
+        def step(block: Block, carry: tuple, layer: Int[Array, ""]) -> tuple[tuple, None]:
             x, cache = carry
-            attention = {"positions": positions, "mask": seen, "kernel": kernel, "cache": cache}
-            return block(x, **attention, layer=layer, slot=slot), None
+            return block(x, positions=positions, attention=attention, layer=layer, cache=cache), None
 
-        (x, cache), _ = scan(self.blocks, step, (x, cache), jnp.arange(self.depth), remat=execution.remat)
-        return self.norm(x), cache
+        start = x, attention.init_cache(*x.shape[:2])
+        (x, cache), _ = scan(self.blocks, step, start, jnp.arange(self.depth), remat=remat)
+        return LlamaOutput(self.norm(x), cache)
 
-    def unembedding(self) -> jax.Array:
-        """The head's kernel [D, V]; the embedding's transpose where the two are tied."""
+    def unembedding(self) -> Float[Array, "D V"]:
+        """Return the kernel of the head; the transposed embedding where the two are tied."""
         return self.head.kernel[...] if hasattr(self, "head") else self.embed[...].T
 
-    def logits(self, x: jax.Array) -> jax.Array:
-        """[B, T, D] -> f32[B, T, V]."""
+    def logits(self, x: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
+        """Return the next-token logits of hidden states, in fp32."""
         return (x @ self.unembedding().astype(self.dtype)).astype(jnp.float32)

@@ -36,6 +36,7 @@ from earthgpt_jax.sharding.mesh import Placement, build_mesh, local_rows
 from earthgpt_jax.synthetic import SyntheticSource
 from earthgpt_jax.training import guard
 from earthgpt_jax.training.checkpoints import Checkpoints
+from earthgpt_jax.training.execution import execution_options
 from earthgpt_jax.training.lifecycle import CheckpointScheduler, PreemptionSignal, Watchdog
 from earthgpt_jax.training.metrics import FinishedStep, MetricsFetcher, MetricsLogger
 from earthgpt_jax.training.optim import make_optimizer
@@ -43,7 +44,7 @@ from earthgpt_jax.training.prefetch import prefetch_to_device
 from earthgpt_jax.training.profile import Profile, Profiler
 from earthgpt_jax.training.stages import Trainable, trainable_paths
 from earthgpt_jax.training.state import State, initial_model
-from earthgpt_jax.training.step import execution, make_step
+from earthgpt_jax.training.step import make_step
 from earthgpt_jax.training.throughput import COMPILE, INPUT, SAVE, FlopsReference, StepTimer
 
 _log = logging.getLogger(__name__)
@@ -185,7 +186,7 @@ def _initial_state(
         graphdef,
         optimizer,
         microbatches=config.optim.microbatches,
-        execution=execution(config, platform=placement.mesh.devices.flat[0].platform),
+        execution=execution_options(config, platform=placement.mesh.devices.flat[0].platform),
         mesh=placement.mesh,
     )
     return state, jax.jit(step, donate_argnums=0, out_shardings=(placement.shardings(state), placement.whole))

@@ -13,16 +13,15 @@ import optax
 from flax import nnx
 from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
-from earthgpt_jax.config import Config
 from earthgpt_jax.input.batch import Batch
 from earthgpt_jax.models.earthgpt import EarthGPT, Features
-from earthgpt_jax.models.llama import PLAIN, ExecutionOptions
+from earthgpt_jax.models.llama import PackedAttention
 from earthgpt_jax.ops.attention import make_attention_mask
-from earthgpt_jax.ops.attention_impl import select_attention
 from earthgpt_jax.ops.losses import supervised_loss
 from earthgpt_jax.params import Params, merge, merge_module
-from earthgpt_jax.sharding.mesh import ROWS, constrain, use
+from earthgpt_jax.sharding.mesh import ROWS, use
 from earthgpt_jax.training import guard
+from earthgpt_jax.training.execution import DEFAULT_EXECUTION, ExecutionOptions
 from earthgpt_jax.training.state import State
 
 ENCODE_CHUNK = 8  # largest number of images encoded at a time
@@ -30,26 +29,17 @@ _KERNELS = r"llm/blocks/(attn|mlp)/\w+/kernel"
 IMAGE_LOOP = "image_chunks"  # named scope of the encoder loop, whose trip count depends on the data
 
 
-def execution(config: Config, *, platform: str) -> ExecutionOptions:
-    """Choose how the LLM's blocks are computed on devices of `platform` (remat, attention, kernel dtype)."""
-    attention = select_attention(
-        config.attention_impl,
-        platform=platform,
-        dtype=config.model.compute_dtype,
-        length=config.data.seq_len,
-        head_dim=config.model.llm.head_dim,
-    )
-    return ExecutionOptions(remat=config.remat, attention=attention, kernel_dtype=config.model.compute_dtype)
-
-
 def hidden(model: EarthGPT, features: Features, batch: Batch, *, execution: ExecutionOptions) -> jax.Array:
-    """[B, T, D] through the final norm, of packed rows whose images are encoded already."""
-    rows = batch.tokens.shape[0]
-    visual = model.perceive(features)  # B*I P D
-    x = model.embed(batch.tokens, batch.image_slots, visual.reshape(rows, -1, visual.shape[-1]))
+    """Return the hidden states [B, T, D] of packed sequences whose images are encoded already."""
     mask = make_attention_mask(batch.segments, batch.question_index)
-    x, _ = model.llm(constrain(x, ROWS), positions=batch.positions, mask=mask, execution=execution)
-    return x
+    return model(
+        batch.tokens,
+        image_slots=batch.image_slots,
+        features=features,
+        positions=batch.positions,
+        attention=PackedAttention(mask, impl=execution.attention),
+        remat=execution.remat,
+    ).hidden
 
 
 def encode_images(encode: Callable[[jax.Array], Features], images: jax.Array, *, used: jax.Array) -> Features:
@@ -100,7 +90,7 @@ def make_step(
     optimizer: optax.GradientTransformation,
     *,
     microbatches: int,
-    execution: ExecutionOptions = PLAIN,
+    execution: ExecutionOptions = DEFAULT_EXECUTION,
     mesh: Mesh | AbstractMesh | None = None,
 ) -> Callable[[State, Params, Batch], tuple[State, dict[str, jax.Array]]]:
     """Return `step(state, frozen, batch) -> (state, metrics)`, to be jitted with the state donated.

@@ -27,11 +27,11 @@ from earthgpt_jax.input.packing.training_data import load_training_data
 from earthgpt_jax.input.pipeline import InputSpec, PackedSequences, train_batches
 from earthgpt_jax.input.tokenizer import Tokenizer
 from earthgpt_jax.models import earthgpt
-from earthgpt_jax.models.llama import PLAIN
 from earthgpt_jax.models.quantized import cast_frozen
 from earthgpt_jax.ops.losses import supervised_loss
 from earthgpt_jax.sharding.mesh import data_parallel
 from earthgpt_jax.synthetic import SyntheticSource
+from earthgpt_jax.training.execution import DEFAULT_EXECUTION
 from earthgpt_jax.training.prefetch import device_batch
 from earthgpt_jax.training.stages import trainable_paths
 from earthgpt_jax.training.state import initial_model
@@ -66,9 +66,11 @@ def _compare(model: str, recipe: str, data: Path, count: int) -> None:
     def loss(frozen, batch):
         module = params_lib.merge_module(graphdef, params_lib.merge(trainable, frozen))
         features = module.encode(batch.images.reshape(-1, *batch.images.shape[2:]))
-        x = hidden(module, features, batch, execution=PLAIN)
+        x = hidden(module, features, batch, execution=DEFAULT_EXECUTION)
         return jnp.stack(
-            supervised_loss(x, module.llm.unembedding(), batch.tokens, batch.loss_weights, chunk=PLAIN.loss_chunk)
+            supervised_loss(
+                x, module.llm.unembedding(), batch.tokens, batch.loss_weights, chunk=DEFAULT_EXECUTION.loss_chunk
+            )
         )
 
     table: list[tuple[str, ...]] = [("frozen", "MB", "of which kernels", "loss", "difference")]

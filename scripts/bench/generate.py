@@ -30,8 +30,9 @@ from tqdm import tqdm
 from earthgpt_jax.common.tables import align_columns
 from earthgpt_jax.config import model_from_dict
 from earthgpt_jax.convert.exporter import export_hf
-from earthgpt_jax.inference.engine import Engine, ImageRequests, Request
+from earthgpt_jax.inference.engine import Engine
 from earthgpt_jax.inference.reference import Prompts, generate
+from earthgpt_jax.inference.requests import ImageRequests, Request
 from earthgpt_jax.input.batch import TEXT_SLOT
 from earthgpt_jax.input.images import load_square
 from earthgpt_jax.input.prompts.questions import BoxStyle, evaluation_questions
@@ -207,7 +208,7 @@ def _plain(engine: Engine, size: int) -> Callable[[Sequence[Item]], list[str]]:
     def batch(items: Sequence[Item]) -> list[str]:
         rows = [
             generation_prompt(
-                engine._tokenizer, engine._chat_template, item.text, visual_tokens=engine.model.model.visual_tokens
+                engine.tokenizer, engine.chat_template, item.text, visual_tokens=engine.model.model.visual_tokens
             )
             for item in items
         ]
@@ -219,13 +220,13 @@ def _plain(engine: Engine, size: int) -> Callable[[Sequence[Item]], list[str]]:
             return jnp.asarray(np.stack([values[i] for i in index]))
 
         output = generate(
-            engine._graphdef, engine._params,
+            engine.graphdef, engine.params,
             Prompts(
                 tokens=padded(0, 0), image_slots=padded(1, TEXT_SLOT),
                 lengths=jnp.asarray([len(rows[i][0]) for i in index]),
                 images=jnp.asarray(np.stack([items[i].square for i in index])),
             ),
-            config=engine.model.model, max_new_tokens=LIMIT, stop=engine._stop,
+            config=engine.model.model, max_new_tokens=LIMIT, stop=engine.stop,
         )  # fmt: skip
         return [engine.decode_tokens(row)[0] for row in np.asarray(output)[: len(items)]]
 

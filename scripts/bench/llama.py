@@ -40,9 +40,10 @@ from earthgpt_jax import params as params_lib
 from earthgpt_jax.common.tables import align_columns
 from earthgpt_jax.config import LINEARS, AdapterConfig, AdapterKind, DType, LlamaConfig, OptimConfig, Remat
 from earthgpt_jax.convert import tables
-from earthgpt_jax.models.llama import ExecutionOptions, Llama
+from earthgpt_jax.models.llama import Llama, PackedAttention
 from earthgpt_jax.ops.attention import make_attention_mask
 from earthgpt_jax.ops.losses import supervised_loss
+from earthgpt_jax.training.execution import DEFAULT_EXECUTION
 from earthgpt_jax.training.optim import make_optimizer
 from earthgpt_jax.training.stages import Trainable
 
@@ -289,9 +290,9 @@ def _ours(
         held: params_lib.Params, frozen: params_lib.Params, tokens: Any, positions: Any, segments: Any, weights: Any
     ):
         llm = params_lib.merge_module(graphdef, params_lib.merge(held, frozen))
-        mask = make_attention_mask(segments, 0 * segments)
-        x, _ = llm(llm.embed_tokens(tokens), positions=positions, mask=mask, execution=ExecutionOptions(remat=remat))
-        total, weight = supervised_loss(x, llm.unembedding(), tokens, weights, chunk=ExecutionOptions().loss_chunk)
+        attention = PackedAttention(make_attention_mask(segments, 0 * segments))
+        x = llm(llm.embed_tokens(tokens), positions=positions, attention=attention, remat=remat).hidden
+        total, weight = supervised_loss(x, llm.unembedding(), tokens, weights, chunk=DEFAULT_EXECUTION.loss_chunk)
         return total / weight
 
     def step(state: tuple, frozen: params_lib.Params, *arrays: jax.Array) -> tuple[tuple, jax.Array]:

@@ -154,9 +154,9 @@ def test_the_engines_programs_say_what_they_need_and_do(capsys):
     assert main([*base, "--per-chip-batch", "32", "--questions-per-image", "16"]) == 0
     values = json.loads(capsys.readouterr().out)
     assert values["fits"] is True and values["mesh"] == {"data": 2, "fsdp": 1, "tensor": 4}
-    assert [part["name"] for part in values["parts"]] == ["encode", "prefill", "insert", "decode"]
+    assert [part["name"] for part in values["parts"]] == ["encode", "prefill", "insert", "generate"]
     layout, prefix = values["layout"], values["prefix_tokens"]
-    rows, slots = layout["images"] * layout["rows_per_image"], layout["question_slots"] + layout["answer_slots"]
+    rows, slots = layout["images"] * layout["slots_per_image"], layout["question_tokens"] + layout["answer_tokens"]
     assert rows == 32
     # Keys and values of three layers of 512 in bfloat16, heads over four chips.
     assert values["prefixes_gib"] * 2**30 == 2 * 3 * layout["images"] * prefix * 512 * 2 / 4

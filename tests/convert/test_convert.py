@@ -24,6 +24,7 @@ from earthgpt_jax.convert.merge import MergedReader, merged_config
 from earthgpt_jax.convert.tensor_io import SafetensorsReader, SafetensorsWriter
 from earthgpt_jax.models import earthgpt
 from earthgpt_jax.models import model_dir as io
+from earthgpt_jax.models.llama import PackedAttention
 from earthgpt_jax.ops.attention import make_attention_mask
 from earthgpt_jax.training.state import initial_model
 from tests.support import nano
@@ -160,8 +161,8 @@ def _logits(model: ModelConfig, arrays: dict) -> np.ndarray:
     def forward(params):
         llm = params_lib.merge_module(graphdef, params).llm
         mask = make_attention_mask(jnp.ones_like(ids), jnp.zeros_like(ids))
-        hidden, _ = llm(llm.embed_tokens(ids), positions=jnp.arange(6)[None], mask=mask)
-        return llm.logits(hidden)
+        out = llm(llm.embed_tokens(ids), positions=jnp.arange(6)[None], attention=PackedAttention(mask))
+        return llm.logits(out.hidden)
 
     return np.asarray(forward({path: jnp.asarray(value, jnp.float32) for path, value in arrays.items()}))
 

@@ -14,8 +14,9 @@ import pytest
 from PIL import Image
 
 from earthgpt_jax.convert import exporter
+from earthgpt_jax.inference.decode import StopCondition
 from earthgpt_jax.inference.engine import Engine
-from earthgpt_jax.inference.reference import Prompts, StopCondition, generate
+from earthgpt_jax.inference.reference import Prompts, generate
 from earthgpt_jax.input.images import load_square
 from earthgpt_jax.models import earthgpt
 from earthgpt_jax.models import model_dir as model_io

@@ -16,7 +16,7 @@ from earthgpt_jax.evaluation.predictions import ChainedTask
 from earthgpt_jax.evaluation.processes import Process
 from earthgpt_jax.evaluation.questions import select_examples
 from earthgpt_jax.evaluation.runner import View
-from earthgpt_jax.inference.engine import Answer
+from earthgpt_jax.inference.requests import Answer
 from earthgpt_jax.input.images import load_square
 from earthgpt_jax.records import AnnotatedClasses
 from earthgpt_jax.synthetic import SyntheticSource

@@ -28,7 +28,7 @@ def engine():
 
 @pytest.mark.parametrize("text", [BOX, "", "é漢 in the image.", "two  spaces", "There are <p>13 ships</p>[0.10,0.2"])
 def test_lengths_give_the_characters_of_each_token(engine, text):
-    tokenizer = engine._tokenizer
+    tokenizer = engine.tokenizer
     ids = [*tokenizer.encode(f" {text}\n###"), tokenizer.eos_id, 5, 7]
     got, lengths = engine.decode_tokens(np.array(ids))
     assert (got, sum(lengths)) == (text, len(text))
@@ -43,7 +43,7 @@ def test_lengths_of_arbitrary_tokens_add_up_to_their_text(engine):
     rng = np.random.default_rng(0)
     seen = 0
     for _ in range(300):
-        ids = rng.integers(0, engine._tokenizer.vocab_size, rng.integers(0, 30))
+        ids = rng.integers(0, engine.tokenizer.vocab_size, rng.integers(0, 30))
         ids[rng.random(len(ids)) < 0.1] = 0  # padding
         text, lengths = engine.decode_tokens(ids)
         assert sum(lengths) == len(text) and len(lengths) <= len(ids) and min(lengths, default=0) >= 0

@@ -10,7 +10,7 @@ from earthgpt_jax.evaluation import baselines, predictions_file, runner, scores
 from earthgpt_jax.evaluation.processes import Process
 from earthgpt_jax.evaluation.questions import FALSE_PREMISES, MAX_NEW_TOKENS, select_examples
 from earthgpt_jax.evaluation.runner import View
-from earthgpt_jax.inference.engine import Answer
+from earthgpt_jax.inference.requests import Answer
 from earthgpt_jax.input.images import load_square
 from earthgpt_jax.records import AnnotatedClasses
 from earthgpt_jax.synthetic import SyntheticSource

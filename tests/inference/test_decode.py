@@ -12,16 +12,17 @@ from earthgpt_jax import config as config_lib
 from earthgpt_jax import params as params_lib
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.config import MeshConfig
-from earthgpt_jax.inference.decode import StateShape, placement
-from earthgpt_jax.inference.engine import Engine, ImageRequests, Request
+from earthgpt_jax.inference.decode import StateShape, StopCondition
+from earthgpt_jax.inference.engine import Engine
 from earthgpt_jax.inference.mesh import build_mesh, smallest_tensor_axis
-from earthgpt_jax.inference.reference import Prompts, StopCondition, generate
+from earthgpt_jax.inference.programs import placement
+from earthgpt_jax.inference.reference import Prompts, generate
+from earthgpt_jax.inference.requests import ImageRequests, Request
 from earthgpt_jax.inference.sampling import Sampling, nucleus, sample_tokens
 from earthgpt_jax.input.images import load_square
 from earthgpt_jax.input.sequences import generation_prompt
 from earthgpt_jax.models import earthgpt
 from earthgpt_jax.models import model_dir as io
-from earthgpt_jax.ops.attention import make_attention_mask
 from earthgpt_jax.params import merge_module
 from tests.support import nano
 
@@ -49,22 +50,18 @@ def uncached(engine):
     @jax.jit
     def forward(params, tokens, slots, image, length):
         model = merge_module(earthgpt.abstract(config)[0], params)
-        ones = jnp.ones_like(tokens)
-        hidden, _ = model.llm(  # what is behind `length` is seen by nothing before it
-            model.embed(tokens, slots, model.perceive(model.encode(image))),
-            positions=jnp.arange(longest)[None], mask=make_attention_mask(ones, 0 * ones),
-        )  # fmt: skip
-        return jax.nn.log_softmax(model.llm.logits(hidden)[0, length - 1])
+        # Attention is causal: the tokens after `length` change nothing before it.
+        return jax.nn.log_softmax(model(tokens, image_slots=slots, images=image).logits[0, length - 1])
 
     def continued(question: str, image: np.ndarray) -> tuple[list[int], list[float]]:
         ids, at = generation_prompt(
-            engine._tokenizer, engine._chat_template, question, visual_tokens=config.visual_tokens
+            engine.tokenizer, engine.chat_template, question, visual_tokens=config.visual_tokens
         )
         tokens, slots = np.zeros((1, longest), np.int32), np.full((1, longest), -1, np.int32)
         tokens[0, : len(ids)], slots[0, : len(at)] = ids, at
         logprobs = []
         for length in range(len(ids), len(ids) + NEW):
-            logits = np.asarray(forward(engine._params, tokens, slots, image[None], length))
+            logits = np.asarray(forward(engine.params, tokens, slots, image[None], length))
             tokens[0, length] = logits.argmax()
             logprobs.append(float(logits.max()))
         return tokens[0, len(ids) : len(ids) + NEW].tolist(), logprobs
@@ -74,7 +71,7 @@ def uncached(engine):
 
 def test_cached_rows_of_different_lengths_equal_uncached_singles(engine, items, uncached):
     rows = [
-        generation_prompt(engine._tokenizer, engine._chat_template, q, visual_tokens=engine.model.model.visual_tokens)
+        generation_prompt(engine.tokenizer, engine.chat_template, q, visual_tokens=engine.model.model.visual_tokens)
         for _, q in items
     ]
     longest = max(len(tokens) for tokens, _ in rows) + 5
@@ -87,7 +84,7 @@ def test_cached_rows_of_different_lengths_equal_uncached_singles(engine, items, 
     graphdef, _ = earthgpt.abstract(engine.model.model)
     never = StopCondition(eos_id=-1, separators=())
     got = np.asarray(
-        generate(graphdef, engine._params, prompts, config=engine.model.model, max_new_tokens=NEW, stop=never)
+        generate(graphdef, engine.params, prompts, config=engine.model.model, max_new_tokens=NEW, stop=never)
     )
     for (image, question), answer in zip(items, got, strict=True):
         assert answer.tolist() == uncached(question, image)[0]
@@ -96,7 +93,7 @@ def test_cached_rows_of_different_lengths_equal_uncached_singles(engine, items, 
     first = next(i for i in range(NEW) if tuple(got[0, i : i + 2].tolist()) == pair)
     stopped = np.asarray(
         generate(
-            graphdef, engine._params, prompts, config=engine.model.model, max_new_tokens=NEW,
+            graphdef, engine.params, prompts, config=engine.model.model, max_new_tokens=NEW,
             stop=StopCondition(eos_id=-1, separators=((-7,), pair)),
         )
     )  # fmt: skip
@@ -121,7 +118,7 @@ def _scenes(images, questions, *, shared: bool = True, order: int = 1) -> list[I
 
 def _with(engine: Engine, *, batch_size: int, devices: int = 1, sampling: Sampling | None = None) -> Engine:
     return Engine(
-        engine.model, engine._params, batch_size=batch_size, sampling=sampling or Sampling(),
+        engine.model, engine.params, batch_size=batch_size, sampling=sampling or Sampling(),
         mesh=build_mesh(MeshConfig(), batch_size=batch_size, devices=jax.devices()[:devices]),
     )  # fmt: skip
 
@@ -143,16 +140,16 @@ def test_shared_prefixes_any_batch_order_and_devices_equal_the_uncached_singles(
         "eight devices": (_with(engine, batch_size=16, devices=8), _scenes(images, questions)),
     }
     for name, (with_engine, scenes) in ways.items():
-        with_engine._stop = StopCondition(eos_id=-1, separators=())
+        with_engine.stop = StopCondition(eos_id=-1, separators=())
         answers = {answer.id: answer for answer in with_engine.stream(scenes)}
         assert answers.keys() == expected.keys(), name
         for key, (tokens, logprobs) in expected.items():
             assert answers[key].tokens.tolist() == tokens, (name, key)
             np.testing.assert_allclose(answers[key].logprobs, logprobs, atol=2e-5, err_msg=f"{name} {key}")
         counts = with_engine.counts
-        assert counts.questions == 9 and counts.images == (9 if name == "separate" else 3)
-        assert counts.unshared - counts.prefill == (9 - counts.images) * len(engine._prefix[0])
-        assert counts.made == sum(len(tokens) for tokens, _ in expected.values())
+        assert counts.requests == 9 and counts.images == (9 if name == "separate" else 3)
+        assert counts.unshared - counts.prefill == (9 - counts.images) * len(engine.prefix.tokens)
+        assert counts.generated == sum(len(tokens) for tokens, _ in expected.values())
 
 
 MESHES = ((8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 1, 8), (1, 1, 2))
@@ -173,7 +170,7 @@ def dividing(tmp_path_factory):
             path, batch_size=4, mesh=MeshConfig(data=data, fsdp=fsdp, tensor=tensor),
             devices=jax.devices()[: data * fsdp * tensor],
         )  # fmt: skip
-        chosen._stop = StopCondition(eos_id=-1, separators=())
+        chosen.stop = StopCondition(eos_id=-1, separators=())
         return chosen, {answer.id: answer for answer in chosen.stream(scenes)}
 
     return answers, answers((1, 1, 1))[1]
@@ -191,7 +188,7 @@ def test_a_mesh_answers_what_one_device_answers(dividing, mesh):
         assert found[key].tokens.tolist() == answer.tokens.tolist(), key
         np.testing.assert_allclose(found[key].logprobs, answer.logprobs, atol=2e-5, err_msg=key)
     # No device holds what it need not.
-    down = engine._params["llm/blocks/mlp/down/kernel"]
+    down = engine.params["llm/blocks/mlp/down/kernel"]
     assert down.addressable_shards[0].data.size * mesh[1] * mesh[2] == down.size
 
 
@@ -245,7 +242,7 @@ def test_an_answer_stops_at_its_end_and_says_so(engine, items):
         (StopCondition(eos_id=int(free.tokens[0]), separators=()), free.tokens[:1]),
     ):
         stopping = _with(engine, batch_size=3)
-        stopping._stop = stop
+        stopping.stop = stop
         scenes = [
             ImageRequests(image=lambda: items[0][0], requests=[Request(id="0", text="?", max_new_tokens=9)]),
             ImageRequests(image=lambda: items[1][0], requests=[Request(id="1", text="What?", max_new_tokens=9)]),
@@ -278,7 +275,7 @@ def test_what_decides_answers_is_in_the_header(engine):
     drawn = _with(engine, batch_size=5, devices=2, sampling=Sampling(temperature=0.5, top_p=0.9, seed=3)).describe()
     assert drawn == described | {"decode": "temperature 0.5, top_p 0.9, seed 3"}
     for changed in ({"chat_template": "v1"}, {"decimals": 3}):
-        other = Engine(dataclasses.replace(engine.model, **changed), engine._params, batch_size=1)
+        other = Engine(dataclasses.replace(engine.model, **changed), engine.params, batch_size=1)
         assert {key for key, value in other.describe().items() if value != described[key]} == {"prompt"}
 
 
@@ -297,7 +294,7 @@ def test_draws_have_the_frequencies_of_the_nucleus():
     np.testing.assert_allclose(seen, sharpened * (np.arange(4) < 3) / sharpened[:3].sum(), atol=0.03)
     np.testing.assert_allclose(logprobs, np.log(probabilities)[np.asarray(tokens)], atol=1e-5)
     for wrong in ({"temperature": -1.0}, {"temperature": float("nan")}, {"top_p": 0.0}, {"top_p": 1.1}, {"seed": -1}):
-        with pytest.raises(EarthGPTError, match="expected a temperature from 0 on"):
+        with pytest.raises(EarthGPTError, match="expected temperature >= 0"):
             Sampling(**wrong)
 
 
@@ -314,8 +311,8 @@ def test_draws_have_the_frequencies_of_the_nucleus():
 )
 def test_rows_are_shared_out_by_the_questions_an_image(questions, batch_size, devices, images, share):
     layout = StateShape.of(questions, longest_question=20, longest_answer=16, batch_size=batch_size, groups=devices)
-    assert (layout.images, layout.rows_per_image) == (images, share)
-    assert layout.rows * devices >= batch_size
+    assert (layout.images, layout.slots_per_image) == (images, share)
+    assert layout.slots * devices >= batch_size
 
 
 @pytest.mark.realdata
@@ -334,8 +331,7 @@ def test_the_embedded_model_on_real_images_says_the_same_however_it_is_asked(rea
     asked = [(i, j) for i in range(len(squares)) for j in range(len(questions))]
     visual = engine.model.model.visual_tokens
     rows = [
-        generation_prompt(engine._tokenizer, engine._chat_template, questions[j], visual_tokens=visual)
-        for _, j in asked
+        generation_prompt(engine.tokenizer, engine.chat_template, questions[j], visual_tokens=visual) for _, j in asked
     ]
     length = max(len(tokens) for tokens, _ in rows)
 
@@ -346,12 +342,12 @@ def test_the_embedded_model_on_real_images_says_the_same_however_it_is_asked(rea
 
     plain = np.asarray(
         generate(
-            engine._graphdef, engine._params,
+            engine.graphdef, engine.params,
             Prompts(
                 tokens=padded(0, 0), image_slots=padded(1, -1), lengths=jnp.asarray([len(t) for t, _ in rows]),
                 images=jnp.asarray(np.stack([squares[i] for i, _ in asked])),
             ),
-            config=engine.model.model, max_new_tokens=32, stop=engine._stop,
+            config=engine.model.model, max_new_tokens=32, stop=engine.stop,
         )
     )  # fmt: skip
     for batch_size, devices in ((8, 1), (16, 8)):
@@ -392,7 +388,7 @@ def test_weights_are_spread_over_as_few_devices_as_have_room():
     assert weights > 26e9
     for gib, expected in ((95.7, 1), (31.2, 2), (15.7, 4), (7.9, 8)):  # v5p, v6e, v5e
         assert smallest_tensor_axis(config, weights=weights, limit=int(gib * 2**30), devices=8) == expected
-    with pytest.raises(EarthGPTError, match=r"25\.\d GiB, and a device has 4\.0 GiB: they fit on none of 1, 2, 4, 8"):
+    with pytest.raises(EarthGPTError, match=r"25\.\d GiB and a device has 4\.0 GiB: they fit on none of 1, 2, 4, 8"):
         smallest_tensor_axis(config, weights=weights, limit=4 * 2**30, devices=8)
 
 

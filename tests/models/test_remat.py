@@ -13,7 +13,7 @@ from earthgpt_jax import params as params_lib
 from earthgpt_jax.aot.flops import products
 from earthgpt_jax.config import Remat, Stage
 from earthgpt_jax.models import earthgpt
-from earthgpt_jax.models.llama import ExecutionOptions
+from earthgpt_jax.models.llama import PackedAttention
 from earthgpt_jax.ops.attention import make_attention_mask
 from earthgpt_jax.training.stages import trainable_paths
 from tests.support import nano
@@ -30,15 +30,12 @@ def _gradient(remat: Remat):
     trainable, frozen = params_lib.split(params, trainable_paths(config, params))
     ones = jnp.ones((ROWS, LENGTH), jnp.int32)
     x = jnp.asarray(rng.normal(size=(ROWS, LENGTH, config.model.llm.dim)), jnp.float32)
-    how = {
-        "positions": jnp.cumsum(ones, 1),
-        "mask": make_attention_mask(ones, 0 * ones),
-        "execution": ExecutionOptions(remat=remat),
-    }
+    attention = PackedAttention(make_attention_mask(ones, 0 * ones))
+    positions = jnp.cumsum(ones, 1)
 
     def total(trainable):
         model = params_lib.merge_module(graphdef, params_lib.merge(trainable, frozen))
-        return jnp.sum(model.llm(x, **how)[0] ** 2)
+        return jnp.sum(model.llm(x, positions=positions, attention=attention, remat=remat).hidden ** 2)
 
     return jax.grad(total), trainable
 

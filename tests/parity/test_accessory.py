@@ -15,7 +15,7 @@ from earthgpt_jax.convert.layouts import open_source_checkpoint
 from earthgpt_jax.convert.tables import llama_hf, llama_meta
 from earthgpt_jax.input.batch import END_SLOT, START_SLOT, TEXT_SLOT
 from earthgpt_jax.models import earthgpt
-from earthgpt_jax.models.llama import Llama
+from earthgpt_jax.models.llama import Llama, PackedAttention
 from earthgpt_jax.ops.attention import make_attention_mask
 from earthgpt_jax.ops.losses import next_token_loss
 from tests.support.weights import load_into
@@ -63,14 +63,9 @@ def test_whole_model_matches_llama_ens_light(goldens, light):
     @jax.jit
     def forward(params, images):
         model = params_lib.merge_module(graphdef, params)
-        visual = model.perceive(model.encode(images))
-        x = model.embed(jnp.asarray(ids), jnp.broadcast_to(slots, ids.shape), visual)
-        positions = jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape)
-        mask = make_attention_mask(jnp.ones_like(positions), jnp.zeros_like(positions))
-        hidden, _ = model.llm(x, positions=positions, mask=mask)
-        logits = model.llm.logits(hidden)
-        total, weight = next_token_loss(logits, jnp.asarray(ids), jnp.asarray(weights))
-        return visual, logits, total / weight
+        out = model(jnp.asarray(ids), image_slots=jnp.broadcast_to(slots, ids.shape), images=images)
+        total, weight = next_token_loss(out.logits, jnp.asarray(ids), jnp.asarray(weights))
+        return out.visual_tokens, out.logits, total / weight
 
     visual, logits, loss = forward(light, image.transpose(0, 2, 3, 1))
     np.testing.assert_allclose(visual, arrays["nohalf/image_tokens"], atol=1e-4, rtol=0)
@@ -95,7 +90,7 @@ def _llama(path, model: ModelConfig = LIGHT) -> tuple[ModelConfig, Llama]:
 def _logits(model: Llama, ids: jax.Array) -> jax.Array:
     positions = jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape)
     mask = make_attention_mask(jnp.ones_like(positions), jnp.zeros_like(positions))
-    return model.logits(model(model.embed_tokens(ids), positions=positions, mask=mask)[0])
+    return model.logits(model(model.embed_tokens(ids), positions=positions, attention=PackedAttention(mask)).hidden)
 
 
 def test_meta_rows_become_the_hf_ones(goldens):

@@ -19,6 +19,7 @@ from earthgpt_jax.input.sequences import build_sample, image_prefix, pack_sample
 from earthgpt_jax.input.tokenizer import Tokenizer
 from earthgpt_jax.models import earthgpt
 from earthgpt_jax.models import model_dir as io
+from earthgpt_jax.models.llama import PackedAttention
 from earthgpt_jax.ops.attention import make_attention_mask
 from earthgpt_jax.ops.losses import next_token_loss
 from earthgpt_jax.training.stages import trainable_paths
@@ -62,11 +63,15 @@ def _ours(model: ModelConfig, arrays: dict, batch: Batch, image: np.ndarray, tra
     @jax.value_and_grad
     def loss(chosen):
         module = params_lib.merge_module(graphdef, params_lib.merge(chosen, rest))
-        visual = module.perceive(module.encode(image[None]))
-        x = module.embed(batch.tokens, batch.image_slots, visual)
-        mask = make_attention_mask(batch.segments, batch.question_index)
-        hidden, _ = module.llm(x, positions=batch.positions, mask=mask)
-        total, weight = next_token_loss(module.llm.logits(hidden), batch.tokens, batch.loss_weights)
+        device_batch = jax.tree.map(jnp.asarray, batch)
+        out = module(
+            device_batch.tokens,
+            image_slots=device_batch.image_slots,
+            images=jnp.asarray(image)[None],
+            positions=device_batch.positions,
+            attention=PackedAttention(make_attention_mask(device_batch.segments, device_batch.question_index)),
+        )
+        total, weight = next_token_loss(out.logits, device_batch.tokens, device_batch.loss_weights)
         return total / weight
 
     value, gradients = loss(chosen)

@@ -16,14 +16,14 @@ from safetensors.numpy import load_file
 from earthgpt_jax import boxes as geometry
 from earthgpt_jax.config import ModelConfig
 from earthgpt_jax.convert import exporter
+from earthgpt_jax.inference.decode import StopCondition
 from earthgpt_jax.inference.engine import Engine
-from earthgpt_jax.inference.reference import Prompts, StopCondition, generate
+from earthgpt_jax.inference.reference import Prompts, generate
 from earthgpt_jax.input import images as our_images
 from earthgpt_jax.input.prompts.chat_template import ChatTemplate, chat_template
 from earthgpt_jax.input.sequences import generation_prompt
 from earthgpt_jax.input.tokenizer import Tokenizer, train_tokenizer
 from earthgpt_jax.models import earthgpt, model_dir
-from earthgpt_jax.ops.attention import make_attention_mask
 from earthgpt_jax.ops.resize import Method, resize
 from earthgpt_jax.params import merge_module
 from tests.support import nano
@@ -174,12 +174,8 @@ def test_features_visual_tokens_and_logits(make_pair, variant):
     def ours(params, squares):
         model = merge_module(earthgpt.abstract(config)[0], params)
         features = model.encode(squares)
-        visual = model.perceive(features)
-        positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-        mask = make_attention_mask(jnp.ones_like(positions), jnp.zeros_like(positions))
-        x = model.embed(jnp.asarray(tokens), jnp.asarray(slots), visual)
-        hidden, _ = model.llm(x, positions=positions, mask=mask)
-        return features, visual, model.llm.logits(hidden)
+        out = model(jnp.asarray(tokens), image_slots=jnp.asarray(slots), features=features)
+        return features, out.visual_tokens.reshape(len(squares), -1, config.llm.dim), out.logits
 
     features, visual, logits = ours({path: jnp.asarray(value) for path, value in pair.params.items()}, squares)
     model, pixels = pair.model(), torch.from_numpy(squares.transpose(0, 3, 1, 2).copy())

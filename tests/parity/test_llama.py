@@ -9,8 +9,9 @@ from flax import nnx
 
 from earthgpt_jax.config import AdapterConfig, DType, LlamaConfig
 from earthgpt_jax.convert.tables import llama_hf
-from earthgpt_jax.models.llama import Llama, empty_cache
+from earthgpt_jax.models.llama import CachedAttention, Llama, PackedAttention
 from earthgpt_jax.ops.attention import make_attention_mask
+from earthgpt_jax.ops.kv_cache import empty_cache
 from tests.support.weights import load_into
 
 MODELS = ["llama_gqa_bias", "llama_mha_tied"]
@@ -39,7 +40,7 @@ def _load(folder) -> tuple[LlamaConfig, Llama]:
 def _plain(model: Llama, ids: np.ndarray) -> jnp.ndarray:
     positions = jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape)
     mask = make_attention_mask(jnp.ones_like(positions), jnp.zeros_like(positions))
-    return model(model.embed_tokens(jnp.asarray(ids)), positions=positions, mask=mask)[0]
+    return model(model.embed_tokens(jnp.asarray(ids)), positions=positions, attention=PackedAttention(mask)).hidden
 
 
 @pytest.mark.golden
@@ -66,8 +67,7 @@ def test_cached_greedy_tokens_match_transformers(goldens, name):
     hidden, cache = model(
         model.embed_tokens(jnp.asarray(prompt)),
         positions=positions,
-        mask=slots[None, None] <= positions[..., None],
-        cache=cache,
+        attention=CachedAttention(cache=cache, mask=slots[None, None] <= positions[..., None]),
     )
     tokens = prompt[0].tolist()
     for step in range(length, len(expected)):
@@ -76,8 +76,6 @@ def test_cached_greedy_tokens_match_transformers(goldens, name):
         hidden, cache = model(
             model.embed_tokens(jnp.asarray([[tokens[-1]]])),
             positions=position,
-            mask=slots[None, None] <= position[..., None],
-            cache=cache,
-            slot=step,
+            attention=CachedAttention(cache=cache, mask=slots[None, None] <= position[..., None], slot=step),
         )
     assert tokens == expected.tolist()

@@ -12,6 +12,7 @@ from earthgpt_jax import params as params_lib
 from earthgpt_jax.config import ModelConfig
 from earthgpt_jax.convert import exporter
 from earthgpt_jax.models import earthgpt
+from earthgpt_jax.models.llama import PackedAttention
 from earthgpt_jax.ops.attention import make_attention_mask
 from earthgpt_jax.ops.losses import next_token_loss
 from earthgpt_jax.training.stages import trainable_paths
@@ -77,8 +78,8 @@ def _logits(model: ModelConfig, params: dict) -> jax.Array:
     llm = params_lib.merge_module(earthgpt.abstract(model)[0], params).llm
     ids = jnp.asarray(IDS)
     positions = jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape)
-    hidden, _ = llm(llm.embed_tokens(ids), positions=positions, mask=make_attention_mask(1 + 0 * ids, 0 * ids))
-    return llm.logits(hidden)
+    attention = PackedAttention(make_attention_mask(1 + 0 * ids, 0 * ids))
+    return llm.logits(llm(llm.embed_tokens(ids), positions=positions, attention=attention).hidden)
 
 
 def test_logits_and_gradients(case):

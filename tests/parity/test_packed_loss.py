@@ -17,9 +17,9 @@ from earthgpt_jax.input.pipeline import PackedSequences
 from earthgpt_jax.input.tokenizer import Tokenizer
 from earthgpt_jax.models import earthgpt
 from earthgpt_jax.models import model_dir as io
-from earthgpt_jax.models.llama import PLAIN
 from earthgpt_jax.sharding.mesh import data_parallel
 from earthgpt_jax.synthetic import SyntheticSource
+from earthgpt_jax.training.execution import DEFAULT_EXECUTION
 from earthgpt_jax.training.prefetch import device_batch
 from earthgpt_jax.training.stages import trainable_paths
 from earthgpt_jax.training.step import encode_images, hidden
@@ -58,7 +58,7 @@ def _functions(config, params):
     def losses(trainable, batch):
         model = params_lib.merge_module(graphdef, params_lib.merge(trainable, frozen))
         features = encode_images(model.encode, batch.images, used=jnp.max(batch.segments, axis=1))
-        x = hidden(model, jax.lax.stop_gradient(features), batch, execution=PLAIN)
+        x = hidden(model, jax.lax.stop_gradient(features), batch, execution=DEFAULT_EXECUTION)
         logits = model.llm.logits(x)[:, :-1]
         picked = jnp.take_along_axis(jax.nn.log_softmax(logits), batch.tokens[:, 1:, None], axis=-1)[..., 0]
         return jnp.pad(-picked, ((0, 0), (1, 0))) * batch.loss_weights

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 from earthgpt_jax.config import AdapterConfig, DType, LlamaConfig, Mlp, PositionRule, ViTConfig
 from earthgpt_jax.convert import exporter
 from earthgpt_jax.convert.tables import dinov2_hf, llama_hf
-from earthgpt_jax.models.llama import Llama
+from earthgpt_jax.models.llama import Llama, PackedAttention
 from earthgpt_jax.models.vit import ViT
 from earthgpt_jax.ops.attention import make_attention_mask
 from tests.support.weights import load_into
@@ -104,7 +104,7 @@ def test_logits_of_llama_and_its_export(tmp_path, name):
     @nnx.jit
     def logits(model, ids, positions):
         mask = make_attention_mask(jnp.ones_like(ids), jnp.zeros_like(ids))
-        return model.logits(model(model.embed_tokens(ids), positions=positions, mask=mask)[0])
+        return model.logits(model(model.embed_tokens(ids), positions=positions, attention=PackedAttention(mask)).hidden)
 
     np.testing.assert_allclose(logits(model, ids, positions), expected, atol=1e-4, rtol=0)
 

@@ -17,9 +17,10 @@ from earthgpt_jax.input.batch import ARRAY_FIELDS, Batch
 from earthgpt_jax.models import earthgpt
 from earthgpt_jax.sharding import rules
 from earthgpt_jax.sharding.mesh import build_mesh, data_parallel
+from earthgpt_jax.training.execution import execution_options
 from earthgpt_jax.training.stages import trainable_paths
 from earthgpt_jax.training.state import State
-from earthgpt_jax.training.step import execution, make_step
+from earthgpt_jax.training.step import make_step
 from tests.support import nano
 
 MESHES = ((8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 1, 8))
@@ -65,7 +66,7 @@ def _train(stage: Stage, mesh: tuple[int, int, int] | None) -> tuple[list[float]
     trainable, frozen = params_lib.split(initial, trainable_paths(config, initial))
     optimizer = optax.sgd(0.1)  # Adam's first steps are as long for a gradient of rounding errors as for any
     make = functools.partial(
-        make_step, graphdef, optimizer, microbatches=2, execution=execution(config, platform="cpu")
+        make_step, graphdef, optimizer, microbatches=2, execution=execution_options(config, platform="cpu")
     )
     state, batch = State(jnp.zeros((), jnp.int32), trainable, optimizer.init(trainable)), _batch(config)
     if mesh is None:

@@ -13,7 +13,7 @@ from earthgpt_jax.aot.program import batch_shapes
 from earthgpt_jax.config import DType
 from earthgpt_jax.input.batch import END_SLOT, START_SLOT, TEXT_SLOT
 from earthgpt_jax.models import earthgpt
-from earthgpt_jax.models.llama import ExecutionOptions
+from earthgpt_jax.training.execution import ExecutionOptions
 from earthgpt_jax.training.stages import trainable_paths
 from earthgpt_jax.training.state import State
 from earthgpt_jax.training.step import make_step
