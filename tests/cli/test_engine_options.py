@@ -26,7 +26,7 @@ from earthgpt_jax.synthetic import SyntheticSource
         (["--temperature", "-1"], "sampling: expected temperature >= 0"),
         (["--temperature", "nan"], "sampling: expected temperature >= 0"),
         (["--temperature", "1", "--top-p", "0"], "top_p in (0, 1]"),
-        (["--seed", "-3"], "a seed from 0 to 2^32 - 1"),
+        (["--seed", "-3"], "seed in 0 to 2^32 - 1"),
     ],
 )
 def test_wrong_options_are_reported_before_a_model_is_loaded(tmp_path, capsys, words, message):

@@ -243,9 +243,10 @@ def test_each_branch_resizes_as_ours_does(adapted, adapted_model):
         x = np.random.default_rng(0).random((1, source, source, 2)).astype(np.float32)
         channels_first = torch.from_numpy(x.transpose(0, 3, 1, 2).copy())
         nearest = code.resize_nearest(channels_first, target).permute(0, 2, 3, 1)
-        np.testing.assert_array_equal(nearest, resize(x, target, Method.NEAREST))
+        np.testing.assert_array_equal(nearest, resize(jnp.asarray(x), target, Method.NEAREST))
         bicubic = code.resize_bicubic(channels_first, target).permute(0, 2, 3, 1)
-        np.testing.assert_allclose(bicubic, resize(x, target, Method.BICUBIC_TORCH), atol=2e-5, rtol=0)
+        ours = resize(jnp.asarray(x), target, Method.BICUBIC_TORCH)
+        np.testing.assert_allclose(bicubic, ours, atol=2e-5, rtol=0)
 
 
 # ------------------------------------------------------------------------------------------------ generating
