@@ -28,8 +28,8 @@ def native(tmp_path: Path) -> Path:
         Image.fromarray(pixels).save(folder / f"{name}.jpg")
         (folder / f"{name}.txt").write_text("0 0.5 0.5 0.5 0.2\n")
     (folder / "000009.txt").write_text("0 0.5 0.5 0.5 0.2\n0 0.5 0.5 0 0.2\n")
-    whole = (folder / "000012.jpg").read_bytes()
-    (folder / "000012.jpg").write_bytes(whole[: len(whole) // 2])
+    complete = (folder / "000012.jpg").read_bytes()
+    (folder / "000012.jpg").write_bytes(complete[: len(complete) // 2])
     return tmp_path / "native"
 
 
@@ -40,7 +40,7 @@ def _run(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, 
     return status, captured.out, captured.err
 
 
-def test_build_counts_items_and_is_repeatable(native: Path, tmp_path: Path, capsys) -> None:
+def test_build_counts_items_and_is_repeatable(native: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     half = ("--max-quarantine", "0.5")
     status, output, _ = _run(capsys, "build", "ssdd_yolo", "--root", native, "--out", out, *half)
@@ -82,7 +82,7 @@ def test_build_counts_items_and_is_repeatable(native: Path, tmp_path: Path, caps
     assert "delete this folder" in error
 
 
-def test_check_stats_preview(native: Path, tmp_path: Path, capsys) -> None:
+def test_check_stats_preview(native: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     _run(
         capsys,
@@ -120,7 +120,7 @@ def test_check_stats_preview(native: Path, tmp_path: Path, capsys) -> None:
     assert "sha256 differs" in output
 
 
-def test_build_synthetic_stores_the_records_of_the_source(tmp_path: Path, capsys) -> None:
+def test_build_synthetic_stores_the_records_of_the_source(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ("build", "synthetic", "--count", "10", "--size", "48", "--out", tmp_path)
     status, output, _ = _run(capsys, *words)
     assert status == 0
@@ -132,7 +132,7 @@ def test_build_synthetic_stores_the_records_of_the_source(tmp_path: Path, capsys
     assert _run(capsys, *words, "--seed", "1")[0] == 2
 
 
-def test_list(native: Path, capsys) -> None:
+def test_list(native: Path, capsys: pytest.CaptureFixture[str]) -> None:
     status, output, _ = _run(capsys, "list", "--root", native)
     lines = {line.split()[0]: line for line in output.splitlines()}
     assert status == 0
@@ -164,7 +164,9 @@ def test_list(native: Path, capsys) -> None:
         (["preview", ".", "--out", "x.jpg"], "expected the name of a page"),
     ],
 )
-def test_user_errors_name_the_fix(tmp_path: Path, monkeypatch, capsys, words: list[str], message: str) -> None:
+def test_user_errors_name_the_fix(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str], message: str
+) -> None:
     monkeypatch.chdir(tmp_path)
     status, _, error = _run(capsys, *words)
     assert status == 2
@@ -185,21 +187,23 @@ def test_counts_that_do_not_add_up_raise() -> None:
 
 
 @pytest.mark.realdata
-def test_all_real_samples_build_and_check(realdata: Path, tmp_path: Path, capsys) -> None:
+def test_all_real_samples_build_and_check(realdata: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     status, output, _ = _run(capsys, "build", "all", "--root", realdata, "--out", tmp_path / "out")
     assert status == 1  # two boxes of DOTA have zero width
     assert ["hit_uav", "object", "916", "909", "0", "7"] in [line.split() for line in output.splitlines()]
     assert _run(capsys, "check", tmp_path / "out")[0] == 0
 
 
-def test_beam_without_apache_beam_says_how_to_install_it(tmp_path: Path, monkeypatch, capsys) -> None:
+def test_beam_without_apache_beam_says_how_to_install_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setitem(sys.modules, "apache_beam.options.pipeline_options", None)
     status, _, error = _run(capsys, "build", "dota", "--root", tmp_path, "--out", tmp_path / "o", "--beam")
     assert status == 2
     assert "pip install 'earthgpt-jax[beam]'" in error
 
 
-def test_beam_builds_the_same_files(native: Path, tmp_path: Path, capsys) -> None:
+def test_beam_builds_the_same_files(native: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("apache_beam")
     words = ("build", "ssdd_yolo", "--root", native, "--max-quarantine", "0.5", "--out")
     options = ("--beam", "--beam-options=--runner=DirectRunner --direct_num_workers=1")

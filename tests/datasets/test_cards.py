@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from earthgpt_jax.common.errors import EarthGPTError
-from earthgpt_jax.datasets.cards import SPLITS, Role, SplitRule, load_card, load_cards, select_cards
+from earthgpt_jax.datasets.cards import SPLITS, Card, Role, SplitRule, load_card, load_cards, select_cards
 from earthgpt_jax.datasets.readers import FORMATS
 from earthgpt_jax.records import Task
 
@@ -26,7 +26,7 @@ licence: none
 """
 
 
-def _load(tmp_path: Path, text: str):
+def _load(tmp_path: Path, text: str) -> Card:
     path = tmp_path / "x.yaml"
     path.write_text(text)
     return load_card(path)

@@ -6,6 +6,7 @@ import hashlib
 import logging
 import pickle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -42,11 +43,11 @@ SHARING = {
 }
 
 
-def _images(folder: Path, split: str, **options) -> list[tuple[str, bytes]]:
+def _images(folder: Path, split: str, **options: Any) -> list[tuple[str, bytes]]:
     return [(record.source, record.image) for record in open_records(folder, split, **options)]
 
 
-def test_training_excludes_images_that_any_dataset_holds_out(tmp_path, caplog):
+def test_training_excludes_images_that_any_dataset_holds_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = _folder(tmp_path, SHARING)
     with caplog.at_level(logging.WARNING):
         source = open_records(folder, "train")
@@ -60,7 +61,9 @@ def test_training_excludes_images_that_any_dataset_holds_out(tmp_path, caplog):
     assert [r.message.partition("images: ")[2] for r in caplog.records] == ["captions 2 of 4, questions 1 of 4"]
 
 
-def test_evaluation_splits_and_single_datasets_are_not_reduced(tmp_path, caplog):
+def test_evaluation_splits_and_single_datasets_are_not_reduced(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     folder = _folder(tmp_path, SHARING | {"repeats": {"train": [b"7", b"8"], "test": [b"7"]}})
     with caplog.at_level(logging.WARNING):
         assert [image for _, image in _images(folder, "test")] == [b"2", b"2", b"7"]
@@ -72,13 +75,15 @@ def test_evaluation_splits_and_single_datasets_are_not_reduced(tmp_path, caplog)
     )  # opened with others, its own test images are excluded, too
 
 
-def test_overlap_is_excluded_for_any_choice_of_tasks(tmp_path):
+def test_overlap_is_excluded_for_any_choice_of_tasks(tmp_path: Path) -> None:
     """Training on captions alone must still exclude the images of the questions' test split."""
     folder = _folder(tmp_path, SHARING, questions=Task.CLASSIFICATION)
     assert _images(folder, "train", tasks=[Task.CAPTION]) == [("captions", b"1"), ("captions", b"3")]
 
 
-def test_zero_shot_benchmarks_are_trained_on_only_if_opened_alone(tmp_path, caplog):
+def test_zero_shot_benchmarks_are_trained_on_only_if_opened_alone(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     folder = _folder(tmp_path, {"captions": {"train": [b"1"]}})
     write_dataset(
         {"train": [_record("bench", "train", b"9")]},
@@ -92,7 +97,7 @@ def test_zero_shot_benchmarks_are_trained_on_only_if_opened_alone(tmp_path, capl
     assert _images(folder / "bench", "train") == [("bench", b"9")]
 
 
-def test_the_fingerprint_depends_on_the_excluded_records(tmp_path):
+def test_the_fingerprint_depends_on_the_excluded_records(tmp_path: Path) -> None:
     """A run must not resume with other training records."""
     train = {"train": [b"1", b"2", b"3"]}
     held_out: dict[str, dict[str, list[bytes]]] = {
@@ -107,18 +112,18 @@ def test_the_fingerprint_depends_on_the_excluded_records(tmp_path):
     assert prints["none"] == open_records(tmp_path / "none" / "a", "train").fingerprint
 
 
-def test_records_without_image_never_overlap(tmp_path):
+def test_records_without_image_never_overlap(tmp_path: Path) -> None:
     folder = _folder(tmp_path, {"a": {"train": [b"1", b""]}, "b": {"test": [b""]}})
     assert [image for _, image in _images(folder, "train")] == [b"1", b""]
 
 
-def test_an_error_if_all_training_images_are_excluded(tmp_path):
+def test_an_error_if_all_training_images_are_excluded(tmp_path: Path) -> None:
     folder = _folder(tmp_path, {"a": {"train": [b"1"]}, "b": {"test": [b"1"]}})
     with pytest.raises(EarthGPTError, match="all its training images are in evaluation splits"):
         open_records(folder, "train")
 
 
-def test_a_digest_is_computed_from_the_bytes_of_the_file(tmp_path):
+def test_a_digest_is_computed_from_the_bytes_of_the_file(tmp_path: Path) -> None:
     assert digests.image_digest(b"") == digests.NO_IMAGE
     assert digests.image_digest(b"abc") == int.from_bytes(hashlib.sha256(b"abc").digest()[:8], "little")
     folder = _folder(tmp_path, SHARING)
@@ -139,7 +144,7 @@ def test_a_digest_is_computed_from_the_bytes_of_the_file(tmp_path):
         ({"train": [1, 2, 3, 4]}, "does not fit this folder's records"),
     ],
 )
-def test_missing_and_damaged_digests_are_reported(tmp_path, content, message):
+def test_missing_and_damaged_digests_are_reported(tmp_path: Path, content: Any, message: str) -> None:
     folder = _folder(tmp_path, SHARING)
     path = folder / "captions" / digests.FILE
     path.unlink()
@@ -154,14 +159,14 @@ def test_missing_and_damaged_digests_are_reported(tmp_path, content, message):
     assert len(open_records(folder / "captions", "train")) == 4
 
 
-def test_check_finds_the_digest_of_another_image(tmp_path):
+def test_check_finds_the_digest_of_another_image(tmp_path: Path) -> None:
     folder = _folder(tmp_path, {"a": {"train": [b"1", b"2"]}})
     digests.write_image_digests(folder / "a", {"train": [digests.image_digest(b"1"), 5]})
     named = [problem for problem in find_problems(folder / "a") if digests.FILE in problem]
     assert named == ["a/train/b'2': image_digests.npz has the digest of another image"]
 
 
-def test_a_dataset_without_digests_is_not_called_identical(tmp_path, capsys):
+def test_a_dataset_without_digests_is_not_called_identical(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["data", "build", "synthetic", "--splits", "train=2", "--size", "48", "--out", str(tmp_path)]
     assert main(words) == 0 == main(words)
     (tmp_path / "synthetic" / digests.FILE).unlink()
@@ -170,7 +175,9 @@ def test_a_dataset_without_digests_is_not_called_identical(tmp_path, capsys):
 
 
 @pytest.mark.realdata
-def test_no_held_out_image_of_real_datasets_is_trained_on(realdata: Path, tmp_path: Path, caplog):
+def test_no_held_out_image_of_real_datasets_is_trained_on(
+    realdata: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     sharing = ("rsicd", "rsivqa", "sydney_captions", "dota")
     assert main(["data", "build", *sharing, "--root", str(realdata), "--out", str(tmp_path / "out")]) == 1
     with caplog.at_level(logging.WARNING):

@@ -9,6 +9,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
@@ -24,9 +25,11 @@ from earthgpt_jax.datasets.manifest import MANIFEST, read_manifest
 from earthgpt_jax.datasets.store import RecordSource
 from earthgpt_jax.records import Object, Record, Sensor, Task, Turn
 
+Built = tuple[Path, dict[str, list[Record]]]  # a dataset directory and its records by split
 
-def _record(number: int, **changes) -> Record:
-    values = {
+
+def _record(number: int, **changes: Any) -> Record:
+    values: dict[str, Any] = {
         "id": f"s/train/{number}", "image": bytes([0, 255, number]), "height": 3, "width": 4, "sensor": Sensor.SAR,
         "source": "s", "split": "train", "tasks": (Task.VQA, Task.OBB), "label": "harbor",
         "turns": (Turn(question="schön?", answer="yes", question_type="presence"),), "references": ("a", "b c"),
@@ -49,7 +52,7 @@ def _same(a: Record, b: Record) -> bool:
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory):
+def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
     out = tmp_path_factory.mktemp("store") / "s"
     bare = _record(9, turns=(), references=(), objects=(), tasks=(Task.CLASSIFICATION,), image=b"")
     splits = {"train": [_record(1), bare, _record(2)], "test": [_record(3)]}
@@ -57,7 +60,7 @@ def built(tmp_path_factory):
     return out, splits
 
 
-def test_records_are_read_back_unchanged_and_in_order(built):
+def test_records_are_read_back_unchanged_and_in_order(built: Built) -> None:
     out, splits = built
     for split, records in splits.items():
         source = RecordSource(out, split)
@@ -89,11 +92,11 @@ def _agree(record: Record, example: dict) -> None:
             assert len(column) == len(value)
 
 
-def _bytes(value):
+def _bytes(value: Any) -> Any:
     return value.encode() if isinstance(value, str) else value
 
 
-def test_tfds_decodes_the_same_records(built):
+def test_tfds_decodes_the_same_records(built: Built) -> None:
     out, splits = built
     for split in splits:
         for record, example in zip(RecordSource(out, split), _through_tfds(out, split), strict=True):
@@ -101,7 +104,7 @@ def test_tfds_decodes_the_same_records(built):
 
 
 @pytest.mark.realdata
-def test_tfds_decodes_the_same_real_records(realdata, tmp_path):
+def test_tfds_decodes_the_same_real_records(realdata: Path, tmp_path: Path) -> None:
     assert main(["data", "build", "hit_uav", "rsicd", "rsvqa_lr", "--root", str(realdata), "--out", str(tmp_path)]) == 0
     for folder in tmp_path.iterdir():
         for split in read_manifest(folder)["counts"]:
@@ -109,7 +112,7 @@ def test_tfds_decodes_the_same_real_records(realdata, tmp_path):
                 _agree(record, example)
 
 
-def test_the_manifest_has_counts_and_every_shard(built):
+def test_the_manifest_has_counts_and_every_shard(built: Built) -> None:
     out, _ = built
     values = read_manifest(out)
     train = values["counts"]["train"]
@@ -126,7 +129,7 @@ def test_the_manifest_has_counts_and_every_shard(built):
     assert json.loads((out / "quarantine.jsonl").read_text()) == {"id": "x", "reason": "torn"}
 
 
-def test_the_same_records_give_the_same_bytes(built, tmp_path):
+def test_the_same_records_give_the_same_bytes(built: Built, tmp_path: Path) -> None:
     out, splits = built
     write_dataset(splits, out=tmp_path / "again", name="s")
     assert read_manifest(tmp_path / "again")["shards"] == read_manifest(out)["shards"]
@@ -149,7 +152,7 @@ assert "tensorflow" not in sys.modules
 """
 
 
-def test_other_processes_write_the_same_bytes_without_tensorflow(tmp_path):
+def test_other_processes_write_the_same_bytes_without_tensorflow(tmp_path: Path) -> None:
     for seed in ("1", "2"):
         environment = {**os.environ, "PYTHONHASHSEED": seed}
         subprocess.run([sys.executable, "-c", _PROCESS, str(tmp_path / seed)], check=True, env=environment)
@@ -157,12 +160,12 @@ def test_other_processes_write_the_same_bytes_without_tensorflow(tmp_path):
     assert first == second
 
 
-def test_a_killed_build_leaves_no_dataset(built, tmp_path, monkeypatch):
+def test_a_killed_build_leaves_no_dataset(built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not even if it is killed in the last moment, before the complete directory is renamed."""
 
     rename = os.replace
 
-    def killed(source, target):
+    def killed(source: Path, target: Path) -> None:
         if Path(target) == tmp_path / "s":
             raise KeyboardInterrupt
         rename(source, target)
@@ -178,18 +181,18 @@ def test_a_killed_build_leaves_no_dataset(built, tmp_path, monkeypatch):
         open_records(tmp_path, "train")
 
 
-def test_failed_writes_leave_no_files(built, tmp_path, monkeypatch):
+def test_failed_writes_leave_no_files(built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(EarthGPTError, match="exists already"):
         write_dataset({}, out=built[0], name="s")
 
-    def breaks():
+    def breaks() -> Iterator[Record]:
         yield _record(1)
         raise RuntimeError("reader broke")
 
     with pytest.raises(RuntimeError, match="reader broke"):
         write_dataset({"train": breaks()}, out=tmp_path / "broken", name="s")
 
-    def full_disk(*_):
+    def full_disk(*_: Any) -> NoReturn:
         raise OSError(28, "No space left on device")
 
     (tmp_path / "file").write_text("")
@@ -201,7 +204,7 @@ def test_failed_writes_leave_no_files(built, tmp_path, monkeypatch):
     with pytest.raises(EarthGPTError, match="the disk is full; no partial files remain"):
         write_dataset({"train": [_record(1)]}, out=tmp_path / "full", name="s")
 
-    def full_disk_as_runtime_error():
+    def full_disk_as_runtime_error() -> Iterator[Record]:
         yield _record(1)
         raise RuntimeError("write() failed: No space left on device; writing x")  # as ArrayRecord reports it
 
@@ -210,7 +213,7 @@ def test_failed_writes_leave_no_files(built, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_an_error_for_a_folder_that_is_not_a_dataset(built, tmp_path):
+def test_an_error_for_a_folder_that_is_not_a_dataset(built: Built, tmp_path: Path) -> None:
     with pytest.raises(EarthGPTError, match="there is no such folder"):
         RecordSource(tmp_path / "nowhere", "train")
     with pytest.raises(EarthGPTError, match="something else"):
@@ -221,7 +224,7 @@ def test_an_error_for_a_folder_that_is_not_a_dataset(built, tmp_path):
         RecordSource(built[0], "val")
 
 
-def test_a_dataset_of_an_earlier_version_is_refused(built, tmp_path):
+def test_a_dataset_of_an_earlier_version_is_refused(built: Built, tmp_path: Path) -> None:
     """Older records lack a feature; without this check TFDS would fail later, with an unclear message."""
     shutil.copytree(built[0], tmp_path / "s")
     values = read_manifest(tmp_path / "s")
@@ -231,7 +234,7 @@ def test_a_dataset_of_an_earlier_version_is_refused(built, tmp_path):
             RecordSource(tmp_path / "s", "train")
 
 
-def test_concatenated_sources_tell_which_records_are_kept(tmp_path):
+def test_concatenated_sources_tell_which_records_are_kept(tmp_path: Path) -> None:
     for name, count in (("a", 3), ("b", 2), ("c", 4)):
         records = [_record(number, id=f"{name}/train/{number}") for number in range(count)]
         write_dataset({"train": records}, out=tmp_path / name, name=name)
@@ -240,5 +243,5 @@ def test_concatenated_sources_tell_which_records_are_kept(tmp_path):
     found = [(source.name, records.tolist()) for source, records in together.parts()]
     assert found == [("a", [0, 2]), ("b", []), ("c", [0, 1, 2])]
     assert [f"{name}/train/{number}" for name, numbers in found for number in numbers] == [r.id for r in together]
-    whole = ConcatSource([RecordSource(tmp_path / "b", "train")])
-    assert [records.tolist() for _, records in whole.parts()] == [[0, 1]]
+    concatenated = ConcatSource([RecordSource(tmp_path / "b", "train")])
+    assert [records.tolist() for _, records in concatenated.parts()] == [[0, 1]]

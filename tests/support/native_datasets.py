@@ -47,10 +47,10 @@ class Native:
 
     def read(self, card: Card) -> tuple[dict[str, Record], list[Rejected], list[Dropped]]:
         events = list(read(self.root, card))
-        tally = BuildCounts()
+        counts = BuildCounts()
         for event in events:
-            tally.add(event)
-        tally.check(card.name)  # native = kept + quarantined + dropped in every test below
+            counts.add(event)
+        counts.check(card.name)  # native = kept + quarantined + dropped in every test below
         records = {event.id.split("/", 2)[2]: event for event in events if isinstance(event, Record)}
         rejected = [event for event in events if isinstance(event, Rejected)]
         return records, rejected, [event for event in events if isinstance(event, Dropped)]

@@ -87,10 +87,9 @@ def build_synthetic(
         raise EarthGPTError("build synthetic: expected at least one record, got none; raise --count or --splits")
     target = out / name
     # The first record stands for the code that draws the scenes: when the code changes, the origin does too.
-    first_records = [
-        (image_digests.image_digest(first.image), first.turns) for first in (s[0] for s in sources.values())
-    ]
-    origin = native_files.json_digest({"synthetic": dict(splits), "size": size, "seed": seed, "first": first_records})
+    first_records = [source[0] for source in sources.values()]
+    first = [(image_digests.image_digest(record.image), record.turns) for record in first_records]
+    origin = native_files.json_digest({"synthetic": dict(splits), "size": size, "seed": seed, "first": first})
     with explain_write_errors(target, consequence=_RESUMABLE), work_folder(target) as work:
         if previous := _previous_build(target, lambda _: origin):
             return BuildSummary((previous,))

@@ -92,7 +92,7 @@ def load_training_data(config: Config, *, tokenizer: Tokenizer, workers: int | N
         workers: Processes that measure lengths; None for one per core.
 
     Raises:
-        EarthGPTError: There is nothing to read or to ask (`open_source`, `PackingSchedule`), or the mixture is invalid
+        EarthGPTError: There is nothing to read or to ask (`open_records`, `PackingSchedule`), or the mixture is invalid
             (`load_mixture`) or names a dataset that is missing.
     """
     data, directory = config.data, Path(config.data.source)

@@ -9,7 +9,9 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -54,7 +56,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
-def _build(tmp_path: Path, found: Card, name: str, **options) -> dict[str, bytes]:
+def _build(tmp_path: Path, found: Card, name: str, **options: Any) -> dict[str, bytes]:
     summary = build([found], root=tmp_path / "native", out=tmp_path / name, max_quarantine=0.2, **options)
     assert summary.quarantined == 3
     assert [path.name for path in (tmp_path / name).iterdir()] == ["s"]  # the work folder is gone
@@ -255,7 +257,7 @@ def _sleeps(job: Path) -> None:
     time.sleep(600)
 
 
-def _wait(condition) -> None:
+def _wait(condition: Callable[[], bool]) -> None:
     end = time.monotonic() + 120
     while not condition():
         assert time.monotonic() < end

@@ -7,6 +7,7 @@ import dataclasses
 import io
 import itertools
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,14 +30,14 @@ from earthgpt_jax.records import Object, Record, Sensor, Task, Turn
 from tests.support.native_datasets import card
 
 
-def _encoded(pixels: np.ndarray, format: str = "PNG", **options) -> bytes:
+def _encoded(pixels: np.ndarray, format: str = "PNG", **options: Any) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, format=format, **options)
     return buffer.getvalue()
 
 
-def _scene(*objects: Object, width: int = 100, height: int = 70, image: bytes = b"", **changes) -> Record:
-    values = {
+def _scene(*objects: Object, width: int = 100, height: int = 70, image: bytes = b"", **changes: Any) -> Record:
+    values: dict[str, Any] = {
         "id": "s/train/a", "image": image or _encoded(np.zeros((height, width, 3), np.uint8)), "height": height,
         "width": width, "sensor": Sensor.OPTICAL, "source": "s", "split": "train", "tasks": (Task.HBB, Task.OBB),
         "objects": objects,
@@ -44,7 +45,7 @@ def _scene(*objects: Object, width: int = 100, height: int = 70, image: bytes = 
     return Record(**values | changes)
 
 
-def _ship(x0: float, y0: float, x1: float, y1: float, label: str = "ship", **options) -> Object:
+def _ship(x0: float, y0: float, x1: float, y1: float, label: str = "ship", **options: Any) -> Object:
     return Object(label=label, polygon=rect_to_polygon(x0, y0, x1, y1), **options)
 
 
@@ -80,7 +81,9 @@ _BOXES = st.tuples(
 
 @settings(deadline=None, max_examples=80)
 @given(boxes=st.lists(_BOXES, min_size=1, max_size=6), overlap=st.integers(0, 20))
-def test_sufficiently_visible_objects_are_kept_with_the_visible_share_of_shapely(boxes, overlap: int) -> None:
+def test_sufficiently_visible_objects_are_kept_with_the_visible_share_of_shapely(
+    boxes: list[tuple[float, ...]], overlap: int
+) -> None:
     tile = Tile(size=40, overlap=overlap, keep=0.7, ignore=0.3)
     polygons = [rotated_to_polygon(cx=x, cy=y, w=w, h=h, angle=a) for x, y, w, h, a in boxes]
     scene_area = shapely.box(0, 0, 100, 70)

@@ -6,6 +6,7 @@ import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from earthgpt_jax.input.prompts.questions import BoxStyle, build_question, quest
 from earthgpt_jax.records import Object, Record, Sensor, Task, Turn
 
 
-def _record(name: str, image: bytes, *tasks: Task, split: str = "train", **truth) -> Record:
+def _record(name: str, image: bytes, *tasks: Task, split: str = "train", **truth: Any) -> Record:
     return Record(
         id=f"{name}/{split}/{image.decode()}", image=image, height=600, width=800, sensor=Sensor.OPTICAL,
         source=name, split=split, tasks=tasks, **truth,
@@ -143,7 +144,7 @@ def test_a_faithful_copy_of_real_data_agrees(name: str, realdata: Path, tmp_path
     assert set(found.counts()) == set(held_out)
 
 
-def test_the_command_compares_dataset_directories(tmp_path: Path, capsys) -> None:
+def test_the_command_compares_dataset_directories(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     task = Task.CLASSIFICATION
     native = [_record("n", b"a", task, label="port"), _record("n", b"b", task, split="test", label="sea")]
     released = [_record("r", b"a", task, label="port"), _record("r", b"b", task, label="lake")]

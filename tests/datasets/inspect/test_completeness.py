@@ -57,7 +57,7 @@ def _check(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, lis
     return status, captured.out.splitlines(), captured.err
 
 
-def test_counts_splits_and_reasons(native: Path, capsys) -> None:
+def test_counts_splits_and_reasons(native: Path, capsys: pytest.CaptureFixture[str]) -> None:
     status, output, _ = _check(capsys, _card(native), "--root", native)
     rows = {line.split()[0]: line.split(None, 3)[1:] for line in output}
     assert status == 0
@@ -73,7 +73,7 @@ def test_counts_splits_and_reasons(native: Path, capsys) -> None:
     assert _check(capsys, _card(native, train=int(kept)), "--root", native)[1][0] == "our_ships: complete"
 
 
-def test_wrong_counts_mean_not_complete(native: Path, capsys) -> None:
+def test_wrong_counts_mean_not_complete(native: Path, capsys: pytest.CaptureFixture[str]) -> None:
     status, output, _ = _check(capsys, _card(native, objects=5), "--root", native)
     assert status == 1
     assert output[0] == "our_ships: NOT complete"
@@ -100,10 +100,10 @@ def test_missing_parts_of_the_layout(native: Path) -> None:
     assert "expected the dataset in" in lost.text()
 
 
-def test_hash_lists_are_compatible_with_sha256sum(native: Path, capsys) -> None:
+def test_hash_lists_are_compatible_with_sha256sum(native: Path, capsys: pytest.CaptureFixture[str]) -> None:
     listed, ours = native / "list.sha256", _card(native)
-    status, _, output = _check(capsys, ours, "--root", native, "--write-hashes", listed)
-    assert (status, "6 files" in output) == (0, True)
+    status, _, log = _check(capsys, ours, "--root", native, "--write-hashes", listed)
+    assert (status, "6 files" in log) == (0, True)
     assert subprocess.run(["sha256sum", "--check", "--strict", listed.name], cwd=native, check=False).returncode == 0
     assert _check(capsys, ours, "--root", native, "--hashes", listed)[0] == 0
 
@@ -115,8 +115,10 @@ def test_hash_lists_are_compatible_with_sha256sum(native: Path, capsys) -> None:
     assert "  listed, but missing: d/i/9.png" in output
     assert "  1 files are not in the sha256 list" in output
 
-    made = subprocess.run("sha256sum ./d/*/* | sed 's/  / */'", cwd=native, shell=True, capture_output=True, check=True)
-    listed.write_bytes(made.stdout)
+    process = subprocess.run(
+        "sha256sum ./d/*/* | sed 's/  / */'", cwd=native, shell=True, capture_output=True, check=True
+    )
+    listed.write_bytes(process.stdout)
     assert not [line for line in _check(capsys, ours, "--root", native, "--hashes", listed)[1] if "sum" in line]
 
 
@@ -143,7 +145,9 @@ def test_sha256_lists_escape_special_file_names(tmp_path: Path) -> None:
         (["nowhere", "--against", "x"], "there is no such folder"),
     ],
 )
-def test_user_errors_name_the_fix(tmp_path: Path, monkeypatch, capsys, words: list[str], message: str) -> None:
+def test_user_errors_name_the_fix(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str], message: str
+) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "torn.sha256").write_text(f"{'0' * 64}  a\n{'0' * 40}  b\n")
     status, _, error = _check(capsys, *words)
@@ -152,6 +156,6 @@ def test_user_errors_name_the_fix(tmp_path: Path, monkeypatch, capsys, words: li
 
 
 @pytest.mark.realdata
-def test_counts_of_a_real_sample(realdata: Path, capsys) -> None:
+def test_counts_of_a_real_sample(realdata: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _, output, _ = _check(capsys, "ssdd_yolo", "--root", realdata)
     assert any(line.split()[:3] in (["objects", "-", "221"], ["objects", "2587", "221"]) for line in output), output

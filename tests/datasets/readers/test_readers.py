@@ -56,13 +56,13 @@ def _real(root: Path, name: str, variant: str = "") -> list:
 @pytest.mark.realdata
 @pytest.mark.parametrize(("name", "variant"), COUNTS)
 def test_counts_of_real_samples(realdata: Path, name: str, variant: str) -> None:
-    tally = BuildCounts()
+    counts = BuildCounts()
     for event in _real(realdata, name, variant):
-        tally.add(event)
-    tally.check(name)
+        counts.add(event)
+    counts.check(name)
     native, kept = COUNTS[name, variant]
-    assert tuple(row["native"] for row in tally.counts.values()) == native
-    assert tuple(row["kept"] for row in tally.counts.values()) == kept
+    assert tuple(row["native"] for row in counts.items.values()) == native
+    assert tuple(row["kept"] for row in counts.items.values()) == kept
 
 
 @pytest.mark.realdata
