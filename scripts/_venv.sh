@@ -1,18 +1,18 @@
-# Sourced by the other scripts: makes or reuses .venv/ of this checkout and keeps its packages up to date.
+# Sourced by the other scripts: creates or reuses .venv/ in this checkout and keeps its packages up to date.
 # Defines ROOT (the checkout), VENV (its environment) and `install EXTRAS [PACKAGE...]`.
 
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 VENV="$ROOT/.venv"
 
-# Large arrays on large pages: XLA's CPU programs take and free big buffers every step, and touching fresh
-# 4-KiB pages costs a third of the time. Elsewhere than with glibc on Linux the variable means nothing.
+# Allocate large arrays on huge pages. XLA's CPU programs allocate and free big buffers in every step, and the page
+# faults of 4-KiB pages would take a third of the time. The variable has an effect only with glibc on Linux.
 export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}"
 
 say() { printf '%s\n' "$*" >&2; }
 
 is_new_enough() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; }
 
-# The first Python of at least 3.11: $PYTHON if set, else what the PATH offers.
+# Print the first Python that is 3.11 or newer: $PYTHON if set, else from PATH.
 find_python() {
   local candidate candidates=(python3 python3.13 python3.12 python3.11)
   if [[ -n "${PYTHON:-}" ]]; then
@@ -24,8 +24,8 @@ find_python() {
       return
     fi
   done
-  say "error: needs Python 3.11 or newer; found $("${candidates[0]}" --version 2>&1 || true)." \
-    "Install one, or name it: PYTHON=/path/to/python3.12 bash $0"
+  say "error: expected Python 3.11 or newer, found $("${candidates[0]}" --version 2>&1 || true)." \
+    "Install one, or give its path: PYTHON=/path/to/python3.12 bash $0"
   return 2
 }
 
@@ -33,24 +33,24 @@ make_venv() {
   is_new_enough "$VENV/bin/python" && "$VENV/bin/python" -m pip --version >/dev/null 2>&1 && return
   local python
   python="$(find_python)"
-  say "Making $VENV with $("$python" --version) ..."
+  say "Creating $VENV with $("$python" --version) ..."
   "$python" -m venv --clear "$VENV" || {
-    say "error: $python cannot make virtual environments; install its venv module (Debian: python3-venv)."
+    say "error: $python cannot create virtual environments; install its venv module (Debian: python3-venv)."
     return 2
   }
 }
 
-# install EXTRAS [PACKAGE...]: the packages, in this order, then this checkout with EXTRAS ("" or "[test]").
-# A stamp holds what the last complete installation was made from, so that a rerun starts at once.
+# install EXTRAS [PACKAGE...]: install the packages in this order, then this checkout with EXTRAS ("" or "[test]").
+# A stamp file records what the last complete installation was made from, so that a rerun starts at once.
 install() {
-  local extras="$1" stamp wanted
+  local extras="$1" stamp expected
   shift
   make_venv
   stamp="$VENV/.installed$extras"
-  wanted="$("$VENV/bin/python" -c '
+  expected="$("$VENV/bin/python" -c '
 import hashlib, sys
 print(sys.version, hashlib.sha256(open(sys.argv[1], "rb").read()).hexdigest())' "$ROOT/setup.py")"
-  if [[ -x "$VENV/bin/earthgpt" && -f "$stamp" && "$(<"$stamp")" == "$wanted" ]]; then
+  if [[ -x "$VENV/bin/earthgpt" && -f "$stamp" && "$(<"$stamp")" == "$expected" ]]; then
     return
   fi
   say "Installing into $VENV (once; takes a few minutes) ..."
@@ -59,6 +59,6 @@ print(sys.version, hashlib.sha256(open(sys.argv[1], "rb").read()).hexdigest())' 
     "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check "$package"
   done
   "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --editable "$ROOT$extras"
-  printf '%s\n' "$wanted" >"$stamp"
-  printf '%s\n' "$wanted" >"$VENV/.installed" # any set of extras includes the package itself
+  printf '%s\n' "$expected" >"$stamp"
+  printf '%s\n' "$expected" >"$VENV/.installed" # with any extras, the package itself is installed too
 }
