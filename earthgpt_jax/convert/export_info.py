@@ -1,4 +1,4 @@
-"""Read back what an exported folder records about the model it was made from."""
+"""What an exported folder records about its model, so that it can be imported again."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from earthgpt_jax.common.errors import EarthGPTError
-from earthgpt_jax.config import ModelConfig, model_from_dict
+from earthgpt_jax.config import ModelConfig, model_from_dict, to_dict
+from earthgpt_jax.models.model_dir import ModelDir
+
+_FORMAT = 2  # of the entry `earthgpt_jax`; raised when its keys change
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -24,11 +27,24 @@ class ExportInfo:
     about: dict[str, Any]
 
 
+def export_info(model: ModelDir, exported: ModelConfig) -> dict[str, Any]:
+    """Return the entry `earthgpt_jax` of an export's config.json, from which the model can be imported again.
+
+    Args:
+        model: the model directory that is exported.
+        exported: the config of the exported weights, without adapters.
+    """
+    return {
+        "format": _FORMAT, "model": to_dict(model.model), "exported": to_dict(exported), "decimals": model.decimals,
+        "chat_template": model.chat_template, "about": model.about,
+    }  # fmt: skip
+
+
 def read_export_info(folder: Path) -> ExportInfo | None:
-    """Return what a folder's config.json records; None if the folder is not an export of ours.
+    """Return what `export_info` wrote to a folder's config.json; None if the folder is not an export of ours.
 
     Raises:
-        EarthGPTError: config.json is damaged.
+        EarthGPTError: config.json is damaged, or was written by a release with another format.
     """
     path = folder / "config.json"
     if not path.is_file():
@@ -37,11 +53,16 @@ def read_export_info(folder: Path) -> ExportInfo | None:
         values = json.loads(path.read_text()).get("earthgpt_jax")
         if values is None:
             return None
+        if (found := values.get("format", 1)) != _FORMAT:
+            raise EarthGPTError(
+                f"{path}: expected an export in format {_FORMAT}, got format {found}; "
+                "export the model again with this release"
+            )
         has_adapters = (folder / "adapter").is_dir()
         return ExportInfo(
             model=model_from_dict(values["model" if has_adapters else "exported"], where=str(path)),
             decimals=values["decimals"],
-            chat_template=values["conversation"],
+            chat_template=values["chat_template"],
             about=values["about"],
         )
     except (ValueError, KeyError) as error:

@@ -17,6 +17,7 @@ from earthgpt_jax.common.files import atomic_folder
 from earthgpt_jax.config import AdapterConfig, AdapterKind, LlamaConfig, ModelConfig, to_dict
 from earthgpt_jax.convert import tables
 from earthgpt_jax.convert.card import model_card
+from earthgpt_jax.convert.export_info import export_info
 from earthgpt_jax.convert.layouts import ADAPTER_FILE, SPLIT_DIMS
 from earthgpt_jax.convert.merge import FilteredReader, MergedReader, ScaledLoraReader, merged_config
 from earthgpt_jax.convert.tables import Table
@@ -255,11 +256,8 @@ def hf_config(model: ModelDir, config: ModelConfig, *, dtype: str) -> dict[str, 
         "conversation": _conversation(model),
         "tie_word_embeddings": config.llm.tied_head,
         "dtype": dtype,
-        "earthgpt_jax": {
-            "model": to_dict(model.model), "exported": plain, "decimals": model.decimals,
-            "conversation": model.chat_template, "about": model.about,
-        },
-    }  # fmt: skip
+        "earthgpt_jax": export_info(model, config),
+    }
 
 
 def _conversation(model: ModelDir) -> dict[str, Any]:

@@ -174,8 +174,8 @@ class Table:
         for layer in range(max(max((rule.layers for rule in self.rules), default=0), 1)):
             for rule in self.rules:
                 if layer < max(rule.layers, 1):
-                    ours = shapes[rule.path]
-                    shape = rule.transform.checkpoint_shape(ours[1:] if rule.layers else ours)
+                    shape = shapes[rule.path][1:] if rule.layers else shapes[rule.path]
+                    shape = rule.transform.checkpoint_shape(shape)
                     result[rule.key.format(i=layer)] = (shape[0] * rule.part[1], *shape[1:])
         return result | dict(self.zeros)
 
@@ -277,8 +277,8 @@ def dinov2_hub(config: ViTConfig) -> Table:
         *_linear("blocks/attn/o", f"{block}.attn.proj", layers=depth),
         Rule("blocks/ls1", f"{block}.ls1.gamma", SAME, depth),
         *_norm("blocks/norm2", f"{block}.norm2", layers=depth),
-        *(rule for ours, theirs in _HUB_MLP[config.mlp].items()
-          for rule in _linear(f"blocks/mlp/{ours}", f"{block}.mlp.{theirs}", layers=depth)),
+        *(rule for path, key in _HUB_MLP[config.mlp].items()
+          for rule in _linear(f"blocks/mlp/{path}", f"{block}.mlp.{key}", layers=depth)),
         Rule("blocks/ls2", f"{block}.ls2.gamma", SAME, depth),
         *_norm("norm", "norm"),
     ]  # fmt: skip
@@ -293,13 +293,13 @@ def dinov2_hf(config: ViTConfig) -> Table:
         Rule("position", "embeddings.position_embeddings", leading(1)),
         *_linear("patch", "embeddings.patch_embeddings.projection", transform=patches(config.patch_size)),
         *_norm("blocks/norm1", f"{block}.norm1", layers=depth),
-        *(rule for ours, theirs in {"q": "query", "k": "key", "v": "value"}.items()
-          for rule in _linear(f"blocks/attn/{ours}", f"{block}.attention.attention.{theirs}", layers=depth)),
+        *(rule for path, key in {"q": "query", "k": "key", "v": "value"}.items()
+          for rule in _linear(f"blocks/attn/{path}", f"{block}.attention.attention.{key}", layers=depth)),
         *_linear("blocks/attn/o", f"{block}.attention.output.dense", layers=depth),
         Rule("blocks/ls1", f"{block}.layer_scale1.lambda1", SAME, depth),
         *_norm("blocks/norm2", f"{block}.norm2", layers=depth),
-        *(rule for ours, theirs in _HF_MLP[config.mlp].items()
-          for rule in _linear(f"blocks/mlp/{ours}", f"{block}.mlp.{theirs}", layers=depth)),
+        *(rule for path, key in _HF_MLP[config.mlp].items()
+          for rule in _linear(f"blocks/mlp/{path}", f"{block}.mlp.{key}", layers=depth)),
         Rule("blocks/ls2", f"{block}.layer_scale2.lambda1", SAME, depth),
         *_norm("norm", "layernorm"),
     ]  # fmt: skip
@@ -314,18 +314,18 @@ def convnext_timm(config: ConvNeXtConfig) -> Table:
     """
     rules = [*_linear("stem/linear", "stem.0", transform=patches(4)), *_norm("stem_norm", "stem.1")]
     for stage, depth in enumerate(config.depths):
-        ours, theirs = f"stages/{stage}", f"stages.{stage}"
+        path, key = f"stages/{stage}", f"stages.{stage}"
         if stage:
-            rules += _norm(f"{ours}/down_norm", f"{theirs}.downsample.0")
-            rules += _linear(f"{ours}/down/linear", f"{theirs}.downsample.1", transform=patches(2))
-        ours, theirs = f"{ours}/blocks", f"{theirs}.blocks.{{i}}"
+            rules += _norm(f"{path}/down_norm", f"{key}.downsample.0")
+            rules += _linear(f"{path}/down/linear", f"{key}.downsample.1", transform=patches(2))
+        path, key = f"{path}/blocks", f"{key}.blocks.{{i}}"
         rules += [
-            Rule(f"{ours}/gamma", f"{theirs}.gamma", SAME, depth),
-            Rule(f"{ours}/dw_kernel", f"{theirs}.conv_dw.weight", DEPTHWISE, depth),
-            Rule(f"{ours}/dw_bias", f"{theirs}.conv_dw.bias", SAME, depth),
-            *_norm(f"{ours}/norm", f"{theirs}.norm", layers=depth),
-            *_linear(f"{ours}/fc1", f"{theirs}.mlp.fc1", layers=depth),
-            *_linear(f"{ours}/fc2", f"{theirs}.mlp.fc2", layers=depth),
+            Rule(f"{path}/gamma", f"{key}.gamma", SAME, depth),
+            Rule(f"{path}/dw_kernel", f"{key}.conv_dw.weight", DEPTHWISE, depth),
+            Rule(f"{path}/dw_bias", f"{key}.conv_dw.bias", SAME, depth),
+            *_norm(f"{path}/norm", f"{key}.norm", layers=depth),
+            *_linear(f"{path}/fc1", f"{key}.mlp.fc1", layers=depth),
+            *_linear(f"{path}/fc2", f"{key}.mlp.fc2", layers=depth),
         ]
     rules += _norm("norm", "head.norm")
     return Table("ConvNeXt (timm)", tuple(rules), ignored=(r"head\.(fc|pre_logits)\..*", r"head\.(proj|mlp)\..*"))
@@ -381,11 +381,11 @@ def _llama(names: _LlamaNames, config: LlamaConfig, adapter: AdapterConfig) -> T
     depth = config.depth
     rules = [Rule("embed", f"{names.embed}.weight")]
     rules += _norm("blocks/attn_norm", f"{names.block}.{names.attn_norm}", layers=depth, bias=False)
-    for ours, theirs in names.linears.items():
-        part, linear = ours.split("/")
+    for linear_path, linear_key in names.linears.items():
+        part, linear = linear_path.split("/")
         heads = {"q": config.heads, "k": config.kv_heads}.get(linear, 0) if names.meta_rope else 0
         vector, matrix = (rope_rows(heads), rope_linear(heads)) if heads else (SAME, LINEAR)
-        path, key = f"blocks/{ours}", f"{names.block}.{theirs}"
+        path, key = f"blocks/{linear_path}", f"{names.block}.{linear_key}"
         rules.append(Rule(f"{path}/kernel", f"{key}.weight", matrix, depth))
         if {"attn": config.attention_bias, "mlp": config.mlp_bias}[part]:
             rules.append(Rule(f"{path}/bias", f"{key}.bias", vector, depth))

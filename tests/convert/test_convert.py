@@ -92,6 +92,16 @@ def test_hugging_face_and_back_is_bit_exact(tmp_path, dtype):
     assert _bytes(tmp_path / "back") == _rewritten(folder, tmp_path)
 
 
+def test_an_export_of_an_older_release_is_refused(tmp_path, plain):
+    exporter.export_hf(plain, tmp_path / "hf")
+    path = tmp_path / "hf" / "config.json"
+    values = json.loads(path.read_text())
+    del values["earthgpt_jax"]["format"]  # as in the first format
+    path.write_text(json.dumps(values))
+    with pytest.raises(EarthGPTError, match=r"expected an export in format 2, got format 1; export the model again"):
+        read_export_info(tmp_path / "hf")
+
+
 @pytest.mark.torch
 @pytest.mark.parametrize("shards", [1, 2])
 @pytest.mark.parametrize("adapter", ["none", "scale+bias", "lora"])

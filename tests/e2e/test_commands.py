@@ -1,4 +1,4 @@
-"""The commands as a user types them, on a nano model: what comes out, and what wrong input is answered with."""
+"""Run the commands as a user types them, on a nano model: their output, and their errors for wrong input."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from tests.support import nano
 
 
 @pytest.fixture(autouse=True)
-def alone(monkeypatch):
-    """Other processes are looked for before JAX is used, and here it has been."""
+def single_process(monkeypatch):
+    """Disable cluster detection, which must happen before JAX is used; in this process it has been used."""
     monkeypatch.setenv("EARTHGPT_PROCESSES", "1")
 
 
@@ -33,9 +33,9 @@ def world(tmp_path_factory):
 def _fails(capsys, *argv: str) -> str:
     assert main([str(word) for word in argv]) == 2
     lines = capsys.readouterr().err.splitlines()
-    found = [line for line in lines if line.startswith("error: ")]  # a progress bar may stand before it
-    assert found == lines[-1:], lines
-    return found[0]
+    errors = [line for line in lines if line.startswith("error: ")]  # after a progress bar, if there is one
+    assert errors == lines[-1:], lines
+    return errors[0]
 
 
 def test_chat_answers_each_question(world, capsys):
@@ -46,7 +46,7 @@ def test_chat_answers_each_question(world, capsys):
     assert "Q: One?" in out
 
 
-def test_detect_writes_json_and_draws(world, capsys):
+def test_detect_prints_json_and_draws_boxes(world, capsys):
     drawn = world["root"] / "drawn.png"
     argv = ["detect", "--image", world["image"], "--model", world["model"], "--max-new-tokens", "4", "--draw", drawn]
     assert main([str(word) for word in argv]) == 0
@@ -56,24 +56,14 @@ def test_detect_writes_json_and_draws(world, capsys):
     assert drawn.stat().st_size > 100
 
 
-def test_eval_writes_scores_report_and_predictions_that_score_alike(world, capsys, monkeypatch):
-    monkeypatch.setenv("PATH", "")  # without Java, which takes its time
+def test_eval_writes_scores_a_report_and_predictions_that_score_identically(world, capsys, monkeypatch):
+    monkeypatch.setenv("PATH", "")  # hides Java, which is slow
     out = world["root"] / "eval"
     argv = [
-        "eval",
-        "--model",
-        world["model"],
-        "--data",
-        world["data"],
-        "--out",
-        out,
-        "--per-image",
-        "1",
-        "--false-premises",
-        "--chained",
-        "mmrs",
-    ]
-    assert main([str(word) for word in [*argv, "--batch-size", "8"]]) == 0
+        "eval", "--model", world["model"], "--data", world["data"], "--out", out, "--per-image", "1",
+        "--false-premises", "--chained", "mmrs", "--batch-size", "8",
+    ]  # fmt: skip
+    assert main([str(word) for word in argv]) == 0
     first = capsys.readouterr().out
     scores = json.loads((out / "scores.json").read_text())
     assert scores["classification"]["all"]["n"] == 3
@@ -85,8 +75,8 @@ def test_eval_writes_scores_report_and_predictions_that_score_alike(world, capsy
     assert all(len(p.logprobs) == len(p.token_lengths) > 0 for p in answered if p.task in ("hbb", "grounding"))
     assert all(len(p.steps) > 3 for p in predictions_file.read(out / "predictions_chained_image.jsonl")[1])
     assert (out / "report.html").exists()
-    # Again: everything is there already, the figures are the same, and they need no model.
-    assert main([str(word) for word in [*argv, "--batch-size", "8"]]) == 0
+    # Once more: all predictions exist already, and the scores are identical without running the model.
+    assert main([str(word) for word in argv]) == 0
     assert capsys.readouterr().out == first
     again = world["root"] / "again.json"
     assert main(["score", str(out / "predictions_image.jsonl"), "--json", str(again)]) == 0
@@ -100,13 +90,13 @@ def test_eval_writes_scores_report_and_predictions_that_score_alike(world, capsy
             assert expected == {k: v for k, v in found[task][group].items() if k in expected}
 
 
-def test_wrong_input_is_answered_in_one_line(world, capsys):
+def test_wrong_input_is_reported_in_one_line(world, capsys):
     image, model, root = world["image"], world["model"], world["root"]
     assert "no such file" in _fails(capsys, "chat", "--image", root / "none.png", "--question", "?")
-    torn = root / "torn.png"
-    torn.write_bytes(image.read_bytes()[:500])
-    assert f"image {torn}: image of 500 bytes cannot be decoded" in _fails(
-        capsys, "detect", "--image", torn, "--model", model
+    truncated = root / "truncated.png"
+    truncated.write_bytes(image.read_bytes()[:500])
+    assert f"image {truncated}: image of 500 bytes cannot be decoded" in _fails(
+        capsys, "detect", "--image", truncated, "--model", model
     )
     assert "an embedded model: tiny-base, tiny" in _fails(
         capsys, "chat", "--image", image, "--model", root / "nowhere", "--question", "?"
@@ -119,7 +109,7 @@ def test_wrong_input_is_answered_in_one_line(world, capsys):
         capsys, "train", "--config", "tiny:align", "--workdir", root / "w", f"--config.init={model}",
         *[f"--config.{item}" for item in nano.OVERRIDES], f"--config.data.source={root / 'empty'}",
     )  # fmt: skip
-    assert not (root / "w").exists()  # what failed before it began has claimed no folder
+    assert not (root / "w").exists()  # a run that fails before it starts creates no folder
     assert "cannot be read" in _fails(capsys, "score", root / "none.jsonl")
     assert "expected at least 1" in _fails(capsys, "quickstart", "--workdir", root / "q", "--steps", "0")
 
@@ -129,11 +119,11 @@ def test_a_bad_image_in_the_training_data_is_named(world, capsys):
 
     records = [SyntheticSource("train", 4)[i] for i in range(4)]
     records[2] = dataclasses.replace(records[2], image=records[2].image[:300])
-    write_dataset({"train": records}, out=world["root"] / "torn_data", name="synthetic")
+    write_dataset({"train": records}, out=world["root"] / "truncated_data", name="synthetic")
     error = _fails(
-        capsys, "train", "--config", "tiny:align", "--workdir", world["root"] / "torn_run",
+        capsys, "train", "--config", "tiny:align", "--workdir", world["root"] / "truncated_run",
         *[f"--config.{item}" for item in nano.OVERRIDES], f"--config.init={world['model']}",
-        f"--config.data.source={world['root'] / 'torn_data'}",
+        f"--config.data.source={world['root'] / 'truncated_data'}",
     )  # fmt: skip
     assert "synthetic/train/2" in error
     assert "data check" in error

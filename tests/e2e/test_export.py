@@ -1,4 +1,4 @@
-"""The shipped model's export as a stranger uses it: the same 64 tokens, and an environment without jax."""
+"""The export of an embedded model gives the same 64 tokens, also in an environment without jax."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ QUESTIONS = (
 
 
 def _pictures() -> list[bytes]:
-    """Twenty images of different sizes, shapes and sensors."""
+    """Return twenty images of different sizes, shapes and sensors."""
     out = []
     for index in range(PROMPTS):
         record = scene_record(split="test", index=index, size=96 + 16 * index)
@@ -60,21 +60,21 @@ def test_64_greedy_tokens_are_identical(folder, batch):
     questions = [QUESTIONS[i % len(QUESTIONS)] for i in range(PROMPTS)]
     processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
     model = AutoModelForImageTextToText.from_pretrained(folder, trust_remote_code=True).eval()
-    model.config.conversation["separator_ids"] = []  # so that every row has 64 tokens to differ in
-    theirs = []
+    model.config.conversation["separator_ids"] = []  # so that every answer has 64 tokens to compare
+    exported = []
     with torch.inference_mode():
         for start in range(0, PROMPTS, batch):
             rows = slice(start, start + batch)
             inputs = processor(images=pictures[rows], text=questions[rows], return_tensors="pt")
             output = model.generate(**inputs, max_new_tokens=NEW, eos_token_id=None)
-            theirs += output[:, inputs["input_ids"].shape[1] :].tolist()
+            exported += output[:, inputs["input_ids"].shape[1] :].tolist()
     ours = _greedy(pictures, questions)
-    assert [len(row) for row in theirs] == [NEW] * PROMPTS
-    assert theirs == ours
+    assert [len(row) for row in exported] == [NEW] * PROMPTS
+    assert exported == ours
 
 
 def _greedy(pictures: list[bytes], questions: list[str]) -> list[list[int]]:
-    """Our tokens, without a stop."""
+    """Return the tokens of our model, generated without a stop condition."""
     from earthgpt_jax.input.batch import TEXT_SLOT
     from earthgpt_jax.input.prompts.chat_template import chat_template
     from earthgpt_jax.input.sequences import generation_prompt
@@ -101,7 +101,7 @@ def _greedy(pictures: list[bytes], questions: list[str]) -> list[list[int]]:
     return np.asarray(output).tolist()
 
 
-_STRANGER = """
+_WITHOUT_JAX = """
 import json, sys
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -111,7 +111,7 @@ for name in ("jax", "flax", "earthgpt_jax"):
         __import__(name)
     except ModuleNotFoundError:
         continue
-    raise SystemExit(f"{name} is here")
+    raise SystemExit(f"expected an environment without {name}, found it")
 processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
 model = AutoModelForImageTextToText.from_pretrained(folder, trust_remote_code=True)
 inputs = processor(images=[Image.open(sys.argv[2])], text=[sys.argv[3]], return_tensors="pt")
@@ -120,7 +120,7 @@ print(json.dumps(processor.batch_decode(output[:, inputs["input_ids"].shape[1] :
 """
 
 
-def test_in_an_environment_without_jax(folder, tmp_path):
+def test_answers_are_identical_in_an_environment_without_jax(folder, tmp_path):
     environment = tmp_path / "venv"
     subprocess.run([sys.executable, "-m", "venv", str(environment)], check=True)
     python = environment / "bin" / "python"
@@ -128,7 +128,7 @@ def test_in_an_environment_without_jax(folder, tmp_path):
     subprocess.run([python, "-m", "pip", "install", "--quiet", *packages], check=True)
     picture = tmp_path / "image.png"
     picture.write_bytes(_pictures()[3])
-    command = [python, "-c", _STRANGER, str(folder), str(picture), QUESTIONS[0]]
+    command = [python, "-c", _WITHOUT_JAX, str(folder), str(picture), QUESTIONS[0]]
     bare = {"PATH": "/usr/bin:/bin", "HF_HOME": str(tmp_path)}
     result = subprocess.run(command, check=True, capture_output=True, text=True, cwd=tmp_path, env=bare)
     engine = Engine.from_model_dir("tiny", batch_size=1)

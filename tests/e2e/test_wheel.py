@@ -1,4 +1,4 @@
-"""An installed wheel works from an empty folder, with nothing of the checkout in reach."""
+"""An installed wheel works from an empty folder, without access to the checkout."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def _run(*words: str | Path, cwd: Path, env: dict[str, str] | None = None) -> st
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built from a copy, so that no build/ and no _share/ appears in the checkout."""
+    """Build the wheel from a copy, so that the checkout gets no build/ and no _share/."""
     folder = tmp_path_factory.mktemp("wheel")
     ignore = shutil.ignore_patterns("__pycache__", "_share", "*.egg-info")
     for name in SOURCES:
@@ -54,29 +54,16 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The bin/ of a fresh environment: the wheel, and this environment's packages as its dependencies.
+    """Install the wheel into a new environment and return its bin/.
 
-    They are put on the path by a .pth file; a developer install's own .pth is not followed from there,
-    so the checkout stays out of reach.
+    A .pth file adds the packages of the current environment as dependencies. The .pth file of an editable install in
+    there is not processed, so the checkout cannot be imported.
     """
     folder = tmp_path_factory.mktemp("fresh") / "venv"
     venv.create(folder, with_pip=False)
     python = folder / "bin" / "python"
-    _run(
-        *(
-            sys.executable,
-            "-m",
-            "pip",
-            "--python",
-            python,
-            "install",
-            "--quiet",
-            "--no-deps",
-            "--no-index",
-            wheel,
-        ),
-        cwd=folder,
-    )
+    pip = (sys.executable, "-m", "pip", "--python", python, "install")
+    _run(*pip, "--quiet", "--no-deps", "--no-index", wheel, cwd=folder)
     (packages,) = folder.glob("lib/python*/site-packages")
     (packages / "dependencies.pth").write_text("\n".join(site.getsitepackages()) + "\n")
     return folder / "bin"
@@ -84,7 +71,7 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def outside() -> dict[str, str]:
-    """The environment without anything that could lead back to the checkout."""
+    """Return the environment variables without those that could lead to the checkout."""
     return {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "VIRTUAL_ENV")}
 
 
@@ -118,7 +105,8 @@ def test_program_runs_from_an_empty_folder(installed: Path, outside: dict[str, s
 READS = """
 import json, yaml
 import earthgpt_jax
-from earthgpt_jax import config, resources
+from earthgpt_jax import config
+from earthgpt_jax.common import resources
 
 cards = sorted(resources.data_path("sources").glob("*.yaml"))
 print(json.dumps({

@@ -1,4 +1,4 @@
-"""The PyTorch files of a Hugging Face export against our model, fp32: features, logits, tokens, prompts, boxes."""
+"""Compare the PyTorch files of an export with our model in fp32: features, logits, tokens, prompts, boxes."""
 
 import ast
 import dataclasses
@@ -31,7 +31,7 @@ from tests.support import nano
 pytestmark = pytest.mark.torch
 
 FILES = Path(earthgpt.__file__).parents[1] / "convert" / "hf"
-ATOL = 1e-5  # measured: 4.3e-6 at most, of values up to 6
+ATOL = 1e-5  # largest difference measured: 4.3e-6, for values up to 6
 NEW = 12
 QUESTIONS = [
     "What?",
@@ -40,7 +40,8 @@ QUESTIONS = [
     " Describe it.",
 ]
 
-# Between them: both MLPs, position rules, every fuse, both resizes, an adapter and none, grouped heads, a tied head.
+# Together they cover both MLPs, both position rules, every fusion, both resizes, models with and without adapters,
+# grouped-query attention and a tied head.
 VARIANTS = {
     "adapted": (
         "instruct",
@@ -63,7 +64,7 @@ VARIANTS = {
 # ---------------------------------------------------------------------------------------------- fixtures
 @dataclasses.dataclass
 class Pair:
-    """One model twice: a model directory of ours, and its exported folder."""
+    """A model directory and its export."""
 
     ours: model_dir.ModelDir
     params: dict[str, np.ndarray]
@@ -94,7 +95,7 @@ class Pair:
 
 @pytest.fixture(autouse=True)
 def _one_thread():
-    """These shapes are too small to share: threads would wait for each other most of the time."""
+    """Use one thread: these shapes are so small that threads would mostly wait for each other."""
     import torch
 
     threads = torch.get_num_threads()
@@ -112,29 +113,29 @@ def vocabulary(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def make_pair(tmp_path_factory, vocabulary):
-    """`name of a variant, conversation -> Pair`, each made once. Code is copied below pytest's folder, not ~."""
-    made: dict[tuple[str, str], Pair] = {}
+    """Return a cached function (variant, chat template) -> Pair; remote code is copied to pytest's folder, not to ~."""
+    pairs: dict[tuple[str, str], Pair] = {}
     patch = pytest.MonkeyPatch()
     patch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path_factory.mktemp("modules")))
 
     def make(variant: str, chat: str = "plain") -> Pair:
-        if (variant, chat) not in made:
+        if (variant, chat) not in pairs:
             stage, *overrides = VARIANTS[variant]
             config = nano.config(stage, *overrides).model
             rng = np.random.default_rng(0)
-            _, fresh = earthgpt.init(config)
-            # Fresh parameters hold many zeros and ones, behind which a wrong mapping would hide.
+            _, initialized = earthgpt.init(config)
+            # Initial parameters contain many zeros and ones, which would hide a wrong mapping.
             params = {
                 path: np.asarray(value) + rng.normal(0, 0.1, value.shape).astype(np.float32)
-                for path, value in fresh.items()
+                for path, value in initialized.items()
             }
             path = tmp_path_factory.mktemp(f"{variant}_{chat}")
             model_dir.write(
                 path / "ours", params, model=config, decimals=2, chat_template=chat, tokenizer=vocabulary, about={}
             )
             ours = model_dir.read_config(path / "ours")
-            made[variant, chat] = Pair(ours, params, exporter.export_hf(path / "ours", path / "hf"))
-        return made[variant, chat]
+            pairs[variant, chat] = Pair(ours, params, exporter.export_hf(path / "ours", path / "hf"))
+        return pairs[variant, chat]
 
     yield make
     patch.undo()
@@ -161,7 +162,7 @@ def _close(got, expected, what: str) -> None:
 
 # ----------------------------------------------------------------------------------------------- the model
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_features_visual_tokens_and_logits(make_pair, variant):
+def test_features_visual_tokens_and_logits_match(make_pair, variant):
     import torch
     import torch.nn.functional as F
 
@@ -187,7 +188,7 @@ def test_features_visual_tokens_and_logits(make_pair, variant):
         for got, expected in zip(maps, features.cnn, strict=True):
             _close(got.permute(0, 2, 3, 1), expected, "ConvNeXt")
         _close(model.get_image_features(pixels), visual, "visual tokens")
-        # Three tokens of padding on the left, which nothing sees and no position counts.
+        # Three padding tokens on the left, which must not affect attention or positions.
         output = model(
             input_ids=F.pad(torch.from_numpy(tokens).long(), (3, 0)),
             attention_mask=F.pad(torch.ones(tokens.shape, dtype=torch.long), (3, 0)),
@@ -198,7 +199,7 @@ def test_features_visual_tokens_and_logits(make_pair, variant):
     _close(output.logits[:, 3:], logits, "logits")
 
 
-def test_the_keys_of_the_file_are_those_of_the_model_and_come_back(make_pair, tmp_path):
+def test_the_keys_in_the_file_match_the_model_and_survive_saving(make_pair, tmp_path):
     for variant in ("adapted", "swiglu_hf"):
         pair = make_pair(variant)
         from transformers import AutoModelForImageTextToText
@@ -221,7 +222,7 @@ def test_the_keys_of_the_file_are_those_of_the_model_and_come_back(make_pair, tm
         ).read_bytes()
 
 
-def test_bf16_runs_near_fp32(adapted, adapted_model):
+def test_bf16_is_close_to_fp32(adapted, adapted_model):
     import torch
 
     inputs = adapted.processor()(images=_squares(adapted.config, 1)[0], text="What?", return_tensors="pt")
@@ -234,8 +235,8 @@ def test_bf16_runs_near_fp32(adapted, adapted_model):
     assert half.generate(**inputs, max_new_tokens=3).shape[1] > inputs["input_ids"].shape[1]
 
 
-def test_each_branch_resizes_as_ours_does(adapted, adapted_model):
-    """Odd sizes, where float32 indices would be a pixel off; F.interpolate is only right for the ViT's branch."""
+def test_each_encoder_resizes_as_our_model_does(adapted, adapted_model):
+    """With sizes where float32 indices would be off by one pixel; F.interpolate is correct for the ViT only."""
     import torch
 
     code = sys.modules[type(adapted_model).__module__]
@@ -252,7 +253,7 @@ def test_each_branch_resizes_as_ours_does(adapted, adapted_model):
 # ------------------------------------------------------------------------------------------------ generating
 @pytest.fixture(scope="session")
 def greedy(adapted):
-    """Squares, and for each the tokens that ours makes of its question; in the Engine's shape: one compilation."""
+    """Images and the tokens that our model generates; shaped as in the Engine, to compile once."""
     squares = _squares(adapted.config, 4)
     rows = [
         generation_prompt(adapted.tokenizer, adapted.chat_template, q, visual_tokens=adapted.config.visual_tokens)
@@ -282,9 +283,9 @@ def _tokens(model, processor, questions: list[str], squares: np.ndarray, **kwarg
     return np.pad(output, ((0, 0), (0, NEW - output.shape[1])))
 
 
-def test_greedy_tokens_are_ours_alone_and_in_a_left_padded_batch(adapted, adapted_model, greedy):
+def test_greedy_tokens_match_ours_alone_and_in_a_left_padded_batch(adapted, adapted_model, greedy):
     (squares, expected), processor = greedy, adapted.processor()
-    assert len({tuple(row) for row in expected.tolist()}) == 4  # the rows do differ
+    assert len({tuple(row) for row in expected.tolist()}) == 4  # the sequences differ
     padded = processor(images=list(squares), text=QUESTIONS)["attention_mask"]
     assert padded[0, 0] == 0 and padded[1:, 0].any()
     np.testing.assert_array_equal(_tokens(adapted_model, processor, QUESTIONS, squares), expected)
@@ -293,11 +294,11 @@ def test_greedy_tokens_are_ours_alone_and_in_a_left_padded_batch(adapted, adapte
         np.testing.assert_array_equal(alone[0], expected[i])
     uncached = _tokens(adapted_model, processor, QUESTIONS[:2], squares[:2], use_cache=False)
     np.testing.assert_array_equal(uncached, expected[:2])
-    # Other images give other tokens: what is compared above does depend on them.
+    # Other images give other tokens: the comparison above depends on the images.
     assert (_tokens(adapted_model, processor, QUESTIONS, squares[::-1]) != expected).any()
 
 
-def test_answers_are_the_engines(adapted, greedy):
+def test_answers_match_the_engine(adapted, greedy):
     squares, tokens = greedy
     engine = Engine.from_model_dir(adapted.ours.path, batch_size=4)
     expected = engine.answer(list(zip(squares, QUESTIONS, strict=True)), max_new_tokens=NEW)
@@ -312,17 +313,17 @@ def test_answers_are_the_engines(adapted, greedy):
 
 
 def _cut(row: np.ndarray, ending: list[int]) -> np.ndarray:
-    """A row up to the first place that ends in `ending`, then zeros."""
+    """Replace the tokens after the first occurrence of `ending` by zeros."""
     ends = [i + len(ending) for i in range(NEW) if row[i : i + len(ending)].tolist() == ending]
     return np.where(np.arange(NEW) < (ends or [NEW])[0], row, 0)
 
 
-def test_generation_stops_behind_the_separator_and_at_eos(adapted, greedy):
-    """A pair of tokens that the model does make is declared the separator, then one of them the EOS."""
+def test_generation_stops_after_the_separator_and_at_eos(adapted, greedy):
+    """Declare a pair of tokens that the model generates as the separator, then one of them as EOS."""
     (squares, free), processor, model = greedy, adapted.processor(), adapted.model()
     pair = free[0, 3:5].tolist()
     expected = np.stack([_cut(row, pair) for row in free])
-    assert not expected[0, 5:].any() and (expected == free).all(axis=1).any()  # one row ends, another goes on
+    assert not expected[0, 5:].any() and (expected == free).all(axis=1).any()  # one sequence ends, another continues
     model.config.conversation["separator_ids"] = [[639, 638], pair]
     np.testing.assert_array_equal(_tokens(model, processor, QUESTIONS, squares), expected)
     model.config.conversation["separator_ids"] = []
@@ -330,7 +331,7 @@ def test_generation_stops_behind_the_separator_and_at_eos(adapted, greedy):
     np.testing.assert_array_equal(got, np.stack([_cut(row, pair[1:]) for row in free]))
 
 
-def test_a_pipeline_answers(adapted, adapted_model):
+def test_a_pipeline_gives_the_same_answer(adapted, adapted_model):
     from transformers import pipeline
 
     processor, square = adapted.processor(), _squares(adapted.config, 1)[0]
@@ -342,7 +343,7 @@ def test_a_pipeline_answers(adapted, adapted_model):
     assert [answer["generated_text"].strip()] == expected
 
 
-def test_several_images_stand_in_the_slots_that_name_them(adapted, adapted_model):
+def test_several_images_are_placed_in_the_slots_that_refer_to_them(adapted, adapted_model):
     import torch
 
     count, size = adapted.config.visual_tokens, adapted.config.image_size
@@ -357,7 +358,7 @@ def test_several_images_stand_in_the_slots_that_name_them(adapted, adapted_model
     assert torch.equal(x, torch.cat(expected))
 
 
-def test_rows_without_an_image(adapted, adapted_model):
+def test_prompts_without_an_image(adapted, adapted_model):
     import torch
 
     processor = adapted.processor()
@@ -380,7 +381,7 @@ def test_rows_without_an_image(adapted, adapted_model):
 
 # ------------------------------------------------------------------------------------------------- prompts
 @pytest.mark.parametrize("chat", ["plain", "v1"])
-def test_ids_and_image_slots_are_those_of_our_rows(make_pair, chat):
+def test_ids_and_image_slots_match_our_prompts(make_pair, chat):
     pair = make_pair("adapted", chat)
     processor, visual_tokens = pair.processor(), pair.config.visual_tokens
     rows = [generation_prompt(pair.tokenizer, pair.chat_template, q, visual_tokens=visual_tokens) for q in QUESTIONS]
@@ -389,12 +390,12 @@ def test_ids_and_image_slots_are_those_of_our_rows(make_pair, chat):
         real = batch["attention_mask"][i].astype(bool)
         assert batch["input_ids"][i][real].tolist() == tokens.tolist()
         assert batch["image_slots"][i][real].tolist() == slots.tolist()
-        assert real.tolist() == sorted(real.tolist())  # padding is on the left
+        assert real.tolist() == sorted(real.tolist())  # the padding is on the left
         assert not batch["input_ids"][i][~real].any() and (batch["image_slots"][i][~real] == -1).all()
 
 
 @pytest.mark.parametrize("chat", ["plain", "v1"])
-def test_two_turns_with_an_image_give_the_ids_of_our_dialogue(make_pair, chat):
+def test_two_turns_with_an_image_have_the_ids_of_our_dialogue(make_pair, chat):
     pair = make_pair("adapted", chat)
     processor, square = pair.processor(), _squares(pair.config, 1)[0]
     first, answer, second = "How many ships?", "There are two ships.", "Where are they?"
@@ -409,9 +410,9 @@ def test_two_turns_with_an_image_give_the_ids_of_our_dialogue(make_pair, chat):
     expected = [1, *[0] * (pair.config.visual_tokens + 2), *prefix, *pair.tokenizer.encode(text)[len(prefix) :]]
     batch = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=True)
     assert batch["input_ids"][0].tolist() == expected
-    by_hand = processor(images=square, text=text)
-    assert by_hand["input_ids"].tolist() == batch["input_ids"].tolist()
-    np.testing.assert_array_equal(by_hand["pixel_values"], batch["pixel_values"])
+    explicit = processor(images=square, text=text)
+    assert explicit["input_ids"].tolist() == batch["input_ids"].tolist()
+    np.testing.assert_array_equal(explicit["pixel_values"], batch["pixel_values"])
     closed = processor.apply_chat_template([messages[:2], messages[:2]])
     assert closed == [pair.chat_template.dialogue([(first, answer)])[0]] * 2
     with pytest.raises(ValueError, match="user first"):
@@ -436,32 +437,32 @@ def test_the_tokenizer_is_the_sentencepiece_model(adapted, tmp_path):
 
 # -------------------------------------------------------------------------------------------------- images
 def _files() -> dict[str, bytes]:
-    """Image files of the kinds that our reader tells apart."""
+    """Image files of the types that our reader treats differently."""
     rng = np.random.default_rng(0)
 
-    def encoded(image: Image.Image, kind: str, **options) -> bytes:
+    def encoded(image: Image.Image, file_format: str, **options) -> bytes:
         stream = bytes_io.BytesIO()
-        image.save(stream, kind, **options)
+        image.save(stream, file_format, **options)
         return stream.getvalue()
 
-    colour = Image.fromarray(rng.integers(0, 256, (37, 90, 3)).astype(np.uint8))
+    color = Image.fromarray(rng.integers(0, 256, (37, 90, 3)).astype(np.uint8))
     floats = rng.normal(0, 5, (33, 20)).astype(np.float32)
     floats[3, 4] = np.nan
-    turned = Image.Exif()
-    turned[0x0112] = 6  # "turn by 90 degrees": our reader leaves pixels where the boxes were drawn on them
+    rotated = Image.Exif()
+    rotated[0x0112] = 6  # "rotate by 90 degrees"; our reader ignores it, because boxes refer to the stored pixels
     return {
-        "wide": encoded(colour, "PNG"),
-        "tall, turned by EXIF": encoded(colour.rotate(90, expand=True), "JPEG", exif=turned),
-        "grey": encoded(colour.convert("L"), "PNG"),
-        "transparent": encoded(colour.convert("RGBA"), "PNG"),
-        "palette": encoded(colour.convert("P"), "PNG"),
+        "wide": encoded(color, "PNG"),
+        "tall, rotated by EXIF": encoded(color.rotate(90, expand=True), "JPEG", exif=rotated),
+        "grey": encoded(color.convert("L"), "PNG"),
+        "transparent": encoded(color.convert("RGBA"), "PNG"),
+        "palette": encoded(color.convert("P"), "PNG"),
         "16 bits": encoded(Image.fromarray(rng.integers(100, 4000, (51, 64)).astype(np.uint16)), "PNG"),
         "float": encoded(Image.fromarray(floats), "TIFF"),
         "the right size": encoded(Image.fromarray(rng.integers(0, 256, (64, 64, 3)).astype(np.uint8)), "PNG"),
     }
 
 
-def test_squares_are_ours_to_the_bit(adapted, tmp_path):
+def test_square_images_are_bit_identical(adapted, tmp_path):
     processor = adapted.processor()
     files = _files()
     expected = np.stack([our_images.load_square(data, adapted.config.image_size) for data in files.values()])
@@ -489,7 +490,7 @@ TEXTS = [
 
 
 def _random_texts() -> list[str]:
-    """Quadrilaterals on coarse grids, where sides cross, coincide and touch and corners repeat all the time."""
+    """Random quadrilaterals on coarse grids, where sides often cross, overlap or touch and corners coincide."""
     rng = np.random.default_rng(0)
     texts = []
     for steps in (2, 3, 10):
@@ -499,7 +500,7 @@ def _random_texts() -> list[str]:
 
 
 @pytest.mark.parametrize("size", [(100, 60), (33, 70), (50, 50)])
-def test_boxes_are_those_of_our_parser(adapted, size):
+def test_boxes_match_our_parser(adapted, size):
     processor, kinds = adapted.processor(), set()
     for text in [*TEXTS, *_random_texts()]:
         expected = geometry.parse(text).boxes
@@ -514,7 +515,7 @@ def test_boxes_are_those_of_our_parser(adapted, size):
 
 
 # ----------------------------------------------------------------------------------------------- the files
-def test_the_files_need_nothing_of_ours_nor_of_jax():
+def test_the_files_import_neither_jax_nor_our_package():
     allowed = {"torch", "transformers", "numpy", "PIL", "sentencepiece"}
     for file in FILES.glob("*_earthgpt.py"):
         for node in ast.walk(ast.parse(file.read_text())):
