@@ -67,7 +67,12 @@ examples:
 """
 
 # Words of the command line that were renamed -> their replacements.
-RENAMED = {"fold": "merge"}
+RENAMED = {
+    "fold": "merge",
+    "--images-per-row": "--max-images",
+    "--plan": "--packing",
+    "--tokens-per-row": "--seq-len",
+}
 
 
 class _Parser(argparse.ArgumentParser):

@@ -1,8 +1,8 @@
-"""Flips and quarter turns of an image together with its boxes, and the texts that they would make false.
+"""Augmentation by flips and 90-degree rotations of an image and its boxes.
 
-An image seen from above is as likely in any of its eight symmetries (the dihedral group D4): no pixel is
-interpolated, no box grows, and the text of boxes keeps its number of characters. Whoever says "left" must not be
-flipped: see `holds_turned`.
+An image seen from above is equally likely in each of its eight symmetries (the dihedral group D4). No pixel is
+interpolated, no box grows, and the text of boxes keeps its number of characters. Questions that a symmetry would make
+false, such as those that say "left", are not augmented (`is_symmetry_invariant`).
 """
 
 from __future__ import annotations
@@ -21,43 +21,44 @@ from earthgpt_jax.records import Record, Task
 
 
 class Symmetry(enum.Enum):
-    """An element of D4, as the rows of its matrix: what x and y of the result are, seen from the image's centre.
+    """An element of D4 as a 2 x 2 matrix that maps coordinates, relative to the image's centre.
 
-    x is to the right and y down, so turns are clockwise on screen. `TRANSPOSE` keeps the top-left corner,
+    With x to the right and y down, rotations are clockwise on screen. `TRANSPOSE` keeps the top-left corner in place,
     `ANTITRANSPOSE` the top-right one.
     """
 
     IDENTITY = ((1, 0), (0, 1))
-    LEFT_RIGHT = ((-1, 0), (0, 1))
-    UP_DOWN = ((1, 0), (0, -1))
-    HALF_TURN = ((-1, 0), (0, -1))
-    QUARTER_TURN = ((0, -1), (1, 0))
-    THREE_QUARTER_TURN = ((0, 1), (-1, 0))
+    FLIP_LEFT_RIGHT = ((-1, 0), (0, 1))
+    FLIP_UP_DOWN = ((1, 0), (0, -1))
+    ROTATE_180 = ((-1, 0), (0, -1))
+    ROTATE_90 = ((0, -1), (1, 0))
+    ROTATE_270 = ((0, 1), (-1, 0))
     TRANSPOSE = ((0, 1), (1, 0))
     ANTITRANSPOSE = ((0, -1), (-1, 0))
 
     @property
     def swaps(self) -> bool:
-        """Width becomes height."""
+        """Whether width and height are swapped."""
         return self.value[0][0] == 0
 
     @property
     def inverse(self) -> Symmetry:
-        return Symmetry(tuple(zip(*self.value, strict=True)))  # orthogonal: the transposed matrix
+        """The symmetry that undoes this one."""
+        return Symmetry(tuple(zip(*self.value, strict=True)))  # the transpose, because the matrix is orthogonal
 
     def then(self, other: Symmetry) -> Symmetry:
-        """This one first, `other` behind it."""
+        """Return the composition: this symmetry first, then `other`."""
         product = np.array(other.value) @ np.array(self.value)
         return Symmetry(tuple(map(tuple, product.tolist())))
 
     def pixels(self, image: np.ndarray) -> np.ndarray:
-        """[h, w, ...] -> [h, w, ...] or [w, h, ...], contiguous; of the image before it is padded to a square."""
-        turned = np.swapaxes(image, 0, 1) if self.swaps else image
+        """Transform an image [h, w, ...] that is not yet padded to a square; returns [h, w, ...] or [w, h, ...]."""
+        transformed = np.swapaxes(image, 0, 1) if self.swaps else image
         (x, y) = map(sum, self.value)
-        return np.ascontiguousarray(turned[::y, ::x])
+        return np.ascontiguousarray(transformed[::y, ::x])
 
     def polygon(self, polygon: np.ndarray, *, width: int, height: int) -> np.ndarray:
-        """f32[8] in pixels of an image of this size -> canonical f32[8] in pixels of the result."""
+        """Transform a polygon f32[8] in pixels of an image of this size; returns a canonical f32[8]."""
         points = np.asarray(polygon, np.float64).reshape(4, 2)
         size = np.array((width, height))
         if self.swaps:
@@ -66,7 +67,7 @@ class Symmetry(enum.Enum):
         return canonical(np.where(signs < 0, size - points, points).reshape(-1))
 
     def record(self, record: Record) -> Record:
-        """The record of the result, boxes and size; its `image` stays the bytes of the file, for `pixels`."""
+        """Transform the boxes and the size of a record; its `image`, the file's bytes, stays."""
         if self is Symmetry.IDENTITY:
             return record
         width, height = record.width, record.height
@@ -83,28 +84,28 @@ class Symmetry(enum.Enum):
 
 SYMMETRIES: Mapping[Augment, tuple[Symmetry, ...]] = {
     Augment.NONE: (Symmetry.IDENTITY,),
-    Augment.FLIPS: (Symmetry.IDENTITY, Symmetry.LEFT_RIGHT, Symmetry.UP_DOWN, Symmetry.HALF_TURN),
+    Augment.FLIPS: (Symmetry.IDENTITY, Symmetry.FLIP_LEFT_RIGHT, Symmetry.FLIP_UP_DOWN, Symmetry.ROTATE_180),
     Augment.FLIPS_AND_ROTATIONS: tuple(Symmetry),
 }
 
 
 def sample_symmetry(augment: Augment, rng: np.random.Generator) -> Symmetry:
-    """One of what is allowed, each as likely."""
-    allowed = SYMMETRIES[augment]
-    return allowed[int(rng.integers(len(allowed)))]
+    """Draw one of the symmetries of a setting, uniformly."""
+    symmetries = SYMMETRIES[augment]
+    return symmetries[int(rng.integers(len(symmetries)))]
 
 
-# Words run together (`upperleft`) and with any of the endings (`northeasternmost`).
+# Sides may be joined ("upperleft") and have any of the endings ("northeasternmost").
 _SIDES = r"left|right|top|bottom|upper|lower|above|below|beneath|under|north|south|east|west|up|down|front|rear|back"
 _ENDINGS = r"most|wards?|ern|erly|hand|sides?|neath|bound|s"
 _DIRECTION = re.compile(
     rf"""(?<![a-z]) (?:
         (?:{_SIDES})+ (?:{_ENDINGS})*
       | (?-i: [NS][EW] )
-      | (?:horizontal|vertical)(?:ly)? (?! \s+ (?:bounding\s+)? box )  # a kind of box, which it stays
+      | (?:horizontal|vertical)(?:ly)? (?! \s+ (?:bounding\s+)? box )  # a box type, which no symmetry changes
       | (?:counter|anti)?clockwise | behind | ahead | diagonal(?:ly)?
       | directions? | orientations? | headings? | bearings? | azimuths? | angles? | degrees? | quadrants? | o'clock
-      | first | second | third | fourth | fifth | sixth | seventh | eighth | ninth | tenth | last  # counted from a side
+      | first | second | third | fourth | fifth | sixth | seventh | eighth | ninth | tenth | last  # may count
       | (?:row|column) \s* [0-9]+
     ) (?![a-z]) | [0-9](?:st|nd|rd|th) (?![a-z]) | °""",
     re.IGNORECASE | re.VERBOSE,
@@ -112,27 +113,27 @@ _DIRECTION = re.compile(
 
 
 def mentions_direction(text: str) -> bool:
-    """Whether a text may say something that a flip or a turn makes false.
+    """Return whether a text may say something that a flip or a rotation makes false.
 
-    Words alone decide, and more of them than needed: "on the right track" costs an augmentation, a missed "on the
-    right" would teach a lie. Kinds of boxes ("horizontal bounding box") and their numbers are no directions.
+    The list of words is generous. "On the right track" costs one augmentation, whereas a missed "on the right" would
+    train on a wrong answer. Box types ("horizontal bounding box") and coordinates are not directions.
     """
     return _DIRECTION.search(text) is not None
 
 
-_AS_WRITTEN = frozenset({Task.VQA.value, Task.CAPTION.value})  # kinds in a source's own words
+_SOURCE_TEXTS = frozenset({Task.VQA.value, Task.CAPTION.value})  # tasks whose texts come from the source
 
 
 def is_symmetry_invariant(question: Question) -> bool:
-    """Whether a question and its answer stay true when the image and the record's boxes are flipped or turned.
+    """Return whether a question and its answer stay true when the image and the record's boxes are transformed.
 
-    Not where they speak of a direction, or where a source's own words quote boxes, which nobody turns.
+    They do not if they mention a direction, or if a source's own text contains boxes, which are not transformed.
     """
-    said = f"{question.text}\n{question.answer}"
-    quoted = question.task in _AS_WRITTEN and any(mark in said for mark in "[({<")
-    return not mentions_direction(said) and not (quoted and _boxes(said))
+    text = f"{question.text}\n{question.answer}"
+    may_quote_boxes = question.task in _SOURCE_TEXTS and any(bracket in text for bracket in "[({<")
+    return not mentions_direction(text) and not (may_quote_boxes and _contains_boxes(text))
 
 
-def _boxes(text: str) -> bool:
+def _contains_boxes(text: str) -> bool:
     found = parse(text, box_format=AUTO)
     return bool(found.boxes or found.rejections)

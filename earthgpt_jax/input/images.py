@@ -1,10 +1,9 @@
-"""Image bytes -> the uint8 square that reaches the device.
+"""Images: file bytes become the padded uint8 square that is sent to the device.
 
-Squares are resized on the host. A square of 512 px is 0.79 MB, 0.05 ms of a PCIe link of 15 GB/s, so there are no bytes
-to save: files of 800 px and more would be sent as 1.9 MB and more, files of 256 px as 0.2 MB. To resize on the device,
-originals would have to come in shapes known beforehand, padded to the largest or in buckets of a compiled step each.
-The host needs 0.5 ms (256 px) to 5 ms (1,024 px) of one core an image, by the sums that evaluation and
-LLaMA2-Accessory form, too.
+Squares are resized on the host. Resizing on the device would save no transfer: a square of 512 px has 0.79 MB, which
+takes 0.05 ms on a PCIe link of 15 GB/s, whereas an original of 800 px has 1.9 MB. It would also need static shapes, by
+padding to the largest original or by one compiled step per size bucket. On the host, an image takes 0.5 ms (256 px) to
+5 ms (1,024 px) of one core, with the same arithmetic as evaluation and LLaMA2-Accessory.
 """
 
 from __future__ import annotations
@@ -19,25 +18,30 @@ FILL = (122, 116, 104)  # CLIP's mean colour, as LLaMA2-Accessory pads
 
 
 def pad_to_square(image: np.ndarray, fill: tuple[int, int, int] = FILL) -> np.ndarray:
-    """uint8[h, w, 3] -> uint8[s, s, 3], s = max(h, w), the image in the middle (see `geometry.Square`)."""
+    """Pad u8[h, w, 3] to u8[s, s, 3] with s = max(h, w) and the image in the middle (see `boxes.Square`)."""
     height, width = image.shape[:2]
     if height == width:
         return image
     square = Square(width, height)
     left, top = square.offset
     canvas = np.empty((square.side, square.side, 3), np.uint8)
-    canvas.reshape(square.side, -1)[:] = np.tile(np.array(fill, np.uint8), square.side)  # a pixel at a time is slow
+    # Assigned row by row, because assigning pixels is slow.
+    canvas.reshape(square.side, -1)[:] = np.tile(np.array(fill, np.uint8), square.side)
     canvas[top : top + height, left : left + width] = image
     return canvas
 
 
 def load_square(data: bytes, size: int) -> np.ndarray:
-    """uint8[size, size, 3]: decoded, then as `to_square`."""
+    """Decode an image file, and pad and resize it to u8[size, size, 3]."""
     return to_square(decode(data), size)
 
 
 def to_square(image: np.ndarray, size: int, *, out: np.ndarray | None = None) -> np.ndarray:
-    """uint8[h, w, 3] -> uint8[size, size, 3], in `out` if given: padded, bicubic, antialiased (see `resize_square`)."""
+    """Pad and resize u8[h, w, 3] to u8[size, size, 3], bicubic and antialiased (see `resize_square`).
+
+    Args:
+        out: Where to write the result, which is returned.
+    """
     if max(image.shape[:2]) != size:
         return resize_square(image, size, FILL, out=out)
     if out is None:
@@ -47,5 +51,5 @@ def to_square(image: np.ndarray, size: int, *, out: np.ndarray | None = None) ->
 
 
 def grey_square(size: int) -> np.ndarray:
-    """The blind baseline's image: the padding colour everywhere."""
+    """Return the image of the blind baseline, filled with the padding colour."""
     return np.broadcast_to(np.array(FILL, np.uint8), (size, size, 3)).copy()

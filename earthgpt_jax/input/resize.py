@@ -1,8 +1,8 @@
-"""Pad to square and resize in one go: the pixels of Pillow's bicubic filter, to the bit, in a third of its time.
+"""Pad to a square and resize in one step: bitwise equal to Pillow's bicubic filter, in a third of its time.
 
-Pillow (src/libImaging/Resample.c) works in two passes, horizontal then vertical, and rounds to 8 bits after each.
-Weights are fixed-point numbers of 22 bits behind the point. The same sums are formed here, with an innermost loop
-along memory, which compilers vectorise, and without the sums that lie wholly in the padding.
+Pillow (src/libImaging/Resample.c) filters horizontally, then vertically, and rounds to 8 bits after each pass. Weights
+are fixed-point numbers with 22 fractional bits. This module computes the same sums. Its innermost loop runs along
+memory, so that compilers vectorize it, and sums over nothing but padding are skipped.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from earthgpt_jax.boxes import Square
 
 _BITS = 22
 _HALF = 1 << (_BITS - 1)
-_ROWS, _BLOCK = 64, 16  # rows side by side, and columns that are turned at once: so many fit a core's first cache
+_ROWS, _BLOCK = 64, 16  # rows per tile and columns transposed together, chosen to fit a core's L1 cache
 
 
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """By Numba; kept on disk for the next process, unless no folder for it can be written."""
+    """Compile with Numba, and cache the result on disk if a cache folder is writable."""
     try:
         return numba.njit(cache=True, nogil=True)(function)
     except RuntimeError:
@@ -31,18 +31,20 @@ def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 def resize_square(
     image: np.ndarray, size: int, fill: tuple[int, int, int], *, out: np.ndarray | None = None
 ) -> np.ndarray:
-    """uint8[h, w, 3] -> uint8[size, size, 3]: padded to square with `fill`, bicubic, antialiased.
+    """Pad u8[h, w, 3] with `fill` to a square and resize it to u8[size, size, 3], bicubic and antialiased.
 
-    It is written to `out` where that is given, contiguous. Equal to
-    `Image.fromarray(pad_to_square(image, fill)).resize((size, size), Image.Resampling.BICUBIC)` where the square's side
-    is not `size` (Pillow returns the square itself where it is).
+    Bitwise equal to `Image.fromarray(pad_to_square(image, fill)).resize((size, size), Image.Resampling.BICUBIC)` unless
+    the square already has this size, in which case Pillow returns it unchanged.
+
+    Args:
+        out: Contiguous array to write the result to, which is returned.
     """
     height, width = image.shape[:2]
     square = Square(width, height)
     left, top = square.offset
     first, count, weights = _windows(square.side, size)
     pixels = np.ascontiguousarray(image).reshape(height, width * 3)
-    pixels.flags.writeable = False  # one type for Numba, whichever decoder
+    pixels.flags.writeable = False  # read-only for every decoder, so that Numba compiles one variant
     colour = np.array(fill, np.uint8)
     narrow = np.empty((height, size * 3), np.uint8)
     _horizontal(pixels, square.side, left, first, count, weights, colour, narrow)
@@ -54,7 +56,7 @@ def resize_square(
 
 @_compiled
 def _cubic(x: float) -> float:
-    """Keys' kernel with a = -1/2, in the order of Pillow's operations."""
+    """Evaluate Keys' kernel with a = -1/2, with Pillow's order of operations."""
     x = abs(x)
     if x < 1.0:
         return (1.5 * x - 2.5) * x * x + 1.0
@@ -65,7 +67,7 @@ def _cubic(x: float) -> float:
 
 @_compiled
 def _windows(side: int, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of each output pixel: its first input pixel i32[size], how many i32[size], their weights i32[size, most]."""
+    """Return for each output pixel its first input pixel i32[size], their number i32[size] and weights i32[size, n]."""
     scale = side / size
     stretch = max(scale, 1.0)
     support = 2.0 * stretch
@@ -99,12 +101,12 @@ def _horizontal(
     fill: np.ndarray,
     out: np.ndarray,
 ) -> None:
-    """u8[h, w * 3], between columns of `fill`, -> u8[h, size * 3]."""
+    """Resize the rows u8[h, w * 3], padded left and right with `fill`, to u8[h, size * 3]."""
     height, length = pixels.shape
     size = len(first)
-    # Some rows of the padded image with their columns as lines: a line is a column's reds, its greens, its blues.
-    turned = np.empty((side, 3 * _ROWS), np.uint8)
-    turned[:] = np.repeat(fill, _ROWS)
+    # Tile of the padded image, transposed: each line holds one column's reds, greens and blues.
+    columns_first = np.empty((side, 3 * _ROWS), np.uint8)
+    columns_first[:] = np.repeat(fill, _ROWS)
     done = np.empty((_BLOCK, 3 * _ROWS), np.uint8)
     sums = np.empty(3 * _ROWS, np.int32)
     for y in range(0, height, _ROWS):
@@ -113,14 +115,14 @@ def _horizontal(
             for i in range(rows):
                 for x in range(tile, min(tile + _BLOCK, length // 3)):
                     for channel in range(3):
-                        turned[left + x, channel * _ROWS + i] = pixels[y + i, x * 3 + channel]
+                        columns_first[left + x, channel * _ROWS + i] = pixels[y + i, x * 3 + channel]
         for block in range(0, size, _BLOCK):
             columns = min(_BLOCK, size - block)
             for x in range(columns):
                 sums[:] = _HALF
                 for t in range(count[block + x]):
                     weight = weights[block + x, t]
-                    values = turned[first[block + x] + t]
+                    values = columns_first[first[block + x] + t]
                     for i in range(3 * _ROWS):
                         sums[i] += np.int32(values[i]) * weight
                 target = done[x]
@@ -142,7 +144,7 @@ def _vertical(
     fill: np.ndarray,
     out: np.ndarray,
 ) -> None:
-    """u8[h, n], between rows of `fill` u8[n], -> u8[size, n]."""
+    """Resize the columns u8[h, n], padded above and below with rows `fill` u8[n], to u8[size, n]."""
     height, length = narrow.shape
     sums = np.empty(length, np.int32)
     for y in range(len(first)):

@@ -13,7 +13,11 @@ from earthgpt_jax.common.errors import EarthGPTError
 
 
 class Tokenizer:
-    """Text <-> ids. Padding is 0, as in LLaMA2-Accessory; picklable by its path."""
+    """A SentencePiece tokenizer. Padding is 0, as in LLaMA2-Accessory. Pickled by its path.
+
+    Raises:
+        EarthGPTError: The file is not a SentencePiece model.
+    """
 
     pad_id = 0
 
@@ -36,28 +40,29 @@ class Tokenizer:
         return Tokenizer, (self._path,)
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text, without bos and eos."""
+        """Return the ids of a text, without BOS and EOS."""
         return self._processor.encode(text)
 
     def encode_with_spans(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """Ids, and each one's `(start, end)` in characters of `text`."""
+        """Return the ids of a text, and the `(start, end)` of each in characters of the text."""
         mapping = self._processor.encode(text, return_type="offset_mapping")
         return mapping["ids"], mapping["offsets"]
 
     def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of some ids."""
         return self._processor.decode(list(ids))
 
     def decode_with_spans(self, ids: Sequence[int]) -> tuple[str, list[tuple[int, int]]]:
-        """The text, and each id's `(start, end)` in characters of it.
+        """Return the text of some ids, and the `(start, end)` of each in characters of the text.
 
-        Of several bytes that are one character, one has it and the others have none.
+        If several byte tokens form one character, one of them has its span and the others have empty spans.
         """
         mapping = self._processor.decode(list(ids), return_type="offset_mapping")
         return mapping["text"], mapping["offsets"]
 
 
 def train_tokenizer(texts: Iterable[str], *, vocab_size: int, path: Path) -> None:
-    """Trains a BPE model in LLaMA's layout and writes it to `path`; the same texts give the same file."""
+    """Train a BPE model with LLaMA's layout and write it to `path`; the same texts give the same file."""
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(texts),

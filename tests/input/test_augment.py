@@ -30,14 +30,14 @@ from earthgpt_jax.input.prompts.templates import answer_templates, question_temp
 from earthgpt_jax.records import Object, Record, Sensor, Task
 from earthgpt_jax.synthetic import SyntheticSource
 
-# The same by numpy, whose quarter turns go the other way.
+# The same with NumPy, whose rotations are counter-clockwise.
 NUMPY = {
     Symmetry.IDENTITY: lambda image: image,
-    Symmetry.LEFT_RIGHT: np.fliplr,
-    Symmetry.UP_DOWN: np.flipud,
-    Symmetry.HALF_TURN: lambda image: np.rot90(image, 2),
-    Symmetry.QUARTER_TURN: lambda image: np.rot90(image, -1),
-    Symmetry.THREE_QUARTER_TURN: np.rot90,
+    Symmetry.FLIP_LEFT_RIGHT: np.fliplr,
+    Symmetry.FLIP_UP_DOWN: np.flipud,
+    Symmetry.ROTATE_180: lambda image: np.rot90(image, 2),
+    Symmetry.ROTATE_90: lambda image: np.rot90(image, -1),
+    Symmetry.ROTATE_270: np.rot90,
     Symmetry.TRANSPOSE: lambda image: np.transpose(image, (1, 0, 2)),
     Symmetry.ANTITRANSPOSE: lambda image: np.rot90(np.transpose(image, (1, 0, 2)), 2),
 }
@@ -47,7 +47,7 @@ sizes = st.tuples(st.integers(3, 40), st.integers(3, 40))
 
 @st.composite
 def boxes(draw):
-    """(width, height, an upright or a slanted polygon on a grid of quarter pixels, which f32 holds exactly)."""
+    """Draw (width, height, polygon); corners are multiples of a quarter pixel, which f32 holds exactly."""
     width, height = draw(sizes)
     corner = st.tuples(st.integers(0, 4 * width), st.integers(0, 4 * height))
     (ax, ay), (bx, by) = draw(st.tuples(corner, corner).filter(lambda c: c[0][0] != c[1][0] and c[0][1] != c[1][1]))
@@ -74,28 +74,28 @@ def _image(width: int, height: int) -> np.ndarray:
 
 
 def _filled(width: int, height: int, polygon: np.ndarray) -> np.ndarray:
-    """u8[h, w, 3]: the pixels whose centres a polygon holds."""
+    """Return u8[h, w, 3] with ones for pixels whose centre is inside a polygon."""
     x, y = np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)
     inside = shapely.contains_xy(shapely.Polygon(polygon.reshape(4, 2)), x, y)
     return np.repeat(inside[..., None], 3, axis=-1).astype(np.uint8)
 
 
 # --------------------------------------------------------------------------------------------- the group
-def test_the_eight_are_closed_under_composition_and_every_one_has_its_inverse():
+def test_the_eight_symmetries_form_a_group():
     assert len(Symmetry) == 8
     for a, b in itertools.product(Symmetry, repeat=2):
         assert {a.then(other) for other in Symmetry} == set(Symmetry)
         assert a.then(b).inverse is b.inverse.then(a.inverse)
     assert all(a.then(a.inverse) is Symmetry.IDENTITY is a.inverse.then(a) for a in Symmetry)
-    assert Symmetry.LEFT_RIGHT.then(Symmetry.UP_DOWN) is Symmetry.HALF_TURN
-    assert Symmetry.QUARTER_TURN.then(Symmetry.QUARTER_TURN) is Symmetry.HALF_TURN
-    assert Symmetry.QUARTER_TURN.inverse is Symmetry.THREE_QUARTER_TURN
+    assert Symmetry.FLIP_LEFT_RIGHT.then(Symmetry.FLIP_UP_DOWN) is Symmetry.ROTATE_180
+    assert Symmetry.ROTATE_90.then(Symmetry.ROTATE_90) is Symmetry.ROTATE_180
+    assert Symmetry.ROTATE_90.inverse is Symmetry.ROTATE_270
     for subgroup in SYMMETRIES.values():
         assert {a.then(b) for a, b in itertools.product(subgroup, repeat=2)} == set(subgroup)
 
 
 @given(symmetries, symmetries, sizes)
-def test_pixels_are_numpys_and_composition_is_one_after_the_other(a, b, size):
+def test_pixels_agree_with_numpy_and_composition_applies_one_after_the_other(a, b, size):
     image = _image(*size)
     result = a.pixels(image)
     assert np.array_equal(result, NUMPY[a](image))
@@ -104,14 +104,14 @@ def test_pixels_are_numpys_and_composition_is_one_after_the_other(a, b, size):
     assert np.array_equal(a.inverse.pixels(result), image)
 
 
-def test_flips_keep_the_sides_and_draws_are_uniform_over_what_is_allowed():
+def test_flips_keep_the_sides_and_draws_are_uniform():
     assert SYMMETRIES[Augment.NONE] == (Symmetry.IDENTITY,)
     assert not any(symmetry.swaps for symmetry in SYMMETRIES[Augment.FLIPS])
     rng = np.random.default_rng(0)
     for augment, allowed in SYMMETRIES.items():
-        found = collections.Counter(sample_symmetry(augment, rng) for _ in range(800 * len(allowed)))
-        assert set(found) == set(allowed)
-        assert all(abs(count - 800) < 5 * 800**0.5 for count in found.values())
+        drawn = collections.Counter(sample_symmetry(augment, rng) for _ in range(800 * len(allowed)))
+        assert set(drawn) == set(allowed)
+        assert all(abs(count - 800) < 5 * 800**0.5 for count in drawn.values())
     assert [sample_symmetry(Augment.FLIPS, np.random.default_rng(s)) for s in range(20)] == [
         sample_symmetry(Augment.FLIPS, np.random.default_rng(s)) for s in range(20)
     ]
@@ -140,18 +140,18 @@ def test_polygons_stay_canonical_compose_and_keep_their_area(box, a, b):
     assert np.array_equal(a.inverse.record(once).objects[0].polygon, polygon)
 
 
-def test_by_hand():
-    """40 x 30, a ship in the top-left corner: after a quarter turn clockwise it is at the top right."""
+def test_a_box_by_hand():
+    """A ship in the top-left corner of 40 x 30 px: after a rotation by 90 degrees it is at the top right."""
     record = _record(40, 30, rect_to_polygon(1, 2, 5, 4))
-    turned = Symmetry.QUARTER_TURN.record(record)
+    turned = Symmetry.ROTATE_90.record(record)
     assert (turned.width, turned.height) == (30, 40)
     assert turned.objects[0].polygon.tolist() == [26, 1, 28, 1, 28, 5, 26, 5]
-    assert Symmetry.LEFT_RIGHT.record(record).objects[0].polygon.tolist() == [35, 2, 39, 2, 39, 4, 35, 4]
+    assert Symmetry.FLIP_LEFT_RIGHT.record(record).objects[0].polygon.tolist() == [35, 2, 39, 2, 39, 4, 35, 4]
     assert Symmetry.IDENTITY.record(record) is record
 
 
 @given(boxes(), symmetries)
-def test_nothing_but_size_and_polygons_changes(box, symmetry):
+def test_only_size_and_polygons_change(box, symmetry):
     width, height, polygon = box
     before = _record(width, height, polygon, polygon)
     after = symmetry.record(before)
@@ -169,8 +169,8 @@ def test_the_text_of_moved_boxes_reads_back_as_the_moved_boxes(box, symmetry, ki
     square, moved = Square(record.width, record.height), record.objects[0].polygon
     text = format_boxes([moved], square=square, decimals=decimals, kind=kind)
     (read,) = parse(text).boxes
-    # Compared as enclosing rectangles: an oriented box that rounding leaves without area is written upright.
-    # Boxes end at the square's edge; by a step, those without area are widened.
+    # Compared as enclosing rectangles: an oriented box that rounding leaves without area is written axis-aligned.
+    # Boxes are clipped to the square, and those without area are widened by a step.
     inside = square.to_pixels(np.clip(square.to_fractions(polygon_to_rect(moved)), 0, 1))
     step = 10.0**-decimals * square.side
     assert np.abs(np.array(polygon_to_rect(read.pixels(square))) - inside).max() <= 1.5 * step + 1e-4
@@ -180,9 +180,9 @@ def test_the_text_of_moved_boxes_reads_back_as_the_moved_boxes(box, symmetry, ki
 
 
 @given(st.lists(boxes(), min_size=1, max_size=6), st.sampled_from(BoxKind), st.integers(1, 4))
-def test_all_eight_have_texts_of_one_length(found, kind, decimals):
-    width, height = found[0][:2]
-    record = _record(width, height, *(polygon for _, _, polygon in found))
+def test_the_texts_of_all_eight_have_the_same_length(boxes, kind, decimals):
+    width, height = boxes[0][:2]
+    record = _record(width, height, *(polygon for _, _, polygon in boxes))
     lengths = set()
     for symmetry in Symmetry:
         moved = symmetry.record(record)
@@ -195,7 +195,7 @@ def test_all_eight_have_texts_of_one_length(found, kind, decimals):
 
 
 @given(st.floats(1, 800), st.floats(1, 600), st.floats(1, 90), st.floats(1, 90), st.floats(0, 3.2), symmetries)
-def test_boxes_of_any_numbers_keep_their_area(cx, cy, w, h, angle, symmetry):
+def test_boxes_with_any_coordinates_keep_their_area(cx, cy, w, h, angle, symmetry):
     polygon = rotated_to_polygon(cx=cx, cy=cy, w=w, h=h, angle=angle)
     moved = symmetry.polygon(polygon, width=800, height=600)
     areas = [shapely.Polygon(p.reshape(4, 2)).area for p in (polygon, moved)]
@@ -217,7 +217,7 @@ def test_boxes_of_any_numbers_keep_their_area(cx, cy, w, h, angle, symmetry):
         "45 degrees", "at 3 o'clock",
     ],
 )  # fmt: skip
-def test_directions_are_heard(text):
+def test_directions_are_found(text):
     assert mentions_direction(text)
 
 
@@ -235,61 +235,68 @@ def test_other_words_are_not_directions(text):
     assert not mentions_direction(text)
 
 
-def test_our_own_wordings_and_class_names_can_all_be_turned():
-    every = [*itertools.chain(*question_templates().values()), *answer_templates().values()]
+def test_our_own_templates_and_class_names_mention_no_direction():
+    templates = [*itertools.chain(*question_templates().values()), *answer_templates().values()]
     labels = [label for card in load_cards().values() for label in card.classes]
-    assert len(every) > 50
+    assert len(templates) > 50
     assert len(labels) > 100
-    assert [text for text in every + labels if mentions_direction(text)] == []
+    assert [text for text in templates + labels if mentions_direction(text)] == []
 
 
-def test_whatever_the_synthetic_source_says_of_places_is_heard():
-    """The centre alone is a place that no symmetry moves."""
-    heard = collections.defaultdict(set)
+def test_positions_in_synthetic_texts_are_found():
+    """Only the centre is a position that no symmetry moves."""
+    mentioned = collections.defaultdict(set)
     for record in SyntheticSource("train", 60, size=32):
         for turn in record.turns:
             kind = f"{turn.question_type}, {turn.answer}" if "center" in turn.answer else turn.question_type
             text = f"{turn.question} {turn.answer}"
-            heard[f"{kind}, where" if re.search(r"in the (upper|lower)", text) else kind].add(mentions_direction(text))
+            mentioned[f"{kind}, where" if re.search(r"in the (upper|lower)", text) else kind].add(
+                mentions_direction(text)
+            )
         for item in record.objects:
             place = re.search(r"in the (upper|lower)|most ", item.phrase)
-            heard["phrase, where" if place else "phrase"].add(mentions_direction(item.phrase))
+            mentioned["phrase, where" if place else "phrase"].add(mentions_direction(item.phrase))
         for text in record.references:
             place = re.search(r"in the (upper|lower)|on the (left|right)", text)
-            heard["caption, where" if place else "caption"].add(mentions_direction(text))
+            mentioned["caption, where" if place else "caption"].add(mentions_direction(text))
     placed = {"position", "object_class, where", "phrase, where", "caption, where"}
-    assert {kind: found for kind, found in heard.items() if kind in placed} == {kind: {True} for kind in placed}
+    assert {kind: found for kind, found in mentioned.items() if kind in placed} == {kind: {True} for kind in placed}
     others = {"position, center", "object_class", "phrase", "caption", "presence", "count", "sensor", "rural_urban"}
-    assert {kind: found for kind, found in heard.items() if kind in others} == {kind: {False} for kind in others}
+    assert {kind: found for kind, found in mentioned.items() if kind in others} == {kind: {False} for kind in others}
 
 
 @pytest.mark.realdata
-def test_real_texts_with_a_side_are_heard_and_most_others_are_not(realdata):
+def test_real_texts_with_a_side_are_found_and_most_others_are_not(realdata):
     captions = json.loads((realdata / "optical/RSICD/dataset_rsicd.json").read_text())
     captions = [sentence["raw"] for image in captions["images"] for sentence in image["sentences"]]
     asked = json.loads((realdata / "optical/RSVQA-HR/USGS_split_train_questions.json").read_text())["questions"]
     asked = [row["question"] for row in asked if "question" in row]
     for texts, sided, most in ((captions, 1, 0.02), (asked, 100, 0.15)):
-        heard = [text for text in texts if mentions_direction(text)]
+        found = [text for text in texts if mentions_direction(text)]
         must = [text for text in texts if re.search(r"\b(left|right|top|bottom|above|up|directions)\b", text.lower())]
         assert len(must) >= sided
-        assert set(must) <= set(heard)
-        assert len(heard) <= most * len(texts)
+        assert set(must) <= set(found)
+        assert len(found) <= most * len(texts)
 
 
 @pytest.mark.parametrize(
-    ("kind", "text", "answer", "holds"),
+    ("task", "text", "answer", "holds"),
     [
         ("vqa", "How many ships are there?", "3", True),
         ("vqa", "Is a ship on the left?", "yes", False),
-        ("vqa", "What is at [0.10,0.20,0.30,0.40]?", "a ship", False),  # a source's own words
-        ("hbb", "Where is it?", "There is <p>one ship</p>[0.10,0.20,0.30,0.40] in the image.", True),  # ours are turned
+        ("vqa", "What is at [0.10,0.20,0.30,0.40]?", "a ship", False),  # the source's own text
+        (
+            "hbb",
+            "Where is it?",
+            "There is <p>one ship</p>[0.10,0.20,0.30,0.40] in the image.",
+            True,
+        ),  # our own boxes
         ("caption", "Describe it.", "A port (with ships).", True),
         ("caption", "Describe it.", "Ships north of a port.", False),
     ],
 )
-def test_what_holds_when_the_image_is_turned(kind, text, answer, holds):
+def test_questions_that_stay_true_under_all_symmetries(task, text, answer, holds):
     question = Question(
-        id=f"r#{kind}#0", record_id="r", task=kind, question_type="", text=text, answer=answer, references=()
+        id=f"r#{task}#0", record_id="r", task=task, question_type="", text=text, answer=answer, references=()
     )
     assert is_symmetry_invariant(question) is holds

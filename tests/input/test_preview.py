@@ -183,7 +183,7 @@ def test_the_command(datasets: Path, tmp_path: Path, capsys) -> None:
     ("words", "message"),
     [
         (["--out", "a.jpg"], "expected the name of a page"),
-        (["--out", "no/where/a.html"], "in a folder that exists"),
+        (["--out", "no/where/a.html"], "in an existing folder"),
         (["--out", "a.html", "--task", "boxes"], "--task boxes: expected one of classification, caption"),
         (["--out", "a.html", "--sensor", "radar"], "expected one of optical, sar, infrared"),
         (["--out", "a.html", "--split", "dev"], "there are splits test, train"),

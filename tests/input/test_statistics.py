@@ -1,4 +1,4 @@
-"""`earthgpt data stats`: what is measured, and that text, JSON and page say the same."""
+"""`earthgpt data stats`: the statistics in text, JSON and page agree; the report of --packing."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ def _record(name: str, *tasks: Task, sensor: Sensor = Sensor.SAR, **truth) -> Re
 @pytest.fixture
 def datasets(tmp_path: Path) -> Path:
     """Boxes of 20 x 10, 32 x 32 and 96 x 96 px and a tilted one of 200 x 50; two questions; two captions."""
-    upright = [rect_to_polygon(0, 0, w, h) for w, h in ((20, 10), (32, 32), (96, 96))]
+    rectangles = [rect_to_polygon(0, 0, w, h) for w, h in ((20, 10), (32, 32), (96, 96))]
     tilted = rotated_to_polygon(cx=300, cy=300, w=200, h=50, angle=0.7)
-    ships = [Object(label="ship", polygon=polygon) for polygon in (*upright, tilted)]
+    ships = [Object(label="ship", polygon=polygon) for polygon in (*rectangles, tilted)]
     size = {"height": 600, "width": 600}
     boxes = [_record("a/train/1", Task.HBB, objects=tuple(ships), **size), _record("a/train/2", Task.HBB, **size)]
     turns = (
@@ -58,7 +58,7 @@ def _measured(datasets: Path) -> dict[str, DatasetStatistics]:
 def test_boxes_are_measured_at_any_orientation(datasets: Path) -> None:
     found = _measured(datasets)["a"]
     assert found.coco == {"small": 1, "medium": 1, "large": 2}
-    side, aspect, objects, longer = found.spreads
+    side, aspect, objects, longer = found.distributions
     assert (side.count, aspect.count, objects.count, longer.count) == (4, 4, 2, 2)
     np.testing.assert_allclose([side.quantiles["min"], side.quantiles["max"]], [200**0.5, 100], rtol=1e-5)
     np.testing.assert_allclose([aspect.quantiles["min"], aspect.quantiles["max"]], [1, 4], rtol=1e-5)
@@ -68,7 +68,7 @@ def test_boxes_are_measured_at_any_orientation(datasets: Path) -> None:
     }  # fmt: skip
 
 
-def test_texts_are_counted_in_tokens_by_kind(datasets: Path) -> None:
+def test_texts_are_counted_in_tokens_by_task(datasets: Path) -> None:
     found, tokenizer = _measured(datasets)["b"], Tokenizer(TOKENIZER)
     assert set(found.texts) == {"caption", "vqa", "vqa: count"}
     question, answer = found.texts["vqa: count"]
@@ -78,8 +78,8 @@ def test_texts_are_counted_in_tokens_by_kind(datasets: Path) -> None:
     assert (question.count, answer.count) == (1, 2)
     lengths = [len(tokenizer.encode(text)) for text in ("ships .", "a port with ships .")]
     assert [answer.quantiles["min"], answer.quantiles["max"]] == lengths
-    assert found.spreads[0].count == 0
-    assert found.spreads[3].count == 1  # not the one without an image
+    assert found.distributions[0].count == 0
+    assert found.distributions[3].count == 1  # not the one without an image
 
 
 def test_several_datasets_together(datasets: Path) -> None:
@@ -96,10 +96,10 @@ def test_text_json_and_page_agree(datasets: Path, tmp_path: Path, capsys) -> Non
     files = {name: tmp_path / f"stats.{name}" for name in ("json", "html")}
     words = ["data", "stats", str(datasets), "--json", str(files["json"]), "--html", str(files["html"])]
     assert main(words) == 0
-    said = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert ["objects", "7", "4", "2", "1"] in said
-    assert ["large", "2", "50.0", "%"] in said
-    assert ["class", "dot:", "rule", "1"] in said
+    printed = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["objects", "7", "4", "2", "1"] in printed
+    assert ["large", "2", "50.0", "%"] in printed
+    assert ["class", "dot:", "rule", "1"] in printed
     read = json.loads(files["json"].read_text())
     assert [each["name"] for each in read] == ["a", "b", "all together"]
     assert read[0]["coco"] == {"small": 1, "medium": 1, "large": 2}
@@ -122,63 +122,66 @@ def test_text_json_and_page_agree(datasets: Path, tmp_path: Path, capsys) -> Non
         (["--tokenizer", "none.model"], "expected a SentencePiece model file"),
     ],
 )
-def test_what_the_user_can_mend(datasets: Path, tmp_path: Path, monkeypatch, capsys, words, message) -> None:
+def test_user_errors_are_explained(datasets: Path, tmp_path: Path, monkeypatch, capsys, words, message) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(["data", "stats", str(datasets), *words]) == 2
     assert message in capsys.readouterr().err
 
 
-def _planned(capsys, *words: object) -> tuple[int, str, str]:
+def _stats(capsys, *words: object) -> tuple[int, str, str]:
     capsys.readouterr()
     status = main(["data", "stats", *map(str, words)])
     return status, *capsys.readouterr()
 
 
-def test_a_plan_is_compared_with_padding(tmp_path: Path, capsys) -> None:
+def test_packing_is_compared_with_padding(tmp_path: Path, capsys) -> None:
     nano.dataset(tmp_path / "synthetic", train=40, test=0)
-    words = (tmp_path, "--plan", "--tokens-per-row", 1280, "--images-per-row", 9, "--workers", 1)
-    status, said, _ = _planned(capsys, *words)
+    words = (tmp_path, "--packing", "--seq-len", 1280, "--max-images", 9, "--workers", 1)
+    status, text, _ = _stats(capsys, *words)
     assert status == 0
-    assert "What training packs" in said
-    rows = {line[4:].split("  ")[0]: line.split() for line in said.splitlines()}
-    whole, batch, buckets, packed = (
-        rows[name] for name in ("padded to T", "padded to the longest of 16", "8 length buckets", "packed by the plan")
+    assert "The packing schedule compared with padding" in text
+    rows = {line[4:].split("  ")[0]: line.split() for line in text.splitlines()}
+    fixed, batch, buckets, packed = (
+        rows[name] for name in ("padded to T", "padded to the longest of 16", "8 length buckets", "packed")
     )
-    samples = float(whole[-5])
-    # Means of the epochs of a cycle, with one decimal.
-    assert float(whole[-4]) == pytest.approx(1280 * samples, abs=64)
+    samples = float(fixed[-5])
+    # Means over the epochs of a cycle, with one decimal.
+    assert float(fixed[-4]) == pytest.approx(1280 * samples, abs=64)
     assert float(packed[-4]) == pytest.approx(1280 * float(packed[-5]), abs=64)
-    assert float(whole[-3]) < float(batch[-3]) <= float(buckets[-3]) < float(packed[-3]) <= 1
-    held = [line.split() for line in said.split("images of the plan's rows")[1].split("an image with")[0].splitlines()]
-    assert sum(int(row[0]) * float(row[1]) for row in held if len(row) == 4) == pytest.approx(samples, abs=1)
-    assert _planned(capsys, *words)[1] == said  # from the lengths that were kept
+    assert float(fixed[-3]) < float(batch[-3]) <= float(buckets[-3]) < float(packed[-3]) <= 1
+    lines = text.split("images per packed sequence")[1].split("samples: one image")[0].splitlines()
+    counts = [line.split() for line in lines]
+    assert sum(int(row[0]) * float(row[1]) for row in counts if len(row) == 4) == pytest.approx(samples, abs=1)
+    assert _stats(capsys, *words)[1] == text  # from the cached lengths
     (tmp_path / "m.yaml").write_text("rule: explicit\nweights: {synthetic: 0.5}\nsensors: {sar: 4.0}\n")
-    said = _planned(capsys, *words, "--mixture", tmp_path / "m.yaml")[1]
-    sources = {line.split()[0]: line.split() for line in said.split("  sources\n")[1].splitlines() if line.strip()}
+    text = _stats(capsys, *words, "--mixture", tmp_path / "m.yaml")[1]
+    sources = {line.split()[0]: line.split() for line in text.split("  sources\n")[1].splitlines() if line.strip()}
     assert sources["synthetic/sar"][2:4] == ["2", "2"] and sources["synthetic/infrared"][2:4] == ["0.5", "0.5"]
 
 
 def test_padding_by_hand() -> None:
     tokens = np.array([10, 30, 79, 80])
-    whole, batch, buckets = padded_lengths(tokens, seq_len=80, batch_size=4).values()
-    assert (whole.tolist(), batch.tolist(), buckets.tolist()) == ([80] * 4, [80] * 4, [10, 30, 80, 80])
-    alone = padded_lengths(tokens, seq_len=80, batch_size=1)["padded to the longest of 1"]
-    assert sorted(alone.tolist()) == tokens.tolist()
+    fixed, batch, buckets = padded_lengths(tokens, seq_len=80, batch_size=4).values()
+    assert (fixed.tolist(), batch.tolist(), buckets.tolist()) == ([80] * 4, [80] * 4, [10, 30, 80, 80])
+    single = padded_lengths(tokens, seq_len=80, batch_size=1)["padded to the longest of 1"]
+    assert sorted(single.tolist()) == tokens.tolist()
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--workers", "2"], "--workers is for --plan"),
-        (["--mixture", "mmrs"], "--mixture is for --plan"),
-        (["--plan", "--mixture", "mrs"], "did you mean 'mmrs'"),
-        (["--plan", "--json", "x.json"], "--json and --html are of the statistics"),
-        (["--plan", "--images-per-row", "0"], "--images-per-row: expected at least 1"),
-        (["--plan", "--tokens-per-row", "20"], "data.seq_len: expected room for"),
-        (["--plan", "--config", "tiny:instruct"], "no dataset with images"),
+        (["--workers", "2"], "--workers applies to --packing only"),
+        (["--mixture", "mmrs"], "--mixture applies to --packing only"),
+        (["--packing", "--mixture", "mrs"], "did you mean 'mmrs'"),
+        (["--packing", "--json", "x.json"], "--json and --html do not apply to --packing"),
+        (["--packing", "--max-images", "0"], "--max-images: expected at least 1"),
+        (["--packing", "--seq-len", "20"], "data.seq_len: expected room for"),
+        (["--plan"], "unknown option --plan; did you mean '--packing'?"),
+        (["--packing", "--tokens-per-row", "20"], "did you mean '--seq-len'?"),
+        (["--packing", "--config", "tiny:instruct"], "no dataset with images"),
     ],
 )
-def test_what_the_user_can_mend_of_a_plan(tmp_path: Path, capsys, words, message) -> None:
+def test_user_errors_of_packing_are_explained(tmp_path: Path, capsys, words, message) -> None:
     write_dataset({"val": [_record("b/val/1", Task.CAPTION, references=("ships .",))]}, out=tmp_path / "b", name="b")
-    status, _, wrong = _planned(capsys, tmp_path, *words)
+    status, _, wrong = _stats(capsys, tmp_path, *words)
     assert status == 2 and message in wrong

@@ -59,6 +59,8 @@ def _ours(model: ModelConfig, arrays: dict, batch: Batch, image: np.ndarray, tra
     graphdef, _ = earthgpt.abstract(model)
     chosen, rest = params_lib.split({path: jnp.asarray(value) for path, value in arrays.items()}, trainable)
 
+    batch, image = jax.tree.map(jnp.asarray, (batch, image))
+
     @jax.jit
     @jax.value_and_grad
     def loss(chosen):

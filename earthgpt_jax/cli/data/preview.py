@@ -1,9 +1,9 @@
-"""A page of records with their boxes and the dialogue that the model will see.
+"""A page of records with their boxes and their dialogue as the model sees it.
 
-Shows a seeded choice of records, spread over datasets and splits. As HTML: the boxes on the image,
-upright and oriented, difficult and cut ones marked, and under them one row of a batch as the recipe
-makes it, read back from its tokens: the padded square, every question, the boxes in the answers, the
-token count. As PNG: a sheet of small pictures with boxes and the record's own texts.
+Shows a random choice of records, spread over datasets and splits. As HTML: horizontal and oriented boxes on the image,
+with difficult and cut ones marked, and below them a packed sequence as the recipe builds it, decoded from its tokens:
+the padded square, every question, the boxes in the answers and the number of tokens. As PNG: a sheet of small pictures
+with boxes and the record's own texts.
 
 examples:
   earthgpt data preview datasets --out look.html
@@ -17,6 +17,10 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from earthgpt_jax.datasets.inspect.selection import RecordFilter
 
 _PAGE = "index.html"
 
@@ -27,14 +31,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--out", type=Path, required=True, help="a page (.html), a folder for one (index.html), or a sheet (.png)"
     )
     parser.add_argument("--count", type=int, default=12, help="records (default: 12)")
-    parser.add_argument("--seed", type=int, default=0, help="another seed is another choice (default: 0)")
-    parser.add_argument("--split", default="", help="only of this split: train, val or test")
-    parser.add_argument("--sensor", help="only of this sensor: optical, sar or infrared")
-    parser.add_argument("--task", help="only for this task, e.g. obb or vqa")
-    parser.add_argument("--label", default="", help="only of this scene class, or with an object of it")
-    parser.add_argument("--config", default="tiny:instruct", help="HTML: the recipe that asks (default: tiny:instruct)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the choice (default: 0)")
+    parser.add_argument("--split", default="", help="only records of this split: train, val or test")
+    parser.add_argument("--sensor", help="only records of this sensor: optical, sar or infrared")
+    parser.add_argument("--task", help="only records for this task, such as obb or vqa")
+    parser.add_argument("--label", default="", help="only records of this scene class, or with an object of this class")
+    parser.add_argument("--config", default="tiny:instruct", help="HTML: recipe (default: tiny:instruct)")
     parser.add_argument(
-        "--tokenizer", type=Path, help="HTML: a SentencePiece model (default: the embedded one, whatever the recipe)"
+        "--tokenizer", type=Path, help="HTML: a SentencePiece model (default: the embedded one, for every recipe)"
     )
 
 
@@ -45,10 +49,10 @@ def run(args: argparse.Namespace) -> int:
 
     if args.count < 1:
         raise EarthGPTError(f"--count: expected at least 1, got {args.count}")
-    out, kind = _target(args.out)
+    out, suffix = _target(args.out)
     folders = dataset_directories(args.dir)
-    records = select_records(folders, count=args.count, seed=args.seed, wanted=_wanted(args))
-    if kind == ".png":
+    records = select_records(folders, count=args.count, seed=args.seed, wanted=_record_filter(args))
+    if suffix == ".png":
         from earthgpt_jax.datasets.inspect.contact_sheet import contact_sheet
 
         contact_sheet(records).save(out)
@@ -74,24 +78,24 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _target(out: Path) -> tuple[Path, str]:
-    """The file to write and its suffix; a name without one is a folder."""
+    """Return the file to write and its suffix; a name without suffix is a folder."""
     from earthgpt_jax.common.errors import EarthGPTError
 
     suffix = out.suffix.lower()
     if out.is_dir() or not suffix:
         out, suffix = out / _PAGE, ".html"
-        place = out.parent.absolute().parent
+        parent = out.parent.absolute().parent
     else:
-        place = out.absolute().parent
-    if suffix not in (".html", ".png") or not place.is_dir():
+        parent = out.absolute().parent
+    if suffix not in (".html", ".png") or not parent.is_dir():
         raise EarthGPTError(
-            f"--out {out}: expected the name of a page (.html) or of a sheet (.png) in a folder that exists, or a "
-            "folder for a page"
+            f"--out {out}: expected the name of a page (.html) or a sheet (.png) in an existing folder, or a folder "
+            "for a page"
         )
     return out, suffix
 
 
-def _wanted(args: argparse.Namespace):
+def _record_filter(args: argparse.Namespace) -> RecordFilter:
     from earthgpt_jax.common.errors import EarthGPTError
     from earthgpt_jax.datasets.inspect.selection import RecordFilter
     from earthgpt_jax.records import Sensor, Task

@@ -1,4 +1,4 @@
-"""Conversation templates: the text of a dialogue, and which characters of it are supervised."""
+"""Chat templates: the text of a dialogue, and which of its characters are supervised."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ HUMAN, ASSISTANT = "Human", "Assistant"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ChatTemplate:
-    """LLaMA2-Accessory's `conv_v1_2`: system, then ` Human: Q\\n###` and ` Assistant: A\\n###` in turn.
+    """LLaMA2-Accessory's `conv_v1_2`: the system text, then ` Human: Q\\n###` and ` Assistant: A\\n###` in turn.
 
-    An answer and the separator behind it are supervised; everything else is not.
+    Answers and the separators that follow them are supervised.
     """
 
     name: str
@@ -26,30 +26,32 @@ class ChatTemplate:
 
     @property
     def prefix(self) -> str:
-        """What stands before the first turn; shared by all questions about an image."""
+        """The text before the first turn, which all questions about an image share."""
         return f"{self.system}\n\n###"
 
     def turn(self, question: str, answer: str) -> str:
+        """Return the text of one turn."""
         return f" {HUMAN}: {question}{SEPARATOR} {ASSISTANT}: {answer}{SEPARATOR}"
 
     def open_turn(self, question: str) -> str:
-        """A turn whose answer is to be generated."""
+        """Return the text of a turn up to its answer, which is to be generated."""
         return f" {HUMAN}: {question}{SEPARATOR} {ASSISTANT}:"
 
     def dialogue(self, turns: Sequence[tuple[str, str]]) -> tuple[str, list[tuple[int, int]]]:
-        """The whole text, and the supervised `(start, end)` character spans."""
+        """Return the text of a dialogue, and its supervised spans as `(start, end)` in characters."""
         text, spans = self.prefix, []
         for question, answer in turns:
             text += self.turn(question, answer)
-            # From behind "Assistant:", because the answer's first token takes the space in.
+            # The span begins with the space after "Assistant:", which is part of the answer's first token.
             spans.append((len(text) - len(answer) - len(SEPARATOR) - 1, len(text)))
         return text, spans
 
     def separator_ids(self, tokenizer: Tokenizer) -> tuple[tuple[int, ...], ...]:
-        """Every id sequence that ends an answer.
+        """Return every sequence of ids that can end an answer.
 
-        LLaMA's tokenizer has one, [13, 2277, 29937]; one that merges a full stop with what follows
-        has another for answers that end in a full stop. So they are looked up behind each character.
+        LLaMA's tokenizer has a single one, [13, 2277, 29937]. A tokenizer that merges a full stop with the next
+        character has another one for answers that end with a full stop. So the separator is tokenized after each
+        character.
         """
         endings = set()
         for last in string.ascii_letters + string.digits + string.punctuation:
@@ -67,7 +69,11 @@ _ALL = {name: ChatTemplate(name=name, system=system) for name, system in (("v1",
 
 
 def chat_template(name: str) -> ChatTemplate:
-    """A template by name: `v1` has SPHINX's system prompt, `plain` has none."""
+    """Return a template by name: `v1` has SPHINX's system text, `plain` has none.
+
+    Raises:
+        EarthGPTError: Unknown name; the message suggests the nearest one.
+    """
     if name not in _ALL:
         raise EarthGPTError(f"chat template {name!r}: expected one of {', '.join(_ALL)}{did_you_mean(name, _ALL)}")
     return _ALL[name]

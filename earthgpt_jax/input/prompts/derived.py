@@ -1,7 +1,7 @@
-"""Questions derived from a record's boxes: is there one, how many, what is this, and what is not there.
+"""Questions derived from a record's boxes: presence, count, class of a region, boxes of a class, absent classes.
 
-Which classes they are about depends on the record's id and the seed alone. What is said to be absent is a class
-that the record's dataset annotates (`records.Annotated`); where that is not known, nothing is.
+The classes that they are about depend on the record's id and the seed alone. Absent classes are chosen among those
+that the record's dataset annotates (`records.AnnotatedClasses`); if these are unknown, no absent class is asked about.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from earthgpt_jax.records import AnnotatedClasses, Record
 
 
 class DerivedTask(enum.StrEnum):
-    """Kinds of question that no source asks itself.
+    """Tasks whose questions are derived from boxes instead of coming from a source.
 
-    `absent_*` are false premises: the wording of a question about what is there, asked of what is not.
+    `absent_*` are false premises: they use the question templates of a present class for a class that is absent.
     """
 
     PRESENCE = "presence"
@@ -31,31 +31,31 @@ class DerivedTask(enum.StrEnum):
     ABSENT_GROUNDING = "absent_grounding"
 
 
-# Of the absent classes that are asked about at all, how many are counted: about a fifth of the answers are 0.
+# Share of the chosen absent classes for which the count is asked; about a fifth of the answers are then 0.
 _ZERO_RATE = 0.25
 
 
-def question_classes(record: Record, kind: DerivedTask, *, annotated: AnnotatedClasses, seed: int) -> tuple[str, ...]:
-    """The classes that a record can be asked about; not for `REGION_CLASS`, which asks about objects."""
-    rng = np.random.default_rng((seed, sha256_int(f"{record.id}/{kind}", size=8, byteorder="big")))
-    return tuple(_SUBJECTS[kind](record, annotated, rng))
+def question_classes(record: Record, task: DerivedTask, *, annotated: AnnotatedClasses, seed: int) -> tuple[str, ...]:
+    """Return the classes that a record's questions of a task are about; `REGION_CLASS` is about objects instead."""
+    rng = np.random.default_rng((seed, sha256_int(f"{record.id}/{task}", size=8, byteorder="big")))
+    return tuple(_CLASSES[task](record, annotated, rng))
 
 
 def _nameable(label: str) -> bool:
-    """`other vehicle`: "are there any other vehicles?" asks for something else."""
+    """Return whether a class can be asked about: "are there any other vehicles?" does not ask for `other vehicle`."""
     return label.split(" ")[0] != "other"
 
 
 def _present(record: Record) -> list[str]:
-    """Classes of the record's objects, sorted; of difficult ones alone, nothing is asked."""
+    """Return the classes of the record's objects, sorted, without those that have only difficult objects."""
     return sorted({item.label for item in record.objects if not item.difficult and _nameable(item.label)})
 
 
 def _sampled(labels: Sequence[str], chances: Sequence[float], rng: np.random.Generator) -> list[str]:
-    """Each label with its chance, in random order.
+    """Return each label with its probability, in random order.
 
-    Systematic sampling (Madow 1949): how many are chosen is the sum of the chances, rounded up or down, so that
-    hardly a record is asked about what is there alone.
+    Systematic sampling (Madow 1949) chooses as many labels as the sum of the probabilities, rounded up or down. With
+    independent draws, more records would be asked about present classes only.
     """
     order = rng.permutation(len(labels))
     steps = np.floor(np.cumsum([0.0, *np.asarray(chances)[order]]) + rng.random())
@@ -63,10 +63,10 @@ def _sampled(labels: Sequence[str], chances: Sequence[float], rng: np.random.Gen
 
 
 def _absent(record: Record, annotated: AnnotatedClasses, rng: np.random.Generator, *, rate: float = 1.0) -> list[str]:
-    """Absent classes, each with the odds p / (1 - p) of being in an image (at most 1), times `rate`.
+    """Return absent classes, each with probability min(1, p / (1 - p)) times `rate`, where p is its share of images.
 
-    A class that p of the images hold is then asked for min(p, 1 - p) times an image where it is absent, which is
-    how often `_presence` asks for it where it is present: its name does not tell the answer.
+    Per image of the dataset, a class is then asked about min(p, 1 - p) times where it is absent. `_presence` asks about
+    it as often where it is present, so that the name of the class does not reveal the answer.
     """
     labels = [label for label in annotated.absent(record) if _nameable(label)]
     shares = [annotated.shares[label] for label in labels]
@@ -74,40 +74,40 @@ def _absent(record: Record, annotated: AnnotatedClasses, rng: np.random.Generato
 
 
 def _presence(record: Record, annotated: AnnotatedClasses, rng: np.random.Generator) -> Sequence[str]:
-    """Each class is asked for as often where it is as where it is not; one that every image holds, never."""
+    """Ask about a class as often where it is present as where it is absent; never about one that is in every image."""
     present = _present(record)
     shares = [annotated.shares.get(label, 1.0) for label in present]
     asked = _sampled(present, [(1 - p) / max(1 - p, p) for p in shares], rng)
     return [*asked, *_absent(record, annotated, rng)]
 
 
-def _whole(record: Record, annotated: AnnotatedClasses, rng: np.random.Generator) -> Sequence[str]:
-    """Classes all of whose objects are whole and not difficult, and some of which there are none."""
+def _countable(record: Record, annotated: AnnotatedClasses, rng: np.random.Generator) -> Sequence[str]:
+    """Return classes whose objects are all complete and not difficult, and some absent classes."""
     if not record.complete:
         return []
     unsure = {item.label for item in record.objects if item.difficult or item.visible < 1}
-    whole = [label for label in _present(record) if label not in unsure]
-    return [*whole, *_absent(record, annotated, rng, rate=_ZERO_RATE)]
+    certain = [label for label in _present(record) if label not in unsure]
+    return [*certain, *_absent(record, annotated, rng, rate=_ZERO_RATE)]
 
 
-def _there(record: Record, annotated: AnnotatedClasses, rng: np.random.Generator) -> Sequence[str]:
+def _present_classes(record: Record, annotated: AnnotatedClasses, rng: np.random.Generator) -> Sequence[str]:
     return _present(record)
 
 
-def _not_there(record: Record, annotated: AnnotatedClasses, rng: np.random.Generator) -> Sequence[str]:
+def _absent_classes(record: Record, annotated: AnnotatedClasses, rng: np.random.Generator) -> Sequence[str]:
     return _absent(record, annotated, rng)
 
 
-_SUBJECTS: Mapping[DerivedTask, Callable[[Record, AnnotatedClasses, np.random.Generator], Sequence[str]]] = {
+_CLASSES: Mapping[DerivedTask, Callable[[Record, AnnotatedClasses, np.random.Generator], Sequence[str]]] = {
     DerivedTask.PRESENCE: _presence,
-    DerivedTask.COUNT: _whole,
-    DerivedTask.CLASS_HBB: _there,
-    DerivedTask.CLASS_OBB: _there,
-    DerivedTask.ABSENT_HBB: _not_there,
-    DerivedTask.ABSENT_OBB: _not_there,
-    DerivedTask.ABSENT_GROUNDING: _not_there,
+    DerivedTask.COUNT: _countable,
+    DerivedTask.CLASS_HBB: _present_classes,
+    DerivedTask.CLASS_OBB: _present_classes,
+    DerivedTask.ABSENT_HBB: _absent_classes,
+    DerivedTask.ABSENT_OBB: _absent_classes,
+    DerivedTask.ABSENT_GROUNDING: _absent_classes,
 }
-# Kinds without any question where a dataset's classes are not known.
+# Tasks without questions if a dataset's classes are unknown.
 NEEDS_ANNOTATED_CLASSES = frozenset(
     {DerivedTask.PRESENCE, DerivedTask.ABSENT_HBB, DerivedTask.ABSENT_OBB, DerivedTask.ABSENT_GROUNDING}
 )

@@ -1,4 +1,4 @@
-"""A record -> questions with answers. Everything that can be asked, in a fixed order, or one at a time."""
+"""Build questions with answers from records: one at a time, or all evaluation questions of a record."""
 
 from __future__ import annotations
 
@@ -14,19 +14,17 @@ from earthgpt_jax.input.prompts.derived import DerivedTask, question_classes
 from earthgpt_jax.input.prompts.templates import answer_templates, choose_template
 from earthgpt_jax.records import UNKNOWN_CLASSES, AnnotatedClasses, Record, Task
 
-# Kinds that only the align stage draws: captions whose nouns carry boxes.
+# Captions followed by boxes, used in the align stage only.
 GROUNDED_CAPTIONS = {"grounded_caption": BoxKind.HBB, "grounded_caption_obb": BoxKind.OBB}
-QUESTION_TASKS = (*(task.value for task in Task), *GROUNDED_CAPTIONS, *(kind.value for kind in DerivedTask))
-_LISTING = {DerivedTask.CLASS_HBB: BoxKind.HBB, DerivedTask.CLASS_OBB: BoxKind.OBB}
+QUESTION_TASKS = (*(task.value for task in Task), *GROUNDED_CAPTIONS, *(task.value for task in DerivedTask))
+_CLASS_DETECTION = {DerivedTask.CLASS_HBB: BoxKind.HBB, DerivedTask.CLASS_OBB: BoxKind.OBB}
 _ORIENTED = {DerivedTask.CLASS_OBB, DerivedTask.ABSENT_OBB}
-BOX_LIST_TASKS = frozenset(
-    {Task.HBB.value, Task.OBB.value, *GROUNDED_CAPTIONS, *_LISTING}
-)  # kinds whose answers list boxes
-# Kind -> the task whose truth it needs: of a grounded caption, its boxes'.
-_TASKS = {
+# Tasks whose answers list boxes.
+BOX_LIST_TASKS = frozenset({Task.HBB.value, Task.OBB.value, *GROUNDED_CAPTIONS, *_CLASS_DETECTION})
+_ANNOTATION_TASKS = {
     **{task.value: task for task in Task},
-    **{kind: Task(boxes) for kind, boxes in GROUNDED_CAPTIONS.items()},
-    **{kind.value: Task.OBB if kind in _ORIENTED else Task.HBB for kind in DerivedTask},
+    **{task: Task(boxes) for task, boxes in GROUNDED_CAPTIONS.items()},
+    **{task.value: Task.OBB if task in _ORIENTED else Task.HBB for task in DerivedTask},
 }
 
 
@@ -35,8 +33,8 @@ class BoxStyle:
     """How boxes are written.
 
     Attributes:
-        decimals: of fractions of the padded square.
-        max_boxes: most boxes that a detection lists, the largest; the others are counted. 0: all are listed.
+        decimals: Decimals of coordinates, which are fractions of the padded square.
+        max_boxes: Most boxes that a detection answer lists, the largest first; the others are counted. 0 for no limit.
     """
 
     decimals: int = 3
@@ -49,11 +47,11 @@ class Question:
 
     Attributes:
         id: `record_id#task#index`.
-        task: one of `KINDS`.
-        kind: the VQA question type, "" for other tasks.
-        references: every right text, for captions; the answer alone otherwise.
-        object_index: into the record's objects, for questions about one of them.
-        unlisted: objects that the answer counts, but does not list.
+        task: One of `QUESTION_TASKS`.
+        question_type: Question type of VQA; "" for other tasks.
+        references: All correct texts for captions, only the answer otherwise.
+        object_index: Index of the object that the question is about, if it is about one.
+        unlisted: Objects that the answer counts without listing.
     """
 
     id: str
@@ -67,32 +65,32 @@ class Question:
     unlisted: int = 0
 
 
-def annotation_task(kind: str) -> Task:
-    """The task whose truth a kind of question needs.
+def annotation_task(task: str) -> Task:
+    """Return the task whose annotations a question of `task` needs; for a grounded caption, that of its boxes.
 
     Raises:
-        EarthGPTError: an unknown kind; names the nearest.
+        EarthGPTError: Unknown task; the message suggests the nearest one.
     """
-    if kind not in _TASKS:
+    if task not in _ANNOTATION_TASKS:
         raise EarthGPTError(
-            f"data.task_weights: unknown task {kind!r}{did_you_mean(kind, QUESTION_TASKS)} "
+            f"data.task_weights: unknown task {task!r}{did_you_mean(task, QUESTION_TASKS)} "
             f"Tasks: {', '.join(QUESTION_TASKS)}."
         )
-    return _TASKS[kind]
+    return _ANNOTATION_TASKS[task]
 
 
 def question_indices(
-    record: Record, kind: str, *, annotated: AnnotatedClasses = UNKNOWN_CLASSES, seed: int = 0
+    record: Record, task: str, *, annotated: AnnotatedClasses = UNKNOWN_CLASSES, seed: int = 0
 ) -> range | list[int]:
-    """The indices that `ask` takes for this kind: VQA turns, objects, captions, classes, or just 0.
+    """Return the values of `index` that `build_question` takes: of VQA turns, objects, captions or classes, or 0.
 
     Args:
-        annotated: the classes of the record's dataset; unknown, nothing is asked that needs them.
-        seed: of the choice of classes that derived questions are about.
+        annotated: Classes that the record's dataset annotates; if unknown, questions that need them are left out.
+        seed: Seeds the choice of the classes that derived questions are about.
     """
-    if annotation_task(kind) not in record.tasks or (kind in GROUNDED_CAPTIONS and not record.references):
+    if annotation_task(task) not in record.tasks or (task in GROUNDED_CAPTIONS and not record.references):
         return range(0)
-    match kind:
+    match task:
         case Task.VQA.value:
             return range(len(record.turns))
         case Task.REGION_CAPTION.value | Task.GROUNDING.value:
@@ -104,12 +102,12 @@ def question_indices(
         case Task.CLASSIFICATION.value | Task.HBB.value | Task.OBB.value:
             return range(1)
         case _:
-            return range(len(question_classes(record, DerivedTask(kind), annotated=annotated, seed=seed)))
+            return range(len(question_classes(record, DerivedTask(task), annotated=annotated, seed=seed)))
 
 
 def build_question(
     record: Record,
-    kind: str,
+    task: str,
     index: int,
     *,
     box_style: BoxStyle,
@@ -117,33 +115,35 @@ def build_question(
     annotated: AnnotatedClasses = UNKNOWN_CLASSES,
     seed: int = 0,
 ) -> Question:
-    """One question, `index` being one of `candidates` of the same `annotated` and `seed`.
+    """Build one question.
 
-    Without `rng` in the default wording.
+    Args:
+        index: One of `question_indices` with the same `annotated` and `seed`.
+        rng: Chooses the question template; None for the default one.
     """
-    wording = choose_template(kind, rng)
-    if kind in _SAYS:
-        said = _SAYS[kind](record, index, box_style)
+    template = choose_template(task, rng)
+    if task in _CONTENTS:
+        content = _CONTENTS[task](record, index, box_style)
     else:
-        label = question_classes(record, DerivedTask(kind), annotated=annotated, seed=seed)[index]
-        said = _class(record, DerivedTask(kind), label, box_style)
-    answer = answer_templates()[kind].format(**said.fields)
+        label = question_classes(record, DerivedTask(task), annotated=annotated, seed=seed)[index]
+        content = _class_question(record, DerivedTask(task), label, box_style)
+    answer = answer_templates()[task].format(**content.fields)
     return Question(
-        id=f"{record.id}#{kind}#{index}",
+        id=f"{record.id}#{task}#{index}",
         record_id=record.id,
-        task=kind,
-        question_type=said.question_type,
-        text=wording.format(**said.fields),
+        task=task,
+        question_type=content.question_type,
+        text=template.format(**content.fields),
         answer=answer,
-        references=said.references or (answer,),
-        object_index=said.object_index,
-        unlisted=said.unlisted,
+        references=content.references or (answer,),
+        object_index=content.object_index,
+        unlisted=content.unlisted,
     )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Said:
-    """What fills the wording of a question and the form of its answer; the rest as in `Question`."""
+class _Content:
+    """The fields of a question template and an answer template; the rest as in `Question`."""
 
     fields: Mapping[str, str | int]
     question_type: str = ""
@@ -152,27 +152,27 @@ class _Said:
     unlisted: int = 0
 
 
-def _scene(record: Record, index: int, box_style: BoxStyle) -> _Said:
-    return _Said(fields={"label": record.label})
+def _scene(record: Record, index: int, box_style: BoxStyle) -> _Content:
+    return _Content(fields={"label": record.label})
 
 
-def _caption(record: Record, index: int, box_style: BoxStyle) -> _Said:
-    return _Said(fields={"reference": record.references[index]}, references=record.references)
+def _caption(record: Record, index: int, box_style: BoxStyle) -> _Content:
+    return _Content(fields={"reference": record.references[index]}, references=record.references)
 
 
-def _turn(record: Record, index: int, box_style: BoxStyle) -> _Said:
+def _turn(record: Record, index: int, box_style: BoxStyle) -> _Content:
     turn = record.turns[index]
-    return _Said(fields={"question": turn.question, "answer": turn.answer}, question_type=turn.question_type)
+    return _Content(fields={"question": turn.question, "answer": turn.answer}, question_type=turn.question_type)
 
 
-def _region(record: Record, index: int, box_style: BoxStyle) -> _Said:
+def _region(record: Record, index: int, box_style: BoxStyle) -> _Content:
     item, square = record.objects[index], Square(record.width, record.height)
     box = format_boxes([item.polygon], square=square, decimals=box_style.decimals, kind=BoxKind.HBB)
-    return _Said(fields={"phrase": item.phrase, "label": item.label, "box": box}, object_index=index)
+    return _Content(fields={"phrase": item.phrase, "label": item.label, "box": box}, object_index=index)
 
 
-def _boxes(record: Record, boxes: BoxKind, box_style: BoxStyle, *, label: str = "") -> _Said:
-    """Of all objects, or of one label's."""
+def _boxes(record: Record, boxes: BoxKind, box_style: BoxStyle, *, label: str = "") -> _Content:
+    """List the boxes of all objects, or of those with one label."""
     groups: dict[str, list[np.ndarray]] = {}
     for item in record.objects:
         if not label or item.label == label:
@@ -180,22 +180,22 @@ def _boxes(record: Record, boxes: BoxKind, box_style: BoxStyle, *, label: str = 
     chosen = shortlist(groups, most=box_style.max_boxes) if box_style.max_boxes else Shortlist(groups, {})
     square = Square(record.width, record.height)
     text = format_detection(chosen.groups, square=square, decimals=box_style.decimals, kind=boxes, rest=chosen.rest)
-    return _Said(fields={"boxes": text}, unlisted=sum(chosen.rest.values()))
+    return _Content(fields={"boxes": text}, unlisted=sum(chosen.rest.values()))
 
 
-def _detection(boxes: BoxKind) -> Callable[[Record, int, BoxStyle], _Said]:
+def _detection(boxes: BoxKind) -> Callable[[Record, int, BoxStyle], _Content]:
     return lambda record, index, box_style: _boxes(record, boxes, box_style)
 
 
-def _grounded(boxes: BoxKind) -> Callable[[Record, int, BoxStyle], _Said]:
-    def said(record: Record, index: int, box_style: BoxStyle) -> _Said:
+def _grounded_caption(boxes: BoxKind) -> Callable[[Record, int, BoxStyle], _Content]:
+    def content(record: Record, index: int, box_style: BoxStyle) -> _Content:
         listed = _boxes(record, boxes, box_style)
         return dataclasses.replace(listed, fields={**listed.fields, "reference": record.references[index]})
 
-    return said
+    return content
 
 
-_SAYS: Mapping[str, Callable[[Record, int, BoxStyle], _Said]] = {
+_CONTENTS: Mapping[str, Callable[[Record, int, BoxStyle], _Content]] = {
     Task.CLASSIFICATION: _scene,
     Task.CAPTION: _caption,
     Task.VQA: _turn,
@@ -204,32 +204,32 @@ _SAYS: Mapping[str, Callable[[Record, int, BoxStyle], _Said]] = {
     DerivedTask.REGION_CLASS: _region,
     Task.HBB: _detection(BoxKind.HBB),
     Task.OBB: _detection(BoxKind.OBB),
-    **{kind: _grounded(boxes) for kind, boxes in GROUNDED_CAPTIONS.items()},
+    **{task: _grounded_caption(boxes) for task, boxes in GROUNDED_CAPTIONS.items()},
 }
 
 
-def _class(record: Record, kind: DerivedTask, label: str, box_style: BoxStyle) -> _Said:
-    """Of a derived question about one class."""
+def _class_question(record: Record, task: DerivedTask, label: str, box_style: BoxStyle) -> _Content:
+    """Return the content of a derived question about one class."""
     count = sum(item.label == label for item in record.objects)
-    told: dict[str, str | int] = {
+    fields: dict[str, str | int] = {
         "label": label,
         "plural": plural(label),
-        "phrase": f"the only {label}",  # as builds describe an object that is alone of its class
+        "phrase": f"the only {label}",  # how builds describe the only object of a class
         "count": count,
         "yes_or_no": "yes" if count else "no",
     }
-    if kind not in _LISTING:
-        return _Said(fields=told)
-    listed = _boxes(record, _LISTING[kind], box_style, label=label)
-    return dataclasses.replace(listed, fields={**told, **listed.fields})
+    if task not in _CLASS_DETECTION:
+        return _Content(fields=fields)
+    listed = _boxes(record, _CLASS_DETECTION[task], box_style, label=label)
+    return dataclasses.replace(listed, fields={**fields, **listed.fields})
 
 
 def evaluation_questions(
     record: Record, *, box_style: BoxStyle, tasks: Sequence[Task] = tuple(Task)
 ) -> tuple[Question, ...]:
-    """Every evaluation question of a record, in the default wordings, tasks in the order of `Task`.
+    """Build every evaluation question of a record with default templates, task by task.
 
-    A caption is one question, whose references are all captions.
+    All captions of a record are the references of one question.
     """
     return tuple(
         build_question(record, task.value, index, box_style=box_style)
