@@ -1,9 +1,11 @@
-"""What a compiled step multiplies, and what it moves between a chip and its memory.
+"""FLOPs and memory traffic of a compiled step.
 
-From the optimised program, loops counted as often as they turn (`hlo`). Products: of every convolution and dot; the
-TPU compiler writes matrix products as convolutions. Attention's kernel is opaque: its products are not in here, its
-reads and writes are. Bytes: what each operation reads and writes in HBM, a fusion as a whole; arrays that the compiler
-keeps on the chip cost nothing, a slice of an array costs the slice.
+Both are read from the optimised program, with loop bodies multiplied by their trip counts (`hlo`).
+
+FLOPs are those of every convolution and dot; the TPU compiler emits matrix products as convolutions. The attention
+kernel is opaque: its FLOPs are missing, its reads and writes are included. Memory traffic is what each operation, or
+fusion as a whole, reads and writes in HBM. Arrays that the compiler keeps on the chip cost nothing; reading a slice of
+an array costs the slice.
 """
 
 from __future__ import annotations
@@ -24,15 +26,17 @@ _FREE = {
     "opt-barrier", "partition-id", "replica-id", "async-start", "async-update", "add-dependency",
 }  # fmt: skip
 _SLICES = ("dynamic-slice", "slice", "gather")
-_UPDATES = {"dynamic-update-slice": 1, "scatter": 2}  # which operand is written
+_UPDATES = {"dynamic-update-slice": 1, "scatter": 2}  # index of the operand that is written
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Costs:
-    """Of one step on one chip.
+    """Cost of one step on one chip.
 
     Attributes:
-        host_bytes: between the chip and the host's memory.
+        flops: of matrix products and convolutions, without attention's own.
+        hbm_bytes: read from and written to HBM.
+        host_bytes: moved between the chip and host memory.
     """
 
     flops: float
@@ -40,32 +44,35 @@ class Costs:
     host_bytes: float
 
 
-def costs(program: Program, *, turns: Mapping[str, int] | None = None) -> Costs:
-    """Args:
-    turns: see `Program.runs`.
+def costs(program: Program, *, trip_counts: Mapping[str, int] | None = None) -> Costs:
+    """Return the cost of one step.
+
+    Args:
+        trip_counts: see `Program.executions`.
     """
     flops, hbm, host = 0.0, 0.0, 0.0
-    overlapped: dict[str, float] = {}  # collectives inside of fusions, which the compiler writes several times
-    for run in program.runs(turns):
-        flops += run.times * _products(run.instruction, run.computation)
-        if run.fused and run.instruction.opcode in KINDS:
-            written = run.times * _size(run.instruction.arrays, lambda array: array.in_hbm)
-            channel = channel_of(run.instruction)
+    overlapped: dict[str, float] = {}  # channel -> bytes of collectives inside fusions, which are emitted several times
+    for execution in program.executions(trip_counts):
+        instruction, computation, times = execution.instruction, execution.computation, execution.times
+        flops += times * _flops(instruction, computation)
+        if execution.fused and instruction.opcode in KINDS:
+            written = times * _size(instruction.arrays, lambda array: array.in_hbm)
+            channel = channel_of(instruction)
             overlapped[channel] = min(written, overlapped.get(channel, written))
-        if not run.fused:
-            hbm += run.times * _moved(program, run.instruction, run.computation, lambda array: array.in_hbm)
-            host += run.times * _moved(program, run.instruction, run.computation, lambda array: array.on_host)
+        if not execution.fused:
+            hbm += times * _moved(program, instruction, computation, lambda array: array.in_hbm)
+            host += times * _moved(program, instruction, computation, lambda array: array.on_host)
     return Costs(flops=flops, hbm_bytes=hbm + sum(overlapped.values()), host_bytes=host)
 
 
-def _products(instruction: Instruction, computation: Computation) -> float:
+def _flops(instruction: Instruction, computation: Computation) -> float:
     if instruction.opcode not in ("convolution", "dot"):
         return 0.0
     result = instruction.arrays[0].shape
     left, right = (computation[operand].arrays[0].shape for operand in instruction.operands[:2])
     if instruction.opcode == "dot":
-        found = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", instruction.rest)
-        contracted = [int(axis) for axis in found[1].split(",") if axis] if found else []
+        match = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", instruction.rest)
+        contracted = [int(axis) for axis in match[1].split(",") if axis] if match else []
         return 2.0 * math.prod(result) * math.prod(left[axis] for axis in contracted)
     labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", instruction.rest)
     assert labels, instruction.rest
@@ -76,7 +83,7 @@ def _products(instruction: Instruction, computation: Computation) -> float:
             total *= size
             continue
         axis = int(label)
-        total *= _overlaps(
+        total *= _multiplications(
             inputs=left[labels[1].index(label)],
             outputs=size,
             size=right[labels[2].index(label)],
@@ -89,24 +96,25 @@ def _products(instruction: Instruction, computation: Computation) -> float:
 
 
 def _entry(window: Mapping[str, str], name: str, axis: int, default: int) -> int:
-    """Of one axis in `size=1x3 pad=0_0x1_1`; of a padding, what stands before."""
+    """Return the entry of one axis, for example of `pad=0_0x1_1`; of a padding, the low side."""
     return int(window[name].split("x")[axis].split("_")[0]) if name in window else default
 
 
 @functools.cache
-def _overlaps(
+def _multiplications(
     *, inputs: int, outputs: int, size: int, stride: int, pad: int, dilated_input: int, dilated_kernel: int
 ) -> int:
-    """Pairs of an output and a kernel position that meet an input, no padding or gap, along one axis."""
-    at = np.arange(outputs)[:, None] * stride + np.arange(size) * dilated_kernel - pad
-    return int(np.sum((at >= 0) & (at <= (inputs - 1) * dilated_input) & (at % dilated_input == 0)))
+    """Count the pairs of output and kernel positions along one axis that touch an input, not padding or a gap."""
+    position = np.arange(outputs)[:, None] * stride + np.arange(size) * dilated_kernel - pad
+    inside = (position >= 0) & (position <= (inputs - 1) * dilated_input)
+    return int(np.sum(inside & (position % dilated_input == 0)))
 
 
 Counted = Callable[[Array], bool]
 
 
 def _moved(program: Program, instruction: Instruction, computation: Computation, counted: Counted) -> float:
-    """Bytes that an instruction reads and writes in the memory that `counted` selects."""
+    """Return the bytes that an instruction reads and writes in the memory that `counted` selects."""
     opcode = instruction.opcode
     if opcode in _FREE or opcode.endswith(("-done", "-update")) or "AllocateBuffer" in instruction.rest:
         return 0.0
@@ -134,58 +142,59 @@ def _size(arrays: list[Array], counted: Counted) -> float:
 
 
 def _root(computation: Computation) -> Instruction:
-    return next(each for each in computation.values() if each.root)
+    return next(instruction for instruction in computation.values() if instruction.root)
 
 
 def _read_by_fusion(program: Program, fusion: Instruction, computation: Computation, counted: Counted) -> float:
+    """Return the bytes that a fusion reads of its operands."""
     inner = program.computations[fusion.called[0]]
     parameters = _parameters(inner)
     total = 0.0
-    for place, name in enumerate(fusion.operands):
+    for number, name in enumerate(fusion.operands):
         source = computation.get(name)
-        if source is None or place not in parameters:
+        if source is None or number not in parameters:
             continue
         arrays = [array for array in source.arrays if counted(array)]
         if arrays:
-            total += min(_size(arrays, counted), _read(program, inner, parameters[place]))
+            total += min(_size(arrays, counted), _read(program, inner, parameters[number]))
     return total
 
 
 def _parameters(computation: Computation) -> dict[int, Instruction]:
-    return {
-        int(each.rest.split(")")[0]): each for each in computation.values() if each.opcode == "parameter"
-    }  # fmt: skip
+    """Return the parameters of a computation by their numbers."""
+    parameters = [instruction for instruction in computation.values() if instruction.opcode == "parameter"]
+    return {int(parameter.rest.split(")")[0]): parameter for parameter in parameters}
 
 
 def _read(program: Program, computation: Computation, value: Instruction) -> float:
-    """Bytes that the users of a value inside a fusion read of it."""
+    """Return the bytes of a value that its users inside a fusion read."""
     total = 0.0
-    whole = float(sum(array.bytes for array in value.arrays))
+    size = float(sum(array.bytes for array in value.arrays))
     for user in computation.values():
         if value.name not in user.operands:
             continue
         if user.opcode in _SLICES and user.operands[0] == value.name:
             total += user.arrays[0].bytes
         elif user.opcode in _UPDATES and user.operands[0] == value.name:
-            pass  # in place
+            pass  # updated in place
         elif user.opcode in KINDS or (user.opcode == "tuple" and user.root):
-            pass  # a collective under way is handed on from fusion to fusion; see `overlapped`
+            pass  # a collective in progress is passed from fusion to fusion; see `overlapped` in `costs`
         elif user.opcode in ("bitcast", "get-tuple-element"):
             total += _read(program, computation, user)
         elif user.opcode == "fusion":
             inner = program.computations[user.called[0]]
             parameters = _parameters(inner)
-            places = [place for place, name in enumerate(user.operands) if name == value.name]
-            total += sum(_read(program, inner, parameters[place]) for place in places if place in parameters)
+            numbers = [number for number, name in enumerate(user.operands) if name == value.name]
+            total += sum(_read(program, inner, parameters[number]) for number in numbers if number in parameters)
         else:
-            return whole
-    return min(total, whole)
+            return size
+    return min(total, size)
 
 
 def _written(
     program: Program, computation: Computation, value: Instruction, counted: Counted, *, results: list[Array]
 ) -> float:
-    """Bytes that a fusion writes, whose `results` are made by the instruction `value` in it."""
+    """Return the bytes that a fusion writes; its instruction `value` produces the arrays `results`."""
     if value.opcode == "tuple":
         parts = [computation[name] for name in value.operands]
         if len(parts) == len(results):

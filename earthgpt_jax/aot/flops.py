@@ -1,15 +1,14 @@
-"""What a step must multiply, and what the compiled one does.
+"""Theoretical minimum of a step's FLOPs, and a second way to count the executed FLOPs.
 
-The minimum is a count by hand: a product forward for every linear; one for the gradient of its input, where
-anything before it is trained; one for its kernel's gradient, where the kernel is trained. Attention's own
-products are left out on both sides, because the compiler cannot look into its kernel (at 13B and rows of
-2048 tokens they are below 4 % of a step).
+The minimum is counted by hand. Each linear layer costs one product forward, one for the gradient of its input if
+anything before it is trainable, and one for the gradient of its kernel if the kernel is trainable. Attention's own
+products are left out of both counts, because the compiler cannot look into the attention kernel (at 13B and 2048 tokens
+per sequence they are below 4 % of a step).
 
-What is executed is counted in the compiled program (`costs`). `executed` counts a second way, by the compiler's own
-total, which takes the body of a loop once and products that are spread over a sharded weight's slices wrongly: the
-same step is compiled replicated, with the LLM's layers unrolled, at depths 1 and 2. The difference is a layer,
-forward and backward, with whatever is computed again. Encoders are left tiny there; their forward pass is counted on
-its own.
+`costs` counts the executed FLOPs in the compiled program. `executed` counts them from the compiler's own total, which
+takes the body of a loop once and miscounts products with sharded weights. It therefore compiles the step replicated and
+with the LLM's layers unrolled, at depths 1 and 2. The difference is one layer, forward and backward, recomputation
+included. The encoders are tiny in these compilations; their forward pass is counted separately.
 """
 
 from __future__ import annotations
@@ -29,19 +28,23 @@ from earthgpt_jax.models.layers import unrolled
 from earthgpt_jax.params import merge_module
 from earthgpt_jax.training.stages import Trainable, trainable_paths
 
-# The encoders' smallest relatives: what they add to a count is noise.
-_TINY: dict[str, dict[str, Any]] = {
+# Encoders whose FLOPs are negligible.
+_TINY_ENCODERS: dict[str, dict[str, Any]] = {
     "vit": {"dim": 64, "depth": 1, "heads": 1, "ffn_dim": 64},
     "convnext": {"depths": (1, 1, 1, 1), "dims": (16, 16, 16, 16)},
     "perception": {"vit_layers": (0,), "cnn_stages": (3,)},
 }
 
 
-def minimum(config: Config, *, rows: int, trainable: Mapping[str, Trainable] | None = None) -> float:
-    """FLOPs that a step on `rows` rows cannot do without, every position supervised."""
+def minimum(config: Config, *, batch_size: int, trainable: Mapping[str, Trainable] | None = None) -> float:
+    """Return the theoretical minimum of FLOPs of a step on `batch_size` sequences, with every position supervised.
+
+    Args:
+        trainable: overrides what the stage trains.
+    """
     _, shapes = program.abstract_model(config.model)
     trainable = trainable_paths(config, shapes) if trainable is None else trainable
-    tokens = rows * config.data.seq_len
+    tokens = batch_size * config.data.seq_len
     total = 0
     for path, shape in shapes.items():
         linear = 2 * math.prod(shape.shape)
@@ -51,44 +54,51 @@ def minimum(config: Config, *, rows: int, trainable: Mapping[str, Trainable] | N
             total += linear * tokens * (2 + (path in trainable))
             first_to_train = not any(p.startswith(("projector/", "image_tokens/", "llm/embed")) for p in trainable)
             if first_to_train and path.split("/")[3] in ("q", "k", "v"):
-                total -= linear // config.model.llm.depth * tokens  # nothing before layer 0 wants a gradient
-    return total + _before(config, rows=rows, trainable=trainable)
+                total -= linear // config.model.llm.depth * tokens  # nothing before layer 0 needs a gradient
+    return total + _before_llm(config, batch_size=batch_size, trainable=trainable)
 
 
-def executed(config: Config, *, rows: int, trainable: Mapping[str, Trainable] | None = None) -> float:
-    """FLOPs of the compiled step on `rows` rows a chip, every position supervised. Needs libtpu."""
-    one, two = (_counted(config, rows=rows, depth=depth, trainable=trainable) for depth in (1, 2))
+def executed(config: Config, *, batch_size: int, trainable: Mapping[str, Trainable] | None = None) -> float:
+    """Return the FLOPs of the compiled step on `batch_size` sequences per chip, with every position supervised.
+
+    Needs libtpu.
+
+    Args:
+        trainable: overrides what the stage trains.
+    """
+    one, two = (_compiler_total(config, batch_size=batch_size, depth=depth, trainable=trainable) for depth in (1, 2))
     _, shapes = program.abstract_model(config.model)
     trainable = trainable_paths(config, shapes) if trainable is None else trainable
-    tiny = reduced(config, rows=rows, depth=1)
-    outside = _before(config, rows=rows, trainable=trainable) - _before(tiny, rows=rows, trainable=trainable)
+    tiny = reduced(config, batch_size=batch_size, depth=1)
+    outside = _before_llm(config, batch_size=batch_size, trainable=trainable) - _before_llm(
+        tiny, batch_size=batch_size, trainable=trainable
+    )
     return one + (config.model.llm.depth - 1) * (two - one) + outside
 
 
-def _counted(config: Config, *, rows: int, depth: int, trainable: Mapping[str, Trainable] | None) -> float:
+def _compiler_total(config: Config, *, batch_size: int, depth: int, trainable: Mapping[str, Trainable] | None) -> float:
     devices = slices.devices(slices.parse("v5p-8"))
-    smaller = reduced(config, rows=rows * len(devices), depth=depth)
-    whole = None
+    smaller = reduced(config, batch_size=batch_size * len(devices), depth=depth)
     if trainable is not None:
-        whole = {path: rule for path, rule in trainable.items() if path in program.abstract_model(smaller.model)[1]}
+        trainable = {path: rule for path, rule in trainable.items() if path in program.abstract_model(smaller.model)[1]}
     with unrolled():
-        compiled = program.compile_step(smaller, devices, trainable=whole, loss_chunk=smaller.data.seq_len)
+        compiled = program.compile_step(smaller, devices, trainable=trainable, loss_chunk=smaller.data.seq_len)
     analysis: Any = compiled.cost_analysis()
     return analysis["flops"]
 
 
-def reduced(config: Config, *, rows: int, depth: int) -> Config:
-    """`config` with so many layers of its LLM, the smallest encoders and the default mesh."""
+def reduced(config: Config, *, batch_size: int, depth: int) -> Config:
+    """Return `config` with an LLM of `depth` layers, tiny encoders and the default mesh."""
     model = config.model
-    parts = {name: dataclasses.replace(getattr(model, name), **values) for name, values in _TINY.items()}
+    parts = {name: dataclasses.replace(getattr(model, name), **values) for name, values in _TINY_ENCODERS.items()}
     parts["llm"] = dataclasses.replace(model.llm, depth=depth)
     smaller = dataclasses.replace(config, model=dataclasses.replace(model, **parts), mesh=MeshConfig())
-    return program.with_rows(smaller, rows)
+    return program.with_batch_size(smaller, batch_size)
 
 
-def _before(config: Config, *, rows: int, trainable: Mapping[str, Trainable]) -> float:
-    """Of everything before the LLM: encoders forward, projector forward and its kernel's gradient."""
-    images = rows * program.batch_shapes(program.with_rows(config, rows)).images.shape[1]
+def _before_llm(config: Config, *, batch_size: int, trainable: Mapping[str, Trainable]) -> float:
+    """Return the FLOPs before the LLM: encoders forward, projector forward, and the gradient of its kernel."""
+    images = math.prod(program.batch_shapes(program.with_batch_size(config, batch_size)).images.shape[:2])
     path = "projector/linear/kernel"
     kernel = program.abstract_model(config.model)[1][path]
     projector = 2 * math.prod(kernel.shape) * config.model.visual_tokens
@@ -97,14 +107,14 @@ def _before(config: Config, *, rows: int, trainable: Mapping[str, Trainable]) ->
 
 @functools.lru_cache(maxsize=16)
 def _encoders(config: ModelConfig) -> float:
-    """Of both on one image."""
+    """Return the FLOPs of both encoders on one image."""
     graphdef, shapes = program.abstract_model(config)
     pixels = jax.ShapeDtypeStruct((1, config.image_size, config.image_size, 3), jnp.uint8)
     return products(lambda params, pixels: merge_module(graphdef, params).encode(pixels), shapes, pixels)
 
 
 def products(function: Any, *arguments: Any) -> float:
-    """FLOPs of the matrix products and convolutions that `function` does, loops included."""
+    """Return the FLOPs of the matrix products and convolutions of `function`, loops included."""
     return _products(jax.make_jaxpr(function)(*arguments).jaxpr)
 
 
@@ -117,9 +127,9 @@ def _products(jaxpr: Any) -> float:
             total += 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(left[axis] for axis in contracted)
         elif equation.primitive.name == "conv_general_dilated":
             kernel, numbers = equation.invars[1].aval.shape, equation.params["dimension_numbers"]
-            each = math.prod(kernel) // kernel[numbers.rhs_spec[0]]
-            total += 2 * math.prod(equation.outvars[0].aval.shape) * each
-        elif equation.primitive.name == "cond":  # one branch runs; `platform_dependent` is one as well
+            per_output = math.prod(kernel) // kernel[numbers.rhs_spec[0]]
+            total += 2 * math.prod(equation.outvars[0].aval.shape) * per_output
+        elif equation.primitive.name == "cond":  # one branch runs; `platform_dependent` is a cond too
             total += max(_products(branch.jaxpr) for branch in equation.params["branches"])
         else:
             inner = sum(_products(getattr(p, "jaxpr", p)) for p in _jaxprs(equation.params))
@@ -128,5 +138,6 @@ def _products(jaxpr: Any) -> float:
 
 
 def _jaxprs(params: Mapping[str, Any]) -> list[Any]:
-    values = [each for value in params.values() for each in (value if isinstance(value, (list, tuple)) else [value])]
+    """Return the jaxprs among the parameters of an equation."""
+    values = [item for value in params.values() for item in (value if isinstance(value, (list, tuple)) else [value])]
     return [value for value in values if hasattr(value, "eqns") or hasattr(value, "jaxpr")]

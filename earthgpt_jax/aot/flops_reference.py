@@ -1,4 +1,4 @@
-"""What a recipe's step must do, and what the devices here could: the two sides of MFU."""
+"""The FLOPs reference of a run: what a recipe needs and what the devices can do, for MFU."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from earthgpt_jax.aot import flops, slices
 from earthgpt_jax.config import Config
 from earthgpt_jax.training.throughput import FlopsReference
 
-# Dense bf16 TFLOP/s by what JAX calls a device. TPUs: see `slices`. GPUs: NVIDIA's data sheets, without sparsity.
+# Dense bf16 TFLOP/s by `device_kind`. TPUs: from `slices`. GPUs: NVIDIA's data sheets, without sparsity.
 PEAKS: tuple[tuple[str, float], ...] = (
     (r"TPU v5( lite|e)", slices.CHIPS["v5e"].bf16_tflops),
     (r"TPU v5p?", slices.CHIPS["v5p"].bf16_tflops),
@@ -26,15 +26,14 @@ PEAKS: tuple[tuple[str, float], ...] = (
 
 
 def peak_tflops(device_kind: str) -> float | None:
-    """Of one device; None where it is not known."""
+    """Return the peak rate of one device in TFLOP/s; None if the device is unknown."""
     return next((peak for pattern, peak in PEAKS if re.fullmatch(pattern, device_kind)), None)
 
 
 def flops_reference(config: Config, devices: Sequence[jax.Device]) -> FlopsReference | None:
-    """For a run of `config` on `devices`; None where their peak is not known, as on CPUs.
+    """Return the reference for a run of `config` on `devices`; None if their peak rate is unknown, as on CPUs.
 
-    `flops.minimum` is linear in tokens and images, so that two lengths of row give both. It counts every token as
-    supervised (the head is 1.3 % of a 13B step) and leaves attention's own products out.
+    Every token counts as supervised (the head is 1.3 % of a 13B step), and attention's own products are left out.
     """
     peak = peak_tflops(devices[0].device_kind)
     if peak is None:
@@ -44,12 +43,15 @@ def flops_reference(config: Config, devices: Sequence[jax.Device]) -> FlopsRefer
 
 
 def flops_per_token_and_image(config: Config) -> tuple[float, float]:
-    """FLOPs of a token and of an image."""
+    """Return the minimum FLOPs per token and per image.
+
+    `flops.minimum` is linear in tokens and images, so two sequence lengths determine both.
+    """
     length = config.data.seq_len
 
-    def row(tokens: int) -> float:
+    def sequence(tokens: int) -> float:
         data = dataclasses.replace(config.data, seq_len=tokens, max_images=1)
-        return flops.minimum(dataclasses.replace(config, data=data), rows=1)
+        return flops.minimum(dataclasses.replace(config, data=data), batch_size=1)
 
-    token = (row(2 * length) - row(length)) / length
-    return token, row(length) - token * length
+    token = (sequence(2 * length) - sequence(length)) / length
+    return token, sequence(length) - token * length

@@ -1,8 +1,8 @@
-"""A compiled program's optimised HLO text, as what runs: every instruction with how often a step runs it.
+"""Parse optimised HLO text and iterate over its instructions with their execution counts.
 
-The compiler's own totals (`cost_analysis`) count the body of a loop once. Here a body counts as often as its loop
-turns: scans turn a constant number of times, which stands in the loop's condition; loops whose number of turns
-depends on data have a named scope, and who asks says how often those turn.
+The compiler's own totals (`cost_analysis`) count the body of a loop once. Here it counts as often as the loop runs it.
+The trip count of a `scan` is a constant in the loop condition. A loop whose trip count depends on the data is in a
+named scope, and the caller supplies the trip count of that scope.
 """
 
 from __future__ import annotations
@@ -24,13 +24,15 @@ _ARRAY = re.compile(r"(\w+)\[([\d,]*)\](?:\{([^}]*)\})?")
 _NAME = re.compile(r"%([\w.\-]+)")
 _CALLED = re.compile(r"(?:calls|to_apply|body|condition)=%?([\w.\-]+)|(?:called|branch)_computations=\{([^}]*)\}")
 _OPERATION = re.compile(r'op_name="([^"]*)"')
-_HOST = 5  # the compiler's number for the host's memory; 0 is HBM, the others are on the chip
+_HOST = 5  # memory space of the host in TPU layouts; 0 is HBM, the others are on the chip
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Array:
-    """Attributes:
-    space: 0 is HBM, 5 the host's memory; others are small memories on the chip.
+    """An array in a program.
+
+    Attributes:
+        space: memory space: 0 is HBM, 5 is host memory, the others are small memories on the chip.
     """
 
     dtype: str
@@ -52,7 +54,7 @@ class Array:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Instruction:
-    """One line; `rest` is what stands behind the opcode's opening parenthesis."""
+    """One instruction; `rest` is the text after the opening parenthesis of the opcode."""
 
     name: str
     result: str
@@ -62,37 +64,43 @@ class Instruction:
 
     @functools.cached_property
     def arrays(self) -> list[Array]:
-        """Of the result; several where it is a tuple."""
-        found = []
+        """Arrays of the result; several if it is a tuple."""
+        arrays = []
         for dtype, dims, layout in _ARRAY.findall(self.result):
             space = re.search(r"S\((\d+)\)", layout)
             shape = tuple(int(d) for d in dims.split(",") if d)
-            found.append(Array(dtype=dtype, shape=shape, space=int(space[1]) if space else 0))
-        return found
+            arrays.append(Array(dtype=dtype, shape=shape, space=int(space[1]) if space else 0))
+        return arrays
 
     @functools.cached_property
     def operands(self) -> list[str]:
+        """Names of the operands."""
         return _NAME.findall(self.rest.split(")")[0])
 
     @functools.cached_property
     def operation(self) -> str:
-        """Where in the program it comes from, as JAX names it."""
-        found = _OPERATION.search(self.rest)
-        return found[1] if found else ""
+        """JAX's name of the operation it was compiled from (`op_name`); "" if there is none."""
+        match = _OPERATION.search(self.rest)
+        return match[1] if match else ""
 
     @functools.cached_property
     def called(self) -> list[str]:
-        """Names of the computations that it runs."""
-        found = _CALLED.findall(self.rest)
-        return list(itertools.chain(*([one] if one else re.findall(r"[\w.\-]+", several) for one, several in found)))
+        """Names of the computations that it calls."""
+        matches = _CALLED.findall(self.rest)
+        return list(itertools.chain(*([one] if one else re.findall(r"[\w.\-]+", several) for one, several in matches)))
 
 
 Computation = dict[str, Instruction]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Run:
-    """An instruction of a computation, run `times` a step; `fused`: inside one that the chip runs as a whole."""
+class Execution:
+    """An instruction that a step executes `times` times.
+
+    Attributes:
+        computation: the computation it belongs to.
+        fused: whether it is inside a fusion, which the chip executes as one operation.
+    """
 
     instruction: Instruction
     computation: Computation
@@ -102,31 +110,34 @@ class Run:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Program:
+    """A parsed program: its computations by name, and the name of the entry computation."""
+
     computations: dict[str, Computation]
     entry: str
 
-    def runs(self, turns: Mapping[str, int] | None = None) -> Iterator[Run]:
-        """Every instruction that a step runs.
+    def executions(self, trip_counts: Mapping[str, int] | None = None) -> Iterator[Execution]:
+        """Yield every instruction that a step executes, called computations included.
 
         Args:
-            turns: named scope -> how often a loop in it turns whose turns are no constant of the program; such
-                loops in no scope named here count as one turn.
+            trip_counts: named scope -> trip count of the loop in it, for loops whose trip count is not a constant of
+                the program. Such loops outside these scopes count once.
         """
-        yield from self._runs(self.entry, turns=turns or {}, times=1, fused=False)
+        yield from self._executions(self.entry, trip_counts=trip_counts or {}, times=1, fused=False)
 
-    def _runs(self, name: str, *, turns: Mapping[str, int], times: int, fused: bool) -> Iterator[Run]:
+    def _executions(self, name: str, *, trip_counts: Mapping[str, int], times: int, fused: bool) -> Iterator[Execution]:
         computation = self.computations.get(name, {})
         for instruction in computation.values():
-            yield Run(instruction=instruction, computation=computation, times=times, fused=fused)
-            inside = times * (self._turns(instruction, computation, turns) if instruction.opcode == "while" else 1)
+            yield Execution(instruction=instruction, computation=computation, times=times, fused=fused)
+            is_loop = instruction.opcode == "while"
+            inside = times * (self._trip_count(instruction, computation, trip_counts) if is_loop else 1)
             for called in instruction.called:
                 within = fused or instruction.opcode in ("fusion", "reduce", "scatter", "custom-call")
-                yield from self._runs(called, turns=turns, times=inside, fused=within)
+                yield from self._executions(called, trip_counts=trip_counts, times=inside, fused=within)
 
-    def _turns(self, loop: Instruction, around: Computation, stated: Mapping[str, int]) -> int:
-        """What the compiler says; or of a loop that counts up to a constant, as scans do; or what is stated.
+    def _trip_count(self, loop: Instruction, outer: Computation, trip_counts: Mapping[str, int]) -> int:
+        """Return the compiler's trip count, that of a loop that counts up to a constant, or the caller's.
 
-        The compiler may have taken some turns out of the loop, so that it begins later or takes steps of several.
+        The compiler may have peeled or unrolled iterations, so the counter may start above 0 or advance by more than 1.
         """
         if known := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.rest):
             return int(known[1])
@@ -136,36 +147,40 @@ class Program:
             if compare.opcode != "compare" or "direction=LT" not in compare.rest:
                 continue
             counter, end = compare.operands
-            last, place = _constant(condition, end), _place(condition, counter)
-            if last is None or place is None:
+            last, index = _constant(condition, end), _tuple_index(condition, counter)
+            if last is None or index is None:
                 continue
             first, step = 0, 1
-            if given := around.get(loop.operands[0]):
-                first = _constant(around, given.operands[place]) or 0 if given.opcode == "tuple" else 0
-            ends = next((each for each in body.values() if each.root), None)
-            added = body.get(ends.operands[place]) if ends and ends.opcode == "tuple" else None
+            if initial := outer.get(loop.operands[0]):
+                first = _constant(outer, initial.operands[index]) or 0 if initial.opcode == "tuple" else 0
+            result = next((instruction for instruction in body.values() if instruction.root), None)
+            added = body.get(result.operands[index]) if result and result.opcode == "tuple" else None
             if added and added.opcode == "add":
-                step = next((value for value in (_constant(body, each) for each in added.operands) if value), 1)
+                step = next((value for value in (_constant(body, name) for name in added.operands) if value), 1)
             return max(0, -(-(last - first) // step))
-        return next((turns for scope, turns in stated.items() if scope in loop.operation), 1)
+        return next((count for scope, count in trip_counts.items() if scope in loop.operation), 1)
 
 
 def _constant(computation: Computation, name: str) -> int | None:
-    found = computation.get(name)
-    if found and found.opcode == "copy":
-        return _constant(computation, found.operands[0])
-    value = re.match(r"(-?\d+)\)", found.rest) if found and found.opcode == "constant" else None
+    """Return the value of an integer constant, looking through copies; None if it is not a constant."""
+    instruction = computation.get(name)
+    if instruction and instruction.opcode == "copy":
+        return _constant(computation, instruction.operands[0])
+    value = re.match(r"(-?\d+)\)", instruction.rest) if instruction and instruction.opcode == "constant" else None
     return int(value[1]) if value else None
 
 
-def _place(computation: Computation, name: str) -> int | None:
-    """Which part of the loop's tuple this is."""
-    found = computation.get(name)
-    index = re.search(r"index=(\d+)", found.rest) if found and found.opcode == "get-tuple-element" else None
+def _tuple_index(computation: Computation, name: str) -> int | None:
+    """Return the index of a `get-tuple-element` instruction; None if it is another instruction."""
+    instruction = computation.get(name)
+    if instruction is None or instruction.opcode != "get-tuple-element":
+        return None
+    index = re.search(r"index=(\d+)", instruction.rest)
     return int(index[1]) if index else None
 
 
 def parse(text: str) -> Program:
+    """Parse the text of a compiled module (`jax.stages.Compiled.as_text()`)."""
     computations: dict[str, Computation] = {}
     current: Computation = {}
     entry = ""
@@ -173,7 +188,7 @@ def parse(text: str) -> Program:
         if header := _COMPUTATION.match(line):
             current = computations.setdefault(header[2], {})
             entry = header[2] if header[1] else entry
-        elif found := _INSTRUCTION.match(line):
-            root, name, result, opcode, rest = found.groups()
+        elif match := _INSTRUCTION.match(line):
+            root, name, result, opcode, rest = match.groups()
             current[name] = Instruction(name=name, result=result, opcode=opcode, rest=rest, root=bool(root))
     return Program(computations=computations, entry=entry)

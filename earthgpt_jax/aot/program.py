@@ -1,4 +1,4 @@
-"""The recipe's real train step, compiled for devices that need not be there."""
+"""Compile the training step of a recipe for devices that need not be present."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ Shape = jax.ShapeDtypeStruct
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StepInputs:
-    """Everything a step takes, as shapes with their shardings; no array exists."""
+    """The arguments of the step as shapes with shardings; no array is allocated."""
 
     placement: Placement
     state: State
@@ -44,12 +44,12 @@ class StepInputs:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Memory:
-    """Bytes of one device's memory that a program needs, by the compiler's own account.
+    """Memory that a program needs on one device, in bytes, as reported by the compiler.
 
     Attributes:
-        arguments: state, frozen weights and batch.
-        aliased: of `output`, what is written over the arguments (donated state).
-        host: in the host's memory, not the chip's.
+        arguments: state, frozen parameters and batch.
+        aliased: part of `output` that is written over donated arguments.
+        host: host memory, for example for offloaded activations.
     """
 
     arguments: int
@@ -60,23 +60,24 @@ class Memory:
 
     @property
     def total(self) -> int:
+        """Device memory needed at the same time."""
         return self.arguments + self.output - self.aliased + self.temporaries
 
 
 def abstract_model(config: ModelConfig) -> tuple[nnx.GraphDef, dict[str, Shape]]:
-    """`earthgpt.abstract`, found once a model."""
-    graphdef, shapes = _structure(config)
+    """Return `earthgpt.abstract(config)`, computed once per model."""
+    graphdef, shapes = _abstract_model(config)
     return graphdef, dict(shapes)
 
 
-_structure = functools.lru_cache(maxsize=16)(earthgpt.abstract)
+_abstract_model = functools.lru_cache(maxsize=16)(earthgpt.abstract)
 
 
-def with_rows(config: Config, rows: int, *, microbatches: int = 1) -> Config:
-    """`config` with so many rows at a time, `microbatches` times a step."""
+def with_batch_size(config: Config, batch_size: int, *, microbatches: int = 1) -> Config:
+    """Return `config` with `microbatches` microbatches of `batch_size` sequences each."""
     return dataclasses.replace(
         config,
-        data=dataclasses.replace(config.data, batch_size=rows * microbatches),
+        data=dataclasses.replace(config.data, batch_size=batch_size * microbatches),
         optim=dataclasses.replace(config.optim, microbatches=microbatches),
     )
 
@@ -84,41 +85,42 @@ def with_rows(config: Config, rows: int, *, microbatches: int = 1) -> Config:
 def step_inputs(
     config: Config, mesh: Mesh | AbstractMesh, *, trainable: Mapping[str, Trainable] | None = None
 ) -> StepInputs:
-    """The arguments of the step of `config` on a mesh.
+    """Return the arguments of the step of `config` on a mesh.
 
     Args:
-        trained: instead of what the stage trains.
+        trainable: overrides what the stage trains.
 
     Raises:
         EarthGPTError: the mesh does not fit the parameters.
     """
     _, shapes = abstract_model(config.model)
     placement = rules.placement(config.model, shapes, mesh=mesh)
-    chosen = trainable_paths(config, shapes) if trainable is None else trainable
-    changing, fixed = params_lib.split(shapes, chosen)
-    frozen = jax.eval_shape(lambda fixed: cast_frozen(fixed, config.frozen_dtype), fixed)
-    moments = jax.eval_shape(make_optimizer(config.optim, chosen).init, changing)
-    shapes_of_state: Any = (Shape((), jnp.int32), changing, moments)
-    state = State(*shapes_of_state)
+    if trainable is None:
+        trainable = trainable_paths(config, shapes)
+    trainable_shapes, frozen_shapes = params_lib.split(shapes, trainable)
+    frozen = jax.eval_shape(lambda params: cast_frozen(params, config.frozen_dtype), frozen_shapes)
+    opt_state = jax.eval_shape(make_optimizer(config.optim, trainable).init, trainable_shapes)
+    fields: Any = (Shape((), jnp.int32), trainable_shapes, opt_state)
+    state = State(*fields)
     return StepInputs(
         placement=placement,
-        state=_placed(state, placement.shardings(state)),
-        frozen=_placed(frozen, placement.shardings(frozen)),
-        batch=_placed(batch_shapes(config), placement.batch),
+        state=_with_shardings(state, placement.shardings(state)),
+        frozen=_with_shardings(frozen, placement.shardings(frozen)),
+        batch=_with_shardings(batch_shapes(config), placement.batch),
     )
 
 
 def batch_shapes(config: Config) -> Batch:
-    """The arrays of a batch of `config`; where it names no number of images a row, as many as there is room for."""
-    rows, length, side = config.data.batch_size, config.data.seq_len, config.model.image_size
-    room = max(1, length // (config.model.visual_tokens + 4))  # BOS, the two marks and a token of text
-    images = min(config.data.max_images or room, room)
-    whole = Shape((rows, length), np.int32)
-    arrays: dict[str, Any] = dict.fromkeys(ARRAY_FIELDS, Shape((rows,), np.int32))
-    arrays |= dict.fromkeys(("tokens", "positions", "segments", "question_index", "image_slots"), whole)
+    """Return the shapes of a batch of `config`, with as many images as `data.max_images` and `seq_len` allow."""
+    batch_size, length, side = config.data.batch_size, config.data.seq_len, config.model.image_size
+    fitting = max(1, length // (config.model.visual_tokens + 4))  # BOS, start_img, end_img and one text token
+    images = min(config.data.max_images or fitting, fitting)
+    per_token = Shape((batch_size, length), np.int32)
+    arrays: dict[str, Any] = dict.fromkeys(ARRAY_FIELDS, Shape((batch_size,), np.int32))
+    arrays |= dict.fromkeys(("tokens", "positions", "segments", "question_index", "image_slots"), per_token)
     arrays |= {
-        "loss_weights": Shape((rows, length), np.float32),
-        "images": Shape((rows, images, side, side, 3), np.uint8),
+        "loss_weights": Shape((batch_size, length), np.float32),
+        "images": Shape((batch_size, images, side, side, 3), np.uint8),
     }
     return Batch(**arrays)
 
@@ -130,31 +132,31 @@ def compile_step(
     trainable: Mapping[str, Trainable] | None = None,
     loss_chunk: int | None = None,
 ) -> jax.stages.Compiled:
-    """The step of `config`, compiled for these devices.
+    """Compile the step of `config` for the given devices.
 
     Args:
-        trained: instead of what the stage trains.
-        loss_chunk: instead of `ExecutionOptions.loss_chunk`.
+        trainable: overrides what the stage trains.
+        loss_chunk: overrides `ExecutionOptions.loss_chunk`.
 
     Raises:
-        OutOfMemory: it does not fit their memory.
+        OutOfMemory: the program does not fit the memory of the devices.
         EarthGPTError: the mesh does not fit the devices, the batch or the parameters.
     """
     mesh = build_mesh(config.mesh, rows=config.data.batch_size // config.optim.microbatches, devices=devices)
-    given = step_inputs(config, mesh, trainable=trainable)
+    inputs = step_inputs(config, mesh, trainable=trainable)
     graphdef, shapes = abstract_model(config.model)
-    how = execution_options(config, platform=devices[0].platform)
+    options = execution_options(config, platform=devices[0].platform)
     if loss_chunk is not None:
-        how = dataclasses.replace(how, loss_chunk=loss_chunk)
+        options = dataclasses.replace(options, loss_chunk=loss_chunk)
     step = make_step(
         graphdef,
         make_optimizer(config.optim, trainable_paths(config, shapes) if trainable is None else trainable),
         microbatches=config.optim.microbatches,
-        execution=how,
+        execution=options,
         mesh=mesh,
     )
-    out = given.placement.shardings(given.state), given.placement.whole
-    lowered = jax.jit(step, donate_argnums=0, out_shardings=out).lower(given.state, given.frozen, given.batch)
+    out = inputs.placement.shardings(inputs.state), inputs.placement.whole
+    lowered = jax.jit(step, donate_argnums=0, out_shardings=out).lower(inputs.state, inputs.frozen, inputs.batch)
     try:
         return lowered.compile()
     except jax.errors.JaxRuntimeError as error:
@@ -164,11 +166,11 @@ def compile_step(
 
 
 class OutOfMemory(EarthGPTError):
-    """The compiler found that the program does not fit; the message is the compiler's."""
+    """The program does not fit the memory of the devices; the message is the compiler's."""
 
 
 def memory(program: jax.stages.Compiled) -> Memory:
-    """What the compiler says that `program` needs of each device."""
+    """Return the memory that `program` needs on each device."""
     analysis: Any = program.memory_analysis()
     return Memory(
         arguments=analysis.argument_size_in_bytes,
@@ -180,14 +182,14 @@ def memory(program: jax.stages.Compiled) -> Memory:
 
 
 def bytes_per_device(tree: Any) -> int:
-    """Of the leaves' shapes, as their shardings split them."""
+    """Return the bytes of one device's shards of a tree of shapes with shardings."""
     return sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * np.dtype(leaf.dtype).itemsize
         for leaf in jax.tree.leaves(tree)
     )
 
 
-def _placed(tree: Any, shardings: Any) -> Any:
+def _with_shardings(tree: Any, shardings: Any) -> Any:
     if isinstance(shardings, NamedSharding):
         shardings = jax.tree.map(lambda _: shardings, tree)
-    return jax.tree.map(lambda x, where: Shape(x.shape, x.dtype, sharding=where), tree, shardings)
+    return jax.tree.map(lambda x, sharding: Shape(x.shape, x.dtype, sharding=sharding), tree, shardings)

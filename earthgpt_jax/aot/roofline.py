@@ -1,7 +1,8 @@
-"""How fast a step can be at best: the slowest of what it has to do, if all of it happens at once.
+"""Roofline: a lower bound on the time of a step.
 
-Work is that of the compiled program (`costs`, `collectives`); rates are the data sheet's (`slices.Chip`). A bound,
-not a forecast: nothing runs at its peak, and what is sent is taken to use every link of a chip.
+The work is that of the compiled program (`costs`, `collectives`), the rates are those of the data sheet
+(`slices.Chip`). The slowest resource bounds the step, assuming that all others overlap with it. This is a bound, not a
+forecast: nothing runs at its peak, and communication is assumed to use every link of a chip.
 """
 
 from __future__ import annotations
@@ -16,17 +17,17 @@ from earthgpt_jax.aot.slices import Slice
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Roofline:
-    """Seconds of a step that each part takes at least.
+    """Smallest time per step that each resource needs, in seconds.
 
     Attributes:
-        compute: products at the bf16 peak, attention's own left out.
-        hbm: reading and writing the chip's memory.
-        ici: sending within a slice.
-        dcn: sending between slices.
-        host: to and from the host's memory.
-        bound_by: the slowest of them.
-        tokens_per_second: of the whole slice, at best.
-        mfu: theoretical minimum of FLOPs at the peak, as a share of that time.
+        compute: matrix products at the bf16 peak, without attention's own.
+        hbm: HBM traffic.
+        ici: communication within a slice.
+        dcn: communication between slices.
+        host: transfers to and from host memory.
+        bound_by: name of the slowest resource.
+        tokens_per_second: upper bound for the full slice.
+        mfu: upper bound of the model FLOPs utilization.
     """
 
     compute: float
@@ -40,21 +41,27 @@ class Roofline:
 
     @property
     def seconds(self) -> float:
+        """Lower bound on the time of a step."""
         return max(self.compute, self.hbm, self.ici, self.dcn, self.host)
 
 
-def roofline(costs: Costs, sent: Sequence[Collective], wanted: Slice, *, tokens: int, minimum_flops: float) -> Roofline:
-    """Args:
-    tokens: of a step, of all chips.
-    minimum_flops: of a step on one chip.
+def roofline(
+    costs: Costs, collectives: Sequence[Collective], slice_: Slice, *, tokens: int, minimum_flops: float
+) -> Roofline:
+    """Return the roofline of a step.
+
+    Args:
+        costs: work of one chip.
+        tokens: number of tokens per step on all chips.
+        minimum_flops: theoretical minimum of one chip's FLOPs per step.
     """
-    chip = wanted.chip
+    chip = slice_.chip
     peak = chip.bf16_tflops * 1e12
     parts = {
         "compute": costs.flops / peak,
         "hbm": costs.hbm_bytes / (chip.hbm_gb_per_second * 1e9),
-        "ici": sum(each.sent for each in sent if not each.leaves_slice) / (wanted.ici_gb_per_second * 1e9),
-        "dcn": sum(each.sent for each in sent if each.leaves_slice) / (chip.dcn_gb_per_second * 1e9),
+        "ici": sum(entry.sent for entry in collectives if not entry.crosses_slices) / (slice_.ici_gb_per_second * 1e9),
+        "dcn": sum(entry.sent for entry in collectives if entry.crosses_slices) / (chip.dcn_gb_per_second * 1e9),
         "host": costs.host_bytes / (chip.host_gb_per_second * 1e9),
     }
     slowest = max(parts, key=lambda name: parts[name])

@@ -1,7 +1,7 @@
-"""TPU slices by the names they are rented under: topology, memory, peak rates.
+"""TPU slices by their cloud names: topology, memory and peak rates.
 
-Rates: docs.cloud.google.com/tpu/docs/{v5e,v5p,v6e}; a chip's share of its host's PCIe link, and of the
-network between slices where that page gives none: jax-ml.github.io/scaling-book/tpus.
+Rates are from docs.cloud.google.com/tpu/docs/{v5e,v5p,v6e}. A chip's share of its host's PCIe link, and of the network
+between slices where those pages give none, is from jax-ml.github.io/scaling-book/tpus.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ class Chip:
     """A TPU generation.
 
     Attributes:
-        hbm_gib: what a program can use, as the compiler says when one does not fit.
-        bf16_tflops: peak.
-        hbm_gb_per_second: GB/s, as all rates.
-        link_gb_per_second: of one link to a neighbour, one way.
-        ring: axes close to rings where the lengths of all are multiples of this.
-        dcn_gb_per_second: between slices.
-        host_gb_per_second: to the host's memory.
-        names_per_chip: the number in a slice's name counts TensorCores on some generations, two a chip.
-        grids: chips of a slice -> topology.
+        hbm_gib: memory that a program can use, as the compiler reports when a program does not fit.
+        bf16_tflops: peak compute rate.
+        hbm_gb_per_second: memory bandwidth.
+        link_gb_per_second: bandwidth of one link to a neighbour, in one direction.
+        ring: the axes of a topology are rings if the lengths of all axes are multiples of this.
+        dcn_gb_per_second: network bandwidth between slices.
+        host_gb_per_second: bandwidth to host memory.
+        names_per_chip: 2 if the number in a slice's name counts TensorCores, of which a chip has two; otherwise 1.
+        grids: number of chips in a slice -> topology.
     """
 
     kind: str
@@ -70,7 +70,7 @@ CHIPS = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Slice:
-    """What `--topology` names: `count` slices of `chips` chips each."""
+    """The value of `--topology`: `count` slices of `chips` chips each."""
 
     name: str
     chip: Chip
@@ -79,51 +79,53 @@ class Slice:
 
     @property
     def devices(self) -> int:
+        """Number of chips in all slices."""
         return self.chips * self.count
 
     @property
     def ici_gb_per_second(self) -> float:
-        """What a chip sends to its neighbours at best, over all its links; on an open axis the end has one only."""
+        """Peak bandwidth of a chip over all its links; on an axis that is no ring, the end chips have one link."""
         sides = [int(side) for side in self.chip.grids[self.chips].split("x")]
         ends = 2 if all(side % self.chip.ring == 0 for side in sides) else 1
         links = sum(ends for side in sides if side > 1)
         return links * self.chip.link_gb_per_second
 
     def same_generation(self) -> list[Slice]:
-        """All single slices of this generation, smallest first."""
+        """Return all single slices of this generation, smallest first."""
         return [parse(f"{self.chip.kind}-{chips * self.chip.names_per_chip}") for chips in sorted(self.chip.grids)]
 
 
 def parse(name: str) -> Slice:
-    """`v5e-8`, `v5p-128` (64 chips), or `2xv5e-256` (two slices).
+    """Parse a name: `v5e-8`, `v5p-128` (64 chips), or `2xv5e-256` (two slices).
 
     Raises:
-        EarthGPTError: no slice of that name; the message lists those there are.
+        EarthGPTError: there is no such slice; the message lists all slices.
     """
-    found = re.fullmatch(r"(?:(\d+)x)?(v\d\w)-(\d+)", name)
-    chip = CHIPS.get(found[2]) if found else None
-    if found and chip:
-        chips, rest = divmod(int(found[3]), chip.names_per_chip)
-        if not rest and chips in chip.grids and int(found[1] or 1) > 0:
-            return Slice(name=name, chip=chip, chips=chips, count=int(found[1] or 1))
-    known = (f"{chip.kind}-{n * chip.names_per_chip}" for chip in CHIPS.values() for n in chip.grids)
-    raise EarthGPTError(f"topology {name!r}: expected a slice, or several as 2xv5e-256. Slices: {', '.join(known)}.")
+    match = re.fullmatch(r"(?:(\d+)x)?(v\d\w)-(\d+)", name)
+    chip = CHIPS.get(match[2]) if match else None
+    if match and chip:
+        chips, rest = divmod(int(match[3]), chip.names_per_chip)
+        if not rest and chips in chip.grids and int(match[1] or 1) > 0:
+            return Slice(name=name, chip=chip, chips=chips, count=int(match[1] or 1))
+    names = (f"{chip.kind}-{n * chip.names_per_chip}" for chip in CHIPS.values() for n in chip.grids)
+    raise EarthGPTError(f"topology {name!r}: expected a slice, or several as 2xv5e-256. Slices: {', '.join(names)}.")
 
 
-def compiler_is_there() -> bool:
+def compiler_is_available() -> bool:
+    """Return whether the TPU compiler (package libtpu) is installed."""
     return importlib.util.find_spec("libtpu") is not None
 
 
-def devices(wanted: Slice) -> Sequence[jax.Device]:
-    """Devices of the slice that programs can be compiled for, not run on; needs the libtpu package, no TPU."""
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # this machine is no TPU VM: do not ask who it is
+def devices(slice_: Slice) -> Sequence[jax.Device]:
+    """Return the devices of a slice, for compiling only. Needs the libtpu package, but no TPU."""
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # not a TPU VM: skip the metadata server
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
-    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "true")  # compiling needs no chip to itself
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "true")  # compiling needs no exclusive access to a chip
     from jax.experimental import topologies
 
     topology = topologies.get_topology_desc(
         platform="tpu",
-        topology_name=f"{wanted.chip.kind}:{wanted.chip.grids[wanted.chips]}",
-        num_slices=wanted.count,
+        topology_name=f"{slice_.chip.kind}:{slice_.chip.grids[slice_.chips]}",
+        num_slices=slice_.count,
     )
     return topology.devices

@@ -1,9 +1,10 @@
-"""Say what a run, a checkpoint or a foreign file of weights is, without loading it.
+"""Describe a run, a checkpoint, or weights in another format, without loading them.
 
-Of a work directory of `earthgpt train`, its checkpoints folder or a single checkpoint: recipe and
-stage, step, data position and the datasets' fingerprints, what is trained and what is frozen, the mesh
-and the versions it was saved by; and what is unfinished or damaged (exit status 1).
-Of anything else, files or folders: its layout and tensors.
+For a work directory of `earthgpt train`, its checkpoints folder or a single checkpoint, prints the
+recipe and stage, the step, the data position, the fingerprints of the datasets, what is trainable
+and what is frozen, and the mesh and versions it was saved with. Unfinished and damaged checkpoints
+are reported (exit status 1).
+For other files or folders, prints the detected layout and the tensors.
 
 examples:
   earthgpt inspect runs/instruct
@@ -20,7 +21,7 @@ from pathlib import Path
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "path", type=Path, nargs="+", help="a run or a checkpoint; or files or folders of foreign weights"
+        "path", type=Path, nargs="+", help="a run, a checkpoint, or files or folders with weights in another format"
     )
 
 
@@ -29,18 +30,18 @@ def run(args: argparse.Namespace) -> int:
 
 
 def show(paths: Sequence[Path]) -> int:
-    """Prints what the paths are: a run, a checkpoint, or the parts of a foreign one; 1 if it is not whole."""
+    """Describe the paths; return 1 if a checkpoint is unfinished or damaged, 0 otherwise."""
     from earthgpt_jax.training.inspection import inspect
 
-    told = inspect(paths[0]) if len(paths) == 1 else None
-    if told is None:
-        return _foreign(paths)
-    for each in told:
-        print(each)
-    return 0 if all(each.intact for each in told) else 1
+    summaries = inspect(paths[0]) if len(paths) == 1 else None
+    if summaries is None:
+        return _show_weights(paths)
+    for summary in summaries:
+        print(summary)
+    return 0 if all(summary.intact for summary in summaries) else 1
 
 
-def _foreign(paths: Sequence[Path]) -> int:
+def _show_weights(paths: Sequence[Path]) -> int:
     import numpy as np
 
     from earthgpt_jax.common.errors import EarthGPTError
@@ -49,11 +50,11 @@ def _foreign(paths: Sequence[Path]) -> int:
     try:
         source = open_source_checkpoint(paths)
     except EarthGPTError as error:
-        raise EarthGPTError(f"{error}; nor is it the work directory of a run, or a checkpoint in one") from error
+        raise EarthGPTError(f"{error}; it is neither the work directory of a run nor a checkpoint") from error
     shapes, dtypes = source.reader.shapes, source.reader.dtypes
     total = sum(int(np.prod(shape, dtype=np.int64)) for shape in shapes.values())
     size = sum(int(np.prod(shape, dtype=np.int64)) * dtypes[key].itemsize for key, shape in shapes.items())
-    print(f"{source.path}: {source.layout.name}; {len(shapes)} tensors, {total:,} numbers, {size / 1e9:.2f} GB")
+    print(f"{source.path}: {source.layout.name}; {len(shapes)} tensors, {total:,} parameters, {size / 1e9:.2f} GB")
     width = max(map(len, shapes))
     for key, shape in shapes.items():
         print(f"  {key:<{width}}  {dtypes[key]!s:<9} {' x '.join(map(str, shape))}")

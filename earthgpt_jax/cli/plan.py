@@ -1,10 +1,11 @@
-"""Compile a recipe's step for a TPU slice: memory, FLOPs, collectives, the bound of its speed.
+"""Plan a recipe on a TPU slice: memory, FLOPs, collectives, and a bound on its speed.
 
-Compiles the recipe's real training step for a TPU slice with the TPU's own compiler, on this machine's
-CPU (package libtpu: pip install 'earthgpt-jax[plan]'), and says what a chip's memory holds, whether it
-fits, how many FLOPs a step executes beside the fewest possible, how many bytes its collectives move, and
-how fast a step can be at best. All figures are the compiler's estimates; nothing is run. A 13B step takes a
-few minutes. Without libtpu: the bytes of weights, optimizer and batch on each chip, from their shapes.
+Compiles the recipe's training step for a TPU slice with XLA's TPU compiler, on the CPU of this
+machine (install libtpu: pip install 'earthgpt-jax[plan]'). Prints the memory that a chip needs and
+whether the step fits, the FLOPs it executes compared with the theoretical minimum, the bytes that
+its collectives move, and a lower bound on its time. All figures are compiler estimates; nothing is
+executed. A 13B step compiles in a few minutes. Without libtpu, only the sizes of parameters,
+optimizer state and batch are printed.
 
 examples:
   earthgpt plan --config earthgpt_13b:align --topology v5e-8 --per-chip-batch 1
@@ -14,9 +15,14 @@ examples:
   earthgpt plan --config earthgpt_13b:instruct --topology v6e-8 --per-chip-batch 2 --smallest --json
   earthgpt plan --config earthgpt_13b:instruct --topology v5e-8 --inference --largest-batch
 
-With --inference: the programs that `earthgpt eval` runs, for a batch of questions; weights lie over as few chips as
-hold them (or as --config.mesh.tensor=N says), and those are a group, which has --per-chip-batch questions in work.
-Exit status 1: it fits none of the slices.
+With --inference, plans the programs of `earthgpt eval` instead. The parameters are sharded over the
+smallest group of chips that holds them (or over --config.mesh.tensor=N chips); each group answers
+--per-chip-batch questions at a time.
+
+exit status:
+  0  it fits at least one of the slices, or only a compiler could tell
+  1  it fits none of the slices
+  2  user error; one `error:` line explains the fix
 """
 
 from __future__ import annotations
@@ -28,35 +34,40 @@ import logging
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from earthgpt_jax.aot.step_plan import StepPlan
     from earthgpt_jax.config import Config
 
 OVERRIDES = True
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config", required=True, metavar="NAME:STAGE", help="a recipe of configs/ or a path")
+    parser.add_argument(
+        "--config", required=True, metavar="NAME:STAGE", help="a recipe name from configs/ or a path, with its stage"
+    )
     parser.add_argument(
         "--topology",
         required=True,
         nargs="+",
         metavar="SLICE",
-        help="v5e-8, v5p-128 (64 chips), v6e-256, 2xv5e-256 (two slices); of several a table",
+        help="v5e-8, v5p-128 (64 chips), v6e-256, 2xv5e-256 (two slices); several slices print a table",
     )
     parser.add_argument(
-        "--per-chip-batch", type=int, metavar="ROWS", help="rows on a chip at a time (default: the recipe's)"
+        "--per-chip-batch", type=int, metavar="N", help="sequences per chip and microbatch (default: from the recipe)"
     )
-    parser.add_argument("--largest-batch", action="store_true", help="search for the most rows a chip that fit")
+    parser.add_argument("--largest-batch", action="store_true", help="search for the largest per-chip batch that fits")
     parser.add_argument(
-        "--smallest", action="store_true", help="instead of the slice itself the smallest of its generation that fits"
+        "--smallest", action="store_true", help="plan the smallest slice of the same TPU generation that fits"
     )
     parser.add_argument(
-        "--unrolled", action="store_true", help="count FLOPs a second way as well, which takes two more compilations"
+        "--unrolled",
+        action="store_true",
+        help="also count FLOPs with unrolled layers (two more compilations)",
     )
-    parser.add_argument("--inference", action="store_true", help="instead of the training step, answering questions")
+    parser.add_argument("--inference", action="store_true", help="plan inference instead of the training step")
     parser.add_argument(
-        "--questions-per-image", type=int, default=16, metavar="N", help="with --inference (default: 16)"
+        "--questions-per-image", type=int, default=16, metavar="N", help="for --inference (default: 16)"
     )
-    parser.add_argument("--json", action="store_true", help="print JSON; of several slices a list")
+    parser.add_argument("--json", action="store_true", help="print JSON; a list for several slices")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -69,61 +80,67 @@ def run(args: argparse.Namespace) -> int:
         value = getattr(args, option)
         if value is not None and value < 1:
             raise EarthGPTError(f"--{option.replace('_', '-')}: expected a positive number, got {value}")
-    jax.config.update("jax_platforms", "cpu")  # a TPU that is here is not needed, and would be taken
+    jax.config.update("jax_platforms", "cpu")  # do not occupy a local TPU, which is not needed
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("earthgpt_jax").setLevel(logging.INFO)
     return (_inference if args.inference else _training)(args, load(args.config, args.overrides))
 
 
 def _inference(args: argparse.Namespace, config: Config) -> int:
-    from earthgpt_jax.aot import inference, slices
+    from earthgpt_jax.aot import report, search, slices
+    from earthgpt_jax.aot.inference_plan import Workload, plan_inference
     from earthgpt_jax.common.errors import EarthGPTError
 
     if len(args.topology) > 1 or args.smallest or args.unrolled:
-        raise EarthGPTError("--inference: expected one slice, and neither --smallest nor --unrolled")
-    wanted = slices.parse(args.topology[0])
-    asked = inference.Workload(per_image=args.questions_per_image)
+        raise EarthGPTError("--inference: expected one slice, without --smallest and --unrolled")
+    slice_ = slices.parse(args.topology[0])
+    workload = Workload(questions_per_image=args.questions_per_image)
     if args.per_chip_batch:
-        asked = dataclasses.replace(asked, rows=args.per_chip_batch)
-    # A recipe's mesh is for training; one that the command line names is meant.
-    mesh = config.mesh if any(each.startswith("--config.mesh.") for each in args.overrides) else None
-    result = inference.plan_inference(config, wanted, asked=asked, mesh=mesh)
+        workload = dataclasses.replace(workload, batch_size=args.per_chip_batch)
+    # The mesh of a recipe is meant for training; a mesh on the command line is meant for inference.
+    mesh = config.mesh if any(override.startswith("--config.mesh.") for override in args.overrides) else None
+    plan = plan_inference(config, slice_, workload=workload, mesh=mesh)
     if args.largest_batch:
-        most = inference.largest_rows(config, wanted, asked=asked, start=result)
-        result = dataclasses.replace(result, largest_rows=most)
-    print(json.dumps(dataclasses.asdict(result), indent=1) if args.json else inference.text(result))
-    return 0 if result.fits else 1
+        largest = search.largest_inference_batch(config, slice_, workload=workload, start=plan)
+        plan = dataclasses.replace(plan, largest_batch=largest)
+    print(json.dumps(dataclasses.asdict(plan), indent=1) if args.json else report.format_inference_plan(plan))
+    return 0 if plan.fits else 1
 
 
 def _training(args: argparse.Namespace, config: Config) -> int:
-    from earthgpt_jax.aot import report, search, slices
+    from earthgpt_jax.aot import report
     from earthgpt_jax.common.errors import EarthGPTError
 
-    results: list[report.StepPlan] = []
-    refused: dict[str, str] = {}  # of several slices those that the mesh or the batch cannot be spread over
+    plans: list[StepPlan] = []
+    errors: dict[str, str] = {}  # slice -> why the mesh or the batch cannot be sharded over it
     for name in args.topology:
         try:
-            wanted = slices.parse(name)
-            if args.smallest:
-                results.append(search.smallest_slice(config, wanted, per_chip_batch=args.per_chip_batch))
-            else:
-                results.append(
-                    report.plan_step(config, wanted, per_chip_batch=args.per_chip_batch, unrolled=args.unrolled)
-                )
+            plans.append(_plan_slice(args, config, name))
         except EarthGPTError as error:
             if len(args.topology) == 1:
                 raise
-            refused[name] = str(error)
-            continue
-        if args.largest_batch:
-            most = search.largest_batch(config, slices.parse(results[-1].topology), start=results[-1])
-            results[-1] = dataclasses.replace(results[-1], largest_per_chip_batch=most)
+            errors[name] = str(error)
     if args.json:
-        values = [dataclasses.asdict(result) for result in results]
-        values += [{"topology": name, "fits": False, "error": why} for name, why in refused.items()]
+        values = [dataclasses.asdict(plan) for plan in plans]
+        values += [{"topology": name, "fits": False, "error": reason} for name, reason in errors.items()]
         print(json.dumps(values if len(args.topology) > 1 else values[0], indent=1))
     else:
-        print(report.table(results) if len(args.topology) > 1 else report.text(results[0]))
-        for name, why in refused.items():
-            print(f"\n{name}: {why}")
-    return 1 if all(result.fits is False for result in results) else 0
+        print(report.format_table(plans) if len(args.topology) > 1 else report.format_step_plan(plans[0]))
+        for name, reason in errors.items():
+            print(f"\n{name}: {reason}")
+    return 1 if all(plan.fits is False for plan in plans) else 0
+
+
+def _plan_slice(args: argparse.Namespace, config: Config, name: str) -> StepPlan:
+    from earthgpt_jax.aot import search, slices
+    from earthgpt_jax.aot.step_plan import plan_step
+
+    slice_ = slices.parse(name)
+    if args.smallest:
+        plan = search.smallest_slice(config, slice_, per_chip_batch=args.per_chip_batch)
+    else:
+        plan = plan_step(config, slice_, per_chip_batch=args.per_chip_batch, unrolled=args.unrolled)
+    if args.largest_batch:
+        largest = search.largest_batch(config, slices.parse(plan.topology), start=plan)
+        plan = dataclasses.replace(plan, largest_per_chip_batch=largest)
+    return plan

@@ -1,4 +1,4 @@
-"""The options with which a command runs as one of several processes."""
+"""Command-line options for running a command as one of several processes."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import sys
 from earthgpt_jax.common.errors import EarthGPTError
 
 _HELP = {
-    "coordinator": "address of process 0, for hosts that do not find each other by themselves",
-    "processes": "how many take part; 1: this one alone, whatever surrounds it (default: found)",
-    "process": "which of them this one is, from 0 (default: found)",
+    "coordinator": "address of process 0, where cluster detection does not work",
+    "processes": "number of processes; 1 disables cluster detection (default: auto-detect)",
+    "process": "index of this process, from 0 (default: auto-detect)",
 }
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group(
         "several processes",
-        "Found by themselves on TPU pods, under srun and mpirun; elsewhere give all three, or set\n"
+        "Detected automatically on TPU pods and under srun and mpirun. Elsewhere give all three, or set\n"
         "EARTHGPT_COORDINATOR, EARTHGPT_PROCESSES and EARTHGPT_PROCESS.",
     )
     for name, metavar in (("coordinator", "HOST:PORT"), ("processes", "N"), ("process", "I")):
@@ -36,7 +36,7 @@ def _number(text: str) -> int | None:
 
 
 def start(args: argparse.Namespace) -> None:
-    """Joins the other processes, see `hosts.start`, and says so."""
+    """Connect to the other processes of the run (see `distributed.start`) and print which one this is."""
     from earthgpt_jax import distributed
 
     if args.coordinator and ":" not in args.coordinator:

@@ -1,23 +1,26 @@
-"""Train a stage of a recipe; resumes by itself.
+"""Train a stage of a recipe; rerun the same command to resume.
 
-Trains one stage: `align` (projector, attention, norms on image-caption pairs), then `instruct`
-(adapters on instructions). The same command continues a run that was stopped, bit for bit; on another
-number of hosts, but for the order of sums. Worker processes change nothing.
+Trains one stage: first `align` (projector, attention and norms, on image-caption pairs), then
+`instruct` (adapters, on instructions). A stopped run resumes with the same command and ends with
+the same bits; on another number of hosts or devices, up to the order of floating-point sums. The
+number of data workers never matters.
 
-WORKDIR then holds config.json (the recipe), schedule.txt (what an epoch of it holds), metrics.jsonl and
-tb/ (loss, rate, epoch), throughput.jsonl (tokens/s, MFU, goodput, what is waited for), checkpoints/, and at
-the end model/; profile/ and hang/ where there was something to say.
+WORKDIR contains config.json (the resolved recipe), schedule.txt (what an epoch contains),
+metrics.jsonl and tb/ (loss, learning rate, epoch), throughput.jsonl (tokens/s, MFU, goodput,
+waiting times), checkpoints/, at the end model/, and where applicable profile/ and hang/.
 
-On several hosts start the same command on each, with a WORKDIR that all of them see: by scripts/launch/
-(TPU VM, GKE, SLURM), which starts it again where that helps, or as in the last example. They find out at the
-start whether their config, code, data and weights are the same, and refuse if not. docs/guides/running.md has it all.
+With several hosts, start the same command on every host, with a WORKDIR on shared storage. The
+launchers in scripts/launch/ (TPU VM, GKE, SLURM) do this and restart the run after a preemption or
+a crash; the last example starts two hosts by hand. At the start, the processes check that their
+config, code, data and weights are the same. See docs/guides/running.md.
 
 exit status:
   0    finished
-  2    something to mend: a setting, the data, a loss that is not finite; starting again changes nothing
-  75   told to stop (SIGTERM) and saved, or no step finished for config.watchdog.minutes: start it again
-  130  interrupted (Ctrl-C) and saved
-  1, 134, 137, ...: it was killed, or another process was: start it again
+  2    user error (a setting, the data, a loss that is not finite); one `error:` line explains the fix
+  75   preempted (SIGTERM, the current step is saved) or hung (no step finished within config.watchdog.minutes);
+       rerun the same command to resume
+  130  interrupted (Ctrl-C); the current step is saved
+  1, 134, 137, ...: this process or another one crashed or was killed; rerun the same command to resume
 
 examples:
   earthgpt train --config tiny:align --workdir runs/align --config.data.source=DATA
@@ -35,7 +38,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from earthgpt_jax.cli import process_options as hosts_cli
+from earthgpt_jax.cli import process_options
 
 OVERRIDES = True
 
@@ -45,27 +48,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--config",
         required=True,
         metavar="NAME:STAGE",
-        help="a recipe of configs/ or a path, with its stage: tiny:align; override any field as --config.a.b=value",
+        help="a recipe name from configs/ or a path, with its stage, e.g. tiny:align; override any field with "
+        "--config.a.b=value",
     )
-    parser.add_argument("--workdir", required=True, type=Path, help="checkpoints, metrics and the finished model")
+    parser.add_argument(
+        "--workdir", required=True, type=Path, help="folder for checkpoints, metrics and the finished model"
+    )
     parser.add_argument(
         "--profile",
         nargs="?",
         const="",
         metavar="FIRST-LAST",
-        help="trace these steps (default: the third to fifth of this start) into WORKDIR/profile",
+        help="trace these steps into WORKDIR/profile (default: the third to fifth step of this start)",
     )
     parser.add_argument(
         "--profile-processes", choices=("first", "all"), default="first", help="which processes trace (default: first)"
     )
-    hosts_cli.add_arguments(parser)
+    process_options.add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     from earthgpt_jax import distributed
     from earthgpt_jax.config import load
 
-    hosts_cli.start(args)
+    process_options.start(args)
     with distributed.fail_together("reading the config"):
         config = load(args.config, args.overrides)
 

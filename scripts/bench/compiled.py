@@ -17,7 +17,7 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 
-from earthgpt_jax.aot import costs, flops, hlo, program, report, slices
+from earthgpt_jax.aot import costs, flops, hlo, program, slices, step_plan
 from earthgpt_jax.aot.program import GIB
 from earthgpt_jax.config import AttentionImpl, Config, Remat, load
 from earthgpt_jax.ops.losses import next_token_loss
@@ -44,8 +44,8 @@ def flops_table() -> None:
     full = 0.0
     print("one row of 1024 tokens with an image, TFLOP: minimum, executed, executed / minimum, of full fine-tuning's")
     for name, config, remat, trainable in rows:
-        least = flops.minimum(config, rows=1, trainable=trainable)
-        done = flops.executed(dataclasses.replace(config, remat=remat), rows=1, trainable=trainable)
+        least = flops.minimum(config, batch_size=1, trainable=trainable)
+        done = flops.executed(dataclasses.replace(config, remat=remat), batch_size=1, trainable=trainable)
         full = full or done
         print(
             f"{name:<32} {remat:<8} {least / 1e12:7.2f} {done / 1e12:7.2f} {done / least:7.3f} {done / full:7.3f}",
@@ -62,7 +62,7 @@ def _plain(x, unembedding, tokens, loss_weights, *, chunk):
 
 def loss_table() -> None:
     devices = slices.devices(slices.parse("v5p-8"))
-    config = flops.reduced(load("earthgpt_13b:instruct", _ROWS), rows=4 * len(devices), depth=1)
+    config = flops.reduced(load("earthgpt_13b:instruct", _ROWS), batch_size=4 * len(devices), depth=1)
     config = dataclasses.replace(config, remat=Remat.FULL)
     print("instruct, one layer, tiny encoders, 4 rows of 1024 tokens on a v5p chip: temporaries in GiB, TFLOP")
     for name, chunk, loss in (
@@ -72,7 +72,10 @@ def loss_table() -> None:
     ):
         with mock.patch.object(step, "supervised_loss", loss):
             compiled = program.compile_step(config, devices, loss_chunk=chunk)
-        work = costs.costs(hlo.parse(compiled.as_text() or ""), turns=report.turns(config, rows=4, loss_chunk=chunk))
+        work = costs.costs(
+            hlo.parse(compiled.as_text() or ""),
+            trip_counts=step_plan.trip_counts(config, batch_size=4, loss_chunk=chunk),
+        )
         print(f"{name:<16} {program.memory(compiled).temporaries / GIB:6.2f} {work.flops / 1e12:7.2f}", flush=True)
 
 
@@ -91,11 +94,11 @@ def policies_table(args: argparse.Namespace, overrides: list[str]) -> None:
         (Remat.MINIMAL, AttentionImpl.XLA),
     ]:
         chosen = dataclasses.replace(config, remat=remat, attention_impl=attention)
-        found = report.plan_step(chosen, wanted, per_chip_batch=args.per_chip_batch)
+        found = step_plan.plan_step(chosen, wanted, per_chip_batch=args.per_chip_batch)
         line = f"{remat:<10} {attention:<7} {found.hbm_gib_per_chip or 0:6.2f} {found.host_gib:6.2f} {found.fits!s:<5} "
-        if found.roofline and found.ratio:
+        if found.roofline and found.flops_ratio:
             bound = found.roofline
-            line += f"{found.ratio:6.3f} " + " ".join(
+            line += f"{found.flops_ratio:6.3f} " + " ".join(
                 f"{seconds * 1e3:7.1f}" for seconds in (bound.compute, bound.hbm, bound.ici, bound.host)
             )
             line += f" {bound.tokens_per_second:9,.0f} {bound.bound_by}"

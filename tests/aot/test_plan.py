@@ -11,7 +11,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from earthgpt_jax import config as config_lib
-from earthgpt_jax.aot import collectives, costs, flops, hlo, program, report, roofline, search, slices
+from earthgpt_jax.aot import collectives, costs, flops, hlo, program, report, roofline, search, slices, step_plan
 from earthgpt_jax.cli.main import main
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.config import MeshConfig
@@ -141,7 +141,7 @@ def test_a_loops_body_counts_as_often_as_it_turns_and_data_may_decide():
     text = jax.jit(function).lower(jnp.ones((8, 8)), jnp.ones((8, 8)), 3).compile().as_text()
     one = 2 * 8**3
     assert costs.costs(hlo.parse(text)).flops == (5 + 1) * one
-    assert costs.costs(hlo.parse(text), turns={"some_chunks": 4}).flops == (5 + 4) * one
+    assert costs.costs(hlo.parse(text), trip_counts={"some_chunks": 4}).flops == (5 + 4) * one
 
 
 # What the TPU compiler writes: a layer's weight sliced out of the stack into the chip's own memory (S(1)), a product
@@ -204,7 +204,7 @@ def test_only_what_leaves_the_chip_is_moved_and_of_a_stack_only_the_slice():
 def test_who_takes_part_in_a_collective(groups, members):
     text = f"ENTRY %main (x: f32[8]) -> f32[8] {{\n  ROOT %a = f32[8]{{0}} all-reduce(%x), channel_id=1, {groups}\n}}"
     (found,) = collectives.collectives(hlo.parse(text))
-    assert (found.members, found.leaves_slice) == (members, False)
+    assert (found.group_size, found.crosses_slices) == (members, False)
     assert found.sent == 2 * 32 * (members - 1) / members
 
 
@@ -221,7 +221,7 @@ ENTRY %main (x: bf16[1024,8,128]) -> bf16[1024,8,128] {
 
 def test_what_crosses_slices_goes_through_the_hosts():
     (found,) = collectives.collectives(hlo.parse(BETWEEN), slices=2)
-    assert (found.kind, found.bytes, found.leaves_slice) == ("all-reduce", 2 * 2**20, True)
+    assert (found.kind, found.bytes, found.crosses_slices) == ("all-reduce", 2 * 2**20, True)
     assert found.sent == 2 * 2**20
 
 
@@ -230,10 +230,10 @@ def test_the_bound_is_the_slowest_part():
     assert wanted.ici_gb_per_second == 2 * 50  # 2x4: two open axes
     assert slices.parse("v5e-256").ici_gb_per_second == 4 * 50
     assert slices.parse("v5p-128").ici_gb_per_second == 6 * 100
-    one = {"kind": "all-gather", "times": 1, "operation": "", "members": 2}
+    one = {"kind": "all-gather", "times": 1, "operation": "", "group_size": 2}
     sent = [
-        collectives.Collective(bytes=2 * 10**9, leaves_slice=False, **one),
-        collectives.Collective(bytes=2 * 10**8, leaves_slice=True, **one),
+        collectives.Collective(bytes=2 * 10**9, crosses_slices=False, **one),
+        collectives.Collective(bytes=2 * 10**8, crosses_slices=True, **one),
     ]
     work = costs.Costs(flops=1.97e12, hbm_bytes=8.19e9, host_bytes=0.0)
     bound = roofline.roofline(work, sent, wanted, tokens=640, minimum_flops=1.97e12)
@@ -262,36 +262,36 @@ def test_the_minimum_of_the_13b_stages_beside_full_fine_tuning():
         stage: config_lib.load(f"earthgpt_13b:{stage}", ["--config.data.seq_len=1024"])
         for stage in ("align", "instruct")
     }
-    outside = {stage: flops._before(configs[stage], rows=1, trainable={}) for stage in configs}
+    outside = {stage: flops._before_llm(configs[stage], batch_size=1, trainable={}) for stage in configs}
     full = {p: Trainable(group="all", decay=False) for p in earthgpt.abstract(configs["align"].model)[1] if "llm" in p}
     projector = 2 * 6976 * 5120 * 257 * program.batch_shapes(configs["align"]).images.shape[1]
-    assert flops.minimum(configs["align"], rows=1) == pytest.approx(
+    assert flops.minimum(configs["align"], batch_size=1) == pytest.approx(
         2 * tokens * (2 * blocks + attention + 2 * head) + outside["align"] + projector, rel=1e-4
     )
     first = 3 * 5120**2  # nothing before layer 0 is trained: no gradient of its q, k, v's input
-    assert flops.minimum(configs["instruct"], rows=1) == pytest.approx(
+    assert flops.minimum(configs["instruct"], batch_size=1) == pytest.approx(
         2 * tokens * (2 * blocks + 2 * head - first) + outside["instruct"], rel=1e-4
     )
-    assert flops.minimum(configs["align"], rows=1, trainable=full) == pytest.approx(
+    assert flops.minimum(configs["align"], batch_size=1, trainable=full) == pytest.approx(
         2 * tokens * (3 * blocks + 3 * head) + outside["align"], rel=1e-4
     )
 
 
 @pytest.fixture
 def no_compiler(monkeypatch):
-    monkeypatch.setattr(slices, "compiler_is_there", lambda: False)
+    monkeypatch.setattr(slices, "compiler_is_available", lambda: False)
 
 
 def test_without_a_compiler_the_shapes_are_added_up(no_compiler):
     config = config_lib.load("earthgpt_13b:instruct", ["--config.mesh.fsdp=4"])
-    result = report.plan_step(config, slices.parse("v5e-4"), per_chip_batch=1)
+    result = step_plan.plan_step(config, slices.parse("v5e-4"), per_chip_batch=1)
     assert result.fits is None and result.hbm_gib_per_chip is None
     assert result.mesh == {"data": 1, "fsdp": 4, "tensor": 1} and result.per_chip_batch == 1
     # 13.016e9 parameters of the LLM and 0.5e9 of the encoders in bfloat16 over four chips; fp32 adapters with moments.
     assert result.frozen_gib == pytest.approx(2 * (13.016e9 + 0.5006e9 + 35.7e6) / 4 / 2**30, rel=2e-3)
     assert result.state_gib == pytest.approx(3 * 4 * 4_259_840 / 2**30, rel=1e-3)
     assert list(result.replicated) == ["vit/position"] or not result.replicated
-    assert "libtpu" in report.text(result) and "?" in report.text(result)
+    assert "libtpu" in report.format_step_plan(result) and "?" in report.format_step_plan(result)
 
 
 def test_the_command_prints_json_and_refuses_what_cannot_be(no_compiler, capsys):
@@ -318,7 +318,7 @@ def test_the_smallest_slice_that_holds_the_shapes(no_compiler, capsys):
     assert search.smallest_slice(instruct, slices.parse("v5e-8"), per_chip_batch=1).topology == "v5e-4"
     none = ["plan", "--config", "earthgpt_13b:instruct", "--topology", "v5e-4", "--smallest", "--config.mesh.fsdp=1"]
     assert main([*none, "--per-chip-batch", "1"]) == 2
-    assert "no slice of v5e fits" in capsys.readouterr().err
+    assert "no v5e slice fits" in capsys.readouterr().err
 
 
 def test_several_slices_are_a_table(no_compiler, capsys):
@@ -338,20 +338,20 @@ def test_several_slices_are_a_table(no_compiler, capsys):
 
 def test_microbatches_are_kept_and_hold_their_rows(no_compiler):
     config = config_lib.load("earthgpt_13b:align", ["--config.optim.microbatches=4"])
-    result = report.plan_step(config, slices.parse("v5e-8"), per_chip_batch=2)
-    once = report.plan_step(config_lib.load("earthgpt_13b:align"), slices.parse("v5e-8"), per_chip_batch=2)
+    result = step_plan.plan_step(config, slices.parse("v5e-8"), per_chip_batch=2)
+    once = step_plan.plan_step(config_lib.load("earthgpt_13b:align"), slices.parse("v5e-8"), per_chip_batch=2)
     assert (result.microbatches, result.per_chip_batch) == (4, 2)
     assert result.batch_gib == pytest.approx(4 * once.batch_gib)
     assert result.minimum_flops_per_chip == pytest.approx(4 * once.minimum_flops_per_chip)
-    assert "4 times a step" in report.text(result)
-    assert report.plan_step(config, slices.parse("v5e-8")).per_chip_batch == 1  # the recipe's 32 rows, 8 at a time
+    assert "4 microbatches" in report.format_step_plan(result)
+    assert step_plan.plan_step(config, slices.parse("v5e-8")).per_chip_batch == 1  # the recipe's 32 rows, 8 at a time
 
 
 def test_loops_that_data_decides_turn_in_full():
     """1024 positions in chunks of 256; three images a row, so six: in threes of two, what divides them up to eight."""
     config = config_lib.load("earthgpt_13b:align", ["--config.data.seq_len=1024"])
-    assert report.turns(config, rows=2) == {"loss_chunks": 4, "image_chunks": 3}
-    assert report.turns(config, rows=8, loss_chunk=1024) == {"loss_chunks": 1, "image_chunks": 3}
+    assert step_plan.trip_counts(config, batch_size=2) == {"loss_chunks": 4, "image_chunks": 3}
+    assert step_plan.trip_counts(config, batch_size=8, loss_chunk=1024) == {"loss_chunks": 1, "image_chunks": 3}
 
 
 def test_the_search_finds_the_largest_batch_without_trying_all(monkeypatch):
@@ -361,14 +361,14 @@ def test_the_search_finds_the_largest_batch_without_trying_all(monkeypatch):
         tried.append(per_chip_batch)
         return result(per_chip_batch)
 
-    def result(rows: int) -> report.StepPlan:
-        return report.StepPlan(
+    def result(rows: int) -> step_plan.StepPlan:
+        return step_plan.StepPlan(
             recipe="", stage="", topology="", chips=1, mesh={}, remat="", per_chip_batch=rows, microbatches=1,
             seq_len=1, estimate="", state_gib=1.0, gradients_gib=0.0, frozen_gib=1.0, batch_gib=0.0,
             hbm_limit_gib=15.0, hbm_gib_per_chip=2.5 + rows, fits=rows <= limit,
         )  # fmt: skip
 
-    monkeypatch.setattr(report, "plan_step", fake)
+    monkeypatch.setattr(step_plan, "plan_step", fake)
     config = nano.config("align")
     for start in (1, 4, 13, 14, 40):
         tried.clear()

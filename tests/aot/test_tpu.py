@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import pytest
 
 from earthgpt_jax import config as config_lib
-from earthgpt_jax.aot import collectives, costs, flops, hlo, program, report, slices
+from earthgpt_jax.aot import collectives, costs, flops, hlo, program, slices, step_plan
 from earthgpt_jax.cli.main import main
 from earthgpt_jax.config import Config
 
@@ -91,8 +91,8 @@ def test_flops_of_the_real_program_are_those_of_the_unrolled_one(case):
     """Loops counted by us against layers that the compiler counts; encoders and loss chunks stand in both."""
     stage, topology, mesh, remat = case
     config = _config(stage, mesh, remat, rows=2 * slices.parse(topology).devices)
-    counted = costs.costs(_parsed(*case), turns=report.turns(config, rows=2)).flops
-    assert counted == pytest.approx(flops.executed(config, rows=2), rel=0.04)
+    counted = costs.costs(_parsed(*case), trip_counts=step_plan.trip_counts(config, batch_size=2)).flops
+    assert counted == pytest.approx(flops.executed(config, batch_size=2), rel=0.04)
 
 
 def test_memory_traffic_is_what_the_compiler_counts_where_nothing_loops():
@@ -116,7 +116,7 @@ def test_memory_traffic_is_what_the_compiler_counts_where_nothing_loops():
 def test_what_is_offloaded_goes_to_the_host_and_back():
     case = ("instruct", "v5p-8", "fsdp=1", "offload")
     kept = 3 * 2 * 512 * (6 * 512) * 2  # layers x rows x tokens x (q, k, v, context, o, down) x bytes
-    work = costs.costs(_parsed(*case), turns={})
+    work = costs.costs(_parsed(*case), trip_counts={})
     assert work.host_bytes == pytest.approx(2 * kept, rel=0.1)
     assert program.memory(_program(*case)).host == pytest.approx(kept, rel=0.1)
 
@@ -125,9 +125,9 @@ def test_what_is_offloaded_goes_to_the_host_and_back():
 @pytest.mark.parametrize("stage", ["align", "instruct"])
 def test_without_remat_nothing_is_multiplied_twice(stage):
     config = _config(stage, "fsdp=1", "minimal", rows=8)
-    ratio = flops.executed(config, rows=2) / flops.minimum(config, rows=2)
+    ratio = flops.executed(config, batch_size=2) / flops.minimum(config, batch_size=2)
     assert 0.99 < ratio < 1.05  # narrow layers: what is no matrix product weighs more than at 13B
-    full = flops.executed(_config(stage, "fsdp=1", "full", rows=8), rows=2) / flops.minimum(config, rows=2)
+    full = flops.executed(_config(stage, "fsdp=1", "full", rows=8), batch_size=2) / flops.minimum(config, batch_size=2)
     assert full > ratio + 0.2
 
 
@@ -154,14 +154,14 @@ def test_the_engines_programs_say_what_they_need_and_do(capsys):
     assert main([*base, "--per-chip-batch", "32", "--questions-per-image", "16"]) == 0
     values = json.loads(capsys.readouterr().out)
     assert values["fits"] is True and values["mesh"] == {"data": 2, "fsdp": 1, "tensor": 4}
-    assert [part["name"] for part in values["parts"]] == ["encode", "prefill", "insert", "generate"]
-    layout, prefix = values["layout"], values["prefix_tokens"]
+    assert [program["name"] for program in values["programs"]] == ["encode", "prefill", "insert", "generate"]
+    layout, prefix = values["state_shape"], values["prefix_tokens"]
     rows, slots = layout["images"] * layout["slots_per_image"], layout["question_tokens"] + layout["answer_tokens"]
     assert rows == 32
     # Keys and values of three layers of 512 in bfloat16, heads over four chips.
     assert values["prefixes_gib"] * 2**30 == 2 * 3 * layout["images"] * prefix * 512 * 2 / 4
-    assert values["rows_gib"] * 2**30 == pytest.approx(2 * 3 * rows * slots * 512 * 2 / 4, rel=0.02)
-    decode = values["parts"][-1]
+    assert values["caches_gib"] * 2**30 == pytest.approx(2 * 3 * rows * slots * 512 * 2 / 4, rel=0.02)
+    decode = values["programs"][-1]
     assert decode["units"] == 2 * rows
     linears = 2 * (3 * (4 * 512**2 + 3 * 512 * 1408) + 512 * 4096)
     attention = 4 * 3 * 512 * (prefix + slots + 1)
