@@ -1,8 +1,8 @@
-"""The train step through XLA's TPU compiler, without a TPU: memory budgets, collectives, FLOPs, kernels.
+"""The training step compiled by XLA's TPU compiler, without a TPU: memory budgets, collectives, FLOPs, kernels.
 
-The model is the 13B one with less of everything. A budget is what the compiler said when it was set, and 3 %:
-a step that needs more has lost something (a donation, a remat name, a sharding). One that needs clearly less
-deserves a new budget.
+The model is a small version of the 13B one. A budget is the compiler's figure at the time it was set; 3 % more is
+allowed. A step that needs more has lost a donation, a remat policy or a sharding. If a step needs clearly less, lower
+its budget.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ SMALL = (
 )  # fmt: skip
 MIB = 2**20
 
-# (stage, slice, mesh, remat) -> MiB a chip, arguments and temporaries, at two rows of 512 tokens a chip.
+# (stage, slice, mesh, remat) -> MiB per chip, arguments and temporaries, for two sequences of 512 tokens per chip.
 BUDGETS = {
     ("align", "v5e-8", "fsdp=-1", "full"): 28.8,
     ("align", "v5p-8", "fsdp=-1", "minimal"): 98.7,
@@ -43,16 +43,16 @@ QUICK = [("align", "v5e-8", "fsdp=-1", "full"), ("instruct", "v5p-8", "fsdp=1", 
 CASES = [pytest.param(case, marks=[] if case in QUICK else pytest.mark.slow, id="-".join(case)) for case in BUDGETS]
 
 
-def _config(stage: str, mesh: str, remat: str, *, rows: int) -> Config:
+def _config(stage: str, mesh: str, remat: str, *, batch_size: int) -> Config:
     free = "mesh.data=1" if mesh.endswith("-1") else "mesh.data=-1"
-    overrides = (*SMALL, free, f"mesh.{mesh}", f"remat={remat}", f"data.batch_size={rows}")
+    overrides = (*SMALL, free, f"mesh.{mesh}", f"remat={remat}", f"data.batch_size={batch_size}")
     return config_lib.load(f"earthgpt_13b:{stage}", [f"--config.{override}" for override in overrides])
 
 
 @functools.cache
 def _program(stage: str, topology: str, mesh: str, remat: str) -> jax.stages.Compiled:
     devices = slices.devices(slices.parse(topology))
-    return program.compile_step(_config(stage, mesh, remat, rows=2 * len(devices)), devices)
+    return program.compile_step(_config(stage, mesh, remat, batch_size=2 * len(devices)), devices)
 
 
 def _parsed(*case: str) -> hlo.Program:
@@ -73,13 +73,13 @@ def test_the_state_is_updated_in_place(case):
 
 
 def test_replicated_frozen_weights_are_never_gathered_and_only_adapters_are_reduced():
-    found = collectives.by_kind(collectives.collectives(_parsed("instruct", "v5p-8", "fsdp=1", "minimal")))
+    sent = collectives.by_kind(collectives.collectives(_parsed("instruct", "v5p-8", "fsdp=1", "minimal")))
     adapters = 3 * 4 * 2 * (5 * 512 + 2 * 1408)  # layers x bytes x (scale and bias) x widths
-    assert found["all-gather"] == found["reduce-scatter"] == found["all-to-all"] == found["collective-permute"] == 0
-    assert 0 < found["all-reduce"] < 1.05 * adapters
+    assert sent["all-gather"] == sent["reduce-scatter"] == sent["all-to-all"] == sent["collective-permute"] == 0
+    assert 0 < sent["all-reduce"] < 1.05 * adapters
 
 
-def test_the_kernel_is_splash_and_knows_no_plain_scores():
+def test_attention_uses_splash_and_never_materializes_scores():
     text = _program("instruct", "v5p-8", "fsdp=1", "minimal").as_text() or ""
     assert "splash_mha_fwd" in text and "splash_mha_dkv" in text
     assert "f32[2,4,512,512]" not in text and "f32[2,4,1,512,512]" not in text
@@ -87,19 +87,19 @@ def test_the_kernel_is_splash_and_knows_no_plain_scores():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", list(BUDGETS), ids="-".join)
-def test_flops_of_the_real_program_are_those_of_the_unrolled_one(case):
-    """Loops counted by us against layers that the compiler counts; encoders and loss chunks stand in both."""
+def test_flops_of_the_looped_program_equal_those_of_the_unrolled_one(case):
+    """Our count of loops agrees with the compiler's count of unrolled layers; both include encoders and loss chunks."""
     stage, topology, mesh, remat = case
-    config = _config(stage, mesh, remat, rows=2 * slices.parse(topology).devices)
+    config = _config(stage, mesh, remat, batch_size=2 * slices.parse(topology).devices)
     counted = costs.costs(_parsed(*case), trip_counts=step_plan.trip_counts(config, batch_size=2)).flops
     assert counted == pytest.approx(flops.executed(config, batch_size=2), rel=0.04)
 
 
-def test_memory_traffic_is_what_the_compiler_counts_where_nothing_loops():
-    """An optimizer's update alone, which neither loops nor multiplies: every array read and written once."""
+def test_memory_traffic_without_loops_equals_the_compilers_count():
+    """An optimizer update has no loops and no matrix products; every array is read and written once."""
     device = slices.devices(slices.parse("v5e-4"))[0]
-    placed = jax.sharding.SingleDeviceSharding(device)
-    array = jax.ShapeDtypeStruct((4096, 4096), jnp.float32, sharding=placed)
+    sharding = jax.sharding.SingleDeviceSharding(device)
+    array = jax.ShapeDtypeStruct((4096, 4096), jnp.float32, sharding=sharding)
 
     def update(weights, gradients, moment):
         moment = 0.9 * moment + gradients
@@ -113,26 +113,27 @@ def test_memory_traffic_is_what_the_compiler_counts_where_nothing_loops():
 
 
 @pytest.mark.slow
-def test_what_is_offloaded_goes_to_the_host_and_back():
+def test_offloaded_activations_are_moved_to_the_host_and_back():
     case = ("instruct", "v5p-8", "fsdp=1", "offload")
-    kept = 3 * 2 * 512 * (6 * 512) * 2  # layers x rows x tokens x (q, k, v, context, o, down) x bytes
+    offloaded = 3 * 2 * 512 * (6 * 512) * 2  # layers x sequences x tokens x (q, k, v, context, o, down) x bytes
     work = costs.costs(_parsed(*case), trip_counts={})
-    assert work.host_bytes == pytest.approx(2 * kept, rel=0.1)
-    assert program.memory(_program(*case)).host == pytest.approx(kept, rel=0.1)
+    assert work.host_bytes == pytest.approx(2 * offloaded, rel=0.1)
+    assert program.memory(_program(*case)).host == pytest.approx(offloaded, rel=0.1)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", ["align", "instruct"])
-def test_without_remat_nothing_is_multiplied_twice(stage):
-    config = _config(stage, "fsdp=1", "minimal", rows=8)
+def test_without_recomputation_no_product_is_computed_twice(stage):
+    config = _config(stage, "fsdp=1", "minimal", batch_size=8)
     ratio = flops.executed(config, batch_size=2) / flops.minimum(config, batch_size=2)
-    assert 0.99 < ratio < 1.05  # narrow layers: what is no matrix product weighs more than at 13B
-    full = flops.executed(_config(stage, "fsdp=1", "full", rows=8), batch_size=2) / flops.minimum(config, batch_size=2)
+    assert 0.99 < ratio < 1.05  # in narrow layers, other operations weigh more than at 13B
+    recomputing = _config(stage, "fsdp=1", "full", batch_size=8)
+    full = flops.executed(recomputing, batch_size=2) / flops.minimum(config, batch_size=2)
     assert full > ratio + 0.2
 
 
 @pytest.mark.slow
-def test_the_command_says_what_a_step_needs_and_what_does_not_fit(capsys):
+def test_the_command_plans_a_step_that_fits_and_one_that_does_not(capsys):
     options = [f"--config.{override}" for override in (*SMALL, "mesh.data=1", "mesh.fsdp=-1")]
     base = ["plan", "--config", "earthgpt_13b:align", "--topology", "v5e-4", "--json", *options]
     assert main([*base, "--per-chip-batch", "1"]) == 0
@@ -147,7 +148,7 @@ def test_the_command_says_what_a_step_needs_and_what_does_not_fit(capsys):
 
 
 @pytest.mark.slow
-def test_the_engines_programs_say_what_they_need_and_do(capsys):
+def test_the_command_plans_the_inference_programs(capsys):
     mesh = ("mesh.data=2", "mesh.fsdp=1", "mesh.tensor=4")
     options = [f"--config.{override}" for override in (*SMALL, *mesh)]
     base = ["plan", "--config", "earthgpt_13b:instruct", "--topology", "v5e-8", "--inference", "--json", *options]
@@ -155,16 +156,17 @@ def test_the_engines_programs_say_what_they_need_and_do(capsys):
     values = json.loads(capsys.readouterr().out)
     assert values["fits"] is True and values["mesh"] == {"data": 2, "fsdp": 1, "tensor": 4}
     assert [program["name"] for program in values["programs"]] == ["encode", "prefill", "insert", "generate"]
-    layout, prefix = values["state_shape"], values["prefix_tokens"]
-    rows, slots = layout["images"] * layout["slots_per_image"], layout["question_tokens"] + layout["answer_tokens"]
-    assert rows == 32
-    # Keys and values of three layers of 512 in bfloat16, heads over four chips.
-    assert values["prefixes_gib"] * 2**30 == 2 * 3 * layout["images"] * prefix * 512 * 2 / 4
-    assert values["caches_gib"] * 2**30 == pytest.approx(2 * 3 * rows * slots * 512 * 2 / 4, rel=0.02)
+    shape, prefix = values["state_shape"], values["prefix_tokens"]
+    questions, slots = shape["images"] * shape["slots_per_image"], shape["question_tokens"] + shape["answer_tokens"]
+    assert questions == 32
+    # Keys and values of three layers of width 512 in bfloat16, with the heads sharded over four chips.
+    assert values["prefixes_gib"] * 2**30 == 2 * 3 * shape["images"] * prefix * 512 * 2 / 4
+    assert values["caches_gib"] * 2**30 == pytest.approx(2 * 3 * questions * slots * 512 * 2 / 4, rel=0.02)
     decode = values["programs"][-1]
-    assert decode["units"] == 2 * rows
+    assert decode["units"] == 2 * questions
     linears = 2 * (3 * (4 * 512**2 + 3 * 512 * 1408) + 512 * 4096)
     attention = 4 * 3 * 512 * (prefix + slots + 1)
-    assert decode["flops_per_chip"] == pytest.approx(rows * (linears + attention) / 4, rel=0.05)
-    # No cache is ever sent, and no weight: only a token's activations, twice a layer, and its logits.
-    assert decode["collectives"]["all-reduce"] + decode["collectives"]["all-gather"] < rows * 4 * (7 * 512 + 4096 + 64)
+    assert decode["flops_per_chip"] == pytest.approx(questions * (linears + attention) / 4, rel=0.05)
+    # No cache and no parameter is sent, only the activations of one token, twice per layer, and its logits.
+    sent = decode["collectives"]["all-reduce"] + decode["collectives"]["all-gather"]
+    assert sent < questions * 4 * (7 * 512 + 4096 + 64)

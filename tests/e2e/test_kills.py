@@ -1,7 +1,7 @@
-"""Runs that are killed, or told to stop, at any moment: each goes on as if nothing had happened, bit for bit.
+"""Runs that are killed or preempted at any moment resume and end bit-identical to an undisturbed run.
 
-The runs are `earthgpt train` itself, as processes. Every checkpoint that a killed run leaves is compared with the one
-of that step of a run that nobody disturbed.
+The runs are `earthgpt train` processes. Every checkpoint that a killed run leaves is compared with that of
+the same step of the undisturbed run.
 """
 
 from __future__ import annotations
@@ -30,21 +30,12 @@ from earthgpt_jax.training.loop import train
 from tests.support import nano
 
 SEED = 20240101
-LIMIT = 600  # seconds that anything here may take, on a busy machine
-GRACE = 30  # what Kubernetes and SLURM leave between SIGTERM and SIGKILL, unless told otherwise
-
-# As `earthgpt` where PyTorch is not installed: TensorBoard's writer would spend seconds on importing it.
-_COMMAND = """
-import sys
-sys.modules["torch"] = None
-from earthgpt_jax.cli.main import main
-if __name__ == "__main__":
-    sys.exit(main())
-"""
+LIMIT = 600  # seconds that any process here may take on a busy machine
+GRACE = 30  # default seconds between SIGTERM and SIGKILL in Kubernetes and SLURM
 
 
 class World:
-    """A dataset, a model, and a run that nobody disturbed."""
+    """A dataset, a base model, and an undisturbed run."""
 
     def __init__(self, root: Path, *, steps: int):
         self.root, self.steps = root, steps
@@ -57,30 +48,30 @@ class World:
 
     def start(self, workdir: Path, *overrides: str) -> subprocess.Popen:
         words = [f"--config.{item}" for item in (*nano.OVERRIDES, *self.overrides, *overrides)]
-        command = [sys.executable, "-c", _COMMAND, "train", "--config", "tiny:align", "--workdir", str(workdir)]
-        with self.output.open("w") as output:  # a pipe that nobody reads would fill up
+        command = [sys.executable, "-m", "earthgpt_jax", "train", "--config", "tiny:align", "--workdir", str(workdir)]
+        with self.output.open("w") as output:  # an unread pipe would fill up
             return subprocess.Popen([*command, *words], stdout=output, stderr=output, start_new_session=True)
 
     def finish(self, workdir: Path) -> None:
-        assert self.start(workdir).wait(LIMIT) == 0, self.said()
+        assert self.start(workdir).wait(LIMIT) == 0, self.output_tail()
 
-    def said(self) -> str:
-        """The end of what the last process wrote."""
+    def output_tail(self) -> str:
+        """The last lines that the last process wrote."""
         return self.output.read_text()[-3000:]
 
     def until(self, reached: Callable[[], bool], process: subprocess.Popen) -> None:
         end = time.monotonic() + LIMIT
         while not reached():
-            assert process.poll() is None, f"ended by itself: {self.said()}"
-            assert time.monotonic() < end, self.said()
+            assert process.poll() is None, f"ended early: {self.output_tail()}"
+            assert time.monotonic() < end, self.output_tail()
             time.sleep(0.002)
 
-    @functools.lru_cache(maxsize=400)  # noqa: B019  (lives as long as its module's tests)
+    @functools.lru_cache(maxsize=400)  # noqa: B019  (lives as long as the tests of this module)
     def state(self, step: int) -> dict[str, np.ndarray]:
         return _arrays(self.alone / "checkpoints" / str(step))
 
     def check_same(self, workdir: Path) -> None:
-        """That a finished run is the undisturbed one: model, optimizer, the log's every line."""
+        """Check that a finished run equals the undisturbed one: model, optimizer state, every line of the log."""
         (_, expected), (_, found) = io.read(self.alone / "model"), io.read(workdir / "model")
         assert params_lib.fingerprint(found) == params_lib.fingerprint(expected)
         _check_equal(_arrays(workdir / "checkpoints" / str(self.steps)), self.state(self.steps))
@@ -88,23 +79,23 @@ class World:
         assert all(summary.intact for summary in inspection.inspect(workdir) or [])
 
     def check_left(self, workdir: Path) -> Counter:
-        """What a killed run left: every checkpoint under its name is complete, and that step's."""
-        folder, found = workdir / "checkpoints", Counter()
+        """Check that every checkpoint that a killed run left is complete and correct; count what it left."""
+        folder, counts = workdir / "checkpoints", Counter()
         for number, step in enumerate(reversed(inspection.checkpoint_steps(folder) if folder.is_dir() else [])):
             try:
                 arrays = _arrays(folder / str(step))
-            except Exception:  # an older one, whose removal was cut short
+            except Exception:  # an older one that was being deleted
                 assert number > 0, f"the newest checkpoint, of step {step}, cannot be read"
-                found["half removed"] += 1
+                counts["partly deleted"] += 1
                 continue
             _check_equal(arrays, self.state(step))
-            found["complete"] += 1
-        found["unfinished"] = len(inspection.unfinished_checkpoints(folder))
-        return found
+            counts["complete"] += 1
+        counts["unfinished"] = len(inspection.unfinished_checkpoints(folder))
+        return counts
 
 
 def _arrays(folder: Path) -> dict[str, np.ndarray]:
-    """The state in a checkpoint as NumPy arrays, read without our code."""
+    """Read the state of a checkpoint as NumPy arrays, without our code."""
     with ocp.PyTreeCheckpointer() as reader:
         tree = reader.restore(
             folder / "state",
@@ -122,7 +113,7 @@ def _check_equal(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) 
 
 
 def _log(workdir: Path) -> list[tuple]:
-    """What each step computed, of which rows."""
+    """Return what each step computed, and from which data."""
     lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
     return [
         tuple(line[name] for name in ("step", "loss", "grad_norm", "tokens", "lr", "data_digest")) for line in lines
@@ -130,13 +121,13 @@ def _log(workdir: Path) -> list[tuple]:
 
 
 def _logged(workdir: Path) -> int:
-    """Complete lines of the log."""
+    """Count the complete lines of the log."""
     path = workdir / "metrics.jsonl"
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
 class Moments:
-    """When to kill a run in `workdir`: each method returns when it is to happen."""
+    """Moments at which to kill a run in `workdir`; each method returns when the moment has come."""
 
     def __init__(self, world: World, workdir: Path, *, seed: int):
         self._world, self._workdir, self._rng = world, workdir, np.random.default_rng(seed)
@@ -151,38 +142,38 @@ class Moments:
         time.sleep(self._rng.uniform(0, 0.05))
 
     def saving(self, process: subprocess.Popen) -> None:
-        seen = self._unfinished()  # of the run before, until this one removes it
+        seen = self._unfinished()  # left by the previous run until this one removes it
         for _ in range(self._rng.integers(1, 3)):
             self._world.until(lambda seen=seen: bool(self._unfinished() - seen), process)
             seen = self._unfinished()
         time.sleep(self._rng.uniform(0, 0.03))
 
     def _unfinished(self) -> set[tuple[Path, int]]:
-        found = set()
+        unfinished = set()
         for path in inspection.unfinished_checkpoints(self._workdir / "checkpoints"):
-            with contextlib.suppress(FileNotFoundError):  # it is finished
-                found.add((path, path.stat().st_ino))
-        return found
+            with contextlib.suppress(FileNotFoundError):  # finished meanwhile
+                unfinished.add((path, path.stat().st_ino))
+        return unfinished
 
 
-def _kill(world: World, workdir: Path, kinds: Sequence[str], *, seed: int) -> None:
-    """Starts the run and kills it, as often as there are kinds of moments."""
-    moments, total = Moments(world, workdir, seed=seed), Counter()
-    _say(f"seed {seed}")
-    for number, kind in enumerate(kinds):
+def _kill(world: World, workdir: Path, moments: Sequence[str], *, seed: int) -> None:
+    """Start the run and kill it once at each of the moments."""
+    wait, total = Moments(world, workdir, seed=seed), Counter()
+    _print(f"seed {seed}")
+    for number, moment in enumerate(moments):
         process = world.start(workdir)
-        getattr(moments, kind)(process)
+        getattr(wait, moment)(process)
         os.kill(process.pid, signal.SIGKILL)
-        assert process.wait(LIMIT) == -signal.SIGKILL, world.said()
+        assert process.wait(LIMIT) == -signal.SIGKILL, world.output_tail()
         left = world.check_left(workdir)
         total += left
-        _say(f"kill {number + 1}, {kind}: {_logged(workdir)} steps in the log; {dict(left)}")
-    assert not (workdir / "model").exists(), "the run ended before the last kill: give it more steps"
-    assert total["unfinished"], "no save was hit"
+        _print(f"kill {number + 1}, {moment}: {_logged(workdir)} steps in the log; {dict(left)}")
+    assert not (workdir / "model").exists(), "the run ended before the last kill; it needs more steps"
+    assert total["unfinished"], "no kill interrupted a save"
 
 
-def _tell(world: World, workdir: Path) -> None:
-    """Starts the run and tells it and its data worker to stop, as schedulers do, twice."""
+def _preempt(world: World, workdir: Path) -> None:
+    """Start the run and send SIGTERM to it and its data worker twice, as schedulers do."""
     process = world.start(workdir, "data.workers=1", "checkpoint.every_steps=50")
     newest = max(inspection.checkpoint_steps(workdir / "checkpoints"))
     world.until(lambda: _logged(workdir) >= newest + 4, process)
@@ -190,31 +181,31 @@ def _tell(world: World, workdir: Path) -> None:
     for _ in range(2):
         os.killpg(process.pid, signal.SIGTERM)
         time.sleep(0.01)
-    assert process.wait(GRACE) == 75, world.said()
+    assert process.wait(GRACE) == 75, world.output_tail()
     step = _logged(workdir)
     assert newest + 4 <= step < world.steps and step in inspection.checkpoint_steps(workdir / "checkpoints")
-    said = next(line for line in world.said().splitlines() if line.startswith("stopped (SIGTERM"))
-    assert f"step {step} of {world.steps} is saved in {workdir / 'checkpoints' / str(step)}" in said
-    _say(f"{said} Its process ended {time.monotonic() - began:.1f} s behind the signal")
+    message = next(line for line in world.output_tail().splitlines() if line.startswith("stopped (SIGTERM"))
+    assert f"step {step} of {world.steps} is saved in {workdir / 'checkpoints' / str(step)}" in message
+    _print(f"{message} Its process ended {time.monotonic() - began:.1f} s after the signal")
 
 
-def _say(text: str) -> None:
+def _print(text: str) -> None:
     print(text)  # noqa: T201
 
 
 @pytest.mark.timeout(1800)  # a dozen processes
-def test_killed_in_a_save_then_told_to_stop_it_resumes_bit_for_bit(tmp_path):
+def test_a_run_killed_during_a_save_and_then_preempted_resumes_bit_for_bit(tmp_path):
     world = World(tmp_path, steps=30)
     _kill(world, tmp_path / "run", ["saving"], seed=SEED)
-    _tell(world, tmp_path / "run")
+    _preempt(world, tmp_path / "run")
     world.finish(tmp_path / "run")
     world.check_same(tmp_path / "run")
 
 
 @pytest.mark.slow
-def test_twenty_kills(tmp_path):
+def test_a_run_killed_twenty_times_ends_like_an_undisturbed_run(tmp_path):
     world = World(tmp_path, steps=240)
-    kinds = ["starting"] * 4 + ["training"] * 8 + ["saving"] * 8
-    _kill(world, tmp_path / "run", np.random.default_rng(SEED).permutation(kinds), seed=SEED)
+    moments = ["starting"] * 4 + ["training"] * 8 + ["saving"] * 8
+    _kill(world, tmp_path / "run", np.random.default_rng(SEED).permutation(moments), seed=SEED)
     world.finish(tmp_path / "run")
     world.check_same(tmp_path / "run")

@@ -111,7 +111,7 @@ def test_two_processes_killed_half_way_answer_real_images_as_one_process_does(re
 
     with _commands(2, *words, "--out", several, devices=4) as started:
         while _written(several) < questions // 2:
-            assert started.run(), started.said()
+            assert started.are_running(), started.output()
             time.sleep(0.05)
         for process in started.processes:
             process.send_signal(signal.SIGKILL)

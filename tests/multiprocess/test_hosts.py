@@ -1,4 +1,4 @@
-"""Training on several hosts, as processes: the batches, the losses and the checkpoints of one."""
+"""Training on several hosts (processes) gives the batches, losses and checkpoints of a single host."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.support import nano
 from tests.support.processes import Together, address
 
 pytestmark = pytest.mark.multiprocess
-DEVICES = 8  # of all hosts together
+DEVICES = 8  # in total
 
 
 def _run(hosts: int, workdir, *overrides: str, kill_at: int = -1, workers: int = 0) -> None:
@@ -23,19 +23,20 @@ def _run(hosts: int, workdir, *overrides: str, kill_at: int = -1, workers: int =
     commands = [["-m", "tests.multiprocess.host", *words, host, *more] for host in range(hosts)]
     with Together(commands, devices=DEVICES // hosts, JAX_CPU_COLLECTIVES_IMPLEMENTATION="gloo") as together:
         ended = together.ended()
-    wanted, codes = -signal.SIGKILL if kill_at >= 0 else 0, [each.status for each in ended]
-    # Where one host is killed, the others may be ended by the coordinator before they are.
-    assert wanted in codes if kill_at >= 0 else set(codes) == {0}, "\n".join(each.tail() for each in ended)
+    expected, statuses = -signal.SIGKILL if kill_at >= 0 else 0, [result.status for result in ended]
+    # If one host is killed, the coordinator may end the others first.
+    correct = expected in statuses if kill_at >= 0 else set(statuses) == {0}
+    assert correct, "\n".join(result.tail() for result in ended)
 
 
 @pytest.mark.timeout(1800)  # seven processes
-def test_four_hosts_then_two_then_one_train_what_one_trains(tmp_path):
+def test_four_hosts_then_two_then_one_train_the_same_model_as_one_host(tmp_path):
     data, base = nano.dataset(tmp_path / "data"), nano.model_dir(tmp_path / "base", nano.config("align").model)
     overrides = (f"data.source={data}", f"init={base}", "data.batch_size=8", "data.seq_len=180")
     alone = train(nano.config("align", *overrides), tmp_path / "alone")
     workdir = tmp_path / "hosts"
-    _run(4, workdir, *overrides, kill_at=2)  # behind the checkpoint of step 2
-    _run(2, workdir, *overrides, kill_at=4, workers=1)  # behind that of step 4
+    _run(4, workdir, *overrides, kill_at=2)  # after the checkpoint of step 2
+    _run(2, workdir, *overrides, kill_at=4, workers=1)  # after the checkpoint of step 4
     _run(1, workdir, *overrides, workers=2)
     one, several = (
         [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]

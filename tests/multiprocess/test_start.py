@@ -1,4 +1,4 @@
-"""`earthgpt train` as one of two processes: they find each other, and refuse together what they do not have alike."""
+"""`earthgpt train` as two processes: they connect, and both refuse to start if they differ."""
 
 from __future__ import annotations
 
@@ -23,32 +23,32 @@ def world(tmp_path_factory):
 
 
 def _train(workdir, *overrides: tuple[str, ...]) -> list[Ended]:
-    """The processes differ in their overrides alone."""
+    """Start one process per tuple of overrides."""
     command = ["-m", "earthgpt_jax", "train", "--config", "tiny:align", "--workdir", workdir]
     commands = [
-        [*command, "--process", index, *(f"--config.{item}" for item in (*nano.OVERRIDES, *own))]
-        for index, own in enumerate(overrides)
+        [*command, "--process", index, *(f"--config.{item}" for item in (*nano.OVERRIDES, *settings))]
+        for index, settings in enumerate(overrides)
     ]
-    found = {"EARTHGPT_COORDINATOR": address(), "EARTHGPT_PROCESSES": str(len(overrides))}
-    with Together(commands, devices=4, **found) as together:
+    environment = {"EARTHGPT_COORDINATOR": address(), "EARTHGPT_PROCESSES": str(len(overrides))}
+    with Together(commands, devices=4, **environment) as together:
         return together.ended()
 
 
-def test_another_setting_on_one_of_them_is_refused_by_both(world):
+def test_processes_with_different_settings_are_both_refused(world):
     root, overrides = world
     results = _train(root / "differ", overrides, (*overrides, "optim.peak_lr=0.5", "data.decimals=3"))
-    for index, (status, _, said) in enumerate(results):
-        assert status == 2, said[-2000:]
-        assert f"process {index} of 2: 4 of 8 devices (cpu)" in said
-        assert "error: the 2 processes of this run differ" in said
-        assert "config.optim.peak_lr: 0.002 on process 0, 0.5 on process 1" in said
-        assert "config.data.decimals: 2 on process 0, 3 on process 1" in said
-        assert "config.seed" not in said and "code." not in said
+    for index, (status, _, err) in enumerate(results):
+        assert status == 2, err[-2000:]
+        assert f"process {index} of 2: 4 of 8 devices (cpu)" in err
+        assert "error: the 2 processes of this run differ" in err
+        assert "config.optim.peak_lr: 0.002 on process 0, 0.5 on process 1" in err
+        assert "config.data.decimals: 2 on process 0, 3 on process 1" in err
+        assert "config.seed" not in err and "code." not in err
     assert not (root / "differ").exists()
 
 
-def test_what_one_of_them_lacks_ends_both(world):
-    """Here a recipe, later a dataset or weights: the other must not wait for it until somebody looks."""
+def test_an_error_on_one_process_ends_both(world):
+    """For example a wrong config or a missing dataset: the other process must not wait forever."""
     root, overrides = world
     alone, other = _train(root / "lacks", overrides, (*overrides, "no.such=1"))
     assert (alone.status, other.status) == (2, 2), (alone, other)
@@ -57,8 +57,8 @@ def test_what_one_of_them_lacks_ends_both(world):
 
 
 @pytest.mark.slow
-def test_other_data_or_other_weights_on_one_of_them_are_refused(world, tmp_path):
-    """Under the same names, as on a host whose copy is older: each is told what of whose differs."""
+def test_processes_with_different_data_or_weights_are_refused(world, tmp_path):
+    """The paths are the same, as on a host with an outdated copy; the message names the difference."""
     root, _ = world
     nano.dataset(tmp_path / "1" / "data", train=13)
     nano.model_dir(tmp_path / "1" / "base", nano.config("align").model, seed=1)
@@ -71,19 +71,19 @@ def test_other_data_or_other_weights_on_one_of_them_are_refused(world, tmp_path)
         "try: train(nano.config('align', 'data.source=data', 'init=base'), Path(sys.argv[4]))\n"
         "except EarthGPTError as error: print(error)\n"
     )
-    where = address()
-    commands = [["-c", code, where, index, tmp_path / str(index), tmp_path / "work"] for index in range(2)]
+    coordinator = address()
+    commands = [["-c", code, coordinator, index, tmp_path / str(index), tmp_path / "work"] for index in range(2)]
     with Together(commands, devices=2, PYTHONPATH=os.getcwd()) as together:
-        for _, said, trace in together.ended():
-            assert "the 2 processes of this run differ" in said, said + trace[-2000:]
-            assert "data.frozen weights: " in said and "data.synthetic: records: " in said
+        for _, out, trace in together.ended():
+            assert "the 2 processes of this run differ" in out, out + trace[-2000:]
+            assert "data.frozen weights: " in out and "data.synthetic: records: " in out
 
 
 @pytest.mark.slow
-def test_two_processes_from_the_command_line_train_what_one_does(world):
+def test_two_processes_train_the_same_model_as_one(world):
     root, overrides = world
-    for each in _train(root / "two", overrides, overrides):
-        assert each.status == 0, each.tail()
+    for result in _train(root / "two", overrides, overrides):
+        assert result.status == 0, result.tail()
     _, found = io.read(root / "two" / "model")
     _, expected = io.read(train(nano.config("align", *overrides), root / "one"))
     for path, value in expected.items():

@@ -1,4 +1,4 @@
-"""SIGTERM to one host of two: both save the same step and end; what they saved goes on elsewhere."""
+"""SIGTERM to one host of two: both save the same step and end, and the run resumes on other hosts and meshes."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ STEPS = 24
 
 
 def _start(hosts: int, devices: int, workdir: Path, *overrides: str, pace: float = 0) -> Together:
-    """Processes with `devices` in all."""
+    """Start `hosts` processes with `devices` devices in total."""
     words = [address(), hosts]
     commands = [["-m", "tests.multiprocess.host", *words, host, workdir, -1, *overrides] for host in range(hosts)]
-    more = {"JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo", "PACE": str(pace)}
-    return Together(commands, devices=devices // hosts, **more)
+    environment = {"JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo", "PACE": str(pace)}
+    return Together(commands, devices=devices // hosts, **environment)
 
 
 def _check_ended(hosts: Together, status: int) -> None:
     ended = hosts.ended()
-    assert {each.status for each in ended} == {status}, "\n".join(each.tail() for each in ended)
+    assert {result.status for result in ended} == {status}, "\n".join(result.tail() for result in ended)
 
 
 def _log(workdir: Path) -> list[dict]:
@@ -39,7 +39,7 @@ def _log(workdir: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def test_both_save_one_step_and_it_goes_on_with_four_devices_and_with_two_hosts(tmp_path):
+def test_both_hosts_save_one_step_and_the_run_resumes_on_four_devices_and_on_two_hosts(tmp_path):
     data, base = nano.dataset(tmp_path / "data"), nano.model_dir(tmp_path / "base", nano.config("align").model)
     overrides = (
         f"data.source={data}", f"init={base}", "data.batch_size=8", f"optim.steps={STEPS}",
@@ -51,7 +51,7 @@ def test_both_save_one_step_and_it_goes_on_with_four_devices_and_with_two_hosts(
     with _start(2, 8, stopped, *overrides, "mesh.data=1", "mesh.fsdp=8", pace=0.25) as hosts:
         end = time.monotonic() + 300
         while len(_log(stopped)) < 3:
-            assert time.monotonic() < end and hosts.run(), hosts.said()
+            assert time.monotonic() < end and hosts.are_running(), hosts.output()
             time.sleep(0.02)
         hosts.processes[1].send_signal(signal.SIGTERM)
         _check_ended(hosts, 75)

@@ -1,4 +1,4 @@
-"""XLA's flags for a process with so many CPU devices; imports nothing that would read them."""
+"""XLA flags for a given number of CPU devices. This module must not import JAX, which reads the flags."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ _EFFORT = "--xla_backend_optimization_level"
 
 
 def xla_flags(devices: int) -> str:
-    """Those that are set, with `devices` devices.
+    """Return the flags in the environment with the number of CPU devices set to `devices`.
 
-    Without LLVM's optimisations, unless set: the suite's programs compile for seconds and run for milliseconds.
+    LLVM's optimisations are disabled unless set: the programs of the suite compile for seconds and run for
+    milliseconds.
     """
     kept = [word for word in os.environ.get("XLA_FLAGS", "").split() if not word.startswith(f"{_COUNT}=")]
     if not any(word.startswith(f"{_EFFORT}=") for word in kept):

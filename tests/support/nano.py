@@ -1,4 +1,4 @@
-"""A nano EarthGPT on disk: every part of the real one, small enough to compile in seconds."""
+"""A nano EarthGPT: every part of the real model, small enough to compile in seconds."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ OVERRIDES = (
 
 
 def config(stage: str, *extra: str) -> Config:
-    """A stage of `tiny` in debug mode, with a smaller vocabulary and shorter sequences still."""
+    """Return a stage of `tiny` in debug mode, with an even smaller vocabulary and shorter sequences."""
     return config_lib.load(f"tiny:{stage}:debug", [f"--config.{item}" for item in (*OVERRIDES, *extra)])
 
 
 def dialogues() -> list[str]:
-    """Text for a tokenizer: words and numbers of the synthetic source."""
+    """Return text to train a tokenizer on: words and numbers of the synthetic source."""
     source = SyntheticSource("train", 40)
     texts = [text for record in (source[i] for i in range(40)) for text in record.references]
     return [*texts, "\n\n### Human: Where is it?\n### Assistant: [0.12,0.34,0.56,0.78]\n###"] * 2
 
 
 def model_dir(path: Path, model: ModelConfig, *, seed: int = 0) -> Path:
-    """A model directory with random weights."""
+    """Write a model directory with random weights."""
     tokenizer = path.parent / f"{path.name}.tokenizer.model"
     train_tokenizer(dialogues(), vocab_size=model.llm.vocab_size, path=tokenizer)
     _, params = earthgpt.init(model, seed=seed)
@@ -51,7 +51,7 @@ def model_dir(path: Path, model: ModelConfig, *, seed: int = 0) -> Path:
 
 
 def dataset(path: Path, *, train: int = 12, test: int = 4) -> Path:
-    """A synthetic dataset directory."""
+    """Write a synthetic dataset."""
     splits = {"train": SyntheticSource("train", train), "test": SyntheticSource("test", test)}
     write_dataset(splits, out=path, name="synthetic")
     return path

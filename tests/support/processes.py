@@ -1,4 +1,4 @@
-"""Processes of one run on this machine: started together, and none is left behind, whatever a test does."""
+"""Start the processes of a run on this machine together, and end all of them when the test ends."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ import portpicker
 
 from tests.support.devices import xla_flags
 
-SHOWN = 3000  # characters of each process where they did not end as they should
+TAIL = 3000  # characters of output shown for each process when a test fails
 
 
 class Ended(NamedTuple):
-    """How a process ended and what it wrote."""
+    """Exit status and output of a process; a status of -1 means that it is still running."""
 
     status: int
     out: str
     err: str
 
     def tail(self) -> str:
-        return f"status {self.status}\n{self.out[-SHOWN:]}\n{self.err[-SHOWN:]}"
+        return f"status {self.status}\n{self.out[-TAIL:]}\n{self.err[-TAIL:]}"
 
 
 class Together(contextlib.AbstractContextManager):
-    """Python processes with `devices` devices each; those that still run at the end are killed.
+    """Python processes with `devices` CPU devices each; those still running at the end are killed.
 
-    What they write goes to files: a pipe that nobody reads at the moment fills up, and all others wait for its process.
+    Their output goes to files: an unread pipe would fill up and block its process, and with it all others.
 
     Args:
-        commands: words behind `python` for each of them.
-        devices: CPU devices that each has.
-        environment: variables besides those of this process.
+        commands: arguments of `python` for each process.
+        devices: number of CPU devices per process.
+        environment: environment variables in addition to those of this process.
     """
 
     def __init__(self, commands: Sequence[Sequence[object]], *, devices: int, **environment: str):
@@ -64,12 +64,12 @@ class Together(contextlib.AbstractContextManager):
             process.wait()
         self._folder.cleanup()
 
-    def run(self) -> bool:
-        """Whether all of them still do."""
+    def are_running(self) -> bool:
+        """Return whether all processes are still running."""
         return all(process.poll() is None for process in self.processes)
 
     def ended(self, limit: float = 600) -> list[Ended]:
-        """Waits for all of them; those that take longer than `limit` seconds fail the test, with their stacks."""
+        """Wait for all processes; if one takes longer than `limit` seconds, fail the test with all stacks."""
         end = time.monotonic() + limit
         with contextlib.suppress(subprocess.TimeoutExpired):
             for process in self.processes:
@@ -79,12 +79,13 @@ class Together(contextlib.AbstractContextManager):
             self.processes[index].send_signal(signal.SIGABRT)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.processes[index].wait(10)
-        found = self.said()
-        assert not slow, f"{slow} took longer than {limit} s\n" + "\n".join(each.tail() for each in found)
-        return found
+        results = self.output()
+        tails = "\n".join(result.tail() for result in results)
+        assert not slow, f"processes {slow} took longer than {limit} s\n{tails}"
+        return results
 
-    def said(self) -> list[Ended]:
-        """What each has written so far; a status of -1 where it has not ended."""
+    def output(self) -> list[Ended]:
+        """Return the status and the output so far of each process."""
         return [
             Ended(
                 -1 if process.poll() is None else process.returncode,
@@ -95,5 +96,5 @@ class Together(contextlib.AbstractContextManager):
 
 
 def address() -> str:
-    """Of a coordinator, on a port that is free."""
+    """Return an address for a coordinator, with a free port."""
     return f"127.0.0.1:{portpicker.pick_unused_port()}"
