@@ -56,12 +56,18 @@ EXTRAS = {
     "bench": ["datasets>=5.2,<6", "psutil>=7,<8", "torch>=2.8,<3", "transformers>=5.17,<6"],
     # Imported by the program `tfds` when it starts.
     "tfds": ["apache-beam>=2.70,<3", "mlcroissant>=1.1,<2", "tensorflow>=2.20,<3"],
+    # The documentation site: `mkdocs serve`.
+    "docs": ["mkdocs-material>=9.8,<10", "mkdocstrings[python]>=1.0,<2"],
     "test": [
         "apache-beam>=2.70,<3",
         "beartype>=0.22,<0.23",
         "hypothesis>=6.130,<7",
         "libtpu>=0.0.42,<0.0.43; sys_platform == 'linux' and platform_machine == 'x86_64'",
+        "ipykernel>=7.4,<8",
         "mypy>=2.4,<3",
+        "mkdocs-material>=9.8,<10",
+        "mkdocstrings[python]>=1.0,<2",
+        "nbclient>=0.11,<0.12",
         "peft>=0.21,<0.22",
         "psutil>=7,<8",
         "pytest>=9,<10",
