@@ -28,8 +28,8 @@ _SPLIT_NAMES = {
     "validation": "val",
     "testing": "test",
 }
-# For each split, the upper end of its part of the unit interval, onto which native ids are hashed.
-_SHARES = {
+# Native ids are hashed onto the unit interval. For each split, the upper end of its part of the interval.
+_SPLIT_ENDS = {
     "hash": (("train", 0.7), ("val", 0.8), ("test", 1.0)),
     "name": (("train", 7 / 8), ("val", 1.0)),  # of the ids that do not match the pattern for test
 }
@@ -50,7 +50,7 @@ class UnannotatedImages(enum.StrEnum):
 
 
 class SegmentationBox(enum.StrEnum):
-    """Which box is made of a COCO segmentation: the given `bbox`, or the smallest oriented box around the polygon."""
+    """The box of a COCO annotation: its `bbox`, or the smallest oriented box around its segmentation."""
 
     AXIS_ALIGNED = "axis_aligned"
     ORIENTED = "oriented"
@@ -168,7 +168,7 @@ class Card:
         if self.split_rule is SplitRule.NAME and re.search(self.test_pattern, native_id):
             return "test"
         fraction = sha256_int(native_id, size=8, byteorder="big") / 2**64
-        return next(split for split, end in _SHARES[self.split_rule] if fraction < end)
+        return next(split for split, end in _SPLIT_ENDS[self.split_rule] if fraction < end)
 
     def variant(self, name: str) -> Card:
         """Return the card with a variant's entries in place of its own: another native format, the official split."""

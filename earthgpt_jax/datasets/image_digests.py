@@ -53,8 +53,8 @@ def read_image_digests(directory: Path) -> dict[str, np.ndarray]:
             found = dict(file)
     except FileNotFoundError:
         raise EarthGPTError(
-            f"data {directory}: {FILE} is missing, which tells images that several datasets share. Delete the folder "
-            "and build it again, or open it alone instead of a folder of several datasets"
+            f"data {directory}: {FILE} is missing; it is needed to find images that several datasets share. Delete the "
+            "folder and build it again, or open it alone instead of a folder of several datasets"
         ) from None
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise EarthGPTError(f"{path} is damaged ({error}); build the dataset again") from error

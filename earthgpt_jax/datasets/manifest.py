@@ -97,8 +97,8 @@ def update_manifest(directory: Path, **values: Any) -> None:
 def annotated_classes(manifest: Mapping[str, Any]) -> AnnotatedClasses:
     """Return the classes that have objects in any split of a dataset, from its manifest.
 
-    The card's list of classes does not serve, since a release may annotate fewer of them. Returns `UNKNOWN_CLASSES`
-    if the card has `open_classes` (its list may be incomplete) or the dataset has no horizontal boxes.
+    The card's list of classes is not used, because a release may annotate fewer of them. Returns `UNKNOWN_CLASSES` if
+    the card has `open_classes` (its list may be incomplete) or the dataset has no horizontal boxes.
     """
     splits = manifest["counts"].values()
     total = sum(counts.get("task", {}).get(Task.HBB.value, 0) for counts in splits)

@@ -70,9 +70,8 @@ def test_evaluation_splits_and_single_datasets_are_not_reduced(
         assert [image for _, image in _images(folder, "val")] == [b"5", b"4"]
         assert [image for _, image in _images(folder / "repeats", "train")] == [b"7", b"8"]
     assert not caplog.records
-    assert ("repeats", b"7") not in _images(
-        folder, "train"
-    )  # opened with others, its own test images are excluded, too
+    # Opened with other datasets, it excludes its own test images from training, too.
+    assert ("repeats", b"7") not in _images(folder, "train")
 
 
 def test_overlap_is_excluded_for_any_choice_of_tasks(tmp_path: Path) -> None:

@@ -20,12 +20,12 @@ from earthgpt_jax.boxes import clip, polygon_to_rect
 from earthgpt_jax.datasets.cards import Tile
 from earthgpt_jax.records import Object, Record, Task
 
-# The largest scenes of DOTA have 8e8 pixels. Files with more pixels than this are rejected as decompression bombs.
-_LARGEST_SCENE = 2_000_000_000
+# Images with more pixels are rejected as decompression bombs. The largest scenes of DOTA have 8e8.
+_MAX_PIXELS = 2_000_000_000
 _BOXES = (Task.HBB, Task.OBB)
 _PHRASES = (Task.GROUNDING, Task.REGION_CAPTION)
 _PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
-_TIFF_MODES = ("I", "F")  # what PNG cannot hold
+_TIFF_MODES = ("I", "F")  # PNG has no such pixels
 _FULLY_VISIBLE = 1 - 1e-6
 
 
@@ -34,7 +34,7 @@ def allow_large_images(tile: Tile | None) -> Iterator[None]:
     """Let Pillow open very large images if they will be cut into tiles, that is, unless `tile` is None."""
     before = Image.MAX_IMAGE_PIXELS
     if tile is not None:
-        Image.MAX_IMAGE_PIXELS = _LARGEST_SCENE
+        Image.MAX_IMAGE_PIXELS = _MAX_PIXELS
     try:
         yield
     finally:
@@ -128,7 +128,9 @@ class _Scene:
         complete = self._record.complete
         near = np.flatnonzero((left < x1) & (right > x0) & (top < y1) & (bottom > y0)).tolist()
         kept: list[Object] = []
-        present: collections.Counter[str] = collections.Counter()  # with the removed objects: a part of them is visible
+        present: collections.Counter[str] = (
+            collections.Counter()
+        )  # also counts removed objects, which are partly visible
         for index in near:
             item = self._record.objects[index]
             polygon, share = clip(item.polygon, x0, y0, x1, y1)
@@ -137,7 +139,7 @@ class _Scene:
                 continue
             present[item.label] += 1
             if share < self._tile.ignore:
-                counter["objects_left_out"] += 1
+                counter["objects_removed"] += 1
                 complete = False
                 continue
             full, enough = share >= _FULLY_VISIBLE, share >= self._tile.keep

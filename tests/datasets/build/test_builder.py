@@ -47,7 +47,7 @@ def native(root: Path) -> Card:
 
 
 @pytest.fixture
-def found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Card:
+def yolo_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Card:
     monkeypatch.setattr(building, "_JOB_ENTRIES", 3)  # makes several jobs
     return native(tmp_path / "native")
 
@@ -56,20 +56,20 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
-def _build(tmp_path: Path, found: Card, name: str, **options: Any) -> dict[str, bytes]:
-    summary = build([found], root=tmp_path / "native", out=tmp_path / name, max_quarantine=0.2, **options)
+def _build(tmp_path: Path, yolo_card: Card, name: str, **options: Any) -> dict[str, bytes]:
+    summary = build([yolo_card], root=tmp_path / "native", out=tmp_path / name, max_quarantine=0.2, **options)
     assert summary.quarantined == 3
     assert [path.name for path in (tmp_path / name).iterdir()] == ["s"]  # the work folder is gone
     return contents(tmp_path / name / "s")
 
 
-def test_neither_workers_nor_paths_nor_times_change_the_bytes(tmp_path: Path, found: Card) -> None:
-    one = _build(tmp_path, found, "one")
+def test_neither_workers_nor_paths_nor_times_change_the_bytes(tmp_path: Path, yolo_card: Card) -> None:
+    one = _build(tmp_path, yolo_card, "one")
     with LocalEngine(2) as engine:
-        assert _build(tmp_path, found, "two", engine=engine) == one
+        assert _build(tmp_path, yolo_card, "two", engine=engine) == one
     shutil.move(tmp_path / "native", tmp_path / "moved")  # with other modification times
     shutil.copytree(tmp_path / "moved", tmp_path / "native", copy_function=shutil.copyfile)
-    assert _build(tmp_path, found, "three") == one
+    assert _build(tmp_path, yolo_card, "three") == one
     values = read_manifest(tmp_path / "one" / "s")
     assert values["native_files"]["files"] == 2 * IMAGES  # the truncated image was read, too
     assert values["native"]["image"] == {"native": IMAGES, "kept": IMAGES - 1, "quarantined": 1, "dropped": 0}
@@ -77,12 +77,12 @@ def test_neither_workers_nor_paths_nor_times_change_the_bytes(tmp_path: Path, fo
     assert sum(values["quarantined"].values()) == 3
 
 
-def test_beam_gives_the_same_bytes(tmp_path: Path, found: Card) -> None:
+def test_beam_gives_the_same_bytes(tmp_path: Path, yolo_card: Card) -> None:
     pytest.importorskip("apache_beam")
     from earthgpt_jax.datasets.build.beam import Beam
 
     engine = Beam(["--runner=DirectRunner"])
-    assert _build(tmp_path, found, "beam", engine=engine) == _build(tmp_path, found, "one")
+    assert _build(tmp_path, yolo_card, "beam", engine=engine) == _build(tmp_path, yolo_card, "one")
     with pytest.raises(EarthGPTError, match=r"^an error of the user$"):
         list(engine.run(_raises, [tmp_path / "job"]))
 
@@ -146,9 +146,9 @@ def test_a_build_killed_anywhere_resumes_to_the_same_bytes(tmp_path: Path) -> No
     assert int(done.stdout) == 3 * 3 + 4 * 3 + 2  # jobs and their chunks, shards of three splits, the dataset
 
 
-def test_resuming_uses_finished_chunks_but_not_changed_ones(tmp_path: Path, found: Card) -> None:
+def test_resuming_uses_finished_chunks_but_not_changed_ones(tmp_path: Path, yolo_card: Card) -> None:
     with pytest.raises(EarthGPTError, match="resumes the build"):  # fails after all chunks are written
-        build([found], root=tmp_path / "native", out=tmp_path / "out", max_quarantine=0)
+        build([yolo_card], root=tmp_path / "native", out=tmp_path / "out", max_quarantine=0)
     work = tmp_path / "out" / ".s.building" / "chunks"
     before = {path.stem: path.stat().st_mtime_ns for path in work.glob("*.index")}
     assert len(before) == 5
@@ -157,52 +157,52 @@ def test_resuming_uses_finished_chunks_but_not_changed_ones(tmp_path: Path, foun
     path = tmp_path / "native" / "d" / "13.png"
     path.write_bytes((tmp_path / "native" / "d" / "12.png").read_bytes())
     with pytest.raises(EarthGPTError):
-        build([found], root=tmp_path / "native", out=tmp_path / "out", max_quarantine=0)
+        build([yolo_card], root=tmp_path / "native", out=tmp_path / "out", max_quarantine=0)
     after = {path.stem: path.stat().st_mtime_ns for path in work.glob("*.index")}
     assert [after.get(stem, 0) == time_ for stem, time_ in sorted(before.items())] == [False, True, True, True, True]
     assert len(after) == 6  # the last job has another digest now
-    assert _build(tmp_path, found, "out") == _build(tmp_path, found, "fresh")
+    assert _build(tmp_path, yolo_card, "out") == _build(tmp_path, yolo_card, "fresh")
 
 
-def test_only_one_process_builds_a_dataset(tmp_path: Path, found: Card) -> None:
+def test_only_one_process_builds_a_dataset(tmp_path: Path, yolo_card: Card) -> None:
     with (
         work_folder(tmp_path / "out" / "s"),
         pytest.raises(EarthGPTError, match="is being built by another process"),
     ):
-        build([found], root=tmp_path / "native", out=tmp_path / "out")
+        build([yolo_card], root=tmp_path / "native", out=tmp_path / "out")
 
 
-def test_too_much_quarantine_fails_with_the_reasons(tmp_path: Path, found: Card) -> None:
+def test_too_much_quarantine_fails_with_the_reasons(tmp_path: Path, yolo_card: Card) -> None:
     with pytest.raises(
         EarthGPTError, match=r"2 of 15 objects were quarantined, more than the allowed fraction of 0\.1"
     ) as caught:
-        build([found], root=tmp_path / "native", out=tmp_path / "out")
+        build([yolo_card], root=tmp_path / "native", out=tmp_path / "out")
     assert "1 x object: bad number '...'" in str(caught.value)
     quarantine_list = tmp_path / "out" / "s.quarantine.jsonl"
     assert str(quarantine_list) in str(caught.value)
     assert len(quarantine_list.read_text().splitlines()) == 3
     assert not (tmp_path / "out" / "s").exists()
-    build([found], root=tmp_path / "native", out=tmp_path / "out", max_quarantine=2 / 15)
+    build([yolo_card], root=tmp_path / "native", out=tmp_path / "out", max_quarantine=2 / 15)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["s"]
     with pytest.raises(EarthGPTError, match="fraction from 0 to 1"):
-        build([found], root=tmp_path / "native", out=tmp_path / "out", max_quarantine=10)
+        build([yolo_card], root=tmp_path / "native", out=tmp_path / "out", max_quarantine=10)
 
 
-def test_native_files_are_listed_and_changes_are_found(tmp_path: Path, found: Card) -> None:
-    _build(tmp_path, found, "out")
+def test_native_files_are_listed_and_changes_are_found(tmp_path: Path, yolo_card: Card) -> None:
+    _build(tmp_path, yolo_card, "out")
     folder = tmp_path / "native" / "d"
     sums = native_files.parse_sums((tmp_path / "out" / "s" / native_files.FILE).read_text())
     assert sums == {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
-    again = build([found], root=tmp_path / "native", out=tmp_path / "out")
+    again = build([yolo_card], root=tmp_path / "native", out=tmp_path / "out")
     assert again.datasets[0].unchanged
     assert again.quarantined == 3
     text = (folder / "00.txt").read_text()
     (folder / "00.txt").write_text(text.replace("0.5", "0.6", 1))  # same size, old modification time
     os.utime(folder / "00.txt", (0, 0))
     with pytest.raises(EarthGPTError, match="it contains another build"):
-        build([found], root=tmp_path / "native", out=tmp_path / "out")
+        build([yolo_card], root=tmp_path / "native", out=tmp_path / "out")
     (folder / "00.txt").write_text(text)
-    assert build([found], root=tmp_path / "native", out=tmp_path / "out").datasets[0].unchanged
+    assert build([yolo_card], root=tmp_path / "native", out=tmp_path / "out").datasets[0].unchanged
 
 
 def test_synthetic_with_two_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -267,8 +267,8 @@ def _wait(condition: Callable[[], bool]) -> None:
 def test_shards_are_divided_as_tfds_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shards.ShardConfig, "min_shard_size", 3000)
     monkeypatch.setattr(building, "_JOB_ENTRIES", 3)
-    found = native(tmp_path / "native")
-    build([found], root=tmp_path / "native", out=tmp_path / "out", max_quarantine=0.2)
+    yolo_card = native(tmp_path / "native")
+    build([yolo_card], root=tmp_path / "native", out=tmp_path / "out", max_quarantine=0.2)
     folder = tmp_path / "out" / "s"
     values = read_manifest(folder)
     train = sorted(name for name in values["shards"] if "-train." in name)

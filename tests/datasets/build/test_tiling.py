@@ -129,13 +129,11 @@ def test_objects_at_a_tile_border_follow_the_thresholds_of_the_card() -> None:
     right = {item.label: item for item in tiles["@40,0"].objects}
     np.testing.assert_array_equal(right["car"].polygon, rect_to_polygon(0, 25, 9, 30))
     assert right["car"].visible == pytest.approx(0.9)
-    assert [tiles[name].complete for name in ("@0,0", "@40,0")] == [
-        False,
-        True,
-    ]  # a part of the car is visible on the left
+    # A part of the car is visible in the left tile, which does not have it.
+    assert [tiles[name].complete for name in ("@0,0", "@40,0")] == [False, True]
     assert counter == {
         "scenes_cut": 1, "tiles": 2, "objects_whole": 1, "objects_cut": 4, "objects_difficult": 1,
-        "objects_left_out": 1, "objects_in_no_tile": 0,
+        "objects_removed": 1, "objects_in_no_tile": 0,
     }  # fmt: skip
     _, counter = _cut(_scene(_ship(0, 0, 80, 20), width=80, height=40), Tile(size=40, keep=0.9, ignore=0.6))
     assert counter["objects_in_no_tile"] == 1
@@ -206,9 +204,8 @@ def test_a_build_cuts_scenes_and_counts_them_once(tmp_path: Path, monkeypatch: p
     _native(tmp_path)
     part = {"annotations": "a", "images": "."}
     found = card("dota", part, tasks=(Task.HBB, Task.OBB), tile=Tile(size=50, overlap=10))
-    monkeypatch.setattr(
-        Image, "MAX_IMAGE_PIXELS", 1500
-    )  # Pillow raises an error above twice this number; the scenes are far larger
+    # Pillow raises an error above twice this number; the scenes are larger.
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1500)
     (built,) = build([found], root=tmp_path, out=tmp_path / "out", max_quarantine=0.3).datasets
     monkeypatch.undo()
     folder = tmp_path / "out" / "s"
