@@ -137,7 +137,7 @@ class _Scene:
             share = min(share / self._visible[index], 1.0) if self._visible[index] else 0.0
             if not share:
                 continue
-            present[item.label] += 1
+            visible[item.label] += 1
             if share < self._tile.ignore:
                 counter["objects_removed"] += 1
                 complete = False
@@ -157,7 +157,7 @@ class _Scene:
         if self._record.complete:
             kept = [
                 dataclasses.replace(item, phrase=f"the only {item.label}")
-                if present[item.label] == 1 and item.visible >= self._tile.keep
+                if visible[item.label] == 1 and item.visible >= self._tile.keep
                 else item
                 for item in kept
             ]
