@@ -128,9 +128,7 @@ class _Scene:
         complete = self._record.complete
         near = np.flatnonzero((left < x1) & (right > x0) & (top < y1) & (bottom > y0)).tolist()
         kept: list[Object] = []
-        present: collections.Counter[str] = (
-            collections.Counter()
-        )  # also counts removed objects, which are partly visible
+        visible: collections.Counter[str] = collections.Counter()  # by label, removed objects included
         for index in near:
             item = self._record.objects[index]
             polygon, share = clip(item.polygon, x0, y0, x1, y1)
