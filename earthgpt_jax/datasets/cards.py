@@ -1,6 +1,6 @@
 """Read data cards, `data/sources/<name>.yaml`: one YAML file describes one dataset and how its files are read.
 
-No other module has rules for a particular dataset. See data/README.md for the entries of a card.
+No other module has rules for a particular dataset. See docs/guides/data.md for the entries of a card.
 """
 
 from __future__ import annotations

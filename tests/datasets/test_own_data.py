@@ -1,4 +1,4 @@
-"""Build a user's own data with the card of data/README.md, word by word, and with each format it recommends."""
+"""Build a user's own data with the card of docs/guides/data.md, word by word, and with each format it recommends."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from earthgpt_jax.cli.main import main
 from earthgpt_jax.datasets.store import RecordSource
 from tests.support.native_datasets import png
 
-README = Path(__file__).resolve().parents[2] / "data" / "README.md"
+GUIDE = Path(__file__).resolve().parents[2] / "docs" / "guides" / "data.md"
 SPLITS = ("train", "val", "test")
 
 
 def _readme_card() -> str:
-    match = re.search(r"`mine/port.yaml`:\n\n```yaml\n(.*?)```\n", README.read_text(encoding="utf-8"), re.DOTALL)
+    match = re.search(r"`mine/port.yaml`:\n\n```yaml\n(.*?)```\n", GUIDE.read_text(encoding="utf-8"), re.DOTALL)
     assert match
     return match[1]
 

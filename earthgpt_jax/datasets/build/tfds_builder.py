@@ -26,7 +26,7 @@ from earthgpt_jax.datasets.manifest import TFDS_NAME
 
 
 class EarthgptRecords(shards.Builder):
-    """Remote-sensing datasets as records; see `data/README.md` in the package."""
+    """Remote-sensing datasets as records; see docs/guides/data.md."""
 
     name = TFDS_NAME
     BUILDER_CONFIGS = [  # noqa: RUF012 (TFDS requires a list)
