@@ -108,13 +108,14 @@ def confidence_table(model: Scores) -> Table | None:
     return Table(
         title="Box confidence",
         head=[
-            "task", "boxes correct", "mean confidence", "AP@0.5", "AP@0.5, equal confidences", "ECE", "ECE, calibrated",
+            "task", "boxes correct", "mean confidence", "AP@0.5", "AP@0.5, unranked", "ECE", "ECE, calibrated",
         ],
         rows=rows,
         note="The confidence of a box is the geometric mean probability of the tokens of its coordinates, times that "
-        "of the tokens of its noun. “AP@0.5” ranks boxes by confidence; “equal confidences” does not. ECE is the "
-        f"expected calibration error over {BINS} bins. “ECE, calibrated” is measured after isotonic regression on "
-        "answers about other images; it is empty if none were given. Calibration changes neither the ranking nor AP.",
+        "of the tokens of its noun. “AP@0.5” ranks boxes by confidence; “unranked” gives all boxes equal confidence. "
+        f"ECE is the expected calibration error over {BINS} bins. “ECE, calibrated” is measured after isotonic "
+        "regression on answers about other images; it is empty if none were given. Calibration changes neither "
+        "the ranking nor AP.",
     )  # fmt: skip
 
 

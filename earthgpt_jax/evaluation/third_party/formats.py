@@ -76,9 +76,8 @@ def read_entries(path: Path) -> list[dict[str, Any]]:
     """Read the entries of a JSON list or of a JSON Lines file.
 
     Raises:
-        EarthGPTError: the file cannot be read, is not JSON, is empty, or holds something other than objects; the
-        message
-            names the entry.
+        EarthGPTError: the file cannot be read, is not JSON, is empty, or holds something other than objects; names the
+            entry.
     """
     try:
         text = path.read_text(encoding="utf-8")
