@@ -1,4 +1,4 @@
-"""Prints what perfect boxes score after they were written as text: `python scripts/ceiling.py DATASETS`."""
+"""Print how well perfect boxes score after being written as text: `python scripts/ceiling.py DATASETS`."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from earthgpt_jax.records import Record, Task
 
 
 def records(folder: Path) -> list[Record]:
-    """All records with boxes, of every split of every dataset in the folder."""
-    found = []
+    """Return all records with boxes, of every split of every dataset in a folder."""
+    selected = []
     for directory in dataset_directories(folder):
         for split in read_manifest(directory)["counts"]:
-            found += [record for record in RecordSource(directory, split) if Task.HBB in record.tasks]
-    return found
+            selected += [record for record in RecordSource(directory, split) if Task.HBB in record.tasks]
+    return selected
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("datasets", type=Path, help="a dataset directory of `earthgpt data build`, or a folder of them")
-    known = records(parser.parse_args().datasets)
+    with_boxes = records(parser.parse_args().datasets)
     for kind, title in ((BoxKind.HBB, "Horizontal boxes"), (BoxKind.OBB, "Oriented boxes")):
-        print(f"### {title}\n\n{table(known, kind)}\n")
+        print(f"### {title}\n\n{table(with_boxes, kind)}\n")
 
 
 if __name__ == "__main__":

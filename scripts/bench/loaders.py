@@ -1,7 +1,8 @@
-"""The contestants of `input.py`: each yields batches of the same samples, made of the same images and texts.
+"""The data loaders that `input.py` compares: each yields batches of the same samples from the same files.
 
-Ours starts from the plan. The others are written as their libraries' users write them and get a sample's texts
-finished; they tokenise, decode, pad, resize and collate. They make no loss weights, positions, branches or rows.
+Ours starts from the packing schedule. The others are written as users of their libraries write them. They receive the
+finished texts of a sample and tokenize, decode, pad, resize and collate; they compute no loss weights, positions or
+question indexes, and pack nothing.
 """
 
 from __future__ import annotations
@@ -25,18 +26,18 @@ from earthgpt_jax.input.packing.training_data import load_training_data
 from earthgpt_jax.input.pipeline import InputSpec, PackedSequences, train_batches
 from earthgpt_jax.input.tokenizer import Tokenizer
 
-ROWS_PER_BATCH, IMAGES_PER_BATCH = 4, 16
+SEQUENCES_PER_BATCH, IMAGES_PER_BATCH = 4, 16
 SIZE, FILL = 512, (122, 116, 104)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Made:
+class Loaded:
     """A batch.
 
     Attributes:
-        images: u8[n, S, S, 3] each.
-        questions: how many texts.
-        ids: of every text of every image in order; made when called, since only the comparison wants it.
+        images: Arrays u8[n, S, S, 3].
+        questions: Number of texts.
+        ids: Returns the token ids of every text of every image, in order; only the comparison calls it.
     """
 
     images: Sequence[np.ndarray]
@@ -48,29 +49,30 @@ class Made:
 
 
 def recipe(datasets: str) -> Config:
-    """The 13B's `instruct` stage on these datasets."""
+    """Return the 13B recipe of the `instruct` stage on these datasets."""
     return load(
-        "earthgpt_13b:instruct", [f"--config.data.source={datasets}", f"--config.data.batch_size={ROWS_PER_BATCH}"]
+        "earthgpt_13b:instruct", [f"--config.data.source={datasets}", f"--config.data.batch_size={SEQUENCES_PER_BATCH}"]
     )
 
 
-def rows(datasets: str) -> PackedSequences:
+def packed_sequences(datasets: str) -> PackedSequences:
+    """Return the packed sequences of that recipe."""
     config = recipe(datasets)
     tokenizer = Tokenizer(assets_path("tiny", "tokenizer.model"))
     return PackedSequences.of(load_training_data(config, tokenizer=tokenizer, workers=1), InputSpec.of(config))
 
 
-def ours(work: Path, *, workers: int) -> Iterator[Made]:
-    """Rows of the plan."""
+def ours(work: Path, *, workers: int) -> Iterator[Loaded]:
+    """EarthGPT-JAX."""
     about = json.loads((work / "about.json").read_text())
-    found = rows(about["datasets"])
-    batches = train_batches(found, workers=workers, threads=2)
+    sequences = packed_sequences(about["datasets"])
+    batches = train_batches(sequences, workers=workers, threads=2)
     for _ in range(about["batches"]):
         _, batch = next(batches)
         used = batch.segments.max(axis=1)
         starts = (batch.question_index > 0) & (np.diff(batch.question_index, axis=1, prepend=0) != 0)
-        yield Made(
-            images=[row[:count] for row, count in zip(batch.images, used, strict=True)],
+        yield Loaded(
+            images=[images[:count] for images, count in zip(batch.images, used, strict=True)],
             questions=int(starts.sum()),
             ids=functools.partial(_turns, batch),
         )
@@ -78,16 +80,16 @@ def ours(work: Path, *, workers: int) -> Iterator[Made]:
 
 
 def _turns(batch: Batch) -> list[list[int]]:
-    """The ids of every turn, without the prefix that an image's turns share."""
-    found = []
+    """Return the ids of every turn, without the prefix that the turns of an image share."""
+    turns = []
     for tokens, segments, question_index in zip(batch.tokens, batch.segments, batch.question_index, strict=True):
         turn = segments.astype(np.int64) * 1000 + question_index
-        found += [tokens[turn == value].tolist() for value in np.unique(turn[question_index > 0])]
-    return found
+        turns += [tokens[turn == value].tolist() for value in np.unique(turn[question_index > 0])]
+    return turns
 
 
 def square(image: Image.Image) -> np.ndarray:
-    """As LLaVA's and LLaMA2-Accessory's transforms: `expand2square`, then a bicubic resize by Pillow."""
+    """Pad and resize like LLaVA and LLaMA2-Accessory: `expand2square`, then Pillow's bicubic filter."""
     image = image.convert("RGB")
     width, height = image.size
     if width != height:
@@ -99,7 +101,7 @@ def square(image: Image.Image) -> np.ndarray:
 
 
 class Files:
-    """A list of samples in JSON beside a folder of image files: LLaVA's layout, as a PyTorch dataset."""
+    """A JSON list of samples and a folder of image files, LLaVA's layout, as a PyTorch dataset."""
 
     def __init__(self, work: Path, samples: str = "samples.json"):
         self.folder = work / "images"
@@ -116,7 +118,7 @@ class Files:
 
 
 class Shards:
-    """The same samples, images out of the ArrayRecord shards through TFDS's random-access data source."""
+    """The same samples with images from ArrayRecord shards, through TFDS's random-access data source."""
 
     def __init__(self, work: Path):
         import tensorflow_datasets as tfds
@@ -150,50 +152,50 @@ def _item(pixels: np.ndarray, texts: Sequence[str], tokenizer: Any) -> dict[str,
 
 
 def collate(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """uint8 images stacked, ids padded to the longest of the batch."""
+    """Stack images, and pad ids to the longest of the batch."""
     import torch
 
-    ids = [each for item in items for each in item["ids"]]
+    ids = [turn for item in items for turn in item["ids"]]
     return {
         "images": torch.stack([item["image"] for item in items]),
         "ids": torch.nn.utils.rnn.pad_sequence(ids, batch_first=True),
-        "lengths": torch.tensor([len(each) for each in ids]),
+        "lengths": torch.tensor([len(turn) for turn in ids]),
     }
 
 
-def _loaded(dataset: Any, *, workers: int, convert: Callable = collate) -> Iterator[Made]:
+def _loaded(dataset: Any, *, workers: int, convert: Callable = collate) -> Iterator[Loaded]:
     import torch
 
     loader = torch.utils.data.DataLoader(
         dataset, batch_size=IMAGES_PER_BATCH, num_workers=workers, collate_fn=convert, persistent_workers=workers > 0
     )
     for batch in loader:
-        yield Made(
+        yield Loaded(
             images=[batch["images"].numpy()], questions=len(batch["ids"]), ids=functools.partial(_trimmed, batch)
         )
 
 
 def _trimmed(batch: Mapping[str, Any]) -> list[list[int]]:
-    return [row[:length].tolist() for row, length in zip(batch["ids"], batch["lengths"].tolist(), strict=True)]
+    return [ids[:length].tolist() for ids, length in zip(batch["ids"], batch["lengths"].tolist(), strict=True)]
 
 
-def torch_files(work: Path, *, workers: int) -> Iterator[Made]:
+def torch_files(work: Path, *, workers: int) -> Iterator[Loaded]:
     """PyTorch's DataLoader, image files."""
     return _loaded(Files(work), workers=workers)
 
 
-def torch_shards(work: Path, *, workers: int) -> Iterator[Made]:
+def torch_shards(work: Path, *, workers: int) -> Iterator[Loaded]:
     """PyTorch's DataLoader, TFDS data source."""
     return _loaded(Shards(work), workers=workers)
 
 
-def torch_pairs(work: Path, *, workers: int) -> Iterator[Made]:
-    """PyTorch's DataLoader, image files, a sample for every question, whose image is decoded again; as many images."""
+def torch_pairs(work: Path, *, workers: int) -> Iterator[Loaded]:
+    """PyTorch's DataLoader, image files, one sample per question, which decodes the image again for each question."""
     return _loaded(Files(work, "pairs.json"), workers=workers)
 
 
-def hugging_face(work: Path, *, workers: int) -> Iterator[Made]:
-    """`datasets`, images in an Arrow table, transformed on access, in a DataLoader, as its documentation has it."""
+def hugging_face(work: Path, *, workers: int) -> Iterator[Loaded]:
+    """`datasets` with images in an Arrow table, transformed on access, in a DataLoader, as in its documentation."""
     import datasets
 
     tokenizer = _processor()
@@ -208,8 +210,8 @@ def hugging_face(work: Path, *, workers: int) -> Iterator[Made]:
     return _loaded(table.with_transform(transform), workers=workers)
 
 
-CONTESTANTS: Mapping[str, Callable[..., Iterator[Made]]] = {
-    "ours": ours,
+LOADERS: Mapping[str, Callable[..., Iterator[Loaded]]] = {
+    "EarthGPT-JAX": ours,
     "torch DataLoader, image files": torch_files,
     "torch DataLoader, TFDS data source": torch_shards,
     "datasets + torch DataLoader": hugging_face,
@@ -218,27 +220,27 @@ CONTESTANTS: Mapping[str, Callable[..., Iterator[Made]]] = {
 
 
 def prepare(datasets: Path, work: Path, *, batches: int) -> None:
-    """Writes what the contestants read: `about.json`, `samples.json`, `pairs.json`, `images/`, `arrow/`."""
+    """Write what the loaders read: `about.json`, `samples.json`, `pairs.json`, `images/`, `arrow/`."""
     import datasets as hf
 
     from earthgpt_jax.input.prompts.chat_template import chat_template
 
-    found = rows(str(datasets))
-    assemble, prompt_config = found.build, found.build.prompt_config
-    template = chat_template(prompt_config.chat_template)
+    sequences = packed_sequences(str(datasets))
+    prompts = sequences.build.prompt_config
+    template = chat_template(prompts.chat_template)
     (work / "images").mkdir(parents=True)
     samples, names = [], dict[str, str]()
-    for number in range(batches * ROWS_PER_BATCH):
-        for placed in found.schedule[number]:
-            source: Any = assemble.sources[placed.source]
-            record = source[placed.record]
-            questions = [prompt_config.question(record, *each, annotated=source.annotated) for each in placed.questions]
+    for number in range(batches * SEQUENCES_PER_BATCH):
+        for sample in sequences.schedule[number]:
+            source: Any = sequences.build.sources[sample.source]
+            record = source[sample.record]
+            questions = [prompts.question(record, *key, annotated=source.annotated) for key in sample.questions]
             name = names.setdefault(record.id, f"{len(names):06d}")
             if not (work / "images" / name).exists():
                 (work / "images" / name).write_bytes(record.image)
             samples.append(
                 {
-                    "folder": os.path.abspath(source.directory), "split": source.split, "record": placed.record,
+                    "folder": os.path.abspath(source.directory), "split": source.split, "record": sample.record,
                     "file": name, "texts": [template.dialogue([(q.text, q.answer)])[0] for q in questions],
                 }
             )  # fmt: skip
@@ -250,10 +252,10 @@ def prepare(datasets: Path, work: Path, *, batches: int) -> None:
     ):
         (work / name).write_text(json.dumps(value))
 
-    def rows_of_table() -> Iterator[dict[str, Any]]:
+    def table_rows() -> Iterator[dict[str, Any]]:
         for sample in samples:
             yield {"image": {"bytes": (work / "images" / sample["file"]).read_bytes()}, "texts": sample["texts"]}
 
     features = hf.Features({"image": hf.Image(), "texts": hf.List(hf.Value("string"))})
-    table = hf.Dataset.from_generator(rows_of_table, features=features, cache_dir=str(work / "cache"))
+    table = hf.Dataset.from_generator(table_rows, features=features, cache_dir=str(work / "cache"))
     table.save_to_disk(str(work / "arrow"))

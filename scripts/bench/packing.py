@@ -1,10 +1,10 @@
-"""Seconds of real training steps for 1,000 samples: packed by the plan, and one sample a row padded in three ways.
+"""Benchmark training steps with packed sequences against three ways of padding, in seconds per 1,000 samples.
 
 example:
-  python scripts/bench/packing.py DATA --config tiny_real:instruct --tokens-per-row 2048
+  python scripts/bench/packing.py DATA --config tiny_real:instruct --seq-len 2048
 
-All ways train on the same samples of one plan, in turns, one step after the other; programs are compiled before. To
-the longest of a batch is to a multiple of 128 tokens, as every length is a program of its own.
+All ways train on the same samples in turn, after compilation. Padding to the longest of a batch rounds up to a multiple
+of 128 tokens, because every length is compiled separately.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help="a dataset directory, or a folder of them")
     parser.add_argument("--config", default="tiny_real:instruct", help="(default: tiny_real:instruct)")
-    parser.add_argument("--tokens-per-row", type=int, default=2048, help="(default: 2048)")
-    parser.add_argument("--samples", type=int, default=96, help="that each way trains on (default: 96)")
-    parser.add_argument("--batch-size", type=int, default=16, help="samples of a padded batch (default: 16)")
+    parser.add_argument("--seq-len", type=int, default=2048, help="(default: 2048)")
+    parser.add_argument("--samples", type=int, default=96, help="samples that each way trains on (default: 96)")
+    parser.add_argument("--batch-size", type=int, default=16, help="samples per padded batch (default: 16)")
     parser.add_argument("--repeats", type=int, default=3, help="(default: 3)")
     args = parser.parse_args()
 
@@ -60,8 +60,8 @@ def main() -> None:
     )  # fmt: skip
     start = initial_model(config)
     data = load_training_data(config, tokenizer=Tokenizer(start.tokenizer))
-    rows = PackedSequences.of(data, InputSpec.of(config))
-    ways = {name: list(batches) for name, batches in _ways(rows, args.samples, args.batch_size).items()}
+    sequences = PackedSequences.of(data, InputSpec.of(config))
+    ways = {name: list(batches) for name, batches in _ways(sequences, args.samples, args.batch_size).items()}
     run = _trainer(config, start.params)
     for batches in tqdm(ways.values(), desc="compiling", unit="way"):
         run(batches)
@@ -69,9 +69,9 @@ def main() -> None:
     for _ in tqdm(range(args.repeats), desc="measuring", unit="round"):
         for name, batches in ways.items():
             seconds[name].append(run(batches) / _samples(batches) * 1000)
-    packed = statistics.median(seconds["packed by the plan"])
+    packed = statistics.median(seconds["packed"])
     table: list[tuple[str, ...]] = [
-        ("", "samples", "occupancy", "s per 1,000 samples, median", "min", "max", "times the plan's")
+        ("", "samples", "packing efficiency", "s per 1,000 samples, median", "min", "max", "relative to packed")
     ]
     for name, taken in seconds.items():
         used = sum(int((batch.segments > 0).sum()) for batch in ways[name])
@@ -87,47 +87,49 @@ def _samples(batches: Sequence[Batch]) -> int:
     return sum(int(batch.segments.max(axis=1).sum()) for batch in batches)
 
 
-def _ways(rows: PackedSequences, samples: int, batch_size: int) -> dict[str, Iterator[Batch]]:
-    """The same samples, up to the last row that is packed whole."""
-    wide = rows.schedule.budget.seq_len
-    held: list[PackedSample] = []
+def _ways(sequences: PackedSequences, samples: int, batch_size: int) -> dict[str, Iterator[Batch]]:
+    """Return batches of the same samples for each way; packing stops at the last complete sequence."""
+    schedule, build = sequences.schedule, sequences.build
+    seq_len = schedule.budget.seq_len
+    chosen: list[PackedSample] = []
     packed: list[Batch] = []
     for number in itertools.count():
-        placed = rows.schedule[number]
-        if packed and len(held) + len(placed) > samples:
+        if packed and len(chosen) + len(schedule[number]) > samples:
             break
-        packed.append(rows[number])
-        held += placed
-    lengths = [int((rows.build([each]).segments > 0).sum()) for each in held]
+        packed.append(sequences[number])
+        chosen += schedule[number]
+    lengths = [int((build([sample]).segments > 0).sum()) for sample in chosen]
     order = np.argsort(lengths, kind="stable")
-    width = -(-wide // BUCKETS)
+    width = -(-seq_len // BUCKETS)
 
-    def padded(chosen: Sequence[int], length: int) -> Batch:
-        alone = dataclasses.replace(rows.build, seq_len=length, max_images=1)
-        return concatenate_batches([alone([held[place]]) for place in chosen])
+    def padded(numbers: Sequence[int], length: int) -> Batch:
+        build_one = dataclasses.replace(build, seq_len=length, max_images=1)
+        return concatenate_batches([build_one([chosen[number]]) for number in numbers])
 
-    def batched(chosen: Sequence[int], length: Callable[[list[int]], int]) -> Iterator[Batch]:
-        for start in range(0, len(chosen), batch_size):
-            some = chosen[start : start + batch_size]
-            yield padded(some, length([lengths[place] for place in some]))
+    def batched(numbers: Sequence[int], length: Callable[[list[int]], int]) -> Iterator[Batch]:
+        for start in range(0, len(numbers), batch_size):
+            part = numbers[start : start + batch_size]
+            yield padded(part, length([lengths[number] for number in part]))
 
     def bucketed() -> Iterator[Batch]:
-        for bucket, some in itertools.groupby(order.tolist(), lambda place: -(-lengths[place] // width)):
-            yield from batched(list(some), lambda _, bucket=bucket: bucket * width)  # type: ignore[misc]
+        for bucket, numbers in itertools.groupby(order.tolist(), lambda number: -(-lengths[number] // width)):
+            yield from batched(list(numbers), lambda _, bucket=bucket: bucket * width)  # type: ignore[misc]
 
-    every = list(range(len(held)))
-    # As many tokens a step as eight rows, whichever way.
+    everything = list(range(len(chosen)))
+    # An eighth as many packed sequences per step, so that all ways have about as many tokens per step.
     step = max(1, batch_size // 8)
     return {
-        "padded to T": batched(every, lambda _: wide),
-        f"padded to the longest of {batch_size}": batched(every, lambda some: -(-max(some) // MULTIPLE) * MULTIPLE),
+        "padded to T": batched(everything, lambda _: seq_len),
+        f"padded to the longest of {batch_size}": batched(
+            everything, lambda part: -(-max(part) // MULTIPLE) * MULTIPLE
+        ),
         f"{BUCKETS} length buckets": bucketed(),
-        "packed by the plan": (concatenate_batches(packed[at : at + step]) for at in range(0, len(packed), step)),
+        "packed": (concatenate_batches(packed[at : at + step]) for at in range(0, len(packed), step)),
     }
 
 
 def _trainer(config: Config, params: params_lib.Params) -> Callable[[Sequence[Batch]], float]:
-    """Trains on batches; returns the seconds that it took."""
+    """Return a function that trains on batches and returns the seconds that it took."""
     graphdef, _ = earthgpt.abstract(config.model)
     rules = trainable_paths(config, params)
     place = data_parallel(1)

@@ -1,4 +1,4 @@
-"""Where the time of one image goes, stage by stage, each beside the plain way to do the same."""
+"""Profile the stages of one image, each next to a common alternative."""
 
 from __future__ import annotations
 
@@ -19,49 +19,52 @@ from tensorflow_datasets.core.decode import DeserializeMethod
 from earthgpt_jax.boxes import writing
 from earthgpt_jax.datasets.examples import to_record
 from earthgpt_jax.datasets.store import RecordSource
+from earthgpt_jax.input.batch import concatenate_batches
 from earthgpt_jax.input.images import FILL, pad_to_square
-from earthgpt_jax.input.packing.lengths import PromptConfig
-from earthgpt_jax.input.pipeline import InputSpec, concatenate_batches
+from earthgpt_jax.input.pipeline import InputSpec, PackedSequences
 from earthgpt_jax.input.prompts.chat_template import chat_template
+from earthgpt_jax.input.prompts.prompt_config import PromptConfig
 from earthgpt_jax.input.prompts.questions import Question, question_indices
 from earthgpt_jax.input.resize import resize_square
 from earthgpt_jax.input.sequences import build_sample, image_prefix
 from earthgpt_jax.raster.decode import decode
 from earthgpt_jax.records import Record
 
-_MOST, _QUESTIONS, _TIMES = 24, 8, 5
-Taken = dict[str, float]
+_MAX_IMAGES, _QUESTIONS, _TIMES = 24, 8, 5
+Times = dict[str, float]  # stage -> milliseconds
 
 
-def took(do: Callable[[], object]) -> float:
-    """Milliseconds of CPU, the least of a few times: what others do on the machine counts least."""
+def milliseconds(function: Callable[[], object]) -> float:
+    """Return the CPU milliseconds of a call, the least of a few, which depends least on other load."""
     least = float("inf")
     for _ in range(_TIMES):
         began = time.thread_time()
-        do()
+        function()
         least = min(least, time.thread_time() - began)
     return least * 1e3
 
 
-def by_pillow(data: bytes) -> np.ndarray:
+def decode_with_pillow(data: bytes) -> np.ndarray:
     with Image.open(io.BytesIO(data)) as image:
         return np.asarray(image.convert("RGB"))
 
 
-def image_stages(data: bytes) -> Taken:
-    """Ours, and Pillow's for the same; 16 bits are stretched by ours alone."""
+def image_stages(data: bytes) -> Times:
+    """Time our decoding and resizing, and Pillow's, which does not stretch images with 16 bits."""
     pixels = decode(data)
     square = pad_to_square(pixels)
     same = len(square) == loaders.SIZE
     pillow = Image.fromarray(square)
     return {
-        "decode": took(lambda: decode(data)),
-        "pad, resize": took((lambda: pad_to_square(pixels)) if same else lambda: resize_square(pixels, 512, FILL)),
-        "Pillow: decode": took(lambda: by_pillow(data)),
-        "Pillow: pad": took(lambda: Image.fromarray(pad_to_square(pixels))),
+        "decode": milliseconds(lambda: decode(data)),
+        "pad, resize": milliseconds(
+            (lambda: pad_to_square(pixels)) if same else lambda: resize_square(pixels, 512, FILL)
+        ),
+        "Pillow: decode": milliseconds(lambda: decode_with_pillow(data)),
+        "Pillow: pad": milliseconds(lambda: Image.fromarray(pad_to_square(pixels))),
         "Pillow: resize": 0.0
         if same
-        else took(lambda: np.asarray(pillow.resize((512, 512), Image.Resampling.BICUBIC))),
+        else milliseconds(lambda: np.asarray(pillow.resize((512, 512), Image.Resampling.BICUBIC))),
     }
 
 
@@ -72,35 +75,38 @@ class Profiler:
     prompt_config: PromptConfig
     spec: InputSpec
 
-    def record_stages(self, source: RecordSource, raw: Sequence[bytes], whole: Sequence[Mapping], index: int) -> Taken:
+    def record_stages(
+        self, source: RecordSource, raw: Sequence[bytes], decoded: Sequence[Mapping], index: int
+    ) -> Times:
         serialized, record = raw[index], source[index]
-        asked = [
-            (kind, at)
-            for kind in self.prompt_config.tasks
-            for at in question_indices(record, kind, annotated=source.annotated, seed=self.prompt_config.seed)
+        keys = [
+            (task, at)
+            for task in self.prompt_config.tasks
+            for at in question_indices(record, task, annotated=source.annotated, seed=self.prompt_config.seed)
         ][:_QUESTIONS]
 
-        def ask() -> list[Question]:
+        def build() -> list[Question]:
             writing._rounded.cache_clear()
-            return [self.prompt_config.question(record, *each, annotated=source.annotated) for each in asked]
+            return [self.prompt_config.question(record, *key, annotated=source.annotated) for key in keys]
 
-        questions, template = ask(), chat_template(self.prompt_config.chat_template)
+        questions, template = build(), chat_template(self.prompt_config.chat_template)
         prefix = image_prefix(self.prompt_config.tokenizer, template, visual_tokens=self.spec.visual_tokens)
-        read = took(lambda: raw[index])
+        read = milliseconds(lambda: raw[index])
         return {
             "read": read,
-            "record": took(lambda: to_record(serialized)),
-            "questions": took(ask),
-            "tokens": took(
+            "record": milliseconds(lambda: to_record(serialized)),
+            "questions": milliseconds(build),
+            "tokens": milliseconds(
                 lambda: build_sample(
                     questions, prefix=prefix, tokenizer=self.prompt_config.tokenizer, chat_template=template
                 )
             ),
-            "TFDS: record": max(0.0, took(lambda: whole[index]) - read),
+            "TFDS: record": max(0.0, milliseconds(lambda: decoded[index]) - read),
         }
 
 
-def kind_of(record: Record) -> str:
+def describe_image(record: Record) -> str:
+    """Return sensor, format, mode and size class of a record's image."""
     with Image.open(io.BytesIO(record.image)) as image:
         side = max(image.size)
         near = next((f"to {most}" for most in (256, 512, 800, 1024) if side <= most), "over 1024")
@@ -108,79 +114,77 @@ def kind_of(record: Record) -> str:
 
 
 def rewritten(record: Record) -> Iterator[tuple[str, bytes]]:
-    """What the folder may lack: JPEG files of 600 to 1000 px, progressive ones, 16 bits."""
+    """Yield files of kinds that a folder may lack: JPEG of 600 to 1000 px, progressive JPEG, 16 bits."""
     pixels = Image.fromarray(decode(record.image))
     for side in (600, 800, 1000):
         if min(pixels.size) >= side:
-            yield f"JPEG, {side} px, made", _saved(pixels.crop((0, 0, side, side)), "JPEG", quality=90)
+            yield f"JPEG, {side} px (made)", _saved(pixels.crop((0, 0, side, side)), "JPEG", quality=90)
             yield (
-                f"JPEG, progressive, {side} px, made",
+                f"JPEG, progressive, {side} px (made)",
                 _saved(pixels.crop((0, 0, side, side)), "JPEG", quality=90, progressive=True),
             )
     if min(pixels.size) >= 512:
         deep = np.asarray(pixels.convert("L").crop((0, 0, 512, 512)), np.uint16) * 200
-        yield "16 bits, TIFF, 512 px, made", _saved(Image.fromarray(deep), "TIFF")
+        yield "16 bits, TIFF, 512 px (made)", _saved(Image.fromarray(deep), "TIFF")
 
 
-def _saved(image: Image.Image, kind: str, **options) -> bytes:
+def _saved(image: Image.Image, format: str, **options: object) -> bytes:
     out = io.BytesIO()
-    image.save(out, kind, **options)
+    image.save(out, format, **options)
     return out.getvalue()
 
 
-def assembling(rows, *, count: int = 16) -> Taken:
-    """Of a row's images, per image: what is left when everything else is taken off, and joining rows to a batch."""
-    whole, parts, images, made = 0.0, 0.0, 0, []
-    rng = np.random.default_rng(0)
-    image = np.zeros((rows.build.spec.image_size, rows.build.spec.image_size, 3), np.uint8)
+def packing_stages(sequences: PackedSequences, *, count: int = 16) -> Times:
+    """Time per image what remains after the other stages: packing into a sequence and concatenating a batch."""
+    total, parts, images, batches = 0.0, 0.0, 0, []
+    build, rng = sequences.build, np.random.default_rng(0)
+    image = np.zeros((build.spec.image_size, build.spec.image_size, 3), np.uint8)
     for number in range(count):
-        placed = rows.schedule[number]
-        whole += took(functools.partial(rows.build, placed))
-        parts += sum(took(functools.partial(rows.build._made, each, rng, image=image)) for each in placed)
-        images += len(placed)
-        made.append(rows.build(placed))
+        samples = sequences.schedule[number]
+        total += milliseconds(functools.partial(build, samples))
+        parts += sum(milliseconds(functools.partial(build._build_sample, each, rng, image=image)) for each in samples)
+        images += len(samples)
+        batches.append(build(samples))
     return {
-        "row": (whole - parts) / images,
-        "batch": took(lambda: concatenate_batches(made, max_images=rows.schedule.max_images)) / images,
-        "all of it": whole / images,
+        "packing into a sequence": (total - parts) / images,
+        "concatenating a batch": milliseconds(lambda: concatenate_batches(batches, max_images=build.max_images))
+        / images,
+        "total": total / images,
     }
 
 
 def profile(datasets: Path) -> str:
-    """Two Markdown tables: milliseconds of an image by kind, and of putting images into rows and batches."""
-    rows = loaders.rows(str(datasets))
-    profiler = Profiler(prompt_config=rows.build.prompt_config, spec=rows.build.spec)
-    found: dict[str, list[Taken]] = collections.defaultdict(list)
-    for source in rows.build.sources:
+    """Return two Markdown tables: milliseconds per image for each kind of file, and of packing and batching."""
+    sequences = loaders.packed_sequences(str(datasets))
+    profiler = Profiler(prompt_config=sequences.build.prompt_config, spec=sequences.build.spec)
+    times: dict[str, list[Times]] = collections.defaultdict(list)
+    for source in sequences.build.sources:
         assert isinstance(source, RecordSource)
         builder = tfds.builder_from_directory(str(source.directory))
         raw = builder.as_data_source(source.split, deserialize_method=DeserializeMethod.RAW_BYTES)
-        whole = builder.as_data_source(source.split)
+        decoded = builder.as_data_source(source.split)
         for index in range(len(source)):
             record = source[index]
-            kind = kind_of(record)
-            if len(found[kind]) < _MOST:
-                found[kind].append(profiler.record_stages(source, raw, whole, index) | image_stages(record.image))
-            for other, data in rewritten(record):
-                if len(found[other]) < _MOST:
-                    found[other].append(image_stages(data))
-    columns = ("read", "record", "questions", "tokens", "decode", "pad, resize")
-    plain = ("TFDS: record", "Pillow: decode", "Pillow: pad", "Pillow: resize")
+            kind = describe_image(record)
+            if len(times[kind]) < _MAX_IMAGES:
+                times[kind].append(profiler.record_stages(source, raw, decoded, index) | image_stages(record.image))
+            for made, data in rewritten(record):
+                if len(times[made]) < _MAX_IMAGES:
+                    times[made].append(image_stages(data))
+    stages = ("read", "record", "questions", "tokens", "decode", "pad, resize")
+    alternatives = ("TFDS: record", "Pillow: decode", "Pillow: pad", "Pillow: resize")
     lines = [
-        "| | images | " + " | ".join((*columns, "sum", *plain)) + " |",
-        "|---|" + "--:|" * (len(columns + plain) + 2),
+        "| | images | " + " | ".join((*stages, "sum", *alternatives)) + " |",
+        "|---|" + "--:|" * (len(stages + alternatives) + 2),
     ]
-    for kind, taken in sorted(found.items(), key=lambda pair: ("made" in pair[0], pair[0])):
-        mean = {name: sum(each[name] for each in taken) / len(taken) for name in taken[0]}
-        cells = [f"{mean[name]:.2f}" if name in mean else "" for name in columns]
-        total = f"{sum(mean.get(name, 0) for name in columns):.2f}"
-        lines.append(
-            f"| {kind} | {len(taken)} | "
-            + " | ".join([*cells, total, *(f"{mean[name]:.2f}" if name in mean else "" for name in plain)])
-            + " |"
+    for kind, images in sorted(times.items(), key=lambda pair: ("made" in pair[0], pair[0])):
+        mean = {name: sum(image[name] for image in images) / len(images) for name in images[0]}
+        cells, more = (
+            [f"{mean[name]:.2f}" if name in mean else "" for name in names] for names in (stages, alternatives)
         )
-    put = assembling(rows)
+        total = f"{sum(mean.get(name, 0) for name in stages):.2f}"
+        lines.append(f"| {kind} | {len(images)} | " + " | ".join([*cells, total, *more]) + " |")
     square = np.zeros((loaders.SIZE, loaders.SIZE, 3), np.uint8)
-    lines += ["", "| per image | ms |", "|---|--:|", *(f"| {name} | {value:.2f} |" for name, value in put.items())]
-    lines.append(f"| a copy of its {square.nbytes / 1e6:.2f} MB | {took(square.copy):.2f} |")
+    packing = packing_stages(sequences) | {f"copying its {square.nbytes / 1e6:.2f} MB": milliseconds(square.copy)}
+    lines += ["", "| per image | ms |", "|---|--:|", *(f"| {name} | {value:.2f} |" for name, value in packing.items())]
     return "\n".join(lines)

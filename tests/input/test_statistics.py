@@ -178,7 +178,7 @@ def test_padding_by_hand() -> None:
         (["--packing", "--seq-len", "20"], "data.seq_len: expected room for"),
         (["--plan"], "unknown option --plan; did you mean '--packing'?"),
         (["--packing", "--tokens-per-row", "20"], "did you mean '--seq-len'?"),
-        (["--packing", "--config", "tiny:instruct"], "no dataset with images"),
+        (["--packing", "--config", "tiny:instruct"], "expected a dataset with images"),
     ],
 )
 def test_user_errors_of_packing_are_explained(tmp_path: Path, capsys, words, message) -> None:

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from earthgpt_jax.common.errors import EarthGPTError
-from earthgpt_jax.input import images
 from earthgpt_jax.input.images import FILL, grey_square, load_square, pad_to_square
 from earthgpt_jax.input.resize import resize_square
 from earthgpt_jax.raster.decode import decode
@@ -155,7 +154,7 @@ def test_a_damaged_jpeg_is_what_pillow_makes_of_it(position, value, cut):
     for fast in (True, False):
         with pytest.MonkeyPatch.context() as patch:
             if not fast:
-                patch.setattr(images, "_jpeg", lambda data: None)
+                patch.setattr("earthgpt_jax.raster.decode._jpeg", lambda data: None)
             try:
                 results.append(decode(bytes(data)).tolist())
             except EarthGPTError as error:
