@@ -1,11 +1,11 @@
-"""Boxes: pixels <-> padded square <-> tile <-> text. The only place that knows a box grammar.
+"""Boxes: conversion between pixels, the padded square, tiles and text. The only package that knows box formats.
 
-Conventions: pixels have x to the right and y down, and are continuous: 0 is the left edge of the first pixel. A
-polygon is f32[8], x1,y1,...,x4,y4, clockwise on screen from the corner with the smallest y (of equals, the smallest
+Conventions: pixel coordinates have x to the right and y down, and are continuous: 0 is the left edge of the first
+pixel. A polygon is f32[8], x1,y1,...,x4,y4, clockwise on screen from the corner with the smallest y (then the smallest
 x). Angles are radians, clockwise on screen.
 
-`polygons` makes and judges boxes, `frames` brings coordinates from one frame to another, `nouns` has the English of
-counts, `writing` and `reading` are MMRS's text of boxes, and `grammars` has everybody else's: `parse` reads them all.
+`polygons` converts and validates boxes, `frames` converts coordinates between frames, `plurals` has English counts,
+`writing` and `parsing` have MMRS's text format, and `formats` has the table of all formats: `parse` reads any of them.
 """
 
 from earthgpt_jax.boxes.formats import AUTO, BOX_FORMATS, MMRS, BoxFormat, parse, write_boxes

@@ -1,12 +1,12 @@
-"""Nouns and counts in English: `two ships`, and back to `ship`."""
+"""English plurals and counts: `two ships`, and back to `ship`."""
 
 from __future__ import annotations
 
 import re
 
-WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+NUMBER_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
-# Words whose plural the rules of `plural` and `singular` would get wrong.
+# Exceptions to the rules of `plural` and `singular`.
 _IRREGULAR = {
     "aircraft": "aircraft", "person": "people", "bus": "buses", "gas": "gases", "series": "series",
     "lens": "lenses", "barracks": "barracks", "dontcare": "dontcare",
@@ -15,13 +15,13 @@ _SINGULAR = {plural: singular for singular, plural in _IRREGULAR.items()}
 
 
 def _last_word(noun: str) -> tuple[str, str]:
-    """`school bus` -> `("school ", "bus")`."""
+    """Split before the last word: `school bus` -> `("school ", "bus")`."""
     start = noun.rfind(" ") + 1
     return noun[:start], noun[start:]
 
 
 def plural(noun: str) -> str:
-    """More than one of a noun phrase: the last word changes."""
+    """Return the plural of a noun phrase, that is, of its last word: `school bus` -> `school buses`."""
     start, last = _last_word(noun)
     if last in _IRREGULAR:
         return start + _IRREGULAR[last]
@@ -33,7 +33,7 @@ def plural(noun: str) -> str:
 
 
 def singular(noun: str) -> str:
-    """The inverse of `plural`."""
+    """Return the singular of a noun phrase; the inverse of `plural`."""
     start, last = _last_word(noun)
     if last in _SINGULAR:
         return start + _SINGULAR[last]
@@ -45,6 +45,6 @@ def singular(noun: str) -> str:
 
 
 def count_phrase(noun: str, count: int) -> str:
-    """`two ships`; words up to ten, digits beyond."""
-    number = WORDS[count] if count < len(WORDS) else str(count)
+    """Return count and noun, `two ships`; counts up to ten as words, larger ones as digits."""
+    number = NUMBER_WORDS[count] if count < len(NUMBER_WORDS) else str(count)
     return f"{number} {noun if count == 1 else plural(noun)}"

@@ -1,4 +1,4 @@
-"""How boxes stand in text: brackets, braces, tags."""
+"""Syntaxes: how boxes and their numbers are delimited in text, by brackets, braces or tags."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from collections.abc import Callable, Iterator, Sequence
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Syntax:
-    """How boxes are told from the rest of a text.
+    """How boxes are delimited in a text.
 
     Attributes:
-        opening: what only a box begins with; each that is not part of an item is a rejection.
-        item: a phrase (group `label`, if there is one) with its boxes (group `body`).
-        boxes: what divides the boxes of a body.
-        numbers: what divides the numbers of a box.
-        write: `(label, texts of the numbers of each box)` -> text.
+        opening: pattern that only a box begins with; a match outside of all items is rejected.
+        item: pattern of an optional phrase (group `label`) and its boxes (group `body`).
+        boxes: separator of the boxes in a body; the default matches nothing, so that a body is one box.
+        numbers: separator of the numbers of a box.
+        write: `(label, numbers of each box as text)` -> text.
     """
 
     opening: re.Pattern[str]
@@ -26,7 +26,7 @@ class Syntax:
     boxes: re.Pattern[str] = re.compile(r"(?!)")
 
     def items(self, text: str) -> Iterator[tuple[str, str | None]]:
-        """(label, one box's text); or what begins like a box and is none, with None."""
+        """Yield `(label, text of one box)`; or `(text, None)` for text that begins like a box but is not one."""
         end = 0
         for match in self.item.finditer(text):
             yield from ((part, None) for part in self._stray(text[end : match.start()]))
@@ -43,8 +43,8 @@ def _phrase(tag: str, label: str) -> str:
     return f"<{tag}>{label}</{tag}>" if label else ""
 
 
-def _joined(boxes: Sequence[Sequence[str]], *, form: str, inner: str, outer: str) -> str:
-    return outer.join(form.format(inner.join(numbers)) for numbers in boxes)
+def _joined(boxes: Sequence[Sequence[str]], *, template: str, inner: str, outer: str) -> str:
+    return outer.join(template.format(inner.join(numbers)) for numbers in boxes)
 
 
 _COMMA = re.compile(",")
@@ -52,14 +52,14 @@ BRACKETS = Syntax(
     opening=re.compile(r"\["),
     item=re.compile(r"\[(?P<body>[^\[\]]*)\]"),
     numbers=_COMMA,
-    write=lambda label, boxes: _joined(boxes, form="[{}]", inner=",", outer=","),
+    write=lambda label, boxes: _joined(boxes, template="[{}]", inner=",", outer=","),
 )
 DOUBLE = Syntax(
     opening=re.compile(r"\["),
     item=re.compile(r"\[\[(?P<body>[^\[\]]*(?:\]\s*,\s*\[[^\[\]]*)*)\]\]"),
     boxes=re.compile(r"\]\s*,\s*\["),
     numbers=_COMMA,
-    write=lambda label, boxes: f"[{_joined(boxes, form='[{}]', inner=',', outer=',')}]",
+    write=lambda label, boxes: f"[{_joined(boxes, template='[{}]', inner=',', outer=',')}]",
 )
 INTERNVL = Syntax(
     opening=re.compile(r"<box>"),
@@ -69,7 +69,7 @@ INTERNVL = Syntax(
     boxes=re.compile(r"\]\s*,\s*\["),
     numbers=_COMMA,
     write=lambda label, boxes: (
-        _phrase("ref", label) + f"<box>[{_joined(boxes, form='[{}]', inner=', ', outer=', ')}]</box>"
+        _phrase("ref", label) + f"<box>[{_joined(boxes, template='[{}]', inner=', ', outer=', ')}]</box>"
     ),
 )
 QWEN2 = Syntax(
@@ -97,6 +97,7 @@ BRACES = Syntax(
 
 
 def florence(tag: str) -> Syntax:
+    """Return the syntax `<tag><n><n>...</tag>`, whose numbers are location tokens, as in Florence-2."""
     return Syntax(
         opening=re.compile(f"<{tag}>"),
         item=re.compile(rf"<{tag}><(?P<body>(?:[^<>/]*><)*[^<>/]*)></{tag}>"),

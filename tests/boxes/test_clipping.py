@@ -1,4 +1,4 @@
-"""Clipping a box to a rectangle, as a tile's border does; the truth is shapely's intersection."""
+"""Clipping a box to a rectangle, as at the border of a tile, compared with shapely's intersection."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ def _shape(polygon):
 
 @given(x=COORDINATES, y=COORDINATES, w=SIDES, h=SIDES)
 @settings(deadline=None)
-def test_an_upright_box_is_cut_at_the_border(x, y, w, h):
+def test_an_axis_aligned_box_is_cut_at_the_border(x, y, w, h):
     box = rect_to_polygon(x, y, x + w, y + h)
     polygon, share = clip(box, *WINDOW)
     inside = _shape(box).intersection(shapely.box(*WINDOW))
@@ -32,7 +32,7 @@ def test_an_upright_box_is_cut_at_the_border(x, y, w, h):
 
 @given(cx=COORDINATES, cy=COORDINATES, w=SIDES, h=SIDES, angle=st.floats(-4, 4))
 @settings(deadline=None)
-def test_an_oriented_box_becomes_the_smallest_around_what_is_inside(cx, cy, w, h, angle):
+def test_an_oriented_box_becomes_the_smallest_around_the_part_inside(cx, cy, w, h, angle):
     box = rotated_to_polygon(cx=cx, cy=cy, w=w, h=h, angle=angle)
     polygon, share = clip(box, *WINDOW)
     inside = _shape(box).intersection(shapely.box(*WINDOW))
@@ -43,17 +43,17 @@ def test_an_oriented_box_becomes_the_smallest_around_what_is_inside(cx, cy, w, h
     assert not degeneracy(polygon, width=100, height=80)
     assert share == pytest.approx(inside.area / _shape(box).area, abs=1e-6)
     assert inside.difference(_shape(polygon)).area < 1e-3 * inside.area + 1e-3
-    # Never larger than the whole, nor than the upright rectangle around the part.
+    # Never larger than the box, nor than the axis-aligned rectangle around the part.
     assert _shape(polygon).area <= min(_shape(box).area, inside.envelope.area) * 1.001 + 1e-3
 
 
-def test_a_box_inside_keeps_its_corners_even_if_it_is_no_rectangle():
+def test_a_box_inside_keeps_its_corners_even_if_it_is_not_a_rectangle():
     trapezium = np.array([10, 10, 30, 12, 28, 30, 12, 25], np.float32)
     polygon, share = clip(trapezium, *WINDOW)
     assert share == 1 and polygon.tolist() == trapezium.tolist()
 
 
-def test_outside_and_touching_are_nothing_and_no_box_is_an_error():
+def test_boxes_outside_or_touching_have_no_share_and_invalid_boxes_raise():
     for box in (rect_to_polygon(200, 0, 210, 10), rect_to_polygon(100, 0, 110, 10)):
         polygon, share = clip(box, *WINDOW)
         assert share == 0 and np.isnan(polygon).all()

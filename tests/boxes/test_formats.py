@@ -1,4 +1,4 @@
-"""Every grammar of boxes: what its numbers mean, what is rejected and why, and which texts are ambiguous."""
+"""Every box format: what its numbers mean, what is rejected and why, and which texts are ambiguous."""
 
 import math
 
@@ -25,22 +25,22 @@ from earthgpt_jax.boxes import (
 from earthgpt_jax.common.errors import EarthGPTError
 
 SIZE = (200, 100)
-BAR = rotated_to_polygon(cx=0.5, cy=0.5, w=0.4, h=0.1, angle=math.radians(30))  # falls to the right
-UPRIGHT = (0.1, 0.2, 0.3, 0.4)
+BAR = rotated_to_polygon(cx=0.5, cy=0.5, w=0.4, h=0.1, angle=math.radians(30))  # slopes down to the right
+RECT = (0.1, 0.2, 0.3, 0.4)
 EXAMPLES = [
-    ("mmrs", "There is <p>one ship</p>[0.100,0.200,0.300,0.400] in the image.", "ship", UPRIGHT),
+    ("mmrs", "There is <p>one ship</p>[0.100,0.200,0.300,0.400] in the image.", "ship", RECT),
     ("mmrs", "[0.1,0.2,0.3,0.2,0.3,0.4,0.1,0.4]", "", (0.1, 0.2, 0.3, 0.2, 0.3, 0.4, 0.1, 0.4)),
-    ("lhrs", "It is at [0.1, 0.2, 0.3, 0.4].", "", UPRIGHT),
+    ("lhrs", "It is at [0.1, 0.2, 0.3, 0.4].", "", RECT),
     ("vhm", "[333,0,999,666]", "", (1 / 3, 0, 1, 2 / 3)),
-    ("qwen", "[100,200,300,400]", "", UPRIGHT),
-    ("internvl", "<ref>Ship</ref><box>[[100, 200, 300, 400]]</box>", "ship", UPRIGHT),
-    ("earthdial", "[[10,20,30,40]]", "", UPRIGHT),
+    ("qwen", "[100,200,300,400]", "", RECT),
+    ("internvl", "<ref>Ship</ref><box>[[100, 200, 300, 400]]</box>", "ship", RECT),
+    ("earthdial", "[[10,20,30,40]]", "", RECT),
     ("earthdial", "[[30,45,70,55,-30]]", "", BAR),
-    ("qwen2", "<|object_ref_start|>ship<|object_ref_end|><|box_start|>(100,200),(300,400)<|box_end|>", "ship", UPRIGHT),
-    ("qwen2_5", '```json\n[{"bbox_2d": [20, 20, 60, 40], "label": "ship"}]\n```', "ship", UPRIGHT),
-    ("qwen3", '{"bbox_2d": [100, 200, 300, 400], "label": "ship"}', "ship", UPRIGHT),
+    ("qwen2", "<|object_ref_start|>ship<|object_ref_end|><|box_start|>(100,200),(300,400)<|box_end|>", "ship", RECT),
+    ("qwen2_5", '```json\n[{"bbox_2d": [20, 20, 60, 40], "label": "ship"}]\n```', "ship", RECT),
+    ("qwen3", '{"bbox_2d": [100, 200, 300, 400], "label": "ship"}', "ship", RECT),
     ("geochat", "<p>ship</p> {<30><45><70><55>|<30>}", "ship", BAR),
-    ("geochat", "{<10><20><30><40>}", "", UPRIGHT),
+    ("geochat", "{<10><20><30><40>}", "", RECT),
     ("geochat_ccw", "{<30><45><70><55>|<-30>}", "", BAR),
     ("vrsbench_obb_v1", "{<50><50><40><10>|<30>}", "", BAR),
     ("falcon", "ship<box><100><200><299><399></box>", "", (0.1005, 0.2005, 0.2995, 0.3995)),
@@ -50,7 +50,7 @@ EXAMPLES = [
 
 
 @pytest.mark.parametrize(("box_format", "text", "label", "coords"), EXAMPLES)
-def test_one_box_in_each_grammar(box_format, text, label, coords):
+def test_one_box_in_each_format(box_format, text, label, coords):
     parsed = parse(text, box_format=box_format, size=SIZE)
     assert parsed.box_format == box_format and not parsed.rejections
     (box,) = parsed.boxes
@@ -58,24 +58,24 @@ def test_one_box_in_each_grammar(box_format, text, label, coords):
     np.testing.assert_allclose(box.coords, coords, atol=1e-5)
 
 
-def test_every_grammar_has_an_example():
+def test_every_format_has_an_example():
     assert {name for name, *_ in EXAMPLES} | {"vrsbench_obb_v2"} == set(BOX_FORMATS)
 
 
 def test_the_second_obb_of_vrsbench_is_two_corners_and_an_angle():
-    # A unit square's corners: nearest (20, 30), farthest (60, 70) of a box at 0 degrees; then turned by 45.
+    # The nearest and farthest corners of a box at 0 degrees, then of one rotated by 45 degrees.
     flat = parse("{<20><30><60><70>|<0>}", box_format="vrsbench_obb_v2").boxes[0]
     np.testing.assert_allclose(polygon_to_rect(np.array(flat.coords)), (0.2, 0.3, 0.6, 0.7), atol=1e-6)
-    turned = parse("{<40><30><60><70>|<45>}", box_format="vrsbench_obb_v2").boxes[0]
-    corners = np.array(turned.coords).reshape(4, 2)
+    rotated = parse("{<40><30><60><70>|<45>}", box_format="vrsbench_obb_v2").boxes[0]
+    corners = np.array(rotated.coords).reshape(4, 2)
     for corner in ((0.4, 0.3), (0.6, 0.7)):
         assert np.abs(corners - corner).sum(axis=1).min() < 1e-5
     assert math.degrees(polygon_to_rotated(corners.reshape(-1)).angle) % 90 == pytest.approx(45, abs=0.01)
 
 
-def test_one_syntax_has_four_meanings():
+def test_four_formats_share_one_syntax():
     syntax = BOX_FORMATS["geochat"].syntax
-    sharing = [name for name, row in BOX_FORMATS.items() if row.syntax is syntax]
+    sharing = [name for name, item in BOX_FORMATS.items() if item.syntax is syntax]
     read = {parse("{<30><45><70><55>|<30>}", box_format=name).boxes for name in sharing}
     assert len(sharing) == len(read) == 4
     guess = parse("{<30><45><70><55>|<30>}", box_format=AUTO)
@@ -87,12 +87,12 @@ def test_one_syntax_has_four_meanings():
     ("text", "box_format"),
     [
         ("<p>two ships</p>[0.1,0.1,0.2,0.2;0.3,0.3,0.4,0.4]", "mmrs"),
-        ("[0.1,0.2,0.3,0.4]", "mmrs|lhrs"),  # the same fractions, of another frame
-        ("[123,456,789,1000]", "qwen"),  # beyond the other's scale
+        ("[0.1,0.2,0.3,0.4]", "mmrs|lhrs"),  # the same fractions
+        ("[123,456,789,1000]", "qwen"),  # exceeds the scale of `vhm`
         ("<ref>ship</ref><box>[[100, 200, 300, 400]]</box>", "internvl"),
         ("[[30,45,70,55,-30]]", "earthdial"),
         ("<|box_start|>(100,200),(300,400)<|box_end|>", "qwen2"),
-        ("{<10><20><30><40>}", "geochat|geochat_ccw"),  # nothing is turned
+        ("{<10><20><30><40>}", "geochat|geochat_ccw"),  # no rotation, so both agree
         ("<box><1><2><3><4></box>", "falcon"),
         ("<quad><1><2><30><2><30><40><1><40></quad>", "falcon_quad"),
         ("There are no ships (0) in the image.", ""),
@@ -100,7 +100,7 @@ def test_one_syntax_has_four_meanings():
         ('{"bbox_2d": [100, 200, 300, 400]}', "ambiguous"),
     ],
 )
-def test_what_a_text_is_in_is_told_where_it_can_be(text, box_format):
+def test_the_format_is_detected_where_it_is_unambiguous(text, box_format):
     parsed = parse(text, box_format=AUTO)
     if box_format == "ambiguous":
         assert not parsed.boxes and "ambiguous" in parsed.rejections[0]
@@ -111,37 +111,37 @@ def test_what_a_text_is_in_is_told_where_it_can_be(text, box_format):
 @pytest.mark.parametrize(
     ("box_format", "text", "reason"),
     [
-        ("geochat", "{<30><45><70><55>|<361>}", "361 degrees are more than a turn"),
-        ("geochat", "{<30><45><170><55>|<30>}", "170 is beyond the scale, which ends at 100"),
+        ("geochat", "{<30><45><70><55>|<361>}", "361 degrees are more than a full rotation"),
+        ("geochat", "{<30><45><170><55>|<30>}", "170 exceeds the scale, which ends at 100"),
         ("geochat", "{<70><45><30><55>|<30>}", "no area: x0 < x1"),
         ("geochat", "{<30><45><70>|<30>}", "expected 4 or 5 numbers, got 4"),
-        ("geochat", "{<30><45><70><5.5>|<30>}", "'5.5' is not a whole number"),
+        ("geochat", "{<30><45><70><5.5>|<30>}", "'5.5' is not an integer"),
         ("geochat", "{<30><45><70><55>|<30>", "begins like a box"),
-        ("geochat", "{<30><45><nan><55>|<30>}", "'nan' is not a whole number"),
+        ("geochat", "{<30><45><nan><55>|<30>}", "'nan' is not an integer"),
         ("vrsbench_obb_v1", "{<50><50><0><10>|<30>}", "w > 0"),
         ("vrsbench_obb_v1", "{<50><50><40><10>}", "expected 5 numbers, got 4"),
         ("vrsbench_obb_v2", "{<60><70><20><30>|<0>}", "nearest to the origin"),
-        ("vhm", "[1,2,3,1000]", "1000 is beyond the scale, which ends at 999"),
+        ("vhm", "[1,2,3,1000]", "1000 exceeds the scale, which ends at 999"),
         ("vhm", "[1,2,3]", "expected 4 numbers, got 3"),
         ("qwen", "[300,200,100,400]", "no area"),
-        ("lhrs", "[0.1,0.2,0.3,1.4]", "1.4 is beyond the scale"),
+        ("lhrs", "[0.1,0.2,0.3,1.4]", "1.4 exceeds the scale"),
         ("lhrs", "[0.1,0.2,0.3,0.4", "begins like a box of 'lhrs'"),
         ("internvl", "<box>[[1,2,3]]</box>", "expected 4 numbers, got 3"),
         ("internvl", "<box>[[1,2,3,4]]", "begins like a box"),
         ("earthdial", "[[1,2,3,4,5,6]]", "expected 4 or 5 numbers, got 6"),
         ("qwen2", "<|box_start|>(100,200),(300)<|box_end|>", "expected 4 numbers, got 3"),
         ("qwen2", "<|box_start|>(100,200),(300,400)", "begins like a box"),
-        ("qwen3", '{"bbox_2d": [1, 2, NaN, 4]}', "'NaN' is not a whole number"),
-        ("qwen3", '{"bbox_2d": [1, 2, 3, -4]}', "'-4' is not a whole number"),
+        ("qwen3", '{"bbox_2d": [1, 2, NaN, 4]}', "'NaN' is not an integer"),
+        ("qwen3", '{"bbox_2d": [1, 2, 3, -4]}', "'-4' is not an integer"),
         ("qwen3", '{"bbox_2d": [1, 2, 3', "not closed"),
         ("qwen3", '{"bbox_2d": "all"}', "expected a list"),
-        ("qwen2_5", '{"bbox_2d": [10, 10, 50, 101]}', "101 is beyond the scale, which ends at 100"),
+        ("qwen2_5", '{"bbox_2d": [10, 10, 50, 101]}', "101 exceeds the scale, which ends at 100"),
         ("falcon", "<box><1><2><3></box>", "expected 4 numbers, got 3"),
-        ("falcon", "<box><1><2><3><1000></box>", "1000 is beyond the scale, which ends at 999"),
+        ("falcon", "<box><1><2><3><1000></box>", "1000 exceeds the scale, which ends at 999"),
         ("falcon_quad", "<quad><0><0><9><9><9><0><0><9></quad>", "cross"),
     ],
 )
-def test_what_is_no_box_is_rejected_with_its_reason(box_format, text, reason):
+def test_malformed_boxes_are_rejected_with_the_reason(box_format, text, reason):
     if reason == "expected 4 or 5 numbers, got 4":
         text, reason = "{<30><45><70>}", "expected 4 or 5 numbers, got 3"
     parsed = parse(text, box_format=box_format, size=SIZE)
@@ -149,7 +149,7 @@ def test_what_is_no_box_is_rejected_with_its_reason(box_format, text, reason):
     assert any(reason in rejection for rejection in parsed.rejections), parsed
 
 
-def test_a_bad_box_does_not_take_the_good_ones_with_it():
+def test_a_malformed_box_does_not_affect_the_others():
     parsed = parse("{<1><2><3><4>|<0>}{<1><2><300><4>|<0>}", box_format="geochat")
     assert len(parsed.boxes) == len(parsed.rejections) == 1
     both = parse(
@@ -159,13 +159,13 @@ def test_a_bad_box_does_not_take_the_good_ones_with_it():
     assert [box.label for box in both.boxes] == ["ship", "ship"] and len(both.rejections) == 1
 
 
-def test_a_grammar_that_does_not_exist_or_lacks_its_size_is_an_error():
+def test_an_unknown_format_or_a_missing_size_is_an_error():
     with pytest.raises(EarthGPTError, match="did you mean 'geochat'"):
         parse("", box_format="geochats")
     with pytest.raises(EarthGPTError, match="give the size"):
         parse("", box_format="qwen2_5")
     for name in ("mmrs", "lhrs", "qwen2_5"):
-        with pytest.raises(EarthGPTError, match="read only"):
+        with pytest.raises(EarthGPTError, match="can only be read"):
             write_boxes([], box_format=name, frame=Square(1, 1))
 
 
@@ -186,9 +186,9 @@ def test_no_text_raises_and_every_box_has_numbers(pieces):
 
 
 # ------------------------------------------------------------------------------------------ round trips
-WRITTEN = [row for row in BOX_FORMATS.values() if row.scale > 1]
-HORIZONTAL = [row.name for row in WRITTEN if row.counts == (4,)]
-ORIENTED = [row.name for row in WRITTEN if row.counts != (4,)]
+WRITTEN = [item for item in BOX_FORMATS.values() if item.scale > 1]
+HORIZONTAL = [item.name for item in WRITTEN if item.lengths == (4,)]
+ORIENTED = [item.name for item in WRITTEN if item.lengths != (4,)]
 
 
 @given(
@@ -196,14 +196,14 @@ ORIENTED = [row.name for row in WRITTEN if row.counts != (4,)]
     *[st.floats(0, 1)] * 4,
 )  # fmt: skip
 @settings(deadline=None, max_examples=200)
-def test_a_horizontal_box_comes_back_within_half_a_step(box_format, frame, x0, y0, x1, y1):
+def test_a_horizontal_box_survives_a_round_trip_within_half_a_step(box_format, frame, x0, y0, x1, y1):
     (x0, x1), (y0, y1) = sorted((x0, x1)), sorted((y0, y1))
     box = rect_to_polygon(*frame.to_pixels([x0, y0, x1, y1]))
     parsed = parse(write_boxes([box, box], box_format=box_format, frame=frame, label="ship"), box_format=box_format)
     assert len(parsed.boxes) == 2 and not parsed.rejections and {b.kind for b in parsed.boxes} == {BoxKind.HBB}
-    scale, half = BOX_FORMATS[box_format].scale, BOX_FORMATS[box_format].half
+    scale, half_bin = BOX_FORMATS[box_format].scale, BOX_FORMATS[box_format].half_bin
     assume(min(x1 - x0, y1 - y0) > 1 / scale)  # thinner ones are widened
-    np.testing.assert_allclose(parsed.boxes[0].coords, [x0, y0, x1, y1], atol=(0.5 + half) / scale + 1e-6)
+    np.testing.assert_allclose(parsed.boxes[0].coords, [x0, y0, x1, y1], atol=(0.5 + half_bin) / scale + 1e-6)
 
 
 @given(
@@ -211,7 +211,7 @@ def test_a_horizontal_box_comes_back_within_half_a_step(box_format, frame, x0, y
     st.floats(-4, 4),
 )  # fmt: skip
 @settings(deadline=None, max_examples=200)
-def test_an_oriented_box_comes_back_within_a_step_and_a_degree(box_format, cx, cy, w, ratio, angle):
+def test_an_oriented_box_survives_a_round_trip_within_a_step_and_a_degree(box_format, cx, cy, w, ratio, angle):
     frame = Square(500, 500)
     box = rotated_to_polygon(cx=500 * cx, cy=500 * cy, w=500 * w, h=500 * w * ratio, angle=angle)
     parsed = parse(write_boxes([box], box_format=box_format, frame=frame), box_format=box_format)
@@ -219,17 +219,17 @@ def test_an_oriented_box_comes_back_within_a_step_and_a_degree(box_format, cx, c
     back = shapely.Polygon(parsed.boxes[0].pixels(frame).reshape(4, 2))
     truth = shapely.Polygon(box.reshape(4, 2))
     step, diagonal = 500 / BOX_FORMATS[box_format].scale, 500 * math.hypot(w, w * ratio)
-    # Half a step a coordinate, and half a degree seen from the centre; two corners alone fix the sides less well.
+    # Half a step per coordinate, and half a degree as seen from the centre. Two corners determine the sides less well.
     slack = (math.sqrt(2) * step + math.radians(0.5) * diagonal / 2) * (2 if box_format == "vrsbench_obb_v2" else 1)
     assert back.hausdorff_distance(truth) <= slack + 1e-2
 
 
 @given(st.floats(-50, 50), st.floats(-50, 50), st.floats(1, 40), st.floats(1, 40), st.floats(-9, 9), st.integers(-3, 3))
 @settings(deadline=None)
-def test_a_rotated_box_has_one_form_whatever_its_period(cx, cy, w, h, angle, turns):
+def test_equivalent_angles_give_the_same_rotated_box(cx, cy, w, h, angle, half_turns):
     assume(abs(w - h) > 0.05)
     box = polygon_to_rotated(rotated_to_polygon(cx=cx, cy=cy, w=w, h=h, angle=angle))
-    same = polygon_to_rotated(rotated_to_polygon(cx=cx, cy=cy, w=w, h=h, angle=angle + turns * math.pi))
+    same = polygon_to_rotated(rotated_to_polygon(cx=cx, cy=cy, w=w, h=h, angle=angle + half_turns * math.pi))
     swapped = polygon_to_rotated(rotated_to_polygon(cx=cx, cy=cy, w=h, h=w, angle=angle + math.pi / 2))
     assert box.w >= box.h and -math.pi / 2 <= box.angle < math.pi / 2
     assert (box.cx, box.cy, box.w, box.h) == pytest.approx((cx, cy, max(w, h), min(w, h)), abs=2e-3)
@@ -243,7 +243,7 @@ def test_a_rotated_box_has_one_form_whatever_its_period(cx, cy, w, h, angle, tur
 
 @given(st.floats(1, 40), st.floats(-9, 9))
 @settings(deadline=None)
-def test_a_squares_angle_has_a_quarter_turns_period(side, angle):
+def test_the_angle_of_a_square_is_unique_up_to_90_degrees(side, angle):
     boxes = [
         polygon_to_rotated(rotated_to_polygon(cx=0, cy=0, w=side, h=side, angle=a))
         for a in (angle, angle + math.pi / 2)
@@ -252,6 +252,6 @@ def test_a_squares_angle_has_a_quarter_turns_period(side, angle):
     assert math.sin(2 * (boxes[0].angle - boxes[1].angle)) == pytest.approx(0, abs=1e-2)
 
 
-def test_clockwise_is_clockwise():
-    box = polygon_to_rotated(canonical(np.array([0, 0, 4, 4, 3, 5, -1, 1.0])))  # falls to the right by 45 degrees
+def test_angles_are_clockwise_on_screen():
+    box = polygon_to_rotated(canonical(np.array([0, 0, 4, 4, 3, 5, -1, 1.0])))  # slopes down to the right by 45 degrees
     assert math.degrees(box.angle) == pytest.approx(45, abs=1e-3)

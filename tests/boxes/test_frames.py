@@ -1,4 +1,4 @@
-"""Pixels, padded square, whole image, tile and resized picture; overlaps against shapely."""
+"""Frames: padded square, full image, tile and resized copy; overlaps compared with shapely."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ PLACES = st.floats(-100, 5000)
 
 @given(SIZES, SIZES, PLACES, PLACES, st.floats(-3000, 3000), st.floats(-3000, 3000), st.floats(0.01, 20))
 @settings(deadline=None)
-def test_every_frame_is_left_as_it_was_entered(width, height, x, y, left, top, scale):
+def test_every_frame_round_trips(width, height, x, y, left, top, scale):
     point = [x, y]
     for frame in (Square(width, height), FullImage(width, height)):
         np.testing.assert_allclose(frame.to_pixels(frame.to_fractions(point)), point, atol=1e-6)
@@ -25,13 +25,13 @@ def test_every_frame_is_left_as_it_was_entered(width, height, x, y, left, top, s
 
 @given(SIZES, SIZES, PLACES, PLACES, st.integers(1, 2000))
 @settings(deadline=None)
-def test_the_resized_square_holds_the_fractions_of_the_square(width, height, x, y, side):
+def test_the_resized_square_has_the_fractions_of_the_square(width, height, x, y, side):
     square = Square(width, height)
-    there = square.resized(side).to_window([x, y])
-    np.testing.assert_allclose(there / side, square.to_fractions([x, y]), atol=1e-6)
+    resized = square.resized(side).to_window([x, y])
+    np.testing.assert_allclose(resized / side, square.to_fractions([x, y]), atol=1e-6)
 
 
-def test_frames_by_hand():
+def test_frames_computed_by_hand():
     assert Window(x=512, y=0).to_window([600, 20]).tolist() == [88, 20]  # a tile
     assert Window(scale=0.5).to_window([600, 20]).tolist() == [300, 10]  # half the size
     assert Square(200, 100).resized(50).to_window([0, 0]).tolist() == [0, 12.5]  # 50 px of padding above
@@ -40,7 +40,7 @@ def test_frames_by_hand():
 
 @given(st.floats(-50, 50), st.floats(-50, 50), st.floats(0.5, 40), st.floats(0.5, 40), st.floats(-4, 4))
 @settings(deadline=None)
-def test_area_is_shapelys(cx, cy, w, h, angle):
+def test_area_equals_shapelys(cx, cy, w, h, angle):
     polygon = rotated_to_polygon(cx=cx, cy=cy, w=w, h=h, angle=angle)
     assert area(polygon) == pytest.approx(shapely.Polygon(polygon.reshape(4, 2)).area, rel=1e-6)
 
@@ -53,13 +53,13 @@ BOXES = st.lists(
 
 @given(BOXES, BOXES)
 @settings(deadline=None, max_examples=60)
-def test_overlaps_are_shapelys(one, two):
-    turned = [[rotated_to_polygon(cx=x, cy=y, w=w, h=h, angle=a) for x, y, w, h, a in boxes] for boxes in (one, two)]
-    upright = [[rect_to_polygon(*polygon_to_rect(polygon)) for polygon in polygons] for polygons in turned]
-    rects = [np.array([polygon_to_rect(polygon) for polygon in polygons]) for polygons in turned]
+def test_overlaps_equal_shapelys(one, two):
+    oriented = [[rotated_to_polygon(cx=x, cy=y, w=w, h=h, angle=a) for x, y, w, h, a in boxes] for boxes in (one, two)]
+    axis_aligned = [[rect_to_polygon(*polygon_to_rect(polygon)) for polygon in polygons] for polygons in oriented]
+    rects = [np.array([polygon_to_rect(polygon) for polygon in polygons]) for polygons in oriented]
     for found, (left, right) in (
-        (obb_ious(*(np.stack(polygons).astype(np.float64) for polygons in turned)), turned),
-        (hbb_ious(*rects), upright),
+        (obb_ious(*(np.stack(polygons).astype(np.float64) for polygons in oriented)), oriented),
+        (hbb_ious(*rects), axis_aligned),
     ):
         for i, a in enumerate(left):
             for j, b in enumerate(right):

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from earthgpt_jax.boxes.plurals import WORDS
+from earthgpt_jax.boxes.plurals import NUMBER_WORDS
 from earthgpt_jax.evaluation.metrics.base import Metric, Statistics, Values, group_by, ratio
 from earthgpt_jax.evaluation.metrics.classification import is_correct, normalize
 from earthgpt_jax.evaluation.predictions import Prediction
@@ -20,8 +20,8 @@ _YES_NO = ("yes", "no")
 def parse_count(text: str) -> int | None:
     """Return the count that an answer states, in digits or as a word up to ten; None if it states anything else."""
     text = normalize(text)
-    if text in WORDS:
-        return WORDS.index(text)
+    if text in NUMBER_WORDS:
+        return NUMBER_WORDS.index(text)
     return int(text) if re.fullmatch(r"\d{1,15}", text) else None
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from earthgpt_jax.boxes.plurals import WORDS
+from earthgpt_jax.boxes.plurals import NUMBER_WORDS
 from earthgpt_jax.evaluation.metrics.captions import captions
 from earthgpt_jax.evaluation.predictions import Prediction
 
@@ -60,7 +60,7 @@ def evalai_normalize(text: str) -> str:
     for sign in _PUNCTUATION:
         out = out.replace(sign, "" if f"{sign} " in text or f" {sign}" in text else " ")
     words = re.sub(r"\.(?!\d)", "", out).split()
-    numbers = {"none": "0"} | {word: str(value) for value, word in enumerate(WORDS)}
+    numbers = {"none": "0"} | {word: str(value) for value, word in enumerate(NUMBER_WORDS)}
     return " ".join(numbers.get(word, word) for word in words if word not in ("a", "an", "the"))
 
 

@@ -177,7 +177,7 @@ def _boxes(record: Record, boxes: BoxKind, box_style: BoxStyle, *, label: str = 
     for item in record.objects:
         if not label or item.label == label:
             groups.setdefault(item.label, []).append(item.polygon)
-    chosen = shortlist(groups, most=box_style.max_boxes) if box_style.max_boxes else Shortlist(groups, {})
+    chosen = shortlist(groups, limit=box_style.max_boxes) if box_style.max_boxes else Shortlist(groups, {})
     square = Square(record.width, record.height)
     text = format_detection(chosen.groups, square=square, decimals=box_style.decimals, kind=boxes, rest=chosen.rest)
     return _Content(fields={"boxes": text}, unlisted=sum(chosen.rest.values()))

@@ -26,7 +26,7 @@ GROUPS = {"ship": SHIPS, "bus": [rect_to_polygon(0, 0, 2, 2)] * 3}
 
 
 def _text(most: int) -> str:
-    chosen = shortlist(GROUPS, most=most)
+    chosen = shortlist(GROUPS, limit=most)
     return format_detection(chosen.groups, square=SQUARE, decimals=2, kind=BoxKind.HBB, rest=chosen.rest)
 
 
@@ -49,7 +49,7 @@ def test_every_box_is_listed_or_counted(most):
 def test_the_order_of_the_annotation_changes_nothing():
     mixed = {label: boxes[::-1] for label, boxes in reversed(GROUPS.items())}
     for most in range(1, 9):
-        one, two = shortlist(GROUPS, most=most), shortlist(mixed, most=most)
+        one, two = shortlist(GROUPS, limit=most), shortlist(mixed, limit=most)
         assert one.rest == two.rest
         assert {k: np.array(v).tolist() for k, v in one.groups.items()} == {
             k: np.array(v).tolist() for k, v in two.groups.items()
@@ -106,5 +106,5 @@ def test_an_answer_longer_than_a_sequence_lists_the_boxes_that_fit(tmp_path, kin
 def test_max_boxes_is_a_field_of_the_recipe_and_off_by_default():
     assert load("tiny:instruct").data.max_boxes == 0
     assert load("tiny:instruct", ["--config.data.max_boxes=20"]).data.max_boxes == 20
-    with pytest.raises(EarthGPTError, match="max_boxes: expected a number of boxes, or 0 for all, got -1"):
+    with pytest.raises(EarthGPTError, match="max_boxes: expected a number of boxes, or 0 for no limit, got -1"):
         load("tiny:instruct", ["--config.data.max_boxes=-1"])
