@@ -47,7 +47,7 @@ class FinishedStep:
 
 
 class MetricsFetcher:
-    """Fetch the metrics of dispatched steps, one step behind the devices.
+    """Fetch the metrics of dispatched steps, and lag the devices by one step.
 
     A background thread waits for each step, so its end time is exact whatever the main thread is doing. The thread is
     a daemon: devices that never answer must not keep the interpreter from exiting.

@@ -1,10 +1,10 @@
-"""What the TPU compiler makes of the 13B steps: FLOPs beside the fewest possible, the loss, policies of recomputing.
+"""Compile the 13B steps with the TPU compiler: FLOPs, memory of the loss, and remat policies.
 
-    python scripts/bench/compiled.py flops      # executed, of the minimum, of full fine-tuning's; eight small programs
-    python scripts/bench/compiled.py loss       # temporaries with chunks of logits, all of them, and kept ones
+    python scripts/bench/compiled.py flops      # FLOPs compared with the minimum and full fine-tuning; 8 small programs
+    python scripts/bench/compiled.py loss       # temporaries with chunked logits, one chunk, and plain logits
     python scripts/bench/compiled.py policies --config earthgpt_13b:align --topology v5e-16 --per-chip-batch 2
 
-Nothing runs on a TPU and none is needed, only the libtpu package. `policies` compiles the whole step seven times.
+Nothing runs on a TPU and none is needed, only the libtpu package. `policies` compiles the full step seven times.
 """
 
 from __future__ import annotations
@@ -24,47 +24,52 @@ from earthgpt_jax.ops.losses import next_token_loss
 from earthgpt_jax.training import step
 from earthgpt_jax.training.stages import Trainable
 
-_ROWS = ["--config.data.seq_len=1024", "--config.data.max_images=1"]
+_SEQUENCE = ["--config.data.seq_len=1024", "--config.data.max_images=1"]
 
 
-def _whole(config: Config) -> dict[str, Trainable]:
-    """Full fine-tuning: the LLM and the projector."""
+def _full_finetuning(config: Config) -> dict[str, Trainable]:
+    """Return rules that train the LLM and the projector."""
     paths = program.abstract_model(config.model)[1]
     return {p: Trainable(group="all", decay=False) for p in paths if p.startswith(("llm/", "projector/"))}
 
 
 def flops_table() -> None:
-    align, instruct = (load(f"earthgpt_13b:{stage}", _ROWS) for stage in ("align", "instruct"))
+    """Print executed and minimum FLOPs of the stages and of full fine-tuning."""
+    align, instruct = (load(f"earthgpt_13b:{stage}", _SEQUENCE) for stage in ("align", "instruct"))
     rows: list[tuple[str, Config, Remat, Mapping[str, Trainable] | None]] = [
-        ("the whole LLM and the projector", align, Remat.MINIMAL, _whole(align)),
+        ("the full LLM and the projector", align, Remat.MINIMAL, _full_finetuning(align)),
         ("align", align, Remat.MINIMAL, None),
         ("instruct", instruct, Remat.MINIMAL, None),
         ("instruct", instruct, Remat.NONE, None),
     ]
     full = 0.0
-    print("one row of 1024 tokens with an image, TFLOP: minimum, executed, executed / minimum, of full fine-tuning's")
+    print("one sequence of 1024 tokens with an image, TFLOP: minimum, executed, executed / minimum, / full fine-tuning")
     for name, config, remat, trainable in rows:
-        least = flops.minimum(config, batch_size=1, trainable=trainable)
-        done = flops.executed(dataclasses.replace(config, remat=remat), batch_size=1, trainable=trainable)
-        full = full or done
+        minimum = flops.minimum(config, batch_size=1, trainable=trainable)
+        executed = flops.executed(dataclasses.replace(config, remat=remat), batch_size=1, trainable=trainable)
+        full = full or executed
         print(
-            f"{name:<32} {remat:<8} {least / 1e12:7.2f} {done / 1e12:7.2f} {done / least:7.3f} {done / full:7.3f}",
+            f"{name:<32} {remat:<8} {minimum / 1e12:7.2f} {executed / 1e12:7.2f} "
+            f"{executed / minimum:7.3f} {executed / full:7.3f}",
             flush=True,
         )
 
 
-def _plain(x, unembedding, tokens, loss_weights, *, chunk):
-    """All logits, kept for the backward pass."""
+def _plain(
+    x: jax.Array, unembedding: jax.Array, tokens: jax.Array, loss_weights: jax.Array, *, chunk: int
+) -> tuple[jax.Array, jax.Array]:
+    """Compute the loss from all logits at once, kept for the backward pass."""
     del chunk
     logits = jnp.einsum("BTD,DV->BTV", x, unembedding.astype(x.dtype), preferred_element_type=jnp.float32)
     return next_token_loss(logits, tokens, loss_weights)
 
 
 def loss_table() -> None:
+    """Print the memory and FLOPs of three implementations of the loss."""
     devices = slices.devices(slices.parse("v5p-8"))
-    config = flops.reduced(load("earthgpt_13b:instruct", _ROWS), batch_size=4 * len(devices), depth=1)
+    config = flops.reduced(load("earthgpt_13b:instruct", _SEQUENCE), batch_size=4 * len(devices), depth=1)
     config = dataclasses.replace(config, remat=Remat.FULL)
-    print("instruct, one layer, tiny encoders, 4 rows of 1024 tokens on a v5p chip: temporaries in GiB, TFLOP")
+    print("instruct, one layer, tiny encoders, 4 sequences of 1024 tokens on a v5p chip: temporaries in GiB, TFLOP")
     for name, chunk, loss in (
         ("chunks of 256", 256, step.supervised_loss),
         ("one chunk", 1024, step.supervised_loss),
@@ -80,13 +85,14 @@ def loss_table() -> None:
 
 
 def policies_table(args: argparse.Namespace, overrides: list[str]) -> None:
-    wanted = slices.parse(args.topology)
+    """Print memory, FLOPs and time bounds of every remat policy."""
+    slice_ = slices.parse(args.topology)
     config = load(args.config, overrides)
     length = config.data.seq_len
-    print(f"{args.config} on {args.topology}, {args.per_chip_batch} x {length} tokens a chip")
+    print(f"{args.config} on {args.topology}, {args.per_chip_batch} x {length} tokens per chip")
     print(
         "remat, attention: HBM GiB, host GiB, fits, executed / minimum; "
-        "ms at least: products, HBM, links, host; tokens/s"
+        "minimum ms: matrix products, HBM, links, host; tokens/s"
     )
     for remat, attention in [
         *((remat, AttentionImpl.AUTO) for remat in Remat),
@@ -94,11 +100,11 @@ def policies_table(args: argparse.Namespace, overrides: list[str]) -> None:
         (Remat.MINIMAL, AttentionImpl.XLA),
     ]:
         chosen = dataclasses.replace(config, remat=remat, attention_impl=attention)
-        found = step_plan.plan_step(chosen, wanted, per_chip_batch=args.per_chip_batch)
-        line = f"{remat:<10} {attention:<7} {found.hbm_gib_per_chip or 0:6.2f} {found.host_gib:6.2f} {found.fits!s:<5} "
-        if found.roofline and found.flops_ratio:
-            bound = found.roofline
-            line += f"{found.flops_ratio:6.3f} " + " ".join(
+        plan = step_plan.plan_step(chosen, slice_, per_chip_batch=args.per_chip_batch)
+        line = f"{remat:<10} {attention:<7} {plan.hbm_gib_per_chip or 0:6.2f} {plan.host_gib:6.2f} {plan.fits!s:<5} "
+        if plan.roofline and plan.flops_ratio:
+            bound = plan.roofline
+            line += f"{plan.flops_ratio:6.3f} " + " ".join(
                 f"{seconds * 1e3:7.1f}" for seconds in (bound.compute, bound.hbm, bound.ici, bound.host)
             )
             line += f" {bound.tokens_per_second:9,.0f} {bound.bound_by}"

@@ -1,12 +1,12 @@
-"""What a checkpoint costs the run that makes it: how long a step waits, how long writing goes on, how large it is.
+"""Measure the cost of checkpoints: how long a save blocks the step loop, how long it takes, and how large it is.
 
     python scripts/bench/saving.py
     python scripts/bench/saving.py --config earthgpt_13b:instruct --state-only
 
-Trains the recipe (default: `tiny`, both stages) on synthetic data with a checkpoint every few steps. `blocks` is what
-the step loop waits for a save; `written` is until it is complete, had the loop waited; the shares are of a step's
-median time while nothing is saved, and of 500 such steps. With `--state-only` the state of the recipe's shapes, random,
-is saved from this machine's devices and no step is run.
+Trains the recipe (default: both stages of `tiny`) on synthetic data with a checkpoint every few steps. `blocks` is the
+time that the step loop waits for a save, `written` the time until the save is complete. The shares are relative to the
+median time of a step during which nothing is saved, and to 500 such steps. With `--state-only`, a random state with the
+recipe's shapes is saved from the devices of this machine, and no step is run.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import jax
@@ -36,32 +37,32 @@ from earthgpt_jax.training.state import State
 
 
 def trained_run(config: Config, workdir: Path) -> tuple[list[float], list[float]]:
-    """Milliseconds of each step that no save preceded, and of each save's share of the loop."""
+    """Train, and return the milliseconds of each step without a save, and those that each save blocks the loop."""
     steps, blocks, last = [], [], [0.0]
-    due, save = CheckpointScheduler.should_save, Checkpoints.save
+    should_save, save = CheckpointScheduler.should_save, Checkpoints.save
 
-    def timed_due(self, step: int) -> bool:
+    def timed_should_save(self: CheckpointScheduler, step: int) -> bool:
         now = time.perf_counter()
-        if step > 5 and (step - 1) % config.checkpoint.every_steps > 2:  # compiled, and nothing is being written
+        if step > 5 and (step - 1) % config.checkpoint.every_steps > 2:  # compiled, and no save in progress
             steps.append((now - last[0]) * 1e3)
         last[0] = now
-        return due(self, step)
+        return should_save(self, step)
 
-    def timed_save(self, *args) -> None:
+    def timed_save(self: Checkpoints, *args: Any) -> None:
         began = time.perf_counter()
         save(self, *args)
         blocks.append((time.perf_counter() - began) * 1e3)
 
     with (
-        mock.patch.object(CheckpointScheduler, "should_save", timed_due),
+        mock.patch.object(CheckpointScheduler, "should_save", timed_should_save),
         mock.patch.object(Checkpoints, "save", timed_save),
     ):
         train(config, workdir)
-    return steps, blocks[1:]  # the first one compiles the checksums and starts Orbax's threads
+    return steps, blocks[1:]  # the first save compiles the checksums and starts Orbax's threads
 
 
 def random_state(config: Config) -> State:
-    """Of a recipe's shapes, with normal numbers, which do not compress."""
+    """Return a state with the shapes of a recipe and normally distributed values, which do not compress."""
     _, shapes = earthgpt.abstract(config.model)
     rules = trainable_paths(config, shapes)
     rng = np.random.default_rng(0)
@@ -73,7 +74,7 @@ def random_state(config: Config) -> State:
 
 
 def saved(state: State, folder: Path, *, times: int) -> Iterator[tuple[float, float, int]]:
-    """Milliseconds that a save blocks, and until it is written; bytes on disk."""
+    """Save several times; yield the milliseconds that a save blocks and takes in total, and its bytes on disk."""
     checkpoints = Checkpoints(folder, CheckpointConfig(keep=1))
     for step in range(times):
         began = time.perf_counter()
@@ -103,9 +104,9 @@ def main() -> None:
     parser.add_argument(
         "--config", action="append", help="a recipe with its stage (default: tiny:align, tiny:instruct)"
     )
-    parser.add_argument("--state-only", action="store_true", help="save a state of its shapes, run no step")
+    parser.add_argument("--state-only", action="store_true", help="save a random state of its shapes without training")
     parser.add_argument("--saves", type=int, default=8)
-    parser.add_argument("--every", type=int, default=8, help="steps between saves of the run")
+    parser.add_argument("--every", type=int, default=8, help="number of steps between saves")
     args = parser.parse_args()
     print(f"{'':<24} {'state MB':>9} {'disk MB':>9} {'blocks ms':>9} {'written ms':>10} {'step ms':>9} "
           f"{'of step':>8} {'of 500':>9}")  # fmt: skip

@@ -1,5 +1,5 @@
-# Sourced by the launchers: `run COMMAND...` runs it or, where $dry_run is set, prints it, fit to be pasted into a shell;
-# `usage` prints the comment at the top of the launcher.
+# Sourced by the launchers. `run COMMAND...` runs a command or, if $dry_run is set, prints it in a form that can be pasted
+# into a shell. `usage` prints the comment at the top of the launcher.
 
 run() {
   if [[ -z "$dry_run" ]]; then

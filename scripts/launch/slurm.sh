@@ -5,27 +5,27 @@
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #
-# Trains on the GPUs of one or many nodes, from the folder of this checkout:
+# Trains on the GPUs of one or more nodes; submit it from the folder of this checkout:
 #
 #   sbatch --nodes=4 --gpus-per-node=8 [OPTIONS of sbatch] scripts/launch/slurm.sh OPTIONS of `earthgpt train`...
 #   sbatch --nodes=4 --gpus-per-node=8 --time=24:00:00 scripts/launch/slurm.sh --config earthgpt_13b:instruct \
 #       --workdir /shared/run --config.data.source=/shared/DATASETS
 #
-# Needs earthgpt on the PATH of the nodes (EARTHGPT=... names it), and a folder that all of them see. One process a
-# node, with all of its GPUs; they find each other by themselves. `bash scripts/launch/slurm.sh --dry-run ...` prints
-# what a node would run. Five minutes before the time limit the run saves, and the job goes back into the queue.
+# Needs earthgpt on the PATH of the nodes (or its path in EARTHGPT=...) and a shared folder. Starts one process per node,
+# with all GPUs of the node; the processes find each other automatically. `bash scripts/launch/slurm.sh --dry-run ...`
+# prints the command of a node. Five minutes before the time limit, the run saves and the job is requeued.
 set -uo pipefail
 
 here="${SLURM_SUBMIT_DIR:-.}/scripts/launch"
 dry_run=
 if [[ "${1:-}" == --dry-run ]]; then dry_run=1 && shift; fi
 
-# JAX gives each process under srun a single GPU unless told which are its own.
+# Under srun, JAX assigns one GPU to each process unless its devices are listed.
 gpus="${SLURM_GPUS_ON_NODE:-${SLURM_GPUS_PER_NODE:-0}}"
 if ((gpus > 0)); then export JAX_LOCAL_DEVICE_IDS="$(seq -s, 0 $((gpus - 1)))"; fi
 
-# One node's failure ends the others' processes by themselves; killing them would hide the status that says why.
-command=(bash "$here/again.sh" srun --kill-on-bad-exit=0 --wait=300 "${EARTHGPT:-earthgpt}" train "$@")
+# If a node fails, JAX ends the processes of the others; killing them would hide the status with the reason.
+command=(bash "$here/restart.sh" srun --kill-on-bad-exit=0 --wait=300 "${EARTHGPT:-earthgpt}" train "$@")
 if [[ -n "$dry_run" ]]; then
   echo "JAX_LOCAL_DEVICE_IDS=${JAX_LOCAL_DEVICE_IDS:-}"
   source "$(dirname "${BASH_SOURCE[0]}")/_run.sh"

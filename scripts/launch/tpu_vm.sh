@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Trains on all hosts of a TPU VM slice, from this checkout's last commit:
+# Trains on all hosts of a TPU VM slice with the last commit of this checkout:
 #
 #   bash scripts/launch/tpu_vm.sh [--dry-run] TPU ZONE OPTIONS of `earthgpt train`...
 #   bash scripts/launch/tpu_vm.sh my-v5e-16 us-west4-a --config earthgpt_13b:instruct --workdir /mnt/shared/run \
 #       --config.data.source=/mnt/shared/DATASETS
 #
-# Needs gcloud here; on the hosts Python 3.11 or newer (PYTHON=... names it) and a folder that all of them see.
-# The hosts find each other by themselves. Training goes on when this script ends, and when a process dies.
+# Needs gcloud on this machine, and on the hosts Python 3.11 or newer (or its path in PYTHON=...) and a shared folder. The
+# hosts find each other automatically. Training continues after this script ends, and restarts if a process dies.
 set -euo pipefail
 
 source "$(dirname "${BASH_SOURCE[0]}")/_run.sh"
@@ -18,19 +18,19 @@ tpu="$1" zone="$2" && shift 2
 ssh=(gcloud compute tpus tpu-vm ssh "$tpu" --zone="$zone" --worker=all --command)
 package="$(mktemp -d)/earthgpt.tar.gz"
 
-# 1. The code, to every host.
+# 1. Copy the code to every host.
 run git -C "$(dirname "$0")/../.." archive --format=tar.gz --prefix=earthgpt/ --output="$package" HEAD
 run gcloud compute tpus tpu-vm scp "$package" "$tpu:" --zone="$zone" --worker=all
 
-# 2. Its environment.
+# 2. Install its environment.
 run "${ssh[@]}" "tar xzf earthgpt.tar.gz && export PYTHON=${PYTHON:-} &&
   source earthgpt/scripts/_venv.sh && install \"[tpu]\""
 
-# 3. The run, on every host at once, detached from this connection.
+# 3. Start the run on every host, detached from this connection.
 command="earthgpt/.venv/bin/earthgpt train$(printf ' %q' "$@")"
-run "${ssh[@]}" "nohup setsid bash earthgpt/scripts/launch/again.sh $command >train.log 2>&1 </dev/null & echo started on \$(hostname)"
+run "${ssh[@]}" "nohup setsid bash earthgpt/scripts/launch/restart.sh $command >train.log 2>&1 </dev/null & echo started on \$(hostname)"
 
 cat <<EOF
 look:  ${ssh[*]} 'tail -n 3 train.log'
-stop:  ${ssh[*]} 'pkill -TERM -f launch/again.sh'
+stop:  ${ssh[*]} 'pkill -TERM -f launch/restart.sh'
 EOF

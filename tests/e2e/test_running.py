@@ -131,14 +131,14 @@ loop.train(nano.config("align", *overrides, "watchdog.minutes=0.5"), work)
 @pytest.mark.slow
 def test_a_run_that_hangs_is_restarted_and_ends_like_an_undisturbed_run(world):
     root, overrides = world
-    again = Path(__file__).resolve().parents[2] / "scripts" / "launch" / "again.sh"
+    restart = Path(__file__).resolve().parents[2] / "scripts" / "launch" / "restart.sh"
     done = subprocess.run(
-        ["bash", again, sys.executable, "-c", HANGS_ONCE, root / "hangs", *overrides],
+        ["bash", restart, sys.executable, "-c", HANGS_ONCE, root / "hangs", *overrides],
         env=os.environ | {"PAUSE": "0"}, capture_output=True, text=True, timeout=500,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     # On a slow machine, compilation may exceed the limit first.
-    assert "again.sh: status 75; restart 1 of 20" in done.stderr
+    assert "restart.sh: status 75; restart 1 of 20" in done.stderr
     report = (root / "hangs" / "hang" / "process-0.txt").read_text()
     assert "no step finished for 0.5 minutes" in report and "in hang_once" in report
     _, straight = io.read(loop.train(nano.config("align", *overrides), root / "undisturbed"))
