@@ -51,7 +51,7 @@ def base(workdir: Path, config: Config, args: argparse.Namespace) -> Path:
         model_dir.write(
             path, _bfloat16(arrays), model=config.model, decimals=config.data.decimals,
             chat_template=config.data.chat_template, tokenizer=tokenizer(workdir, config),
-            about={"recipe": "scripts/make_tiny.py", "stage": "base", "steps": 0, "source": "synthetic"},
+            provenance={"recipe": "scripts/make_tiny.py", "stage": "base", "steps": 0, "source": "synthetic"},
         )  # fmt: skip
     return path
 
@@ -67,7 +67,7 @@ def install(source: Path, target: Path) -> None:
     model, arrays = model_dir.read(source)
     model_dir.write(
         target, _bfloat16(arrays), model=model.model, decimals=model.decimals, chat_template=model.chat_template,
-        tokenizer=model.tokenizer, about=model.about,
+        tokenizer=model.tokenizer, provenance=model.provenance,
     )  # fmt: skip
 
 

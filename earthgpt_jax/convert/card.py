@@ -22,7 +22,7 @@ def model_card(model: ModelDir, *, adapter: str, scores: Mapping[str, Any] | Non
         adapter: how the adapters were exported: "merge" or "separate".
         scores: nested scores, as `earthgpt eval` writes them; each number becomes a line of a table.
     """
-    runs, known_cards = list(_runs(model.about)), load_cards()
+    runs, known_cards = list(_runs(model.provenance)), load_cards()
     names = sorted({name for run in runs for name in str(run.get("source", "")).split(", ")} - {""})
     has_adapter = model.model.adapter.kind is not AdapterKind.NONE
     environment = jinja2.Environment(undefined=jinja2.ChainableUndefined, keep_trailing_newline=True)

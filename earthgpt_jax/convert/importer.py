@@ -204,7 +204,9 @@ def import_model(
         writer.close()
         model_dir.write_config(
             folder, model=prepared.model, decimals=decimals, chat_template=chat_template, tokenizer=tokenizer,
-            about={"recipe": "earthgpt convert import", "stage": "base", "steps": 0, "parts": dict(prepared.sources)},
+            provenance={
+                "recipe": "earthgpt convert import", "stage": "base", "steps": 0, "parts": dict(prepared.sources),
+            },
         )  # fmt: skip
     return out
 

@@ -104,7 +104,7 @@ class Engine:
         """
         model = model_dir.read_config(name)
         devices = jax.local_devices() if devices is None else devices
-        config = mesh or default_mesh(model.model, weights=model_dir.size(model), devices=devices)
+        config = mesh or default_mesh(model.model, weights=model.weight_bytes, devices=devices)
         built = build_mesh(config, batch_size=batch_size, devices=devices)
         params = model_dir.load_sharded(model, placement(model.model, built))
         return cls(model, params, batch_size=batch_size, sampling=sampling, mesh=built)
@@ -127,7 +127,7 @@ class Engine:
             "tokenizer": self.tokenizer.fingerprint,
             "prompt": self._describe_prompt(),
             "decode": self._sampling.describe(),
-            **{key: self.model.about[key] for key in ("recipe", "stage", "steps") if key in self.model.about},
+            **{key: self.model.provenance[key] for key in ("recipe", "stage", "steps") if key in self.model.provenance},
         }
 
     def _describe_prompt(self) -> str:

@@ -1,6 +1,8 @@
-"""A model directory: `model.safetensors` (path -> array), `config.json`, `tokenizer.model`.
+"""A model directory: `model.safetensors` (path -> array), `config.json` and `tokenizer.model`.
 
-The embedded models (`tiny-base`, `tiny`) and what training leaves in a work directory have this form.
+The embedded models (`tiny-base`, `tiny`) and the `model` folder that training leaves in its work directory are model
+directories. `config.json` holds `format_version`, `model` (a `ModelConfig`), `decimals`, `chat_template` and
+`provenance`.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_dtypes  # noqa: F401  (teaches numpy, and with it safetensors, bfloat16)
+import ml_dtypes  # noqa: F401  (registers bfloat16 with NumPy, which safetensors needs)
 import numpy as np
 from jax.sharding import NamedSharding
 from safetensors import SafetensorError, safe_open
@@ -32,34 +34,49 @@ from earthgpt_jax.sharding.mesh import Placement
 
 EMBEDDED = ("tiny-base", "tiny")
 FILES = ("model.safetensors", "config.json", "tokenizer.model")
+FORMAT_VERSION = 2  # of config.json
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelDir:
-    """What a model directory says besides its arrays.
+    """A model directory without its arrays.
 
     Attributes:
-        decimals, conversation: how the model was taught to write boxes and to take turns.
-        about: where it comes from (recipe, stage, steps, data, parent's fingerprint).
+        path: the directory.
+        model: config of the model.
+        decimals: decimals of box coordinates in the model's answers.
+        chat_template: name of the chat template that the model was trained with.
+        provenance: where the model comes from (recipe, stage, steps, data, and the same of its parent).
     """
 
     path: Path
     model: ModelConfig
     decimals: int
     chat_template: str
-    about: dict
+    provenance: dict
 
     @property
     def tokenizer(self) -> Path:
+        """The SentencePiece model."""
         return self.path / "tokenizer.model"
 
     @property
     def weights(self) -> Path:
+        """The file of the arrays."""
         return self.path / "model.safetensors"
+
+    @property
+    def weight_bytes(self) -> int:
+        """Size of the arrays in bytes."""
+        return self.weights.stat().st_size
 
 
 def find(name: str | Path) -> Path:
-    """The directory of an embedded model's name or of a path."""
+    """Return the directory of an embedded model, by name, or of a path.
+
+    Raises:
+        EarthGPTError: it is not a model directory.
+    """
     path = assets_path(str(name)) if str(name) in EMBEDDED else Path(name)
     missing = [file for file in FILES if not (path / file).is_file()]
     if missing:
@@ -71,23 +88,53 @@ def find(name: str | Path) -> Path:
 
 
 def read_config(name: str | Path) -> ModelDir:
-    """A model directory without its arrays."""
+    """Read a model directory without its arrays.
+
+    Raises:
+        EarthGPTError: the directory lacks a file, or its config is damaged or of another format version.
+    """
     path = find(name)
+    file = path / "config.json"
     try:
-        values = json.loads((path / "config.json").read_text())
+        values = json.loads(file.read_text())
+        if not isinstance(values, dict):
+            raise ValueError("not a JSON object")
+        _check_format_version(values, file)
         return ModelDir(
             path=path,
-            model=model_from_dict(values["model"], where=f"{path / 'config.json'}"),
+            model=model_from_dict(values["model"], where=f"{file}"),
             decimals=values["decimals"],
             chat_template=values["chat_template"],
-            about=values["about"],
+            provenance=values["provenance"],
         )
     except (ValueError, KeyError) as error:
-        raise EarthGPTError(f"{path / 'config.json'}: not a model's config ({error}); take the folder anew") from error
+        raise EarthGPTError(
+            f"{file}: expected the config of a model, got something else ({error!r}); copy the directory again from "
+            "where it was trained or imported"
+        ) from error
+
+
+def _check_format_version(values: dict[str, Any], file: Path) -> None:
+    version = values.get("format_version", 1)
+    if version == FORMAT_VERSION:
+        return
+    if version == 1:
+        advice = (
+            "It was written by an older version: train or import the model again, or edit the file: rename `dtype` in "
+            "`model` to `compute_dtype`, `conversation` to `chat_template` and `about` to `provenance`, and add "
+            f'"format_version": {FORMAT_VERSION}.'
+        )
+    else:
+        advice = "It was written by another version of earthgpt-jax; install that version."
+    raise EarthGPTError(f"{file}: expected format_version {FORMAT_VERSION}, got {version}. {advice}")
 
 
 def read(name: str | Path) -> tuple[ModelDir, dict[str, np.ndarray]]:
-    """A model directory with its arrays, in the dtypes they were written in, checked against its config."""
+    """Read a model directory and its arrays, in the dtypes that they are stored in.
+
+    Raises:
+        EarthGPTError: see `read_config`; or the arrays are damaged or do not have the shapes of the config.
+    """
     model = read_config(name)
     with _readable(model.weights):
         arrays = load_file(model.weights)
@@ -96,31 +143,31 @@ def read(name: str | Path) -> tuple[ModelDir, dict[str, np.ndarray]]:
     return model, arrays
 
 
-def load_sharded(model: ModelDir, place: Placement) -> Params:
-    """A model directory's arrays as `read` has them, but on the devices of a mesh: each reads its own parts only."""
+def load_sharded(model: ModelDir, placement: Placement) -> Params:
+    """Load the arrays of a model directory onto the devices of a mesh; each reads its own shards only.
+
+    Raises:
+        EarthGPTError: the arrays are damaged or do not have the shapes of the config.
+    """
     _, expected = earthgpt.abstract(model.model)
     with _readable(model.weights), safe_open(model.weights, framework="numpy") as file:
         stored = {path: file.get_slice(path) for path in sorted(file.keys())}
-        shapes = {path: jax.ShapeDtypeStruct(part.get_shape(), np.uint8) for path, part in stored.items()}
+        shapes = {path: jax.ShapeDtypeStruct(array.get_shape(), np.uint8) for path, array in stored.items()}
         params_lib.check_same_shapes(expected, shapes, where=str(model.weights))
-        shardings = place.shardings(shapes)
-        return {path: _placed(part, shapes[path].shape, shardings[path]) for path, part in stored.items()}
+        shardings = placement.shardings(shapes)
+        return {path: _load_array(array, shapes[path].shape, shardings[path]) for path, array in stored.items()}
 
 
-def _placed(stored: Any, shape: tuple[int, ...], sharding: NamedSharding) -> jax.Array:
-    parts: dict[str, np.ndarray] = {}  # several devices may hold the same
+def _load_array(stored: Any, shape: tuple[int, ...], sharding: NamedSharding) -> jax.Array:
+    """Read an array of a safetensors file, shard by shard."""
+    shards: dict[str, np.ndarray] = {}  # several devices may hold the same shard
 
-    def part(index: tuple[slice, ...] | None) -> np.ndarray:
-        if str(index) not in parts:
-            parts[str(index)] = stored[index] if index else stored[:]
-        return parts[str(index)]
+    def read_shard(index: tuple[slice, ...] | None) -> np.ndarray:
+        if str(index) not in shards:
+            shards[str(index)] = stored[index] if index else stored[:]
+        return shards[str(index)]
 
-    return jax.make_array_from_callback(shape, sharding, part)
-
-
-def size(model: ModelDir) -> int:
-    """Bytes of a model's arrays."""
-    return model.weights.stat().st_size
+    return jax.make_array_from_callback(shape, sharding, read_shard)
 
 
 @contextlib.contextmanager
@@ -128,33 +175,50 @@ def _readable(file: Path) -> Iterator[None]:
     try:
         yield
     except (SafetensorError, OSError, ValueError) as error:
-        raise EarthGPTError(f"{file}: cannot be read ({error}); it may be truncated, take it anew") from error
+        raise EarthGPTError(f"{file}: cannot be read ({error}); it may be truncated, copy it again") from error
 
 
 def write(
     path: Path, arrays: Mapping[str, np.ndarray], *, model: ModelConfig, decimals: int, chat_template: str,
-    tokenizer: Path, about: dict,
+    tokenizer: Path, provenance: dict,
 ) -> None:  # fmt: skip
-    """Writes a model directory; it appears under its name only once it is complete."""
+    """Write a model directory, replacing one at `path`; it appears under its name only once it is complete."""
     with atomic_folder(path, if_exists=IfExists.REPLACE) as folder:
         save_file({key: np.ascontiguousarray(arrays[key]) for key in sorted(arrays)}, folder / "model.safetensors")
         (folder / "model.safetensors").chmod(0o644)  # the library makes it private; a package must be readable
         write_config(
-            folder, model=model, decimals=decimals, chat_template=chat_template, tokenizer=tokenizer, about=about
-        )
+            folder, model=model, decimals=decimals, chat_template=chat_template, tokenizer=tokenizer,
+            provenance=provenance,
+        )  # fmt: skip
 
 
 def write_config(
-    folder: Path, *, model: ModelConfig, decimals: int, chat_template: str, tokenizer: Path, about: dict
+    folder: Path, *, model: ModelConfig, decimals: int, chat_template: str, tokenizer: Path, provenance: dict
 ) -> None:
-    """Everything of a model directory but its arrays."""
-    values = {"model": to_dict(model), "decimals": decimals, "chat_template": chat_template, "about": about}
+    """Write `config.json` and `tokenizer.model`: a model directory without its arrays."""
+    values = {
+        "format_version": FORMAT_VERSION,
+        "model": to_dict(model),
+        "decimals": decimals,
+        "chat_template": chat_template,
+        "provenance": provenance,
+    }
     (folder / "config.json").write_text(json.dumps(values, indent=1) + "\n")
     shutil.copyfile(tokenizer, folder / "tokenizer.model")
 
 
 def with_fresh_adapters(arrays: Mapping[str, np.ndarray], model: ModelConfig, *, seed: int, where: str) -> Params:
-    """fp32 parameters of `model` from `arrays`; adapters not among them start fresh, the rest must be there."""
+    """Return fp32 parameters of `model` from `arrays`, with adapters that are missing there freshly initialized.
+
+    Args:
+        arrays: parameters by path.
+        model: config of the model.
+        seed: seed of fresh LoRA adapters.
+        where: named in error messages.
+
+    Raises:
+        EarthGPTError: another parameter is missing, unknown or of another shape.
+    """
     _, expected = earthgpt.abstract(model)
     fresh = [path for path in expected if "/adapter/" in path and path not in arrays]
     if fresh:
@@ -165,11 +229,11 @@ def with_fresh_adapters(arrays: Mapping[str, np.ndarray], model: ModelConfig, *,
 
 
 def load_initial_params(name: str | Path, model: ModelConfig, *, seed: int) -> tuple[ModelDir, Params]:
-    """A model directory, and parameters of `model` that start from it; see `completed`."""
-    source, arrays = read(name)
-    return source, with_fresh_adapters(arrays, model, seed=seed, where=f"init {str(name)!r}")
+    """Read a model directory that training starts from, and make fp32 parameters of `model` (`with_fresh_adapters`)."""
+    parent, arrays = read(name)
+    return parent, with_fresh_adapters(arrays, model, seed=seed, where=f"init {str(name)!r}")
 
 
 def to_host(params: Mapping[str, jax.Array]) -> dict[str, np.ndarray]:
-    """Arrays on the host."""
+    """Copy arrays to the host."""
     return {path: np.asarray(value) for path, value in params.items()}

@@ -308,7 +308,7 @@ def _finish(run: _Run, state: State) -> None:
             decimals=config.data.decimals,
             chat_template=config.data.chat_template,
             tokenizer=run.tokenizer,
-            about={
+            provenance={
                 "recipe": config.recipe,
                 "stage": config.stage.value,
                 "steps": config.optim.steps,

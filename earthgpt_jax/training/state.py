@@ -82,7 +82,7 @@ def initial_model(config: Config) -> InitialModel:
             _, params = model_dir.load_initial_params(config.init, config.model, seed=config.seed)
         else:
             params = _merge_adapters(parent, config)
-        return InitialModel(params=params, tokenizer=parent.tokenizer, about=parent.about)
+        return InitialModel(params=params, tokenizer=parent.tokenizer, about=parent.provenance)
     tokenizer = importer.find_tokenizer(config.init_from)
     importer.check_vocabulary(tokenizer, config.model)
     params = importer.import_params(

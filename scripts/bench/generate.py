@@ -151,7 +151,7 @@ def _small(path: Path) -> Path:
     _, params = earthgpt.init(model, seed=0)
     model_dir.write(
         path, model_dir.to_host(params), model=model, decimals=tiny.decimals, chat_template=tiny.chat_template,
-        tokenizer=tiny.tokenizer, about={"recipe": "small"},
+        tokenizer=tiny.tokenizer, provenance={"recipe": "small"},
     )  # fmt: skip
     return path
 

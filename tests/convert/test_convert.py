@@ -389,9 +389,9 @@ def test_the_model_card_lists_all_runs(tmp_path, plain):
     parent = {"recipe": "tiny", "stage": "align", "steps": 7, "source": "synthetic", "data": "def"}
     about = {"recipe": "tiny", "stage": "instruct", "steps": 9, "source": "ssdd", "data": "abc", "parent": parent}
     text = model_card(
-        dataclasses.replace(model, about=about), adapter="merge", scores={"optical": {"vqa": {"accuracy": 0.5}}}
+        dataclasses.replace(model, provenance=about), adapter="merge", scores={"optical": {"vqa": {"accuracy": 0.5}}}
     )
     assert text.index("| align | tiny | 7 |") < text.index("| instruct | tiny | 9 | ssdd | abc |")
     assert "| optical, vqa, accuracy | 0.500 |" in text
     assert "- synthetic" in text and "SSDD" in text
-    assert json.loads((plain / "config.json").read_text())["about"] == {"recipe": "nano"}
+    assert json.loads((plain / "config.json").read_text())["provenance"] == {"recipe": "nano"}

@@ -22,7 +22,6 @@ from earthgpt_jax.inference.sampling import Sampling, nucleus, sample_tokens
 from earthgpt_jax.input.images import load_square
 from earthgpt_jax.input.sequences import generation_prompt
 from earthgpt_jax.models import earthgpt
-from earthgpt_jax.models import model_dir as io
 from earthgpt_jax.params import merge_module
 from tests.support import nano
 
@@ -364,24 +363,6 @@ def test_the_embedded_model_on_real_images_says_the_same_however_it_is_asked(rea
             assert got.tolist() == expected[: len(got)].tolist() and not expected[len(got) :].any()
 
 
-def test_each_device_reads_its_part_of_the_weights(tmp_path):
-    """Also of bfloat16, and of arrays that nothing splits."""
-    config = nano.config("align", "model.llm.heads=8", "model.llm.kv_heads=8", "model.compute_dtype=bfloat16").model
-    path = nano.model_dir(tmp_path / "nano", config)
-    model, arrays = io.read(path)
-    halves = {key: value.astype(jnp.bfloat16) if key.startswith("llm") else value for key, value in arrays.items()}
-    io.write(
-        path, halves, model=config, decimals=2, chat_template="plain", about={},
-        tokenizer=tmp_path / "nano.tokenizer.model",
-    )  # fmt: skip
-    mesh = build_mesh(MeshConfig(data=2, fsdp=2, tensor=2), batch_size=4)
-    place = placement(config, mesh)
-    for key, value in io.load_sharded(model, place).items():
-        assert value.dtype == halves[key].dtype and value.sharding.spec == place.specs[key], key
-        np.testing.assert_array_equal(value, halves[key], err_msg=key)
-    assert params_lib.fingerprint(io.load_sharded(model, place)) == params_lib.fingerprint(halves)
-
-
 def test_weights_are_spread_over_as_few_devices_as_have_room():
     config = config_lib.load("earthgpt_13b:instruct").model
     weights = 2 * params_lib.count(earthgpt.abstract(config)[1])
@@ -405,17 +386,3 @@ def test_a_mesh_takes_the_devices_that_it_has_rows_for():
             sizes(32, **wrong)
     with pytest.raises(EarthGPTError, match=r"llm\.kv_heads: 2 heads do not divide over tensor=4"):
         placement(nano.config("align").model, build_mesh(MeshConfig(tensor=4), batch_size=1))
-
-
-def test_a_model_directory_that_is_broken_says_so(tmp_path):
-    with pytest.raises(EarthGPTError, match=r"lacks model\.safetensors"):
-        io.read(tmp_path)
-    path = nano.model_dir(tmp_path / "model", nano.config("align").model)
-    weights = path / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-1000])
-    for opened in (io.read, Engine.from_model_dir):
-        with pytest.raises(EarthGPTError, match="truncated"):
-            opened(path)
-    (path / "config.json").write_text("{")
-    with pytest.raises(EarthGPTError, match="not a model's config"):
-        io.read_config(path)

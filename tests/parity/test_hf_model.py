@@ -131,7 +131,7 @@ def make_pair(tmp_path_factory, vocabulary):
             }
             path = tmp_path_factory.mktemp(f"{variant}_{chat}")
             model_dir.write(
-                path / "ours", params, model=config, decimals=2, chat_template=chat, tokenizer=vocabulary, about={}
+                path / "ours", params, model=config, decimals=2, chat_template=chat, tokenizer=vocabulary, provenance={}
             )
             ours = model_dir.read_config(path / "ours")
             pairs[variant, chat] = Pair(ours, params, exporter.export_hf(path / "ours", path / "hf"))

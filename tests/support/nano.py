@@ -45,7 +45,7 @@ def model_dir(path: Path, model: ModelConfig, *, seed: int = 0) -> Path:
         decimals=2,
         chat_template="plain",
         tokenizer=tokenizer,
-        about={"recipe": "nano"},
+        provenance={"recipe": "nano"},
     )
     return path
 
