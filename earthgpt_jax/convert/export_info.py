@@ -36,7 +36,7 @@ def export_info(model: ModelDir, exported: ModelConfig) -> dict[str, Any]:
     """
     return {
         "format": _FORMAT, "model": to_dict(model.model), "exported": to_dict(exported), "decimals": model.decimals,
-        "chat_template": model.chat_template, "about": model.about,
+        "chat_template": model.chat_template, "about": model.provenance,
     }  # fmt: skip
 
 
