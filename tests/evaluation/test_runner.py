@@ -141,11 +141,11 @@ def test_an_evaluation_killed_anywhere_in_its_file_resumes_to_the_same_answers(e
     arguments = {"header": HEADER | {"stage": ("a", 1)}, "view": View.IMAGE, "label": "t"}
     out = tmp_path / "p.jsonl"
     straight = runner.evaluate(Oracle(examples), examples[:12], out=out, **arguments)
-    whole = out.read_bytes()
-    for end in (0, 5, len(whole) // 3, len(whole) // 2, len(whole) - 1):
-        out.write_bytes(whole[:end])
+    complete = out.read_bytes()
+    for end in (0, 5, len(complete) // 3, len(complete) // 2, len(complete) - 1):
+        out.write_bytes(complete[:end])
         assert runner.evaluate(Oracle(examples), examples[:12], out=out, **arguments) == straight
-        assert out.read_bytes() == whole
+        assert out.read_bytes() == complete
 
 
 def test_every_question_is_asked_about_its_own_image_with_its_own_limit(examples, tmp_path):
@@ -161,7 +161,7 @@ def test_every_question_is_asked_about_its_own_image_with_its_own_limit(examples
         assert got.prediction == f"{limit} {load_square(item.record.image, 128).sum(dtype=int)}"
 
 
-def test_two_records_of_one_id_are_refused(examples, tmp_path):
+def test_two_records_with_the_same_id_are_refused(examples, tmp_path):
     arguments = {"out": tmp_path / "p.jsonl", "header": HEADER, "view": View.IMAGE, "label": "t"}
     with pytest.raises(EarthGPTError, match="1 question ids are not unique"):
         runner.evaluate(Oracle(examples), [*examples[:3], examples[0]], **arguments)

@@ -24,7 +24,8 @@ DEVICES = 8  # in total, over all processes
 def _run(processes: int, *words: object, kill_after: int = -1) -> None:
     where = address()
     commands = [
-        ["-m", "tests.multiprocess.asking", where, processes, index, *words, kill_after] for index in range(processes)
+        ["-m", "tests.multiprocess.evaluation_worker", where, processes, index, *words, kill_after]
+        for index in range(processes)
     ]
     with Together(commands, devices=DEVICES // processes) as together:
         ended = together.ended()

@@ -20,7 +20,7 @@ from tests.support.answers import answer, truth
 SHIPS = (truth("ship", 10, 10, 30, 30), truth("ship", 50, 50, 70, 70))
 
 
-def test_top1_is_exact_after_normalisation():
+def test_top1_is_exact_after_normalization():
     assert normalize("Storage_tank.") == normalize("storage-tank") == "storage tank"
     rows = [answer(text, answer="harbor") for text in ("Harbor.", "a harbor", "", "river harbor")]
     assert classification(rows) == {"top1": 0.25}
@@ -112,7 +112,7 @@ def test_matching_assigns_each_object_its_best_box():
     assert (result.true_positives, result.false_positives, result.false_negatives) == (1, 1, 0)
 
 
-def test_difficult_objects_are_neither_required_nor_punished():
+def test_difficult_objects_are_neither_required_nor_penalized():
     objects = (SHIPS[0], truth("ship", 50, 50, 70, 70, difficult=True))
     for text, expected in (
         ("<p>one ship</p>[0.10,0.10,0.30,0.30]", (1, 0, 0)),
@@ -123,13 +123,13 @@ def test_difficult_objects_are_neither_required_nor_punished():
         assert (matched.true_positives, matched.false_positives, matched.false_negatives) == expected
 
 
-def test_an_empty_image_counts_what_is_claimed_in_it_and_only_the_sentence_means_none():
+def test_boxes_in_an_empty_image_are_false_positives_and_only_one_sentence_means_none():
     none = answer("There are no objects in the image.")
-    claimed = answer("<p>one ship</p>[0.10,0.10,0.30,0.30]")
-    silent = answer("")
+    one_box = answer("<p>one ship</p>[0.10,0.10,0.30,0.30]")
+    empty = answer("")
     assert match_boxes(none, BoxKind.HBB).parsed
-    assert not match_boxes(silent, BoxKind.HBB).parsed
-    assert match_boxes(claimed, BoxKind.HBB).false_positives == 1
+    assert not match_boxes(empty, BoxKind.HBB).parsed
+    assert match_boxes(one_box, BoxKind.HBB).false_positives == 1
 
 
 def test_captions_through_pycocoevalcap():

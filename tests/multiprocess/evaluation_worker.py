@@ -1,6 +1,6 @@
 """Evaluate a nano model as one of several processes, which kills itself after KILL_AFTER answers (-1: never).
 
-usage: python -m tests.multiprocess.asking ADDRESS PROCESSES PROCESS MODEL DATA OUT KILL_AFTER
+usage: python -m tests.multiprocess.evaluation_worker ADDRESS PROCESSES PROCESS MODEL DATA OUT KILL_AFTER
 """
 
 from __future__ import annotations
