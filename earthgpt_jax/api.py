@@ -1,5 +1,6 @@
 """The front door of the package: load a model, ask it about images, detect objects, hold a dialogue.
 
+```python
 import earthgpt_jax as eg
 
 model = eg.load("tiny")
@@ -8,6 +9,7 @@ model.detect("scene.png", boxes="obb")
 dialogue = model.chat("scene.png")
 dialogue.ask("What is this?")
 dialogue.ask("Where is the largest one?")
+```
 """
 
 from __future__ import annotations
@@ -96,6 +98,16 @@ class DetectionResult(Sequence[Detection]):
 
     def __len__(self) -> int:
         return len(self.detections)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as `earthgpt detect` prints them."""
+        return {
+            "width": self.width,
+            "height": self.height,
+            "boxes": [detection.to_dict() for detection in self.detections],
+            "rejected": list(self.rejected),
+            "answer": self.answer,
+        }
 
 
 class Model:

@@ -1,11 +1,7 @@
-"""Confidence of a box, from the probabilities of the tokens that the model wrote it with.
+"""Confidences of the boxes in predictions, and their calibration.
 
-    confidence = exp(mean log p of the tokens of its coordinates + mean log p of the tokens of its noun)
-
-A token belongs to the coordinates if any of its characters is one of their digits, and to the noun (`ships` in `two
-ships`) if any of its characters is part of it. The number word is left out, since it says nothing about a single box.
-Without a noun, as in grounding, the second mean is 0. Means are used instead of sums, so that a box with more digits is
-not less certain. Confidences rank boxes; `Calibration` turns them into the fraction of boxes that are correct.
+`inference.confidence` defines the confidence of a box. Confidences rank boxes; `Calibration` turns them into the fraction
+of boxes that are correct.
 """
 
 from __future__ import annotations
@@ -20,21 +16,17 @@ import numpy as np
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.evaluation.metrics.parsed_boxes import parse_answer
 from earthgpt_jax.evaluation.predictions import BOX_TASKS, Prediction
+from earthgpt_jax.inference.confidence import box_confidences, mean_logprob
 
 
 def token_confidences(prediction: Prediction) -> tuple[float, ...] | None:
     """Return the confidence of each parsed box, in (0, 1]; None if the tokens are not stored or cannot be aligned."""
-    boxes = parse_answer(prediction).boxes
-    if not boxes:
-        return ()
-    if not prediction.logprobs or not all(box.span[1] for box in boxes):
-        return None
-    starts, ends = _token_spans(prediction)
-    has_digit = np.array([any(map(str.isdigit, prediction.prediction[a:b])) for a, b in zip(starts, ends, strict=True)])
-    return tuple(
-        float(np.exp(_mean_logprob(prediction, box.span, has_digit) + _mean_logprob(prediction, box.noun)))
-        for box in boxes
-    )  # fmt: skip
+    return box_confidences(
+        prediction.prediction,
+        parse_answer(prediction).boxes,
+        logprobs=prediction.logprobs,
+        token_lengths=prediction.token_lengths,
+    )
 
 
 def answer_probability(prediction: Prediction, span: tuple[int, int] | None = None) -> float | None:
@@ -46,20 +38,8 @@ def answer_probability(prediction: Prediction, span: tuple[int, int] | None = No
     """
     if not prediction.logprobs:
         return None
-    return float(np.exp(_mean_logprob(prediction, span or (0, len(prediction.prediction)))))
-
-
-def _token_spans(prediction: Prediction) -> tuple[np.ndarray, np.ndarray]:
-    """Return where the tokens start and end, in characters of the answer."""
-    ends = np.cumsum(prediction.token_lengths)
-    return ends - prediction.token_lengths, ends
-
-
-def _mean_logprob(prediction: Prediction, span: tuple[int, int], mask: np.ndarray | bool = True) -> float:
-    """Return the mean log-probability of the tokens that overlap a span and are in `mask`; 0 if there are none."""
-    starts, ends = _token_spans(prediction)
-    chosen = (starts < span[1]) & (ends > span[0]) & mask
-    return float(np.asarray(prediction.logprobs)[chosen].mean()) if chosen.any() else 0.0
+    whole = (0, len(prediction.prediction))
+    return float(np.exp(mean_logprob(prediction.logprobs, prediction.token_lengths, span or whole)))
 
 
 def assign_confidences(predictions: Sequence[Prediction]) -> list[Prediction]:
