@@ -1,7 +1,7 @@
 """Confidences of the boxes in predictions, and their calibration.
 
-`inference.confidence` defines the confidence of a box. Confidences rank boxes; `Calibration` turns them into the fraction
-of boxes that are correct.
+`inference.confidence` defines the confidence of a box. Confidences rank boxes; `Calibration` turns them into the
+fraction of boxes that are correct.
 """
 
 from __future__ import annotations
