@@ -69,6 +69,8 @@ examples:
 # Words of the command line that were renamed -> their replacements.
 RENAMED = {
     "fold": "merge",
+    "whole": "image",
+    "--grammar": "--box-format",
     "--images-per-row": "--max-images",
     "--plan": "--packing",
     "--tokens-per-row": "--seq-len",

@@ -13,7 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from earthgpt_jax.common.errors import EarthGPTError
-from earthgpt_jax.common.files import atomic_folder
+from earthgpt_jax.common.files import atomic_folder, write_json
 from earthgpt_jax.config import AdapterConfig, AdapterKind, LlamaConfig, ModelConfig, to_dict
 from earthgpt_jax.convert import tables
 from earthgpt_jax.convert.card import model_card
@@ -28,7 +28,6 @@ from earthgpt_jax.models import model_dir
 from earthgpt_jax.models.model_dir import ModelDir
 
 SHARD_BYTES = 5 * 10**9
-ADAPTERS = ("merge", "separate")
 REMOTE_CODE = Path(__file__).parent / "hf"
 # LLaMA-2's context length. It allocates nothing, but transformers warns about longer sequences.
 _MAX_POSITIONS = 4096
@@ -59,9 +58,9 @@ def export_hf(
         if adapter == "separate" and model.model.adapter.kind is not AdapterKind.NONE:
             (folder / ADAPTER_FILE).parent.mkdir()
             _copy((folder / ADAPTER_FILE).parent, FilteredReader(_params(model), adapters=True))
-        _write_json(folder / "config.json", hf_config(model, config, dtype=_dtype_name(dtype, reader)))
+        write_json(folder / "config.json", hf_config(model, config, dtype=_dtype_name(dtype, reader)))
         for file_name, content in _processor_files(model, config).items():
-            _write_json(folder / file_name, content)
+            write_json(folder / file_name, content)
         for file in sorted(REMOTE_CODE.glob("*_earthgpt.py")):
             shutil.copyfile(file, folder / file.name)
         shutil.copyfile(model.tokenizer, folder / "tokenizer.model")
@@ -81,8 +80,8 @@ def export_llama(name: str | Path, out: Path, *, dtype: np.dtype | None = None, 
         _write(folder, table, reader, dtype=dtype, shard_bytes=shard_bytes)
         dtype_name = _dtype_name(dtype, reader)
         values = {"architectures": ["LlamaForCausalLM"], **llama_config(config.llm), "dtype": dtype_name}
-        _write_json(folder / "config.json", values)
-        _write_json(folder / "generation_config.json", _generation_config())
+        write_json(folder / "config.json", values)
+        write_json(folder / "generation_config.json", _generation_config())
         shutil.copyfile(model.tokenizer, folder / "tokenizer.model")
     return out
 
@@ -130,8 +129,8 @@ def export_accessory(name: str | Path, out: Path, *, dtype: np.dtype | None = No
             # LLaMA2-Accessory computes the width of the MLP from dim; these two arguments make it equal to ours.
             **_ffn_arguments(llm), "max_seq_len": _MAX_POSITIONS,
         }  # fmt: skip
-        _write_json(folder / "config.json", values, indent=2)
-        _write_json(folder / "meta.json", {"llama_type": "llama_ens_light"}, indent=2)
+        (folder / "config.json").write_text(json.dumps(values, indent=2) + "\n")
+        (folder / "meta.json").write_text(json.dumps({"llama_type": "llama_ens_light"}, indent=2) + "\n")
         shutil.copyfile(model.tokenizer, folder / "tokenizer.model")
     return out
 
@@ -165,8 +164,8 @@ def _write(
     Args:
         shard: (index, count, key -> split axis) to write one model-parallel shard instead of full tensors.
     """
-    paths = {rule.path: reader.shapes[rule.path] for rule in table.rules if rule.path in reader.shapes}
-    steps = table.steps(paths, where="export")
+    shapes = {rule.path: reader.shapes[rule.path] for rule in table.rules if rule.path in reader.shapes}
+    steps = table.steps(shapes, where="export")
     dtypes = {step.key: np.dtype(dtype or reader.dtypes[step.path]) for step in steps}
     index, count, dims = shard or (0, 1, {})
 
@@ -177,7 +176,7 @@ def _write(
     zeros_dtype = np.dtype(dtype or "float32")
     tensors = {
         key: (shard_shape(key, shape), dtypes.get(key, zeros_dtype))
-        for key, shape in table.checkpoint_shapes(paths).items()
+        for key, shape in table.checkpoint_shapes(shapes).items()
     }
     writer = SafetensorsWriter(folder, tensors, shard_bytes=shard_bytes, metadata={"format": "pt"})
     for step in tqdm(steps, desc="export", unit="tensor"):
@@ -199,10 +198,6 @@ def _copy(folder: Path, reader: Reader) -> None:
 
 
 # --------------------------------------------------------------------------------------- config files
-def _write_json(path: Path, content: Mapping[str, Any], *, indent: int = 1) -> None:
-    path.write_text(json.dumps(content, indent=indent) + "\n")
-
-
 def _dtype_name(dtype: np.dtype | None, reader: Reader) -> str:
     return str(np.dtype(dtype or reader.dtypes["llm/embed"]))
 

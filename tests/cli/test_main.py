@@ -141,9 +141,20 @@ def test_unknown_words_are_refused_with_a_suggestion(
     assert captured.out == ""
 
 
-def test_a_renamed_word_is_refused_with_its_replacement(capsys: pytest.CaptureFixture[str]):
-    assert cli.main(["convert", "export", "tiny", "--out", "o", "--adapter", "fold"]) == 2
-    assert "invalid choice 'fold'; did you mean 'merge'? Choices: merge, separate" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("convert export tiny --out o --adapter fold", "invalid choice 'fold'; did you mean 'merge'? Choices: merge"),
+        ("score p.jsonl --frame whole", "invalid choice 'whole'; did you mean 'image'? Choices: square, image"),
+        ("score p.jsonl --grammar corner_percent", "unknown option --grammar; did you mean '--box-format'?"),
+        ("data stats datasets --plan", "unknown option --plan; did you mean '--packing'?"),
+        ("data stats datasets --tokens-per-row 9", "unknown option --tokens-per-row; did you mean '--seq-len'?"),
+        ("data stats datasets --images-per-row 9", "unknown option --images-per-row; did you mean '--max-images'?"),
+    ],
+)
+def test_a_renamed_word_is_refused_with_its_replacement(words: str, message: str, capsys: pytest.CaptureFixture[str]):
+    assert cli.main(words.split()) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_overrides_are_refused_by_commands_without_a_config(fake: Fake, capsys: pytest.CaptureFixture[str]):
