@@ -53,7 +53,7 @@ def get_config(stage: str = "align") -> ConfigDict:
     config.remat = "full"
 
     config.optim = ConfigDict()
-    config.optim.steps = 8000  # about a million images; `earthgpt data stats --plan` shows the steps per epoch
+    config.optim.steps = 8000  # about a million images; `earthgpt data stats --packing` shows the steps per epoch
     config.optim.warmup_steps = 240
     config.optim.peak_lr = 2e-4 if stage == "lora" else 2e-5  # 2e-5 is the paper's; LoRA starts at zero
     config.optim.clip_norm = 8.0

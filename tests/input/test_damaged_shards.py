@@ -1,4 +1,4 @@
-"""Shards that disappeared, were cut short, or have a flipped byte: the record as it was, or a word about it."""
+"""Shards that are missing, truncated or have a flipped byte: the original record, or an error that names it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ BLOCK = 1 << 16  # the last one holds ArrayRecord's postscript
 
 @pytest.fixture(scope="module")
 def intact(tmp_path_factory):
-    """(folder, shard's name, its bytes, the records serialised)."""
+    """Return (folder, name of the shard, its bytes, the serialized records)."""
     folder = tmp_path_factory.mktemp("damage") / "s"
     records = list(SyntheticSource("train", COUNT, size=32))
     write_dataset({"train": records, "test": records[:1]}, out=folder, name="s")
@@ -46,19 +46,19 @@ def copy(intact, tmp_path):
 
 
 def _read(folder) -> list[bytes | str]:
-    """Each record serialised, or the error's text; anything else than DamagedRecordError escapes."""
-    source, found = RecordSource(folder, "train"), []
+    """Return each record serialized, or the text of its DamagedRecordError; other errors are raised."""
+    source, results = RecordSource(folder, "train"), []
     for number in range(len(source)):
         try:
-            found.append(serialize_record(source[number]))
+            results.append(serialize_record(source[number]))
         except DamagedRecordError as error:
-            found.append(str(error))
-    return found
+            results.append(str(error))
+    return results
 
 
-def _well(found, expected, shard) -> list[bool]:
-    """Which records came back; asserts that they are identical, and that the errors say all."""
-    for number, (item, record) in enumerate(zip(found, expected, strict=True)):
+def _intact(results, expected, shard) -> list[bool]:
+    """Return which records were read; assert that they are identical, and that errors are complete."""
+    for number, (item, record) in enumerate(zip(results, expected, strict=True)):
         if isinstance(item, bytes):
             assert item == record
         else:
@@ -66,7 +66,7 @@ def _well(found, expected, shard) -> list[bool]:
             assert "earthgpt data check" in item
             assert "data.on_damaged=skip" in item
             assert "\n" not in item
-    return [isinstance(item, bytes) for item in found]
+    return [isinstance(item, bytes) for item in results]
 
 
 def _flipped(data: bytes, position: int, mask: int) -> bytes:
@@ -76,9 +76,9 @@ def _flipped(data: bytes, position: int, mask: int) -> bytes:
 
 
 def _chunks(data: bytes, count: int) -> list[int]:
-    """Where records begin: a Riegeli chunk's header has 40 bytes, the size of what follows at its 8th.
+    """Return where records begin: a Riegeli chunk has a header of 40 bytes, with the size of its data at byte 8.
 
-    Holds within the first block, whose header and the file's signature take 64 bytes.
+    This holds within the first block, after the 64 bytes of the block's header and the file's signature.
     """
     starts = [64]
     for _ in range(count):
@@ -86,7 +86,7 @@ def _chunks(data: bytes, count: int) -> list[int]:
     return starts
 
 
-def test_a_flipped_byte_of_a_record_costs_that_record_alone(intact, copy):
+def test_a_flipped_byte_in_a_record_damages_that_record_only(intact, copy):
     _, _, data, expected = intact
     folder, shard = copy
     starts = _chunks(data, COUNT)
@@ -95,22 +95,22 @@ def test_a_flipped_byte_of_a_record_costs_that_record_alone(intact, copy):
         header, content = range(start, start + 40, 3), rng.integers(start + 40, end, 12)
         for position in (*header, *content.tolist(), end - 1):
             shard.write_bytes(_flipped(data, position, 1 << int(rng.integers(8))))
-            assert _well(_read(folder), expected, shard) == [number != record for number in range(COUNT)], position
+            assert _intact(_read(folder), expected, shard) == [number != record for number in range(COUNT)], position
 
 
-def test_a_flipped_byte_of_the_table_of_records_costs_the_shard_and_one_of_the_padding_nothing(intact, copy):
+def test_a_flipped_byte_in_the_record_index_damages_the_shard_and_one_in_padding_nothing(intact, copy):
     _, _, data, expected = intact
     folder, shard = copy
     table, padding = _chunks(data, COUNT)[-1], len(data) - 100
     postscript = len(data) - BLOCK
     for position in (table, table + 9, table + 45, postscript, postscript + 30, postscript + 70):
         shard.write_bytes(_flipped(data, position, 4))
-        assert _well(_read(folder), expected, shard) == [False] * COUNT, position
+        assert _intact(_read(folder), expected, shard) == [False] * COUNT, position
     shard.write_bytes(_flipped(data, padding, 4))
-    assert _well(_read(folder), expected, shard) == [True] * COUNT
+    assert _intact(_read(folder), expected, shard) == [True] * COUNT
 
 
-def test_flips_anywhere_give_the_record_or_the_error(intact, copy):
+def test_flips_anywhere_give_the_record_or_an_error(intact, copy):
     _, _, data, expected = intact
     folder, shard = copy
     rng = np.random.default_rng(1)
@@ -118,11 +118,11 @@ def test_flips_anywhere_give_the_record_or_the_error(intact, copy):
     kept = []
     for position in [*rng.integers(0, end, 80), *rng.integers(end, len(data), 20)]:
         shard.write_bytes(_flipped(data, int(position), int(rng.integers(1, 256))))
-        kept += _well(_read(folder), expected, shard)
+        kept += _intact(_read(folder), expected, shard)
     assert 0.5 < np.mean(kept) < 1
 
 
-def test_a_shard_that_is_cut_short_is_told_at_once_and_where_sizes_are_unknown_at_reading(intact, copy):
+def test_a_truncated_shard_is_found_on_opening_or_without_sizes_on_reading(intact, copy):
     _, _, data, expected = intact
     folder, shard = copy
     shard.write_bytes(data[:BLOCK])
@@ -133,10 +133,10 @@ def test_a_shard_that_is_cut_short_is_told_at_once_and_where_sizes_are_unknown_a
     starts = _chunks(data, COUNT)
     for size in (0, 10, starts[1], BLOCK - 1, BLOCK, BLOCK + 1, BLOCK + 64, BLOCK + 70, len(data) - 1):
         shard.write_bytes(data[:size])
-        assert _well(_read(folder), expected, shard) == [False] * COUNT, size
+        assert _intact(_read(folder), expected, shard) == [False] * COUNT, size
 
 
-def test_a_shard_that_is_missing_is_told_at_once_and_only_to_who_needs_it(copy):
+def test_a_missing_shard_is_found_on_opening_its_split_only(copy):
     folder, shard = copy
     shard.unlink()
     with pytest.raises(EarthGPTError, match=rf"{shard.name}: expected a file, got No such file"):
@@ -144,7 +144,7 @@ def test_a_shard_that_is_missing_is_told_at_once_and_only_to_who_needs_it(copy):
     assert len(list(RecordSource(folder, "test"))) == 1
 
 
-def test_a_shard_that_disappears_later_is_damaged_records_and_no_end_of_an_iteration(intact, copy):
+def test_a_shard_deleted_later_raises_errors_and_does_not_end_an_iteration(intact, copy):
     folder, shard = copy
     source = RecordSource(folder, "train")
     shard.unlink()
@@ -152,11 +152,11 @@ def test_a_shard_that_disappears_later_is_damaged_records_and_no_end_of_an_itera
         list(source)
     shard.write_bytes(intact[2])
     with pytest.raises(DamagedRecordError):
-        source[0]  # a reader that could not open its file stays so
+        source[0]  # a reader that failed to open its file keeps failing
     assert [serialize_record(record) for record in pickle.loads(pickle.dumps(source))] == intact[3]
 
 
-def test_what_describes_the_shards_is_not_trusted_blindly(copy):
+def test_metadata_of_shards_is_validated(copy):
     folder, _ = copy
     path = folder / "dataset_info.json"
     good = path.read_text()

@@ -1,4 +1,4 @@
-"""Images, tokenizer, conversations, questions, rows and the pipeline."""
+"""Images, the tokenizer, chat templates, questions and samples."""
 
 import dataclasses
 import io
@@ -29,7 +29,7 @@ from earthgpt_jax.records import Task
 from earthgpt_jax.synthetic import SyntheticSource
 from tests.support import nano
 
-BOX_TEXT = BoxStyle(decimals=2)
+BOX_STYLE = BoxStyle(decimals=2)
 PLAIN = chat_template("plain")
 
 
@@ -53,7 +53,7 @@ def _png(array: np.ndarray, **options) -> bytes:
 
 
 # ---------------------------------------------------------------------------------------------- images
-def test_padding_goes_round_the_image_with_the_mean_colour():
+def test_an_image_is_padded_with_the_mean_colour():
     square = pad_to_square(np.full((2, 5, 3), 9, np.uint8))
     assert square.shape == (5, 5, 3)
     assert (square[0] == FILL).all() and (square[3:] == FILL).all() and (square[1:3] == 9).all()
@@ -102,21 +102,21 @@ def test_training_a_tokenizer_is_deterministic_and_a_bad_file_is_an_error(tmp_pa
         Tokenizer(tmp_path / "bad.model")
 
 
-# ---------------------------------------------------------------------------------------- conversation
-def test_supervised_is_the_answer_and_its_separator(tokenizer):
+# --------------------------------------------------------------------------------------- chat template
+def test_answers_and_their_separators_are_supervised(tokenizer):
     text, spans = PLAIN.dialogue([("Where?", "Here."), ("And?", "There.")])
     assert text == "\n\n### Human: Where?\n### Assistant: Here.\n### Human: And?\n### Assistant: There.\n###"
     assert [text[start:end] for start, end in spans] == [" Here.\n###", " There.\n###"]
 
 
-def test_an_unknown_conversation_names_the_nearest():
+def test_an_unknown_chat_template_gets_a_suggestion():
     with pytest.raises(EarthGPTError, match="did you mean 'plain'"):
         chat_template("plan")
 
 
 @pytest.mark.golden
 def test_prompt_and_labels_equal_the_accessory(goldens):
-    """Exactly, but for `repeated_answer`, where upstream marks an answer's words in the human's turn."""
+    """Exactly, except for `repeated_answer`, where upstream supervises an answer's words in the human's turn."""
     recipe = chat_template(load("sphinx_light:instruct").data.chat_template)
     folder = goldens / "conversation"
     arrays = np.load(folder / "dialogues.npz")
@@ -140,53 +140,53 @@ def test_prompt_and_labels_equal_the_accessory(goldens):
 
 
 # ------------------------------------------------------------------------------------------- questions
-def test_everything_that_can_be_asked_is_asked_once(records):
+def test_every_evaluation_question_is_built_once(records):
     record = next(r for r in records if len(r.objects) >= 2)
-    asked = evaluation_questions(record, box_style=BOX_TEXT)
-    assert len({q.id for q in asked}) == len(asked)
-    counts = {task: sum(q.task == task for q in asked) for task in Task}
+    questions = evaluation_questions(record, box_style=BOX_STYLE)
+    assert len({q.id for q in questions}) == len(questions)
+    counts = {task: sum(q.task == task for q in questions) for task in Task}
     phrases = sum(bool(item.phrase) for item in record.objects)
     assert counts == {
         "classification": 1, "caption": 1, "vqa": len(record.turns), "region_caption": phrases,
         "grounding": phrases, "hbb": 1, "obb": 1,
     }  # fmt: skip
-    caption = next(q for q in asked if q.task == "caption")
+    caption = next(q for q in questions if q.task == "caption")
     assert caption.references == record.references
 
 
-def test_no_two_kinds_share_a_wording_and_defaults_come_first():
+def test_tasks_share_templates_only_for_false_premises():
     table = question_templates()
     assert set(table) == set(QUESTION_TASKS)
-    # A question for what is not there is worded as one for what is.
+    # Questions about absent objects use the templates of present ones.
     shared = {"absent_grounding": "grounding", "absent_hbb": "class_hbb", "absent_obb": "class_obb"}
-    assert all(table[kind] == table[other] for kind, other in shared.items())
-    own = [texts for kind, texts in table.items() if kind not in shared]
-    assert len({text for texts in own for text in texts}) == sum(map(len, own))
+    assert all(table[task] == table[other] for task, other in shared.items())
+    distinct = [texts for task, texts in table.items() if task not in shared]
+    assert len({text for texts in distinct for text in texts}) == sum(map(len, distinct))
 
 
-def test_a_record_without_objects_is_not_asked_where_they_are():
+def test_a_record_without_objects_has_no_grounding_questions():
     record = next(r for r in (SyntheticSource("train", 400)[i] for i in range(400)) if not r.objects)
     assert not list(question_indices(record, "grounding"))
-    assert build_question(record, "hbb", 0, box_style=BOX_TEXT).answer == "There are no objects in the image."
+    assert build_question(record, "hbb", 0, box_style=BOX_STYLE).answer == "There are no objects in the image."
 
 
-# ------------------------------------------------------------------------------------------------ rows
-def test_ids_of_a_sample_equal_the_joint_tokenisation(records, tokenizer):
+# --------------------------------------------------------------------------------------------- samples
+def test_ids_of_a_sample_equal_the_joint_tokenization(records, tokenizer):
     for record in records[:8]:
-        asked = evaluation_questions(record, box_style=BOX_TEXT)
+        questions = evaluation_questions(record, box_style=BOX_STYLE)
         prefix = image_prefix(tokenizer, PLAIN, visual_tokens=17)
-        row = build_sample(asked, prefix=prefix, tokenizer=tokenizer, chat_template=PLAIN)
+        sample = build_sample(questions, prefix=prefix, tokenizer=tokenizer, chat_template=PLAIN)
         shared = len(prefix[0])
-        assert len(asked) >= 2
-        for branch, question in enumerate(asked, start=1):
-            inside = row.question_index == branch
+        assert len(questions) >= 2
+        for number, question in enumerate(questions, start=1):
+            inside = sample.question_index == number
             joint = tokenizer.encode(PLAIN.dialogue([(question.text, question.answer)])[0])
-            assert [*tokenizer.encode(PLAIN.prefix), *row.tokens[inside]] == joint
-            np.testing.assert_array_equal(row.positions[inside], shared + np.arange(inside.sum()))
-            said = tokenizer.decode(row.tokens[inside][row.loss_weights[inside] > 0].tolist())
-            assert said.strip() == f"{question.answer}\n###".strip()
-            assert row.loss_weights[np.flatnonzero(inside)[0]] == 0  # a branch begins with the question
-        assert not row.loss_weights[row.question_index == 0].any()
+            assert [*tokenizer.encode(PLAIN.prefix), *sample.tokens[inside]] == joint
+            np.testing.assert_array_equal(sample.positions[inside], shared + np.arange(inside.sum()))
+            supervised = tokenizer.decode(sample.tokens[inside][sample.loss_weights[inside] > 0].tolist())
+            assert supervised.strip() == f"{question.answer}\n###".strip()
+            assert sample.loss_weights[np.flatnonzero(inside)[0]] == 0  # a turn begins with the question
+        assert not sample.loss_weights[sample.question_index == 0].any()
 
 
 def test_image_slots(tokenizer):
@@ -196,21 +196,21 @@ def test_image_slots(tokenizer):
     assert (slots[6:] == TEXT_SLOT).all()
 
 
-def test_a_prompt_is_the_beginning_of_its_training_row(records, tokenizer):
-    for question in evaluation_questions(records[0], box_style=BOX_TEXT):
+def test_a_generation_prompt_is_the_beginning_of_the_training_sample(records, tokenizer):
+    for question in evaluation_questions(records[0], box_style=BOX_STYLE):
         tokens, _ = generation_prompt(tokenizer, PLAIN, question.text, visual_tokens=17)
         ids, weights = turn_ids(tokenizer, PLAIN, question.text, question.answer)
         prefix, _ = image_prefix(tokenizer, PLAIN, visual_tokens=17)
-        row = [*prefix, *ids]
-        assert row[: len(tokens)] == tokens.tolist()
-        assert len(ids) - int(sum(weights)) == len(tokens) - len(prefix)  # the answer starts right there
+        training = [*prefix, *ids]
+        assert training[: len(tokens)] == tokens.tolist()
+        assert len(ids) - int(sum(weights)) == len(tokens) - len(prefix)  # the answer follows
 
 
 def test_load_square_resizes(records):
     assert load_square(records[0].image, 32).shape == (32, 32, 3)
 
 
-def test_every_way_an_answer_can_end_is_found(tokenizer):
+def test_every_ending_of_an_answer_is_known(tokenizer):
     endings = PLAIN.separator_ids(tokenizer)
     for answer in ("yes", "3", "in the image.", "[0.12,0.34]", "Really?"):
         ids = tuple(tokenizer.encode(PLAIN.dialogue([("Q", answer)])[0]))

@@ -175,7 +175,7 @@ def test_padding_by_hand() -> None:
         (["--packing", "--mixture", "mrs"], "did you mean 'mmrs'"),
         (["--packing", "--json", "x.json"], "--json and --html do not apply to --packing"),
         (["--packing", "--max-images", "0"], "--max-images: expected at least 1"),
-        (["--packing", "--seq-len", "20"], "data.seq_len: expected room for"),
+        (["--packing", "--seq-len", "20"], "data.seq_len: expected space for"),
         (["--plan"], "unknown option --plan; did you mean '--packing'?"),
         (["--packing", "--tokens-per-row", "20"], "did you mean '--seq-len'?"),
         (["--packing", "--config", "tiny:instruct"], "expected a dataset with images"),

@@ -39,7 +39,7 @@ def world(tmp_path_factory):
     rng = np.random.default_rng(0)
     arrays = {key: value + 0.05 * rng.standard_normal(value.shape).astype(np.float32) for key, value in arrays.items()}
     source = SyntheticSource("train", 6, size=64)
-    made = {
+    sequences = {
         context: packed_sequences(
             [source[i] for i in range(6)], Tokenizer(description.tokenizer), weights=WEIGHTS, seq_len=420,
             max_images=4, image_size=64, visual_tokens=config.model.visual_tokens, max_questions=4,
@@ -47,7 +47,7 @@ def world(tmp_path_factory):
         )
         for context in QuestionContext
     }  # fmt: skip
-    return config, {key: jnp.asarray(value) for key, value in arrays.items()}, made
+    return config, {key: jnp.asarray(value) for key, value in arrays.items()}, sequences
 
 
 def _functions(config, params):

@@ -61,19 +61,19 @@ def test_batches_report_unlisted_objects(tmp_path):
     train_tokenizer(nano.dialogues(), vocab_size=512, path=path)
     source = SyntheticSource("train", 30)
     records = [record for record in (source[i] for i in range(30)) if len(record.objects) >= 3][:4]
-    made = {most: packed_sequences(records, Tokenizer(path), weights={"hbb": 1.0}, seq_len=900, max_images=1,
+    sequences = {most: packed_sequences(records, Tokenizer(path), weights={"hbb": 1.0}, seq_len=900, max_images=1,
                        box_style=BoxStyle(decimals=2, max_boxes=most)) for most in (0, 2)}  # fmt: skip
-    (_, whole), (_, batch) = (next(train_batches(each)) for each in made.values())
+    (_, whole), (_, batch) = (next(train_batches(each)) for each in sequences.values())
     assert batch.unlisted.sum() == sum(len(record.objects) - 2 for record in records) and not whole.unlisted.any()
     assert whole.tokens.astype(bool).sum() > batch.tokens.astype(bool).sum()
-    for kind in ("hbb", "obb", "grounded_caption"):
-        question = build_question(records[0], kind, 0, box_style=BoxStyle(decimals=2, max_boxes=2))
+    for task in ("hbb", "obb", "grounded_caption"):
+        question = build_question(records[0], task, 0, box_style=BoxStyle(decimals=2, max_boxes=2))
         assert len(parse(question.answer).boxes) == 2 and question.unlisted == len(records[0].objects) - 2
     assert Task.HBB in records[0].tasks
 
 
-@pytest.mark.parametrize("kind", ["hbb", "obb", "grounded_caption", "class_hbb"])
-def test_an_answer_longer_than_a_sequence_lists_the_boxes_that_fit(tmp_path, kind):
+@pytest.mark.parametrize("task", ["hbb", "obb", "grounded_caption", "class_hbb"])
+def test_an_answer_longer_than_a_sequence_lists_the_boxes_that_fit(tmp_path, task):
     path = tmp_path / "tokenizer.model"
     train_tokenizer(nano.dialogues(), vocab_size=512, path=path)
     tokenizer, template = Tokenizer(path), chat_template("plain")
@@ -83,23 +83,23 @@ def test_an_answer_longer_than_a_sequence_lists_the_boxes_that_fit(tmp_path, kin
     def length(question):
         return len(turn_ids(tokenizer, template, question.text, question.answer)[0])
 
-    known = {"annotated": UNKNOWN_CLASSES, "seed": 3}
+    options = {"annotated": UNKNOWN_CLASSES, "seed": 3}
     fit = functools.partial(
-        fit_to_budget, tokenizer=tokenizer, template=template, box_style=BoxStyle(decimals=2), **known
+        fit_to_budget, tokenizer=tokenizer, template=template, box_style=BoxStyle(decimals=2), **options
     )
-    asked = build_question(record, kind, 0, box_style=BoxStyle(decimals=2), rng=np.random.default_rng(2))
-    alone = build_question(record, kind, 0, box_style=BoxStyle(decimals=2, max_boxes=1))
-    for max_tokens in range(length(asked) - 1, length(dataclasses.replace(alone, text=asked.text)) - 1, -29):
-        question = fit(asked, record, max_tokens=max_tokens)
-        count = len(parse(question.answer).boxes)
-        assert length(question) <= max_tokens and question.text == asked.text
-        assert 1 <= count < 12 and question.unlisted == 12 - count
+    question = build_question(record, task, 0, box_style=BoxStyle(decimals=2), rng=np.random.default_rng(2))
+    shortest = build_question(record, task, 0, box_style=BoxStyle(decimals=2, max_boxes=1))
+    for max_tokens in range(length(question) - 1, length(dataclasses.replace(shortest, text=question.text)) - 1, -29):
+        fitted = fit(question, record, max_tokens=max_tokens)
+        count = len(parse(fitted.answer).boxes)
+        assert length(fitted) <= max_tokens and fitted.text == question.text
+        assert 1 <= count < 12 and fitted.unlisted == 12 - count
         if count < 11:  # one more would not fit
-            more = build_question(record, kind, 0, box_style=BoxStyle(decimals=2, max_boxes=count + 1))
-            assert length(dataclasses.replace(more, text=asked.text)) > max_tokens
-    assert fit(asked, record, max_tokens=length(asked)) is asked
-    assert fit(asked, record, max_tokens=20) is asked  # not a single box fits
-    batch = packed_sequences([record], tokenizer, weights={kind: 1.0}, seq_len=300)[0]
+            more = build_question(record, task, 0, box_style=BoxStyle(decimals=2, max_boxes=count + 1))
+            assert length(dataclasses.replace(more, text=question.text)) > max_tokens
+    assert fit(question, record, max_tokens=length(question)) is question
+    assert fit(question, record, max_tokens=20) is question  # not a single box fits
+    batch = packed_sequences([record], tokenizer, weights={task: 1.0}, seq_len=300)[0]
     assert batch.unlisted.tolist()[0] > 0
 
 

@@ -1,4 +1,4 @@
-"""Questions derived from boxes: what they say is true, and their wording does not tell the answer."""
+"""Questions derived from boxes: their answers are true, and their text does not reveal the answer."""
 
 import collections
 import dataclasses
@@ -29,26 +29,27 @@ def _record(*objects: Object, name: str = "made/train/1", tasks=(Task.HBB, Task.
     )  # fmt: skip
 
 
-# A class of half of the images is always asked for, whether it is there or not.
+# A class in half of the images is always asked about, whether it is present or absent.
 HALF = AnnotatedClasses(shares={"ship": 0.5, "bridge": 0.5, "school bus": 0.5})
 RECORD = _record(_object("ship", 0), _object("ship", 2), _object("bridge", 4, difficult=True))
 
 
-def _all(record, kind, known=HALF, box_style=TWO):
-    where = {"annotated": known, "seed": 0}
+def _all(record, task, annotated=HALF, box_style=TWO):
+    options = {"annotated": annotated, "seed": 0}
     return [
-        build_question(record, kind, i, box_style=box_style, **where) for i in question_indices(record, kind, **where)
+        build_question(record, task, i, box_style=box_style, **options)
+        for i in question_indices(record, task, **options)
     ]
 
 
-def test_presence_of_what_is_there_and_of_what_is_not():
-    said = {question.text: question.answer for question in _all(RECORD, "presence")}
+def test_presence_of_present_and_absent_classes():
+    answers = {question.text: question.answer for question in _all(RECORD, "presence")}
     begin = "Are there any {} in this image? Answer the question using a single word or phrase."
-    # Whether there is a bridge is for nobody to say: the only one is difficult.
-    assert said == {begin.format("ships"): "yes", begin.format("school buses"): "no"}
+    # Whether there is a bridge is uncertain: the only one is difficult.
+    assert answers == {begin.format("ships"): "yes", begin.format("school buses"): "no"}
 
 
-def test_counts_are_of_classes_whose_objects_are_all_whole():
+def test_counts_are_of_classes_whose_objects_are_all_complete():
     cut = _record(_object("ship", 0), _object("ship", 2, visible=0.75), _object("bridge", 4))
     assert {q.text.split(" ")[2]: q.answer for q in _all(cut, "count", UNKNOWN_CLASSES)} == {"bridges": "1"}
     assert [q.answer for q in _all(RECORD, "count", UNKNOWN_CLASSES)] == ["2"]
@@ -61,8 +62,8 @@ def test_the_class_of_a_region():
     assert first.answer == "ship" and "[0.00,0.10,0.08,0.20]" in first.text and second.object_index == 1
 
 
-def test_one_class_is_detected_and_false_premises_are_denied():
-    texts = {kind: {q.answer for q in _all(RECORD, kind)} for kind in DerivedTask}
+def test_one_class_is_detected_and_false_premises_are_rejected():
+    texts = {task: {q.answer for q in _all(RECORD, task)} for task in DerivedTask}
     assert texts["class_hbb"] == {
         "There are <p>two ships</p>[0.00,0.10,0.08,0.20;0.20,0.10,0.28,0.20] in the image."
     }  # fmt: skip
@@ -72,28 +73,28 @@ def test_one_class_is_detected_and_false_premises_are_denied():
     assert "the only school bus" in _all(RECORD, "absent_grounding")[0].text
 
 
-def test_nothing_is_absent_where_that_cannot_be_told():
+def test_no_class_is_absent_where_that_is_uncertain():
     doubtful = dataclasses.replace(RECORD, complete=False)
-    partial = dataclasses.replace(RECORD, tasks=(Task.GROUNDING,))  # its objects are those that are described
-    for record, known in ((RECORD, UNKNOWN_CLASSES), (doubtful, HALF), (partial, HALF)):
-        answered = {q.answer for kind in NEEDS_ANNOTATED_CLASSES for q in _all(record, kind, known)}
+    partial = dataclasses.replace(RECORD, tasks=(Task.GROUNDING,))  # only described objects are annotated
+    for record, annotated in ((RECORD, UNKNOWN_CLASSES), (doubtful, HALF), (partial, HALF)):
+        answered = {q.answer for task in NEEDS_ANNOTATED_CLASSES for q in _all(record, task, annotated)}
         assert answered <= {"yes"}
-    assert not any(_all(RECORD, kind, UNKNOWN_CLASSES) for kind in NEEDS_ANNOTATED_CLASSES)
+    assert not any(_all(RECORD, task, UNKNOWN_CLASSES) for task in NEEDS_ANNOTATED_CLASSES)
     assert not _all(doubtful, "count")
     trucks = AnnotatedClasses(shares={"vehicle": 0.5, "large vehicle": 0.5, "ship": 0.5})
     assert trucks.absent(_record(_object("large vehicle"))) == ["ship"]  # a large vehicle is a vehicle
     assert trucks.absent(_record(_object("vehicle"))) == ["large vehicle", "ship"]
 
 
-def test_other_vehicles_are_not_asked_for():
+def test_other_vehicles_are_not_asked_about():
     known = AnnotatedClasses(shares={"other vehicle": 0.5, "ship": 0.5})
-    for kind in set(DerivedTask) - {DerivedTask.REGION_CLASS}:
-        assert not any("other" in q.text for q in _all(_record(_object("other vehicle")), kind, known))
+    for task in set(DerivedTask) - {DerivedTask.REGION_CLASS}:
+        assert not any("other" in q.text for q in _all(_record(_object("other vehicle")), task, known))
 
 
 @pytest.fixture(scope="module")
 def many():
-    """1,500 records of four classes, that 0.7, 0.3, 0.1 and all of them hold."""
+    """1,500 records of four classes, which are in 0.7, 0.3, 0.1 and all of them."""
     rng = np.random.default_rng(0)
     chances = {"airplane": 0.7, "ship": 0.3, "bridge": 0.1, "roundabout": 1.0}
     records = [
@@ -104,33 +105,33 @@ def many():
     return records, AnnotatedClasses(shares=shares)
 
 
-def test_the_class_does_not_tell_whether_it_is_there(many):
+def test_the_class_does_not_reveal_whether_it_is_present(many):
     records, known = many
-    said = collections.Counter((q.text, q.answer) for record in records for q in _all(record, "presence", known))
-    texts = {text for text, _ in said}
-    assert len(texts) == 3  # nobody asks for what every image holds
+    counts = collections.Counter((q.text, q.answer) for record in records for q in _all(record, "presence", known))
+    texts = {text for text, _ in counts}
+    assert len(texts) == 3  # a class in every image is not asked about
     for text in texts:
-        yes, no = said[text, "yes"], said[text, "no"]
+        yes, no = counts[text, "yes"], counts[text, "no"]
         assert yes / (yes + no) == pytest.approx(0.5, abs=0.06) and yes + no > 200
 
 
-def test_what_is_asked_depends_on_the_id_and_the_seed_alone(many):
+def test_questions_depend_on_the_id_and_the_seed_alone(many):
     records, known = many
     again = [dataclasses.replace(record, objects=record.objects[::-1]) for record in records[:50]]
 
     def asked(items, seed):
         return [
-            build_question(r, kind, i, box_style=TWO, annotated=known, seed=seed)
+            build_question(r, task, i, box_style=TWO, annotated=known, seed=seed)
             for r in items
-            for kind in ("presence", "absent_hbb", "count")
-            for i in question_indices(r, kind, annotated=known, seed=seed)
+            for task in ("presence", "absent_hbb", "count")
+            for i in question_indices(r, task, annotated=known, seed=seed)
         ]
 
     assert asked(records[:50], 0) == asked(again, 0)
     assert asked(records[:50], 0) != asked(records[:50], 1)
 
 
-def test_what_a_built_dataset_annotates(tmp_path):
+def test_the_annotated_classes_of_a_built_dataset(tmp_path):
     records = [RECORD, dataclasses.replace(RECORD, id="made/train/2", objects=()), _record(name="made/train/3")]
     write_dataset({"train": records}, out=tmp_path / "made", name="made")
     source = store.RecordSource(tmp_path / "made", "train")
@@ -141,5 +142,5 @@ def test_what_a_built_dataset_annotates(tmp_path):
     assert annotated_classes(values) == UNKNOWN_CLASSES
 
 
-def test_every_kind_has_a_form_of_answer():
+def test_every_task_has_an_answer_template():
     assert set(answer_templates()) == set(question_templates())

@@ -1,4 +1,4 @@
-"""Wordings and answers of questions, with the values of a record made by hand."""
+"""Texts and answers of questions, with the values of a record by hand."""
 
 import dataclasses
 
@@ -39,8 +39,8 @@ RECORD = Record(
 TWO, THREE = BoxStyle(decimals=2), BoxStyle(decimals=3)
 
 
-def _ask(kind, index=0, box_style=TWO):
-    return build_question(RECORD, kind, index, box_style=box_style)
+def _ask(task, index=0, box_style=TWO):
+    return build_question(RECORD, task, index, box_style=box_style)
 
 
 def test_boxes_are_fractions_of_the_padded_square():
@@ -68,7 +68,7 @@ def test_detection_and_grounded_captions():
     assert one == "There is <p>one ship</p>[0.45,0.40,0.55,0.40,0.55,0.60,0.45,0.60] in the image."
 
 
-def test_what_is_asked_of_a_record_in_which_order():
+def test_the_questions_of_a_record_and_their_order():
     asked = [q.id for q in evaluation_questions(RECORD, box_style=TWO)]
     assert asked == [
         f"made/test/1#{name}"
@@ -82,16 +82,16 @@ def test_what_is_asked_of_a_record_in_which_order():
     assert _ask("classification").answer == "harbor"
 
 
-def test_a_kind_without_truth_has_no_questions():
+def test_a_task_without_annotations_has_no_questions():
     bare = dataclasses.replace(RECORD, tasks=(Task.HBB,), references=())
     from_boxes = {"count", "region_class", "class_hbb"}
-    assert {kind for kind in QUESTION_TASKS if list(question_indices(bare, kind))} == {"hbb"} | from_boxes
+    assert {task for task in QUESTION_TASKS if list(question_indices(bare, task))} == {"hbb"} | from_boxes
     assert not list(question_indices(dataclasses.replace(bare, tasks=(Task.CAPTION,)), "caption"))
     with pytest.raises(EarthGPTError, match="did you mean 'caption'"):
         question_indices(RECORD, "captoin")
 
 
-def test_the_default_wording_comes_half_of_the_time_and_every_other_comes():
+def test_the_default_template_is_used_half_of_the_time_and_every_other_is_used():
     rng = np.random.default_rng(0)
     drawn = [choose_template("classification", rng) for _ in range(2000)]
     assert drawn.count(default_question(Task.CLASSIFICATION)) / 2000 == pytest.approx(0.5, abs=0.05)
@@ -99,9 +99,9 @@ def test_the_default_wording_comes_half_of_the_time_and_every_other_comes():
     assert choose_template("classification", None) == question_templates()["classification"][0]
 
 
-def test_detection_wordings_say_which_boxes():
+def test_detection_templates_name_the_box_type():
     table = question_templates()
     assert not any("oriented" in text for text in table["hbb"])
     assert all("oriented" in text for text in table["obb"])
-    for kind, field in (("vqa", "{question}"), ("region_caption", "{box}"), ("grounding", "{phrase}")):
-        assert all(field in text for text in table[kind])
+    for task, field in (("vqa", "{question}"), ("region_caption", "{box}"), ("grounding", "{phrase}")):
+        assert all(field in text for text in table[task])
