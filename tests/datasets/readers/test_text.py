@@ -376,7 +376,7 @@ def test_released_regions(released: Released) -> None:
         "asked in one direction only: box to phrase",
         "ambiguous phrase 'A car': it describes 2 boxes",
         "ambiguous phrase 'A car': it describes 2 boxes",
-        "'0.1,0.2,1.3,0.4': 1.3 exceeds the square",
+        "'0.1,0.2,1.3,0.4': 1.3 exceeds the square, whose side is 1",
         "'[': the bracket is not closed",
         "no phrase in 'Where?'",
     ]
