@@ -228,7 +228,7 @@ def _calls(
         max_tokens=array((inserts,), jnp.int32),
         seed=array((inserts,), jnp.uint32),
     )
-    refill = RefillThreshold(array((groups,), jnp.bool_), array((), jnp.int32, placement.whole))
+    refill = RefillThreshold(array((groups,), jnp.bool_), array((), jnp.int32, placement.replicated))
     return {
         "encode": (programs.encode, (params, pixels), images, "images"),
         "prefill": (programs.prefill, (params, prefixes, visual, array((images,), jnp.int32)), images, "images"),

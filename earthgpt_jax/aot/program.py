@@ -155,7 +155,7 @@ def compile_step(
         execution=options,
         mesh=mesh,
     )
-    out = inputs.placement.shardings(inputs.state), inputs.placement.whole
+    out = inputs.placement.shardings(inputs.state), inputs.placement.replicated
     lowered = jax.jit(step, donate_argnums=0, out_shardings=out).lower(inputs.state, inputs.frozen, inputs.batch)
     try:
         return lowered.compile()

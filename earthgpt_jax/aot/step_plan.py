@@ -19,7 +19,7 @@ from earthgpt_jax.aot.slices import Slice
 from earthgpt_jax.config import Config
 from earthgpt_jax.ops import losses
 from earthgpt_jax.sharding import rules
-from earthgpt_jax.sharding.mesh import AXES, resolve
+from earthgpt_jax.sharding.mesh import AXES, axis_sizes
 from earthgpt_jax.training import step
 from earthgpt_jax.training.execution import DEFAULT_EXECUTION
 
@@ -143,7 +143,7 @@ def _with_per_chip_batch(config: Config, slice_: Slice, per_chip_batch: int | No
 def _plan_from_shapes(config: Config, slice_: Slice, per_chip_batch: int) -> StepPlan:
     """Return what is known without compiling."""
     batch_size, microbatches = config.data.batch_size, config.optim.microbatches
-    sizes = resolve(config.mesh, devices=slice_.devices, rows=batch_size // microbatches, slices=slice_.count)
+    sizes = axis_sizes(config.mesh, devices=slice_.devices, rows=batch_size // microbatches, slices=slice_.count)
     mesh = AbstractMesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES))
     inputs = program.step_inputs(config, mesh)
     return StepPlan(

@@ -33,7 +33,7 @@ from earthgpt_jax.models.earthgpt import EarthGPT
 from earthgpt_jax.models.llama import CachedAttention
 from earthgpt_jax.ops.kv_cache import Cache, empty_cache
 from earthgpt_jax.ops.shared_prefix import SharedPrefixAttention, per_group
-from earthgpt_jax.sharding.mesh import ROWS, constrain
+from earthgpt_jax.sharding.mesh import BATCH_AXES, constrain
 
 # Sizes are rounded up to powers of two from these on, so that similar workloads share their compiled programs.
 _MIN_QUESTION_BUCKET, _MIN_QUESTION_TOKENS, _MIN_ANSWER_TOKENS = 16, 64, 16
@@ -211,7 +211,7 @@ def init(
 
 def _empty(config: ModelConfig, batch: int, slots: int) -> Cache:
     cache = empty_cache(config.llm, batch=batch, slots=slots, dtype=config.compute_dtype)
-    return Cache(*(constrain(x, None, ROWS, None, "tensor") for x in cache))
+    return Cache(*(constrain(x, None, BATCH_AXES, None, "tensor") for x in cache))
 
 
 def prefill(

@@ -29,7 +29,7 @@ from earthgpt_jax.ops.kv_cache import Cache
 from earthgpt_jax.params import Params, merge_module
 from earthgpt_jax.sharding import mesh as mesh_lib
 from earthgpt_jax.sharding import rules
-from earthgpt_jax.sharding.mesh import AXES, ROWS, Placement
+from earthgpt_jax.sharding.mesh import AXES, BATCH_AXES, Placement
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -122,11 +122,11 @@ def build_programs(
     # The same tuples with a sharding per field; `_make`, unlike their constructors, is not typed for arrays.
     state = DecodeState._make([prefixes, *[place.batch] * (len(DecodeState._fields) - 1)])
     new = NewRequests._make([place.batch] * len(NewRequests._fields))
-    threshold = RefillThreshold._make([place.batch, place.whole])
+    threshold = RefillThreshold._make([place.batch, place.replicated])
 
     def compile_init() -> Callable[..., Any]:
         def init() -> tuple[Cache, DecodeState]:
-            with mesh_lib.use(mesh):
+            with mesh_lib.use_mesh(mesh):
                 return decode.init(config, shape, prefix_length=len(prefix.tokens), stop=stop, groups=groups)
 
         return jax.jit(init, out_shardings=(prefixes, state))
@@ -137,7 +137,7 @@ def build_programs(
         """Compile a function of `decode` as a function of the parameters instead of the model."""
 
         def program(params: Params, *values: Any) -> Any:
-            with mesh_lib.use(mesh):
+            with mesh_lib.use_mesh(mesh):
                 return function(merge_module(graphdef, params), *values, groups=groups, **options)
 
         program.__name__ = function.__name__  # the name in profiles
@@ -160,5 +160,5 @@ def build_programs(
 
 def _cache_sharding(mesh: Mesh) -> Cache:
     """Return the shardings of a cache [L, B, K, S, H]: slots over the groups, heads over `tensor`."""
-    sharding = NamedSharding(mesh, P(None, ROWS, "tensor"))
+    sharding = NamedSharding(mesh, P(None, BATCH_AXES, "tensor"))
     return Cache._make([sharding] * len(Cache._fields))

@@ -200,7 +200,7 @@ class Scheduler:
         )
         # With nothing left to insert, generate until every answer has ended.
         free = free if any(refillable) else shape.slots * self._groups + 1
-        replicated = self._programs.placement.whole
+        replicated = self._programs.placement.replicated
         return RefillThreshold(self._put(np.array(refillable)), jax.device_put(np.int32(free), replicated))
 
     def _collect(self, state: DecodeState) -> Iterator[Answer]:

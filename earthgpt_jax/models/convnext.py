@@ -9,7 +9,7 @@ from flax import nnx
 from earthgpt_jax.config import ConvNeXtConfig, DType
 from earthgpt_jax.models.layers import LayerNorm, Linear, scan, stack
 from earthgpt_jax.ops.depthwise import depthwise
-from earthgpt_jax.sharding.mesh import ROWS, constrain
+from earthgpt_jax.sharding.mesh import BATCH_AXES, constrain
 
 
 class Patchify(nnx.Module):
@@ -38,7 +38,7 @@ class Block(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         y = depthwise(x, self.dw_kernel[...].astype(x.dtype)) + self.dw_bias[...].astype(x.dtype)
         y = self.fc2(jax.nn.gelu(self.fc1(self.norm(y)), approximate=False))
-        return constrain(x + self.gamma[...].astype(x.dtype) * y, ROWS)
+        return constrain(x + self.gamma[...].astype(x.dtype) * y, BATCH_AXES)
 
 
 class Stage(nnx.Module):
@@ -52,7 +52,7 @@ class Stage(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         if hasattr(self, "down"):
-            x = constrain(self.down(self.down_norm(x)), ROWS)
+            x = constrain(self.down(self.down_norm(x)), BATCH_AXES)
         return scan(self.blocks, lambda block, x, _: (block(x), None), x)[0]
 
 

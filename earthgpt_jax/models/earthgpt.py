@@ -26,7 +26,7 @@ from earthgpt_jax.ops.attention import make_attention_mask
 from earthgpt_jax.ops.kv_cache import Cache
 from earthgpt_jax.ops.resize import Method, resize
 from earthgpt_jax.params import Params, split_module
-from earthgpt_jax.sharding.mesh import ROWS, constrain
+from earthgpt_jax.sharding.mesh import BATCH_AXES, constrain
 
 # The input never imports jax, so its batch becomes a pytree here.
 jax.tree_util.register_dataclass(Batch, data_fields=ARRAY_FIELDS, meta_fields=(), drop_fields=("ids",))
@@ -136,7 +136,7 @@ class EarthGPT(nnx.Module):
             positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
         if attention is None:
             attention = PackedAttention(make_attention_mask(jnp.ones_like(tokens), jnp.zeros_like(tokens)))
-        out = self.llm(constrain(x, ROWS), positions=positions, attention=attention, remat=remat)
+        out = self.llm(constrain(x, BATCH_AXES), positions=positions, attention=attention, remat=remat)
         return EarthGPTOutput(hidden=out.hidden, visual_tokens=visual_tokens, cache=out.cache, llm=self.llm)
 
     def encode(self, images: UInt8[Array, "N S S 3"]) -> Features:
@@ -145,7 +145,7 @@ class EarthGPT(nnx.Module):
         The resizing rules are those of LLaMA2-Accessory's `llama_ens_light`: nearest for the CNN, bicubic without
         antialiasing for the ViT.
         """
-        config, pixels = self.config, constrain(images, ROWS).astype(jnp.float32) / 255
+        config, pixels = self.config, constrain(images, BATCH_AXES).astype(jnp.float32) / 255
         vit = normalize(resize(pixels, config.vit.image_size, Method.BICUBIC_TORCH), IMAGENET_MEAN, IMAGENET_STD)
         cnn = normalize(resize(pixels, config.convnext.image_size, Method.NEAREST), CLIP_MEAN, CLIP_STD)
         dtype = jnp.dtype(config.compute_dtype)
@@ -159,7 +159,7 @@ class EarthGPT(nnx.Module):
 
     def project(self, features: Features) -> Float[Array, "N P D"]:
         """Fuse the features of both encoders and project them to visual tokens."""
-        return constrain(self.projector(self.perception(features.vit, features.cnn)), ROWS)
+        return constrain(self.projector(self.perception(features.vit, features.cnn)), BATCH_AXES)
 
     def embed(
         self, tokens: Int[Array, "B T"], image_slots: Int[Array, "B T"], visual_tokens: Float[Array, "B IP D"]

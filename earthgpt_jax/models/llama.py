@@ -22,7 +22,7 @@ from earthgpt_jax.models.layers import Linear, RMSNorm, scan, stack
 from earthgpt_jax.ops.attention import SelfAttention, XlaAttention, attend
 from earthgpt_jax.ops.kv_cache import Cache
 from earthgpt_jax.ops.rope import rope
-from earthgpt_jax.sharding.mesh import ROWS, constrain
+from earthgpt_jax.sharding.mesh import BATCH_AXES, constrain
 
 
 @runtime_checkable
@@ -181,8 +181,8 @@ class Block(nnx.Module):
         cache: Cache | None,
     ) -> tuple[Float[Array, "B T D"], Cache | None]:
         out, cache = self.attn(self.attn_norm(x), positions=positions, attention=attention, layer=layer, cache=cache)
-        x = constrain(x + out, ROWS)
-        return constrain(x + self.mlp(self.mlp_norm(x)), ROWS), cache
+        x = constrain(x + out, BATCH_AXES)
+        return constrain(x + self.mlp(self.mlp_norm(x)), BATCH_AXES), cache
 
 
 class LlamaOutput(NamedTuple):

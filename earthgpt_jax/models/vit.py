@@ -10,7 +10,7 @@ from earthgpt_jax.config import DType, Mlp, PositionRule, ViTConfig
 from earthgpt_jax.models.layers import LayerNorm, Linear, scan, stack
 from earthgpt_jax.ops.attention import attend
 from earthgpt_jax.ops.resize import Method, resize
-from earthgpt_jax.sharding.mesh import ROWS, constrain
+from earthgpt_jax.sharding.mesh import BATCH_AXES, constrain
 
 
 class Attention(nnx.Module):
@@ -61,8 +61,8 @@ class Block(nnx.Module):
         self.ls2 = nnx.Param(jnp.ones(config.dim))
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        x = constrain(x + self.ls1[...].astype(x.dtype) * self.attn(self.norm1(x)), ROWS)
-        return constrain(x + self.ls2[...].astype(x.dtype) * self.mlp(self.norm2(x)), ROWS)
+        x = constrain(x + self.ls1[...].astype(x.dtype) * self.attn(self.norm1(x)), BATCH_AXES)
+        return constrain(x + self.ls2[...].astype(x.dtype) * self.mlp(self.norm2(x)), BATCH_AXES)
 
 
 class ViT(nnx.Module):

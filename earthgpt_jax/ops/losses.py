@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from earthgpt_jax.sharding.mesh import ROWS, constrain
+from earthgpt_jax.sharding.mesh import BATCH_AXES, constrain
 
 CHUNK_SCOPE = "loss_chunks"  # name scope of the loop over supervised positions; its trip count depends on the data
 
@@ -99,7 +99,7 @@ def _loss_and_gradients(
         hidden = jnp.take_along_axis(x, position[..., None], axis=1)  # B C D
         target = jnp.take_along_axis(targets, position, axis=1)[..., None]
         logits = jnp.einsum("BCD,DV->BCV", hidden, kernel, preferred_element_type=jnp.float32)
-        logits = constrain(logits, ROWS, None, "tensor")
+        logits = constrain(logits, BATCH_AXES, None, "tensor")
         normalizer = jax.nn.logsumexp(logits, axis=-1, keepdims=True)
         is_target = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 2) == target
         target_logits = jnp.sum(jnp.where(is_target, logits, 0.0), axis=-1, keepdims=True)
@@ -115,7 +115,7 @@ def _loss_and_gradients(
         return total, gradients
 
     zeros = {
-        "x": constrain(jnp.zeros((batch, positions.shape[1], dim), x.dtype), ROWS),
+        "x": constrain(jnp.zeros((batch, positions.shape[1], dim), x.dtype), BATCH_AXES),
         "unembedding": jnp.zeros(unembedding.shape, jnp.float32),
     }
     start = jnp.zeros((), jnp.float32), {name: zeros[name] for name in wrt}
@@ -123,7 +123,7 @@ def _loss_and_gradients(
         total, gradients = jax.lax.fori_loop(0, -(-count // chunk), body, start)
     if "x" in wrt:  # undo the sort
         inverse = jnp.argsort(order, axis=1)[..., None]
-        gradients["x"] = constrain(jnp.take_along_axis(gradients["x"], inverse, axis=1), ROWS)
+        gradients["x"] = constrain(jnp.take_along_axis(gradients["x"], inverse, axis=1), BATCH_AXES)
     if "unembedding" in wrt:
         gradients["unembedding"] = gradients["unembedding"].astype(unembedding.dtype)
     return total, gradients

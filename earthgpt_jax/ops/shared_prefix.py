@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from earthgpt_jax.ops.kv_cache import Cache
-from earthgpt_jax.sharding.mesh import ROWS, constrain
+from earthgpt_jax.sharding.mesh import BATCH_AXES, constrain
 
 
 class Part(NamedTuple):
@@ -132,7 +132,7 @@ class SharedPrefixAttention:
         def empty(like: jax.Array) -> jax.Array:
             layers, _, kv_heads, _, head_dim = like.shape
             zeros = jnp.zeros((layers, batch, kv_heads, length, head_dim), like.dtype)
-            return constrain(zeros, None, ROWS, "tensor")
+            return constrain(zeros, None, BATCH_AXES, "tensor")
 
         return Cache(*map(empty, self.prefixes))
 

@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float
 
 from earthgpt_jax.ops.attention import CONTEXT, LANES
-from earthgpt_jax.sharding.mesh import AXES, ROWS
+from earthgpt_jax.sharding.mesh import AXES, BATCH_AXES
 
 _LARGEST_BLOCK = 512
 
@@ -53,10 +53,14 @@ class SplashAttention:
 
         mesh = jax.sharding.get_abstract_mesh()
         if set(AXES) <= set(mesh.axis_names):  # the compiler cannot partition a Pallas kernel by itself
-            sharded = P(ROWS, "tensor")
+            sharded = P(BATCH_AXES, "tensor")
             # check_vma=False: a kernel does not declare over which mesh axes its outputs vary.
             attend = jax.shard_map(
-                attend, mesh=mesh, in_specs=(P(ROWS), sharded, sharded, sharded), out_specs=sharded, check_vma=False
+                attend,
+                mesh=mesh,
+                in_specs=(P(BATCH_AXES), sharded, sharded, sharded),
+                out_specs=sharded,
+                check_vma=False,
             )
         q = (q * q.shape[-1] ** -0.5).astype(q.dtype)
         return attend(mask, *(x.swapaxes(1, 2) for x in (q, k, v))).swapaxes(1, 2)

@@ -1,7 +1,8 @@
-"""Meshes and where arrays live on them.
+"""Device meshes, and the placement of arrays on them.
 
-Three axes, slowest links first: `data` (rows of a batch; several slices lie along it), `fsdp` (rows too, and
-every large weight in slices that are gathered when needed), `tensor` (heads, ffn channels and the vocabulary).
+A mesh has three axes, from the slowest links to the fastest: `data` shards the batch (several slices lie along it),
+`fsdp` shards the batch and every large parameter, which is gathered where it is used, and `tensor` shards heads, FFN
+channels and the vocabulary.
 """
 
 from __future__ import annotations
@@ -21,16 +22,17 @@ from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.config import MeshConfig
 
 AXES = ("data", "fsdp", "tensor")
-ROWS = ("data", "fsdp")  # the axes that a batch's rows are spread over
+BATCH_AXES = ("data", "fsdp")  # shard the leading dimension of a batch
 _DEFAULT = MeshConfig()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Placement:
-    """Where a run's arrays live.
+    """How the arrays of a run are placed on a mesh.
 
     Attributes:
-        specs: parameter path -> its axes (`rules.specs`); whatever is in no table is whole on every device.
+        mesh: the mesh.
+        specs: parameter path -> PartitionSpec (`rules.specs`); arrays that are not listed are replicated.
     """
 
     mesh: Mesh | AbstractMesh
@@ -38,19 +40,19 @@ class Placement:
 
     @property
     def batch(self) -> NamedSharding:
-        """Of arrays whose leading axis is rows."""
-        return NamedSharding(self.mesh, PartitionSpec(ROWS))
+        """Sharding of arrays whose leading dimension is the batch."""
+        return NamedSharding(self.mesh, PartitionSpec(BATCH_AXES))
 
     @property
-    def whole(self) -> NamedSharding:
-        """Of what every device holds whole."""
+    def replicated(self) -> NamedSharding:
+        """Sharding of arrays that every device holds completely."""
         return NamedSharding(self.mesh, PartitionSpec())
 
     def shardings(self, tree: Any) -> Any:
-        """A sharding for every leaf of a tree of parameters, optimizer moments or both.
+        """Return a tree with the sharding of every leaf, for a tree of parameters, optimizer moments or both.
 
-        A leaf lives where the parameter lives after which its innermost dict key is named; a dimension of one, as
-        in the scales of an int8 kernel, is whole everywhere.
+        A leaf is placed like the parameter whose path is its innermost dict key. A dimension of size one, as in the
+        scales of an int8 kernel, is replicated.
         """
 
         def sharding(path: tuple, leaf: Any) -> NamedSharding:
@@ -62,25 +64,26 @@ class Placement:
         return jax.tree_util.tree_map_with_path(sharding, tree)
 
     def put(self, tree: Any) -> Any:
-        """The tree's arrays, each where `shardings` says."""
+        """Return the tree with each array placed as in `shardings`."""
         return jax.device_put(tree, self.shardings(tree))
 
 
 def build_mesh(config: MeshConfig, *, rows: int, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """The mesh of `config` over `devices` (default: all).
+    """Return the mesh of `config`.
 
     Args:
-        rows: rows of a batch (of a microbatch). With the default config a process that is alone takes as many
-            devices as divide them.
+        rows: packed sequences per microbatch. With the default config, a single process uses the largest number of its
+            devices that divides them.
+        devices: devices to use; all by default.
 
     Raises:
-        EarthGPTError: the axes do not multiply to the number of devices, or do not divide the rows; all together.
+        EarthGPTError: the axis sizes do not multiply to the number of devices, or `data * fsdp` does not divide `rows`.
     """
     devices = jax.devices() if devices is None else list(devices)
     if config == _DEFAULT and jax.process_count() == 1:
         devices = devices[: math.gcd(rows, len(devices))]
     slices = len({getattr(device, "slice_index", None) or 0 for device in devices})
-    sizes = resolve(config, devices=len(devices), rows=rows, slices=slices)
+    sizes = axis_sizes(config, devices=len(devices), rows=rows, slices=slices)
     if slices > 1:
         grid = mesh_utils.create_hybrid_device_mesh((sizes[0] // slices, *sizes[1:]), (slices, 1, 1), devices)
     elif devices[0].platform == "tpu":
@@ -90,11 +93,17 @@ def build_mesh(config: MeshConfig, *, rows: int, devices: Sequence[jax.Device] |
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
-def resolve(config: MeshConfig, *, devices: int, rows: int, slices: int = 1) -> tuple[int, int, int]:
-    """Sizes of the three axes, -1 filled in.
+def axis_sizes(config: MeshConfig, *, devices: int, rows: int, slices: int = 1) -> tuple[int, int, int]:
+    """Return the sizes of the axes (data, fsdp, tensor), with -1 replaced by the devices that remain.
+
+    Args:
+        devices: number of devices.
+        rows: packed sequences per microbatch.
+        slices: number of TPU slices.
 
     Raises:
-        EarthGPTError: they do not multiply to the devices, or do not divide over the rows or the slices.
+        EarthGPTError: the sizes do not multiply to `devices`, `data` is not a multiple of `slices`, or `data * fsdp`
+            does not divide `rows`.
     """
     sizes = [config.data, config.fsdp, config.tensor]
     known = math.prod(size for size in sizes if size != -1)
@@ -106,8 +115,8 @@ def resolve(config: MeshConfig, *, devices: int, rows: int, slices: int = 1) -> 
         errors.append(f"expected data to be a multiple of the {slices} slices, which lie along it, got {filled[0]}")
     elif rows % (filled[0] * filled[1]):
         errors.append(
-            f"expected data * fsdp to divide the {rows} rows of a microbatch, got {filled[0]} * {filled[1]} "
-            "(change data.batch_size, optim.microbatches or the mesh)"
+            f"expected data * fsdp to divide the {rows} packed sequences of a microbatch, got "
+            f"{filled[0]} * {filled[1]} (change data.batch_size, optim.microbatches or the mesh)"
         )
     if errors:
         raise EarthGPTError(f"mesh: {'; '.join(errors)}")
@@ -115,13 +124,13 @@ def resolve(config: MeshConfig, *, devices: int, rows: int, slices: int = 1) -> 
 
 
 def data_parallel(rows: int) -> Placement:
-    """Everything whole on every device; the rows split over them, see `build_mesh`."""
+    """Return a placement with replicated parameters and a batch that is sharded over the devices; see `build_mesh`."""
     return Placement(mesh=build_mesh(_DEFAULT, rows=rows))
 
 
 @contextlib.contextmanager
-def use(mesh: Mesh | AbstractMesh | None) -> Iterator[None]:
-    """Inside a jitted function: `constrain` and kernels are about this mesh."""
+def use_mesh(mesh: Mesh | AbstractMesh | None) -> Iterator[None]:
+    """Set the mesh that `constrain` and kernels refer to inside a jitted function; None: no mesh."""
     if mesh is None:
         yield
         return
@@ -130,10 +139,13 @@ def use(mesh: Mesh | AbstractMesh | None) -> Iterator[None]:
 
 
 def constrain(x: jax.Array, *axes: str | tuple[str, ...] | None) -> jax.Array:
-    """`x` with its axes laid over those of the mesh in use (`use`); unchanged where none is, and in a `shard_map`.
+    """Constrain the sharding of `x` on the current mesh (`use_mesh`); without a mesh, and in `shard_map`, return `x`.
 
-    The compiler spreads what the arguments' placement leaves open by guesses; this ends the guessing. A
-    dimension that its axes do not divide stays whole.
+    Constraints are needed where the shardings of the arguments do not determine those of intermediate arrays, which the
+    compiler would otherwise guess. A dimension that its axes do not divide is replicated.
+
+    Args:
+        axes: mesh axis or axes of each dimension of `x`; None: replicated. Missing ones count as None.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if not set(AXES) <= set(mesh.axis_names) or mesh.manual_axes:
@@ -148,6 +160,6 @@ def constrain(x: jax.Array, *axes: str | tuple[str, ...] | None) -> jax.Array:
 
 
 def local_rows(sharding: NamedSharding, batch_size: int) -> list[int]:
-    """Which rows of a batch this process's devices hold, in order."""
+    """Return the indices of the batch that are on the devices of this process, in increasing order."""
     shards = sharding.addressable_devices_indices_map((batch_size,)).values()
     return sorted({row for index in shards if index for row in range(batch_size)[index[0]]})

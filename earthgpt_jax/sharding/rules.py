@@ -1,4 +1,4 @@
-"""Which axes of the mesh every parameter is spread over: one table, total and tight."""
+"""How every parameter is sharded: one table from parameter paths to mesh axes, total and tight."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.config import AdapterKind, Fuse, Mlp, ModelConfig
 from earthgpt_jax.sharding.mesh import Placement
 
-LARGE = 4 * 2**20  # bytes; what is smaller may be whole on every device
-_INTO = "attn/[qkv]|mlp/(gate|up)"  # linears out of the residual stream ...
-_BACK = "attn/o|mlp/down"  # ... and back into it
+LARGE = 4 * 2**20  # bytes; smaller parameters may be replicated
+_INTO = "attn/[qkv]|mlp/(gate|up)"  # linear layers that read the residual stream
+_BACK = "attn/o|mlp/down"  # linear layers that write to it
 
 
 def table(config: ModelConfig) -> list[tuple[str, P]]:
-    """`(regex, axes)` rows that fit the parameters of `config` exactly. Stacked parameters have L in front."""
-    rows = [
+    """Return the `(regex, axes)` rules of the parameters of `config`. Stacked parameters begin with L."""
+    rules = [
         (r"llm/embed", P(None, "fsdp")),
         (rf"llm/blocks/({_INTO})/kernel", P(None, "fsdp", "tensor")),
         (rf"llm/blocks/({_BACK})/kernel", P(None, "tensor", "fsdp")),
@@ -32,7 +32,7 @@ def table(config: ModelConfig) -> list[tuple[str, P]]:
         (r"projector/linear/kernel", P(None, "fsdp")),
         (r"projector/(linear/bias|norm/(scale|bias))", P()),
         (r"image_tokens/(start|end)", P()),
-        # The encoders are small: only gathered, never split over `tensor`.
+        # The vision towers are small: sharded over `fsdp` and gathered, never over `tensor`.
         (r"vit/patch/kernel", P(None, "fsdp")),
         (r"vit/blocks/attn/[qkvo]/kernel", P(None, None, "fsdp")),
         (r"vit/(cls|position|norm/(scale|bias)|patch/bias)", P()),
@@ -45,28 +45,28 @@ def table(config: ModelConfig) -> list[tuple[str, P]]:
         (r"convnext/(stages/[1-3]/down/linear/bias|stem/linear/(kernel|bias))", P()),
     ]
     wide, narrow = {Mlp.GELU: ("fc1", "fc2"), Mlp.SWIGLU: ("fc12", "fc3")}[config.vit.mlp]
-    rows += [
+    rules += [
         (rf"vit/blocks/mlp/{wide}/kernel", P(None, None, "fsdp")),
         (rf"vit/blocks/mlp/{narrow}/kernel", P(None, "fsdp", None)),
     ]
     if not config.llm.tied_head:
-        rows.append((r"llm/head/kernel", P("fsdp", "tensor")))
+        rules.append((r"llm/head/kernel", P("fsdp", "tensor")))
     if config.perception.cnn_fuse is Fuse.SUM:
-        rows += [(r"perception/lateral/\d+/kernel", P(None, "fsdp")), (r"perception/lateral/\d+/bias", P())]
+        rules += [(r"perception/lateral/\d+/kernel", P(None, "fsdp")), (r"perception/lateral/\d+/bias", P())]
     biased = [("attn", config.llm.attention_bias, "[qkv]", "o"), ("mlp", config.llm.mlp_bias, "(gate|up)", "down")]
     for part, present, into, back in biased:
         if present:
-            rows.append((rf"llm/blocks/{part}/{into}/bias", P(None, "tensor")))
-            rows.append((rf"llm/blocks/{part}/{back}/bias", P()))
-    return rows + _adapters(config)
+            rules.append((rf"llm/blocks/{part}/{into}/bias", P(None, "tensor")))
+            rules.append((rf"llm/blocks/{part}/{back}/bias", P()))
+    return rules + _adapters(config)
 
 
 def _adapters(config: ModelConfig) -> list[tuple[str, P]]:
-    """An adapter's vectors lie where its linear's outputs do."""
+    """Return the rules of the adapters, whose vectors are sharded like the outputs of their linear layer."""
     kind, targets = config.adapter.kind, set(config.adapter.targets)
     if kind is AdapterKind.NONE:
         return []
-    rows = []
+    rules = []
     for side, linears, inputs, outputs in (
         (_INTO, {"q", "k", "v", "gate", "up"}, "fsdp", "tensor"),
         (_BACK, {"o", "down"}, "tensor", "fsdp"),
@@ -74,20 +74,24 @@ def _adapters(config: ModelConfig) -> list[tuple[str, P]]:
         if not targets & linears:
             continue
         if kind is AdapterKind.LORA:
-            rows.append((rf"llm/blocks/({side})/adapter/a", P(None, inputs, None)))
-            rows.append((rf"llm/blocks/({side})/adapter/b", P(None, None, outputs)))
+            rules.append((rf"llm/blocks/({side})/adapter/a", P(None, inputs, None)))
+            rules.append((rf"llm/blocks/({side})/adapter/b", P(None, None, outputs)))
         else:
             vectors = P(None, "tensor") if outputs == "tensor" else P()
-            rows.append((rf"llm/blocks/({side})/adapter/(scale|bias)", vectors))
-    return rows
+            rules.append((rf"llm/blocks/({side})/adapter/(scale|bias)", vectors))
+    return rules
 
 
 def specs(config: ModelConfig, shapes: Mapping[str, jax.ShapeDtypeStruct], *, sizes: Mapping[str, int]) -> dict[str, P]:
-    """The axes of every path, checked against the mesh's `sizes` (axis name -> devices along it).
+    """Return the PartitionSpec of every parameter, checked against the mesh.
+
+    Args:
+        shapes: path -> shape and dtype.
+        sizes: mesh axis -> number of devices along it.
 
     Raises:
-        EarthGPTError: naming every dimension that its axes do not divide, every axis used twice or unknown,
-            every spec longer than its array's shape, and heads that `tensor` does not divide, together.
+        EarthGPTError: lists every dimension that its axes do not divide, every axis that is unknown or used twice,
+            every spec that is longer than its array's shape, and heads that `tensor` does not divide.
     """
     chosen = params_lib.match(table(config), shapes, table="sharding.rules")
     errors = [error for path, spec in chosen.items() for error in _errors(path, spec, shapes[path].shape, sizes)]
@@ -99,20 +103,20 @@ def specs(config: ModelConfig, shapes: Mapping[str, jax.ShapeDtypeStruct], *, si
         raise EarthGPTError(
             f"sharding.rules: {len(errors)} problem(s) on a mesh of {dict(sizes)}\n"
             + "\n".join(f"  - {error}" for error in errors)
-            + "\nChoose other sizes under mesh, or another row of the table."
+            + "\nChoose other sizes under mesh, or change the rule."
         )
     return chosen
 
 
 def placement(config: ModelConfig, shapes: Mapping[str, Any], *, mesh: Mesh | AbstractMesh) -> Placement:
-    """Where the parameters of `config` (and optimizer moments named after them) live on `mesh`; see `specs`."""
+    """Return the placement on `mesh` of the parameters of `config` and of their optimizer moments; see `specs`."""
     return Placement(mesh=mesh, specs=specs(config, shapes, sizes=dict(mesh.shape)))
 
 
 def _errors(path: str, spec: P, shape: tuple[int, ...], sizes: Mapping[str, int]) -> list[str]:
     named = [axes if isinstance(axes, tuple) else (axes,) for axes in spec if axes is not None]
     flat = [axis for axes in named for axis in axes]
-    errors = [f"{path}: axis {axis!r} is not of the mesh" for axis in flat if axis not in sizes]
+    errors = [f"{path}: axis {axis!r} is not an axis of the mesh" for axis in flat if axis not in sizes]
     errors += [f"{path}: axis {axis!r} is used twice" for axis in sorted({a for a in flat if flat.count(a) > 1})]
     if len(spec) > len(shape):
         return [*errors, f"{path}: {len(spec)} axes for an array of shape {shape}"]
@@ -125,7 +129,12 @@ def _errors(path: str, spec: P, shape: tuple[int, ...], sizes: Mapping[str, int]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Replicated:
-    """A large parameter that every device holds whole."""
+    """A large parameter that is replicated.
+
+    Attributes:
+        path: path of the parameter.
+        bytes: its size.
+    """
 
     path: str
     bytes: int
@@ -134,7 +143,7 @@ class Replicated:
 def replicated(
     shapes: Mapping[str, jax.ShapeDtypeStruct], chosen: Mapping[str, P], *, sizes: Mapping[str, int], above: int = LARGE
 ) -> list[Replicated]:
-    """Parameters larger than `above` bytes that no axis of more than one device splits, largest first."""
+    """Return the parameters of more than `above` bytes that are not sharded on a mesh of `sizes`, largest first."""
     found = []
     for path, shape in shapes.items():
         axes = [axis for entry in chosen[path] if entry for axis in (entry if isinstance(entry, tuple) else (entry,))]

@@ -189,7 +189,7 @@ def _initial_state(
         execution=execution_options(config, platform=placement.mesh.devices.flat[0].platform),
         mesh=placement.mesh,
     )
-    return state, jax.jit(step, donate_argnums=0, out_shardings=(placement.shardings(state), placement.whole))
+    return state, jax.jit(step, donate_argnums=0, out_shardings=(placement.shardings(state), placement.replicated))
 
 
 # ------------------------------------------------------------------------------------------------------------- restore

@@ -19,7 +19,7 @@ from earthgpt_jax.models.llama import PackedAttention
 from earthgpt_jax.ops.attention import make_attention_mask
 from earthgpt_jax.ops.losses import supervised_loss
 from earthgpt_jax.params import Params, merge, merge_module
-from earthgpt_jax.sharding.mesh import ROWS, use
+from earthgpt_jax.sharding.mesh import BATCH_AXES, use_mesh
 from earthgpt_jax.training import guard
 from earthgpt_jax.training.execution import DEFAULT_EXECUTION, ExecutionOptions
 from earthgpt_jax.training.state import State
@@ -114,12 +114,12 @@ def make_step(
         return encode_images(merge_module(graphdef, encoders).encode, images, used=jnp.max(segments, axis=1))
 
     if mesh is not None:  # each device encodes the images of its own sequences
-        rows = PartitionSpec(ROWS)
+        rows = PartitionSpec(BATCH_AXES)
         encode = jax.shard_map(
             encode, mesh=mesh, in_specs=(PartitionSpec(), rows, rows), out_specs=rows, check_vma=False
         )  # fmt: skip
 
-    @use(mesh)
+    @use_mesh(mesh)
     def step(state: State, frozen: Params, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
         def accumulate(sums: Any, part: Batch) -> tuple[Any, None]:
             # Outside the differentiated function, so that no residuals of the frozen encoders are kept.

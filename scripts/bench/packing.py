@@ -133,10 +133,10 @@ def _trainer(config: Config, params: params_lib.Params) -> Callable[[Sequence[Ba
     graphdef, _ = earthgpt.abstract(config.model)
     rules = trainable_paths(config, params)
     place = data_parallel(1)
-    trainable, frozen = jax.device_put(params_lib.split(params, rules), place.whole)
+    trainable, frozen = jax.device_put(params_lib.split(params, rules), place.replicated)
     optimizer = make_optimizer(config.optim, rules)
     step = jax.jit(make_step(graphdef, optimizer, microbatches=1), donate_argnums=0)
-    state = jax.device_put(State(jnp.zeros((), jnp.int32), trainable, optimizer.init(trainable)), place.whole)
+    state = jax.device_put(State(jnp.zeros((), jnp.int32), trainable, optimizer.init(trainable)), place.replicated)
 
     def run(batches: Sequence[Batch]) -> float:
         nonlocal state

@@ -132,8 +132,8 @@ def _train_round(
     )
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), muon)
     placement = data_parallel(batch_size)
-    params = jax.device_put(params, placement.whole)
-    state = jax.device_put(optimizer.init(params), placement.whole)
+    params = jax.device_put(params, placement.replicated)
+    state = jax.device_put(optimizer.init(params), placement.replicated)
 
     def forward(params: Params, batch: Sequences) -> jax.Array:
         return params_lib.merge_module(graphdef, params)(batch)

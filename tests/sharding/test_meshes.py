@@ -75,7 +75,7 @@ def _train(stage: Stage, mesh: tuple[int, int, int] | None) -> tuple[list[float]
         devices = build_mesh(MeshConfig(data=mesh[0], fsdp=mesh[1], tensor=mesh[2]), rows=8)
         place = rules.placement(config.model, initial, mesh=devices)
         state, frozen, batch = place.put(state), place.put(frozen), jax.device_put(batch, place.batch)
-        step = jax.jit(make(mesh=devices), out_shardings=(place.shardings(state), place.whole))
+        step = jax.jit(make(mesh=devices), out_shardings=(place.shardings(state), place.replicated))
     losses = []
     for _ in range(2):
         state, metrics = step(state, frozen, batch)
@@ -109,7 +109,7 @@ def test_large_parameters_really_are_spread():
     state = jax.eval_shape(optax.adam(1.0).init, params)
     shardings = place.shardings(state)
     assert shardings[0].mu["llm/head/kernel"] == put["llm/head/kernel"].sharding
-    assert shardings[0].count == place.whole
+    assert shardings[0].count == place.replicated
 
 
 @pytest.mark.parametrize(("batch_size", "devices"), [(16, 8), (4, 4), (6, 2), (3, 1)])

@@ -13,7 +13,7 @@ from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.config import AdapterKind, MeshConfig, Stage
 from earthgpt_jax.models import earthgpt
 from earthgpt_jax.sharding import rules
-from earthgpt_jax.sharding.mesh import build_mesh, constrain, resolve, use
+from earthgpt_jax.sharding.mesh import axis_sizes, build_mesh, constrain, use_mesh
 
 ONE = {"data": 1, "fsdp": 1, "tensor": 1}
 
@@ -80,7 +80,7 @@ def test_everything_that_does_not_divide_is_said_at_once():
     ("spec", "message"),
     [
         (P("fsdp", "fsdp"), "llm/embed: axis 'fsdp' is used twice"),
-        (P("sequence"), "llm/embed: axis 'sequence' is not of the mesh"),
+        (P("sequence"), "llm/embed: axis 'sequence' is not an axis of the mesh"),
         (P(None, None, "fsdp"), "llm/embed: 3 axes for an array of shape"),
     ],
 )
@@ -108,7 +108,7 @@ def test_40_heads_over_16_are_refused_with_the_config():
     ],
 )
 def test_a_free_axis_takes_what_is_left(config, sizes):
-    assert resolve(config, devices=8, rows=16) == sizes
+    assert axis_sizes(config, devices=8, rows=16) == sizes
     assert tuple(build_mesh(config, rows=16).shape.values()) == sizes
 
 
@@ -117,17 +117,21 @@ def test_a_free_axis_takes_what_is_left(config, sizes):
     [
         (MeshConfig(fsdp=3), 6, "expected sizes that multiply to 8 devices"),
         (MeshConfig(data=2, fsdp=2), 8, "expected sizes that multiply to 8 devices"),
-        (MeshConfig(fsdp=4), 12, r"expected data \* fsdp to divide the 12 rows of a microbatch, got 2 \* 4"),
+        (
+            MeshConfig(fsdp=4),
+            12,
+            r"expected data \* fsdp to divide the 12 packed sequences of a microbatch, got 2 \* 4",
+        ),
     ],
 )
 def test_a_mesh_that_does_not_fit_is_refused(config, rows, message):
     with pytest.raises(EarthGPTError, match=message):
-        resolve(config, devices=8, rows=rows)
+        axis_sizes(config, devices=8, rows=rows)
 
 
 def test_constraints_hold_where_they_divide_and_are_nothing_without_a_mesh():
     mesh = build_mesh(MeshConfig(data=2, fsdp=2, tensor=2), rows=4)
-    inside = jax.jit(use(mesh)(lambda x: constrain(x, ("data", "fsdp"), "tensor")))
+    inside = jax.jit(use_mesh(mesh)(lambda x: constrain(x, ("data", "fsdp"), "tensor")))
     for rows, spec in ((4, P(("data", "fsdp"), "tensor")), (6, P(None, "tensor"))):
         x = jax.device_put(np.zeros((rows, 6, 3)), NamedSharding(mesh, P()))
         assert inside(x).sharding.is_equivalent_to(NamedSharding(mesh, spec), 3)
@@ -137,4 +141,4 @@ def test_constraints_hold_where_they_divide_and_are_nothing_without_a_mesh():
 def test_constraints_are_nothing_inside_a_shard_map():
     mesh = build_mesh(MeshConfig(data=2, fsdp=2, tensor=2), rows=4)
     local = jax.shard_map(lambda x: constrain(2 * x, "data"), mesh=mesh, in_specs=P("data"), out_specs=P("data"))
-    np.testing.assert_array_equal(jax.jit(use(mesh)(local))(np.arange(4.0)), 2 * np.arange(4.0))
+    np.testing.assert_array_equal(jax.jit(use_mesh(mesh)(local))(np.arange(4.0)), 2 * np.arange(4.0))
