@@ -49,7 +49,7 @@ from earthgpt_jax.training.throughput import COMPILE, INPUT, SAVE, FlopsReferenc
 
 _log = logging.getLogger(__name__)
 
-SYNTHETIC = "synthetic"  # config.data.source: a few records that the run draws for itself, as in debug mode
+SYNTHETIC = "synthetic"  # value of `data.source` for a few generated records, as in debug mode
 SYNTHETIC_RECORDS = {"train": 48, "val": 8, "test": 8}
 
 # Settings that may change when a run is resumed. They change neither the batches nor the updates, except how damaged
@@ -121,7 +121,7 @@ def train(
 
 
 def _prepare(config: Config, workdir: Path) -> _Run | None:
-    """Load the model, build the packing schedule, and place the initial state; return None if the run is finished."""
+    """Load the model and the data, and place the initial state on the mesh; return None if the run is finished."""
     distributed.check_consistent({"config": to_dict(config), "code": distributed.code_version()})
     finished = (workdir / "model").exists()
     with distributed.fail_together("the start"):
@@ -130,15 +130,7 @@ def _prepare(config: Config, workdir: Path) -> _Run | None:
     distributed.check_consistent({"model is finished": finished})
     if initial is None:
         return None
-    source = config.data.source
-    if source == SYNTHETIC:
-        source = str(workdir / SYNTHETIC)
-        with distributed.fail_together("writing synthetic data"):
-            if jax.process_index() == 0:
-                _write_synthetic_data(Path(source))
-    with distributed.fail_together("reading the data"):
-        data_config = dataclasses.replace(config, data=dataclasses.replace(config.data, source=source))
-        data = load_training_data(data_config, tokenizer=Tokenizer(initial.tokenizer))
+    data = _load_data(config, workdir, tokenizer=initial.tokenizer)
 
     graphdef, _ = earthgpt.abstract(config.model)
     trainable_rules = trainable_paths(config, initial.params)
@@ -162,6 +154,18 @@ def _prepare(config: Config, workdir: Path) -> _Run | None:
         config=config, workdir=workdir, data=data, identity=identity, placement=placement, frozen=frozen, state=state,
         step=step, tokenizer=initial.tokenizer, parent=initial.about,
     )  # fmt: skip
+
+
+def _load_data(config: Config, workdir: Path, *, tokenizer: Path) -> TrainingData:
+    """Build the packing schedule, from synthetic records in `workdir` if `config.data.source` is `synthetic`."""
+    if config.data.source == SYNTHETIC:
+        folder = workdir / SYNTHETIC
+        with distributed.fail_together("writing synthetic data"):
+            if jax.process_index() == 0:
+                _write_synthetic_data(folder)
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, source=str(folder)))
+    with distributed.fail_together("reading the data"):
+        return load_training_data(config, tokenizer=Tokenizer(tokenizer))
 
 
 def _write_synthetic_data(folder: Path) -> None:
