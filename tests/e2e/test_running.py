@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import json
 import os
@@ -37,7 +38,7 @@ def poison(monkeypatch):
 
     def poisoned(batches, sharding):
         for step, batch, arrays in prefetch.prefetch_to_device(batches, sharding):
-            bad = arrays._replace(loss_weights=arrays.loss_weights * np.nan)
+            bad = dataclasses.replace(arrays, loss_weights=arrays.loss_weights * np.nan)
             yield step, batch, bad if step == POISONED else arrays
 
     monkeypatch.setattr(loop, "prefetch_to_device", poisoned)
