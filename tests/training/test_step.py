@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -30,7 +32,8 @@ def test_gradients_of_bfloat16_kernels_equal_those_of_fp32_copies_up_to_rounding
     batch = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), batch_shapes(config))
     slots = jnp.full_like(batch.image_slots, TEXT_SLOT).at[:, 2:19].set(jnp.arange(17))
     slots = slots.at[:, 1].set(START_SLOT).at[:, 19].set(END_SLOT)
-    batch = batch._replace(
+    batch = dataclasses.replace(
+        batch,
         tokens=jnp.asarray(rng.integers(3, 600, batch.tokens.shape), jnp.int32),
         positions=jnp.broadcast_to(jnp.arange(batch.tokens.shape[1]), batch.tokens.shape),
         segments=jnp.ones_like(batch.segments),
