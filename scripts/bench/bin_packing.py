@@ -1,7 +1,7 @@
 """Compare the packing schedule's bin packing with best-fit decreasing: packing efficiency and seconds.
 
     python scripts/bench/bin_packing.py                                # a random mixture of tasks
-    python scripts/bench/bin_packing.py DATASETS --config tiny_real:instruct
+    python scripts/bench/bin_packing.py DATASETS --config earthgpt_13b:instruct
 
 Both pack all samples of the first epoch, and a million samples drawn from it, into sequences of `--seq-len` tokens.
 """
@@ -82,34 +82,35 @@ def compare(lengths: Sequence[int], *, seq_len: int, max_images: int) -> list[tu
     return rows
 
 
-def _random_lengths() -> np.ndarray:
+def _random_lengths() -> tuple[np.ndarray, int]:
     index = random_data.random_index(np.random.default_rng(0), records=20_000)
     cycle = sampling_cycle(random_data.WEIGHTS)
     sampler = EpochSampler(index, times=cycle.times, epochs=cycle.epochs, budget=random_data.BUDGET, seed=0)
-    return sampler.epoch(0).tokens
+    budget = random_data.BUDGET
+    return sampler.epoch(0).tokens, budget.seq_len // (budget.prefix_tokens + 1)
 
 
-def _dataset_lengths(datasets: Path, recipe: str, *, seq_len: int) -> np.ndarray:
+def _dataset_lengths(datasets: Path, recipe: str, *, seq_len: int) -> tuple[np.ndarray, int]:
     config = load(recipe, [f"--config.data.source={datasets}", f"--config.data.seq_len={seq_len}"])
     tokenizer = Tokenizer(assets_path("tiny", "tokenizer.model"))
     schedule = load_training_data(config, tokenizer=tokenizer).schedule
-    return np.concatenate([samples.tokens for samples in schedule.samples[0]])
+    return np.concatenate([samples.tokens for samples in schedule.samples[0]]), schedule.max_images
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("datasets", type=Path, nargs="?", help="a dataset directory, or a folder of several")
-    parser.add_argument("--config", default="tiny_real:instruct", help="recipe (default: tiny_real:instruct)")
+    parser.add_argument("--config", default="earthgpt_13b:instruct", help="recipe (default: earthgpt_13b:instruct)")
     parser.add_argument("--seq-len", type=int, default=2048, help="tokens per sequence (default: 2048)")
-    parser.add_argument("--max-images", type=int, default=6, help="images per sequence (default: 6)")
+    parser.add_argument("--max-images", type=int, help="images per sequence (default: as many as fit)")
     args = parser.parse_args()
 
     recipe, seq_len = args.config, args.seq_len
-    lengths = _dataset_lengths(args.datasets, recipe, seq_len=seq_len) if args.datasets else _random_lengths()
+    lengths, most = _dataset_lengths(args.datasets, recipe, seq_len=seq_len) if args.datasets else _random_lengths()
     drawn = np.random.default_rng(0).choice(lengths, MILLION)
     rows: list[tuple[str, ...]] = [("", "samples", "T", "I", "packing efficiency", "seconds")]
     for tokens in (lengths, drawn):
-        rows += compare(tokens.tolist(), seq_len=args.seq_len, max_images=args.max_images)
+        rows += compare(tokens.tolist(), seq_len=args.seq_len, max_images=args.max_images or most)
     print("\n".join(align_columns(rows)))
 
 
