@@ -66,7 +66,7 @@ examples:
   earthgpt COMMAND --help                          what a command does and its options
 """
 
-# Words of the command line that were renamed -> their replacements.
+# Former options and option values -> their replacements, for "did you mean".
 RENAMED = {
     "fold": "merge",
     "whole": "image",

@@ -36,11 +36,11 @@ def model_card(model: ModelDir, *, adapter: str, scores: Mapping[str, Any] | Non
     )
 
 
-def _runs(about: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+def _runs(provenance: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     """Yield the runs that led to a model, the first one first and the model's own run last."""
-    if isinstance(about.get("parent"), Mapping):
-        yield from _runs(about["parent"])
-    yield about
+    if isinstance(provenance.get("parent"), Mapping):
+        yield from _runs(provenance["parent"])
+    yield provenance
 
 
 def _numbers(scores: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, float]]:

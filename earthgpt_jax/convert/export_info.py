@@ -11,7 +11,7 @@ from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.config import ModelConfig, model_from_dict, to_dict
 from earthgpt_jax.models.model_dir import ModelDir
 
-_FORMAT = 2  # of the entry `earthgpt_jax`; raised when its keys change
+_FORMAT_VERSION = 2  # of the entry `earthgpt_jax` in config.json; raised when its keys change
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -24,7 +24,7 @@ class ExportInfo:
     model: ModelConfig
     decimals: int
     chat_template: str
-    about: dict[str, Any]
+    provenance: dict[str, Any]
 
 
 def export_info(model: ModelDir, exported: ModelConfig) -> dict[str, Any]:
@@ -35,8 +35,8 @@ def export_info(model: ModelDir, exported: ModelConfig) -> dict[str, Any]:
         exported: the config of the exported weights, without adapters.
     """
     return {
-        "format": _FORMAT, "model": to_dict(model.model), "exported": to_dict(exported), "decimals": model.decimals,
-        "chat_template": model.chat_template, "about": model.provenance,
+        "format_version": _FORMAT_VERSION, "model": to_dict(model.model), "exported": to_dict(exported),
+        "decimals": model.decimals, "chat_template": model.chat_template, "provenance": model.provenance,
     }  # fmt: skip
 
 
@@ -44,7 +44,7 @@ def read_export_info(folder: Path) -> ExportInfo | None:
     """Return what `export_info` wrote to a folder's config.json; None if the folder is not an export of ours.
 
     Raises:
-        EarthGPTError: config.json is damaged, or was written by a release with another format.
+        EarthGPTError: config.json is damaged, or has another format version.
     """
     path = folder / "config.json"
     if not path.is_file():
@@ -53,17 +53,17 @@ def read_export_info(folder: Path) -> ExportInfo | None:
         values = json.loads(path.read_text()).get("earthgpt_jax")
         if values is None:
             return None
-        if (found := values.get("format", 1)) != _FORMAT:
+        if (version := values.get("format_version", 1)) != _FORMAT_VERSION:
             raise EarthGPTError(
-                f"{path}: expected an export in format {_FORMAT}, got format {found}; "
-                "export the model again with this release"
+                f"{path}: expected an export with format_version {_FORMAT_VERSION}, got {version}; "
+                "export the model again with this version of earthgpt-jax"
             )
         has_adapters = (folder / "adapter").is_dir()
         return ExportInfo(
             model=model_from_dict(values["model" if has_adapters else "exported"], where=str(path)),
             decimals=values["decimals"],
             chat_template=values["chat_template"],
-            about=values["about"],
+            provenance=values["provenance"],
         )
     except (ValueError, KeyError) as error:
         raise EarthGPTError(

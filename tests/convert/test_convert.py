@@ -92,13 +92,13 @@ def test_hugging_face_and_back_is_bit_exact(tmp_path, dtype):
     assert _bytes(tmp_path / "back") == _rewritten(folder, tmp_path)
 
 
-def test_an_export_of_an_older_release_is_refused(tmp_path, plain):
+def test_an_export_of_an_older_format_is_refused(tmp_path, plain):
     exporter.export_hf(plain, tmp_path / "hf")
     path = tmp_path / "hf" / "config.json"
     values = json.loads(path.read_text())
-    del values["earthgpt_jax"]["format"]  # as in the first format
+    del values["earthgpt_jax"]["format_version"]  # as in the first version
     path.write_text(json.dumps(values))
-    with pytest.raises(EarthGPTError, match=r"expected an export in format 2, got format 1; export the model again"):
+    with pytest.raises(EarthGPTError, match=r"expected an export with format_version 2, got 1; export the model again"):
         read_export_info(tmp_path / "hf")
 
 
@@ -387,9 +387,11 @@ def test_the_model_card_lists_all_runs(tmp_path, plain):
 
     model = io.read_config(plain)
     parent = {"recipe": "tiny", "stage": "align", "steps": 7, "source": "synthetic", "data": "def"}
-    about = {"recipe": "tiny", "stage": "instruct", "steps": 9, "source": "ssdd", "data": "abc", "parent": parent}
+    provenance = {"recipe": "tiny", "stage": "instruct", "steps": 9, "source": "ssdd", "data": "abc", "parent": parent}
     text = model_card(
-        dataclasses.replace(model, provenance=about), adapter="merge", scores={"optical": {"vqa": {"accuracy": 0.5}}}
+        dataclasses.replace(model, provenance=provenance),
+        adapter="merge",
+        scores={"optical": {"vqa": {"accuracy": 0.5}}},
     )
     assert text.index("| align | tiny | 7 |") < text.index("| instruct | tiny | 9 | ssdd | abc |")
     assert "| optical, vqa, accuracy | 0.500 |" in text
