@@ -139,7 +139,7 @@ class Shards:
         return _item(square(Image.open(io.BytesIO(record["image"]))), sample["texts"], self.tokenizer)
 
 
-def _processor():
+def _processor() -> Any:
     import sentencepiece
 
     return sentencepiece.SentencePieceProcessor(model_file=str(assets_path("tiny", "tokenizer.model")))
