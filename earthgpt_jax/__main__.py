@@ -1,4 +1,4 @@
-"""`python -m earthgpt_jax` is the same program as `earthgpt`."""
+"""Run `earthgpt` as `python -m earthgpt_jax`."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ import sys
 
 from earthgpt_jax.cli.main import main
 
-if __name__ == "__main__":  # worker processes import this file again
+if __name__ == "__main__":  # spawned worker processes import this file
     sys.exit(main())

@@ -1,8 +1,8 @@
 """Params: a flat mapping `path -> array`, and tables of regexes over its paths.
 
-Every decision about parameters (how sharded, trained or frozen, which foreign key) is a table of
-`(regex, value)` rows. A table is *total* (a path that no row covers raises) and *tight* (a row that
-decides nothing raises), so a renamed parameter can never fall through silently.
+Every decision about parameters (how they are sharded, whether they are trainable, their name in another project's
+checkpoint) is a table of `(regex, value)` rules. A table is *total* (a path that no rule covers raises) and *tight* (a
+rule that decides no path raises), so that a renamed parameter cannot be overlooked.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ T = TypeVar("T")
 
 
 def flatten(state: nnx.State) -> Params:
-    """An NNX state as `{"llm/blocks/attn/q/kernel": array, ...}`."""
+    """Return an NNX state as `{"llm/blocks/attn/q/kernel": array, ...}`."""
     return {"/".join(map(str, path)): variable.get_value() for path, variable in nnx.to_flat_state(state)}
 
 
 def merge_module(graphdef: nnx.GraphDef, params: Mapping[str, jax.Array]) -> Any:
-    """The module that `graphdef` describes, holding `params`; the inverse of `split_module`."""
+    """Return the module with the structure `graphdef` and the parameters `params`; the inverse of `split_module`."""
     return nnx.merge(graphdef, nnx.from_flat_state([(_key(p), nnx.Param(v)) for p, v in params.items()]))
 
 
 def split_module(module: nnx.Module) -> tuple[nnx.GraphDef, Params]:
-    """A module's structure and its parameters."""
+    """Return the structure of a module and its parameters."""
     graphdef, state = nnx.split(module)
     return graphdef, flatten(state)
 
@@ -44,47 +44,47 @@ def _key(path: str) -> tuple[str | int, ...]:
 
 
 def match(rules: Sequence[tuple[str, T]], paths: Iterable[str], *, table: str) -> dict[str, T]:
-    """The value that the first fitting row gives each path.
+    """Return, for each path, the value of the first rule that matches it.
 
     Args:
-        rules: `(regex, value)`; a regex must match the whole path.
+        rules: `(regex, value)`; a regex must match the full path.
         paths: parameter paths.
-        table: the table's name, for the message.
+        table: name of the table, for the message.
 
     Raises:
-        EarthGPTError: naming all uncovered paths and all rows that decide nothing, together.
+        EarthGPTError: lists all uncovered paths and all unused rules.
     """
     compiled = [(re.compile(pattern), value) for pattern, value in rules]
     used: set[int] = set()
     result: dict[str, T] = {}
     uncovered = []
     for path in paths:
-        for row, (pattern, value) in enumerate(compiled):
+        for number, (pattern, value) in enumerate(compiled):
             if pattern.fullmatch(path):
                 result[path] = value
-                used.add(row)
+                used.add(number)
                 break
         else:
             uncovered.append(path)
-    idle = [pattern for row, (pattern, _) in enumerate(rules) if row not in used]
-    if uncovered or idle:
+    unused = [pattern for number, (pattern, _) in enumerate(rules) if number not in used]
+    if uncovered or unused:
         raise EarthGPTError(
             f"table '{table}' does not fit the parameters: "
             + "; ".join(
                 part
                 for part in (
-                    uncovered and f"no row covers {', '.join(uncovered)}",
-                    idle and f"rows that decide nothing: {', '.join(idle)}",
+                    uncovered and f"no rule covers {', '.join(uncovered)}",
+                    unused and f"unused rules: {', '.join(unused)}",
                 )
                 if part
             )
-            + ". Each path needs exactly one deciding row: add, widen or delete rows."
+            + ". Each path needs exactly one deciding rule: add, widen or delete rules."
         )
     return result
 
 
 def split(params: Mapping[str, T], chosen: Iterable[str]) -> tuple[dict[str, T], dict[str, T]]:
-    """`(chosen, rest)`, both in the order of `params`."""
+    """Return `(chosen, rest)`, both in the order of `params`."""
     names = set(chosen)
     return (
         {path: value for path, value in params.items() if path in names},
@@ -93,18 +93,29 @@ def split(params: Mapping[str, T], chosen: Iterable[str]) -> tuple[dict[str, T],
 
 
 def merge(*parts: Mapping[str, T]) -> dict[str, T]:
-    """The union of disjoint parts, paths sorted; a path in two parts raises."""
+    """Return the union of disjoint parts, sorted by path.
+
+    Raises:
+        ValueError: a path is in more than one part.
+    """
     merged: dict[str, T] = {}
     for part in parts:
-        twice = merged.keys() & part.keys()
-        if twice:
-            raise ValueError(f"paths in more than one part: {sorted(twice)}")
+        duplicates = merged.keys() & part.keys()
+        if duplicates:
+            raise ValueError(f"paths in more than one part: {sorted(duplicates)}")
         merged.update(part)
     return dict(sorted(merged.items()))
 
 
 def check_same_shapes(expected: Mapping[str, jax.ShapeDtypeStruct], got: Mapping, *, where: str) -> None:
-    """Raises one error that lists every missing, unknown and misshapen path of `got`."""
+    """Check that `got` has the paths and shapes of `expected`.
+
+    Args:
+        where: origin of `got`, for the message.
+
+    Raises:
+        EarthGPTError: lists the missing paths, the unknown paths and those with another shape.
+    """
     missing = sorted(expected.keys() - got.keys())
     unknown = sorted(got.keys() - expected.keys())
     shapes = [
@@ -119,14 +130,14 @@ def check_same_shapes(expected: Mapping[str, jax.ShapeDtypeStruct], got: Mapping
     ]
     if problems:
         raise EarthGPTError(
-            f"{where}: the parameters are of another architecture than the config. "
+            f"{where}: the parameters belong to another architecture than the config. "
             + "; ".join(problems)
-            + ". Use the config the checkpoint was made with."
+            + ". Use the config of the checkpoint."
         )
 
 
 def fingerprint(params: Mapping[str, jax.Array | np.ndarray]) -> str:
-    """sha256 (16 hex digits) over paths, dtypes, shapes and bytes: equal only if every bit is."""
+    """Return a fingerprint of paths, dtypes, shapes and bytes; equal only if all parameters are equal bit by bit."""
 
     def parts() -> Iterator[bytes | str]:
         for path in sorted(params):
@@ -138,10 +149,10 @@ def fingerprint(params: Mapping[str, jax.Array | np.ndarray]) -> str:
 
 
 def count(params: Mapping[str, jax.Array | jax.ShapeDtypeStruct]) -> int:
-    """Number of scalars."""
+    """Return the total number of scalars."""
     return sum(int(np.prod(value.shape)) for value in params.values())
 
 
 def cast(params: Mapping[str, jax.Array], dtype: str) -> Params:
-    """Floating arrays in another dtype."""
+    """Return the arrays converted to a floating-point dtype, by name: `bfloat16`."""
     return {path: value.astype(np.dtype(getattr(ml_dtypes, dtype, dtype))) for path, value in params.items()}

@@ -1,7 +1,7 @@
-"""The Record: one image with everything that is known of it, in pixels of the original image.
+"""The Record: one image with all its annotations. Readers of datasets produce records; the input pipeline reads them.
 
-Boxes stay pixels here; their text (grammar, decimals) is rendered by the input pipeline,
-so that it stays configuration.
+Boxes are stored as polygons in pixels of the original image. The input pipeline renders them as text, so that the box
+format, the number of decimals and augmentation stay choices of the config.
 """
 
 from __future__ import annotations
@@ -14,12 +14,21 @@ import numpy as np
 
 
 class Sensor(enum.StrEnum):
+    """What took the image."""
+
     OPTICAL = "optical"
     SAR = "sar"
     INFRARED = "infrared"
 
 
 class Task(enum.StrEnum):
+    """What can be asked about an image.
+
+    classification: the class of the scene. caption: a description of the image. vqa: a question with a short answer.
+    region_caption: a description of the object in a given box. grounding: the box of a described object. hbb, obb:
+    the horizontal or oriented boxes of all objects.
+    """
+
     CLASSIFICATION = "classification"
     CAPTION = "caption"
     VQA = "vqa"
@@ -31,7 +40,13 @@ class Task(enum.StrEnum):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Turn:
-    """One question about the image. `type` is the source's own question type, e.g. "count"."""
+    """One question about the image and its answer.
+
+    Attributes:
+        question, answer: text, as in the dataset.
+        question_type: the dataset's own type of the question, for example "count"; "" if it has none. Evaluation
+            reports accuracy by it.
+    """
 
     question: str
     answer: str
@@ -43,12 +58,13 @@ class Object:
     """One annotated object.
 
     Attributes:
-        label: canonical class name, lower case, words separated by spaces.
-        polygon: f32[8], pixels, x1,y1,...,x4,y4 clockwise on screen from the top-left-most corner.
-            A horizontal box is its four corners.
-        difficult: annotated, but not to be required of a detector.
-        phrase: a description that is true of this object alone in the image; "" where unknown.
-        visible: the share of its area that is inside the image; below 1 where a tile's border cuts it.
+        label: class name, lower case, words separated by spaces: "large vehicle".
+        polygon: f32[8], x1,y1,...,x4,y4 in pixels of the original image, clockwise on screen from the corner with the
+            smallest y (then the smallest x). A horizontal box is stored as its four corners.
+        difficult: marked as difficult by the dataset; a detector is neither rewarded nor punished for it.
+        phrase: description that applies to this object only, among all objects of the image; "" if unknown.
+        visible: share of the object's area that is inside the image, in (0, 1]; below 1 for an object at the border
+            of a tile.
     """
 
     label: str
@@ -60,17 +76,27 @@ class Object:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Record:
-    """One image and its truth.
+    """One image and its annotations.
+
+    For example, a DOTA tile has `tasks=(Task.HBB, Task.OBB)`, its `objects`, and nothing else; an RSVQA image has
+    `tasks=(Task.VQA,)` and `turns`.
 
     Attributes:
-        id: stable, `source/split/native-id`.
-        image: the original file's bytes; b"" for a source that ships annotations only.
-        tasks: what the truth below is good for. A scene whose boxes are known at any
-            orientation has both `hbb` and `obb`; a horizontal annotation has `hbb` only.
-        label: scene class, lower case; "" where unknown.
-        references: captions of the whole image.
-        complete: every object of the classes that the source annotates is among `objects`; where one was rejected,
-            lies in a region that nobody annotated, or is left out at a tile's border, nothing can be called absent.
+        id: unique and stable, `source/split/native-id`. Sampling and splits depend on it.
+        image: bytes of the original image file; b"" for a dataset that publishes annotations only.
+        height, width: size of the image as its annotations refer to it, in pixels.
+        sensor: what took the image.
+        source: name of the dataset.
+        split: split of the dataset: train, val or test.
+        tasks: tasks that the annotations are sufficient for. Oriented boxes give both `hbb` and `obb`, horizontal
+            boxes only `hbb`.
+        label: class of the scene, lower case; "" if unknown.
+        turns: questions about the image and their answers, for `vqa`; in order where they form a dialogue.
+        references: captions of the image, for `caption`.
+        objects: annotated objects, for `hbb`, `obb`, `grounding` and `region_caption`.
+        complete: whether `objects` has every object of the classes that the dataset annotates. False if one was
+            rejected, was left out at the border of a tile, or lies in a region that was not annotated; then no class can be
+            called absent.
     """
 
     id: str
@@ -90,19 +116,19 @@ class Record:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AnnotatedClasses:
-    """The classes that one dataset annotates: of an image without one of them it can be said that there is none.
+    """The classes that a dataset annotates exhaustively: an image has no object of a class without an annotation.
 
     Attributes:
-        shares: label -> share of the dataset's records that hold one; empty where that is not known for certain.
+        shares: class -> share of the dataset's records that contain it; empty if the classes are not known for certain.
     """
 
     shares: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     def absent(self, record: Record) -> list[str]:
-        """The classes that are surely not in a record's image, sorted; none where that cannot be told.
+        """Return the classes that are certainly not in a record's image, sorted; [] if that cannot be known.
 
-        A class whose name ends that of one that is there (`vehicle`, `large vehicle`) may be its hypernym, and
-        is not absent.
+        A class whose name is the end of a present class's name (`vehicle` of `large vehicle`) may be its hypernym, so
+        it does not count as absent.
         """
         if Task.HBB not in record.tasks or not record.complete:
             return []

@@ -1,23 +1,24 @@
-"""How processes are found, and what they say where they differ; with real processes in tests/multiprocess."""
+"""Start-up of processes and consistency checks; tests/multiprocess runs several real processes."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import pytest
 
-from earthgpt_jax import distributed as hosts
+from earthgpt_jax import distributed
 from earthgpt_jax.common.errors import EarthGPTError
 
 
-def test_differences_name_the_fact_the_values_and_the_processes():
+def test_inconsistencies_name_the_fact_its_values_and_the_processes() -> None:
     facts = [{"config": {"optim": {"peak_lr": 0.1, "steps": 5}, "mesh": {}}, "code": "a"} for _ in range(7)]
-    assert hosts.inconsistencies(facts) == []
+    assert distributed.inconsistencies(facts) == []
     facts[3] = {"config": {"optim": {"peak_lr": 0.2, "steps": 5}, "mesh": {"fsdp": 2}}, "code": "a"}
     facts[5] = facts[6] = {"config": {"optim": {"peak_lr": 0.1, "steps": 5}, "mesh": {}}, "code": "b", "more": [1]}
-    assert hosts.inconsistencies(facts) == [
+    assert distributed.inconsistencies(facts) == [
         "code: 'a' on processes 0-4, 'b' on processes 5-6",
         "config.mesh: {} on processes 0-2, 4-6, nothing on process 3",
         "config.mesh.fsdp: nothing on processes 0-2, 4-6, 2 on process 3",
@@ -26,68 +27,70 @@ def test_differences_name_the_fact_the_values_and_the_processes():
     ]
 
 
-def test_code_is_what_the_files_hold(monkeypatch, tmp_path):
-    before = hosts.code_version()
-    assert before == hosts.code_version() and before["jax"] == jax.__version__
+def test_the_code_version_depends_on_the_source_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    before = distributed.code_version()
+    assert before == distributed.code_version() and before["jax"] == jax.__version__
     package = tmp_path / "earthgpt_jax"
     package.mkdir()
-    for name in ("hosts.py", "a.py"):
+    for name in ("distributed.py", "a.py"):
         (package / name).write_text("x = 1\n")
-    monkeypatch.setattr(hosts, "__file__", str(package / "hosts.py"))
-    one = hosts.code_version()["sources"]
+    monkeypatch.setattr(distributed, "__file__", str(package / "distributed.py"))
+    one = distributed.code_version()["sources"]
     (package / "a.py").write_text("x = 2\n")
-    assert len({before["sources"], one, hosts.code_version()["sources"]}) == 3
+    assert len({before["sources"], one, distributed.code_version()["sources"]}) == 3
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"coordinator": "a:1"}, "number of processes and which one"),
+        ({"coordinator": "a:1"}, "number of processes and the index"),
         ({"coordinator": "a:1", "processes": 2, "process": 2}, r"0 to N-1.*process=2"),
-        ({"process": 1, "processes": 2}, "expected a coordinator"),
+        ({"process": 1, "processes": 2}, "expected also a coordinator"),
         ({"processes": 4}, "expected 4 processes, found 1"),
     ],
 )
-def test_arguments_that_do_not_fit_are_refused(arguments, message, monkeypatch):
-    def nothing_around(**_):
+def test_contradictory_arguments_are_refused(arguments: dict, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_cluster(**_: object) -> None:
         raise ValueError("coordinator_address should be defined.")
 
-    monkeypatch.setattr(jax.distributed, "initialize", nothing_around)
+    monkeypatch.setattr(jax.distributed, "initialize", no_cluster)
     with pytest.raises(EarthGPTError, match=message):
-        hosts.start(**arguments)
+        distributed.start(**arguments)
 
 
-def test_where_jax_has_computed_others_are_not_looked_for():
+def test_a_process_that_has_used_jax_cannot_connect() -> None:
     jax.devices()
-    with pytest.raises(EarthGPTError, match="fresh process, or with processes=1"):
-        hosts.start()
-    hosts.start(processes=1)
+    with pytest.raises(EarthGPTError, match="fresh process, or pass processes=1"):
+        distributed.start()
+    distributed.start(processes=1)
 
 
-def test_alone_there_is_nothing_to_wait_for():
-    assert hosts.gather_texts("x") == ["x"] and hosts.describe() == ""
-    hosts.check_consistent({"a": 1})
-    with pytest.raises(EarthGPTError, match="as it was"), hosts.fail_together("a test"):
+def test_a_single_process_waits_for_nothing() -> None:
+    assert distributed.gather_texts("x") == ["x"] and distributed.describe() == ""
+    distributed.check_consistent({"a": 1})
+    with pytest.raises(EarthGPTError, match="as it was"), distributed.fail_together("a test"):
         raise EarthGPTError("as it was")
 
 
-FOUND = """
+_START = """
 import jax
-from earthgpt_jax import distributed as hosts
-hosts.start({arguments})
+from earthgpt_jax import distributed
+distributed.start({arguments})
 print(jax.process_count(), jax.distributed.is_initialized())
 """
-SLURM = {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "127.0.0.1", "SLURM_NTASKS": "1", "SLURM_PROCID": "0",
+_SLURM = {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "127.0.0.1", "SLURM_NTASKS": "1", "SLURM_PROCID": "0",
          "SLURM_LOCALID": "0"}  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("surroundings", "arguments", "expected"),
-    [({}, "", "1 False"), (SLURM, "", "1 True"), (SLURM, "processes=1", "1 False")],
+    ("environment", "arguments", "expected"),
+    [({}, "", "1 False"), (_SLURM, "", "1 True"), (_SLURM, "processes=1", "1 False")],
 )
-def test_what_surrounds_the_process_is_found_unless_it_shall_not_be(surroundings, arguments, expected, monkeypatch):
-    for name, value in surroundings.items():
+def test_a_cluster_is_detected_unless_detection_is_disabled(
+    environment: dict, arguments: str, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    code = FOUND.replace("{arguments}", arguments)
+    code = _START.replace("{arguments}", arguments)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert done.stdout.strip() == expected, done.stderr[-1500:]

@@ -1,4 +1,4 @@
-"""Runs a function on files: here, in processes of this machine. `datasets.build.beam` does the same on a cluster."""
+"""Run functions in processes of this machine. `datasets.build.beam` runs the jobs of a build on a cluster."""
 
 from __future__ import annotations
 
@@ -19,14 +19,17 @@ _Result = TypeVar("_Result")
 
 
 class Engine(Protocol):
-    """What runs the pieces of a build. A function leaves its result in files and can be run again."""
+    """Runs the jobs of a build. The function writes its result to files and can be run again."""
 
     def run(self, function: Function, jobs: Sequence[Path]) -> Iterator[Path]:
-        """Yields each job once it is done, in any order; raises what the function raised."""
+        """Yield each job when it is finished, in any order; raise what the function raises."""
 
 
 class LocalEngine:
-    """This process, or `count` others, started when there is more than one job and kept until `close`."""
+    """An engine that uses `count` processes of this machine; with one, or for a single job, this process itself.
+
+    The processes are started when they are first needed and end at `close`.
+    """
 
     def __init__(self, count: int):
         if count < 1:
@@ -49,8 +52,8 @@ class LocalEngine:
                 yield futures.pop(future)
         except BrokenProcessPool as error:
             raise EarthGPTError(
-                f"a worker was killed, most likely for want of memory; try fewer than --workers {self._count}. "
-                "What is finished is kept: the same command goes on from there"
+                f"a worker was killed, most likely because memory ran out; try fewer than --workers {self._count}. "
+                "Finished parts are kept: the same command resumes there"
             ) from error
 
     def close(self) -> None:
@@ -66,18 +69,18 @@ class LocalEngine:
 
 
 def parallel_map(
-    function: Callable[[_Item], _Result], items: Sequence[_Item], *, workers: int | None = None, fewest: int = 4
+    function: Callable[[_Item], _Result], items: Sequence[_Item], *, workers: int | None = None, min_items: int = 4
 ) -> Iterator[_Result]:
-    """The results of a picklable function, in the order of `items`.
+    """Yield the results of a picklable function, in the order of `items`.
 
     Args:
-        workers: processes, at most; None: one a core.
-        fewest: items for each process, which takes seconds to start; where there are fewer, fewer are started.
+        workers: maximum number of processes; None: one per core.
+        min_items: minimum number of items per process, because a process takes seconds to start.
 
     Raises:
         EarthGPTError: a worker was killed.
     """
-    count = min(cores() if workers is None else workers, len(items) // fewest)
+    count = min(cores() if workers is None else workers, len(items) // min_items)
     if count < 2:
         yield from map(function, items)
         return
@@ -86,18 +89,18 @@ def parallel_map(
             yield from pool.map(function, items)
         except BrokenProcessPool as error:
             raise EarthGPTError(
-                f"one of {count} workers was killed, most likely for want of memory; try fewer (--workers)"
+                f"one of {count} workers was killed, most likely because memory ran out; try fewer (--workers)"
             ) from error
         finally:
             pool.shutdown(cancel_futures=True)
 
 
 def cores() -> int:
-    """How many this process may use."""
+    """Return the number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _processes(count: int) -> concurrent.futures.ProcessPoolExecutor:
-    """Spawned, since readers of shards hold threads, which a fork would break."""
+    """Return a pool of spawned processes: readers of shards start threads, which do not survive a fork."""
     context: Any = multiprocessing.get_context("spawn")
     return concurrent.futures.ProcessPoolExecutor(count, mp_context=context, initializer=processes.init_worker)

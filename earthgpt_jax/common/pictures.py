@@ -1,4 +1,4 @@
-"""Pictures and boxes as self-contained pages hold them: data URIs and SVG points."""
+"""Images and polygons for self-contained HTML pages: data URIs and SVG points."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from PIL import Image
 
 
 class Encoding(enum.StrEnum):
-    """Of a picture on a page: without loss, or small."""
+    """Encoding of an image on a page: PNG is lossless, JPEG is small."""
 
     PNG = "png"
     JPEG = "jpeg"
 
 
 def data_uri(pixels: np.ndarray, *, longest_side: int, encoding: Encoding = Encoding.PNG) -> str:
-    """u8[h, w, 3] as the text of an `href`, made smaller where a side is longer."""
+    """Return an image u8[h, w, 3] as a data URI, downscaled so that no side exceeds `longest_side` pixels."""
     image = Image.fromarray(pixels)
     image.thumbnail((longest_side, longest_side))
     out = io.BytesIO()
@@ -28,5 +28,5 @@ def data_uri(pixels: np.ndarray, *, longest_side: int, encoding: Encoding = Enco
 
 
 def svg_points(polygon: Sequence[float] | np.ndarray) -> str:
-    """f32[8] or longer, x1,y1,x2,y2,... as an SVG `points` attribute."""
+    """Return a polygon f32[2n], x1,y1,x2,y2,..., as the value of an SVG `points` attribute."""
     return " ".join(f"{x:.1f},{y:.1f}" for x, y in np.asarray(polygon).reshape(-1, 2))

@@ -1,4 +1,4 @@
-"""What every worker process does first."""
+"""Initialisation of worker processes."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ import signal
 import threading
 
 
-def init_worker(*leave: signal.Signals) -> None:
-    """To be called in a worker process: it ends with its parent, and leaves an interrupt to it.
+def init_worker(*ignored: signal.Signals) -> None:
+    """Initialise a worker process: it ignores Ctrl-C, which its parent handles, and exits when its parent does.
 
     Args:
-        leave: further signals that the parent has too and deals with, such as a scheduler's SIGTERM to all processes.
+        ignored: further signals that the parent handles, such as the SIGTERM that a scheduler sends to all processes.
     """
-    for number in (signal.SIGINT, *leave):
+    for number in (signal.SIGINT, *ignored):
         signal.signal(number, signal.SIG_IGN)
-    threading.Thread(target=_die_with_parent, daemon=True).start()
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 
-def _die_with_parent() -> None:
-    """A parent that was killed cannot end us, and the pool's own pipes never close."""
+def _exit_with_parent() -> None:
+    """Exit when the parent does: a killed parent cannot end its workers, and the pipes of a pool never close."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

@@ -1,7 +1,6 @@
-"""Where the files that travel with the code lie: recipes, data cards and templates, embedded models.
+"""Paths of the files that are distributed with the code: recipes, dataset cards, templates, embedded models.
 
-In a checkout `configs/` and `data/` stand beside the package; a wheel carries copies of them in
-`earthgpt_jax/_share/`.
+In a checkout, `configs/` and `data/` are next to the package; a wheel has copies of them in `earthgpt_jax/_share/`.
 """
 
 from __future__ import annotations
@@ -17,15 +16,15 @@ def _shared(folder: str) -> Path:
 
 
 def config_path(*parts: str) -> Path:
-    """A path below `configs/`."""
+    """Return a path below `configs/`."""
     return _shared("configs").joinpath(*parts)
 
 
 def data_path(*parts: str) -> Path:
-    """A path below `data/`."""
+    """Return a path below `data/`."""
     return _shared("data").joinpath(*parts)
 
 
 def assets_path(*parts: str) -> Path:
-    """A path below the embedded models."""
+    """Return a path below the embedded models."""
     return _PACKAGE.joinpath("assets", *parts)

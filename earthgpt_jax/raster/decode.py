@@ -1,4 +1,4 @@
-"""Image files to pixels: the only place that decodes."""
+"""Decode image files to pixels. No other module decodes."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from earthgpt_jax.common.errors import EarthGPTError
 
 
 def decode(data: bytes) -> np.ndarray:
-    """uint8[h, w, 3], RGB. A single band of more than 8 bits is stretched between its 2nd and 98th percentile.
+    """Return the pixels of an image file, uint8[h, w, 3], RGB.
 
-    Pixels without a value (NaN, infinite: no data in float rasters) come out black.
+    A single band of more than 8 bits is stretched linearly between its 2nd and 98th percentile. Pixels without a value
+    (NaN or infinite, no-data in floating-point rasters) become black.
 
     Raises:
-        EarthGPTError: not an image, cut short, or larger than Pillow opens.
+        EarthGPTError: the data is not an image, is truncated, or has more pixels than Pillow opens.
     """
     if (pixels := _jpeg(data)) is not None:
         return pixels
@@ -30,18 +31,19 @@ def decode(data: bytes) -> np.ndarray:
             return np.asarray(image.convert("RGB"))
     except Image.DecompressionBombError as error:
         raise EarthGPTError(f"image of {len(data)} bytes cannot be decoded: {error}; cut it into tiles") from error
-    except UnidentifiedImageError as error:  # Pillow's words hold an address in memory, another one in every run
+    except UnidentifiedImageError as error:  # Pillow's message has a memory address, which differs in every run
         raise EarthGPTError(
-            f"image of {len(data)} bytes cannot be decoded: no format that Pillow knows, or more bands than it reads"
+            f"image of {len(data)} bytes cannot be decoded: a format unknown to Pillow, or more bands than it reads"
         ) from error
     except (OSError, SyntaxError, ValueError) as error:
         raise EarthGPTError(f"image of {len(data)} bytes cannot be decoded: {error}") from error
 
 
 def _jpeg(data: bytes) -> np.ndarray | None:
-    """uint8[h, w, 3] of a plain JPEG file, the pixels that Pillow gives (it holds the same decoder, behind two copies).
+    """Return the pixels of an ordinary JPEG file, uint8[h, w, 3], or None if Pillow should handle the data.
 
-    None for whatever is not plain, for Pillow to decode or to refuse: other colours than YCbCr and grey, damage, size.
+    The pixels equal Pillow's, which uses the same decoder but copies twice. None for other files, for colour spaces
+    other than YCbCr and grey, and for damaged or very large images.
     """
     if not simplejpeg.is_jpeg(data):
         return None
@@ -55,10 +57,10 @@ def _jpeg(data: bytes) -> np.ndarray | None:
 
 
 def read_image(path: Path) -> bytes:
-    """The bytes of an image file, which decode.
+    """Return the bytes of an image file, after checking that they can be decoded.
 
     Raises:
-        EarthGPTError: no such file, unreadable, or not an image; names the file.
+        EarthGPTError: the file does not exist, cannot be read, or is not an image; the message names the file.
     """
     try:
         data = path.read_bytes()
@@ -73,9 +75,10 @@ def read_image(path: Path) -> bytes:
 
 
 def _stretch(band: np.ndarray) -> np.ndarray:
-    known = np.isfinite(band)
-    if not known.any():
+    """Return a band f32[h, w] stretched to uint8."""
+    valid = np.isfinite(band)
+    if not valid.any():
         return np.zeros(band.shape, np.uint8)
-    low, high = np.percentile(band[known], (2, 98))
+    low, high = np.percentile(band[valid], (2, 98))
     stretched = np.clip((band - low) / max(high - low, 1e-6) * 255, 0, 255)
-    return np.where(known, stretched, 0).astype(np.uint8)
+    return np.where(valid, stretched, 0).astype(np.uint8)

@@ -40,7 +40,7 @@ def test_processes_with_different_settings_are_both_refused(world):
     for index, (status, _, err) in enumerate(results):
         assert status == 2, err[-2000:]
         assert f"process {index} of 2: 4 of 8 devices (cpu)" in err
-        assert "error: the 2 processes of this run differ" in err
+        assert "error: the 2 processes of this run are inconsistent" in err
         assert "config.optim.peak_lr: 0.002 on process 0, 0.5 on process 1" in err
         assert "config.data.decimals: 2 on process 0, 3 on process 1" in err
         assert "config.seed" not in err and "code." not in err
@@ -75,7 +75,7 @@ def test_processes_with_different_data_or_weights_are_refused(world, tmp_path):
     commands = [["-c", code, coordinator, index, tmp_path / str(index), tmp_path / "work"] for index in range(2)]
     with Together(commands, devices=2, PYTHONPATH=os.getcwd()) as together:
         for _, out, trace in together.ended():
-            assert "the 2 processes of this run differ" in out, out + trace[-2000:]
+            assert "the 2 processes of this run are inconsistent" in out, out + trace[-2000:]
             assert "data.frozen weights: " in out and "data.synthetic: records: " in out
 
 

@@ -92,10 +92,10 @@ def test_a_wrong_row_is_refused(monkeypatch, spec, message):
         rules.specs(model, shapes, sizes=ONE)
 
 
-def test_40_heads_over_16_are_refused_with_the_config():
+def test_a_tensor_axis_of_16_is_refused_for_40_heads():
     with pytest.raises(EarthGPTError, match=r"mesh.tensor: expected a divisor of model.llm.heads=40, got 16"):
         config_lib.load("earthgpt_13b:align", ["--config.mesh.tensor=16"])
-    with pytest.raises(EarthGPTError, match="expected -1 at one of them"):
+    with pytest.raises(EarthGPTError, match="expected -1 for at most one of them"):
         config_lib.load("earthgpt_13b:align", ["--config.mesh.data=-1", "--config.mesh.fsdp=-1"])
 
 

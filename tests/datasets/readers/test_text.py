@@ -312,7 +312,7 @@ def test_multispectral_images_are_not_read_as_rgb(native: Native) -> None:
     records, rejected, _ = native.read(found)
     assert {name: record.label for name, record in records.items()} == {"SeaLake/SeaLake_1": "sea or lake"}
     reason = why(rejected)["SeaLake/SeaLake_2"][0]
-    assert reason.endswith("cannot be decoded: no format that Pillow knows, or more bands than it reads")
+    assert reason.endswith("cannot be decoded: a format unknown to Pillow, or more bands than it reads")
 
 
 def test_open_classes(native: Native) -> None:
