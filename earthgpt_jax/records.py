@@ -94,9 +94,9 @@ class Record:
         turns: questions about the image and their answers, for `vqa`; in order where they form a dialogue.
         references: captions of the image, for `caption`.
         objects: annotated objects, for `hbb`, `obb`, `grounding` and `region_caption`.
-        complete: whether `objects` has every object of the classes that the dataset annotates. False if one was
-            rejected, was left out at the border of a tile, or lies in a region that was not annotated; then no class can be
-            called absent.
+        complete: whether `objects` has every object of the classes that the dataset annotates. False if an object was
+            rejected, was left out at the border of a tile, or lies in a region that was not annotated. No class can
+            then be called absent.
     """
 
     id: str
