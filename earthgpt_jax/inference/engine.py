@@ -131,7 +131,7 @@ class Engine:
         }
 
     def _describe_prompt(self) -> str:
-        """Return the chat template's name and a digest of all that the model is given besides image and question."""
+        """Return the chat template's name and a digest of all other input of the model than image and question."""
         surroundings = open_turn_ids(self.tokenizer, self.chat_template, "?"), self.stop.eos_id, self.stop.separators
         parts = repr((tuple(self.prefix), surroundings, self.model.decimals, self.image_size))
         return f"{self.model.chat_template} {fingerprint(parts)}"

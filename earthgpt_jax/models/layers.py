@@ -1,4 +1,4 @@
-"""The few layers that every part shares: Linear (with its adapter), norms, stacking over depth."""
+"""Layers that all parts of the model share: Linear (with its adapter), norms, and stacking over depth."""
 
 from __future__ import annotations
 
@@ -11,20 +11,21 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array, Float
 
 from earthgpt_jax.config import AdapterConfig, AdapterKind, DType, Remat
 from earthgpt_jax.models.adapters import make_adapter
-from earthgpt_jax.models.quantized import int8_matmul
+from earthgpt_jax.models.quantized import matmul
 from earthgpt_jax.models.remat import apply_remat
 
 M = TypeVar("M", bound=nnx.Module)
 
 
 class Linear(nnx.Module):
-    """y = x @ kernel (+ bias), then the adapter if there is one. Kernel [in, out].
+    """y = x @ kernel (+ bias), followed by the adapter, if any; the kernel is [in, out].
 
-    `name` is what `models.remat` knows the output by. It is given before the adapter: the gradient of a scale
-    reads W x, so keeping what comes after the scale would spare no product.
+    `name` identifies the output in the policies of `models.remat`. It is attached before the adapter: the gradient of a
+    scale reads W x, so saving the output after the scale would not avoid recomputing the product.
     """
 
     def __init__(
@@ -48,9 +49,9 @@ class Linear(nnx.Module):
         self.dtype = jnp.dtype(dtype)
         self.name = name
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "*B I"]) -> Float[Array, "*B O"]:
         x = x.astype(self.dtype)
-        y = int8_matmul(x, self.kernel.get_value())
+        y = matmul(x, self.kernel.get_value())
         if hasattr(self, "bias"):
             y = y + self.bias[...].astype(self.dtype)
         if self.name is not None:
@@ -59,14 +60,14 @@ class Linear(nnx.Module):
 
 
 class LayerNorm(nnx.Module):
-    """Over the last axis, in fp32, cast back."""
+    """LayerNorm over the last axis, computed in fp32 and cast back."""
 
     def __init__(self, dim: int, *, eps: float):
         self.scale = nnx.Param(jnp.ones(dim))
         self.bias = nnx.Param(jnp.zeros(dim))
         self.eps = eps
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
         y = x.astype(jnp.float32)
         y = y - y.mean(-1, keepdims=True)
         y = y * jax.lax.rsqrt(jnp.mean(y * y, -1, keepdims=True) + self.eps)
@@ -74,13 +75,13 @@ class LayerNorm(nnx.Module):
 
 
 class RMSNorm(nnx.Module):
-    """Over the last axis, in fp32; cast back before the weight, as LLaMA does."""
+    """RMSNorm over the last axis, computed in fp32 and cast back before the weight is applied, as in LLaMA."""
 
     def __init__(self, dim: int, *, eps: float):
         self.scale = nnx.Param(jnp.ones(dim))
         self.eps = eps
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
         y = x.astype(jnp.float32)
         y = y * jax.lax.rsqrt(jnp.mean(y * y, -1, keepdims=True) + self.eps)
         return y.astype(x.dtype) * self.scale[...].astype(x.dtype)
@@ -90,7 +91,7 @@ _unroll: ContextVar[bool] = ContextVar("unroll", default=False)
 
 
 def stack(make: Callable[[nnx.Rngs], M], *, depth: int, rngs: nnx.Rngs) -> M:
-    """`depth` modules as one, every parameter with a leading L axis."""
+    """Return `depth` modules as one, whose parameters have a leading L axis."""
 
     @nnx.split_rngs(splits=depth)
     @nnx.vmap
@@ -108,7 +109,18 @@ def scan(
     *,
     remat: Remat = Remat.NONE,
 ) -> Any:
-    """`lax.scan` of `step(block, carry, x) -> (carry, y)` over a stacked module's L axis."""
+    """Run `lax.scan` of `step(block, carry, x) -> (carry, y)` over the L axis of a stacked module.
+
+    Args:
+        blocks: result of `stack`.
+        step: function of one layer.
+        carry: first carry.
+        xs: inputs per layer, with a leading L axis.
+        remat: what each layer keeps for the backward pass.
+
+    Returns:
+        The last carry, and the stacked outputs.
+    """
     graphdef, state = nnx.split(blocks)
 
     def body(carry: Any, inputs: Any) -> tuple[Any, Any]:
@@ -121,7 +133,7 @@ def scan(
 
 @contextlib.contextmanager
 def unrolled() -> Iterator[None]:
-    """Layers one after the other in what is traced inside: a compiler's counts see each of them."""
+    """Unroll the layers of all scans traced inside, so that a compiler counts the work of each layer."""
     token = _unroll.set(True)
     try:
         yield

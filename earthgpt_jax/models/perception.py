@@ -1,10 +1,10 @@
-"""Visual-enhanced perception: several ViT layers and CNN scales on one grid, then into the LLM's width."""
+"""Visual-enhanced perception: fuse several ViT layers and CNN scales on one grid, and project them to the LLM."""
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float
 
 from earthgpt_jax.config import DType, Fuse, ModelConfig
 from earthgpt_jax.models.layers import LayerNorm, Linear
@@ -12,9 +12,10 @@ from earthgpt_jax.ops.resize import Method, resize
 
 
 class Perception(nnx.Module):
-    """Fuses encoder features channel-wise: the CNN's first, then the ViT's.
+    """Fuses the features of both encoders along the channels: CNN first, then ViT.
 
-    `sum` needs its stages in one width, so it holds a 1x1 convolution a stage; the others hold nothing.
+    With `cnn_fuse: sum` there is one 1x1 convolution per CNN stage, which brings the stages to the same width; all
+    other ways of fusing have no parameters.
     """
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs, dtype: DType):
@@ -27,11 +28,13 @@ class Perception(nnx.Module):
         layers = len(self.config.vit_layers) if self.config.vit_fuse is Fuse.CONCAT else 1
         self.out_dim = cnn_dim + layers * config.vit.dim
 
-    def __call__(self, vit: tuple[jax.Array, ...], cnn: tuple[jax.Array, ...]) -> jax.Array:
-        """[B, P, out_dim] from ViT taps [B, P, D] and CNN maps [B, S/s, S/s, C] of the configured stages."""
+    def __call__(
+        self, vit: tuple[Float[Array, "N P _"], ...], cnn: tuple[Float[Array, "N _ _ _"], ...]
+    ) -> Float[Array, "N P {self.out_dim}"]:
+        """Fuse ViT token maps [N, P, C] and CNN feature maps [N, G, G, C] to tokens [N, P, out_dim]."""
         return jnp.concatenate([self._fuse_cnn(cnn), self._fuse_vit(vit)], axis=-1)
 
-    def _fuse_vit(self, taps: tuple[jax.Array, ...]) -> jax.Array:
+    def _fuse_vit(self, taps: tuple[Float[Array, "N P _"], ...]) -> Float[Array, "N P _"]:
         match self.config.vit_fuse:
             case Fuse.CONCAT:
                 return jnp.concatenate(taps, axis=-1)
@@ -40,7 +43,7 @@ class Perception(nnx.Module):
             case _:
                 return taps[-1]
 
-    def _fuse_cnn(self, maps: tuple[jax.Array, ...]) -> jax.Array:
+    def _fuse_cnn(self, maps: tuple[Float[Array, "N _ _ _"], ...]) -> Float[Array, "N P _"]:
         match self.config.cnn_fuse:
             case Fuse.CONCAT:
                 fused = jnp.concatenate([self._to_grid(x) for x in maps], axis=-1)
@@ -49,20 +52,20 @@ class Perception(nnx.Module):
                 fused = sum(lateral[1:], lateral[0])
             case _:
                 fused = self._to_grid(maps[-1])
-        tokens = fused.reshape(fused.shape[0], self.grid**2, -1)  # row by row, as the ViT's patches
-        return jnp.concatenate([tokens.mean(1, keepdims=True), tokens], axis=1)  # CLS = mean of the grid
+        tokens = fused.reshape(fused.shape[0], self.grid**2, -1)  # in row-major order, like the patches of the ViT
+        return jnp.concatenate([tokens.mean(1, keepdims=True), tokens], axis=1)  # the CLS token is the mean of the grid
 
-    def _to_grid(self, x: jax.Array) -> jax.Array:
+    def _to_grid(self, x: Float[Array, "N _ _ C"]) -> Float[Array, "N {self.grid} {self.grid} C"]:
         method = Method.AREA if x.shape[1] > self.grid else Method.NEAREST
         return resize(x, self.grid, method).astype(x.dtype)
 
 
 class Projector(nnx.Module):
-    """Linear and LayerNorm (torch's default eps) into the LLM's width."""
+    """Linear layer and LayerNorm (with PyTorch's default eps) to the width of the LLM."""
 
     def __init__(self, in_dim: int, out_dim: int, *, rngs: nnx.Rngs, dtype: DType):
         self.linear = Linear(in_dim, out_dim, rngs=rngs, dtype=dtype)
         self.norm = LayerNorm(out_dim, eps=1e-5)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "N P C"]) -> Float[Array, "N P D"]:
         return self.norm(self.linear(x))

@@ -1,7 +1,8 @@
-"""What a block keeps for its backward pass: one row a policy, by the names that `Linear` and attention give.
+"""Rematerialization policies: what each block keeps for its backward pass, by the names of `Linear` and attention.
 
-Bytes a token and layer at 13B in bfloat16, beside the block's input (10 KB): `attention` 61 KB, `minimal`
-127 KB, `none` about 320 KB. A frozen linear needs no input for its gradient; a scaled one reads its output.
+Per token and layer of the 13B model in bfloat16, a block keeps its input (10 KB) and: `attention` 61 KB, `minimal`
+127 KB, `none` about 320 KB. The gradient of a frozen linear layer does not need its input; that of a scale needs the
+output of its layer.
 """
 
 from __future__ import annotations
@@ -29,11 +30,13 @@ _POLICIES = {
 
 
 def apply_remat(body: Callable, remat: Remat, *, unrolled: bool = False) -> Callable:
-    """A scan's body under the policy.
+    """Apply a policy to the body of a scan over layers.
 
     Args:
-        unrolled: layers will stand one after the other, where a compiler could merge what is computed again with
-            what was computed before; between two loops it cannot.
+        body: the body.
+        remat: the policy.
+        unrolled: the scan will be unrolled. The compiler could then merge the recomputation with the forward pass,
+            which must be prevented; between the two loops of a scan it cannot.
     """
     if remat is Remat.NONE:
         return body

@@ -1,10 +1,10 @@
-"""Loss of a model with its frozen weights in float32, bfloat16 and int8, and their bytes.
+"""Compare the loss of a model with its frozen parameters in float32, bfloat16 and int8, and their sizes.
 
 example:
   python scripts/bench/frozen.py --model tiny --config tiny:instruct
 
-Forward only, on rows of synthetic scenes that no shipped model was trained on (or of `--data`, its test split), in
-the recipe's layout and questions; what the recipe's stage trains stays float32.
+Runs the forward pass on packed sequences of synthetic scenes that no embedded model was trained on (or on the test split
+of `--data`), with the recipe's packing and questions. The trainable parameters of the recipe's stage stay float32.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ from earthgpt_jax.training.step import hidden
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="tiny", help="an embedded model or a model directory (default: tiny)")
-    parser.add_argument("--config", default="tiny:instruct", help="(default: tiny:instruct)")
+    parser.add_argument("--config", default="tiny:instruct", help="recipe (default: tiny:instruct)")
     parser.add_argument("--data", type=Path, help="a dataset directory with a test split (default: synthetic scenes)")
-    parser.add_argument("--scenes", type=int, default=200, help="synthetic ones (default: 200)")
-    parser.add_argument("--batches", type=int, default=8, help="(default: 8)")
+    parser.add_argument("--scenes", type=int, default=200, help="number of synthetic scenes (default: 200)")
+    parser.add_argument("--batches", type=int, default=8, help="number of batches (default: 8)")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         data = args.data or Path(folder) / "data"

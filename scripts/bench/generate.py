@@ -1,15 +1,14 @@
-"""Answers a second: this engine, with and without sharing of image prefixes, and `transformers` on the exported model.
+"""Measure answers per second: this engine with and without shared prefixes, and `transformers` on the exported model.
 
 examples:
   python scripts/bench/generate.py --model tiny
   python scripts/bench/generate.py --model small --total 48 --theirs 8 --batches 8 16 32
 
-Questions are those of visual question answering on synthetic scenes, as many an image as asked for (repeated where a
-scene has fewer); all engines answer up to the same end. `small` has random weights: a ViT-S/14 at 224 px, a narrow
-ConvNeXt, eight layers of 512. All run in turns, in one process, programs compiled before; `transformers` gets its
-inputs preprocessed, and answers a part of the questions where there are many. The figure of a way is the median of its
-rounds, that of a batch size the best of those tried. Ratios are of wall time, and of the time that the cores spent, for
-a machine that is not idle.
+The questions are VQA questions about synthetic scenes, `--each` per image (repeated where a scene has fewer); all methods
+stop answers at the same token. `small` has random weights: a ViT-S/14 at 224 px, a narrow ConvNeXt and eight layers of
+512. All methods take turns in one process, after compilation. `transformers` gets preprocessed inputs, and answers a
+subset of the questions where there are many. A figure is the median over the rounds, at the best of the batch sizes.
+Ratios are given for wall time and for CPU time, which is more robust on a machine that is not idle.
 """
 
 from __future__ import annotations
@@ -54,7 +53,7 @@ _SMALL = {
 
 @dataclasses.dataclass(frozen=True)
 class Item:
-    """One question."""
+    """One question about an image, and the image in both forms that the methods take."""
 
     id: str
     picture: bytes
@@ -64,7 +63,7 @@ class Item:
 
 @dataclasses.dataclass
 class Way:
-    """`run` answers its items and returns their texts."""
+    """A method to compare: `run` answers items and returns their texts."""
 
     name: str
     items: Sequence[Item]
@@ -91,17 +90,23 @@ class Way:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="tiny", help="tiny, small, or a model directory (default: tiny)")
-    parser.add_argument("--each", type=int, nargs="+", default=[1, 20, 100], help="questions an image: 1 20 100")
-    parser.add_argument("--total", type=int, default=400, help="about so many questions in a round (default: 400)")
-    parser.add_argument("--rounds", type=int, default=3, help="(default: 3)")
+    parser.add_argument(
+        "--each", type=int, nargs="+", default=[1, 20, 100], help="questions per image (default: 1 20 100)"
+    )
+    parser.add_argument(
+        "--total", type=int, default=400, help="approximate number of questions per round (default: 400)"
+    )
+    parser.add_argument("--rounds", type=int, default=3, help="measured rounds (default: 3)")
     parser.add_argument("--theirs", type=int, default=32, help="questions for transformers at batch 1 (default: 32)")
-    parser.add_argument("--batches", type=int, nargs="+", default=[32, 64, 128], help="(default: 32 64 128)")
+    parser.add_argument(
+        "--batches", type=int, nargs="+", default=[32, 64, 128], help="batch sizes to try (default: 32 64 128)"
+    )
     args = parser.parse_args()
 
     table: list[tuple[str, ...]] = [
         (
-            "questions an image",
-            "way",
+            "questions per image",
+            "method",
             "answers/s",
             "x transformers, batch 1",
             "x, in core time",
@@ -119,11 +124,11 @@ def main() -> None:
             items = _items(images, each, size=next(iter(engines.values())).image_size)
             saved: dict[str, str] = {}
             ways = _ways(items, engines, theirs, args.theirs, saved)
-            for _ in tqdm(range(args.rounds + 1), desc=f"{each} an image", unit="round"):
+            for _ in tqdm(range(args.rounds + 1), desc=f"{each} per image", unit="round"):
                 for way in ways:
                     way.once()
             for way in ways:
-                del way.seconds[0], way.core_seconds[0]  # it compiled
+                del way.seconds[0], way.core_seconds[0]  # this round compiled
             best: dict[str, Way] = {}
             for way in ways:
                 kind = way.name.partition(", batch ")[0]
@@ -144,7 +149,7 @@ def main() -> None:
 
 
 def _small(path: Path) -> Path:
-    """A model directory with random weights; its tokenizer is that of `tiny`."""
+    """Write a model directory with random weights and the tokenizer of `tiny`."""
     tiny = model_dir.read_config("tiny")
     values = {**_SMALL, "adapter": {"kind": "scale+bias"}, "compute_dtype": "float32"}
     model = model_from_dict(values, where="small")
@@ -203,7 +208,7 @@ def _ways(items: Sequence[Item], engines: dict[int, Engine], theirs: Callable, a
 
 
 def _plain(engine: Engine, size: int) -> Callable[[Sequence[Item]], list[str]]:
-    """Batches of whole prompts, decoded until the last row has ended."""
+    """Run the reference loop on batches of whole prompts, until the last answer of a batch has ended."""
 
     def batch(items: Sequence[Item]) -> list[str]:
         rows = [
@@ -248,7 +253,7 @@ def _transformers(folder: Path) -> Callable[[Sequence[Item], int], list[str]]:
         for start in range(0, len(items), size):
             some = items[start : start + size]
             key = tuple(item.id for item in some) + tuple(item.text for item in some)
-            if key not in ready:  # in the round that does not count
+            if key not in ready:  # in the round that is not measured
                 ready[key] = processor(
                     images=[item.picture for item in some], text=[item.text for item in some], return_tensors="pt"
                 )

@@ -1,18 +1,18 @@
-"""A training step of our LLaMA and of transformers' in PyTorch: useful tokens a second, packed and padded.
+"""Compare a training step of our LLaMA with that of transformers in PyTorch: useful tokens per second.
 
 example:
   python scripts/bench/llama.py --size small --threads 2
 
-Both get the same weights, the same samples, the same trained parameters and AdamW, in float32, on as many threads; a
-step is forward, backward and update. Every way starts from the same weights and repeats its one batch; at each step
-the losses of all ways on the same samples must agree to 1e-4, or the benchmark fails. Each side has a process of its
-own, since in one they would share an allocator and each other's waiting threads, and keeps what memory it frees: in
-a virtual machine memory that was given back while the other side ran is dear to get again. The ways take turns, step by
-step; a figure is the median over the rounds, with the lower and the upper quartile.
+Both use the same weights, samples, trainable parameters and AdamW, in float32, with the same number of threads; a step is
+forward pass, backward pass and update. Every run starts from the same weights and repeats one batch. At each step the
+losses of all runs on the same samples must agree to 1e-4, or the benchmark fails. Each implementation has its own process,
+because in one process they would share an allocator and their waiting threads. Freed memory is kept, because in a virtual
+machine it is expensive to get it back from the host. The runs take turns, step by step; a figure is the median over the
+rounds, with the lower and the upper quartile.
 
-What is trained, on both sides the same: `instruct` scale and bias on the seven linears of each block, `lora` LoRA of
-rank 16 there, `align` attention and norms, `full` everything. transformers has no scale and no LoRA of its own:
-there its linears are wrapped in the plain way.
+The trainable parameters are the same in both: `instruct` scale and bias on the seven linear layers of each block, `lora`
+LoRA of rank 16 on the same layers, `align` attention and norms, `full` all parameters. transformers itself has neither
+scales nor LoRA; its linear layers are wrapped in the straightforward way.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """Rows [B, T]; `segments` 0 is padding. `useful` tokens are in samples."""
+    """Packed sequences [B, T]; segment 0 is padding, all other tokens are useful."""
 
     tokens: np.ndarray
     positions: np.ndarray
@@ -82,7 +82,7 @@ class Batch:
 
 @dataclasses.dataclass
 class Way:
-    """A side, in its process behind `side`, on a batch."""
+    """One implementation on one batch; `side` is the pipe to its process."""
 
     who: str
     kind: str
@@ -98,29 +98,37 @@ class Way:
         self.losses.append(loss)
 
     def rates(self) -> list[float]:
-        """Useful tokens a second: lower quartile, median, upper quartile."""
+        """Return the useful tokens per second: lower quartile, median and upper quartile."""
         rates = [self.batch.useful / seconds for seconds in self.seconds]
         return statistics.quantiles(rates, n=4) if len(rates) > 1 else rates * 3
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, default=2, help="of each side (default: 2)")
-    parser.add_argument("--size", choices=SIZES, default="small", help="(default: small)")
-    parser.add_argument("--trained", choices=TRAINED, nargs="+", default=list(TRAINED), help="(default: all)")
-    parser.add_argument("--samples", type=int, default=9, help="of the batch (default: 9)")
-    parser.add_argument("--tokens-per-row", type=int, default=768, help="packed (default: 768)")
-    parser.add_argument("--rounds", type=int, default=9, help="(default: 9)")
+    parser.add_argument("--threads", type=int, default=2, help="threads of each implementation (default: 2)")
+    parser.add_argument("--size", choices=SIZES, default="small", help="size of the model (default: small)")
+    parser.add_argument(
+        "--trained", choices=TRAINED, nargs="+", default=list(TRAINED), help="what to train (default: all)"
+    )
+    parser.add_argument("--samples", type=int, default=9, help="samples of the batch (default: 9)")
+    parser.add_argument("--seq-len", type=int, default=768, help="length of packed sequences (default: 768)")
+    parser.add_argument("--rounds", type=int, default=9, help="measured rounds (default: 9)")
     parser.add_argument(
         "--clock",
         choices=CLOCKS,
         default="wall",
-        help="cpu: CPU time of the process, which others' load leaves alone; for one thread (default: wall)",
+        help="cpu: CPU time of the process, which is robust against other load; for one thread (default: wall)",
     )
-    parser.add_argument("--remat", type=Remat, choices=list(Remat), default=Remat.NONE, help="ours (default: none)")
-    parser.add_argument("--compile", action="store_true", help="theirs under torch.compile, too")
+    parser.add_argument(
+        "--remat",
+        type=Remat,
+        choices=list(Remat),
+        default=Remat.NONE,
+        help="rematerialization of our implementation (default: none)",
+    )
+    parser.add_argument("--compile", action="store_true", help="also run transformers with torch.compile")
     args = parser.parse_args()
-    # Of the two processes, which start later.
+    # Inherited by the processes of both implementations.
     os.environ["NPROC"] = os.environ["OMP_NUM_THREADS"] = str(args.threads)  # XLA's and PyTorch's
     os.environ["GLIBC_TUNABLES"] = ":".join(
         f"glibc.malloc.{name}={value}"
@@ -136,7 +144,7 @@ def main() -> None:
         f"{statistics.median(lengths):.0f}; {args.threads} threads; jax {jax.__version__}"
     )
     table: list[tuple[str, ...]] = [
-        ("trained", "batch", "rows x tokens", "useful", "ours, tokens/s", "", "against", "tokens/s", "", "ratio")
+        ("trainable", "batch", "sequences x tokens", "useful", "ours, tokens/s", "", "against", "tokens/s", "", "ratio")
     ]
     for trained in args.trained:
         with contextlib.ExitStack() as stack:
@@ -147,7 +155,7 @@ def main() -> None:
                     way.once()
                 _check(ways, number)
         for way in ways:
-            del way.seconds[0]  # it compiled
+            del way.seconds[0]  # this step compiled
         rates = {(way.who, way.kind): way.rates() for way in ways}
         for way in ways:
             if way.who == OURS:
@@ -185,7 +193,7 @@ def _batches(args: argparse.Namespace) -> dict[str, Batch]:
 
 
 def _samples(count: int, *, vocab: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Tokens and loss weights; lengths spread like those of instruction data, the last third is the answer."""
+    """Return tokens and loss weights of samples as long as those of instruction data; the last third is the answer."""
     rng = np.random.default_rng(0)
     lengths = np.clip(np.exp(rng.normal(np.log(200), 0.6, count)), 32, 1024).astype(int)
     out = []
@@ -209,7 +217,7 @@ def _rows(rows: Sequence[Sequence[tuple[np.ndarray, np.ndarray]]], length: int) 
 
 
 def _packed(samples: Sequence[tuple[np.ndarray, np.ndarray]], length: int) -> Batch:
-    """Longest first, each into the first row that has room."""
+    """Pack the samples first-fit, longest first."""
     rows: list[list[tuple[np.ndarray, np.ndarray]]] = []
     for sample in sorted(samples, key=lambda sample: -len(sample[0])):
         for held in rows:
@@ -222,12 +230,12 @@ def _packed(samples: Sequence[tuple[np.ndarray, np.ndarray]], length: int) -> Ba
 
 
 def _padded(samples: Sequence[tuple[np.ndarray, np.ndarray]]) -> Batch:
-    """A sample a row, as long as the longest."""
+    """Return one sequence per sample, padded to the longest sample."""
     return _rows([[sample] for sample in samples], max(len(ids) for ids, _ in samples))
 
 
 def _whole(length: int, rows: int, *, vocab: int) -> Batch:
-    """Rows that are one sample each."""
+    """Return sequences of one sample each, without padding."""
     rng = np.random.default_rng(1)
     ones = np.ones(length, np.float32) * (np.arange(length) >= 2 * length // 3)
     return _rows([[(rng.integers(3, vocab, length), ones)] for _ in range(rows)], length)
@@ -239,7 +247,7 @@ def _side(who: str, trained: str, args: argparse.Namespace) -> Iterator[Connecti
     here, there = multiprocessing.Pipe()
     process = multiprocessing.get_context("spawn").Process(target=_serve, args=(there, who, trained, args), daemon=True)
     process.start()
-    there.close()  # so that a side that ends is noticed
+    there.close()  # so that recv() fails if the process ends
     try:
         yield here
     finally:
@@ -248,7 +256,7 @@ def _side(who: str, trained: str, args: argparse.Namespace) -> Iterator[Connecti
 
 
 def _serve(asked: Connection, who: str, trained: str, args: argparse.Namespace) -> None:
-    """Answers the name of a batch with a training step on it: its seconds, and the loss before it."""
+    """Run training steps on request: receive the name of a batch, send the seconds of the step and the loss before it."""
     config, clock = SIZES[args.size], CLOCKS[args.clock]
     adapter = ADAPTERS.get(trained, AdapterConfig())
     graphdef, params = params_lib.split_module(
@@ -270,7 +278,7 @@ def _serve(asked: Connection, who: str, trained: str, args: argparse.Namespace) 
 
 
 def _check(ways: Sequence[Way], number: int) -> None:
-    """Ways on the same samples have had the same loss at every step so far."""
+    """Exit with an error unless all runs on the same samples have the same loss at this step."""
     for kinds in (("packed", "padded"), ("no padding",)):
         losses = {(way.who, way.kind): way.losses[number] for way in ways if way.kind in kinds}
         if max(losses.values()) - min(losses.values()) > TOLERANCE:
@@ -329,7 +337,7 @@ def _theirs(
     tokens = torch.from_numpy(batch.tokens).long()
     labels = torch.where(torch.from_numpy(batch.weights) > 0, tokens, -100)
     how: dict[str, Any] = {"position_ids": torch.from_numpy(batch.positions).long()}
-    if batch.segments.max() > 1:  # packed: who sees whom, as sdpa takes it
+    if batch.segments.max() > 1:  # packed: the attention mask that SDPA takes
         segments = torch.from_numpy(batch.segments)
         same = segments[:, :, None] == segments[:, None, :]
         how["attention_mask"] = (same & torch.ones_like(same).tril())[:, None]
@@ -347,7 +355,7 @@ def _theirs(
 
 
 def _transformers(config: LlamaConfig, trained: str, params: params_lib.Params) -> Any:
-    """`LlamaForCausalLM` with our weights, what is trained requiring gradients."""
+    """Return a `LlamaForCausalLM` with our weights, whose trainable parameters require gradients."""
     import torch
     from transformers import LlamaConfig as TheirConfig
     from transformers import LlamaForCausalLM
@@ -386,7 +394,7 @@ def _transformers(config: LlamaConfig, trained: str, params: params_lib.Params) 
 
 
 def _wrapped(linear: Any, leaves: dict[str, Any]) -> Any:
-    """A linear with our adapter on it, as one writes it in PyTorch."""
+    """Wrap a linear layer with our adapter, in the usual PyTorch way."""
     import torch
 
     class Adapted(torch.nn.Module):

@@ -12,7 +12,7 @@ from earthgpt_jax import config as config_lib
 from earthgpt_jax import params as params_lib
 from earthgpt_jax.aot import program
 from earthgpt_jax.config import DType, FrozenDType, MeshConfig
-from earthgpt_jax.models.quantized import Int8, cast_frozen, dequantize, int8_matmul, quantize
+from earthgpt_jax.models.quantized import Int8, cast_frozen, dequantize, matmul, quantize
 from earthgpt_jax.sharding.mesh import Placement, build_mesh
 
 RNG = np.random.default_rng(0)
@@ -42,7 +42,7 @@ def test_product_and_its_gradient(dtype, tolerance):
     kernel = jax.tree.map(lambda array: array[0], quantize(jnp.asarray(KERNEL)))
     exact = np.asarray(kernel.values, np.float64) * np.asarray(kernel.scale, np.float64)
     x, g = (jnp.asarray(value).astype(dtype) for value in (X, RNG.standard_normal((2, 5, 48))))
-    y, back = jax.vjp(lambda x: int8_matmul(x, kernel), x)
+    y, back = jax.vjp(lambda x: matmul(x, kernel), x)
     (dx,) = back(g)
     assert y.dtype == dx.dtype == jnp.dtype(dtype)
     for got, expected in ((y, np.asarray(x, np.float64) @ exact), (dx, np.asarray(g, np.float64) @ exact.T)):
@@ -66,7 +66,7 @@ def _temporaries(multiply) -> int:
 
 def test_widened_kernels_are_not_kept_for_the_backward_pass():
     widened = 16 * 128 * 128 * 4
-    assert _temporaries(int8_matmul) < widened / 2
+    assert _temporaries(matmul) < widened / 2
     assert _temporaries(lambda x, kernel: x @ (kernel.values.astype(jnp.float32) * kernel.scale)) > widened
 
 
