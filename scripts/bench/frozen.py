@@ -3,8 +3,8 @@
 example:
   python scripts/bench/frozen.py --model tiny --config tiny:instruct
 
-Runs the forward pass on packed sequences of synthetic scenes that no embedded model was trained on (or on the test split
-of `--data`), with the recipe's packing and questions. The trainable parameters of the recipe's stage stay float32.
+Runs the forward pass on packed sequences of synthetic scenes that no embedded model was trained on (or on the test
+split of `--data`), with the recipe's packing and questions. The trainable parameters of its stage stay float32.
 """
 
 from __future__ import annotations

@@ -4,11 +4,11 @@ examples:
   python scripts/bench/generate.py --model tiny
   python scripts/bench/generate.py --model small --total 48 --theirs 8 --batches 8 16 32
 
-The questions are VQA questions about synthetic scenes, `--each` per image (repeated where a scene has fewer); all methods
-stop answers at the same token. `small` has random weights: a ViT-S/14 at 224 px, a narrow ConvNeXt and eight layers of
-512. All methods take turns in one process, after compilation. `transformers` gets preprocessed inputs, and answers a
-subset of the questions where there are many. A figure is the median over the rounds, at the best of the batch sizes.
-Ratios are given for wall time and for CPU time, which is more robust on a machine that is not idle.
+The questions are VQA questions about synthetic scenes, `--each` per image (repeated where a scene has fewer); all
+methods stop answers at the same token. `small` has random weights: a ViT-S/14 at 224 px, a narrow ConvNeXt and eight
+layers of 512. All methods take turns in one process, after compilation. `transformers` gets preprocessed inputs, and
+answers a subset of the questions where there are many. A figure is the median over the rounds, at the best of the batch
+sizes. Ratios are given for wall time and for CPU time, which is more robust on a machine that is not idle.
 """
 
 from __future__ import annotations

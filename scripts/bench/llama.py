@@ -3,16 +3,16 @@
 example:
   python scripts/bench/llama.py --size small --threads 2
 
-Both use the same weights, samples, trainable parameters and AdamW, in float32, with the same number of threads; a step is
-forward pass, backward pass and update. Every run starts from the same weights and repeats one batch. At each step the
-losses of all runs on the same samples must agree to 1e-4, or the benchmark fails. Each implementation has its own process,
-because in one process they would share an allocator and their waiting threads. Freed memory is kept, because in a virtual
-machine it is expensive to get it back from the host. The runs take turns, step by step; a figure is the median over the
-rounds, with the lower and the upper quartile.
+Both use the same weights, samples, trainable parameters and AdamW, in float32, with the same number of threads; a step
+is forward pass, backward pass and update. Every run starts from the same weights and repeats one batch. At each step
+the losses of all runs on the same samples must agree to 1e-4, or the benchmark fails. Each implementation has its own
+process, because in one process they would share an allocator and their waiting threads. Freed memory is kept, because
+in a virtual machine it is expensive to get it back from the host. The runs take turns, step by step; a figure is the
+median over the rounds, with the lower and the upper quartile.
 
-The trainable parameters are the same in both: `instruct` scale and bias on the seven linear layers of each block, `lora`
-LoRA of rank 16 on the same layers, `align` attention and norms, `full` all parameters. transformers itself has neither
-scales nor LoRA; its linear layers are wrapped in the straightforward way.
+The trainable parameters are the same in both: `instruct` scale and bias on the seven linear layers of each block,
+`lora` LoRA of rank 16 on the same layers, `align` attention and norms, `full` all parameters. transformers itself has
+neither scales nor LoRA; its linear layers are wrapped in the straightforward way.
 """
 
 from __future__ import annotations
@@ -256,7 +256,7 @@ def _side(who: str, trained: str, args: argparse.Namespace) -> Iterator[Connecti
 
 
 def _serve(asked: Connection, who: str, trained: str, args: argparse.Namespace) -> None:
-    """Run training steps on request: receive the name of a batch, send the seconds of the step and the loss before it."""
+    """Run training steps on request: receive the name of a batch, send the step's seconds and its loss."""
     config, clock = SIZES[args.size], CLOCKS[args.clock]
     adapter = ADAPTERS.get(trained, AdapterConfig())
     graphdef, params = params_lib.split_module(

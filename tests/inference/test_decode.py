@@ -1,4 +1,4 @@
-"""Generation against recomputation without a cache, token by token, however questions are batched and spread."""
+"""Generation matches recomputation without a cache token by token, for any batching and mesh."""
 
 import dataclasses
 from pathlib import Path
@@ -43,7 +43,7 @@ def items():
 
 @pytest.fixture(scope="module")
 def uncached(engine):
-    """`(question, image) -> greedy tokens and log-probabilities`, running the whole sequence again for every token."""
+    """Return `(question, image) -> greedy tokens and log-probabilities`, which reruns the sequence for every token."""
     config, longest = engine.model.model, 192
 
     @jax.jit
@@ -68,7 +68,7 @@ def uncached(engine):
     return continued
 
 
-def test_cached_rows_of_different_lengths_equal_uncached_singles(engine, items, uncached):
+def test_the_reference_loop_matches_uncached_decoding_for_prompts_of_different_lengths(engine, items, uncached):
     rows = [
         generation_prompt(engine.tokenizer, engine.chat_template, q, visual_tokens=engine.model.model.visual_tokens)
         for _, q in items
@@ -87,7 +87,7 @@ def test_cached_rows_of_different_lengths_equal_uncached_singles(engine, items, 
     )
     for (image, question), answer in zip(items, got, strict=True):
         assert answer.tolist() == uncached(question, image)[0]
-    # The same, stopping at a pair of tokens that the first row makes: kept, then nothing but zeros.
+    # Stop at a pair of tokens that the first answer contains: the pair is kept, zeros follow.
     pair = tuple(got[0, 3:5].tolist())
     first = next(i for i in range(NEW) if tuple(got[0, i : i + 2].tolist()) == pair)
     stopped = np.asarray(
@@ -106,7 +106,7 @@ def test_an_answer_does_not_depend_on_its_batch(engine, items):
 
 
 def _scenes(images, questions, *, shared: bool = True, order: int = 1) -> list[ImageRequests]:
-    """Every question about every image, with answers of different lengths at most."""
+    """Return a request for every question about every image, with different lengths of answers."""
     scenes = []
     for i, image in enumerate(images):
         asks = [Request(id=f"{i}/{j}", text=q, max_new_tokens=3 + 2 * ((i + j) % 4)) for j, q in enumerate(questions)]
@@ -122,7 +122,7 @@ def _with(engine: Engine, *, batch_size: int, devices: int = 1, sampling: Sampli
     )  # fmt: skip
 
 
-def test_shared_prefixes_any_batch_order_and_devices_equal_the_uncached_singles(engine, uncached):
+def test_answers_match_uncached_decoding_for_any_batch_size_order_and_devices(engine, uncached):
     images = np.random.default_rng(1).integers(0, 255, (3, 64, 64, 3)).astype(np.uint8)
     questions = ["What?", "Where is the small ship in the upper left of this long image?", "How many trucks? " * 9]
     expected = {}
@@ -156,7 +156,7 @@ MESHES = ((8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 1, 8), (1, 1, 2))
 
 @pytest.fixture(scope="module")
 def dividing(tmp_path_factory):
-    """A model whose heads divide over eight devices, and all its answers on one."""
+    """Return a model whose heads divide over eight devices, and its answers on one device."""
     config = nano.config("align", "model.llm.heads=8", "model.llm.kv_heads=8")
     path = nano.model_dir(tmp_path_factory.mktemp("dividing") / "nano", config.model)
     images = np.random.default_rng(5).integers(0, 255, (3, 64, 64, 3)).astype(np.uint8)
@@ -175,23 +175,23 @@ def dividing(tmp_path_factory):
     return answers, answers((1, 1, 1))[1]
 
 
-# Each compiles everything: by default the one that has all axes.
+# Each mesh compiles everything, so only the one with all axes runs by default.
 @pytest.mark.parametrize(
     "mesh", [mesh if min(mesh) > 1 else pytest.param(mesh, marks=pytest.mark.slow) for mesh in MESHES], ids=str
 )
-def test_a_mesh_answers_what_one_device_answers(dividing, mesh):
+def test_answers_on_a_mesh_match_one_device(dividing, mesh):
     answers, expected = dividing
     engine, found = answers(mesh)
     assert found.keys() == expected.keys() and len({a.tokens.tobytes() for a in expected.values()}) > 3
     for key, answer in expected.items():
         assert found[key].tokens.tolist() == answer.tokens.tolist(), key
         np.testing.assert_allclose(found[key].logprobs, answer.logprobs, atol=2e-5, err_msg=key)
-    # No device holds what it need not.
+    # Every device holds its own shard only.
     down = engine.params["llm/blocks/mlp/down/kernel"]
     assert down.addressable_shards[0].data.size * mesh[1] * mesh[2] == down.size
 
 
-def test_a_part_of_the_questions_in_the_layout_of_all_is_answered_to_the_bit(engine):
+def test_a_subset_of_the_requests_in_the_shape_of_all_gets_bit_identical_answers(engine):
     images = np.random.default_rng(2).integers(0, 255, (4, 64, 64, 3)).astype(np.uint8)
     scenes = _scenes(images, ["What?", "Where?"])
     layout = engine.state_shape(scenes)
@@ -200,7 +200,7 @@ def test_a_part_of_the_questions_in_the_layout_of_all_is_answered_to_the_bit(eng
         np.testing.assert_array_equal(answer.logprobs, everything[answer.id].logprobs)
 
 
-def test_rows_are_refilled_without_compiling_anew(engine):
+def test_slots_are_refilled_without_recompilation(engine):
     images = np.random.default_rng(3).integers(0, 255, (9, 64, 64, 3)).astype(np.uint8)
     scenes = _scenes(images, ["What?", "Where?", "Why?"])
     list(engine.stream(scenes[:3], state_shape=engine.state_shape(scenes)))
@@ -209,7 +209,7 @@ def test_rows_are_refilled_without_compiling_anew(engine):
 
 
 def _no_compilation():
-    """Raises where XLA compiles."""
+    """Fail if XLA compiles anything."""
     import contextlib
 
     from jax import monitoring
@@ -226,7 +226,7 @@ def _no_compilation():
     return watch()
 
 
-def test_an_answer_stops_at_its_end_and_says_so(engine, items):
+def test_an_answer_stops_at_its_stop_sequence_and_keeps_it(engine, items):
     free = next(
         iter(
             engine.stream(
@@ -250,7 +250,7 @@ def test_an_answer_stops_at_its_end_and_says_so(engine, items):
         assert answers["0"] == expected.tolist()
 
 
-def test_draws_depend_on_the_seed_and_the_question_only(engine):
+def test_samples_depend_on_seed_and_request_id_only(engine):
     images = np.random.default_rng(4).integers(0, 255, (3, 64, 64, 3)).astype(np.uint8)
     questions = ["What?", "Where?"]
     sampling = Sampling(temperature=2.0, top_p=0.9, seed=1)
@@ -268,7 +268,7 @@ def test_draws_depend_on_the_seed_and_the_question_only(engine):
     )
 
 
-def test_what_decides_answers_is_in_the_header(engine):
+def test_the_header_describes_everything_that_answers_depend_on(engine):
     described = engine.describe()
     assert described["decode"] == "greedy" and described["prompt"].startswith("plain ")
     drawn = _with(engine, batch_size=5, devices=2, sampling=Sampling(temperature=0.5, top_p=0.9, seed=3)).describe()
@@ -278,11 +278,11 @@ def test_what_decides_answers_is_in_the_header(engine):
         assert {key for key, value in other.describe().items() if value != described[key]} == {"prompt"}
 
 
-def test_draws_have_the_frequencies_of_the_nucleus():
+def test_samples_follow_the_distribution_of_the_nucleus():
     probabilities = np.array([0.5, 0.3, 0.15, 0.05])
     logits = jnp.log(jnp.asarray(probabilities, jnp.float32))
     kept = np.exp(np.asarray(nucleus(logits[None], top_p=0.7))[0])
-    np.testing.assert_allclose(kept, [0.5, 0.3, 0, 0], rtol=1e-6)  # the first alone is too little
+    np.testing.assert_allclose(kept, [0.5, 0.3, 0, 0], rtol=1e-6)  # the first alone does not reach 0.7
     number = 4000
     tokens, logprobs = sample_tokens(
         jnp.broadcast_to(logits, (number, 4)), sampling=Sampling(temperature=0.5, top_p=0.99),
@@ -300,23 +300,23 @@ def test_draws_have_the_frequencies_of_the_nucleus():
 @pytest.mark.parametrize(
     ("questions", "batch_size", "devices", "images", "share"),
     [
-        ([1] * 100, 64, 1, 64, 1),  # an image a row
+        ([1] * 100, 64, 1, 64, 1),  # one slot per image
         ([3] * 100, 64, 1, 64, 1),
         ([100] * 50, 64, 1, 4, 16),
-        ([100], 64, 1, 1, 64),  # too few images to fill the rows otherwise
+        ([100], 64, 1, 1, 64),  # too few images to fill the slots otherwise
         ([100, 1, 1, 1], 64, 8, 1, 8),
-        ([2], 64, 1, 32, 2),  # never more rows an image than it has questions
+        ([2], 64, 1, 32, 2),  # never more slots per image than it has questions
     ],
 )
-def test_rows_are_shared_out_by_the_questions_an_image(questions, batch_size, devices, images, share):
+def test_slots_per_image_follow_the_questions_per_image(questions, batch_size, devices, images, share):
     layout = StateShape.of(questions, longest_question=20, longest_answer=16, batch_size=batch_size, groups=devices)
     assert (layout.images, layout.slots_per_image) == (images, share)
     assert layout.slots * devices >= batch_size
 
 
 @pytest.mark.realdata
-def test_the_embedded_model_on_real_images_says_the_same_however_it_is_asked(realdata):
-    """Against `generate` with whole prompts; texts of five questions about optical and infrared images."""
+def test_answers_of_the_embedded_model_on_real_images_match_the_reference_loop(realdata):
+    """Ask five questions about optical and infrared images, and compare with `reference.generate` on whole prompts."""
     folders = {"optical/RSVQA-LR": "*.tif", "ir/HIT-UAV": "*.jpg", "optical/RSSCN7": "*.jpg"}
     files = [path for name, glob in folders.items() for path in sorted((realdata / name).rglob(glob))[:2]]
     assert len(files) == 6
@@ -363,7 +363,7 @@ def test_the_embedded_model_on_real_images_says_the_same_however_it_is_asked(rea
             assert got.tolist() == expected[: len(got)].tolist() and not expected[len(got) :].any()
 
 
-def test_weights_are_spread_over_as_few_devices_as_have_room():
+def test_weights_are_sharded_over_as_few_devices_as_they_fit_on():
     config = config_lib.load("earthgpt_13b:instruct").model
     weights = 2 * params_lib.count(earthgpt.abstract(config)[1])
     assert weights > 26e9
@@ -373,7 +373,7 @@ def test_weights_are_spread_over_as_few_devices_as_have_room():
         smallest_tensor_axis(config, weights=weights, limit=4 * 2**30, devices=8)
 
 
-def test_a_mesh_takes_the_devices_that_it_has_rows_for():
+def test_a_mesh_uses_no_more_devices_than_slots():
     def sizes(batch_size: int, **axes: int) -> tuple[int, ...]:
         return tuple(build_mesh(MeshConfig(**axes), batch_size=batch_size).shape.values())
 

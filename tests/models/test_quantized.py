@@ -1,4 +1,4 @@
-"""Frozen kernels in int8: the numbers, their gradient, what is kept for it, and where they live."""
+"""Frozen kernels in int8: values, gradients, memory and sharding."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ KERNEL = RNG.standard_normal((3, 64, 48)).astype(np.float32) * np.exp(RNG.normal
 X = RNG.standard_normal((2, 5, 64)).astype(np.float32)
 
 
-def test_values_and_scales_are_those_of_qwix():
+def test_values_and_scales_match_qwix():
     qwix = pytest.importorskip("qwix")
     ours, theirs = quantize(jnp.asarray(KERNEL)), qwix.quantize(jnp.asarray(KERNEL), "int8", channelwise_axes=(0, 2))
     np.testing.assert_allclose(ours.scale, theirs.scale, rtol=1e-6)
     np.testing.assert_array_equal(ours.values, theirs.qvalue)
 
 
-def test_rounding_is_at_most_half_a_level_and_zeros_stay():
+def test_rounding_error_is_at_most_half_a_level_and_zeros_stay_zero():
     kernel = KERNEL.copy()
     kernel[1, :, 7] = 0
     got = quantize(jnp.asarray(kernel))
@@ -38,7 +38,7 @@ def test_rounding_is_at_most_half_a_level_and_zeros_stay():
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 1e-2)])
-def test_product_and_its_gradient(dtype, tolerance):
+def test_matmul_and_its_gradient(dtype, tolerance):
     kernel = jax.tree.map(lambda array: array[0], quantize(jnp.asarray(KERNEL)))
     exact = np.asarray(kernel.values, np.float64) * np.asarray(kernel.scale, np.float64)
     x, g = (jnp.asarray(value).astype(dtype) for value in (X, RNG.standard_normal((2, 5, 48))))
@@ -50,7 +50,7 @@ def test_product_and_its_gradient(dtype, tolerance):
 
 
 def _temporaries(multiply) -> int:
-    """Bytes besides arguments and results of a gradient through 16 layers."""
+    """Return the temporary bytes of a gradient through 16 layers."""
     kernels = jax.eval_shape(quantize, jax.ShapeDtypeStruct((16, 128, 128), jnp.float32))
 
     def total(scales, x, kernels):
@@ -70,7 +70,7 @@ def test_widened_kernels_are_not_kept_for_the_backward_pass():
     assert _temporaries(lambda x, kernel: x @ (kernel.values.astype(jnp.float32) * kernel.scale)) > widened
 
 
-def test_freeze_and_thaw():
+def test_cast_frozen_and_dequantize():
     params = {
         "llm/blocks/mlp/up/kernel": jnp.asarray(KERNEL),
         "llm/blocks/attn/q/bias": jnp.ones((3, 48)),
@@ -89,7 +89,7 @@ def test_freeze_and_thaw():
     assert cast_frozen(params, FrozenDType.FLOAT32).keys() == params.keys()
 
 
-def test_values_and_scales_are_spread_alike():
+def test_values_and_scales_are_sharded_alike():
     mesh = build_mesh(MeshConfig(data=2, fsdp=2, tensor=2), rows=4)
     place = Placement(mesh=mesh, specs={"up": P(None, "fsdp", "tensor"), "down": P(None, "tensor", "fsdp")})
     put = place.put({name: quantize(jnp.asarray(KERNEL)) for name in ("up", "down")})

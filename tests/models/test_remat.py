@@ -1,4 +1,4 @@
-"""Rematerialisation policies change no gradient, and compute again exactly what they say."""
+"""Rematerialization policies do not change gradients, and recompute exactly what they declare."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ROWS, LENGTH = 2, 24
 
 
 def _gradient(remat: Remat):
-    """A function of the adapters, and them: the gradient of a sum over the LLM's outputs."""
+    """Return the gradient function of a sum over the LLM's outputs, and the adapters it is taken at."""
     config = nano.config(Stage.INSTRUCT)
     graphdef, params = earthgpt.init(config.model, seed=0)
     rng = np.random.default_rng(0)
@@ -46,7 +46,7 @@ def _products(remat: Remat) -> float:
 
 
 @pytest.mark.parametrize("remat", [policy for policy in Remat if policy is not Remat.NONE])
-def test_gradients_are_those_without(remat):
+def test_gradients_do_not_depend_on_the_policy(remat):
     gradient, trainable = _gradient(remat)
     expected = jax.jit(_gradient(Remat.NONE)[0])(trainable)
     for path, value in jax.jit(gradient)(trainable).items():
@@ -54,8 +54,8 @@ def test_gradients_are_those_without(remat):
         np.testing.assert_allclose(value / scale, expected[path] / scale, atol=1e-5, err_msg=path)
 
 
-def test_what_is_multiplied_again():
-    """With names behind the adapters' scale, `minimal` would multiply every linear again."""
+def test_which_products_are_recomputed():
+    """If outputs were named after the adapters' scale, `minimal` would recompute every linear layer."""
     llm = nano.config(Stage.INSTRUCT).model.llm
     tokens = ROWS * LENGTH
     attention = llm.depth * 2 * 2 * tokens * LENGTH * llm.dim  # scores, and scores times values

@@ -1,4 +1,4 @@
-"""Every attention kernel against the plain one, on packed rows with branches and padding, and the choice of one."""
+"""Attention implementations match the XLA one on packed sequences with questions and padding; selecting one."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from earthgpt_jax.ops.splash import SplashAttention
 
 
 def _packed(rows: int, length: int) -> tuple[jax.Array, jax.Array]:
-    """Segments and branches: two samples and padding a row; the first has a shared part and two branches."""
+    """Return segments and question indices: two samples and padding; the first sample has two questions."""
     segments, question_index = np.zeros((2, rows, length), np.int32)
     for row in range(rows):
         first, second = length // 2 + 13 * row, length - 7 * row
@@ -35,8 +35,8 @@ def _qkv(rows: int, length: int, *, heads: int, kv_heads: int, head_dim: int) ->
 
 
 @pytest.mark.parametrize(("length", "kv_heads", "head_dim"), [(256, 2, 128), (384, 1, 64)])
-def test_splash_is_the_plain_attention_forward_and_backward(length, kv_heads, head_dim):
-    """The TPU kernel in interpret mode; relative 1e-5 of the largest value."""
+def test_splash_matches_xla_forward_and_backward(length, kv_heads, head_dim):
+    """Run the TPU kernel in interpret mode; the tolerance is 1e-5 of the largest value."""
     qkv = _qkv(2, length, heads=2, kv_heads=kv_heads, head_dim=head_dim)
     segments, question_index = _packed(2, length)
     mask = make_attention_mask(segments, question_index)
@@ -58,8 +58,8 @@ def test_splash_is_the_plain_attention_forward_and_backward(length, kv_heads, he
         np.testing.assert_allclose(got / scale, wanted / scale, atol=1e-5)
 
 
-def test_cudnn_is_asked_for_what_the_plain_attention_does():
-    """Without a GPU JAX does not even lower cuDNN's call; its arguments, through JAX's own XLA implementation."""
+def test_the_arguments_of_cudnn_attention_are_those_of_attend():
+    """JAX cannot lower cuDNN's call without a GPU, so pass the same arguments to its XLA implementation."""
     q, k, v = _qkv(2, 64, heads=4, kv_heads=2, head_dim=16)
     mask = make_attention_mask(*_packed(2, 64))
     same = jax.nn.dot_product_attention(q, k, v, mask=CudnnAttention().prepare(mask), implementation="xla")
@@ -76,7 +76,7 @@ CHOICES = [
 
 
 @pytest.mark.parametrize(("platform", "dtype", "length", "kernel", "why"), CHOICES)
-def test_auto_takes_what_fits_and_says_once_what_and_why(platform, dtype, length, kernel, why, caplog):
+def test_auto_selects_what_fits_and_logs_the_reason_once(platform, dtype, length, kernel, why, caplog):
     attention_impl._log_once.cache_clear()
     with caplog.at_level(logging.INFO, logger=attention_impl.__name__):
         for _ in range(2):
@@ -86,7 +86,7 @@ def test_auto_takes_what_fits_and_says_once_what_and_why(platform, dtype, length
     assert caplog.messages[0].startswith("attention auto: ") and why in caplog.messages[0]
 
 
-def test_a_named_kernel_that_does_not_fit_is_refused_with_all_reasons():
+def test_a_named_implementation_that_does_not_fit_is_refused_with_all_reasons():
     with pytest.raises(
         EarthGPTError, match="splash does not fit: the devices are cpu, not tpu; sequences of 100 tokens"
     ):

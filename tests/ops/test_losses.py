@@ -1,4 +1,4 @@
-"""The loss that never holds the logits, against the one that does."""
+"""The chunked loss matches the plain one, and never holds all logits."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def _plain(x, unembedding, tokens, weights):
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize("chunk", [4, 7, 20, 64])
-def test_values_and_both_gradients(share, chunk):
+def test_values_and_both_gradients_match(share, chunk):
     x, unembedding, tokens, weights = _inputs(share)
     ours = functools.partial(supervised_loss, chunk=chunk)
 
@@ -59,11 +59,11 @@ def test_no_array_of_all_logits_and_no_gradient_of_a_frozen_unembedding():
     assert f"f32[{DIM},{VOCABULARY}] = dot_general" not in text
 
 
-def test_only_as_many_chunks_as_the_fullest_row_needs():
+def test_the_number_of_chunks_is_that_of_the_sequence_with_most_supervised_tokens():
     x, unembedding, tokens, _ = _inputs(1.0)
     weights = jnp.zeros((ROWS, LENGTH)).at[1, 5].set(1.0).at[2, 7:10].set(1.0)
     expected, _ = _plain(x, unembedding, tokens, weights)
-    # One chunk of four holds each row's supervised positions and its first others: what is behind is never read.
+    # One chunk of four holds the supervised positions and the first others: later positions are never read.
     untouched = x.at[:, 10:].set(jnp.nan)
     np.testing.assert_allclose(
         supervised_loss(untouched, unembedding, tokens, weights, chunk=4)[0], expected, rtol=1e-6

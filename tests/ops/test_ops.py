@@ -16,7 +16,7 @@ def _random(*shape: int, seed: int = 0) -> jax.Array:
 
 
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
-def test_attention_equals_jax_own_with_grouped_queries(kv_heads):
+def test_attention_matches_jax_with_grouped_queries(kv_heads):
     q, k, v = _random(2, 5, 4, 8), _random(2, 7, kv_heads, 8, seed=1), _random(2, 7, kv_heads, 8, seed=2)
     mask = jnp.asarray(np.random.default_rng(3).random((2, 5, 7)) < 0.6).at[:, :, 0].set(True)
     expected = jax.nn.dot_product_attention(q, k, v, mask=mask[:, None], implementation="xla")
@@ -24,8 +24,8 @@ def test_attention_equals_jax_own_with_grouped_queries(kv_heads):
 
 
 @pytest.mark.parametrize("length", [128, 129, 300])
-def test_causal_attention_in_blocks_is_the_whole_one(length):
-    """Values and gradients, in rows of two segments with branches and padding, around the size of a block."""
+def test_blockwise_causal_attention_matches_unblocked(length):
+    """Values and gradients, for two segments with questions and padding, at lengths around the block size."""
     rng = np.random.default_rng(0)
     q, k, v = _random(2, length, 4, 8), _random(2, length, 2, 8, seed=1), _random(2, length, 2, 8, seed=2)
     segments = jnp.asarray(np.sort(rng.integers(1, 3, (2, length)), axis=1)).at[:, -5:].set(0)
@@ -43,14 +43,14 @@ def test_causal_attention_in_blocks_is_the_whole_one(length):
         np.testing.assert_allclose(ours, whole, rtol=1e-4, atol=1e-5)
 
 
-def test_a_query_that_sees_nothing_stays_finite_with_its_gradient():
+def test_a_fully_masked_query_has_finite_values_and_gradients():
     q, k = _random(1, 2, 1, 4), _random(1, 3, 1, 4, seed=1)
     mask = jnp.zeros((1, 2, 3), bool)
     gradient = jax.grad(lambda q: attend(q, k, k, mask=mask).sum())(q)
     assert np.isfinite(attend(q, k, k, mask=mask)).all() and np.isfinite(gradient).all()
 
 
-def test_who_sees_whom():
+def test_attention_mask_of_packed_sequences():
     # one shared token, branch 1 (two tokens), branch 2, then another sample's token, then padding
     segments, question_index = jnp.array([[1, 1, 1, 1, 2, 0]]), jnp.array([[0, 1, 1, 2, 0, 0]])
     expected = [
@@ -64,7 +64,7 @@ def test_who_sees_whom():
     np.testing.assert_array_equal(make_attention_mask(segments, question_index)[0].astype(int), expected)
 
 
-def test_rope_depends_on_distance_alone_and_keeps_length():
+def test_rope_depends_on_distances_only_and_preserves_norms():
     q, k = _random(1, 1, 1, 8), _random(1, 1, 1, 8, seed=1)
 
     def score(i: int, j: int) -> float:
@@ -79,7 +79,7 @@ def test_rope_depends_on_distance_alone_and_keeps_length():
     np.testing.assert_allclose(turned[0, 0, 0], [np.cos(1), np.sin(1)], atol=1e-6)
 
 
-def test_depthwise_on_the_cpu_equals_the_convolution_forward_and_backward():
+def test_depthwise_on_cpu_matches_the_convolution_forward_and_backward():
     x, kernel = _random(2, 6, 5, 3), _random(7, 7, 1, 3, seed=1)
     np.testing.assert_allclose(depthwise(x, kernel), _grouped(x, kernel), atol=1e-5)
     for argument in (0, 1):
@@ -91,7 +91,7 @@ def test_depthwise_on_the_cpu_equals_the_convolution_forward_and_backward():
 
 
 @pytest.mark.parametrize(("source", "target"), [(40, 16), (16, 40), (33, 7)])
-def test_bicubic_equals_pillow(source, target):
+def test_bicubic_matches_pillow(source, target):
     image = np.random.default_rng(0).random((source, source)).astype(np.float32)
     expected = np.asarray(Image.fromarray(image).resize((target, target), Image.Resampling.BICUBIC))
     got = resize(jnp.asarray(image)[None, :, :, None], target, Method.BICUBIC_PIL)[0, :, :, 0]
@@ -101,7 +101,7 @@ def test_bicubic_equals_pillow(source, target):
 @pytest.mark.torch
 @pytest.mark.parametrize(("source", "target"), [(8, 20), (20, 8), (37, 16)])
 @pytest.mark.parametrize("mode", ["bicubic", "nearest"])
-def test_resizing_equals_torch(source, target, mode):
+def test_resizing_matches_torch(source, target, mode):
     import torch
 
     image = np.random.default_rng(0).random((1, 2, source, source)).astype(np.float32)
@@ -112,11 +112,11 @@ def test_resizing_equals_torch(source, target, mode):
 
 
 @pytest.mark.parametrize("method", Method)
-def test_every_row_of_a_resize_sums_to_one(method):
+def test_resize_weights_sum_to_one(method):
     np.testing.assert_allclose(matrix(32, 8, method).sum(axis=1), 1, atol=1e-6)
 
 
-def test_the_loss_by_hand():
+def test_loss_of_a_hand_computed_example():
     # two positions with targets 1 and 0; logits uniform over 2, then certain of 0
     logits = jnp.array([[[0.0, 0.0], [50.0, 0.0], [9.0, 9.0]]])
     tokens, weights = jnp.array([[0, 1, 0]]), jnp.array([[7.0, 1.0, 3.0]])

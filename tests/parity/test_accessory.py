@@ -1,4 +1,4 @@
-"""Meta's and LLaMA2-Accessory's checkpoints, read by our converter, against the outputs of their own code (fp32)."""
+"""Checkpoints of Meta and LLaMA2-Accessory, imported by our converter, match the outputs of their code in fp32."""
 
 import dataclasses
 
@@ -46,7 +46,7 @@ def light(goldens):
     return _leaves({"model": goldens / "accessory" / "llama_ens_light" / "mp1"}, LIGHT)
 
 
-def test_two_shards_are_the_one_file(goldens, light):
+def test_two_shards_equal_one_file(goldens, light):
     assert _same(light, _leaves({"model": goldens / "accessory" / "llama_ens_light" / "mp2"}, LIGHT))
 
 
@@ -74,7 +74,7 @@ def test_whole_model_matches_llama_ens_light(goldens, light):
 
 
 def _llama(path, model: ModelConfig = LIGHT) -> tuple[ModelConfig, Llama]:
-    """A LLaMA of the goldens' sizes, with the adapters that its file holds."""
+    """Load a LLaMA of the goldens' sizes, with the adapters of its file."""
     source = open_source_checkpoint(path)
     shapes = source.reader.shapes
     llm = LlamaConfig(
@@ -93,7 +93,7 @@ def _logits(model: Llama, ids: jax.Array) -> jax.Array:
     return model.logits(model(model.embed_tokens(ids), positions=positions, attention=PackedAttention(mask)).hidden)
 
 
-def test_meta_rows_become_the_hf_ones(goldens):
+def test_rows_of_meta_checkpoints_are_permuted_to_the_hf_order(goldens):
     folder = goldens / "rope_meta_vs_hf"
     config, meta = _llama(folder / "meta")
     module = Llama(config.llm, adapter=AdapterConfig(), rngs=nnx.Rngs(1), dtype=DType.FLOAT32)
@@ -113,17 +113,17 @@ def test_adapters_match_llama_peft(goldens, name, kind, shards):
     np.testing.assert_allclose(_logits(model, arrays["tokens"]), arrays["logits"], atol=1e-4, rtol=0)
 
 
-def test_partial_file_goes_on_top_of_its_base(goldens):
+def test_a_partial_checkpoint_is_loaded_on_top_of_its_base(goldens):
     base, top = goldens / "rope_meta_vs_hf" / "meta" / "consolidated.00.pth", goldens / "accessory" / "peft_on_base"
     arrays = np.load(top / "io.npz")
     config, model = _llama([base, top / "peft"])
     assert config.adapter.kind is AdapterKind.LORA
-    assert config.llm.attention_bias  # biases beside LoRA are the linears' own
+    assert config.llm.attention_bias  # biases next to LoRA belong to the linear layers
     np.testing.assert_allclose(_logits(model, arrays["tokens"]), arrays["logits"], atol=1e-4, rtol=0)
 
 
-def test_folded_biases_are_those_of_the_hf_copy(goldens):
-    """The same weights with biases on q and k, whose rows are permuted like the kernels'."""
+def test_merged_biases_match_the_hf_copy(goldens):
+    """Biases of q and k are permuted like the rows of their kernels."""
     folder = goldens / "accessory" / "llama_peft_bias"
     config, model = _llama(folder / "mp1")
     biased = dataclasses.replace(config.llm, attention_bias=True, mlp_bias=True)
@@ -133,7 +133,7 @@ def test_folded_biases_are_those_of_the_hf_copy(goldens):
     assert _same({path.replace("/adapter/bias", "/bias"): value for path, value in ours.items()}, theirs)
 
 
-def test_plan_names_everything_that_does_not_fit(goldens):
+def test_an_import_names_everything_that_does_not_fit(goldens):
     other = dataclasses.replace(LIGHT, llm=dataclasses.replace(LIGHT.llm, dim=32, ffn_dim=96))
     with pytest.raises(Exception, match=r"wrong shape .*expected .*got"):
         prepare_import({"model": goldens / "accessory" / "llama_ens_light" / "mp1"}, other)

@@ -46,7 +46,7 @@ def test_dinov2_taps_match_the_hub_code(goldens, name):
 @pytest.mark.golden
 @pytest.mark.parametrize("rule", PositionRule)
 @pytest.mark.parametrize("side", [16, 32])
-def test_position_table_of_37_under_both_rules(goldens, rule, side):
+def test_position_embeddings_of_grid_37_with_both_rules(goldens, rule, side):
     arrays = np.load(goldens / "dinov2_hub" / "pos_tables_37.npz")
     config = ViTConfig(
         image_size=14 * side, patch_size=14, dim=8, depth=1, heads=1, ffn_dim=8, grid=37, position_rule=rule

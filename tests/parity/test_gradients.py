@@ -1,4 +1,4 @@
-"""Gradients of what each stage trains, against torch autograd on the exported model; fp32, relative 1e-4."""
+"""Gradients of the trainable parameters of each stage match torch autograd on the exported model (fp32, 1e-4)."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ QUESTION = Question(
 
 
 def _shaken(path, model: ModelConfig) -> dict[str, np.ndarray]:
-    """A model directory with no leaf at its starting value; returns its leaves."""
+    """Write a model directory with noise on every parameter; return its parameters."""
     nano.model_dir(path, model)
     rng = np.random.default_rng(0)
     file = path / "model.safetensors"
@@ -81,7 +81,7 @@ def _ours(model: ModelConfig, arrays: dict, batch: Batch, image: np.ndarray, tra
 
 
 def _theirs(folder, batch: Batch, image: np.ndarray) -> tuple[float, dict[str, np.ndarray]]:
-    """The loss, and its gradient by key of the export."""
+    """Return the loss, and its gradients by the keys of the export."""
     import torch
     from transformers import AutoModelForImageTextToText
 
@@ -98,7 +98,7 @@ def _theirs(folder, batch: Batch, image: np.ndarray) -> tuple[float, dict[str, n
 
 
 def _by_path(gradients: dict[str, np.ndarray], model: ModelConfig, paths: list[str]) -> dict[str, np.ndarray]:
-    """Torch's gradients brought to our paths: transforms are linear, so they carry gradients too."""
+    """Convert torch's gradients to our paths: the transforms are linear, so they apply to gradients too."""
     shapes = {path: tuple(leaf.shape) for path, leaf in earthgpt.abstract(model)[1].items()}
     out = {path: np.zeros(shapes[path], np.float32) for path in paths}
     for step in tables.hf_export(model).steps(shapes, where="gradients"):
@@ -129,7 +129,7 @@ def test_align(tmp_path):
 
 
 def test_instruct(tmp_path):
-    """scale * (W x + bias), exported as W' = scale * W and b' = scale * bias: the chain rule gives the adapters'."""
+    """scale * (W x + bias) is exported as W' = scale * W and b' = scale * bias; the chain rule gives the gradients."""
     config = nano.config("instruct")
     arrays = _shaken(tmp_path / "model", config.model)
     trainable = set(trainable_paths(config, arrays))

@@ -1,4 +1,4 @@
-"""LLaMA against arrays computed by transformers, fp32: hidden states and logits within 1e-4, greedy tokens exact."""
+"""LLaMA matches arrays computed by transformers in fp32: hidden states and logits to 1e-4, greedy tokens exactly."""
 
 import json
 

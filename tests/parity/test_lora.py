@@ -1,4 +1,4 @@
-"""LoRA against `peft` on transformers' LLaMA, fp32: logits, gradients and merged weights."""
+"""LoRA matches `peft` on transformers' LLaMA in fp32: logits, gradients and merged weights."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ THEIRS = {"attn": "self_attn", "q": "q_proj", "k": "k_proj", "v": "v_proj", "o":
 
 @pytest.fixture(scope="module")
 def case(tmp_path_factory):
-    """The config, its leaves (B not zero), and peft's model of the same."""
+    """Return a config, its parameters (B not zero), and the same model in peft."""
     peft = pytest.importorskip("peft")
     from transformers import LlamaForCausalLM
 
@@ -63,7 +63,7 @@ def _tensor(value: np.ndarray):
 
 
 def _lora(arrays: dict) -> dict[str, np.ndarray]:
-    """Our A and B, or their gradients, under peft's names."""
+    """Return our A and B, or their gradients, under the names of peft."""
     out = {}
     for path, value in arrays.items():
         if "/adapter/" in path:
@@ -82,7 +82,7 @@ def _logits(model: ModelConfig, params: dict) -> jax.Array:
     return llm.logits(llm(llm.embed_tokens(ids), positions=positions, attention=attention).hidden)
 
 
-def test_logits_and_gradients(case):
+def test_logits_and_gradients_match(case):
     config, _, arrays, theirs = case
     params = {path: jnp.asarray(value) for path, value in arrays.items()}
     trainable, frozen = params_lib.split(params, trainable_paths(config, params))
@@ -110,8 +110,8 @@ def test_logits_and_gradients(case):
         np.testing.assert_allclose(got[name] / scale, value / scale, atol=1e-4, err_msg=name)
 
 
-def test_merged_weights(case, tmp_path):
-    """What an export holds is what `merge_and_unload` gives: kernels plus alpha / rank A B."""
+def test_merged_weights_match(case, tmp_path):
+    """An export holds what `merge_and_unload` returns: kernels plus alpha / rank * A B."""
     _, folder, _, theirs = case
     exporter.export_llama(folder, tmp_path / "out")
     merged = theirs.merge_and_unload().state_dict()

@@ -1,4 +1,4 @@
-"""The optimizer against torch's AdamW, parameter groups, clipping and a schedule written out; fp32."""
+"""The optimizer matches torch's AdamW with parameter groups, clipping and an explicit schedule, in fp32."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CONFIG = OptimConfig(
 
 
 def _rate(step: int) -> float:
-    """LLaMA2-Accessory's lr_sched.py, counted in steps: the first update has a step of warm-up behind it."""
+    """Return the rate of LLaMA2-Accessory's lr_sched.py in steps: the first update counts as one step of warm-up."""
     if step < CONFIG.warmup_steps:
         return CONFIG.peak_lr * (step + 1) / CONFIG.warmup_steps
     done = (step - CONFIG.warmup_steps) / (CONFIG.steps - CONFIG.warmup_steps)
@@ -32,7 +32,7 @@ def _rate(step: int) -> float:
 
 
 @pytest.mark.torch
-def test_twelve_updates():
+def test_twelve_updates_match():
     import torch
 
     rng = np.random.default_rng(0)
@@ -73,6 +73,6 @@ def test_twelve_updates():
         np.testing.assert_allclose(ours[name], value.detach(), atol=2e-6, rtol=0, err_msg=name)
 
 
-def test_a_rate_for_a_group_that_is_not_trained_is_refused():
+def test_a_learning_rate_for_a_frozen_group_is_refused():
     with pytest.raises(EarthGPTError, match=r"unknown group\(s\) \['adapter'\]; this stage trains"):
         make_optimizer(OptimConfig(steps=1, lr_scale={"adapter": 2.0}), RULES)

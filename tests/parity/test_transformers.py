@@ -35,7 +35,7 @@ LLAMA = {
 
 
 def _shake(module) -> None:
-    """Every parameter away from its starting value: zeros and ones would hide a tensor in the wrong place.
+    """Move every parameter away from its initial value: zeros and ones would hide a tensor in the wrong place.
 
     By the deviation both models start with: more gains a layer of width 1,024 an amplification that no trained
     model has, and float32 rounding grows with it.
@@ -49,7 +49,7 @@ def _shake(module) -> None:
 
 
 @pytest.mark.parametrize("name", DINO)
-def test_every_hidden_state_of_dinov2(tmp_path, name):
+def test_every_hidden_state_of_dinov2_matches(tmp_path, name):
     import torch
     from transformers import Dinov2Config, Dinov2Model
 
@@ -79,7 +79,7 @@ def test_every_hidden_state_of_dinov2(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", LLAMA)
-def test_logits_of_llama_and_its_export(tmp_path, name):
+def test_logits_of_llama_and_its_export_match(tmp_path, name):
     import torch
     from transformers import LlamaConfig as TheirConfig
     from transformers import LlamaForCausalLM
@@ -109,8 +109,8 @@ def test_logits_of_llama_and_its_export(tmp_path, name):
     np.testing.assert_allclose(logits(model, ids, positions), expected, atol=1e-4, rtol=0)
 
 
-def test_the_plain_language_model_opens_without_remote_code(tmp_path):
-    """What `--to llama` writes is a LlamaForCausalLM with the folded adapters, to the bit."""
+def test_the_plain_language_model_loads_without_remote_code(tmp_path):
+    """`--to llama` writes a LlamaForCausalLM with merged adapters, bit for bit."""
     from transformers import AutoModelForCausalLM
 
     exporter.export_llama("tiny", tmp_path / "llm", dtype=np.dtype("float32"))

@@ -1,4 +1,4 @@
-"""Foreign weights into one module of ours, through the converter's own tables."""
+"""Load checkpoints of other projects into a single module, through the tables of the converter."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from earthgpt_jax.convert.tables import Table
 
 
 def load_into(module: nnx.Module, path: Path | list[Path], table: Table) -> nnx.Module:
-    """`module` with the tensors of a foreign checkpoint; every one of them must fit."""
+    """Return `module` with the tensors of a checkpoint, all of which must fit."""
     graphdef, params = params_lib.split_module(module)
     reader = open_source_checkpoint(path).reader
     shapes = {name: tuple(value.shape) for name, value in params.items()}
