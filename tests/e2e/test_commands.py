@@ -106,8 +106,8 @@ def test_wrong_input_is_reported_in_one_line(world, capsys):
     )
     assert "did you mean 'tiny'" in _fails(capsys, "train", "--config", "tinny:align", "--workdir", root / "w")
     assert "there is no such folder" in _fails(
-        capsys, "train", "--config", "tiny:align", "--workdir", root / "w", f"--config.init={model}",
-        *[f"--config.{item}" for item in nano.OVERRIDES], f"--config.data.source={root / 'empty'}",
+        capsys, "train", "--workdir", root / "w",
+        *nano.arguments("align", f"init={model}", f"data.source={root / 'empty'}"),
     )  # fmt: skip
     assert not (root / "w").exists()  # a run that fails before it starts creates no folder
     assert "cannot be read" in _fails(capsys, "score", root / "none.jsonl")
@@ -121,9 +121,8 @@ def test_a_bad_image_in_the_training_data_is_named(world, capsys):
     records[2] = dataclasses.replace(records[2], image=records[2].image[:300])
     write_dataset({"train": records}, out=world["root"] / "truncated_data", name="synthetic")
     error = _fails(
-        capsys, "train", "--config", "tiny:align", "--workdir", world["root"] / "truncated_run",
-        *[f"--config.{item}" for item in nano.OVERRIDES], f"--config.init={world['model']}",
-        f"--config.data.source={world['root'] / 'truncated_data'}",
+        capsys, "train", "--workdir", world["root"] / "truncated_run",
+        *nano.arguments("align", f"init={world['model']}", f"data.source={world['root'] / 'truncated_data'}"),
     )  # fmt: skip
     assert "synthetic/train/2" in error
     assert "data check" in error

@@ -47,8 +47,8 @@ class World:
         train(nano.config("align", *self.overrides, "checkpoint.keep=1000"), self.alone)
 
     def start(self, workdir: Path, *overrides: str) -> subprocess.Popen:
-        words = [f"--config.{item}" for item in (*nano.OVERRIDES, *self.overrides, *overrides)]
-        command = [sys.executable, "-m", "earthgpt_jax", "train", "--config", "tiny:align", "--workdir", str(workdir)]
+        words = nano.arguments("align", *self.overrides, *overrides)
+        command = [sys.executable, "-m", "earthgpt_jax", "train", "--workdir", str(workdir)]
         with self.output.open("w") as output:  # an unread pipe would fill up
             return subprocess.Popen([*command, *words], stdout=output, stderr=output, start_new_session=True)
 

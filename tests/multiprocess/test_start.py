@@ -24,10 +24,9 @@ def world(tmp_path_factory):
 
 def _train(workdir, *overrides: tuple[str, ...]) -> list[Ended]:
     """Start one process per tuple of overrides."""
-    command = ["-m", "earthgpt_jax", "train", "--config", "tiny:align", "--workdir", workdir]
+    command = ["-m", "earthgpt_jax", "train", "--workdir", workdir]
     commands = [
-        [*command, "--process", index, *(f"--config.{item}" for item in (*nano.OVERRIDES, *settings))]
-        for index, settings in enumerate(overrides)
+        [*command, "--process", index, *nano.arguments("align", *settings)] for index, settings in enumerate(overrides)
     ]
     environment = {"EARTHGPT_COORDINATOR": address(), "EARTHGPT_PROCESSES": str(len(overrides))}
     with Together(commands, devices=4, **environment) as together:

@@ -22,7 +22,13 @@ OVERRIDES = (
 
 def config(stage: str, *extra: str) -> Config:
     """Return a stage of `tiny` in debug mode, with an even smaller vocabulary and shorter sequences."""
-    return config_lib.load(f"tiny:{stage}:debug", [f"--config.{item}" for item in (*OVERRIDES, *extra)])
+    _, recipe, *overrides = arguments(stage, *extra)
+    return config_lib.load(recipe, overrides)
+
+
+def arguments(stage: str, *extra: str) -> list[str]:
+    """Return the command-line arguments that select the recipe of `config`."""
+    return ["--config", f"tiny:{stage}:debug", *(f"--config.{item}" for item in (*OVERRIDES, *extra))]
 
 
 def dialogues() -> list[str]:
