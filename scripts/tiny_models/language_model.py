@@ -75,7 +75,9 @@ def train_llm(workdir: Path, config: Config, *, rounds: Sequence[int], count: in
         saved = workdir / f"llm_{number}.npz"
         if not saved.exists():
             share = EXHAUSTIVE_SHARES[min(number, len(EXHAUSTIVE_SHARES) - 1)]
-            params = _train_round(graphdef, initial | trained, corpus, steps=steps, seed=number, exhaustive_share=share)
+            # Training donates its parameters, so the initial ones are copied for each round.
+            start = {key: jnp.array(value) for key, value in initial.items()} | trained
+            params = _train_round(graphdef, start, corpus, steps=steps, seed=number, exhaustive_share=share)
             # The projector of the maps is not saved: each round trains a new one, as stage `align` will have to.
             np.savez(saved, **{k: np.asarray(v) for k, v in params.items() if not k.startswith("maps/")})  # type: ignore[arg-type]
         trained = {key: jnp.asarray(value) for key, value in np.load(saved).items()}
