@@ -29,7 +29,7 @@ DIVIDING = (*WIDTHS, "frozen_dtype=float32")
 
 
 def _batch(config: Config) -> Batch:
-    """Rows of two segments, the first behind an image and with two branches, and padding."""
+    """Return packed sequences of two segments and padding; the first has an image and two questions."""
     shapes, rng = batch_shapes(config), np.random.default_rng(0)
     rows, length = shapes.tokens.shape
     visual = config.model.visual_tokens
@@ -57,7 +57,7 @@ def _batch(config: Config) -> Batch:
 
 @functools.cache
 def _train(stage: Stage, mesh: tuple[int, int, int] | None) -> tuple[list[float], dict[str, np.ndarray]]:
-    """Losses of two steps and the parameters behind them; None: on one device, without a mesh."""
+    """Return the losses of two steps and the parameters after them; None: one device, without a mesh."""
     config = nano.config(stage, *DIVIDING)
     graphdef, initial = earthgpt.init(config.model, seed=0)
     # No adapter at its starting point, where scales and biases hide errors.
