@@ -1,4 +1,4 @@
-"""The one-way order of the package's imports, and what must stay out of worker processes."""
+"""The layers of the package: imports go one way, and worker processes never import jax."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "earthgpt_jax"
 
-# Floor by floor, from the ground up. A part imports itself and the floors below, never above; one part a floor.
-FLOORS = (
+# Layers from the lowest to the highest, one part per layer. A part imports itself and lower layers only.
+LAYERS = (
     "common", "params", "records", "config", "distributed", "boxes", "raster", "synthetic", "datasets", "input",
     "sharding", "ops", "models", "inference", "convert", "training", "aot", "evaluation", "api", "cli", "__main__",
 )  # fmt: skip
-RANK = {"": 0, **{part: floor for floor, part in enumerate(FLOORS)}}  # "": the package's own __init__
+RANK = {"": 0, **{part: layer for layer, part in enumerate(LAYERS)}}  # "": the __init__ of the package
 
 # Parts that run in worker processes, which must not touch a device.
 DEVICE_FREE = {"common", "records", "boxes", "raster", "synthetic", "datasets", "input"}
@@ -29,7 +29,7 @@ TORCH_PACKAGES = {"torch", "transformers", "timm"}
 
 @functools.cache
 def _modules() -> dict[str, Path]:
-    """Dotted name -> file of every module of the package."""
+    """Return `{dotted name: file}` of every module of the package."""
     found = {}
     for path in sorted((ROOT / PACKAGE).rglob("*.py")):
         relative = path.relative_to(ROOT)
@@ -46,7 +46,7 @@ def _part(module: str) -> str:
 
 @functools.cache
 def _imports(module: str) -> frozenset[tuple[str, bool]]:
-    """(imported module, at import time?) for every import statement of `module`, lazy ones included."""
+    """Return (imported module, whether at import time) for every import statement of `module`, also lazy ones."""
     if module == PACKAGE:  # the front door: its names are imported from `api` when first used
         return frozenset()
     path = _modules()[module]
@@ -71,7 +71,7 @@ def _names(node: ast.AST, *, package: str) -> Iterator[str]:
             base = ".".join([*parents[: len(parents) - node.level + 1], *filter(None, [base])])
         modules = [name for alias in node.names if (name := f"{base}.{alias.name}") in _modules()]
         yield from modules
-        if len(modules) < len(node.names):  # a name of the package itself
+        if len(modules) < len(node.names):  # a name that is defined in the package itself
             yield base
 
 
@@ -80,7 +80,7 @@ def _own(module: str) -> set[str]:
 
 
 def _closure(module: str) -> set[str]:
-    """`module`, all it imports of the package, and the packages that importing those runs."""
+    """Return `module`, all modules of the package that it imports, and the packages that these imports run."""
     seen: set[str] = set()
     waiting = [module]
     while waiting:
@@ -95,9 +95,9 @@ def _closure(module: str) -> set[str]:
     return seen
 
 
-def test_every_part_has_its_floor():
+def test_every_part_has_a_layer():
     unknown = {_part(module) for module in _modules()} - set(RANK)
-    assert not unknown, f"no floor for {sorted(unknown)}; add them to FLOORS"
+    assert not unknown, f"no layer for {sorted(unknown)}; add them to LAYERS"
 
 
 def test_every_folder_of_modules_is_a_package():
@@ -115,7 +115,7 @@ def test_imports_go_one_way():
     assert wrong == []
 
 
-def test_modules_do_not_import_each_other_in_a_circle():
+def test_there_are_no_import_cycles():
     graph = {module: {name for name in _own(module) if name != module} for module in _modules()}
     done: set[str] = set()
 
@@ -132,7 +132,7 @@ def test_modules_do_not_import_each_other_in_a_circle():
     assert [found for module in graph if (found := circle(module, []))] == []
 
 
-def test_parts_for_worker_processes_never_lead_to_jax():
+def test_parts_for_worker_processes_never_import_jax():
     wrong = [
         f"{module} -> {reached} imports {name}"
         for module in _modules()
@@ -151,7 +151,7 @@ def test_only_convert_imports_torch_and_only_inside_functions():
         for name, eager in _imports(module)
         if name.split(".")[0] in TORCH_PACKAGES and (eager or _part(module) != "convert")
     ]
-    # The files that an export carries are PyTorch code for somebody else's machine.
+    # The files that are copied into an export are PyTorch code that runs elsewhere.
     assert [line for line in wrong if not line.startswith(f"{PACKAGE}.convert.hf.")] == []
 
 
@@ -169,10 +169,10 @@ assert "jax" not in sys.modules
 """
 
 
-def test_input_and_datasets_import_where_there_is_no_jax():
-    """Grain itself imports jax.tree_util where it can, and does without otherwise; so take jax away.
+def test_input_and_datasets_can_be_imported_without_jax():
+    """Grain imports jax.tree_util if it is available, so jax is made unavailable here.
 
-    (Importing jax starts no device; what counts is that nothing of ours, nor Grain's, needs it.)
+    Importing jax would start no device; the test shows that neither our modules nor Grain need it.
     """
     done = subprocess.run([sys.executable, "-c", WITHOUT_JAX], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -212,6 +212,6 @@ def test_importing_the_input_pipeline_starts_no_device():
         ("from .. import params", {"earthgpt_jax.params"}),
     ],
 )
-def test_import_statements_are_read_rightly(source: str, expected: set[str]):
+def test_import_statements_are_parsed_correctly(source: str, expected: set[str]):
     node = ast.parse(source).body[0]
     assert set(_names(node, package="earthgpt_jax.datasets")) == expected

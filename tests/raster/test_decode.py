@@ -1,4 +1,4 @@
-"""Image bytes that are unusual: no-data pixels, too large, damaged."""
+"""Decoding of unusual images: no-data pixels, more than 8 bits, too large, damaged."""
 
 import io
 import os
@@ -24,7 +24,7 @@ def _file(array: np.ndarray, kind: str) -> bytes:
     return out.getvalue()
 
 
-def test_pixels_without_a_value_are_black_and_do_not_spoil_the_stretch():
+def test_pixels_without_a_value_are_black_and_do_not_affect_the_stretch():
     band = np.linspace(0, 1, 100, dtype=np.float32).reshape(10, 10)
     whole = decode(_file(band, "TIFF"))
     holed = band.copy()
@@ -35,7 +35,7 @@ def test_pixels_without_a_value_are_black_and_do_not_spoil_the_stretch():
     assert not decode(_file(np.full((4, 4), np.nan, np.float32), "TIFF")).any()
 
 
-def test_the_stretch_by_hand():
+def test_the_stretch_computed_by_hand():
     # 0..100: the 2nd and 98th percentiles are 2 and 98, so 50 is the middle of 0..255
     image = decode(_file(np.arange(101, dtype=np.uint16)[None], "PNG"))[0, :, 0]
     assert image[[0, 2, 50, 98, 100]].tolist() == [0, 0, 127, 255, 255]
@@ -46,7 +46,7 @@ def test_a_constant_band_is_black_and_eight_bits_are_never_stretched():
     assert (decode(_file(np.full((4, 4), 90, np.uint8), "PNG")) == 90).all()
 
 
-def test_an_image_larger_than_pillow_opens_is_a_users_error(monkeypatch):
+def test_an_image_larger_than_pillow_opens_is_a_user_error(monkeypatch):
     data = _file(np.zeros((30, 30, 3), np.uint8), "PNG")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     with pytest.raises(EarthGPTError, match="cut it into tiles"):
@@ -62,7 +62,7 @@ _WHOLE = [
 @given(st.sampled_from(_WHOLE), st.integers(0, 3000), st.lists(st.tuples(st.integers(0, 300), st.integers(0, 255))))
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @pytest.mark.filterwarnings("ignore")
-def test_a_damaged_file_is_an_image_or_a_users_error(data, length, changes):
+def test_a_damaged_file_is_decoded_or_is_a_user_error(data, length, changes):
     damaged = bytearray(data[:length])
     for position, value in changes:
         if position < len(damaged):
@@ -74,14 +74,14 @@ def test_a_damaged_file_is_an_image_or_a_users_error(data, length, changes):
     assert image.dtype == np.uint8 and image.ndim == 3 and image.shape[-1] == 3
 
 
-def test_the_blind_image_is_the_padding_and_a_right_sized_square_is_not_resampled():
+def test_the_blind_image_has_the_padding_colour_and_a_square_of_the_right_size_is_not_resampled():
     assert grey_square(8).shape == (8, 8, 3) and (grey_square(8) == FILL).all()
     pixels = _RNG.integers(0, 255, (16, 16, 3)).astype(np.uint8)
     np.testing.assert_array_equal(load_square(_file(pixels, "PNG"), 16), pixels)
 
 
 def _by_pillow(data: bytes, size: int) -> np.ndarray:
-    """What `load_square` gives of an image of 8 bits, by Pillow alone."""
+    """Return what `load_square` returns for an 8-bit image, computed with Pillow only."""
     with Image.open(io.BytesIO(data)) as image:
         square = pad_to_square(np.asarray(image.convert("RGB")))
     return np.asarray(Image.fromarray(square).resize((size, size), Image.Resampling.BICUBIC))
@@ -92,7 +92,7 @@ def _by_pillow(data: bytes, size: int) -> np.ndarray:
     st.sampled_from([(122, 116, 104), (0, 255, 3)]),
 )  # fmt: skip
 @settings(max_examples=300, deadline=None)
-def test_resizing_is_pillows_to_the_bit(height, width, size, seed, fill):
+def test_resizing_equals_pillow_bit_by_bit(height, width, size, seed, fill):
     rng = np.random.default_rng(seed)
     levels = 1 + 254 * (seed % 2)  # every other time nothing but 0 and 255, where bicubic overshoots
     image = (rng.integers(0, levels + 1, (height, width, 3)) * (255 // levels)).astype(np.uint8)
@@ -103,13 +103,13 @@ def test_resizing_is_pillows_to_the_bit(height, width, size, seed, fill):
 
 
 @pytest.mark.parametrize("shape", [(354, 506), (1024, 700), (2000, 2000), (65, 3000)])
-def test_resizing_to_the_models_size_is_pillows(shape):
+def test_resizing_to_the_size_of_the_model_equals_pillow(shape):
     image = _RNG.integers(0, 256, (*shape, 3)).astype(np.uint8)
     np.testing.assert_array_equal(resize_square(image, 512, FILL), _by_pillow(_file(image, "PNG"), 512))
 
 
-def test_resizing_reads_and_writes_within_its_arrays():
-    """Compiled code does not check indices; the same functions, interpreted, do."""
+def test_resizing_stays_within_its_arrays():
+    """Compiled code does not check indices; the same functions do when they are interpreted."""
     script = "import sys; from tests.raster.test_decode import interpreted; interpreted()"
     environment = os.environ | {"NUMBA_DISABLE_JIT": "1"}
     subprocess.run([sys.executable, "-c", script], check=True, env=environment, cwd=ROOT)
@@ -136,7 +136,7 @@ def _jpeg(array: np.ndarray, mode: str, **options) -> bytes:
     ]),
 )  # fmt: skip
 @settings(max_examples=100, deadline=None)
-def test_jpeg_files_decode_as_by_pillow(height, width, quality, progressive, seed, colours):
+def test_jpeg_files_decode_as_with_pillow(height, width, quality, progressive, seed, colours):
     image = np.random.default_rng(seed).integers(0, 256, (height, width, 3)).astype(np.uint8)
     mode, options = colours
     data = _jpeg(image, mode, quality=quality, progressive=progressive, **options)
@@ -146,7 +146,7 @@ def test_jpeg_files_decode_as_by_pillow(height, width, quality, progressive, see
 
 @given(st.integers(0, 2000), st.integers(0, 255), st.integers(0, 2000))
 @settings(max_examples=200, deadline=None)
-def test_a_damaged_jpeg_is_what_pillow_makes_of_it(position, value, cut):
+def test_a_damaged_jpeg_decodes_or_fails_as_with_pillow(position, value, cut):
     data = bytearray(_jpeg(np.arange(40 * 50 * 3, dtype=np.uint8).reshape(40, 50, 3), "RGB", quality=90))
     data[min(position, len(data) - 1)] = value
     data = data[: len(data) - max(cut - 1000, 0)]
@@ -163,7 +163,7 @@ def test_a_damaged_jpeg_is_what_pillow_makes_of_it(position, value, cut):
 
 
 @pytest.mark.realdata
-def test_real_files_are_pillows_to_the_bit(realdata):
+def test_real_files_decode_as_with_pillow_bit_by_bit(realdata):
     seen = 0
     for path in sorted(path for kind in ("jpg", "JPG", "png", "tif") for path in realdata.rglob(f"*.{kind}")):
         data = path.read_bytes()

@@ -1,4 +1,4 @@
-"""Eight devices, however they are arranged, train what one device trains."""
+"""Training on eight devices gives the same model as on one, for every mesh."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def _train(stage: Stage, mesh: tuple[int, int, int] | None) -> tuple[list[float]
     "mesh", [mesh if min(mesh) > 1 else pytest.param(mesh, marks=pytest.mark.slow) for mesh in MESHES], ids=str
 )
 @pytest.mark.parametrize("stage", [Stage.ALIGN, Stage.INSTRUCT, pytest.param(Stage.FINETUNE, marks=pytest.mark.slow)])
-def test_a_mesh_trains_what_one_device_trains(stage, mesh):
+def test_a_mesh_trains_the_same_model_as_one_device(stage, mesh):
     losses, params = _train(stage, mesh)
     expected_losses, expected = _train(stage, None)
     np.testing.assert_allclose(losses, expected_losses, atol=1e-5)
@@ -97,7 +97,7 @@ def test_a_mesh_trains_what_one_device_trains(stage, mesh):
         np.testing.assert_allclose(params[path], value, atol=1e-5, err_msg=path)
 
 
-def test_large_parameters_really_are_spread():
+def test_large_parameters_are_sharded():
     config = nano.config(Stage.INSTRUCT, *DIVIDING)
     _, params = earthgpt.init(config.model, seed=0)
     mesh = build_mesh(MeshConfig(data=1, fsdp=4, tensor=2), rows=4)
@@ -113,6 +113,6 @@ def test_large_parameters_really_are_spread():
 
 
 @pytest.mark.parametrize(("batch_size", "devices"), [(16, 8), (4, 4), (6, 2), (3, 1)])
-def test_as_many_devices_as_divide_the_batch(batch_size, devices):
+def test_the_default_mesh_has_as_many_devices_as_divide_the_batch(batch_size, devices):
     assert jax.local_device_count() == 8
     assert data_parallel(batch_size).batch.mesh.size == devices

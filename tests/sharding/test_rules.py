@@ -1,4 +1,4 @@
-"""The table of parameter axes fits every recipe, and a mesh that does not fit is refused with all reasons."""
+"""The sharding rules cover every recipe, and an unsuitable mesh is refused with all reasons."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _shapes(name: str, *overrides: str):
 
 @pytest.mark.parametrize("stage", Stage)
 @pytest.mark.parametrize("recipe", ["tiny", "tiny_real", "earthgpt_7b", "earthgpt_13b", "sphinx_light"])
-def test_the_table_fits_every_recipe_exactly(recipe, stage):
+def test_the_rules_cover_every_recipe_exactly(recipe, stage):
     model, shapes = _shapes(f"{recipe}:{stage}")
     assert rules.specs(model, shapes, sizes=ONE).keys() == shapes.keys()
 
@@ -38,14 +38,14 @@ VARIANTS = [
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_the_table_fits_every_variant_exactly(variant):
+def test_the_rules_cover_every_variant_exactly(variant):
     model, shapes = _shapes("tiny:instruct", variant)
     assert rules.specs(model, shapes, sizes=ONE).keys() == shapes.keys()
 
 
 @pytest.mark.parametrize("stage", Stage)
 @pytest.mark.parametrize("sizes", [(1, 8, 1), (1, 256, 1), (4, 64, 1), (8, 4, 8), (1, 64, 4)])
-def test_13b_divides_over_common_meshes_and_nothing_large_stays_whole(stage, sizes):
+def test_13b_divides_over_common_meshes_and_no_large_parameter_is_replicated(stage, sizes):
     model, shapes = _shapes(f"earthgpt_13b:{stage}")
     axes = dict(zip(ONE, sizes, strict=True))
     specs = rules.specs(model, shapes, sizes=axes)
@@ -59,14 +59,14 @@ def test_13b_divides_over_common_meshes_and_nothing_large_stays_whole(stage, siz
     assert per_device < total / (axes["fsdp"] * axes["tensor"]) + 5e6  # norms and adapters
 
 
-def test_large_parameters_that_stay_whole_are_listed_largest_first():
+def test_large_replicated_parameters_are_listed_largest_first():
     model, shapes = _shapes("earthgpt_13b:instruct")
     axes = {**ONE, "data": 8}
     whole = rules.replicated(shapes, rules.specs(model, shapes, sizes=axes), sizes=axes)
     assert whole[0].path.startswith("llm/blocks/mlp/") and whole[0].bytes == 40 * 5120 * 13824 * 4
 
 
-def test_everything_that_does_not_divide_is_said_at_once():
+def test_all_dimensions_that_do_not_divide_are_reported_at_once():
     model, shapes = _shapes("earthgpt_13b:instruct")
     with pytest.raises(EarthGPTError) as error:
         rules.specs(model, shapes, sizes={"data": 1, "fsdp": 3, "tensor": 16})
@@ -84,7 +84,7 @@ def test_everything_that_does_not_divide_is_said_at_once():
         (P(None, None, "fsdp"), "llm/embed: 3 axes for an array of shape"),
     ],
 )
-def test_a_wrong_row_is_refused(monkeypatch, spec, message):
+def test_a_wrong_rule_is_refused(monkeypatch, spec, message):
     model, shapes = _shapes("tiny:align")
     table = [(pattern, spec if pattern == "llm/embed" else axes) for pattern, axes in rules.table(model)]
     monkeypatch.setattr(rules, "table", lambda _: table)
@@ -107,7 +107,7 @@ def test_a_tensor_axis_of_16_is_refused_for_40_heads():
         (MeshConfig(data=1, fsdp=-1, tensor=2), (1, 4, 2)),
     ],
 )
-def test_a_free_axis_takes_what_is_left(config, sizes):
+def test_an_axis_of_minus_one_takes_the_remaining_devices(config, sizes):
     assert axis_sizes(config, devices=8, rows=16) == sizes
     assert tuple(build_mesh(config, rows=16).shape.values()) == sizes
 
@@ -124,12 +124,12 @@ def test_a_free_axis_takes_what_is_left(config, sizes):
         ),
     ],
 )
-def test_a_mesh_that_does_not_fit_is_refused(config, rows, message):
+def test_an_unsuitable_mesh_is_refused(config, rows, message):
     with pytest.raises(EarthGPTError, match=message):
         axis_sizes(config, devices=8, rows=rows)
 
 
-def test_constraints_hold_where_they_divide_and_are_nothing_without_a_mesh():
+def test_constraints_apply_where_they_divide_and_do_nothing_without_a_mesh():
     mesh = build_mesh(MeshConfig(data=2, fsdp=2, tensor=2), rows=4)
     inside = jax.jit(use_mesh(mesh)(lambda x: constrain(x, ("data", "fsdp"), "tensor")))
     for rows, spec in ((4, P(("data", "fsdp"), "tensor")), (6, P(None, "tensor"))):
@@ -138,7 +138,7 @@ def test_constraints_hold_where_they_divide_and_are_nothing_without_a_mesh():
     assert jax.jit(lambda x: constrain(x, "data"))(np.zeros(4)).sharding.is_fully_replicated
 
 
-def test_constraints_are_nothing_inside_a_shard_map():
+def test_constraints_do_nothing_inside_a_shard_map():
     mesh = build_mesh(MeshConfig(data=2, fsdp=2, tensor=2), rows=4)
     local = jax.shard_map(lambda x: constrain(2 * x, "data"), mesh=mesh, in_specs=P("data"), out_specs=P("data"))
     np.testing.assert_array_equal(jax.jit(use_mesh(mesh)(local))(np.arange(4.0)), 2 * np.arange(4.0))
