@@ -23,6 +23,7 @@ from earthgpt_jax import params as params_lib
 from earthgpt_jax.common.tables import align_columns
 from earthgpt_jax.config import FrozenDType, load
 from earthgpt_jax.datasets.build.writer import write_dataset
+from earthgpt_jax.input.batch import Batch
 from earthgpt_jax.input.packing.training_data import load_training_data
 from earthgpt_jax.input.pipeline import InputSpec, PackedSequences, train_batches
 from earthgpt_jax.input.tokenizer import Tokenizer
@@ -63,7 +64,7 @@ def _compare(model: str, recipe: str, data: Path, count: int) -> None:
     trainable, frozen = params_lib.split(start.params, trainable_paths(config, start.params))
 
     @jax.jit
-    def loss(frozen, batch):
+    def loss(frozen: params_lib.Params, batch: Batch) -> jax.Array:
         module = params_lib.merge_module(graphdef, params_lib.merge(trainable, frozen))
         features = module.encode(batch.images.reshape(-1, *batch.images.shape[2:]))
         x = hidden(module, features, batch, execution=DEFAULT_EXECUTION)

@@ -296,7 +296,7 @@ def _ours(
 
     def loss(
         held: params_lib.Params, frozen: params_lib.Params, tokens: Any, positions: Any, segments: Any, weights: Any
-    ):
+    ) -> jax.Array:
         llm = params_lib.merge_module(graphdef, params_lib.merge(held, frozen))
         attention = PackedAttention(make_attention_mask(segments, 0 * segments))
         x = llm(llm.embed_tokens(tokens), positions=positions, attention=attention, remat=remat).hidden
