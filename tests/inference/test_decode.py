@@ -12,7 +12,7 @@ from earthgpt_jax import config as config_lib
 from earthgpt_jax import params as params_lib
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.config import MeshConfig
-from earthgpt_jax.inference.decode import StateShape, StopCondition
+from earthgpt_jax.inference.decode import StateShape, StopCondition, has_ended
 from earthgpt_jax.inference.engine import Engine
 from earthgpt_jax.inference.mesh import build_mesh, smallest_tensor_axis
 from earthgpt_jax.inference.programs import placement
@@ -386,3 +386,11 @@ def test_a_mesh_uses_no_more_devices_than_slots():
             sizes(32, **wrong)
     with pytest.raises(EarthGPTError, match=r"llm\.kv_heads: 2 heads do not divide over tensor=4"):
         placement(nano.config("align").model, build_mesh(MeshConfig(tensor=4), batch_size=1))
+
+
+def test_the_end_of_an_answer_is_recognized():
+    stop = StopCondition(eos_id=2, separators=((7, 8, 9), (5,)))
+    assert stop.window == 3
+    tails = jnp.asarray([[-1, -1, 2], [7, 8, 9], [8, 7, 9], [1, 1, 5], [5, 1, 1], [2, 1, 1], [-1, 8, 9]])
+    assert has_ended(tails, stop).tolist() == [True, True, False, True, False, False, False]
+    assert not has_ended(tails, StopCondition(eos_id=-2, separators=())).any()
