@@ -8,20 +8,16 @@ from collections.abc import Sequence
 
 import jax
 
-from earthgpt_jax.aot import flops, slices
+from earthgpt_jax.aot import flops, gpus, slices
 from earthgpt_jax.config import Config
 from earthgpt_jax.training.throughput import FlopsReference
 
-# Dense bf16 TFLOP/s by `device_kind`. TPUs: from `slices`. GPUs: NVIDIA's data sheets, without sparsity.
+# Dense bf16 TFLOP/s by `device_kind`. TPUs: from `slices`. GPUs: from `gpus`.
 PEAKS: tuple[tuple[str, float], ...] = (
     (r"TPU v5( lite|e)", slices.CHIPS["v5e"].bf16_tflops),
     (r"TPU v5p?", slices.CHIPS["v5p"].bf16_tflops),
     (r"TPU v6( lite|e)", slices.CHIPS["v6e"].bf16_tflops),
-    (r"NVIDIA A100.*", 312),
-    (r"NVIDIA H100 PCIe", 756),
-    (r"NVIDIA H100 NVL", 835),
-    (r"NVIDIA (H100|H200).*", 989),
-    (r"NVIDIA B200.*", 2250),
+    *((gpu.pattern, gpu.bf16_tflops) for gpu in gpus.GPUS),
 )
 
 

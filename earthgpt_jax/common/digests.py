@@ -12,8 +12,6 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from tqdm import tqdm
-
 from earthgpt_jax.common.errors import EarthGPTError
 
 FINGERPRINT_DIGITS = 16
@@ -88,6 +86,8 @@ def sha256_files(root: Path, names: Iterable[str], *, title: str) -> dict[str, s
     Raises:
         EarthGPTError: a file cannot be read.
     """
+    from tqdm import tqdm  # the model and its training step import this module and need no progress bar
+
     paths = {name: root / name for name in names}
     try:
         total = sum(path.stat().st_size for path in paths.values())

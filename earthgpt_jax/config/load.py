@@ -15,9 +15,7 @@ import types
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-import ml_collections
+from typing import TYPE_CHECKING, Any
 
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.common.names import did_you_mean, nearest
@@ -25,6 +23,9 @@ from earthgpt_jax.common.resources import config_path
 from earthgpt_jax.config import debug
 from earthgpt_jax.config.model_schema import ModelConfig
 from earthgpt_jax.config.schema import Config
+
+if TYPE_CHECKING:
+    import ml_collections  # only recipes need it; configs from plain values work without the package
 
 # Fields and values that had another name, for suggestions only: they are not accepted.
 _RENAMED_FIELDS = {

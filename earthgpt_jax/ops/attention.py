@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -146,7 +146,13 @@ class CudnnAttention:
     """cuDNN's fused attention, for bfloat16 on GPUs.
 
     cuDNN takes the mask as a bias, so question indices need no special treatment.
+
+    Attributes:
+        implementation: argument of `jax.nn.dot_product_attention`. A subclass with "xla" runs on every platform, so
+            that the mask can be checked without a GPU.
     """
+
+    implementation: Literal["cudnn", "xla"] = "cudnn"
 
     def prepare(self, mask: Bool[Array, "B T T"]) -> Bool[Array, "B 1 T T"]:
         return mask[:, None]
@@ -159,4 +165,5 @@ class CudnnAttention:
         *,
         mask: Bool[Array, "B 1 T T"],
     ) -> Float[Array, "B T N H"]:
-        return checkpoint_name(jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="cudnn"), CONTEXT)
+        out = jax.nn.dot_product_attention(q, k, v, mask=mask, implementation=self.implementation)
+        return checkpoint_name(out, CONTEXT)

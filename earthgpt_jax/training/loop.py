@@ -37,13 +37,14 @@ from earthgpt_jax.synthetic import SyntheticSource
 from earthgpt_jax.training import guard
 from earthgpt_jax.training.checkpoints import Checkpoints
 from earthgpt_jax.training.execution import execution_options
+from earthgpt_jax.training.initial import initial_model
 from earthgpt_jax.training.lifecycle import CheckpointScheduler, PreemptionSignal, Watchdog
 from earthgpt_jax.training.metrics import FinishedStep, MetricsFetcher, MetricsLogger
 from earthgpt_jax.training.optim import make_optimizer
 from earthgpt_jax.training.prefetch import prefetch_to_device
 from earthgpt_jax.training.profile import Profile, Profiler
 from earthgpt_jax.training.stages import Trainable, trainable_paths
-from earthgpt_jax.training.state import State, initial_model
+from earthgpt_jax.training.state import State
 from earthgpt_jax.training.step import make_step
 from earthgpt_jax.training.throughput import COMPILE, INPUT, SAVE, FlopsReference, StepTimer
 

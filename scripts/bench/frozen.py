@@ -33,9 +33,9 @@ from earthgpt_jax.ops.losses import supervised_loss
 from earthgpt_jax.sharding.mesh import data_parallel
 from earthgpt_jax.synthetic import SyntheticSource
 from earthgpt_jax.training.execution import DEFAULT_EXECUTION
+from earthgpt_jax.training.initial import initial_model
 from earthgpt_jax.training.prefetch import device_batch
 from earthgpt_jax.training.stages import trainable_paths
-from earthgpt_jax.training.state import initial_model
 from earthgpt_jax.training.step import hidden
 
 

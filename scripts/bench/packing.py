@@ -32,10 +32,11 @@ from earthgpt_jax.input.pipeline import InputSpec, PackedSequences, concatenate_
 from earthgpt_jax.input.tokenizer import Tokenizer
 from earthgpt_jax.models import earthgpt
 from earthgpt_jax.sharding.mesh import data_parallel
+from earthgpt_jax.training.initial import initial_model
 from earthgpt_jax.training.optim import make_optimizer
 from earthgpt_jax.training.prefetch import device_batch
 from earthgpt_jax.training.stages import trainable_paths
-from earthgpt_jax.training.state import State, initial_model
+from earthgpt_jax.training.state import State
 from earthgpt_jax.training.step import make_step
 
 BUCKETS, MULTIPLE = 8, 128

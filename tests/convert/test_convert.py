@@ -26,7 +26,7 @@ from earthgpt_jax.models import earthgpt
 from earthgpt_jax.models import model_dir as io
 from earthgpt_jax.models.llama import PackedAttention
 from earthgpt_jax.ops.attention import make_attention_mask
-from earthgpt_jax.training.state import initial_model
+from earthgpt_jax.training.initial import initial_model
 from tests.support import nano
 
 ADAPTERS = {
