@@ -69,7 +69,8 @@ def prepare_import(parts: Mapping[str, Paths], model: ModelConfig, *, dtype: np.
     """Open the checkpoints and decide which tensor fills which parameter.
 
     Args:
-        parts: "vit", "convnext", "llm", "projector" -> files or folders; or "model" -> a complete EarthGPT.
+        parts: "vit", "convnext", "llm", "projector" -> files or folders; or "model" -> a complete EarthGPT, whose own
+            parts the others replace.
         dtype: dtype of all parameters; None keeps those of the checkpoints.
 
     Raises:
@@ -100,7 +101,10 @@ def prepare_import(parts: Mapping[str, Paths], model: ModelConfig, *, dtype: np.
                 rules = tuple(rule for rule in table.rules if rule.path.startswith(prefixes))
                 table = dataclasses.replace(table, rules=rules, ignored=(".*",))
             conversion = table.steps(part_shapes, checkpoint.reader.shapes, where=checkpoint.path)
-            steps += [ImportStep(checkpoint.reader, step) for step in conversion]
+            replaced = _replaced_prefixes(part, checkpoints)
+            steps += [
+                ImportStep(checkpoint.reader, step) for step in conversion if not step.path.startswith(replaced)
+            ]
         except EarthGPTError as error:
             problems.append(str(error))
         provided |= part_shapes.keys()
@@ -134,6 +138,12 @@ def _open_parts(parts: Mapping[str, Paths], problems: list[str]) -> dict[str, So
 
 def _prefixes(part: str) -> tuple[str, ...]:
     return ALL_PARTS if part == "model" else PARTS[part]
+
+
+def _replaced_prefixes(part: str, checkpoints: Mapping[str, SourceCheckpoint]) -> tuple[str, ...]:
+    """Return the prefixes of the parameters that other parts provide in place of a complete model's own."""
+    others = [other for other in checkpoints if other != "model"] if part == "model" else []
+    return tuple(prefix for other in others for prefix in _prefixes(other))
 
 
 def _check_architecture(part: str, checkpoint: SourceCheckpoint) -> None:

@@ -42,10 +42,10 @@ def _model(**changes) -> ModelConfig:
     return dataclasses.replace(nano.config("align").model, **changes)
 
 
-def _random(path, model: ModelConfig, dtype: str = "float32"):
+def _random(path, model: ModelConfig, dtype: str = "float32", *, seed: int = 0):
     """A model directory in which no parameter has its initial value, so that a lost adapter or norm is noticed."""
     folder = nano.model_dir(path, model)
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     arrays = load_file(folder / "model.safetensors")
     save_file(
         {key: (value + 0.1 * rng.standard_normal(value.shape)).astype(dtype) for key, value in arrays.items()},
@@ -132,6 +132,20 @@ def test_accessory_files_contain_lora_alpha_in_b(tmp_path):
     before, after = (load_file(path / "model.safetensors") for path in (folder, tmp_path / "back"))
     for path, value in after.items():
         np.testing.assert_array_equal(value, before[path] * (4 if path.endswith("adapter/b") else 1), err_msg=path)
+
+
+def test_another_language_model_replaces_that_of_a_complete_model(tmp_path):
+    ours, other = _random(tmp_path / "ours", _model()), _random(tmp_path / "other", _model(), seed=7)
+    exporter.export_hf(ours, tmp_path / "hf")
+    exporter.export_llama(other, tmp_path / "llama")
+    import_model(
+        {"model": tmp_path / "hf", "llm": tmp_path / "llama"}, _model(), out=tmp_path / "joined", decimals=2,
+        chat_template="plain", tokenizer=ours / "tokenizer.model",
+    )  # fmt: skip
+    before, replaced, joined = (load_file(path / "model.safetensors") for path in (ours, other, tmp_path / "joined"))
+    assert set(joined) == set(before)
+    for path, value in joined.items():
+        np.testing.assert_array_equal(value, (replaced if path.startswith("llm/") else before)[path], err_msg=path)
 
 
 def test_separate_adapters_are_imported_again(tmp_path):
