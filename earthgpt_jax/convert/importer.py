@@ -102,9 +102,7 @@ def prepare_import(parts: Mapping[str, Paths], model: ModelConfig, *, dtype: np.
                 table = dataclasses.replace(table, rules=rules, ignored=(".*",))
             conversion = table.steps(part_shapes, checkpoint.reader.shapes, where=checkpoint.path)
             replaced = _replaced_prefixes(part, checkpoints)
-            steps += [
-                ImportStep(checkpoint.reader, step) for step in conversion if not step.path.startswith(replaced)
-            ]
+            steps += [ImportStep(checkpoint.reader, step) for step in conversion if not step.path.startswith(replaced)]
         except EarthGPTError as error:
             problems.append(str(error))
         provided |= part_shapes.keys()
