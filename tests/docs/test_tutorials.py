@@ -67,6 +67,13 @@ def test_each_block_of_a_tutorial_runs(page: Path, folder: Path) -> None:
         run(smaller(code), language, folder)
 
 
+@pytest.mark.slow
+def test_the_python_of_the_readme_runs(folder: Path) -> None:
+    python = [code for language, code in blocks(ROOT / "README.md") if language == "python"]
+    assert len(python) == 1
+    run(python[0], "python", folder)
+
+
 def test_each_rule_that_makes_tutorials_smaller_applies() -> None:
     text = "".join(page.read_text(encoding="utf-8") for page in PAGES)
     assert [pattern for pattern in SMALLER if not re.search(pattern, text)] == []
