@@ -91,6 +91,11 @@ def _flush_to_disk(path: Path) -> None:
 
 
 # ----------------------------------------------------------------------------------------------- folders
+def partial_folder(target: Path) -> Path:
+    """Return the name of a folder while `atomic_folder` is not finished with it."""
+    return target.with_name(target.name + ".partial")
+
+
 @contextlib.contextmanager
 def atomic_folder(target: Path, *, if_exists: IfExists = IfExists.REFUSE) -> Iterator[Path]:
     """Yield a temporary folder `NAME.partial` and rename it to `target` at the end of the block.
@@ -106,7 +111,7 @@ def atomic_folder(target: Path, *, if_exists: IfExists = IfExists.REFUSE) -> Ite
     occupied = target.exists() and (not target.is_dir() or any(target.iterdir()))
     if occupied and if_exists is IfExists.REFUSE:
         raise EarthGPTError(f"{target}: exists already; choose a folder that does not exist, or remove it")
-    partial = target.with_name(target.name + ".partial")
+    partial = partial_folder(target)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:

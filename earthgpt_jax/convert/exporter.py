@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.common.files import atomic_folder, write_json
+from earthgpt_jax.common.safetensors_files import Reader, SafetensorsReader, SafetensorsWriter, open_model_files
 from earthgpt_jax.config import AdapterConfig, AdapterKind, LlamaConfig, ModelConfig, to_dict
 from earthgpt_jax.convert import tables
 from earthgpt_jax.convert.card import model_card
@@ -21,7 +22,7 @@ from earthgpt_jax.convert.export_info import export_info
 from earthgpt_jax.convert.layouts import ADAPTER_FILE, SPLIT_DIMS
 from earthgpt_jax.convert.merge import FilteredReader, MergedReader, ScaledLoraReader, merged_config
 from earthgpt_jax.convert.tables import Table
-from earthgpt_jax.convert.tensor_io import Reader, SafetensorsReader, SafetensorsWriter, split_dim
+from earthgpt_jax.convert.tensor_io import split_dim
 from earthgpt_jax.input.prompts.chat_template import ASSISTANT, HUMAN, SEPARATOR, chat_template
 from earthgpt_jax.input.tokenizer import Tokenizer
 from earthgpt_jax.models import model_dir
@@ -137,7 +138,7 @@ def export_accessory(name: str | Path, out: Path, *, dtype: np.dtype | None = No
 
 # -------------------------------------------------------------------------------------------- tensors
 def _params(model: ModelDir) -> SafetensorsReader:
-    return SafetensorsReader([model.path / "model.safetensors"])
+    return open_model_files(model.path)
 
 
 def _open_model(name: str | Path, adapter: str) -> tuple[ModelDir, Reader, ModelConfig]:

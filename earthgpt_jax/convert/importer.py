@@ -13,10 +13,10 @@ from tqdm import tqdm
 
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.common.files import atomic_folder
+from earthgpt_jax.common.safetensors_files import Reader, SafetensorsWriter, Shape
 from earthgpt_jax.config import AdapterConfig, ModelConfig
 from earthgpt_jax.convert.layouts import ALL_PARTS, SourceCheckpoint, open_source_checkpoint
 from earthgpt_jax.convert.tables import ConversionStep
-from earthgpt_jax.convert.tensor_io import Reader, SafetensorsWriter, Shape
 from earthgpt_jax.input.tokenizer import Tokenizer
 from earthgpt_jax.models import earthgpt, model_dir
 

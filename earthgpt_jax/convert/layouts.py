@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from earthgpt_jax.common.errors import EarthGPTError
+from earthgpt_jax.common.safetensors_files import INDEX, Reader, SafetensorsReader, check_indexed, indexed_files
 from earthgpt_jax.config import AdapterConfig, AdapterKind, ModelConfig
 from earthgpt_jax.convert import tables
 from earthgpt_jax.convert.tables import Table
 from earthgpt_jax.convert.tensor_io import (
-    INDEX,
     CombinedReader,
     OverlayReader,
-    Reader,
     RenamedReader,
-    SafetensorsReader,
     ShardedReader,
     TorchReader,
 )
@@ -196,20 +193,9 @@ def _reader(path: Path) -> tuple[Reader, bool]:
 
 
 def _indexed(index: Path) -> Reader:
-    try:
-        weight_map: Mapping[str, str] = json.loads(index.read_text())["weight_map"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise EarthGPTError(f"{index}: expected a JSON index with a weight_map ({error}); download it again") from error
-    files = [index.parent / name for name in sorted(set(weight_map.values()))]
-    if missing := [file.name for file in files if not file.is_file()]:
-        raise EarthGPTError(
-            f"{index.parent}: shards are missing: {', '.join(missing)}; the index lists {len(files)}, download the rest"
-        )
-    reader = _files(files)
-    if lost := sorted(weight_map.keys() - reader.shapes.keys()):
-        raise EarthGPTError(
-            f"{index}: tensors in the index are in none of its files: {', '.join(lost[:6])}; download the files again"
-        )
+    files = indexed_files(index)
+    reader = _files(list(dict.fromkeys(files.values())))
+    check_indexed(index, files, reader)
     return reader
 
 

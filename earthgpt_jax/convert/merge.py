@@ -12,8 +12,8 @@ import re
 
 import numpy as np
 
+from earthgpt_jax.common.safetensors_files import Reader
 from earthgpt_jax.config import LINEARS, AdapterConfig, AdapterKind, ModelConfig
-from earthgpt_jax.convert.tensor_io import Reader
 
 _LINEAR = re.compile(r"llm/blocks/(?P<part>attn|mlp)/(?P<name>\w+)/kernel")
 

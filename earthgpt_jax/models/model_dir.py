@@ -1,5 +1,8 @@
 """A model directory: `model.safetensors` (path -> array), `config.json` and `tokenizer.model`.
 
+Several processes write the arrays into one file each, `model-00001-of-00002.safetensors` and so on, which
+`model.safetensors.index.json` lists (`model_writer`). All functions here read both layouts.
+
 The embedded models (`tiny-base`, `tiny`) and the `model` folder that training leaves in its work directory are model
 directories. `config.json` holds `format_version`, `model` (a `ModelConfig`), `decimals`, `chat_template` and
 `provenance`.
@@ -20,20 +23,21 @@ import jax.numpy as jnp
 import ml_dtypes  # noqa: F401  (registers bfloat16 with NumPy, which safetensors needs)
 import numpy as np
 from jax.sharding import NamedSharding
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.numpy import save_file
 
 from earthgpt_jax import params as params_lib
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.common.files import IfExists, atomic_folder
 from earthgpt_jax.common.resources import assets_path
+from earthgpt_jax.common.safetensors_files import INDEX, SINGLE, SafetensorsReader, model_files, open_model_files
 from earthgpt_jax.config import ModelConfig, model_from_dict, to_dict
 from earthgpt_jax.models import earthgpt
 from earthgpt_jax.params import Params
 from earthgpt_jax.sharding.mesh import Placement
 
 EMBEDDED = ("tiny-base", "tiny")
-FILES = ("model.safetensors", "config.json", "tokenizer.model")
+FILES = (SINGLE, "config.json", "tokenizer.model")
 FORMAT_VERSION = 2  # of config.json
 
 
@@ -62,13 +66,14 @@ class ModelDir:
 
     @property
     def weights(self) -> Path:
-        """The file of the arrays."""
-        return self.path / "model.safetensors"
+        """The file of the arrays, or the index of several files."""
+        index = self.path / INDEX
+        return index if index.is_file() else self.path / SINGLE
 
     @property
     def weight_bytes(self) -> int:
-        """Size of the arrays in bytes."""
-        return self.weights.stat().st_size
+        """Size of the files of the arrays in bytes."""
+        return sum(file.stat().st_size for file in model_files(self.path))
 
 
 def find(name: str | Path) -> Path:
@@ -79,6 +84,8 @@ def find(name: str | Path) -> Path:
     """
     path = assets_path(str(name)) if str(name) in EMBEDDED else Path(name)
     missing = [file for file in FILES if not (path / file).is_file()]
+    if SINGLE in missing and (path / INDEX).is_file():
+        missing.remove(SINGLE)
     if missing:
         raise EarthGPTError(
             f"model {str(name)!r}: expected a directory with {', '.join(FILES)}; {path} lacks {', '.join(missing)}. "
@@ -137,7 +144,8 @@ def read(name: str | Path) -> tuple[ModelDir, dict[str, np.ndarray]]:
     """
     model = read_config(name)
     with _readable(model.weights):
-        arrays = load_file(model.weights)
+        reader = open_model_files(model.path)
+        arrays = {path: reader.read(path) for path in sorted(reader.shapes)}
     _, expected = earthgpt.abstract(model.model)
     params_lib.check_same_shapes(expected, arrays, where=str(model.weights))
     return model, arrays
@@ -150,24 +158,24 @@ def load_sharded(model: ModelDir, placement: Placement) -> Params:
         EarthGPTError: the arrays are damaged or do not have the shapes of the config.
     """
     _, expected = earthgpt.abstract(model.model)
-    with _readable(model.weights), safe_open(model.weights, framework="numpy") as file:
-        stored = {path: file.get_slice(path) for path in sorted(file.keys())}
-        shapes = {path: jax.ShapeDtypeStruct(array.get_shape(), np.uint8) for path, array in stored.items()}
+    with _readable(model.weights):
+        reader = open_model_files(model.path)
+        shapes = {path: jax.ShapeDtypeStruct(reader.shapes[path], np.uint8) for path in sorted(reader.shapes)}
         params_lib.check_same_shapes(expected, shapes, where=str(model.weights))
         shardings = placement.shardings(shapes)
-        return {path: _load_array(array, shapes[path].shape, shardings[path]) for path, array in stored.items()}
+        return {path: _load_array(reader, path, shardings[path]) for path in shapes}
 
 
-def _load_array(stored: Any, shape: tuple[int, ...], sharding: NamedSharding) -> jax.Array:
-    """Read an array of a safetensors file, shard by shard."""
+def _load_array(reader: SafetensorsReader, path: str, sharding: NamedSharding) -> jax.Array:
+    """Read an array shard by shard."""
     shards: dict[str, np.ndarray] = {}  # several devices may hold the same shard
 
     def read_shard(index: tuple[slice, ...] | None) -> np.ndarray:
         if str(index) not in shards:
-            shards[str(index)] = stored[index] if index else stored[:]
+            shards[str(index)] = reader.read_slice(path, index or ())
         return shards[str(index)]
 
-    return jax.make_array_from_callback(shape, sharding, read_shard)
+    return jax.make_array_from_callback(reader.shapes[path], sharding, read_shard)
 
 
 @contextlib.contextmanager

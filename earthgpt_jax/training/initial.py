@@ -11,10 +11,10 @@ import jax.numpy as jnp
 
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.common.resources import assets_path
+from earthgpt_jax.common.safetensors_files import open_model_files
 from earthgpt_jax.config import AdapterKind, Config
 from earthgpt_jax.convert import importer
 from earthgpt_jax.convert.merge import MergedReader, merged_config
-from earthgpt_jax.convert.tensor_io import SafetensorsReader
 from earthgpt_jax.input.tokenizer import Tokenizer
 from earthgpt_jax.models import earthgpt, model_dir
 from earthgpt_jax.params import Params
@@ -85,6 +85,6 @@ def _merge_adapters(parent: model_dir.ModelDir, config: Config) -> Params:
             f"biases there; set {' '.join(f'--config.model.llm.{name}=True' for name in missing)}"
         )
     _log.info("init %s: merged its adapters (%s) into the linear layers", config.init, parent.model.adapter.kind)
-    reader = MergedReader(SafetensorsReader([parent.path / "model.safetensors"]), parent.model)
+    reader = MergedReader(open_model_files(parent.path), parent.model)
     arrays = {path: reader.read(path) for path in reader.shapes}
     return model_dir.with_fresh_adapters(arrays, config.model, seed=config.seed, where=f"init {config.init!r}")

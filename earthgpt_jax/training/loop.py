@@ -28,8 +28,8 @@ from earthgpt_jax.input.packing.training_data import TrainingData, load_training
 from earthgpt_jax.input.pipeline import InputSpec, PackedSequences, train_batches
 from earthgpt_jax.input.prompts.derived import NEEDS_ANNOTATED_CLASSES
 from earthgpt_jax.input.tokenizer import Tokenizer
-from earthgpt_jax.models import earthgpt, model_dir
-from earthgpt_jax.models.quantized import cast_frozen, dequantize
+from earthgpt_jax.models import earthgpt, model_writer
+from earthgpt_jax.models.quantized import cast_frozen
 from earthgpt_jax.params import Params
 from earthgpt_jax.sharding import rules
 from earthgpt_jax.sharding.mesh import Placement, build_mesh, local_rows
@@ -303,26 +303,25 @@ def _metadata(run: _Run) -> dict[str, Any]:
 
 
 def _finish(run: _Run, state: State) -> None:
-    """Write the model directory on process 0, and wait for it on all others."""
+    """Write the model directory; every process writes its part."""
     config = run.config
-    if jax.process_index() == 0:
-        model_dir.write(
-            run.workdir / "model",
-            model_dir.to_host(params_lib.merge(state.trainable, dequantize(run.frozen, config.model.compute_dtype))),
-            model=config.model,
-            decimals=config.data.decimals,
-            chat_template=config.data.chat_template,
-            tokenizer=run.tokenizer,
-            provenance={
-                "recipe": config.recipe,
-                "stage": config.stage.value,
-                "steps": config.optim.steps,
-                "source": ", ".join(dict.fromkeys(source.name for source in run.data.sources)),
-                "data": {part.name: part.identity.get("dataset", "") for part in run.data.schedule.sources},
-                "parent": run.parent,
-            },
-        )
-    distributed.gather_texts("")  # barrier
+    model_writer.write(
+        run.workdir / "model",
+        params_lib.merge(state.trainable, run.frozen),
+        compute_dtype=config.model.compute_dtype,
+        model=config.model,
+        decimals=config.data.decimals,
+        chat_template=config.data.chat_template,
+        tokenizer=run.tokenizer,
+        provenance={
+            "recipe": config.recipe,
+            "stage": config.stage.value,
+            "steps": config.optim.steps,
+            "source": ", ".join(dict.fromkeys(source.name for source in run.data.sources)),
+            "data": {part.name: part.identity.get("dataset", "") for part in run.data.schedule.sources},
+            "parent": run.parent,
+        },
+    )
 
 
 # -------------------------------------------------------------------------------------------------------------- checks

@@ -15,13 +15,13 @@ from safetensors.numpy import load_file, save_file
 from earthgpt_jax import params as params_lib
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.common.files import atomic_folder
+from earthgpt_jax.common.safetensors_files import SafetensorsReader, SafetensorsWriter
 from earthgpt_jax.config import AdapterConfig, AdapterKind, Fuse, Mlp, ModelConfig
 from earthgpt_jax.convert import exporter, tables
 from earthgpt_jax.convert.export_info import read_export_info
 from earthgpt_jax.convert.importer import import_model, prepare_import
 from earthgpt_jax.convert.layouts import open_source_checkpoint
 from earthgpt_jax.convert.merge import MergedReader, merged_config
-from earthgpt_jax.convert.tensor_io import SafetensorsReader, SafetensorsWriter
 from earthgpt_jax.models import earthgpt
 from earthgpt_jax.models import model_dir as io
 from earthgpt_jax.models.llama import PackedAttention

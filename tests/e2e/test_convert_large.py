@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from earthgpt_jax.common.safetensors_files import SafetensorsReader, SafetensorsWriter
 from earthgpt_jax.config import load
 from earthgpt_jax.convert import tables
 from earthgpt_jax.convert.exporter import SHARD_BYTES, llama_config
-from earthgpt_jax.convert.tensor_io import SafetensorsReader, SafetensorsWriter
 from earthgpt_jax.input.tokenizer import train_tokenizer
 from earthgpt_jax.models import earthgpt
 

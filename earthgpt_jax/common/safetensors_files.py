@@ -1,0 +1,240 @@
+"""Read and write safetensors files by rows, so that a tensor of any size needs little memory.
+
+A `Reader` knows the shape of every tensor without reading it and returns rows of one tensor at a time.
+`SafetensorsWriter` lays out its files first and then accepts rows in any order. Rows are indices into the leading
+axis: our layer axis, and the axis along which other layouts fuse tensors (qkv) and split them (shards).
+
+The tensors of a model are in `model.safetensors`, or in several files that `model.safetensors.index.json` lists, as
+transformers writes them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import ml_dtypes  # noqa: F401  (registers bfloat16 with numpy, which safetensors relies on)
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from earthgpt_jax.common.errors import EarthGPTError
+
+Shape = tuple[int, ...]
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+_DTYPES: dict[str, np.dtype] = {
+    "F64": np.dtype("float64"), "F32": np.dtype("float32"), "F16": np.dtype("float16"),
+    "BF16": np.dtype("bfloat16"), "I64": np.dtype("int64"), "I32": np.dtype("int32"), "I16": np.dtype("int16"),
+    "I8": np.dtype("int8"), "U8": np.dtype("uint8"), "BOOL": np.dtype("bool"),
+}  # fmt: skip
+_DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+
+
+class Reader(Protocol):
+    """Named tensors whose shapes are known before they are read."""
+
+    @property
+    def shapes(self) -> Mapping[str, Shape]: ...
+
+    @property
+    def dtypes(self) -> Mapping[str, np.dtype]: ...
+
+    def read(self, key: str, start: int = 0, rows: int | None = None) -> np.ndarray:
+        """Return rows `start:start+rows` of a tensor, or all rows from `start` if `rows` is None."""
+        ...
+
+
+def row_slice(start: int, rows: int | None) -> slice:
+    """Return the slice of `rows` rows from `start`; None: all rows from there."""
+    return slice(start, None if rows is None else start + rows)
+
+
+# ---------------------------------------------------------------------------------------------- reading
+def indexed_files(index: Path) -> dict[str, Path]:
+    """Return the file of every tensor that an index lists, in the order of the files.
+
+    Raises:
+        EarthGPTError: it is not an index, or a file that it lists is missing.
+    """
+    try:
+        weight_map: Mapping[str, str] = json.loads(index.read_text())["weight_map"]
+        files = {key: index.parent / name for key, name in sorted(weight_map.items(), key=lambda item: item[1])}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise EarthGPTError(f"{index}: expected a JSON index with a weight_map ({error}); download it again") from error
+    if missing := [file.name for file in dict.fromkeys(files.values()) if not file.is_file()]:
+        raise EarthGPTError(
+            f"{index.parent}: shards are missing: {', '.join(missing)}; the index lists {len(set(files.values()))}, "
+            "download the rest"
+        )
+    return files
+
+
+def check_indexed(index: Path, files: Mapping[str, Path], reader: Reader) -> None:
+    """Raise if a tensor that `index` lists is in none of its files."""
+    if lost := sorted(files.keys() - reader.shapes.keys()):
+        raise EarthGPTError(
+            f"{index}: tensors in the index are in none of its files: {', '.join(lost[:6])}; download the files again"
+        )
+
+
+def model_files(folder: Path) -> list[Path]:
+    """Return the files with the tensors of a model: `model.safetensors`, or those of its index.
+
+    Raises:
+        EarthGPTError: see `indexed_files`.
+    """
+    index = folder / INDEX
+    return list(dict.fromkeys(indexed_files(index).values())) if index.is_file() else [folder / SINGLE]
+
+
+def open_model_files(folder: Path) -> SafetensorsReader:
+    """Return a reader of the tensors of a model in one file or in several with an index.
+
+    Raises:
+        EarthGPTError: a file is missing or damaged.
+    """
+    reader = SafetensorsReader(model_files(folder))
+    if (folder / INDEX).is_file():
+        check_indexed(folder / INDEX, indexed_files(folder / INDEX), reader)
+    return reader
+
+
+class SafetensorsReader:
+    """Reads one or several safetensors files as one namespace."""
+
+    def __init__(self, files: Iterable[Path]):
+        self._file: dict[str, Path] = {}
+        self.shapes: dict[str, Shape] = {}
+        self.dtypes: dict[str, np.dtype] = {}
+        for file in files:
+            try:
+                with safe_open(file, framework="numpy") as tensors:
+                    for key in tensors.keys():  # noqa: SIM118  (not a mapping)
+                        view = tensors.get_slice(key)
+                        self.shapes[key] = tuple(view.get_shape())
+                        self.dtypes[key] = _DTYPES[view.get_dtype()]
+                        self._file[key] = file
+            except KeyError as error:
+                raise EarthGPTError(f"{file}: unsupported tensor type {error}") from error
+            except (SafetensorError, OSError, ValueError) as error:
+                raise EarthGPTError(
+                    f"{file}: expected a complete safetensors file ({error}); it may be truncated: download it again"
+                ) from error
+
+    def read(self, key: str, start: int = 0, rows: int | None = None) -> np.ndarray:
+        # Opened for this tensor only, because closing the file releases the mapped pages.
+        with safe_open(self._file[key], framework="numpy") as tensors:
+            if not self.shapes[key]:
+                return np.array(tensors.get_tensor(key))
+            return np.array(tensors.get_slice(key)[row_slice(start, rows)])
+
+    def read_slice(self, key: str, index: tuple[slice, ...]) -> np.ndarray:
+        """Return a part of a tensor, given by one slice per axis; only this part is read."""
+        with safe_open(self._file[key], framework="numpy") as tensors:
+            return np.array(tensors.get_slice(key)[index] if index else tensors.get_tensor(key))
+
+
+# ---------------------------------------------------------------------------------------------- writing
+class SafetensorsWriter:
+    """Writes safetensors files whose layout is fixed first and whose tensors are filled in any order.
+
+    The safetensors library needs all arrays of a file in memory; this class writes the same format row by row.
+
+    Args:
+        tensors: name -> (shape, dtype), in the order of the files.
+        shard_bytes: upper limit for the bytes of tensors in a file, as in transformers; a larger tensor gets a file
+            to itself. None writes a single file.
+        groups: names of the tensors of each file, instead of `shard_bytes`.
+        only: number of the group to write, from 0, if other processes write the other files; the writer of group 0
+            also writes the index. None: all.
+        metadata: strings for the `__metadata__` entry of each file.
+    """
+
+    def __init__(
+        self, folder: Path, tensors: Mapping[str, tuple[Shape, np.dtype]], *, shard_bytes: int | None = None,
+        groups: Sequence[Sequence[str]] | None = None, only: int | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ):  # fmt: skip
+        sizes = {key: _bytes(shape, dtype) for key, (shape, dtype) in tensors.items()}
+        groups = groups or _groups(sizes, shard_bytes)
+        names = (
+            [SINGLE]
+            if len(groups) == 1
+            else [f"model-{number:05d}-of-{len(groups):05d}.safetensors" for number in range(1, len(groups) + 1)]
+        )
+        self._tensors, self._location = tensors, {}
+        self._remaining = {key: sizes[key] for i, keys in enumerate(groups) if only in (None, i) for key in keys}
+        self._files: list[int] = []
+        for number, (name, keys) in enumerate(zip(names, groups, strict=True)):
+            if only not in (None, number):
+                continue
+            header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+            offset = 0
+            for key in keys:
+                shape, dtype = tensors[key]
+                end = offset + sizes[key]
+                header[key] = {
+                    "dtype": _DTYPE_NAMES[np.dtype(dtype)],
+                    "shape": list(shape),
+                    "data_offsets": [offset, end],
+                }
+                offset = end
+            text = json.dumps(header, separators=(",", ":")).encode()
+            text += b" " * (-len(text) % 8)
+            file = os.open(folder / name, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o644)
+            self._files.append(file)
+            os.truncate(file, 8 + len(text) + offset)
+            os.pwrite(file, struct.pack("<Q", len(text)) + text, 0)
+            for key in keys:
+                self._location[key] = (file, 8 + len(text) + header[key]["data_offsets"][0])
+        if len(groups) > 1 and only in (None, 0):
+            weight_map = {key: name for name, keys in zip(names, groups, strict=True) for key in keys}
+            index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
+            (folder / INDEX).write_text(json.dumps(index, indent=1) + "\n")
+
+    def write(self, key: str, rows: np.ndarray, start: int = 0) -> None:
+        """Write rows of a tensor from row `start`, cast to the tensor's dtype."""
+        shape, dtype = self._tensors[key]
+        expected = (rows.shape[0] if shape else 1, *shape[1:])
+        if shape and (rows.shape != expected or start + rows.shape[0] > shape[0]):
+            raise ValueError(f"{key}: rows {rows.shape} at {start} do not fit {shape}")
+        file, offset = self._location[key]
+        data = np.ascontiguousarray(rows.astype(dtype, copy=False)).reshape(-1).view(np.uint8)
+        offset += start * (_bytes(shape[1:], dtype) if shape else 0)
+        view = memoryview(data.data)
+        while view:  # a single call writes at most 2 GiB
+            written = os.pwrite(file, view, offset)
+            view, offset = view[written:], offset + written
+        self._remaining[key] -= data.nbytes
+
+    def close(self) -> None:
+        """Close the files.
+
+        Raises:
+            ValueError: the bytes written to a tensor are more or fewer than its size.
+        """
+        for file in self._files:
+            os.close(file)
+        self._files = []
+        if incomplete := [key for key, count in self._remaining.items() if count]:
+            raise ValueError(f"tensors not written completely: {incomplete[:8]}")
+
+
+def _bytes(shape: Shape, dtype: np.dtype) -> int:
+    return int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+
+
+def _groups(sizes: Mapping[str, int], shard_bytes: int | None) -> list[list[str]]:
+    groups: list[list[str]] = [[]]
+    used = 0
+    for key, size in sizes.items():
+        if shard_bytes is not None and groups[-1] and used + size > shard_bytes:
+            groups.append([])
+            used = 0
+        groups[-1].append(key)
+        used += size
+    return groups
