@@ -113,7 +113,6 @@ def test_a_process_killed_before_the_model_is_complete_leaves_none_and_the_run_c
     stages = ["instruct"]
     _run(tmp_path / "two", stages, *overrides, killed=1)
     assert not (tmp_path / "two" / "instruct" / "model").exists()
-    assert (tmp_path / "two" / "instruct" / "model.partial").exists()
     _run(tmp_path / "two", stages, *overrides)
     train(tmp_path / "one", stages, *overrides)
     one, two = (tmp_path / name / "instruct" / "model" for name in ("one", "two"))
