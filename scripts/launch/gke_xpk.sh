@@ -5,9 +5,9 @@
 #   bash scripts/launch/gke_xpk.sh my-cluster run-1 v5litepod-16 1 REGISTRY/earthgpt:1 \
 #       --config earthgpt_13b:instruct --workdir /mnt/shared/run --config.data.source=/mnt/shared/DATASETS
 #
-# Needs xpk on this machine, with the project and zone of the cluster as defaults (`gcloud config set`), an image with
-# earthgpt-jax[tpu], and shared storage attached to the workload (`xpk storage attach`). The hosts find each other
-# automatically. If a host ends with a status other than 0 and 2, XPK restarts all of them.
+# Needs xpk on this machine, with the project and zone of the cluster as defaults (`gcloud config set`), an image in a
+# registry (built from scripts/docker/tpu.Dockerfile), and shared storage attached to the workload (`xpk storage
+# attach`). The hosts find each other automatically. If a host ends with a status other than 0 and 2, XPK restarts all of them.
 set -euo pipefail
 
 source "$(dirname "${BASH_SOURCE[0]}")/_run.sh"
