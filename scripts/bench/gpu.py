@@ -8,9 +8,10 @@ examples:
 Each part runs in a process of its own, so that a failure or a lack of memory ends only that part, and so that the peak
 of memory is that of the part:
 
-  attention       cuDNN's attention compared with XLA's: outputs, gradients, time; rates of the device
+  attention       cuDNN's attention compared with XLA's: outputs and gradients; rates of the device
   train_13b       13B `instruct`, frozen bfloat16: tokens/s, MFU, memory
   decode_13b      13B answers: time per token next to the memory roofline, 1 and 20 questions per image
+  attention_time  cuDNN's attention compared with XLA's: time
   train_1b        1.1B `align` (the LLM of TinyLlama)
   train_7b        7B `instruct`, frozen bfloat16
   decode_7b       7B answers
@@ -39,7 +40,9 @@ from pathlib import Path
 from gpu_checks.results import PartStatus, Recorder, read, write_table  # imports no package that may be missing
 
 NEEDED = ("jax", "jaxlib", "flax", "optax", "jaxtyping", "ml_dtypes", "numpy", "scipy")
-PARTS = ("attention", "train_13b", "decode_13b", "train_1b", "train_7b", "decode_7b", "train_13b_int8")
+PARTS = (
+    "attention", "train_13b", "decode_13b", "attention_time", "train_1b", "train_7b", "decode_7b", "train_13b_int8"
+)  # fmt: skip
 _TAIL = 12  # lines of a failed part's output that are searched for the reason
 
 
@@ -87,9 +90,11 @@ def run_part(part: str, *, out: Path, tiny: bool) -> None:
     from gpu_checks.cases import decode_case, train_case
 
     recorder = Recorder(part=part, path=out / "results.jsonl")
-    size = {"1b": "1.1B", "7b": "7B", "13b": "13B"}[part.split("_")[1]] if "_" in part else ""
+    size = {"1b": "1.1B", "7b": "7B", "13b": "13B"}.get(part.split("_")[-1].replace("int8", "13b"), "")
     if part == "attention":
         attention.run(recorder, tiny=tiny)
+    elif part == "attention_time":
+        attention.run_time(recorder, tiny=tiny)
     elif part.startswith("decode"):
         decode.run(decode_case(size, tiny=tiny), recorder)
     else:

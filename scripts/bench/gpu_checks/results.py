@@ -94,6 +94,11 @@ class Recorder:
         print(f"[{self.part}] {text}", flush=True)
 
 
+def first_line(error: BaseException) -> str:
+    """Return the type of an error and the first line of its message, at most 200 characters of it."""
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0][:200]}"
+
+
 def read(path: Path) -> list[Result]:
     """Return the results in a JSON-lines file; a last line that was cut off by a kill is ignored."""
     results = []

@@ -14,7 +14,7 @@ import numpy as np
 from earthgpt_jax import params as params_lib
 from earthgpt_jax.aot import flops, gpus, program
 from earthgpt_jax.aot.program import GIB
-from earthgpt_jax.config import Config
+from earthgpt_jax.config import AttentionImpl, Config
 from earthgpt_jax.models import earthgpt
 from earthgpt_jax.models.quantized import cast_frozen
 from earthgpt_jax.training.execution import execution_options
@@ -24,11 +24,11 @@ from earthgpt_jax.training.state import State
 from earthgpt_jax.training.step import make_step
 from gpu_checks import batches
 from gpu_checks.cases import TrainCase
-from gpu_checks.results import Recorder
+from gpu_checks.results import Recorder, first_line
 from gpu_checks.timing import peak_bytes
 from gpu_checks.weights import random_params, size_in_bytes
 
-_MEMORY_SHARE = 0.8  # of the device's memory that the prediction may take; the rest is for what it leaves out
+_MEMORY_SHARE = 0.7  # of the device's memory that the prediction may take; the rest is for what it leaves out
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,12 +53,28 @@ class Prediction:
 
 
 def run(case: TrainCase, recorder: Recorder) -> None:
-    """Record one case, with the largest batch that fits: the predicted one, or half of it after running out of memory.
+    """Record one case; if it fails with the attention that is chosen for the device, also with XLA's.
 
     Raises:
-        RuntimeError: the loss or the gradient is not finite, an update was skipped, or nothing was trained.
+        RuntimeError: the loss or the gradient is not finite, an update was skipped, nothing was trained, or only XLA's
+            attention worked.
         jax.errors.JaxRuntimeError: the device has too little memory even for one sequence.
     """
+    try:
+        _largest_batch(case, recorder)
+        return
+    except Exception as error:
+        if jax.devices()[0].platform != "gpu":
+            raise
+        reason = first_line(error)
+    recorder.say(f"{case.name} failed: {reason}; trying attention_impl=xla")
+    config = dataclasses.replace(case.config, attention_impl=AttentionImpl.XLA)
+    _largest_batch(dataclasses.replace(case, name=f"{case.name}, attention xla", config=config), recorder)
+    raise RuntimeError(f"Error with cuDNN's attention; measured with XLA's: {reason}")
+
+
+def _largest_batch(case: TrainCase, recorder: Recorder) -> None:
+    """Measure with the largest batch that fits: the predicted one, or half of it after running out of memory."""
     limit = (jax.devices()[0].memory_stats() or {}).get("bytes_limit")
     batch_size = case.config.data.batch_size
     while limit and batch_size > 1 and predict(with_batch_size(case.config, batch_size)).total > _MEMORY_SHARE * limit:
@@ -70,7 +86,7 @@ def run(case: TrainCase, recorder: Recorder) -> None:
         except (jax.errors.JaxRuntimeError, ValueError) as error:
             if "RESOURCE_EXHAUSTED" not in str(error) or batch_size == 1:
                 raise
-            recorder.say(f"{batch_size} sequences do not fit: {str(error).splitlines()[0][:200]}")
+            recorder.say(f"{batch_size} sequences do not fit: {first_line(error)}")
         batch_size //= 2  # after the except block, which would keep the arrays of the failed attempt alive
 
 
