@@ -98,6 +98,12 @@ def get_config(stage: str = "align") -> ConfigDict:
     config.checkpoint = {
         "every_steps": 100,
         "keep": 2,  # number of most recent checkpoints to retain
+        "keep_best": "",  # also the best one by a figure of validation, for example "validation/loss"
+    }
+    # Loss and token accuracy of a split that is not trained on, by task and sensor: metrics.jsonl and TensorBoard.
+    config.validation = {
+        "every_steps": 0,  # 100 validates whenever a checkpoint is saved; 0: never
+        "split": "val",
     }
     config.log_every = 10  # steps between lines about the data in metrics.jsonl
     return config

@@ -7,7 +7,8 @@ number of data workers never matters.
 
 WORKDIR contains config.json (the resolved recipe), schedule.txt (what an epoch contains),
 metrics.jsonl and tb/ (loss, learning rate, epoch), throughput.jsonl (tokens/s, MFU, goodput,
-waiting times), checkpoints/, at the end model/, and where applicable profile/ and hang/.
+waiting times), checkpoints/, at the end model/ and validation.json (with
+--config.validation.every_steps=N), and where applicable profile/ and hang/.
 
 With several hosts, start the same command on every host, with a WORKDIR on shared storage. The
 launchers in scripts/launch/ (TPU VM, GKE, SLURM) do this and restart the run after a preemption or

@@ -31,6 +31,7 @@ from earthgpt_jax.config.schema import (
     Remat,
     Stage,
     TrainableAttention,
+    ValidationConfig,
     WatchdogConfig,
 )
 
@@ -61,6 +62,7 @@ __all__ = [
     "Remat",
     "Stage",
     "TrainableAttention",
+    "ValidationConfig",
     "ViTConfig",
     "WatchdogConfig",
     "build",

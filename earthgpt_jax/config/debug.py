@@ -33,6 +33,8 @@ def shrink(values: Mapping[str, Any]) -> dict[str, Any]:
     data.update(source="synthetic", mixture="", seq_len=384, batch_size=4, max_questions=3, workers=0)
     optim.update(steps=6, warmup_steps=2, microbatches=1)
     small["checkpoint"] = {"every_steps": 2, "keep": 2}
+    if small.get("validation", {}).get("every_steps"):
+        small["validation"]["every_steps"] = 2
     small["mesh"] = {"data": -1, "fsdp": 1, "tensor": 1}
     small["init"], small["init_from"] = "random", {}
     small["log_every"] = 1

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import re
 
 from earthgpt_jax.config.model_schema import AdapterKind, ModelConfig, expect_positive
 
@@ -229,12 +230,15 @@ class CheckpointConfig:
         keep_every_steps: retain the checkpoints of steps that are multiples of this number permanently; 0: none.
         keep_every_hours: retain permanently the first checkpoint, and then each that is at least this many hours newer
             than the last one retained for this reason; 0: none.
+        keep_best: a figure of validation, for example `validation/loss` or `validation/caption/accuracy`: retain the
+            checkpoint with the lowest loss or the highest accuracy in addition; "": none.
     """
 
     every_steps: int = 500
     keep: int = 2
     keep_every_steps: int = 0
     keep_every_hours: float = 0.0
+    keep_best: str = ""
 
     def check(self) -> list[str]:
         errors = expect_positive(self, "every_steps", "keep")
@@ -245,6 +249,32 @@ class CheckpointConfig:
             )
         if self.keep_every_hours < 0:
             errors.append(f"keep_every_hours: expected hours, or 0, got {self.keep_every_hours}")
+        if self.keep_best and not re.fullmatch(r"validation/(\w+/)?(loss|accuracy)", self.keep_best):
+            errors.append(
+                'keep_best: expected "validation/loss", "validation/accuracy", one of a task or sensor such as '
+                f'"validation/caption/loss", or "", got {self.keep_best!r}'
+            )
+        return errors
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ValidationConfig:
+    """Validation while training: the loss and token accuracy of a split that is not trained on.
+
+    Attributes:
+        every_steps: steps between validations; the last step is also validated. 0: no validation.
+        split: split of the run's datasets to validate on.
+    """
+
+    every_steps: int = 0
+    split: str = "val"
+
+    def check(self) -> list[str]:
+        errors = []
+        if self.every_steps < 0:
+            errors.append(f"every_steps: expected a number of steps, or 0, got {self.every_steps}")
+        if not self.split:
+            errors.append("split: expected the name of a split, got an empty one")
         return errors
 
 
@@ -303,6 +333,7 @@ class Config:
         init_from: instead of `init`, checkpoints of other projects to start from: paths for `vit`, `convnext`, `llm`
             and optionally `projector`, or one for `model`; `earthgpt convert import` reads the same.
         checkpoint: when checkpoints are saved and which are retained.
+        validation: how often, and on which split, the model is validated.
         watchdog: when a process that hangs is ended.
         trainable_attention: which attention kernels stage `align` trains.
         frozen_dtype: storage of the parameters that the stage does not train.
@@ -321,6 +352,7 @@ class Config:
     init: str = ""
     init_from: dict[str, str] = dataclasses.field(default_factory=dict)
     checkpoint: CheckpointConfig = CheckpointConfig()
+    validation: ValidationConfig = ValidationConfig()
     watchdog: WatchdogConfig = WatchdogConfig()
     trainable_attention: TrainableAttention = TrainableAttention.QKVO
     frozen_dtype: FrozenDType = FrozenDType.BFLOAT16
@@ -342,6 +374,16 @@ class Config:
             errors.append(
                 f"optim.microbatches: expected a divisor of data.batch_size={self.data.batch_size}, "
                 f"got {self.optim.microbatches}"
+            )
+        if self.validation.every_steps and self.validation.split == self.data.split:
+            errors.append(f"validation.split: expected another split than data.split, got {self.data.split!r} for both")
+        if self.checkpoint.keep_best and (
+            not self.validation.every_steps or self.validation.every_steps % self.checkpoint.every_steps
+        ):
+            errors.append(
+                f"validation.every_steps: checkpoint.keep_best expects a multiple of checkpoint.every_steps="
+                f"{self.checkpoint.every_steps}, so that every validated step is saved, got "
+                f"{self.validation.every_steps}"
             )
         for name, heads in (("heads", self.model.llm.heads), ("kv_heads", self.model.llm.kv_heads)):
             if heads % self.mesh.tensor:

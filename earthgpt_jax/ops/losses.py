@@ -127,3 +127,56 @@ def _loss_and_gradients(
     if "unembedding" in wrt:
         gradients["unembedding"] = gradients["unembedding"].astype(unembedding.dtype)
     return total, gradients
+
+
+def supervised_sums(
+    x: Float[Array, "B T D"],
+    unembedding: Float[Array, "D V"],
+    tokens: Int[Array, "B T"],
+    loss_weights: Float[Array, "B T"],
+    groups: Int[Array, "B T"],
+    *,
+    num_groups: int,
+    chunk: int,
+) -> tuple[Float[Array, " G"], Int[Array, " G"], Int[Array, " G"]]:
+    """Sum the cross-entropies of supervised tokens by group, without a gradient.
+
+    The logits are those of `supervised_loss`, for one chunk of supervised positions at a time.
+
+    Args:
+        x, unembedding, tokens, loss_weights, chunk: as in `supervised_loss`.
+        groups: group of `tokens[b, t]`, from 0 to `num_groups - 1`; it matters where the loss weight is not 0.
+        num_groups: G.
+
+    Returns:
+        For each group: the weighted sum of cross-entropies in nats, the number of supervised tokens, and how many of
+        them have the largest logit.
+    """
+    targets, weights, groups = (jnp.pad(array[:, 1:], ((0, 0), (0, 1))) for array in (tokens, loss_weights, groups))
+    length = x.shape[1]
+    chunk = min(chunk, length)
+    kernel = constrain(unembedding.astype(x.dtype), None, "tensor")
+    order = jnp.argsort(weights == 0, axis=1, stable=True)  # supervised positions first
+    positions = jnp.pad(order, ((0, 0), (0, -length % chunk)), mode="edge")
+    sorted_weights = jnp.pad(jnp.take_along_axis(weights, order, axis=1), ((0, 0), (0, -length % chunk)))
+    count = jnp.max(jnp.sum(weights != 0, axis=1))
+
+    def body(step: jax.Array, sums: tuple) -> tuple:
+        position = jax.lax.dynamic_slice_in_dim(positions, step * chunk, chunk, axis=1)  # B C
+        weight = jax.lax.dynamic_slice_in_dim(sorted_weights, step * chunk, chunk, axis=1)
+        hidden = jnp.take_along_axis(x, position[..., None], axis=1)  # B C D
+        target, group = (jnp.take_along_axis(array, position, axis=1) for array in (targets, groups))
+        logits = jnp.einsum("BCD,DV->BCV", hidden, kernel, preferred_element_type=jnp.float32)
+        logits = constrain(logits, BATCH_AXES, None, "tensor")
+        is_target = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 2) == target[..., None]
+        loss = jax.nn.logsumexp(logits, axis=-1) - jnp.sum(jnp.where(is_target, logits, 0.0), axis=-1)
+        correct = jnp.argmax(logits, axis=-1) == target
+        member = (weight != 0)[..., None] & (group[..., None] == jnp.arange(num_groups))  # B C G
+        parts = (jnp.where(member, (weight * loss)[..., None], 0.0), member, member & correct[..., None])
+        return tuple(
+            total + jnp.sum(part, axis=(0, 1), dtype=total.dtype) for total, part in zip(sums, parts, strict=True)
+        )
+
+    start = tuple(jnp.zeros(num_groups, dtype) for dtype in (jnp.float32, jnp.int32, jnp.int32))
+    with jax.named_scope(CHUNK_SCOPE):
+        return jax.lax.fori_loop(0, -(-count // chunk), body, start)

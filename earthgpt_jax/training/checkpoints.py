@@ -7,7 +7,8 @@ workdir/
   checkpoints/STEP/
     state/                 step, trainable parameters, optimizer state (Orbax: OCDBT, Zarr)
     extra/metadata         JSON: the run's metadata, and what `Checkpoints.save` adds
-  metrics.jsonl  tb/       one line per step; TensorBoard events
+  metrics.jsonl  tb/       one line per step and per validation; TensorBoard events
+  validation.json          the best and the last validation
   model/                   the finished model directory
 ```
 
@@ -17,11 +18,12 @@ A checkpoint identifies the frozen parameters by their fingerprint and the model
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import datetime
 import functools
 import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +36,10 @@ from orbax.checkpoint.checkpoint_managers import (
     EveryNSeconds,
     EveryNSteps,
     LatestN,
+    PreservationContext,
     PreservationPolicy,
 )
+from orbax.checkpoint.checkpoint_managers import PolicyCheckpointInfo as PolicyCheckpointInfo
 
 from earthgpt_jax import __version__
 from earthgpt_jax.common.errors import EarthGPTError, find_full_disk
@@ -54,12 +58,13 @@ class Checkpoints:
 
     def __init__(self, workdir: Path, config: CheckpointConfig) -> None:
         self._directory = (workdir / "checkpoints").absolute()
+        self._protected = _Protected()
         for path in unfinished_checkpoints(self._directory):
             _log.warning("%s: removed; its run stopped before this checkpoint was complete", path)
         self._manager = _Manager(
             self._directory,
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=_preservation_policy(config),
+                preservation_policy=_preservation_policy(config, self._protected),
                 enable_async_checkpointing=True,
                 cleanup_tmp_directories=True,
             ),
@@ -68,6 +73,17 @@ class Checkpoints:
     def latest(self) -> int | None:
         """Return the step of the newest complete checkpoint, or None."""
         return self._manager.latest_step()
+
+    def steps(self) -> list[int]:
+        """Return the steps of the checkpoints that are saved or being saved, in ascending order."""
+        return sorted(self._manager.all_steps())
+
+    def protect(self, step: int) -> None:
+        """Retain the checkpoint of `step` in addition to those that the config retains, instead of an earlier choice.
+
+        Every process must choose the same step. The next save removes the earlier one.
+        """
+        self._protected.step = step
 
     def folder(self, step: int) -> Path:
         """Return the folder of the checkpoint of `step`."""
@@ -175,9 +191,21 @@ class _Manager(ocp.CheckpointManager):
         return False
 
 
-def _preservation_policy(config: CheckpointConfig) -> PreservationPolicy:
-    """Keep the newest checkpoints, and permanently one every `keep_every_steps` steps and `keep_every_hours` hours."""
-    policies: list[PreservationPolicy] = [LatestN(config.keep)]
+@dataclasses.dataclass(kw_only=True)
+class _Protected:
+    """Preservation policy that keeps the checkpoint of one step, which may change between saves."""
+
+    step: int | None = None
+
+    def should_preserve(
+        self, checkpoints: Sequence[PolicyCheckpointInfo], *, context: PreservationContext
+    ) -> Sequence[bool]:
+        return [checkpoint.step == self.step for checkpoint in checkpoints]
+
+
+def _preservation_policy(config: CheckpointConfig, protected: _Protected) -> PreservationPolicy:
+    """Keep the newest checkpoints and the protected one, and permanently those of the `keep_every` settings."""
+    policies: list[PreservationPolicy] = [LatestN(config.keep), protected]
     if config.keep_every_steps:
         policies.append(EveryNSteps(config.keep_every_steps))
     if config.keep_every_hours:

@@ -161,7 +161,12 @@ class Watchdog:
 
     def heartbeat(self) -> None:
         """Report that a step has finished."""
-        self._last_heartbeat, self._heartbeats = time.monotonic(), self._heartbeats + 1
+        self._heartbeats += 1
+        self.postpone()
+
+    def postpone(self) -> None:
+        """Report progress other than a finished step, for example a batch of validation."""
+        self._last_heartbeat = time.monotonic()
         if self._seconds:
             faulthandler.dump_traceback_later(self._seconds + self._grace, exit=True, file=sys.__stderr__ or 2)
 

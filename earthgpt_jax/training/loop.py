@@ -28,6 +28,7 @@ from earthgpt_jax.input.packing.training_data import TrainingData, load_training
 from earthgpt_jax.input.pipeline import InputSpec, PackedSequences, train_batches
 from earthgpt_jax.input.prompts.derived import NEEDS_ANNOTATED_CLASSES
 from earthgpt_jax.input.tokenizer import Tokenizer
+from earthgpt_jax.input.validation_data import ValidationData, load_validation_data
 from earthgpt_jax.models import earthgpt, model_writer
 from earthgpt_jax.models.quantized import cast_frozen
 from earthgpt_jax.params import Params
@@ -46,7 +47,8 @@ from earthgpt_jax.training.profile import Profile, Profiler
 from earthgpt_jax.training.stages import Trainable, trainable_paths
 from earthgpt_jax.training.state import State
 from earthgpt_jax.training.step import make_step
-from earthgpt_jax.training.throughput import COMPILE, INPUT, SAVE, FlopsReference, StepTimer
+from earthgpt_jax.training.throughput import COMPILE, INPUT, SAVE, VALIDATION, FlopsReference, StepTimer
+from earthgpt_jax.training.validation import ValidationScheduler, check_figure
 
 _log = logging.getLogger(__name__)
 
@@ -57,7 +59,7 @@ SYNTHETIC_RECORDS = {"train": 48, "val": 8, "test": 8}
 # data and bad updates are handled.
 _CHANGEABLE = (
     "data.workers ", "data.on_damaged ", "checkpoint.", "log_every ", "mesh.", "remat ", "attention_impl ", "watchdog.",
-    "optim.on_nan ", "optim.on_spike ", "optim.spike_factor ", "optim.max_skips ",
+    "validation.", "optim.on_nan ", "optim.on_spike ", "optim.spike_factor ", "optim.max_skips ",
 )  # fmt: skip
 
 
@@ -67,6 +69,7 @@ class _Run:
 
     Attributes:
         data: packing schedule and record sources.
+        validation: data that the run is validated on; None if it is not validated.
         identity: fingerprints of everything that the batches and frozen parameters depend on.
         frozen: frozen parameters on their devices.
         state: where this start continues from; donated to the first step.
@@ -77,6 +80,7 @@ class _Run:
     config: Config
     workdir: Path
     data: TrainingData
+    validation: ValidationData | None
     identity: dict[str, Any]
     placement: Placement
     frozen: Params
@@ -131,14 +135,14 @@ def _prepare(config: Config, workdir: Path) -> _Run | None:
     distributed.check_consistent({"model is finished": finished})
     if initial is None:
         return None
-    data = _load_data(config, workdir, tokenizer=initial.tokenizer)
+    data, validation = _load_data(config, workdir, tokenizer=initial.tokenizer)
 
     graphdef, _ = earthgpt.abstract(config.model)
     trainable_rules = trainable_paths(config, initial.params)
     trainable, frozen = params_lib.split(initial.params, trainable_rules)
     frozen = cast_frozen(frozen, config.frozen_dtype)
     identity = data.schedule.identity() | {"frozen weights": params_lib.fingerprint(frozen)}
-    distributed.check_consistent({"data": identity})
+    distributed.check_consistent({"data": identity, "validation data": validation and validation.digest()})
     mesh = build_mesh(config.mesh, rows=config.data.batch_size // config.optim.microbatches)
     placement = rules.placement(config.model, initial.params, mesh=mesh)
     frozen = placement.put(frozen)
@@ -152,13 +156,13 @@ def _prepare(config: Config, workdir: Path) -> _Run | None:
         report = format_report(data.schedule, batch_size=config.data.batch_size)
         files.write_text(workdir / "schedule.txt", report + "\n")
     return _Run(
-        config=config, workdir=workdir, data=data, identity=identity, placement=placement, frozen=frozen, state=state,
-        step=step, tokenizer=initial.tokenizer, parent=initial.about,
+        config=config, workdir=workdir, data=data, validation=validation, identity=identity, placement=placement,
+        frozen=frozen, state=state, step=step, tokenizer=initial.tokenizer, parent=initial.about,
     )  # fmt: skip
 
 
-def _load_data(config: Config, workdir: Path, *, tokenizer: Path) -> TrainingData:
-    """Build the packing schedule, from synthetic records in `workdir` if `config.data.source` is `synthetic`."""
+def _load_data(config: Config, workdir: Path, *, tokenizer: Path) -> tuple[TrainingData, ValidationData | None]:
+    """Build the packing schedules of training and validation; `data.source=synthetic` writes records to `workdir`."""
     if config.data.source == SYNTHETIC:
         folder = workdir / SYNTHETIC
         with distributed.fail_together("writing synthetic data"):
@@ -166,7 +170,13 @@ def _load_data(config: Config, workdir: Path, *, tokenizer: Path) -> TrainingDat
                 _write_synthetic_data(folder)
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, source=str(folder)))
     with distributed.fail_together("reading the data"):
-        return load_training_data(config, tokenizer=Tokenizer(tokenizer))
+        read = Tokenizer(tokenizer)
+        data = load_training_data(config, tokenizer=read)
+        if not config.validation.every_steps:
+            return data, None
+        validation = load_validation_data(config, data, tokenizer=read)
+        check_figure(config.checkpoint.keep_best, validation)
+    return data, validation
 
 
 def _write_synthetic_data(folder: Path) -> None:
@@ -243,8 +253,15 @@ def _run_steps(
         scheduler = CheckpointScheduler(
             checkpoints, every=config.checkpoint.every_steps, last=last, preemption=preemption, metadata=_metadata(run)
         )
+        validation = ValidationScheduler(
+            config, workdir, run.validation, placement=run.placement, frozen=run.frozen, checkpoints=checkpoints,
+            start_step=start_step, logger=logger, heartbeat=watchdog.postpone,
+        )  # fmt: skip
 
         timer.end_startup()
+        if validation.should_validate(start_step):  # the run stopped after it saved this step, before validating it
+            with timer.measure(VALIDATION):
+                validation.validate(start_step, state.trainable)
         prefetched = prefetch_to_device(itertools.islice(batches, last - start_step), run.placement.batch)
         for step, batch, arrays in timer.measure_waits(INPUT, prefetched):
             compiles = step == start_step
@@ -253,15 +270,19 @@ def _run_steps(
                 state, metrics = run.step(state, run.frozen, arrays)
             fetcher.put(step, batch, metrics, dispatched=time.monotonic() if compiles else dispatched)
             profiler.after_dispatch(step, metrics)
-            save = scheduler.should_save(step + 1)
+            save, validate = scheduler.should_save(step + 1), validation.should_validate(step + 1)
             # Look at the previous step while this one runs. Before a save look at this one too: a bad update stops the
             # run before it is saved.
-            for done in fetcher.finished(include_newest=save):
+            for done in fetcher.finished(include_newest=save or validate):
                 watchdog.heartbeat()
                 _handle_finished(done, config, timer, logger)
             if save:
                 with timer.measure(SAVE):
                     scheduler.save(step + 1, state)
+            if validate:  # after the save, so that a run that is killed meanwhile loses no step
+                with timer.measure(VALIDATION):
+                    validation.validate(step + 1, state.trainable)
+    validation.report()
     return state
 
 

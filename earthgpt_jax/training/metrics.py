@@ -116,6 +116,7 @@ class MetricsLogger:
         self._bar = tqdm(total=config.optim.steps, initial=start_step, desc=config.stage.value, unit="step")
         self._timer = timer
         self._sums: collections.Counter[str] = collections.Counter()
+        self._postfix: dict[str, str] = {}  # figures of the progress bar
         self._throughput = ThroughputLog(
             workdir,
             start_step=start_step,
@@ -160,17 +161,32 @@ class MetricsLogger:
         if summarize:
             self._summarize(done, line)
 
+    def log_validation(self, step: int, validation: Mapping[str, Any], *, figures: Mapping[str, float]) -> None:
+        """Log a validation after `step` steps: a line of metrics.jsonl, TensorBoard and the progress bar.
+
+        Args:
+            validation: the object of the line, plain JSON with `loss` and `accuracy`.
+            figures: scalars for TensorBoard by name.
+        """
+        self._file.write(json.dumps({"step": step, "validation": validation}) + "\n")
+        for name, value in figures.items():
+            self._board.add_scalar(name, value, step)
+        self._postfix |= {"val_loss": f"{validation['loss']:.3f}", "val_acc": f"{validation['accuracy']:.1%}"}
+        self._bar.set_postfix(self._postfix)
+
     def _summarize(self, step: int, line: Mapping[str, object]) -> None:
         """Write the throughput since the last summary, and update TensorBoard and the progress bar."""
         speed = self._throughput.record(step, **self._sums, seconds=self._timer.collect())
         self._sums.clear()
-        postfix = {"tok_s": f"{speed['tokens_per_second']:,.0f}"}
+        postfix = {"loss": f"{line['loss']:.3f}", "tok_s": f"{speed['tokens_per_second']:,.0f}"}
         if "mfu" in speed:
             postfix["mfu"] = f"{speed['mfu']:.1%}"
         waited = speed["seconds"][INPUT] / max(sum(speed["seconds"].values()) - speed["seconds"][START], 1e-9)
         if waited > _NOTABLE_WAIT:
             postfix["input_wait"] = f"{waited:.0%}"
-        self._bar.set_postfix(loss=f"{line['loss']:.3f}", **postfix)
+        validation = {name: text for name, text in self._postfix.items() if name.startswith("val_")}
+        self._postfix = postfix | validation
+        self._bar.set_postfix(self._postfix)
         for name in ("loss", "grad_norm", "lr", "epoch", "skipped"):
             self._board.add_scalar(name, line[name], step)
         for name in _SPEED & speed.keys():
@@ -180,7 +196,18 @@ class MetricsLogger:
 def read_losses(workdir: Path) -> list[tuple[int, float]]:
     """Return `(step, loss)` of every logged step of a run."""
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
-    return [(values["step"], values["loss"]) for values in map(json.loads, lines)]
+    return [(values["step"], values["loss"]) for values in map(json.loads, lines) if "loss" in values]
+
+
+def read_validations(workdir: Path, *, up_to: int) -> list[tuple[int, dict[str, Any]]]:
+    """Return `(step, validation)` of every validation of a run up to a step; a line that a kill cut off is ignored."""
+    path, found = workdir / "metrics.jsonl", []
+    for line in path.read_text().splitlines() if path.exists() else ():
+        with contextlib.suppress(json.JSONDecodeError):
+            values = json.loads(line)
+            if "validation" in values and values["step"] <= up_to:
+                found.append((values["step"], values["validation"]))
+    return found
 
 
 def _summary_writer(folder: Path, *, purge_step: int) -> Any:

@@ -70,7 +70,7 @@ def encode_images(encode: Callable[[jax.Array], Features], images: jax.Array, *,
         return jax.lax.fori_loop(0, -(-jnp.sum(real) // chunk), encode_chunk, empty)
 
 
-def _cast_kernels(trainable: Params, execution: ExecutionOptions) -> Params:
+def cast_kernels(trainable: Params, execution: ExecutionOptions) -> Params:
     """Cast the kernels of the LLM to the compute dtype.
 
     The gradient of a bfloat16 product is bfloat16. If the cast were inside the differentiated function, the gradients
@@ -83,6 +83,28 @@ def _cast_kernels(trainable: Params, execution: ExecutionOptions) -> Params:
 def _encoders(params: Params) -> dict[str, jax.Array | None]:
     """Keep the parameters of the encoders and replace the others by None, so that no other weight is gathered."""
     return {path: value if path.startswith(("vit/", "convnext/")) else None for path, value in params.items()}
+
+
+def make_encoder(graphdef: nnx.GraphDef, *, mesh: Mesh | AbstractMesh | None) -> Callable[[Params, Batch], Features]:
+    """Return `encode(params, batch) -> features` of the batch's images; on a mesh, each device encodes its own."""
+
+    def encode(encoders: dict, images: jax.Array, segments: jax.Array) -> Features:
+        return encode_images(merge_module(graphdef, encoders).encode, images, used=jnp.max(segments, axis=1))
+
+    if mesh is not None:
+        rows = PartitionSpec(BATCH_AXES)
+        encode = jax.shard_map(
+            encode, mesh=mesh, in_specs=(PartitionSpec(), rows, rows), out_specs=rows, check_vma=False
+        )  # fmt: skip
+    return lambda params, batch: encode(_encoders(params), batch.images, batch.segments)
+
+
+def split_batch(batch: Any, parts: int) -> Any:
+    """Return arrays [parts, B / parts, ...] of arrays [B, ...]; `jax.lax.scan` over them takes one part at a time.
+
+    Part i takes the sequences i, i + parts, ...: no sequence moves to another device.
+    """
+    return jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch)
 
 
 def make_step(
@@ -110,26 +132,18 @@ def make_step(
     gradient = jax.value_and_grad(loss_sums, has_aux=True)
     update = optax.with_extra_args_support(optimizer).update
 
-    def encode(encoders: dict, images: jax.Array, segments: jax.Array) -> Features:
-        return encode_images(merge_module(graphdef, encoders).encode, images, used=jnp.max(segments, axis=1))
-
-    if mesh is not None:  # each device encodes the images of its own sequences
-        rows = PartitionSpec(BATCH_AXES)
-        encode = jax.shard_map(
-            encode, mesh=mesh, in_specs=(PartitionSpec(), rows, rows), out_specs=rows, check_vma=False
-        )  # fmt: skip
+    encode = make_encoder(graphdef, mesh=mesh)
 
     @use_mesh(mesh)
     def step(state: State, frozen: Params, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
         def accumulate(sums: Any, part: Batch) -> tuple[Any, None]:
             # Outside the differentiated function, so that no residuals of the frozen encoders are kept.
-            features = encode(_encoders(merge(state.trainable, frozen)), part.images, part.segments)
+            features = encode(merge(state.trainable, frozen), part)
             (loss, weight), gradients = gradient(cast, frozen, features, part)
             return jax.tree.map(jnp.add, sums, (loss, weight, gradients)), None
 
-        cast = _cast_kernels(state.trainable, execution)
-        # Microbatch i takes the sequences i, i + microbatches, ...: no sequence moves to another device.
-        parts = jax.tree.map(lambda x: x.reshape(-1, microbatches, *x.shape[1:]).swapaxes(0, 1), batch)
+        cast = cast_kernels(state.trainable, execution)
+        parts = split_batch(batch, microbatches)
         zero = (jnp.zeros(()), jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.trainable))
         (loss, weight, gradients), _ = jax.lax.scan(accumulate, zero, parts)
 

@@ -25,8 +25,10 @@ T = TypeVar("T")
 NAME = "throughput.jsonl"
 
 # What the time of a run is spent on. STEP: the devices compute. The others: the devices are idle while the host starts
-# up, compiles, waits for input, saves a checkpoint, or does anything else.
+# up, compiles, waits for input, saves a checkpoint, or does anything else. VALIDATION: the devices
+# validate instead of training.
 START, COMPILE, INPUT, SAVE, OTHER, STEP = "start", "compile", "input", "save", "other", "step"
+VALIDATION = "validation"
 
 
 class StepTimer:
@@ -83,8 +85,13 @@ class StepTimer:
         self._host_activity = [activity for activity in self._host_activity if activity[2] > finished]
 
     def collect(self) -> dict[str, float]:
-        """Return the seconds per cause since the last call, up to the end of the last recorded step."""
+        """Return the seconds per cause since the last call, up to the end of the last recorded step.
+
+        `VALIDATION` is among them only if there was a validation.
+        """
         seconds = {cause: self._seconds[cause] for cause in (STEP, INPUT, SAVE, COMPILE, START, OTHER)}
+        if self._seconds[VALIDATION]:
+            seconds[VALIDATION] = self._seconds[VALIDATION]
         self._seconds.clear()
         return seconds
 
@@ -152,7 +159,8 @@ class ThroughputLog:
             tokens, images: totals of those steps, padding excluded.
             seconds: seconds per cause, from `StepTimer.collect`.
         """
-        running = max(sum(seconds.values()) - seconds[START] - seconds[COMPILE], 1e-9)
+        not_training = seconds[START] + seconds[COMPILE] + seconds.get(VALIDATION, 0.0)
+        running = max(sum(seconds.values()) - not_training, 1e-9)
         line: dict[str, Any] = {
             "step": step,
             "steps": steps,

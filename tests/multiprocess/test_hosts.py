@@ -17,7 +17,8 @@ pytestmark = pytest.mark.multiprocess
 DEVICES = 8  # in total
 
 
-def _run(hosts: int, workdir, *overrides: str, kill_at: int = -1, workers: int = 0) -> None:
+def run_hosts(hosts: int, workdir, *overrides: str, kill_at: int = -1, workers: int = 0) -> None:
+    """Train a nano model on some processes of this machine, until the end or until one is killed after a step."""
     words = [address(), hosts]
     more = [workdir, kill_at, *overrides, f"data.workers={workers}"]
     commands = [["-m", "tests.multiprocess.host", *words, host, *more] for host in range(hosts)]
@@ -35,9 +36,9 @@ def test_four_hosts_then_two_then_one_train_the_same_model_as_one_host(tmp_path)
     overrides = (f"data.source={data}", f"init={base}", "data.batch_size=8", "data.seq_len=180")
     alone = train(nano.config("align", *overrides), tmp_path / "alone")
     workdir = tmp_path / "hosts"
-    _run(4, workdir, *overrides, kill_at=2)  # after the checkpoint of step 2
-    _run(2, workdir, *overrides, kill_at=4, workers=1)  # after the checkpoint of step 4
-    _run(1, workdir, *overrides, workers=2)
+    run_hosts(4, workdir, *overrides, kill_at=2)  # after the checkpoint of step 2
+    run_hosts(2, workdir, *overrides, kill_at=4, workers=1)  # after the checkpoint of step 4
+    run_hosts(1, workdir, *overrides, workers=2)
     one, several = (
         [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
         for name in ("alone", "hosts")

@@ -56,8 +56,10 @@ def model_dir(path: Path, model: ModelConfig, *, seed: int = 0) -> Path:
     return path
 
 
-def dataset(path: Path, *, train: int = 12, test: int = 4) -> Path:
-    """Write a synthetic dataset."""
+def dataset(path: Path, *, train: int = 12, test: int = 4, val: int = 0) -> Path:
+    """Write a synthetic dataset; `val=0` leaves the validation split out."""
     splits = {"train": SyntheticSource("train", train), "test": SyntheticSource("test", test)}
+    if val:
+        splits["val"] = SyntheticSource("val", val)
     write_dataset(splits, out=path, name="synthetic")
     return path
