@@ -10,12 +10,13 @@ transformers writes them.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import ml_dtypes  # noqa: F401  (registers bfloat16 with numpy, which safetensors relies on)
 import numpy as np
@@ -34,6 +35,7 @@ _DTYPES: dict[str, np.dtype] = {
 _DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 
+@runtime_checkable
 class Reader(Protocol):
     """Named tensors whose shapes are known before they are read."""
 
@@ -126,15 +128,28 @@ class SafetensorsReader:
                 ) from error
 
     def read(self, key: str, start: int = 0, rows: int | None = None) -> np.ndarray:
-        # Opened for this tensor only, because closing the file releases the mapped pages.
-        with safe_open(self._file[key], framework="numpy") as tensors:
+        with self._open(key) as tensors:
             if not self.shapes[key]:
                 return np.array(tensors.get_tensor(key))
             return np.array(tensors.get_slice(key)[row_slice(start, rows)])
 
+    @contextlib.contextmanager
+    def _open(self, key: str) -> Iterator[Any]:
+        """Open the file of a tensor, for this tensor only, because closing the file releases the mapped pages."""
+        file = self._file[key]
+        try:
+            with safe_open(file, framework="numpy") as tensors:
+                yield tensors
+        except (SafetensorError, OSError) as error:
+            raise EarthGPTError(f"{file}: cannot be read ({error}); it may be truncated, copy it again") from error
+
     def read_slice(self, key: str, index: tuple[slice, ...]) -> np.ndarray:
-        """Return a part of a tensor, given by one slice per axis; only this part is read."""
-        with safe_open(self._file[key], framework="numpy") as tensors:
+        """Return a part of a tensor, given by one slice per axis; only this part is read.
+
+        Raises:
+            EarthGPTError: the file cannot be read.
+        """
+        with self._open(key) as tensors:
             return np.array(tensors.get_slice(key)[index] if index else tensors.get_tensor(key))
 
 

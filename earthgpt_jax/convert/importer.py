@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -13,7 +12,7 @@ from tqdm import tqdm
 
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.common.files import atomic_folder
-from earthgpt_jax.common.safetensors_files import Reader, SafetensorsWriter, Shape
+from earthgpt_jax.common.safetensors_files import Reader, SafetensorsWriter, Shape, row_slice
 from earthgpt_jax.config import AdapterConfig, ModelConfig
 from earthgpt_jax.convert.layouts import ALL_PARTS, SourceCheckpoint, open_source_checkpoint
 from earthgpt_jax.convert.tables import ConversionStep
@@ -219,15 +218,45 @@ def import_model(
     return out
 
 
-def import_params(
-    parts: Mapping[str, Paths], model: ModelConfig, *, seed: int, place: Callable[[str, np.ndarray], jax.Array]
-) -> dict[str, jax.Array]:
-    """Import the parameters as arrays on a device or a mesh.
+class ImportReader:
+    """Reads the parameters that checkpoints provide, converted, by rows.
+
+    Attributes:
+        shapes, dtypes: path -> shape and dtype of the parameters that the checkpoints provide.
+        initialized: paths of the parameters of the model that they do not provide.
+    """
+
+    def __init__(self, prepared: PreparedImport):
+        self.initialized = tuple(prepared.initialized)
+        self._steps: dict[str, dict[int | None, ImportStep]] = {}
+        for item in prepared.steps:
+            self._steps.setdefault(item.step.path, {})[item.step.layer] = item
+        self.shapes = {path: prepared.shapes[path] for path in self._steps}
+        self.dtypes = {path: prepared.dtypes[path] for path in self._steps}
+        self._last: tuple[str, np.ndarray] | None = None  # an unstacked tensor, of which several rows are read
+
+    def read(self, path: str, start: int = 0, rows: int | None = None) -> np.ndarray:
+        steps, shape = self._steps[path], self.shapes[path]
+        if None in steps:
+            if self._last is None or self._last[0] != path:
+                self._last = None
+                self._last = path, self._convert(steps[None])
+            return self._last[1][row_slice(start, rows)] if shape else self._last[1]
+        layers = range(shape[0])[row_slice(start, rows)]
+        return np.stack([self._convert(steps[layer]).astype(self.dtypes[path], copy=False) for layer in layers])
+
+    def _convert(self, item: ImportStep) -> np.ndarray:
+        try:
+            return item.read()
+        except (RuntimeError, OSError) as error:
+            raise EarthGPTError(f"{item.step.key}: cannot be read ({error}); download its file again") from error
+
+
+def open_import(parts: Mapping[str, Paths], model: ModelConfig) -> ImportReader:
+    """Open checkpoints as the parameters of a model.
 
     Args:
         parts: see `prepare_import`.
-        seed: seed for the parameters that no checkpoint provides.
-        place: called with the path and the host array of one parameter at a time; returns the device array.
 
     Raises:
         EarthGPTError: see `prepare_import`; or the checkpoints hold other adapters than the config.
@@ -238,16 +267,21 @@ def import_params(
             f"{', '.join(prepared.sources.values())}: expected {model.adapter.kind.value} adapters, as model.adapter "
             f"says, got {prepared.model.adapter.kind.value}; import it into a model directory, or change model.adapter"
         )
-    # By parameter instead of by file, so that the host holds only one stacked parameter at a time.
-    by_path = sorted(prepared.steps, key=lambda item: (item.step.path, item.step.layer or 0))
-    pieces = read_params(dataclasses.replace(prepared, steps=by_path), seed=seed)
-    params = {}
-    for path, layers in itertools.groupby(pieces, key=lambda piece: piece[0]):
-        value = np.empty(prepared.shapes[path], prepared.dtypes[path])
-        for _, layer, array in layers:
-            value[... if layer is None else layer] = array
-        params[path] = place(path, value)
-    return dict(sorted(params.items()))
+    return ImportReader(prepared)
+
+
+def weight_files(parts: Mapping[str, Paths]) -> tuple[Path, ...]:
+    """Return the files with tensors in the paths of `parts`."""
+    sources = [
+        Path(path) for value in parts.values() for path in ([value] if isinstance(value, (str, Path)) else value)
+    ]
+    suffixes = {".safetensors", ".bin", ".pth", ".pt"}
+    return tuple(
+        file
+        for source in sources
+        for file in (sorted(source.rglob("*")) if source.is_dir() else [source])
+        if file.is_file() and (file == source or file.suffix in suffixes)
+    )
 
 
 def find_tokenizer(parts: Mapping[str, Paths]) -> Path:

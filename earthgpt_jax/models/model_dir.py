@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import ml_dtypes  # noqa: F401  (registers bfloat16 with NumPy, which safetensors needs)
 import numpy as np
 from jax.sharding import NamedSharding
@@ -143,12 +142,23 @@ def read(name: str | Path) -> tuple[ModelDir, dict[str, np.ndarray]]:
         EarthGPTError: see `read_config`; or the arrays are damaged or do not have the shapes of the config.
     """
     model = read_config(name)
+    reader = open_params(model)
+    with _readable(model.weights):
+        return model, {path: reader.read(path) for path in sorted(reader.shapes)}
+
+
+def open_params(model: ModelDir) -> SafetensorsReader:
+    """Open the arrays of a model directory.
+
+    Raises:
+        EarthGPTError: the arrays are damaged or do not have the shapes of the config.
+    """
     with _readable(model.weights):
         reader = open_model_files(model.path)
-        arrays = {path: reader.read(path) for path in sorted(reader.shapes)}
     _, expected = earthgpt.abstract(model.model)
-    params_lib.check_same_shapes(expected, arrays, where=str(model.weights))
-    return model, arrays
+    given = {path: jax.ShapeDtypeStruct(shape, reader.dtypes[path]) for path, shape in reader.shapes.items()}
+    params_lib.check_same_shapes(expected, given, where=str(model.weights))
+    return reader
 
 
 def load_sharded(model: ModelDir, placement: Placement) -> Params:
@@ -157,11 +167,9 @@ def load_sharded(model: ModelDir, placement: Placement) -> Params:
     Raises:
         EarthGPTError: the arrays are damaged or do not have the shapes of the config.
     """
-    _, expected = earthgpt.abstract(model.model)
+    reader = open_params(model)
     with _readable(model.weights):
-        reader = open_model_files(model.path)
         shapes = {path: jax.ShapeDtypeStruct(reader.shapes[path], np.uint8) for path in sorted(reader.shapes)}
-        params_lib.check_same_shapes(expected, shapes, where=str(model.weights))
         shardings = placement.shardings(shapes)
         return {path: _load_array(reader, path, shardings[path]) for path in shapes}
 
@@ -213,33 +221,6 @@ def write_config(
     }
     (folder / "config.json").write_text(json.dumps(values, indent=1) + "\n")
     shutil.copyfile(tokenizer, folder / "tokenizer.model")
-
-
-def with_fresh_adapters(arrays: Mapping[str, np.ndarray], model: ModelConfig, *, seed: int, where: str) -> Params:
-    """Return fp32 parameters of `model` from `arrays`, with adapters that are missing there freshly initialized.
-
-    Args:
-        arrays: parameters by path.
-        model: config of the model.
-        seed: seed of fresh LoRA adapters.
-        where: named in error messages.
-
-    Raises:
-        EarthGPTError: another parameter is missing, unknown or of another shape.
-    """
-    _, expected = earthgpt.abstract(model)
-    fresh = [path for path in expected if "/adapter/" in path and path not in arrays]
-    if fresh:
-        _, random = earthgpt.init(model, seed=seed)
-        arrays = {**arrays, **{path: np.asarray(random[path]) for path in fresh}}
-    params_lib.check_same_shapes(expected, arrays, where=where)
-    return {path: jnp.asarray(arrays[path], jnp.float32) for path in sorted(arrays)}
-
-
-def load_initial_params(name: str | Path, model: ModelConfig, *, seed: int) -> tuple[ModelDir, Params]:
-    """Read a model directory that training starts from, and make fp32 parameters of `model` (`with_fresh_adapters`)."""
-    parent, arrays = read(name)
-    return parent, with_fresh_adapters(arrays, model, seed=seed, where=f"init {str(name)!r}")
 
 
 def to_host(params: Mapping[str, jax.Array]) -> dict[str, np.ndarray]:

@@ -75,6 +75,16 @@ def _backward(kernel: Int8, gradient: jax.Array) -> tuple[jax.Array, None]:
 _int8_matmul.defvjp(_forward, _backward)
 
 
+def is_quantized(path: str, dtype: FrozenDType) -> bool:
+    """Return whether `cast_frozen` quantizes the parameter."""
+    return dtype is FrozenDType.INT8 and _KERNELS.fullmatch(path) is not None
+
+
+def frozen_array_dtype(dtype: FrozenDType) -> Any:
+    """Return the dtype of frozen parameters that are not quantized."""
+    return jnp.dtype(DType.BFLOAT16 if dtype is FrozenDType.INT8 else dtype)
+
+
 def cast_frozen(params: Mapping[str, jax.Array], dtype: FrozenDType) -> dict[str, Any]:
     """Cast frozen parameters to `dtype`.
 

@@ -42,6 +42,7 @@ from orbax.checkpoint.checkpoint_managers import (
 from orbax.checkpoint.checkpoint_managers import PolicyCheckpointInfo as PolicyCheckpointInfo
 
 from earthgpt_jax import __version__
+from earthgpt_jax.common.digests import fingerprint_json
 from earthgpt_jax.common.errors import EarthGPTError, find_full_disk
 from earthgpt_jax.config import CheckpointConfig
 from earthgpt_jax.training.inspection import CHECKPOINT_FORMAT, is_damaged, metadata_digest, unfinished_checkpoints
@@ -264,6 +265,12 @@ def checksums(tree: Any, *, replicated: Sharding) -> dict[str, int]:
     leaves = _leaves_by_path(tree)
     sums = jax.device_get(_sums(list(leaves.values()), replicated=replicated))
     return dict(zip(leaves, map(int, sums), strict=True))
+
+
+def fingerprint(tree: Any, *, replicated: Sharding) -> str:
+    """Return a fingerprint of paths, dtypes, shapes and checksums; it does not depend on the mesh or the sharding."""
+    leaves, sums = _leaves_by_path(tree), checksums(tree, replicated=replicated)
+    return fingerprint_json({path: [str(leaf.dtype), list(leaf.shape), sums[path]] for path, leaf in leaves.items()})
 
 
 @functools.partial(jax.jit, static_argnames="replicated")

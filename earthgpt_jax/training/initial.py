@@ -7,17 +7,20 @@ import logging
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
+import jax
 
+from earthgpt_jax import params as params_lib
+from earthgpt_jax.common.digests import fingerprint_json, sample_digest
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.common.resources import assets_path
-from earthgpt_jax.common.safetensors_files import open_model_files
+from earthgpt_jax.common.safetensors_files import Reader, model_files
 from earthgpt_jax.config import AdapterKind, Config
 from earthgpt_jax.convert import importer
 from earthgpt_jax.convert.merge import MergedReader, merged_config
 from earthgpt_jax.input.tokenizer import Tokenizer
-from earthgpt_jax.models import earthgpt, model_dir
+from earthgpt_jax.models import earthgpt, loading, model_dir
 from earthgpt_jax.params import Params
+from earthgpt_jax.sharding.mesh import data_parallel
 
 _log = logging.getLogger(__name__)
 RANDOM = "random"  # config.init: random weights
@@ -25,31 +28,38 @@ RANDOM = "random"  # config.init: random weights
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class InitialModel:
-    """The model a run starts from.
+    """The model a run starts from, before its parameters are read.
 
     Attributes:
-        params: fp32 parameters of the full model.
+        source: its parameters.
         tokenizer: its SentencePiece file.
         about: where it comes from; recorded in checkpoints and in the finished model.
+        files: its files of parameters.
     """
 
-    params: Params
+    source: loading.Source
     tokenizer: Path
     about: dict[str, Any]
+    files: tuple[Path, ...] = ()
+
+    def sample_digest(self) -> str:
+        """Return a digest of samples of the files; it shows whether all processes read the same model."""
+        return fingerprint_json([sample_digest(file) for file in self.files])
 
 
 def initial_model(config: Config) -> InitialModel:
-    """Load the model named by `config.init` or assembled from `config.init_from`.
+    """Open the model named by `config.init` or assembled from `config.init_from`.
 
     `init=random` gives random weights with the embedded tokenizer.
 
     Adapters that the source lacks are initialised. Adapters of another kind than the config's, for example those that
-    `instruct` leaves, are first merged into the linear layers they belong to.
+    `instruct` leaves, are merged into the linear layers they belong to.
 
     Raises:
         EarthGPTError: the source does not exist, does not fit `config.model`, or has adapters whose merge needs biases
             that the config does not have.
     """
+    _, expected = earthgpt.abstract(config.model)
     if config.init == RANDOM:
         tokenizer = assets_path("tiny-base", "tokenizer.model")
         pieces, vocab_size = Tokenizer(tokenizer).vocab_size, config.model.llm.vocab_size
@@ -58,25 +68,43 @@ def initial_model(config: Config) -> InitialModel:
                 f"init {RANDOM!r}: expected model.llm.vocab_size of at least {pieces}, the size of the embedded "
                 f"tokenizer, got {vocab_size}"
             )
-        _, params = earthgpt.init(config.model, seed=config.seed)
-        return InitialModel(params=params, tokenizer=tokenizer, about={"recipe": RANDOM})
+        source = loading.Source(reader=None, fresh=tuple(expected))
+        return InitialModel(source=source, tokenizer=tokenizer, about={"recipe": RANDOM})
     if config.init:
         parent = model_dir.read_config(config.init)
-        if parent.model.adapter.kind is AdapterKind.NONE or parent.model.adapter == config.model.adapter:
-            _, params = model_dir.load_initial_params(config.init, config.model, seed=config.seed)
-        else:
-            params = _merge_adapters(parent, config)
-        return InitialModel(params=params, tokenizer=parent.tokenizer, about=parent.provenance)
+        reader: Reader = model_dir.open_params(parent)
+        if parent.model.adapter.kind is not AdapterKind.NONE and parent.model.adapter != config.model.adapter:
+            reader = _merge_adapters(reader, parent, config)
+        fresh = tuple(path for path in expected if "/adapter/" in path and path not in reader.shapes)
+        given = {path: jax.ShapeDtypeStruct(shape, reader.dtypes[path]) for path, shape in reader.shapes.items()}
+        needed, _ = params_lib.split(expected, expected.keys() - set(fresh))
+        params_lib.check_same_shapes(needed, given, where=f"init {config.init!r}")
+        return InitialModel(
+            source=loading.Source(reader=reader, fresh=fresh), tokenizer=parent.tokenizer, about=parent.provenance,
+            files=tuple(model_files(parent.path)),
+        )  # fmt: skip
     tokenizer = importer.find_tokenizer(config.init_from)
     importer.check_vocabulary(tokenizer, config.model)
-    params = importer.import_params(
-        config.init_from, config.model, seed=config.seed, place=lambda _, array: jnp.asarray(array, jnp.float32)
-    )
-    about = {"recipe": "init_from", "parts": dict(config.init_from)}
-    return InitialModel(params=params, tokenizer=tokenizer, about=about)
+    imported = importer.open_import(config.init_from, config.model)
+    return InitialModel(
+        source=loading.Source(reader=imported, fresh=imported.initialized), tokenizer=tokenizer,
+        about={"recipe": "init_from", "parts": dict(config.init_from)},
+        files=importer.weight_files(config.init_from),
+    )  # fmt: skip
 
 
-def _merge_adapters(parent: model_dir.ModelDir, config: Config) -> Params:
+def load_initial_params(config: Config) -> tuple[InitialModel, Params]:
+    """Return the initial model and all its parameters in fp32, on a single device."""
+    initial = initial_model(config)
+    _, expected = earthgpt.abstract(config.model)
+    params, _ = loading.load(
+        initial.source, config.model, seed=config.seed, placement=data_parallel(1), trainable=expected,
+        frozen_dtype=config.frozen_dtype,
+    )  # fmt: skip
+    return initial, params
+
+
+def _merge_adapters(reader: Reader, parent: model_dir.ModelDir, config: Config) -> MergedReader:
     merged, expected = merged_config(parent.model).llm, config.model.llm
     missing = [name for name in ("attention_bias", "mlp_bias") if getattr(merged, name) and not getattr(expected, name)]
     if missing:
@@ -85,6 +113,4 @@ def _merge_adapters(parent: model_dir.ModelDir, config: Config) -> Params:
             f"biases there; set {' '.join(f'--config.model.llm.{name}=True' for name in missing)}"
         )
     _log.info("init %s: merged its adapters (%s) into the linear layers", config.init, parent.model.adapter.kind)
-    reader = MergedReader(open_model_files(parent.path), parent.model)
-    arrays = {path: reader.read(path) for path in reader.shapes}
-    return model_dir.with_fresh_adapters(arrays, config.model, seed=config.seed, where=f"init {config.init!r}")
+    return MergedReader(reader, parent.model)

@@ -15,7 +15,8 @@ from typing import Any
 from earthgpt_jax.common import digests
 from earthgpt_jax.common.errors import EarthGPTError
 
-CHECKPOINT_FORMAT = 2  # `format` in a checkpoint's metadata; raise it when a key or an array's path changes
+# `format` in a checkpoint's metadata; raise it when a key, a kind of fingerprint or an array's path changes
+CHECKPOINT_FORMAT = 3
 
 _TEMPORARY = ".orbax-checkpoint-tmp"  # part of the name of a checkpoint that Orbax has not completed
 _REQUIRED_FILES = ("extra/metadata", "state/_METADATA", "state/manifest.ocdbt")

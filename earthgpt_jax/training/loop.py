@@ -29,14 +29,13 @@ from earthgpt_jax.input.pipeline import InputSpec, PackedSequences, train_batche
 from earthgpt_jax.input.prompts.derived import NEEDS_ANNOTATED_CLASSES
 from earthgpt_jax.input.tokenizer import Tokenizer
 from earthgpt_jax.input.validation_data import ValidationData, load_validation_data
-from earthgpt_jax.models import earthgpt, model_writer
-from earthgpt_jax.models.quantized import cast_frozen
+from earthgpt_jax.models import earthgpt, loading, model_writer
 from earthgpt_jax.params import Params
 from earthgpt_jax.sharding import rules
 from earthgpt_jax.sharding.mesh import Placement, build_mesh, local_rows
 from earthgpt_jax.synthetic import SyntheticSource
 from earthgpt_jax.training import guard
-from earthgpt_jax.training.checkpoints import Checkpoints
+from earthgpt_jax.training.checkpoints import Checkpoints, fingerprint
 from earthgpt_jax.training.execution import execution_options
 from earthgpt_jax.training.initial import initial_model
 from earthgpt_jax.training.lifecycle import CheckpointScheduler, PreemptionSignal, Watchdog
@@ -137,15 +136,24 @@ def _prepare(config: Config, workdir: Path) -> _Run | None:
         return None
     data, validation = _load_data(config, workdir, tokenizer=initial.tokenizer)
 
-    graphdef, _ = earthgpt.abstract(config.model)
-    trainable_rules = trainable_paths(config, initial.params)
-    trainable, frozen = params_lib.split(initial.params, trainable_rules)
-    frozen = cast_frozen(frozen, config.frozen_dtype)
-    identity = data.schedule.identity() | {"frozen weights": params_lib.fingerprint(frozen)}
-    distributed.check_consistent({"data": identity, "validation data": validation and validation.digest()})
+    graphdef, shapes = earthgpt.abstract(config.model)
+    trainable_rules = trainable_paths(config, shapes)
     mesh = build_mesh(config.mesh, rows=config.data.batch_size // config.optim.microbatches)
-    placement = rules.placement(config.model, initial.params, mesh=mesh)
-    frozen = placement.put(frozen)
+    placement = rules.placement(config.model, shapes, mesh=mesh)
+    with distributed.fail_together("reading the weights"):
+        samples = initial.sample_digest()
+    # Together the processes read each value once, so compare samples of their files before.
+    distributed.check_consistent(
+        {
+            "data": data.schedule.identity() | {"frozen weights": samples},
+            "validation data": validation and validation.digest(),
+        }
+    )
+    trainable, frozen = loading.load(
+        initial.source, config.model, seed=config.seed, placement=placement, trainable=trainable_rules,
+        frozen_dtype=config.frozen_dtype,
+    )  # fmt: skip
+    identity = data.schedule.identity() | {"frozen weights": fingerprint(frozen, replicated=placement.replicated)}
     state, step = _initial_state(config, graphdef, trainable, trainable_rules, placement)
 
     _warn_about_unknown_classes(config, data)

@@ -33,7 +33,7 @@ from earthgpt_jax.ops.losses import supervised_loss
 from earthgpt_jax.sharding.mesh import data_parallel
 from earthgpt_jax.synthetic import SyntheticSource
 from earthgpt_jax.training.execution import DEFAULT_EXECUTION
-from earthgpt_jax.training.initial import initial_model
+from earthgpt_jax.training.initial import load_initial_params
 from earthgpt_jax.training.prefetch import device_batch
 from earthgpt_jax.training.stages import trainable_paths
 from earthgpt_jax.training.step import hidden
@@ -56,12 +56,12 @@ def main() -> None:
 
 def _compare(model: str, recipe: str, data: Path, count: int) -> None:
     config = load(recipe, [f"--config.init={model}", f"--config.data.source={data}", "--config.data.split=test"])
-    start = initial_model(config)
+    start, params = load_initial_params(config)
     rows = PackedSequences.of(load_training_data(config, tokenizer=Tokenizer(start.tokenizer)), InputSpec.of(config))
     place = data_parallel(1)
     batches = [device_batch(batch, place.batch) for _, batch in itertools.islice(train_batches(rows), count)]
     graphdef, _ = earthgpt.abstract(config.model)
-    trainable, frozen = params_lib.split(start.params, trainable_paths(config, start.params))
+    trainable, frozen = params_lib.split(params, trainable_paths(config, params))
 
     @jax.jit
     def loss(frozen: params_lib.Params, batch: Batch) -> jax.Array:

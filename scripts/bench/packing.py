@@ -32,7 +32,7 @@ from earthgpt_jax.input.pipeline import InputSpec, PackedSequences, concatenate_
 from earthgpt_jax.input.tokenizer import Tokenizer
 from earthgpt_jax.models import earthgpt
 from earthgpt_jax.sharding.mesh import data_parallel
-from earthgpt_jax.training.initial import initial_model
+from earthgpt_jax.training.initial import load_initial_params
 from earthgpt_jax.training.optim import make_optimizer
 from earthgpt_jax.training.prefetch import device_batch
 from earthgpt_jax.training.stages import trainable_paths
@@ -59,11 +59,11 @@ def main() -> None:
             "--config.data.max_images=0",
         ],
     )  # fmt: skip
-    start = initial_model(config)
+    start, params = load_initial_params(config)
     data = load_training_data(config, tokenizer=Tokenizer(start.tokenizer))
     sequences = PackedSequences.of(data, InputSpec.of(config))
     ways = {name: list(batches) for name, batches in _ways(sequences, args.samples, args.batch_size).items()}
-    run = _trainer(config, start.params)
+    run = _trainer(config, params)
     for batches in tqdm(ways.values(), desc="compiling", unit="way"):
         run(batches)
     seconds: dict[str, list[float]] = {name: [] for name in ways}

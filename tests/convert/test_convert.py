@@ -26,7 +26,7 @@ from earthgpt_jax.models import earthgpt
 from earthgpt_jax.models import model_dir as io
 from earthgpt_jax.models.llama import PackedAttention
 from earthgpt_jax.ops.attention import make_attention_mask
-from earthgpt_jax.training.initial import initial_model
+from earthgpt_jax.training.initial import load_initial_params
 from tests.support import nano
 
 ADAPTERS = {
@@ -218,11 +218,11 @@ def test_a_run_starts_from_parts(tmp_path, plain):
     parts = {"vit": tmp_path / "vit.safetensors", "convnext": tmp_path / "convnext.safetensors",
              "llm": tmp_path / "llm", "projector": tmp_path / "hf"}  # fmt: skip
     overrides = [f"init_from.{part}={path}" for part, path in parts.items()]
-    start = initial_model(nano.config("instruct", "init=", *overrides))
-    reference = initial_model(nano.config("instruct", f"init={plain}"))
-    assert start.params.keys() == reference.params.keys()  # including newly initialized adapters
-    for path, value in reference.params.items():
-        np.testing.assert_array_equal(start.params[path], value, err_msg=path)
+    start, params = load_initial_params(nano.config("instruct", "init=", *overrides))
+    _, reference = load_initial_params(nano.config("instruct", f"init={plain}"))
+    assert params.keys() == reference.keys()  # including newly initialized adapters
+    for path, value in reference.items():
+        np.testing.assert_array_equal(params[path], value, err_msg=path)
     assert start.tokenizer == tmp_path / "llm" / "tokenizer.model"
 
 
@@ -231,12 +231,12 @@ def test_a_run_starts_from_a_model_with_other_adapters(tmp_path):
     model = _model(adapter=ADAPTERS["scale+bias"])
     folder = _random(tmp_path / "model", model)
     with pytest.raises(EarthGPTError, match=r"attention_bias=True --config.model.llm.mlp_bias=True"):
-        initial_model(nano.config("finetune", f"init={folder}"))
+        load_initial_params(nano.config("finetune", f"init={folder}"))
     biases = ("model.llm.attention_bias=True", "model.llm.mlp_bias=True")
     expected = _logits(model, load_file(folder / "model.safetensors"))
     for stage in ("finetune", "lora"):
         config = nano.config(stage, f"init={folder}", *biases)
-        params = initial_model(config).params
+        _, params = load_initial_params(config)
         np.testing.assert_allclose(_logits(config.model, params), expected, atol=1e-5, rtol=1e-5)
     assert any("/adapter/b" in path for path in params)  # a new LoRA, whose B is zero
 

@@ -10,7 +10,7 @@ from flax import nnx
 
 from earthgpt_jax import params as params_lib
 from earthgpt_jax.config import AdapterConfig, AdapterKind, DType, LlamaConfig, ModelConfig, load
-from earthgpt_jax.convert.importer import import_params, prepare_import
+from earthgpt_jax.convert.importer import open_import, prepare_import
 from earthgpt_jax.convert.layouts import open_source_checkpoint
 from earthgpt_jax.convert.tables import llama_hf, llama_meta
 from earthgpt_jax.input.batch import END_SLOT, START_SLOT, TEXT_SLOT
@@ -34,7 +34,9 @@ LIGHT = dataclasses.replace(
 
 
 def _leaves(parts: dict, model: ModelConfig) -> dict[str, jax.Array]:
-    return import_params(parts, model, seed=0, place=lambda _, array: jnp.asarray(array, jnp.float32))
+    reader = open_import(parts, model)
+    assert not reader.initialized
+    return {path: jnp.asarray(reader.read(path), jnp.float32) for path in reader.shapes}
 
 
 def _same(a: dict, b: dict) -> bool:

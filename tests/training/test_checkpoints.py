@@ -168,7 +168,7 @@ def test_a_checkpoint_of_another_format_is_refused(saved, tmp_path, capsys, vers
         metadata["format"] = version
     path.write_text(json.dumps(metadata))
     checkpoints = Checkpoints(tmp_path / "run", CheckpointConfig())
-    with pytest.raises(EarthGPTError, match=r"expected checkpoint format 2, got 1.*another --workdir"):
+    with pytest.raises(EarthGPTError, match=r"expected checkpoint format 3, got 1.*another --workdir"):
         checkpoints.restore(6, _state(0))
     checkpoints.close()
     assert main(["inspect", str(path.parents[1])]) == 1
