@@ -88,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
         title="EarthGPT-JAX quickstart: synthetic test images",
         runs={
             "tiny (embedded in the package)": results["tiny"].scores,
-            f"trained just now ({args.steps} + {args.steps} steps)": results["fresh"].scores,
+            f"trained just now ({args.steps} + {args.steps} steps)": results["trained"].scores,
         },
         curves={stage: read_losses(work / stage) for stage in ("align", "instruct")},
         images=report.first_images(test, results["tiny"].predictions, per_sensor=4),
