@@ -106,12 +106,13 @@ def sha256_files(root: Path, names: Iterable[str], *, title: str) -> dict[str, s
     Raises:
         EarthGPTError: a file cannot be read.
     """
-    from tqdm import tqdm  # the model and its training step import this module and need no progress bar
+    # Imported here: the model and its training step import this module and need no progress bar.
+    from earthgpt_jax.common.progress import Bar
 
     paths = {name: root / name for name in names}
     try:
         total = sum(path.stat().st_size for path in paths.values())
-        with tqdm(total=total, desc=f"{title}: sha256", unit="B", unit_scale=True, leave=False) as bar:
+        with Bar(total=total, desc=f"{title}: sha256", unit="B", unit_scale=True, leave=False) as bar:
             return {name: sha256_file(path, progress=bar.update) for name, path in paths.items()}
     except OSError as error:
         raise EarthGPTError(f"{error.filename}: cannot be read: {error.strerror}; check its permissions") from error

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.common.files import atomic_folder, write_json
+from earthgpt_jax.common.progress import Bar
 from earthgpt_jax.common.safetensors_files import Reader, SafetensorsReader, SafetensorsWriter, open_model_files
 from earthgpt_jax.config import AdapterConfig, AdapterKind, LlamaConfig, ModelConfig, to_dict
 from earthgpt_jax.convert import tables
@@ -180,7 +180,7 @@ def _write(
         for key, shape in table.checkpoint_shapes(shapes).items()
     }
     writer = SafetensorsWriter(folder, tensors, shard_bytes=shard_bytes, metadata={"format": "pt"})
-    for step in tqdm(steps, desc="export", unit="tensor"):
+    for step in Bar(steps, desc="export", unit="tensor"):
         value = reader.read(step.path) if step.layer is None else reader.read(step.path, step.layer, 1)[0]
         value = step.transform.to_checkpoint(value)
         if (dim := dims.get(step.key)) is not None:

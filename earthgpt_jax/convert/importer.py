@@ -8,10 +8,10 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.common.files import atomic_folder
+from earthgpt_jax.common.progress import Bar
 from earthgpt_jax.common.safetensors_files import Reader, SafetensorsWriter, Shape, row_slice
 from earthgpt_jax.config import AdapterConfig, ModelConfig
 from earthgpt_jax.convert.layouts import ALL_PARTS, SourceCheckpoint, open_source_checkpoint
@@ -177,7 +177,7 @@ def read_params(
 
         for name, value in zip(names, jax.jit(initialize)(), strict=True):
             yield name, None, np.asarray(value)
-    for item in tqdm(prepared.steps, desc="convert", unit="tensor", disable=not progress):
+    for item in Bar(prepared.steps, desc="convert", unit="tensor", disable=not progress):
         try:
             yield item.step.path, item.step.layer, item.read()
         except (RuntimeError, OSError) as error:

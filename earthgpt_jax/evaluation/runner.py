@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from tqdm import tqdm
 
 from earthgpt_jax.common.errors import EarthGPTError
+from earthgpt_jax.common.progress import Bar
 from earthgpt_jax.evaluation import predictions_file
 from earthgpt_jax.evaluation.part_files import PartFiles
 from earthgpt_jax.evaluation.predictions import BOX_TASKS, Prediction
@@ -113,7 +113,7 @@ def evaluate(
         total = sum(map(len, share))
         missing = sum(item.question.id not in answered for group in share for item in group)
         if missing:
-            with files.append_to(process) as file, tqdm(
+            with files.append_to(process) as file, Bar(
                 total=total, initial=total - missing, desc=label, unit="question", disable=not process.is_main
             ) as bar:  # fmt: skip
                 for answer in _answers(answerer, examples, share=share, answered=answered, view=view):

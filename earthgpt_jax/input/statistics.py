@@ -11,8 +11,8 @@ from typing import Any
 
 import jinja2
 import numpy as np
-from tqdm import tqdm
 
+from earthgpt_jax.common.progress import Bar
 from earthgpt_jax.common.tables import align_columns
 from earthgpt_jax.datasets import store
 from earthgpt_jax.datasets.manifest import read_manifest
@@ -120,7 +120,7 @@ def compute_statistics(directories: Sequence[Path], *, tokenizer: Tokenizer) -> 
         measured = _Values()
         for split in values["counts"]:
             source = store.RecordSource(directory, split)
-            for record in tqdm(source, desc=f"{values['name']}/{split}", unit="record", leave=False):
+            for record in Bar(source, desc=f"{values['name']}/{split}", unit="record", leave=False):
                 texts = list(_texts(record, tokenizer))
                 measured.add(record, texts)
                 everything.add(record, texts)

@@ -14,11 +14,11 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import NamedSharding
-from tqdm import tqdm
 
 from earthgpt_jax import distributed
 from earthgpt_jax import params as params_lib
 from earthgpt_jax.common.errors import EarthGPTError
+from earthgpt_jax.common.progress import Bar
 from earthgpt_jax.common.safetensors_files import Reader, SafetensorsReader
 from earthgpt_jax.config import FrozenDType, ModelConfig
 from earthgpt_jax.models import earthgpt
@@ -85,7 +85,7 @@ def _read(
     sizes = {path: math.prod(shape) * reader.dtypes[path].itemsize for path, shape in reader.shapes.items()}
     params: dict[str, Any] = {}
     failure: Exception | None = None
-    with tqdm(
+    with Bar(
         total=sum(sizes.values()), desc="weights", unit="B", unit_scale=True, leave=False,
         disable=jax.process_index() != 0,
     ) as bar:  # fmt: skip

@@ -21,10 +21,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
-from tqdm import tqdm
 
 from earthgpt_jax import distributed
 from earthgpt_jax.common.files import IfExists, atomic_folder, explain_write_errors, partial_folder
+from earthgpt_jax.common.progress import Bar
 from earthgpt_jax.common.safetensors_files import SafetensorsWriter
 from earthgpt_jax.config import DType, ModelConfig
 from earthgpt_jax.models import model_dir
@@ -123,7 +123,7 @@ def _write_arrays(
     rounds = [(i, batch) for turn in itertools.zip_longest(*batches) for i, batch in enumerate(turn) if batch]
     dtypes = {key: dtype for key, (_, dtype) in tensors.items()}
     failure: Exception | None = None
-    bar = tqdm(total=len(rounds), desc="model", unit="piece", leave=False, disable=process != 0)
+    bar = Bar(total=len(rounds), desc="model", unit="piece", leave=False, disable=process != 0)
     with bar, ThreadPoolExecutor(1) as thread:
         writer: SafetensorsWriter | None = None
         pending: Future[None] | None = None

@@ -17,9 +17,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from tqdm import tqdm
 
 from earthgpt_jax.common.files import write_text
+from earthgpt_jax.common.progress import Bar
 from earthgpt_jax.config import Config
 from earthgpt_jax.input.batch import Batch
 from earthgpt_jax.input.packing.schedule import PackingSchedule
@@ -113,7 +113,7 @@ class MetricsLogger:
         # Line-buffered: the lines of steps in a checkpoint must survive a kill.
         self._file = (workdir / "metrics.jsonl").open("a", buffering=1)
         self._board = _summary_writer(workdir / "tb", purge_step=start_step)
-        self._bar = tqdm(total=config.optim.steps, initial=start_step, desc=config.stage.value, unit="step")
+        self._bar = Bar(total=config.optim.steps, initial=start_step, desc=config.stage.value, unit="step")
         self._timer = timer
         self._sums: collections.Counter[str] = collections.Counter()
         self._postfix: dict[str, str] = {}  # figures of the progress bar

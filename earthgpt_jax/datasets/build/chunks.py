@@ -21,12 +21,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
-from tqdm import tqdm
-
 from earthgpt_jax.common.digests import sha256
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.common.files import atomic_open, write_bytes
 from earthgpt_jax.common.parallel import Engine
+from earthgpt_jax.common.progress import Bar
 from earthgpt_jax.datasets import image_digests
 from earthgpt_jax.datasets.build import tiling
 from earthgpt_jax.datasets.build.counts import COUNTED_TYPES, BuildCounts, RecordCounts, count_items
@@ -271,13 +270,13 @@ def make_chunks(jobs: Iterable[Job], folder: Path, *, engine: Engine, settings: 
     """
     folder.mkdir(exist_ok=True)
     sizes: dict[Path, int] = {}
-    with tqdm(desc=f"{name}: annotations", unit="image", leave=False) as bar:
+    with Bar(desc=f"{name}: annotations", unit="image", leave=False) as bar:
         for number, job in enumerate(jobs):
             sizes[write_job(folder, number, job, settings=settings)] = len(job)
             bar.update(len(job))
     unfinished = [path for path in sizes if read_index(path) is None]
     finished = sum(sizes.values()) - sum(map(sizes.__getitem__, unfinished))
-    with tqdm(total=sum(sizes.values()), initial=finished, desc=name, unit="image", leave=False) as bar:
+    with Bar(total=sum(sizes.values()), initial=finished, desc=name, unit="image", leave=False) as bar:
         for path in engine.run(run_job, unfinished):
             bar.update(sizes[path])
     counts, image_sums = BuildCounts(), {}

@@ -25,12 +25,12 @@ from tensorflow_datasets.core import file_adapters, naming
 from tensorflow_datasets.core.dataset_builder import FileReaderBuilder
 from tensorflow_datasets.core.splits import SplitDict, SplitInfo
 from tensorflow_datasets.core.utils.shard_utils import ShardConfig, get_shard_boundaries
-from tqdm import tqdm
 
 from earthgpt_jax import __version__
 from earthgpt_jax.common.digests import fingerprint_json, sha256, sha256_file
 from earthgpt_jax.common.files import atomic_path, write_bytes, write_text
 from earthgpt_jax.common.parallel import Engine
+from earthgpt_jax.common.progress import Bar
 from earthgpt_jax.datasets import image_digests
 from earthgpt_jax.datasets.build.chunks import ChunkIndex
 from earthgpt_jax.datasets.build.counts import RecordCounts
@@ -186,7 +186,7 @@ def write_directory(
     shards_folder.mkdir(exist_ok=True)
     jobs = _write_jobs(shards_folder, splits)
     unfinished = [job for split_jobs in jobs.values() for job in split_jobs if not _is_finished(job)]
-    with tqdm(
+    with Bar(
         total=len(unfinished), desc=f"{name}: shards", unit="shard", leave=False, disable=len(unfinished) < 2
     ) as bar:
         for _ in engine.run(run_job, unfinished):

@@ -6,10 +6,9 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from tqdm import tqdm
-
 from earthgpt_jax.common import digests
 from earthgpt_jax.common.errors import EarthGPTError
+from earthgpt_jax.common.progress import Bar
 from earthgpt_jax.common.tables import align_columns
 from earthgpt_jax.datasets.build import native_files
 from earthgpt_jax.datasets.build.counts import COUNTED_TYPES, BuildCounts
@@ -149,7 +148,7 @@ def check_native(card: Card, *, root: Path, sums: Mapping[str, str] | None = Non
 
 def _count(card: Card, root: Path) -> BuildCounts:
     counts = BuildCounts()
-    for event in tqdm(read(root, card), desc=card.name, unit="item", leave=False):
+    for event in Bar(read(root, card), desc=card.name, unit="item", leave=False):
         counts.add(event)
     counts.check(card.name)
     return counts

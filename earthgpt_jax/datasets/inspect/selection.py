@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from earthgpt_jax.common.errors import EarthGPTError
+from earthgpt_jax.common.progress import Bar
 from earthgpt_jax.datasets import store
 from earthgpt_jax.datasets.manifest import read_manifest
 from earthgpt_jax.records import Record, Sensor, Task
@@ -72,7 +72,7 @@ def select_records(
     ]
     selected: list[list[tuple[int, Record]]] = [[] for _ in sources]
     queue = [(number, _matching(source, seed=seed, wanted=wanted)) for number, source in enumerate(sources)]
-    with tqdm(total=count, desc="selecting", unit="record", leave=False) as bar:
+    with Bar(total=count, desc="selecting", unit="record", leave=False) as bar:
         while queue and bar.n < count:
             number, matching = queue.pop(0)
             item = next(matching, None)

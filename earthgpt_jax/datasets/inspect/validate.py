@@ -6,11 +6,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from earthgpt_jax.boxes import degeneracy
 from earthgpt_jax.common.digests import sha256_file
 from earthgpt_jax.common.errors import EarthGPTError
+from earthgpt_jax.common.progress import Bar
 from earthgpt_jax.datasets import image_digests, store
 from earthgpt_jax.datasets.build import tiling
 from earthgpt_jax.datasets.manifest import read_manifest
@@ -23,7 +22,7 @@ def iter_records(directory: Path) -> Iterator[Record]:
     """Yield every record of a dataset directory, split by split, with a progress bar."""
     for split in read_manifest(directory)["counts"]:
         source = store.RecordSource(directory, split)
-        yield from tqdm(source, desc=f"{source.name}/{split}", unit="record", leave=False)
+        yield from Bar(source, desc=f"{source.name}/{split}", unit="record", leave=False)
 
 
 def find_problems(directory: Path) -> list[str]:
@@ -49,7 +48,7 @@ def find_problems(directory: Path) -> list[str]:
         return [*problems, str(error)]
     seen: set[str] = set()
     for split in manifest["counts"]:
-        source = tqdm(store.RecordSource(directory, split), desc=f"{manifest['name']}/{split}", leave=False)
+        source = Bar(store.RecordSource(directory, split), desc=f"{manifest['name']}/{split}", leave=False)
         for record, digest in zip(source, digests[split], strict=True):
             if not tiling.is_tile(record) and image_digests.image_digest(record.image) != digest:
                 problems.append(f"{record.id}: {image_digests.FILE} has the digest of another image")

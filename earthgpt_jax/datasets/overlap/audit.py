@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from earthgpt_jax.common.digests import sha256
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.common.files import write_output
+from earthgpt_jax.common.progress import Bar
 from earthgpt_jax.common.tables import align_columns
 from earthgpt_jax.datasets import image_digests as digests
 from earthgpt_jax.datasets import store
@@ -174,7 +174,7 @@ def audit(directories: Sequence[Path], *, workers: int | None = None) -> Audit:
     near = _near(trains, benchmarks, hashes)
     found: dict[Path, list[Match]] = {directory: [] for directory in directories}
     overlaps, totals = [], []
-    for benchmark in tqdm(benchmarks, desc="comparing splits", unit="split", leave=False):
+    for benchmark in Bar(benchmarks, desc="comparing splits", unit="split", leave=False):
         strongest = np.zeros(len(benchmark.files), np.int64)
         records: collections.Counter[int] = collections.Counter()
         for train in trains:

@@ -22,12 +22,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from earthgpt_jax.common.digests import sha256_int
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.common.files import write_output
 from earthgpt_jax.common.parallel import parallel_map
+from earthgpt_jax.common.progress import Bar
 from earthgpt_jax.datasets import store
 from earthgpt_jax.datasets.manifest import read_manifest, record_counts
 from earthgpt_jax.raster.decode import decode
@@ -100,7 +100,7 @@ def dataset_hashes(directory: Path, *, workers: int | None = None) -> dict[str, 
         for start in range(0, length, _CHUNK)
     ]
     arrays = {split: np.zeros((length, len(_COLUMNS)), np.uint64) for split, length in lengths.items()}
-    with tqdm(total=sum(lengths.values()), desc=f"hashing {manifest['name']}", unit="image", leave=False) as bar:
+    with Bar(total=sum(lengths.values()), desc=f"hashing {manifest['name']}", unit="image", leave=False) as bar:
         results = parallel_map(functools.partial(_hash_chunk, directory), chunks, workers=workers)
         for (split, start, stop), result in zip(chunks, results, strict=True):
             arrays[split][start:stop] = result

@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from earthgpt_jax.common import files
 from earthgpt_jax.common.digests import fingerprint_json
 from earthgpt_jax.common.errors import DamagedRecordError, EarthGPTError
 from earthgpt_jax.common.parallel import parallel_map
+from earthgpt_jax.common.progress import Bar
 from earthgpt_jax.config import OnDamaged
 from earthgpt_jax.datasets import store
 from earthgpt_jax.input.packing.lengths import LengthIndex, concatenate_indexes, measure_lengths
@@ -87,7 +87,7 @@ def _measure(
     """Return the index, and the number of damaged records that it lacks."""
     starts = range(0, len(source), _CHUNK)
     parts, damaged = [], 0
-    with tqdm(total=len(source), desc=f"{source.name}: lengths", unit="record", leave=False) as bar:
+    with Bar(total=len(source), desc=f"{source.name}: lengths", unit="record", leave=False) as bar:
         task = functools.partial(_measure_chunk, source.directory, source.split, prompt_config, on_damaged)
         for part, damaged_in_part in parallel_map(task, starts, workers=workers):
             parts.append(part)
