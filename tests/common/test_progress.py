@@ -27,7 +27,9 @@ def test_a_log_file_gets_whole_lines_without_carriage_returns(monkeypatch, leave
     lines = log.getvalue().splitlines()
     assert 2 <= len(lines) <= 8
     assert "\r" not in log.getvalue()
-    assert all(line.startswith("work: ") and "/8 [" in line and ("item/s" in line or "s/item" in line) for line in lines)
+    assert all(
+        line.startswith("work: ") and "/8 [" in line and ("item/s" in line or "s/item" in line) for line in lines
+    )
     assert not leave or "100%" in lines[-1]
 
 
