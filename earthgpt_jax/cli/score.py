@@ -171,7 +171,7 @@ def _file_notes(args: argparse.Namespace, header: dict[str, Any], predictions: l
     from earthgpt_jax.common.digests import sha256_file
 
     notes = [f"{len(predictions)} answers of {args.file.name}, sha256 {sha256_file(args.file)}."]
-    checked = ("questions", "questions_digest")
+    checked = ("questions", "questions_digest", "truth_digest")
     notes += [f"{name}: {json.dumps(value)}" for name, value in header.items() if name not in checked]
     if not args.third_party and "questions" not in header:
         notes.append(

@@ -1,7 +1,8 @@
 """Predictions on disk: a JSON Lines file with one header line, then one `Prediction` per line.
 
 The header is `{"header": {"format_version": 2, ...}}`. It may also say how many questions were asked (`questions`) and
-the digest of the questions and their true answers (`questions_digest`); both are then checked before scoring.
+the digests of the questions and their true answers (`questions_digest`) and of the complete ground truth
+(`truth_digest`: also objects, references, image sizes and synonyms); all are then checked before scoring.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from earthgpt_jax.evaluation.predictions import Prediction, Step, Truth
 FORMAT_VERSION = 2
 
 _TUPLES = ("references", "confidences", "synonyms", "token_lengths", "logprobs")
+# What the model gave; all other fields are the question and its ground truth.
+_ANSWER_FIELDS = ("prediction", "box_format", "frame", "confidences", "token_lengths", "logprobs", "steps")
 _OPTIONAL = ("token_lengths", "logprobs", "steps")  # left out of a line where empty
 
 
@@ -121,8 +124,13 @@ def _token_problem(p: Prediction) -> str:
 
 
 def write(path: Path, predictions: Sequence[Prediction], *, header: Mapping[str, Any]) -> None:
-    """Write a complete file; the header also gets the number and the digest of the questions."""
-    header = {**header, "questions": len(predictions), "questions_digest": digest(predictions)}
+    """Write a complete file; the header also gets the number of the questions and the digests of their truth."""
+    header = {
+        **header,
+        "questions": len(predictions),
+        "questions_digest": digest(predictions),
+        "truth_digest": truth_digest(predictions),
+    }
     write_text(path, header_line(header) + "".join(map(to_line, predictions)))
 
 
@@ -137,14 +145,19 @@ def questions_digest(questions: Iterable[tuple[str, str, str]]) -> str:
     return fingerprint("\n".join(lines))
 
 
+def truth_digest(predictions: Iterable[Prediction]) -> str:
+    """Return the digest of everything but the answers: objects, references, sizes and all other fields."""
+    return fingerprint("\n".join(sorted(json.dumps(_ground_truth(p)) for p in predictions)))
+
+
 def read_complete(path: Path) -> tuple[dict[str, Any], list[Prediction]]:
     """Read the header and predictions of a file, and check that it answers all questions that its header declares.
 
-    The header declares the number of questions (`questions`) and their digest (`questions_digest`); what it does not
-    declare is not checked.
+    The header declares the number of questions (`questions`), their digest (`questions_digest`) and that of their
+    ground truth (`truth_digest`); what it does not declare is not checked.
 
     Raises:
-        EarthGPTError: the file cannot be read (see `read`); a question has no answer; a question or its true answer
+        EarthGPTError: the file cannot be read (see `read`); a question has no answer; a question or its ground truth
             was changed.
     """
     header, predictions = read(path)
@@ -159,6 +172,13 @@ def read_complete(path: Path) -> tuple[dict[str, Any], list[Prediction]]:
         raise EarthGPTError(
             f"{path}: expected the questions and true answers with digest {expected}, as its header says, got {found}; "
             "an id, a question or a true answer was changed, or several files were joined"
+        )
+    expected, found = header.get("truth_digest"), truth_digest(predictions)
+    if expected is not None and expected != found:
+        raise EarthGPTError(
+            f"{path}: expected the ground truth with digest {expected}, as its header says, got {found}; an object, a "
+            "reference, an image size, a synonym or another field of the truth was changed. Run the same `earthgpt "
+            "eval` command again with a new --out"
         )
     return header, predictions
 
@@ -201,5 +221,5 @@ def check_same_ids(ids: Iterable[str], reference: Iterable[str], *, path: Path, 
         raise EarthGPTError(f"{path}: {'; '.join(problems)}; expected each question of {reference_path} once")
 
 
-def _ground_truth(p: Prediction) -> tuple:
-    return p.question, p.answer, p.references, p.objects, p.object_index, p.width, p.height
+def _ground_truth(p: Prediction) -> dict[str, Any]:
+    return {name: value for name, value in dataclasses.asdict(p).items() if name not in _ANSWER_FIELDS}

@@ -100,11 +100,13 @@ def evaluate(
     process = process or Process.current()
     with process.synchronized("looking for existing answers"):
         _check(examples, out)
-        digest = predictions_file.questions_digest(
-            (item.question.id, item.question.text, item.question.answer) for item in examples
-        )
+        unanswered = [Prediction.from_answer(item.record, item.question, "") for item in examples]
+        digests = {
+            "questions_digest": predictions_file.digest(unanswered),
+            "truth_digest": predictions_file.truth_digest(unanswered),
+        }
         limits = {task: MAX_NEW_TOKENS[task] for task in sorted({item.question.task for item in examples})}
-        files = PartFiles(out=out, header={**header, "max_new_tokens": limits, "questions_digest": digest})
+        files = PartFiles(out=out, header={**header, "max_new_tokens": limits, **digests})
         answered = files.answered()
     process.check_consistent(files.header)
     by_id = {item.question.id: item for item in examples}

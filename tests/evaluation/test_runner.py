@@ -83,8 +83,7 @@ def test_the_truth_scores_one(examples, tmp_path):
                          ("obb", "f1"), ("hbb", "parse_rate")):  # fmt: skip
         assert table[task]["all"][metric] == 1.0, task
     header, read = predictions_file.read(tmp_path / "p.jsonl")
-    assert header == HEADER | {"questions_digest": header["questions_digest"],
-                               "max_new_tokens": header["max_new_tokens"]}  # fmt: skip
+    assert header == HEADER | {name: header[name] for name in ("questions_digest", "truth_digest", "max_new_tokens")}
     assert header["max_new_tokens"]["hbb"] == MAX_NEW_TOKENS["hbb"]
     assert {p.id: p for p in read} == {p.id: p for p in answered}
 
