@@ -15,10 +15,12 @@ dialogue.ask("Where is the largest one?")
 from __future__ import annotations
 
 import dataclasses
+import functools
 import io
+import itertools
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -28,6 +30,7 @@ from PIL import Image
 from earthgpt_jax.boxes import BoxKind, Square, parse
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.inference.confidence import box_confidences
+from earthgpt_jax.inference.decode import StateShape
 from earthgpt_jax.inference.engine import Engine
 from earthgpt_jax.inference.requests import Answer, ImageRequests, Request
 from earthgpt_jax.inference.sampling import Sampling
@@ -35,6 +38,8 @@ from earthgpt_jax.input.images import to_square
 from earthgpt_jax.input.prompts.templates import default_question
 from earthgpt_jax.raster.decode import decode, read_image
 from earthgpt_jax.records import Task
+
+_CHUNK = 64  # images that `detect_each` holds in memory
 
 ImageLike = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
 
@@ -162,26 +167,46 @@ class Model:
         Raises:
             EarthGPTError: as in `answer`; or `boxes` is neither `hbb` nor `obb`.
         """
+        (result,) = self.detect_each([image], boxes=boxes, question=question, max_new_tokens=max_new_tokens)
+        return result
+
+    def detect_each(
+        self,
+        images: Iterable[ImageLike],
+        *,
+        boxes: Literal["hbb", "obb"] = "hbb",
+        question: str | None = None,
+        max_new_tokens: int = 448,
+    ) -> Iterator[DetectionResult]:
+        """Detect all objects of each of several images; yield the results in the order of the images.
+
+        Images are read when their turn comes; `batch_size` of them (see `load`) are answered at a time.
+
+        Args:
+            images, boxes, question, max_new_tokens: as in `detect`.
+
+        Raises:
+            EarthGPTError: as in `detect`.
+        """
         if boxes not in ("hbb", "obb"):
             raise EarthGPTError(f"boxes: expected 'hbb' or 'obb', got {boxes!r}")
-        pixels = _pixels(image)
-        height, width = pixels.shape[:2]
-        square = to_square(pixels, self.engine.image_size)
         text = default_question(Task(boxes)) if question is None else question
-        (answer,) = self._generate(square, [(text, ())], max_new_tokens)
-        parsed, frame = parse(answer.text), Square(width, height)
-        confidences = box_confidences(
-            answer.text, parsed.boxes, logprobs=answer.logprobs, token_lengths=answer.token_lengths
-        ) or (None,) * len(parsed.boxes)
-        detections = tuple(
-            Detection(
-                label=box.label, polygon=box.pixels(frame).reshape(4, 2), kind=box.kind, confidence=confidence
-            )
-            for box, confidence in zip(parsed.boxes, confidences, strict=True)
-        )  # fmt: skip
-        return DetectionResult(
-            width=width, height=height, detections=detections, rejected=tuple(parsed.rejections), answer=answer.text
-        )
+        _check_request(text, max_new_tokens)
+        source = iter(images)
+        shape: StateShape | None = None  # of the first chunk, so that all run the same programs
+        while chunk := [_pixels(image) for image in itertools.islice(source, _CHUNK)]:
+            squares = [to_square(pixels, self.engine.image_size) for pixels in chunk]
+            work = [
+                ImageRequests(
+                    image=functools.partial(np.asarray, square),
+                    requests=[Request(id=str(i), text=text, max_new_tokens=max_new_tokens)],
+                )
+                for i, square in enumerate(squares)
+            ]
+            shape = shape or self.engine.state_shape(work)
+            answers = {int(answer.id): answer for answer in self.engine.stream(work, state_shape=shape)}
+            for i, pixels in enumerate(chunk):
+                yield _detections(answers[i], width=pixels.shape[1], height=pixels.shape[0])
 
     def chat(self, image: ImageLike, *, max_new_tokens: int = 256) -> Dialogue:
         """Begin a dialogue about an image, which remembers its turns.
@@ -195,11 +220,8 @@ class Model:
         self, square: np.ndarray, prompts: Sequence[tuple[str, Sequence[tuple[str, str]]]], max_new_tokens: int
     ) -> list[Answer]:
         """Answer (question, earlier turns) pairs about one image, in order."""
-        if max_new_tokens < 1:
-            raise EarthGPTError(f"max_new_tokens: expected at least 1, got {max_new_tokens}")
         for question, _ in prompts:
-            if not isinstance(question, str) or not question.strip():
-                raise EarthGPTError(f"question: expected text, got {question!r}")
+            _check_request(question, max_new_tokens)
         requests = [
             Request(id=str(i), text=question, max_new_tokens=max_new_tokens, history=tuple(history))
             for i, (question, history) in enumerate(prompts)
@@ -284,6 +306,28 @@ def _load_exported(folder: Path, *, batch_size: int, sampling: Sampling) -> Engi
             decimals=info.decimals, chat_template=info.chat_template,
         )  # fmt: skip
         return Engine.from_model_dir(out, batch_size=batch_size, sampling=sampling)
+
+
+def _check_request(question: str, max_new_tokens: int) -> None:
+    if max_new_tokens < 1:
+        raise EarthGPTError(f"max_new_tokens: expected at least 1, got {max_new_tokens}")
+    if not isinstance(question, str) or not question.strip():
+        raise EarthGPTError(f"question: expected text, got {question!r}")
+
+
+def _detections(answer: Answer, *, width: int, height: int) -> DetectionResult:
+    """Read the boxes of an answer about an image of this size."""
+    parsed, frame = parse(answer.text), Square(width, height)
+    confidences = box_confidences(
+        answer.text, parsed.boxes, logprobs=answer.logprobs, token_lengths=answer.token_lengths
+    ) or (None,) * len(parsed.boxes)
+    detections = tuple(
+        Detection(label=box.label, polygon=box.pixels(frame).reshape(4, 2), kind=box.kind, confidence=confidence)
+        for box, confidence in zip(parsed.boxes, confidences, strict=True)
+    )
+    return DetectionResult(
+        width=width, height=height, detections=detections, rejected=tuple(parsed.rejections), answer=answer.text
+    )
 
 
 def _pixels(image: ImageLike) -> np.ndarray:

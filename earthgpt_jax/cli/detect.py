@@ -1,64 +1,154 @@
-"""Detect objects in an image; print boxes as JSON and draw them.
+"""Detect objects in images; print boxes as JSON and draw them.
 
-Boxes are axis-aligned (hbb) or oriented (obb). The JSON on standard output has the label, the corners
-in pixels of the image and the confidence of each box, the raw answer of the model, and the parts of
-the answer that are not valid boxes. A confidence ranks boxes; it is not a calibrated probability.
+Boxes are axis-aligned (hbb) or oriented (obb). Standard output gets one JSON object an image, on one
+line: the label, the corners in pixels of the image and the confidence of each box, the raw answer of
+the model, and the parts of the answer that are not valid boxes. A confidence ranks boxes; it is not a
+calibrated probability. With --out, the same goes to a file; a CSV file has one row per box.
 
 examples:
-  earthgpt detect --image scene.png --draw boxes.png
-  earthgpt detect --image scene.png --boxes obb --model runs/instruct/model
+  earthgpt detect scene.png --draw boxes.png
+  earthgpt detect scene.png --boxes obb --model runs/instruct/model
+  earthgpt detect scenes/ --out boxes.csv --draw drawn/
 """
 
 from __future__ import annotations
 
 import argparse
+import collections
+import itertools
 import json
+import os
 import sys
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from earthgpt_jax.cli import engine_options
+from earthgpt_jax.cli import engine_options, images, table_file
 
 if TYPE_CHECKING:
     import numpy as np
+    from PIL import Image
 
     from earthgpt_jax.api import DetectionResult
 
+BATCH_SIZE = 8  # images at a time, where there are several
+SUFFIXES = (".png", ".jpg", ".jpeg")  # of drawings
+CORNERS = tuple(f"{axis}{i}" for i in (1, 2, 3, 4) for axis in "xy")
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--image", required=True, type=Path, metavar="FILE", help="PNG, JPEG, TIFF or BMP of any size")
+    images.add_arguments(parser)
     parser.add_argument(
         "--boxes", choices=("hbb", "obb"), default="hbb", help="axis-aligned or oriented boxes (default: hbb)"
     )
-    parser.add_argument("--draw", type=Path, metavar="FILE.png", help="draw the boxes on the image and save it here")
+    parser.add_argument(
+        "--draw", type=Path, metavar="PATH", help="draw the boxes on the image and save it as this PNG or JPEG file; "
+        "for several images, in this folder",
+    )  # fmt: skip
     parser.add_argument(
         "--max-new-tokens", type=int, default=448, metavar="N", help="longest answer in tokens (default: 448)"
     )
+    parser.add_argument("--quiet", action="store_true", help="print no summary and no warnings on standard error")
+    table_file.add_argument(parser)
     engine_options.add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     from earthgpt_jax.api import Model
-    from earthgpt_jax.raster.decode import decode, read_image
+    from earthgpt_jax.raster.decode import decode
 
-    data = read_image(args.image)
-    model = Model(engine_options.engine(args, batch_size=1))
-    result = model.detect(data, boxes=args.boxes, max_new_tokens=args.max_new_tokens)
-    print(json.dumps({"image": str(args.image), **result.to_dict()}, indent=1))
-    if args.draw:
-        _draw(decode(data), result, args.draw)
-        print(f"drawn: {args.draw}", file=sys.stderr)
-    return 0
+    source = images.Images(images.find(args.images))
+    several = len(source.paths) > 1
+    drawings = _Drawings(args.draw, images=source.paths) if args.draw else None
+    files = source.read()
+    first = next(files)  # before the model is loaded: a wrong image is reported at once
+    model = Model(engine_options.engine(args, batch_size=BATCH_SIZE if several else 1))
+    if not args.quiet:
+        images.warn_about_model(model.engine.model)
+    pending: collections.deque[tuple[Path, bytes]] = collections.deque()
+
+    def data() -> Iterator[bytes]:
+        for item in itertools.chain([first], files):
+            pending.append(item)
+            yield item[1]
+
+    answers = []
+    for result in model.detect_each(data(), boxes=args.boxes, max_new_tokens=args.max_new_tokens):
+        path, content = pending.popleft()
+        answer = {"image": str(path), **result.to_dict()}
+        if args.out:
+            answers.append(answer)
+        else:
+            print(json.dumps(answer), flush=True)
+        drawn = f"; drawn: {drawings.save(decode(content), result, path)}" if drawings else ""
+        if not args.quiet:
+            size = model.engine.image_size
+            images.warn_about_size(path, width=result.width, height=result.height, image_size=size)
+            print(f"{path}: {_summary(result)}{drawn}", file=sys.stderr)
+    if args.out:
+        columns = ("image", "width", "height", "label", "kind", "confidence", *CORNERS)
+        table_file.write(args.out, answers, columns=columns, to_rows=_to_rows)
+    return source.status()
 
 
-def _draw(pixels: np.ndarray, result: DetectionResult, path: Path) -> None:
-    """Save the image u8[h, w, 3] with the outlines and labels of the detected objects."""
-    from PIL import Image, ImageDraw
+def _summary(result: DetectionResult) -> str:
+    """Such as `3 boxes (2 ship, 1 storage tank)`."""
+    counts = collections.Counter(detection.label or "no label" for detection in result)
+    labels = ", ".join(f"{count} {label}" for label, count in counts.most_common())
+    rejected = f", {len(result.rejected)} unreadable" if result.rejected else ""
+    return f"{len(result)} box{'' if len(result) == 1 else 'es'}{f' ({labels})' if labels else ''}{rejected}"
 
-    image = Image.fromarray(pixels)
+
+def _to_rows(answer: Mapping[str, Any]) -> list[list[Any]]:
+    shared = [answer["image"], answer["width"], answer["height"]]
+    return [[*shared, box["label"], box["kind"], box["confidence"], *box["polygon"]] for box in answer["boxes"]]
+
+
+class _Drawings:
+    """Draws the boxes of one image into a file, or of several into a folder."""
+
+    def __init__(self, path: Path, *, images: Sequence[Path]):
+        """Check the path.
+
+        Raises:
+            EarthGPTError: it is a folder for one image, a file for several, or has no suffix of a picture.
+        """
+        from earthgpt_jax.common.errors import EarthGPTError
+
+        several = len(images) > 1
+        self._path, self._several = path, several
+        self._folder = os.path.commonpath([image.parent for image in images])  # drawings keep the subfolders below it
+        if several and path.is_file():
+            raise EarthGPTError(f"--draw {path}: expected a folder for several images, got a file")
+        if not several and (path.is_dir() or path.suffix.lower() not in SUFFIXES):
+            raise EarthGPTError(f"--draw {path}: expected a file name that ends in {' or '.join(SUFFIXES)}")
+
+    def save(self, pixels: np.ndarray, result: DetectionResult, image: Path) -> Path:
+        """Draw on the image u8[h, w, 3] that comes from the file `image`; return the drawing's path."""
+        import io
+
+        from PIL import Image
+
+        from earthgpt_jax.common.files import explain_write_errors, write_bytes
+
+        path = self._path / image.relative_to(self._folder).with_suffix(".png") if self._several else self._path
+        drawing = Image.fromarray(pixels)
+        _draw(drawing, result)
+        buffer = io.BytesIO()
+        drawing.save(buffer, format="PNG" if path.suffix.lower() == ".png" else "JPEG")
+        with explain_write_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_bytes(path, buffer.getvalue())
+        return path
+
+
+def _draw(image: Image.Image, result: DetectionResult) -> None:
+    """Draw the outlines and labels of the detected objects, thick enough to see when the image fills a screen."""
+    from PIL import ImageDraw
+
     draw = ImageDraw.Draw(image)
+    scale = max(1, round(max(image.size) / 500))
     for detection in result:
         corners = [(float(x), float(y)) for x, y in detection.polygon]
-        draw.polygon(corners, outline=(255, 64, 64))
-        draw.text(corners[0], detection.label, fill=(255, 255, 0))
-    image.save(path)
+        draw.line([*corners, corners[0], corners[1]], fill=(255, 64, 64), width=scale, joint="curve")
+        draw.text(corners[0], detection.label, fill=(255, 255, 0), font_size=11 * scale, anchor="ls")

@@ -17,7 +17,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib
+import glob
+import importlib.util
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -62,7 +63,7 @@ and oriented (OBB) boxes.
 EXAMPLES = """\
 examples:
   earthgpt quickstart --workdir runs/quickstart    data, training, evaluation and export, on a CPU, in minutes
-  earthgpt detect --image scene.png                boxes of all objects in an image, as JSON
+  earthgpt detect scene.png                        boxes of all objects in an image, as JSON
   earthgpt COMMAND --help                          what a command does and its options
 """
 
@@ -71,6 +72,7 @@ RENAMED = {
     "fold": "merge",
     "whole": "image",
     "--grammar": "--box-format",
+    "--image": "IMAGE",  # without an option
     "--images-per-row": "--max-images",
     "--plan": "--packing",
     "--tokens-per-row": "--seq-len",
@@ -156,6 +158,7 @@ def _dispatch(argv: Sequence[str]) -> int:
         return 0
     args.overrides = overrides
     _mark_absl_flags_parsed()
+    _skip_tpu_search()
     return module.run(args) or 0
 
 
@@ -182,6 +185,7 @@ def _split(
     for a positional argument.
     """
     known = sorted({*_options(parser), "--version"})
+    positionals = [str(action.metavar) for action in parser._actions if not action.option_strings]
     words: list[str] = []
     overrides: list[str] = []
     for position, word in enumerate(argv):
@@ -196,7 +200,9 @@ def _split(
             overrides.append(word)
             continue
         if word.startswith("--") and option not in known:
-            raise EarthGPTError(f"unknown option {option}{_suggestion(option, known)} (see `{parser.prog} --help`)")
+            raise EarthGPTError(
+                f"unknown option {option}{_suggestion(option, [*known, *positionals])} (see `{parser.prog} --help`)"
+            )
         words.append(word)
     return words, overrides
 
@@ -222,6 +228,18 @@ def _mark_absl_flags_parsed() -> None:
 
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()
+
+
+def _skip_tpu_search() -> None:
+    """Use the CPU at once where the TPU compiler is installed (extra `plan`) but neither a TPU nor CUDA is.
+
+    Otherwise libtpu searches for a TPU first, for seconds, and reports that it found none.
+    """
+    installed = importlib.util.find_spec
+    cuda = any(installed(f"jax_cuda{version}_plugin") for version in (12, 13))
+    tpu = any(glob.glob(pattern) for pattern in ("/dev/accel*", "/dev/vfio/[0-9]*"))
+    if installed("libtpu") and not cuda and not tpu:
+        os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 
 def _print_error(message: str) -> int:

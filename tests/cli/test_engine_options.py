@@ -32,7 +32,7 @@ from earthgpt_jax.synthetic import SyntheticSource
 def test_wrong_options_are_reported_before_a_model_is_loaded(tmp_path, capsys, words, message):
     image = tmp_path / "scene.png"
     image.write_bytes(SyntheticSource("test", 1)[0].image)
-    assert main(["chat", "--image", str(image), "--question", "?", *words]) == 2
+    assert main(["chat", str(image), "--question", "?", *words]) == 2
     out, err = capsys.readouterr()
     assert message in err and err.startswith("error: ") and err.count("\n") < 6 and not out
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from earthgpt_jax.cli.main import main
 from earthgpt_jax.evaluation import predictions_file
@@ -30,6 +33,18 @@ def world(tmp_path_factory):
     }  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def folder(world):
+    """Three images, a damaged one and a text file."""
+    folder = world["root"] / "scenes"
+    folder.mkdir()
+    for i in range(3):
+        (folder / f"{i}.png").write_bytes(SyntheticSource("test", 3)[i].image)
+    (folder / "damaged.png").write_bytes(b"damaged")
+    (folder / "notes.txt").write_text("notes")
+    return folder
+
+
 def _fails(capsys, *argv: str) -> str:
     assert main([str(word) for word in argv]) == 2
     lines = capsys.readouterr().err.splitlines()
@@ -39,21 +54,57 @@ def _fails(capsys, *argv: str) -> str:
 
 
 def test_chat_answers_each_question(world, capsys):
-    argv = ["chat", "--image", world["image"], "--model", world["model"], "--max-new-tokens", "4"]
+    argv = ["chat", world["image"], "--model", world["model"], "--max-new-tokens", "4"]
     assert main([*map(str, argv), "--question", "One?", "--question", "Two?"]) == 0
     out = capsys.readouterr().out
     assert out.count("A: ") == 2
     assert "Q: One?" in out
 
 
+def test_chat_asks_about_each_image_of_a_folder(world, folder, capsys):
+    out = world["root"] / "answers.csv"
+    argv = ["chat", folder, "--model", world["model"], "--max-new-tokens", "4", "--question", "One?", "--out", out]
+    assert main([*map(str, argv), "--question", "Two?"]) == 2  # one image is damaged
+    assert "1 of 4 images could not be read" in capsys.readouterr().err.splitlines()[-1]
+    rows = list(csv.DictReader(out.open()))
+    asked = [(Path(row["image"]).name, row["question"]) for row in rows]
+    assert asked == [(name, question) for name in ("0.png", "1.png", "2.png") for question in ("One?", "Two?")]
+
+
 def test_detect_prints_json_and_draws_boxes(world, capsys):
     drawn = world["root"] / "drawn.png"
-    argv = ["detect", "--image", world["image"], "--model", world["model"], "--max-new-tokens", "4", "--draw", drawn]
+    argv = ["detect", world["image"], "--model", world["model"], "--max-new-tokens", "4", "--draw", drawn]
     assert main([str(word) for word in argv]) == 0
-    result = json.loads(capsys.readouterr().out)
+    out, err = capsys.readouterr()
+    result = json.loads(out)
     assert (result["width"], result["height"]) == (128, 128)
     assert isinstance(result["boxes"], list)
     assert drawn.stat().st_size > 100
+    assert f"{world['image']}: {len(result['boxes'])} box" in err
+
+
+def test_detect_takes_a_folder_and_answers_as_for_each_image_alone(world, folder, capsys):
+    drawn, out = world["root"] / "drawings", world["root"] / "boxes.json"
+    shared = ["--model", str(world["model"]), "--max-new-tokens", "6"]
+    assert main(["detect", str(folder), *shared, "--draw", str(drawn), "--out", str(out), "--quiet"]) == 2
+    stdout, err = capsys.readouterr()
+    assert stdout == ""
+    assert [line.split(":")[0] for line in err.splitlines()] == ["error", "error"]  # the damaged image, and the sum
+    results = json.loads(out.read_text())
+    assert sorted(path.name for path in drawn.rglob("*.png")) == ["0.png", "1.png", "2.png"]
+    pattern = str(folder / "**" / "[01].png")
+    assert main(["detect", pattern, *shared]) == 0
+    assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == results[:2]
+    assert main(["detect", str(folder / "2.png"), *shared]) == 0
+    assert json.loads(capsys.readouterr().out) == results[2]
+
+
+def test_what_a_model_cannot_see_is_said(world, capsys):
+    scene = world["root"] / "large.png"
+    Image.new("RGB", (2000, 1500)).save(scene)
+    assert main(["detect", str(scene), "--model", str(world["model"]), "--max-new-tokens", "2"]) == 0
+    err = capsys.readouterr().err
+    assert "warning: " in err and "2000 x 1500 pixels" in err and "cut it into tiles" in err
 
 
 def test_eval_writes_scores_a_report_and_predictions_that_score_identically(world, capsys, monkeypatch):
@@ -92,15 +143,24 @@ def test_eval_writes_scores_a_report_and_predictions_that_score_identically(worl
 
 def test_wrong_input_is_reported_in_one_line(world, capsys):
     image, model, root = world["image"], world["model"], world["root"]
-    assert "no such file" in _fails(capsys, "chat", "--image", root / "none.png", "--question", "?")
+    assert "no such file" in _fails(capsys, "chat", root / "none.png", "--question", "?")
     truncated = root / "truncated.png"
     truncated.write_bytes(image.read_bytes()[:500])
     assert f"image {truncated}: image of 500 bytes cannot be decoded" in _fails(
-        capsys, "detect", "--image", truncated, "--model", model
+        capsys, "detect", truncated, "--model", model
     )
     assert "an embedded model: tiny-base, tiny" in _fails(
-        capsys, "chat", "--image", image, "--model", root / "nowhere", "--question", "?"
+        capsys, "chat", image, "--model", root / "nowhere", "--question", "?"
     )
+    assert "expected a folder for several images, got a file" in _fails(
+        capsys, "detect", image, root / "b.png", "--draw", image
+    )
+    assert "--draw d.txt: expected a file name that ends in" in _fails(capsys, "detect", image, "--draw", "d.txt")
+    assert "did you mean '.csv'" in _fails(capsys, "detect", image, "--out", "boxes.cvs")
+    assert "got a web address" in _fails(capsys, "detect", "https://example.org/a.png")
+    assert "found none" in _fails(capsys, "detect", root / "*.jpg")
+    assert "unknown option --image; did you mean 'IMAGE'" in _fails(capsys, "detect", "--image", image)
+    assert "expected --question TEXT" in _fails(capsys, "chat", image, root / "b.png")
     assert "did you mean 'peak_lr'" in _fails(
         capsys, "train", "--config", "tiny:align", "--workdir", root / "w", "--config.optim.peak_lrr=1"
     )

@@ -1,0 +1,113 @@
+"""The images that a command works on: files, folders and patterns on its command line."""
+
+from __future__ import annotations
+
+import argparse
+import glob
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from earthgpt_jax.common.errors import EarthGPTError
+
+if TYPE_CHECKING:
+    from earthgpt_jax.models.model_dir import ModelDir
+
+HELP = "an image file, a folder of images or a quoted pattern such as 'scenes/**/*.tif'; PNG, JPEG, TIFF or BMP"
+TINY_FACTOR = 8  # an image this many times larger than the model's input gets a warning
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help=HELP)
+
+
+def find(words: Sequence[str]) -> list[Path]:
+    """Return the image files that the words of a command line name, each once, in their order.
+
+    A folder stands for the images in it and in its subfolders, by name; other files in it are left out.
+
+    Raises:
+        EarthGPTError: a folder or a pattern has no images, or a word is a web address. A missing file is found out
+            when it is read.
+    """
+    return list(dict.fromkeys(path for word in words for path in _find(word)))
+
+
+def _find(word: str) -> list[Path]:
+    from earthgpt_jax.datasets.readers.events import is_image
+
+    if word.startswith(("http://", "https://")):
+        raise EarthGPTError(f"image {word}: expected a file, got a web address; download it and give the file")
+    path = Path(word)
+    if path.is_dir():
+        found = sorted(file for file in path.rglob("*") if is_image(file) and file.is_file())
+        where = "folder"
+    elif glob.has_magic(word) and not path.exists():
+        found = [Path(name) for name in sorted(glob.glob(word, recursive=True)) if is_image(Path(name))]
+        where = "pattern"
+    else:
+        return [path]
+    if not found:
+        raise EarthGPTError(f"{where} {word}: expected images (PNG, JPEG, TIFF or BMP), found none")
+    return found
+
+
+class Images:
+    """Reads images one after another; one that cannot be read is reported, and the others go on.
+
+    Attributes:
+        paths: the images.
+        failed: the number of images that could not be read so far.
+    """
+
+    def __init__(self, paths: Sequence[Path]):
+        self.paths, self.failed = paths, 0
+
+    def read(self) -> Iterator[tuple[Path, bytes]]:
+        """Yield (path, bytes of the file).
+
+        Raises:
+            EarthGPTError: the only image cannot be read, or none of several.
+        """
+        from earthgpt_jax.raster.decode import read_image
+
+        for path in self.paths:
+            try:
+                data = read_image(path)
+            except EarthGPTError as error:
+                if len(self.paths) == 1:
+                    raise
+                self.failed += 1
+                print(f"error: {error}", file=sys.stderr)
+                continue
+            yield path, data
+        if self.failed == len(self.paths):
+            raise EarthGPTError(f"none of {len(self.paths)} images could be read")
+
+    def status(self) -> int:
+        """Report how many images could not be read, and return the exit status."""
+        if self.failed:
+            print(f"error: {self.failed} of {len(self.paths)} images could not be read", file=sys.stderr)
+        return 2 if self.failed else 0
+
+
+def warn_about_model(model: ModelDir) -> None:
+    """Print a warning if the model has seen synthetic scenes only."""
+    if model.provenance.get("source") == "synthetic":
+        _warn(f"{model.path.name} was trained on synthetic scenes only: its answers about real images mean nothing")
+
+
+def warn_about_size(path: Path, *, width: int, height: int, image_size: int) -> None:
+    """Print a warning if an image loses most of its detail when it is resized to the model's input."""
+    longest = max(width, height)
+    if longest >= TINY_FACTOR * image_size:
+        pixel = longest / image_size
+        _warn(
+            f"{path} has {width} x {height} pixels and the model sees it at {image_size} x {image_size}: objects "
+            f"smaller than {pixel:.0f} pixels cannot be seen; cut it into tiles"
+        )
+
+
+def _warn(text: str) -> None:
+    print(f"warning: {text}", file=sys.stderr)
