@@ -45,6 +45,9 @@ REQUIRES = [
 EXTRAS = {
     "tpu": ["jax[tpu]>=0.10.2,<0.11"],
     "cuda": ["jax[cuda12]>=0.10.2,<0.11"],
+    # Paths in buckets: gs://... and s3://...
+    "gcs": ["gcsfs>=2026.9,<2027"],
+    "s3": ["s3fs>=2026.9,<2027"],
     # The TPU compiler, for `earthgpt plan` on machines without a TPU.
     "plan": ["libtpu>=0.0.42,<0.0.43; sys_platform == 'linux' and platform_machine == 'x86_64'"],
     # Reads .pth files and compares an export with the model.
@@ -61,11 +64,14 @@ EXTRAS = {
     "test": [
         "apache-beam>=2.70,<3",
         "beartype>=0.22,<0.23",
+        "gcp-storage-emulator>=2026.7,<2027",
+        "gcsfs>=2026.9,<2027",
         "hypothesis>=6.130,<7",
         "ipykernel>=7.4,<8",
         "libtpu>=0.0.42,<0.0.43; sys_platform == 'linux' and platform_machine == 'x86_64'",
         "mkdocs-material>=9.8,<10",
         "mkdocstrings[python]>=1.0,<2",
+        "moto[server]>=5.2,<6",
         "mypy>=2.4,<3",
         "nbclient>=0.11,<0.12",
         "peft>=0.21,<0.22",
@@ -75,6 +81,7 @@ EXTRAS = {
         "pytest-xdist>=3.8,<4",
         "qwix>=0.1.8,<0.2",
         "ruff>=0.17.6,<0.18",
+        "s3fs>=2026.9,<2027",
         "setuptools>=77",
         "torch==2.13.0",
         "transformers>=5.17,<6",

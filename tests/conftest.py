@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import jaxtyping
 import pytest
 
 from tests.support.devices import xla_flags
+
+if TYPE_CHECKING:
+    from earthgpt_jax.common.buckets import BucketPath
+    from tests.support.buckets import FaultyBucket, Stores
 
 ROOT = Path(__file__).resolve().parents[1]
 DEVICES = 8
@@ -80,3 +86,37 @@ def realdata() -> Path:
 def goldens() -> Path:
     """Arrays computed by the PyTorch code of upstream projects; not part of this repository."""
     return _folder("EARTHGPT_GOLDENS", ROOT.parent / "shared" / "goldens")
+
+
+SCHEMES = ("gs", "s3")
+
+
+@pytest.fixture(scope="session")
+def stores() -> Iterator[Stores]:
+    """The emulators of object stores, each started when it is first needed."""
+    from tests.support.buckets import Stores
+
+    with Stores() as running:
+        yield running
+
+
+@pytest.fixture(params=SCHEMES)
+def bucket(request: pytest.FixtureRequest, stores: Stores, monkeypatch: pytest.MonkeyPatch) -> Iterator[BucketPath]:
+    """An empty bucket of each object store; processes that the test starts reach it, too."""
+    from tests.support.buckets import new_bucket
+
+    with new_bucket(request.param, stores, monkeypatch) as path:
+        yield path
+
+
+@pytest.fixture(params=SCHEMES)
+def faulty_bucket(
+    request: pytest.FixtureRequest, stores: Stores, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[FaultyBucket]:
+    """An empty bucket of each object store behind a proxy that fails when told to."""
+    from tests.support.buckets import FaultyBucket, FaultyProxy, new_bucket
+
+    proxy = FaultyProxy(stores.url(request.param))
+    with new_bucket(request.param, stores, monkeypatch, url=proxy.url) as path:
+        yield FaultyBucket(path, proxy)
+    proxy.close()

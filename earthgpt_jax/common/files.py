@@ -1,9 +1,26 @@
-"""Write files and folders that are either complete or absent.
+"""Paths that users name, on a disk or in a bucket, and writing that leaves files and folders complete or absent.
 
-Each function writes to a temporary name next to the target and renames it at the end. A reader therefore never sees
-half a file, and a killed process leaves the previous content, plus at most a `*.partial` file that nobody reads.
+Everything a run writes goes through this module, so that it is the one place that needs to know a file system. `path`
+turns the text of a command line or a config into a path: a `pathlib.Path` of a local file, or a `BucketPath` of a
+`gs://` or `s3://` address.
 
-Everything a run writes goes through this module, so that it is the one place that needs to know a file system.
+On a disk, each function writes to a temporary name next to the target and renames it at the end. A reader therefore
+never sees half a file, and a killed process leaves the previous content, plus at most a `*.partial` file that nobody
+reads.
+
+In a bucket nothing can be renamed. A file is written to local scratch space (`TMPDIR`) and uploaded; the object
+appears, or is replaced, when the upload is complete. A folder is written in these steps, also where a bucket is mounted
+as a local folder:
+
+1. An empty object `NAME.partial` next to the folder says that it is being written.
+2. The objects of a previous folder are deleted, its key file first. The key file is one without which readers treat a
+   folder as absent: `config.json` of a model, `manifest.json` of a dataset.
+3. All files but the key file are uploaded under their final names.
+4. The key file is uploaded. From now on the folder exists.
+5. `NAME.partial` is deleted.
+
+A process that is killed at any of them leaves a folder without its key file, which is absent, or a complete one. The
+next attempt finds `NAME.partial` and starts again at step 2. A folder may have one writer at a time.
 """
 
 from __future__ import annotations
@@ -12,13 +29,20 @@ import contextlib
 import enum
 import json
 import os
+import re
 import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from earthgpt_jax.common.buckets import SERVICES, BucketPath, configure
 from earthgpt_jax.common.errors import EarthGPTError, find_full_disk
+
+_UPLOADS = 8  # at a time
+_MOUNTED_BUCKETS = re.compile(r"gcsfuse|mountpoint-s3|s3fs|rclone|goofys|geesefs|blobfuse")
 
 
 class IfExists(enum.Enum):
@@ -28,17 +52,88 @@ class IfExists(enum.Enum):
     REPLACE = "replace"
 
 
+# ------------------------------------------------------------------------------------------------- paths
+def path(text: str | os.PathLike[str]) -> Path:
+    """Return the path that a user names: of a local file, or a `BucketPath` for `gs://bucket/...` or `s3://bucket/...`.
+
+    `pathlib.Path` alone would turn `gs://` into `gs:/`, a local folder.
+
+    Raises:
+        EarthGPTError: the address has another scheme or no bucket, or the package for its scheme is not installed.
+    """
+    name = os.fspath(text)
+    scheme, separator, rest = name.partition("://")
+    if not separator or not re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*", scheme):
+        return Path(name)
+    if scheme not in SERVICES:
+        raise EarthGPTError(
+            f"{name!r}: expected a local path, or an address with {' or '.join(f'{known}://' for known in SERVICES)}, "
+            f"got {scheme}://"
+        )
+    if not rest.strip("/"):
+        raise EarthGPTError(
+            f"{name!r}: expected the name of a bucket after {scheme}://, such as {scheme}://bucket/runs"
+        )
+    configure(scheme)
+    return BucketPath(name)
+
+
+def cache_folder() -> Path:
+    """Return the local folder for what can be made again: `earthgpt` in the user's cache folder."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "earthgpt")
+
+
+def copy(source: Path, target: Path) -> None:
+    """Copy a file, from and to a disk or a bucket; `target` appears, or is replaced, once it is complete."""
+    if isinstance(source, BucketPath):
+        with atomic_path(target) as partial:
+            source.download(partial)
+    elif isinstance(target, BucketPath):
+        target.upload(source)
+    else:
+        with atomic_path(target) as partial:
+            shutil.copyfile(source, partial)
+
+
+@contextlib.contextmanager
+def local_copy(path: Path) -> Iterator[Path]:
+    """Yield a local file with the content of `path`, for libraries that cannot read from a bucket.
+
+    It is `path` itself if that is local, and otherwise a temporary file of the same name.
+    """
+    if not isinstance(path, BucketPath):
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="earthgpt-") as scratch:
+        path.download(Path(scratch, path.name))
+        yield Path(scratch, path.name)
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder and everything in it, if it exists."""
+    if isinstance(folder, BucketPath):
+        folder.rmtree()
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 # ------------------------------------------------------------------------------------------------- files
 @contextlib.contextmanager
 def atomic_path(target: Path, *, durable: bool = False) -> Iterator[Path]:
     """Yield a temporary path next to `target` and rename the file written there to `target` at the end of the block.
 
     The temporary name is unique among all processes and machines. If the block raises, the temporary file is removed
-    and `target` stays as it was.
+    and `target` stays as it was. For a target in a bucket, the temporary file is in local scratch space and uploaded.
 
     Args:
         durable: flush the file to disk before it is renamed, so that it is complete even after a power failure.
     """
+    if isinstance(target, BucketPath):
+        with tempfile.TemporaryDirectory(prefix="earthgpt-") as scratch:
+            local = Path(scratch, target.name)
+            yield local
+            target.upload(local)
+        return
     partial = target.with_name(f"{target.name}.{uuid.uuid4().hex}.partial")
     try:
         yield partial
@@ -61,6 +156,9 @@ def atomic_open(target: Path, *, durable: bool = False) -> Iterator[BinaryIO]:
 
 def write_bytes(path: Path, content: bytes, *, durable: bool = False) -> None:
     """Write a file atomically (`atomic_path`)."""
+    if isinstance(path, BucketPath):
+        path.write_bytes(content)
+        return
     with atomic_open(path, durable=durable) as file:
         file.write(content)
 
@@ -79,7 +177,7 @@ def write_output(path: Path, content: bytes) -> None:
     """Write a file atomically, like `write_bytes`, and explain failures to the user.
 
     Raises:
-        EarthGPTError: the folder is missing or not writable, or the disk is full.
+        EarthGPTError: the folder is missing or not writable, the disk is full, or a bucket cannot be written.
     """
     with explain_write_errors(path):
         write_bytes(path, content)
@@ -92,25 +190,57 @@ def _flush_to_disk(path: Path) -> None:
 
 # ----------------------------------------------------------------------------------------------- folders
 def partial_folder(target: Path) -> Path:
-    """Return the name of a folder while `atomic_folder` is not finished with it."""
+    """Return the name that says that `atomic_folder` is not finished with `target`.
+
+    On a disk it is the folder that is renamed to `target` at the end, in a bucket an empty object.
+    """
     return target.with_name(target.name + ".partial")
 
 
 @contextlib.contextmanager
-def atomic_folder(target: Path, *, if_exists: IfExists = IfExists.REFUSE) -> Iterator[Path]:
-    """Yield a temporary folder `NAME.partial` and rename it to `target` at the end of the block.
+def atomic_folder(target: Path, *, key_file: str, if_exists: IfExists = IfExists.REFUSE) -> Iterator[Path]:
+    """Yield an empty local folder whose content becomes `target` at the end of the block.
 
-    If the block raises, the temporary folder is removed. A killed process leaves it; the next attempt removes it.
+    If the block raises, what it wrote is removed. A killed process leaves a `NAME.partial`; the next attempt removes
+    it. On a disk the folder is renamed. In a bucket the files are uploaded, the key file last; see the top of this
+    module.
 
     Args:
-        if_exists: refuse to write, or replace the folder, if `target` exists. An empty folder is always replaced.
+        key_file: the file in this folder without which readers treat it as absent.
+        if_exists: refuse to write, or replace the folder, if `target` exists. An empty folder is always replaced. In a
+            bucket the previous folder is removed at the beginning of the block, on a disk at its end.
 
     Raises:
         EarthGPTError: `target` exists and shall not be replaced.
+        FileNotFoundError: at the end of the block, there is no key file.
     """
+    make = _renamed_folder if _renames_folders(target) else _uploaded_folder
+    with make(target, key_file=key_file, if_exists=if_exists) as folder:
+        yield folder
+        if not (folder / key_file).exists():
+            raise FileNotFoundError(f"{target}: {key_file} was not written")
+
+
+@contextlib.contextmanager
+def folder_part(target: Path) -> Iterator[Path]:
+    """Yield the local folder into which another process writes its files of a folder.
+
+    One process is in the block of `atomic_folder` meanwhile and leaves it after all others have left theirs. The key
+    file is written by that process.
+    """
+    if _renames_folders(target):
+        yield partial_folder(target)
+        return
+    with tempfile.TemporaryDirectory(prefix="earthgpt-") as scratch:
+        yield Path(scratch)
+        _upload(Path(scratch), target)
+
+
+@contextlib.contextmanager
+def _renamed_folder(target: Path, *, key_file: str, if_exists: IfExists) -> Iterator[Path]:
     occupied = target.exists() and (not target.is_dir() or any(target.iterdir()))
     if occupied and if_exists is IfExists.REFUSE:
-        raise EarthGPTError(f"{target}: exists already; choose a folder that does not exist, or remove it")
+        raise _occupied(target)
     partial = partial_folder(target)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -124,6 +254,70 @@ def atomic_folder(target: Path, *, if_exists: IfExists = IfExists.REFUSE) -> Ite
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+
+
+@contextlib.contextmanager
+def _uploaded_folder(target: Path, *, key_file: str, if_exists: IfExists) -> Iterator[Path]:
+    mark = partial_folder(target)
+    unfinished = mark.exists()  # a process was killed: what it left may be removed
+    if if_exists is IfExists.REFUSE and not unfinished and target.exists() and (target.is_file() or _any_in(target)):
+        raise _occupied(target)
+    mark.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(mark, b"")
+    _clear(target, key_file)
+    try:
+        with tempfile.TemporaryDirectory(prefix="earthgpt-") as scratch:
+            yield Path(scratch)
+            _upload(Path(scratch), target, last=key_file)
+    except BaseException:
+        with contextlib.suppress(OSError, EarthGPTError):  # the first error says more
+            _clear(target, key_file)
+            mark.unlink(missing_ok=True)
+        raise
+    mark.unlink(missing_ok=True)
+
+
+def _occupied(target: Path) -> EarthGPTError:
+    return EarthGPTError(f"{target}: exists already; choose a folder that does not exist, or remove it")
+
+
+def _any_in(folder: Path) -> bool:
+    return next(iter(folder.iterdir()), None) is not None
+
+
+def _clear(folder: Path, key_file: str) -> None:
+    (folder / key_file).unlink(missing_ok=True)
+    remove_folder(folder)
+
+
+def _upload(folder: Path, target: Path, *, last: str | None = None) -> None:
+    """Copy the files of a local folder to `target`, the file `last` after all others."""
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+    def upload(name: str) -> None:
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        copy(folder / name, target / name)
+
+    with ThreadPoolExecutor(_UPLOADS) as threads:
+        list(threads.map(upload, (name for name in names if name != last)))
+    if last is not None:
+        upload(last)
+
+
+def _renames_folders(path: Path) -> bool:
+    """Return whether the file system of `path` renames a folder in one step: a disk does, a mounted bucket does not."""
+    if isinstance(path, BucketPath):
+        return False
+    mounts = Path("/proc/self/mountinfo")
+    if not mounts.exists():  # another system than Linux
+        return True
+    name, found, is_bucket = os.path.abspath(path), "", False
+    for line in mounts.read_text().splitlines():
+        before, _, after = line.partition(" - ")
+        point = before.split()[4].replace("\\040", " ")
+        if len(point) >= len(found) and (name == point or name.startswith(point.rstrip("/") + "/")):
+            found, is_bucket = point, _MOUNTED_BUCKETS.search(" ".join(after.split()[:2])) is not None
+    return not is_bucket
 
 
 # ------------------------------------------------------------------------------------------------ errors

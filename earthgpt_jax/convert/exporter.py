@@ -54,7 +54,7 @@ def export_hf(
     """
     model, reader, config = _open_model(name, adapter)
     dtype = _export_dtype(dtype, reader)
-    with atomic_folder(out) as folder:
+    with atomic_folder(out, key_file="config.json") as folder:
         _write(folder, tables.hf_export(config), reader, dtype=dtype, shard_bytes=shard_bytes)
         if adapter == "separate" and model.model.adapter.kind is not AdapterKind.NONE:
             (folder / ADAPTER_FILE).parent.mkdir()
@@ -76,7 +76,7 @@ def export_llama(name: str | Path, out: Path, *, dtype: np.dtype | None = None, 
     """
     model, reader, config = _open_model(name, "merge")
     dtype = _export_dtype(dtype, reader)
-    with atomic_folder(out) as folder:
+    with atomic_folder(out, key_file="config.json") as folder:
         table = tables.llama_hf(config.llm).prefixed(path="llm/")
         _write(folder, table, reader, dtype=dtype, shard_bytes=shard_bytes)
         dtype_name = _dtype_name(dtype, reader)
@@ -112,7 +112,7 @@ def export_accessory(name: str | Path, out: Path, *, dtype: np.dtype | None = No
             f"{shards} shards: expected a number that divides heads ({config.llm.heads}, {config.llm.kv_heads}), "
             f"ffn_dim {config.llm.ffn_dim} and vocab_size {config.llm.vocab_size}; it does not divide {uneven[:2]}"
         )
-    with atomic_folder(out) as folder:
+    with atomic_folder(out, key_file="config.json") as folder:
         for number in range(shards):
             # torch.save takes all tensors at once. To keep them out of memory, write safetensors tensor by tensor
             # first, then save the memory-mapped file.

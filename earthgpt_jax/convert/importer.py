@@ -202,7 +202,7 @@ def import_model(
     """
     prepared = prepare_import(parts, model, dtype=dtype)
     check_vocabulary(tokenizer, model)
-    with atomic_folder(out) as folder:
+    with atomic_folder(out, key_file="config.json") as folder:
         writer = SafetensorsWriter(
             folder, {path: (prepared.shapes[path], prepared.dtypes[path]) for path in sorted(prepared.shapes)}
         )

@@ -199,7 +199,7 @@ def write(
     tokenizer: Path, provenance: dict,
 ) -> None:  # fmt: skip
     """Write a model directory, replacing one at `path`; it appears under its name only once it is complete."""
-    with atomic_folder(path, if_exists=IfExists.REPLACE) as folder:
+    with atomic_folder(path, key_file="config.json", if_exists=IfExists.REPLACE) as folder:
         save_file({key: np.ascontiguousarray(arrays[key]) for key in sorted(arrays)}, folder / "model.safetensors")
         (folder / "model.safetensors").chmod(0o644)  # the library makes it private; a package must be readable
         write_config(

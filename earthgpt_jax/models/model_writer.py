@@ -23,7 +23,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from earthgpt_jax import distributed
-from earthgpt_jax.common.files import IfExists, atomic_folder, explain_write_errors, partial_folder
+from earthgpt_jax.common.files import IfExists, atomic_folder, explain_write_errors, folder_part
 from earthgpt_jax.common.progress import Bar
 from earthgpt_jax.common.safetensors_files import SafetensorsWriter
 from earthgpt_jax.config import DType, ModelConfig
@@ -57,7 +57,7 @@ def write(
     under its name once all processes have written their files.
 
     Args:
-        path: the directory, on storage that all processes share.
+        path: the directory, in a bucket or on a disk that all processes share.
         params: parameters, sharded over the devices of all processes.
         compute_dtype: dtype in which quantized kernels are written; all others keep theirs.
         model, decimals, chat_template, tokenizer, provenance: see `model_dir.ModelDir`.
@@ -74,11 +74,13 @@ def write(
     with contextlib.ExitStack() as stack:
         with distributed.fail_together(activity), explain_write_errors(path):
             if process == 0:
-                stack.enter_context(atomic_folder(path, if_exists=IfExists.REPLACE))
+                folder = stack.enter_context(atomic_folder(path, key_file="config.json", if_exists=IfExists.REPLACE))
+        if process != 0:
+            folder = stack.enter_context(folder_part(path))
         failure: Exception | None = None
         try:
             with explain_write_errors(path):
-                _write_arrays(params, tensors, groups, folder=partial_folder(path), piece_bytes=piece_bytes)
+                _write_arrays(params, tensors, groups, folder=folder, piece_bytes=piece_bytes)
         except jax.errors.JaxRuntimeError:
             raise  # a process or a device is lost, and JAX ends the others
         except Exception as error:
@@ -88,11 +90,13 @@ def write(
                 raise failure
             if process == 0:
                 model_dir.write_config(
-                    partial_folder(path), model=model, decimals=decimals, chat_template=chat_template,
+                    folder, model=model, decimals=decimals, chat_template=chat_template,
                     tokenizer=tokenizer, provenance=provenance,
                 )  # fmt: skip
+            else:
+                stack.close()  # in a bucket, uploads what this process wrote
         with distributed.fail_together(activity), explain_write_errors(path):
-            stack.close()  # renames the folder
+            stack.close()  # of process 0: the folder appears under its name
 
 
 def assign(sizes: Mapping[str, int], *, processes: int) -> list[list[str]]:

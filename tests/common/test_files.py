@@ -62,7 +62,7 @@ import os, signal, sys
 from pathlib import Path
 from earthgpt_jax.common import files
 target = Path(sys.argv[1])
-with files.atomic_folder(target / "folder") as folder, files.atomic_open(target / "file") as file:
+with files.atomic_folder(target / "folder", key_file="half") as folder, files.atomic_open(target / "file") as file:
     (folder / "half").write_text("x")
     file.write(b"half")
     file.flush()
@@ -74,7 +74,7 @@ def test_a_killed_writer_leaves_only_partial_names(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", _KILLED, str(tmp_path)], check=False)
     assert done.returncode == -signal.SIGKILL
     assert len(list(tmp_path.iterdir())) == 2 and all(path.suffix == ".partial" for path in tmp_path.iterdir())
-    with files.atomic_folder(tmp_path / "folder") as folder:
+    with files.atomic_folder(tmp_path / "folder", key_file="complete") as folder:
         (folder / "complete").touch()
     assert [path.name for path in (tmp_path / "folder").iterdir()] == ["complete"]
     assert not (tmp_path / "folder.partial").exists()
@@ -82,26 +82,32 @@ def test_a_killed_writer_leaves_only_partial_names(tmp_path: Path) -> None:
 
 def test_an_existing_folder_is_refused_or_replaced(tmp_path: Path) -> None:
     target = tmp_path / "parent" / "folder"
-    with files.atomic_folder(target) as folder:
+    with files.atomic_folder(target, key_file="a") as folder:
         (folder / "a").touch()
         assert not target.exists()
-    with pytest.raises(EarthGPTError, match="folder: exists already; choose"), files.atomic_folder(target):
+    with (
+        pytest.raises(EarthGPTError, match="folder: exists already; choose"),
+        files.atomic_folder(target, key_file="a"),
+    ):
         pytest.fail("the block must not run")
-    with files.atomic_folder(target, if_exists=IfExists.REPLACE) as folder:
+    with files.atomic_folder(target, key_file="b", if_exists=IfExists.REPLACE) as folder:
         (folder / "b").touch()
     assert [path.name for path in target.iterdir()] == ["b"]
     (tmp_path / "file").touch()
-    with pytest.raises(EarthGPTError, match="file: exists already"), files.atomic_folder(tmp_path / "file"):
+    with (
+        pytest.raises(EarthGPTError, match="file: exists already"),
+        files.atomic_folder(tmp_path / "file", key_file="c"),
+    ):
         pytest.fail("the block must not run")
     (tmp_path / "empty").mkdir()
-    with files.atomic_folder(tmp_path / "empty") as folder:
+    with files.atomic_folder(tmp_path / "empty", key_file="c") as folder:
         (folder / "c").touch()
     assert [path.name for path in (tmp_path / "empty").iterdir()] == ["c"]
 
 
 def test_a_folder_that_another_process_fills_meanwhile_is_kept(tmp_path: Path) -> None:
     def overtaken() -> None:
-        with files.atomic_folder(tmp_path / "folder") as folder:
+        with files.atomic_folder(tmp_path / "folder", key_file="ours") as folder:
             (folder / "ours").touch()
             (tmp_path / "folder").mkdir()
             (tmp_path / "folder" / "theirs").touch()
@@ -113,7 +119,7 @@ def test_a_folder_that_another_process_fills_meanwhile_is_kept(tmp_path: Path) -
 
 def test_a_failure_removes_the_partial_folder_and_keeps_the_previous_one(tmp_path: Path) -> None:
     def failing() -> None:
-        with files.atomic_folder(tmp_path / "folder", if_exists=IfExists.REPLACE) as folder:
+        with files.atomic_folder(tmp_path / "folder", key_file="half", if_exists=IfExists.REPLACE) as folder:
             (folder / "half").touch()
             raise RuntimeError("half")
 

@@ -354,7 +354,7 @@ def test_a_checkpoint_of_another_architecture(tmp_path, plain):
 
 def test_an_export_does_not_overwrite_and_a_failure_leaves_nothing(tmp_path, plain):
     def fail():
-        with atomic_folder(tmp_path / "out") as folder:
+        with atomic_folder(tmp_path / "out", key_file="half") as folder:
             (folder / "half").write_text("x")
             raise RuntimeError
 

@@ -8,7 +8,6 @@ import functools
 import io
 import json
 import logging
-import os
 import re
 import zipfile
 import zlib
@@ -64,7 +63,7 @@ def load_length_index(
     shares = source.annotated.shares
     identity = {"dataset": source.fingerprint, "classes": fingerprint_json(dict(shares)), **prompt_config.identity()}
     name = f"lengths-{source.split}-{fingerprint_json(identity)}.npz"
-    folders = (source.directory, _user_cache() / fingerprint_json(source.fingerprint))
+    folders = (source.directory, files.cache_folder() / fingerprint_json(source.fingerprint))
     for folder in folders:
         index = _read(folder / name, identity, records=len(source))
         if index is not None:
@@ -75,10 +74,6 @@ def load_length_index(
     else:
         _write(folders, name, index, identity)
     return CachedIndex(index=index, identity=identity)
-
-
-def _user_cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "earthgpt")
 
 
 def _measure(
