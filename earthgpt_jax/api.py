@@ -267,6 +267,7 @@ def load(
     temperature: float = 0.0,
     top_p: float = 1.0,
     seed: int = 0,
+    parent: str | os.PathLike[str] | None = None,
 ) -> Model:
     """Load a model.
 
@@ -277,15 +278,19 @@ def load(
         temperature: 0 takes the most likely token each time; above 0 samples.
         top_p: sample from the most likely tokens whose probabilities sum up to this.
         seed: sampling seed; the same seed reproduces the same answers.
+        parent: for a model directory that holds adapters alone, the model that they were trained on; default: where the
+            directory records it.
 
     Raises:
-        EarthGPTError: there is no such model, it is damaged, or a sampling parameter is out of range.
+        EarthGPTError: there is no such model, it is damaged, its parent is not found, or a sampling parameter is out
+            of range.
     """
     sampling = Sampling(temperature=temperature, top_p=top_p, seed=seed)
     path = Path(name)
     if any((path / name).is_file() for name in ("processor_config.json", "preprocessor_config.json")):
         return Model(_load_exported(path, batch_size=batch_size, sampling=sampling))
-    return Model(Engine.from_model_dir(os.fspath(name), batch_size=batch_size, sampling=sampling))
+    parent = None if parent is None else os.fspath(parent)
+    return Model(Engine.from_model_dir(os.fspath(name), batch_size=batch_size, sampling=sampling, parent=parent))
 
 
 def _load_exported(folder: Path, *, batch_size: int, sampling: Sampling) -> Engine:

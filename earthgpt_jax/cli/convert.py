@@ -2,8 +2,9 @@
 
 `import` builds a model directory from DINOv2, a CLIP ConvNeXt and a LLaMA, each in the files that
 its authors publish, or from a complete EarthGPT. `export` writes folders that other programs load.
-`inspect` shows what is in a checkpoint. Nothing is downloaded. Tensors are converted one at a time,
-so a host with little memory can convert a model of any size.
+`merge` copies a model that holds adapters alone, and its parent, into one directory. `inspect` shows
+what is in a checkpoint. Nothing is downloaded. Tensors are converted one at a time, so a host with
+little memory can convert a model of any size.
 
 examples:
   earthgpt convert export tiny --to hf --out exported
@@ -18,6 +19,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from earthgpt_jax.cli.engine_options import add_parent
 from earthgpt_jax.cli.help_text import add_parser, summary
 
 OVERRIDES = True
@@ -32,7 +34,7 @@ _PARTS = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    commands = parser.add_subparsers(dest="verb", required=True, metavar="import | export | inspect")
+    commands = parser.add_subparsers(dest="verb", required=True, metavar="import | export | merge | inspect")
 
     importing = add_parser(commands, "import", _import, help=summary(_import))
     importing.add_argument(
@@ -54,6 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     exporting = add_parser(commands, "export", _export, help=summary(_export))
     exporting.add_argument("model", help="an embedded model (tiny, tiny-base) or a model directory")
+    add_parent(exporting)
     exporting.add_argument("--to", choices=TARGETS, default="hf", help="format (default: hf)")
     exporting.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write")
     exporting.add_argument(
@@ -75,12 +78,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--scores", type=Path, metavar="FILE", help="hf: scores.json of `earthgpt eval`, for the model card"
     )
 
+    merging = add_parser(commands, "merge", _merge, help=summary(_merge))
+    merging.add_argument("model", help="a model directory")
+    add_parent(merging)
+    merging.add_argument("--out", type=Path, required=True, metavar="DIR", help="model directory to write")
+
     inspecting = add_parser(commands, "inspect", _inspect, help=summary(_inspect))
     inspecting.add_argument("path", type=Path, nargs="+", help="files or folders of a checkpoint")
 
 
 def run(args: argparse.Namespace) -> int:
-    return {"import": _import, "export": _export, "inspect": _inspect}[args.verb](args)
+    return {"import": _import, "export": _export, "merge": _merge, "inspect": _inspect}[args.verb](args)
 
 
 def _import(args: argparse.Namespace) -> int:
@@ -148,18 +156,38 @@ def _export(args: argparse.Namespace) -> int:
         raise EarthGPTError(f"{args.overrides[0]}: `earthgpt convert export` takes no config overrides")
     import ml_dtypes  # noqa: F401  (registers bfloat16 with numpy)
 
-    dtype = np.dtype(args.dtype) if args.dtype else None
+    dtype, parent = np.dtype(args.dtype) if args.dtype else None, args.parent
     shard_bytes = int(args.max_shard_gb * 1e9)
     scores = json.loads(args.scores.read_text()) if args.scores else None
     match args.to:
         case "hf":
             out = exporter.export_hf(
-                args.model, args.out, dtype=dtype, adapter=args.adapter, shard_bytes=shard_bytes, scores=scores
-            )
+                args.model, args.out, dtype=dtype, adapter=args.adapter, shard_bytes=shard_bytes, scores=scores,
+                parent=parent,
+            )  # fmt: skip
         case "llama":
-            out = exporter.export_llama(args.model, args.out, dtype=dtype, shard_bytes=shard_bytes)
+            out = exporter.export_llama(args.model, args.out, dtype=dtype, shard_bytes=shard_bytes, parent=parent)
         case _:
-            out = exporter.export_accessory(args.model, args.out, dtype=dtype, shards=args.shards)
+            out = exporter.export_accessory(args.model, args.out, dtype=dtype, shards=args.shards, parent=parent)
+    print(f"wrote: {out}", file=sys.stderr)
+    return 0
+
+
+def _merge(args: argparse.Namespace) -> int:
+    """Copy a model that holds adapters alone, and its parent, into one model directory.
+
+    The adapters stay adapters and every parameter keeps its value, so the copy gives the same answers.
+    It needs no other directory. `earthgpt convert export` merges adapters into the weights instead.
+
+    examples:
+      earthgpt convert merge runs/instruct/model --out models/earthgpt
+    """
+    from earthgpt_jax.common.errors import EarthGPTError
+    from earthgpt_jax.models.model_copy import copy_whole
+
+    if args.overrides:
+        raise EarthGPTError(f"{args.overrides[0]}: `earthgpt convert merge` takes no config overrides")
+    out = copy_whole(args.model, args.out, parent=args.parent)
     print(f"wrote: {out}", file=sys.stderr)
     return 0
 

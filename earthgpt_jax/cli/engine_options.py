@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="tiny", help="an embedded model or a model directory (default: tiny)")
+    add_parent(parser)
     group = parser.add_argument_group("inference")
     group.add_argument(
         "--temperature", type=float, default=0.0, metavar="T",
@@ -36,12 +37,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_parent(parser: argparse.ArgumentParser) -> None:
+    """Add the option that every command with a model directory has."""
+    parser.add_argument(
+        "--parent", metavar="DIR",
+        help="for a model directory that holds adapters alone, the model that they were trained on (default: where the "
+        "directory records it)",
+    )  # fmt: skip
+
+
 def engine(args: argparse.Namespace, *, batch_size: int) -> Engine:
     """Return an engine for the model and options in `args`."""
     from earthgpt_jax.inference.engine import Engine
 
     mesh, sampling = _mesh(args.mesh), _sampling(args)
-    return Engine.from_model_dir(args.model, batch_size=batch_size, sampling=sampling, mesh=mesh)
+    return Engine.from_model_dir(
+        args.model, batch_size=batch_size, sampling=sampling, mesh=mesh, parent=args.parent
+    )  # fmt: skip
 
 
 def _sampling(args: argparse.Namespace) -> Sampling:

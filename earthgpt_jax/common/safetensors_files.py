@@ -23,6 +23,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from earthgpt_jax.common.errors import EarthGPTError
+from earthgpt_jax.common.tensor_digests import TensorDigests
 
 Shape = tuple[int, ...]
 SINGLE = "model.safetensors"
@@ -50,9 +51,38 @@ class Reader(Protocol):
         ...
 
 
+@runtime_checkable
+class SlicingReader(Reader, Protocol):
+    """A reader that can read a part of each row alone."""
+
+    def read_slice(self, key: str, index: tuple[slice, ...]) -> np.ndarray:
+        """Return a part of a tensor, given by one slice per axis."""
+        ...
+
+
+def read_part(reader: Reader, key: str, index: tuple[slice, ...]) -> np.ndarray:
+    """Return a part of a tensor, given by one slice per axis; only its rows are read, or less (`SlicingReader`)."""
+    if isinstance(reader, SlicingReader):
+        return reader.read_slice(key, index)
+    if not index:
+        return reader.read(key)
+    start, stop, _ = index[0].indices(reader.shapes[key][0])
+    return reader.read(key, start, stop - start)[(slice(None), *index[1:])]
+
+
 def row_slice(start: int, rows: int | None) -> slice:
     """Return the slice of `rows` rows from `start`; None: all rows from there."""
     return slice(start, None if rows is None else start + rows)
+
+
+def row_pieces(shape: Shape, dtype: np.dtype, *, limit: int = 64 << 20) -> Iterator[tuple[int, int | None]]:
+    """Yield `(start, rows)` of consecutive pieces of a tensor of at most `limit` bytes each, or one row."""
+    if not shape:
+        yield 0, None
+        return
+    step = max(1, limit // max(1, _bytes(shape[1:], dtype)))
+    for start in range(0, shape[0], step):
+        yield start, min(step, shape[0] - start)
 
 
 # ---------------------------------------------------------------------------------------------- reading
@@ -167,12 +197,13 @@ class SafetensorsWriter:
         only: number of the group to write, from 0, if other processes write the other files; the writer of group 0
             also writes the index. None: all.
         metadata: strings for the `__metadata__` entry of each file.
+        digests: receives all rows that are written.
     """
 
     def __init__(
         self, folder: Path, tensors: Mapping[str, tuple[Shape, np.dtype]], *, shard_bytes: int | None = None,
         groups: Sequence[Sequence[str]] | None = None, only: int | None = None,
-        metadata: Mapping[str, str] | None = None,
+        metadata: Mapping[str, str] | None = None, digests: TensorDigests | None = None,
     ):  # fmt: skip
         sizes = {key: _bytes(shape, dtype) for key, (shape, dtype) in tensors.items()}
         groups = groups or _groups(sizes, shard_bytes)
@@ -181,7 +212,7 @@ class SafetensorsWriter:
             if len(groups) == 1
             else [f"model-{number:05d}-of-{len(groups):05d}.safetensors" for number in range(1, len(groups) + 1)]
         )
-        self._tensors, self._location = tensors, {}
+        self._tensors, self._location, self._digests = tensors, {}, digests
         self._remaining = {key: sizes[key] for i, keys in enumerate(groups) if only in (None, i) for key in keys}
         self._files: list[int] = []
         for number, (name, keys) in enumerate(zip(names, groups, strict=True)):
@@ -218,7 +249,10 @@ class SafetensorsWriter:
         if shape and (rows.shape != expected or start + rows.shape[0] > shape[0]):
             raise ValueError(f"{key}: rows {rows.shape} at {start} do not fit {shape}")
         file, offset = self._location[key]
-        data = np.ascontiguousarray(rows.astype(dtype, copy=False)).reshape(-1).view(np.uint8)
+        rows = np.ascontiguousarray(rows.astype(dtype, copy=False))
+        if self._digests is not None:
+            self._digests.add(key, rows.reshape(expected if shape else ()), start)
+        data = rows.reshape(-1).view(np.uint8)
         offset += start * (_bytes(shape[1:], dtype) if shape else 0)
         view = memoryview(data.data)
         while view:  # a single call writes at most 2 GiB

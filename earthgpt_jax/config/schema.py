@@ -66,6 +66,16 @@ class FrozenDType(enum.StrEnum):
     INT8 = "int8"
 
 
+class ModelContents(enum.StrEnum):
+    """What the finished model of stage `instruct` holds, in `WORKDIR/model`; other stages write whole models.
+
+    adapters: the adapters alone, and a reference to `init`, which has all other parameters. whole: all parameters.
+    """
+
+    ADAPTERS = "adapters"
+    WHOLE = "whole"
+
+
 class Remat(enum.StrEnum):
     """Rematerialisation: what the forward pass of an LLM block keeps for its backward pass; the rest is recomputed.
 
@@ -221,7 +231,7 @@ class OptimConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
-    """When checkpoints are saved, and which are retained.
+    """When checkpoints are saved, which are retained, and what the finished model holds.
 
     Attributes:
         every_steps: steps between checkpoints. The last step, and the step at which a run is preempted, are also
@@ -232,6 +242,7 @@ class CheckpointConfig:
             than the last one retained for this reason; 0: none.
         keep_best: a figure of validation, for example `validation/loss` or `validation/caption/accuracy`: retain the
             checkpoint with the lowest loss or the highest accuracy in addition; "": none.
+        model: what the finished model holds. A model that started from `random` or `init_from` is written whole.
     """
 
     every_steps: int = 500
@@ -239,6 +250,7 @@ class CheckpointConfig:
     keep_every_steps: int = 0
     keep_every_hours: float = 0.0
     keep_best: str = ""
+    model: ModelContents = ModelContents.ADAPTERS
 
     def check(self) -> list[str]:
         errors = expect_positive(self, "every_steps", "keep")
@@ -330,9 +342,10 @@ class Config:
         optim: optimiser, schedule and the guard against bad updates.
         init: model to start from: an embedded one (`tiny-base`, `tiny`) or a model directory; `random`: random weights
             and the embedded tokenizer, for debugging and benchmarks.
+        init_parent: if `init` holds adapters alone, the directory of its parent; "": where the adapters record it.
         init_from: instead of `init`, checkpoints of other projects to start from: paths for `vit`, `convnext`, `llm`
             and optionally `projector`, or one for `model`; `earthgpt convert import` reads the same.
-        checkpoint: when checkpoints are saved and which are retained.
+        checkpoint: when checkpoints are saved, which are retained, and what the finished model holds.
         validation: how often, and on which split, the model is validated.
         watchdog: when a process that hangs is ended.
         trainable_attention: which attention kernels stage `align` trains.
@@ -350,6 +363,7 @@ class Config:
     data: DataConfig
     optim: OptimConfig
     init: str = ""
+    init_parent: str = ""
     init_from: dict[str, str] = dataclasses.field(default_factory=dict)
     checkpoint: CheckpointConfig = CheckpointConfig()
     validation: ValidationConfig = ValidationConfig()

@@ -14,18 +14,18 @@ import numpy as np
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.common.files import atomic_folder, write_json
 from earthgpt_jax.common.progress import Bar
-from earthgpt_jax.common.safetensors_files import Reader, SafetensorsReader, SafetensorsWriter, open_model_files
+from earthgpt_jax.common.safetensors_files import Reader, SafetensorsWriter
 from earthgpt_jax.config import AdapterConfig, AdapterKind, LlamaConfig, ModelConfig, to_dict
 from earthgpt_jax.convert import tables
 from earthgpt_jax.convert.card import model_card
 from earthgpt_jax.convert.export_info import export_info
 from earthgpt_jax.convert.layouts import ADAPTER_FILE, SPLIT_DIMS
-from earthgpt_jax.convert.merge import FilteredReader, MergedReader, ScaledLoraReader, merged_config
 from earthgpt_jax.convert.tables import Table
 from earthgpt_jax.convert.tensor_io import split_dim
 from earthgpt_jax.input.prompts.chat_template import ASSISTANT, HUMAN, SEPARATOR, chat_template
 from earthgpt_jax.input.tokenizer import Tokenizer
 from earthgpt_jax.models import model_dir
+from earthgpt_jax.models.merge import FilteredReader, MergedReader, ScaledLoraReader, merged_config
 from earthgpt_jax.models.model_dir import ModelDir
 
 SHARD_BYTES = 5 * 10**9
@@ -36,7 +36,7 @@ _MAX_POSITIONS = 4096
 
 def export_hf(
     name: str | Path, out: Path, *, dtype: np.dtype | None = None, adapter: str = "merge",
-    shard_bytes: int = SHARD_BYTES, scores: Mapping[str, Any] | None = None,
+    shard_bytes: int = SHARD_BYTES, scores: Mapping[str, Any] | None = None, parent: str | Path | None = None,
 ) -> Path:  # fmt: skip
     """Write a folder for `AutoModelForImageTextToText` and `AutoProcessor` with `trust_remote_code=True`.
 
@@ -48,17 +48,18 @@ def export_hf(
             to `adapter/`.
         shard_bytes: upper limit for the bytes of tensors in a file.
         scores: scores for the model card, as `earthgpt eval` writes them.
+        parent: see `model_dir.read_config`.
 
     Raises:
         EarthGPTError: there is no such model, or `out` exists already.
     """
-    model, reader, config = _open_model(name, adapter)
+    model, reader, config = _open_model(name, adapter, parent=parent)
     dtype = _export_dtype(dtype, reader)
     with atomic_folder(out, key_file="config.json") as folder:
         _write(folder, tables.hf_export(config), reader, dtype=dtype, shard_bytes=shard_bytes)
         if adapter == "separate" and model.model.adapter.kind is not AdapterKind.NONE:
             (folder / ADAPTER_FILE).parent.mkdir()
-            _copy((folder / ADAPTER_FILE).parent, FilteredReader(_params(model), adapters=True))
+            _copy((folder / ADAPTER_FILE).parent, FilteredReader(model_dir.open_params(model), adapters=True))
         write_json(folder / "config.json", hf_config(model, config, dtype=_dtype_name(dtype, reader)))
         for file_name, content in _processor_files(model, config).items():
             write_json(folder / file_name, content)
@@ -69,12 +70,15 @@ def export_hf(
     return out
 
 
-def export_llama(name: str | Path, out: Path, *, dtype: np.dtype | None = None, shard_bytes: int = SHARD_BYTES) -> Path:
+def export_llama(
+    name: str | Path, out: Path, *, dtype: np.dtype | None = None, shard_bytes: int = SHARD_BYTES,
+    parent: str | Path | None = None,
+) -> Path:  # fmt: skip
     """Write the language model alone, with adapters merged, for `LlamaForCausalLM`; it needs no remote code.
 
     The arguments and errors are those of `export_hf`.
     """
-    model, reader, config = _open_model(name, "merge")
+    model, reader, config = _open_model(name, "merge", parent=parent)
     dtype = _export_dtype(dtype, reader)
     with atomic_folder(out, key_file="config.json") as folder:
         table = tables.llama_hf(config.llm).prefixed(path="llm/")
@@ -87,13 +91,16 @@ def export_llama(name: str | Path, out: Path, *, dtype: np.dtype | None = None, 
     return out
 
 
-def export_accessory(name: str | Path, out: Path, *, dtype: np.dtype | None = None, shards: int = 1) -> Path:
+def export_accessory(
+    name: str | Path, out: Path, *, dtype: np.dtype | None = None, shards: int = 1, parent: str | Path | None = None
+) -> Path:
     """Write `consolidated.NN-of-MM.model.pth` in the layout of LLaMA2-Accessory's `llama_ens_light`.
 
     Adapters are kept, because LLaMA2-Accessory has the same ones.
 
     Args:
         shards: number of model-parallel files.
+        parent: see `model_dir.read_config`.
 
     Raises:
         EarthGPTError: there is no such model, `out` exists already, or a tensor cannot be split into `shards`.
@@ -101,8 +108,8 @@ def export_accessory(name: str | Path, out: Path, *, dtype: np.dtype | None = No
     import torch
     from safetensors.torch import load_file
 
-    model = model_dir.read_config(name)
-    reader, config = ScaledLoraReader(_params(model), model.model), model.model
+    model = model_dir.read_config(name, parent=parent)
+    reader, config = ScaledLoraReader(model_dir.open_params(model), model.model), model.model
     table = tables.accessory(config).prefixed(key="llma.")
     shapes = table.checkpoint_shapes(reader.shapes)
     dims = {key: split_dim(key, SPLIT_DIMS) for key in shapes}
@@ -137,14 +144,10 @@ def export_accessory(name: str | Path, out: Path, *, dtype: np.dtype | None = No
 
 
 # -------------------------------------------------------------------------------------------- tensors
-def _params(model: ModelDir) -> SafetensorsReader:
-    return open_model_files(model.path)
-
-
-def _open_model(name: str | Path, adapter: str) -> tuple[ModelDir, Reader, ModelConfig]:
+def _open_model(name: str | Path, adapter: str, *, parent: str | Path | None) -> tuple[ModelDir, Reader, ModelConfig]:
     """Return a model directory, its parameters without adapters, and the config that matches these parameters."""
-    model = model_dir.read_config(name)
-    params = _params(model)
+    model = model_dir.read_config(name, parent=parent)
+    params = model_dir.open_params(model)
     if adapter == "separate" or model.model.adapter.kind is AdapterKind.NONE:
         config = dataclasses.replace(model.model, adapter=AdapterConfig())
         return model, FilteredReader(params, adapters=False), config

@@ -13,6 +13,7 @@ from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.common.files import atomic_folder
 from earthgpt_jax.common.progress import Bar
 from earthgpt_jax.common.safetensors_files import Reader, SafetensorsWriter, Shape, row_slice
+from earthgpt_jax.common.tensor_digests import TensorDigests
 from earthgpt_jax.config import AdapterConfig, ModelConfig
 from earthgpt_jax.convert.layouts import ALL_PARTS, SourceCheckpoint, open_source_checkpoint
 from earthgpt_jax.convert.tables import ConversionStep
@@ -202,18 +203,19 @@ def import_model(
     """
     prepared = prepare_import(parts, model, dtype=dtype)
     check_vocabulary(tokenizer, model)
+    digests = TensorDigests()
     with atomic_folder(out, key_file="config.json") as folder:
-        writer = SafetensorsWriter(
-            folder, {path: (prepared.shapes[path], prepared.dtypes[path]) for path in sorted(prepared.shapes)}
-        )
+        tensors = {path: (prepared.shapes[path], prepared.dtypes[path]) for path in sorted(prepared.shapes)}
+        writer = SafetensorsWriter(folder, tensors, digests=digests)
         for path, layer, array in read_params(prepared, seed=seed):
             writer.write(path, array if layer is None else array[None], layer or 0)
         writer.close()
         model_dir.write_config(
-            folder, model=prepared.model, decimals=decimals, chat_template=chat_template, tokenizer=tokenizer,
+            folder, out, model=prepared.model, decimals=decimals, chat_template=chat_template, tokenizer=tokenizer,
             provenance={
                 "recipe": "earthgpt convert import", "stage": "base", "steps": 0, "parts": dict(prepared.sources),
             },
+            digests=digests.values(),
         )  # fmt: skip
     return out
 
@@ -279,9 +281,15 @@ def weight_files(parts: Mapping[str, Paths]) -> tuple[Path, ...]:
     return tuple(
         file
         for source in sources
-        for file in (sorted(source.rglob("*")) if source.is_dir() else [source])
+        for file in _files(source)
         if file.is_file() and (file == source or file.suffix in suffixes)
     )
+
+
+def _files(source: Path) -> Sequence[Path]:
+    if model_dir.holds_adapters_alone(source):
+        return model_dir.read_config(source).files
+    return sorted(source.rglob("*")) if source.is_dir() else [source]
 
 
 def find_tokenizer(parts: Mapping[str, Paths]) -> Path:

@@ -19,6 +19,7 @@ from earthgpt_jax.convert.tensor_io import (
     ShardedReader,
     TorchReader,
 )
+from earthgpt_jax.models import model_dir
 
 ADAPTER_FILE = Path("adapter", "model.safetensors")  # the adapters of an export with `--adapter separate`
 # The axis along which the model-parallel shards of Meta and LLaMA2-Accessory split a tensor.
@@ -169,6 +170,8 @@ def _reader(path: Path) -> tuple[Reader, bool]:
         files = sorted(path.glob("*.safetensors"))
         base = _indexed(path / INDEX) if (path / INDEX).is_file() else SafetensorsReader(files)
         return CombinedReader([base, SafetensorsReader([path / ADAPTER_FILE])]), False
+    if model_dir.holds_adapters_alone(path):
+        return model_dir.open_params(model_dir.read_config(path)), False
     if path.is_file():
         return _files([path]), "model-diff" in path.name
     if not path.is_dir():

@@ -86,6 +86,7 @@ class Engine:
         sampling: Sampling = GREEDY,
         mesh: MeshConfig | None = None,
         devices: Sequence[jax.Device] | None = None,
+        parent: str | Path | None = None,
     ) -> Engine:
         """Load an embedded model, by name, or a model directory, by path.
 
@@ -98,11 +99,13 @@ class Engine:
             sampling: how tokens are chosen.
             mesh: how the devices share the work; default: `default_mesh`.
             devices: default: all devices of this process.
+            parent: see `model_dir.read_config`.
 
         Raises:
-            EarthGPTError: the directory is missing or damaged; the mesh does not fit the devices or the model.
+            EarthGPTError: the directory is missing or damaged, or its parent is not found; the mesh does not fit the
+                devices or the model.
         """
-        model = model_dir.read_config(name)
+        model = model_dir.read_config(name, parent=parent)
         devices = jax.local_devices() if devices is None else devices
         config = mesh or default_mesh(model.model, weights=model.weight_bytes, devices=devices)
         built = build_mesh(config, batch_size=batch_size, devices=devices)

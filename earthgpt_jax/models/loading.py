@@ -19,7 +19,7 @@ from earthgpt_jax import distributed
 from earthgpt_jax import params as params_lib
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.common.progress import Bar
-from earthgpt_jax.common.safetensors_files import Reader, SafetensorsReader
+from earthgpt_jax.common.safetensors_files import Reader, read_part
 from earthgpt_jax.config import FrozenDType, ModelConfig
 from earthgpt_jax.models import earthgpt
 from earthgpt_jax.models.quantized import cast_frozen, frozen_array_dtype, is_quantized
@@ -159,11 +159,7 @@ def _fill(reader: Reader, path: str, shape: tuple[int, ...], shards: Mapping[_Bo
     step = max(1, _READ_BYTES // row)
     for first in range(*around[0], step):
         last = min(first + step, around[0][1])
-        if isinstance(reader, SafetensorsReader):
-            rows = reader.read_slice(path, (slice(first, last), *columns))
-        else:
-            rows = reader.read(path, first, last - first)[(slice(None), *columns)]
-        rows = rows.astype(np.float32, copy=False)
+        rows = read_part(reader, path, (slice(first, last), *columns)).astype(np.float32, copy=False)
         for box, shard in shards.items():
             start, stop = max(first, box[0][0]), min(last, box[0][1])
             if start < stop:

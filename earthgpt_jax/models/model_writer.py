@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
+import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -26,7 +27,8 @@ from earthgpt_jax import distributed
 from earthgpt_jax.common.files import IfExists, atomic_folder, explain_write_errors, folder_part
 from earthgpt_jax.common.progress import Bar
 from earthgpt_jax.common.safetensors_files import SafetensorsWriter
-from earthgpt_jax.config import DType, ModelConfig
+from earthgpt_jax.common.tensor_digests import TensorDigests
+from earthgpt_jax.config import DType, FrozenDType, ModelConfig
 from earthgpt_jax.models import model_dir
 from earthgpt_jax.models.quantized import Int8, dequantize
 
@@ -49,7 +51,8 @@ class _Piece(NamedTuple):
 
 def write(
     path: Path, params: Mapping[str, jax.Array | Int8], *, compute_dtype: DType, model: ModelConfig, decimals: int,
-    chat_template: str, tokenizer: Path, provenance: dict, piece_bytes: int = PIECE_BYTES,
+    chat_template: str, tokenizer: Path, provenance: dict, parent: model_dir.ModelDir | None = None,
+    frozen_dtype: FrozenDType = FrozenDType.FLOAT32, piece_bytes: int = PIECE_BYTES,
 ) -> None:  # fmt: skip
     """Write a model directory, replacing one at `path`. All processes must call it.
 
@@ -58,9 +61,10 @@ def write(
 
     Args:
         path: the directory, in a bucket or on a disk that all processes share.
-        params: parameters, sharded over the devices of all processes.
+        params: parameters, sharded over the devices of all processes: those of the model, or its adapters alone.
         compute_dtype: dtype in which quantized kernels are written; all others keep theirs.
         model, decimals, chat_template, tokenizer, provenance: see `model_dir.ModelDir`.
+        parent, frozen_dtype: see `model_dir.write_config`.
         piece_bytes: size of a piece.
 
     Raises:
@@ -78,20 +82,25 @@ def write(
         if process != 0:
             folder = stack.enter_context(folder_part(path))
         failure: Exception | None = None
+        digests = TensorDigests()
         try:
             with explain_write_errors(path):
-                _write_arrays(params, tensors, groups, folder=folder, piece_bytes=piece_bytes)
+                _write_arrays(params, tensors, groups, folder=folder, piece_bytes=piece_bytes, digests=digests)
         except jax.errors.JaxRuntimeError:
             raise  # a process or a device is lost, and JAX ends the others
         except Exception as error:
             failure = error
+        all_digests: dict[str, Any] = {}
+        for text in distributed.gather_texts(json.dumps(digests.values())):
+            all_digests |= json.loads(text)
         with distributed.fail_together(activity), explain_write_errors(path):
             if failure is not None:
                 raise failure
             if process == 0:
                 model_dir.write_config(
-                    folder, model=model, decimals=decimals, chat_template=chat_template,
-                    tokenizer=tokenizer, provenance=provenance,
+                    folder, path, model=model, decimals=decimals, chat_template=chat_template,
+                    tokenizer=tokenizer, provenance=provenance, digests=all_digests, parent=parent,
+                    frozen_dtype=frozen_dtype,
                 )  # fmt: skip
             else:
                 stack.close()  # in a bucket, uploads what this process wrote
@@ -118,7 +127,7 @@ def assign(sizes: Mapping[str, int], *, processes: int) -> list[list[str]]:
 
 def _write_arrays(
     params: Mapping[str, jax.Array | Int8], tensors: Mapping[str, tuple[tuple[int, ...], np.dtype]],
-    groups: Sequence[Sequence[str]], *, folder: Path, piece_bytes: int,
+    groups: Sequence[Sequence[str]], *, folder: Path, piece_bytes: int, digests: TensorDigests,
 ) -> None:  # fmt: skip
     """Write the files of this process, and take part in bringing the arrays of the others to them."""
     process = jax.process_index()
@@ -132,7 +141,7 @@ def _write_arrays(
         writer: SafetensorsWriter | None = None
         pending: Future[None] | None = None
         try:
-            writer = SafetensorsWriter(folder, tensors, groups=groups, only=process)
+            writer = SafetensorsWriter(folder, tensors, groups=groups, only=process, digests=digests)
         except OSError as error:
             failure = error
         for owner, batch in rounds:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from earthgpt_jax import params as params_lib
@@ -50,6 +51,11 @@ def quantize(kernel: jax.Array) -> Int8:
     scale = jnp.max(jnp.abs(kernel), axis=-2, keepdims=True) / _LARGEST
     scale = jnp.where(scale == 0, 1.0, scale)
     return Int8(jnp.round(kernel / scale).clip(-128, 127).astype(jnp.int8), scale)
+
+
+def round_to_int8(kernel: np.ndarray, dtype: DType) -> np.ndarray:
+    """Return a kernel [..., in, out] on the host with the values that `quantize` keeps, in `dtype`."""
+    return np.asarray(dequantize({"": jax.jit(quantize)(kernel)}, dtype)[""])
 
 
 def matmul(x: Float[Array, "*B I"], kernel: Float[Array, "I O"] | Int8) -> Float[Array, "*B O"]:

@@ -13,12 +13,11 @@ from earthgpt_jax import params as params_lib
 from earthgpt_jax.common.digests import fingerprint_json, sample_digest
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.common.resources import assets_path
-from earthgpt_jax.common.safetensors_files import Reader, model_files
-from earthgpt_jax.config import AdapterKind, Config
+from earthgpt_jax.config import Config
 from earthgpt_jax.convert import importer
-from earthgpt_jax.convert.merge import MergedReader, merged_config
 from earthgpt_jax.input.tokenizer import Tokenizer
 from earthgpt_jax.models import earthgpt, loading, model_dir
+from earthgpt_jax.models.merge import MergedReader, merged_config
 from earthgpt_jax.params import Params
 from earthgpt_jax.sharding.mesh import data_parallel
 
@@ -35,12 +34,14 @@ class InitialModel:
         tokenizer: its SentencePiece file.
         about: where it comes from; recorded in checkpoints and in the finished model.
         files: its files of parameters.
+        directory: its model directory, which adapters can name as their parent; None: random or imported.
     """
 
     source: loading.Source
     tokenizer: Path
     about: dict[str, Any]
     files: tuple[Path, ...] = ()
+    directory: model_dir.ModelDir | None = None
 
     def sample_digest(self) -> str:
         """Return a digest of samples of the files; it shows whether all processes read the same model."""
@@ -71,17 +72,17 @@ def initial_model(config: Config) -> InitialModel:
         source = loading.Source(reader=None, fresh=tuple(expected))
         return InitialModel(source=source, tokenizer=tokenizer, about={"recipe": RANDOM})
     if config.init:
-        parent = model_dir.read_config(config.init)
-        reader: Reader = model_dir.open_params(parent)
-        if parent.model.adapter.kind is not AdapterKind.NONE and parent.model.adapter != config.model.adapter:
-            reader = _merge_adapters(reader, parent, config)
+        parent = model_dir.read_config(config.init, parent=config.init_parent or None)
+        reader = model_dir.open_for_adapter(parent, config.model.adapter)
+        if isinstance(reader, MergedReader):
+            _check_merge(parent, config)
         fresh = tuple(path for path in expected if "/adapter/" in path and path not in reader.shapes)
         given = {path: jax.ShapeDtypeStruct(shape, reader.dtypes[path]) for path, shape in reader.shapes.items()}
         needed, _ = params_lib.split(expected, expected.keys() - set(fresh))
         params_lib.check_same_shapes(needed, given, where=f"init {config.init!r}")
         return InitialModel(
             source=loading.Source(reader=reader, fresh=fresh), tokenizer=parent.tokenizer, about=parent.provenance,
-            files=tuple(model_files(parent.path)),
+            files=parent.files, directory=parent,
         )  # fmt: skip
     tokenizer = importer.find_tokenizer(config.init_from)
     importer.check_vocabulary(tokenizer, config.model)
@@ -104,7 +105,8 @@ def load_initial_params(config: Config) -> tuple[InitialModel, Params]:
     return initial, params
 
 
-def _merge_adapters(reader: Reader, parent: model_dir.ModelDir, config: Config) -> MergedReader:
+def _check_merge(parent: model_dir.ModelDir, config: Config) -> None:
+    """Check that the model has the biases that merging the adapters of its parent needs."""
     merged, expected = merged_config(parent.model).llm, config.model.llm
     missing = [name for name in ("attention_bias", "mlp_bias") if getattr(merged, name) and not getattr(expected, name)]
     if missing:
@@ -113,4 +115,3 @@ def _merge_adapters(reader: Reader, parent: model_dir.ModelDir, config: Config) 
             f"biases there; set {' '.join(f'--config.model.llm.{name}=True' for name in missing)}"
         )
     _log.info("init %s: merged its adapters (%s) into the linear layers", config.init, parent.model.adapter.kind)
-    return MergedReader(reader, parent.model)

@@ -20,7 +20,7 @@ from earthgpt_jax import distributed
 from earthgpt_jax import params as params_lib
 from earthgpt_jax.common import files
 from earthgpt_jax.common.errors import EarthGPTError
-from earthgpt_jax.config import Config, from_dict, to_dict
+from earthgpt_jax.config import Config, ModelContents, Stage, from_dict, to_dict
 from earthgpt_jax.datasets.build.writer import write_dataset
 from earthgpt_jax.input.packing.efficiency import format_report
 from earthgpt_jax.input.packing.schedule import identity_differences
@@ -37,7 +37,7 @@ from earthgpt_jax.synthetic import SyntheticSource
 from earthgpt_jax.training import guard
 from earthgpt_jax.training.checkpoints import Checkpoints, fingerprint
 from earthgpt_jax.training.execution import execution_options
-from earthgpt_jax.training.initial import initial_model
+from earthgpt_jax.training.initial import InitialModel, initial_model
 from earthgpt_jax.training.lifecycle import CheckpointScheduler, PreemptionSignal, Watchdog
 from earthgpt_jax.training.metrics import FinishedStep, MetricsFetcher, MetricsLogger
 from earthgpt_jax.training.optim import make_optimizer
@@ -57,8 +57,9 @@ SYNTHETIC_RECORDS = {"train": 48, "val": 8, "test": 8}
 # Settings that may change when a run is resumed. They change neither the batches nor the updates, except how damaged
 # data and bad updates are handled.
 _CHANGEABLE = (
-    "data.workers ", "data.on_damaged ", "checkpoint.", "log_every ", "mesh.", "remat ", "attention_impl ", "watchdog.",
-    "validation.", "optim.on_nan ", "optim.on_spike ", "optim.spike_factor ", "optim.max_skips ",
+    "init_parent ", "data.workers ", "data.on_damaged ", "checkpoint.", "log_every ", "mesh.", "remat ",
+    "attention_impl ", "watchdog.", "validation.", "optim.on_nan ", "optim.on_spike ", "optim.spike_factor ",
+    "optim.max_skips ",
 )  # fmt: skip
 
 
@@ -73,7 +74,7 @@ class _Run:
         frozen: frozen parameters on their devices.
         state: where this start continues from; donated to the first step.
         step: the jitted training step.
-        parent: what the initial model's directory says about its origin.
+        initial: the model that the run started from.
     """
 
     config: Config
@@ -85,8 +86,7 @@ class _Run:
     frozen: Params
     state: State
     step: Callable[..., tuple[State, dict[str, jax.Array]]]
-    tokenizer: Path
-    parent: dict[str, Any]
+    initial: InitialModel
 
 
 def train(
@@ -165,7 +165,7 @@ def _prepare(config: Config, workdir: Path) -> _Run | None:
         files.write_text(workdir / "schedule.txt", report + "\n")
     return _Run(
         config=config, workdir=workdir, data=data, validation=validation, identity=identity, placement=placement,
-        frozen=frozen, state=state, step=step, tokenizer=initial.tokenizer, parent=initial.about,
+        frozen=frozen, state=state, step=step, initial=initial,
     )  # fmt: skip
 
 
@@ -321,7 +321,7 @@ def _metadata(run: _Run) -> dict[str, Any]:
         "frozen": {
             "fingerprint": run.identity["frozen weights"],
             "dtype": run.config.frozen_dtype.value,
-            "parent": run.parent,
+            "parent": run.initial.about,
         },
         "mesh": dict(run.placement.mesh.shape),
         "devices": f"{devices.size} {devices.flat[0].device_kind}, {jax.process_count()} process(es)",
@@ -333,22 +333,30 @@ def _metadata(run: _Run) -> dict[str, Any]:
 
 def _finish(run: _Run, state: State) -> None:
     """Write the model directory; every process writes its part."""
-    config = run.config
+    config, parent = run.config, run.initial.directory
+    wants_adapters = config.stage is Stage.INSTRUCT and config.checkpoint.model is ModelContents.ADAPTERS
+    if wants_adapters and config.init_from:
+        _log.warning(
+            "model: written with all parameters, because the run started from init_from, not a model directory"
+        )
+    adapters = wants_adapters and parent is not None
     model_writer.write(
         run.workdir / "model",
-        params_lib.merge(state.trainable, run.frozen),
+        state.trainable if adapters else params_lib.merge(state.trainable, run.frozen),
         compute_dtype=config.model.compute_dtype,
         model=config.model,
         decimals=config.data.decimals,
         chat_template=config.data.chat_template,
-        tokenizer=run.tokenizer,
+        tokenizer=run.initial.tokenizer,
+        parent=parent if adapters else None,
+        frozen_dtype=config.frozen_dtype,
         provenance={
             "recipe": config.recipe,
             "stage": config.stage.value,
             "steps": config.optim.steps,
             "source": ", ".join(dict.fromkeys(source.name for source in run.data.sources)),
             "data": {part.name: part.identity.get("dataset", "") for part in run.data.schedule.sources},
-            "parent": run.parent,
+            "parent": run.initial.about,
         },
     )
 

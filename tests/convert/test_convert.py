@@ -21,10 +21,10 @@ from earthgpt_jax.convert import exporter, tables
 from earthgpt_jax.convert.export_info import read_export_info
 from earthgpt_jax.convert.importer import import_model, prepare_import
 from earthgpt_jax.convert.layouts import open_source_checkpoint
-from earthgpt_jax.convert.merge import MergedReader, merged_config
 from earthgpt_jax.models import earthgpt
 from earthgpt_jax.models import model_dir as io
 from earthgpt_jax.models.llama import PackedAttention
+from earthgpt_jax.models.merge import MergedReader, merged_config
 from earthgpt_jax.ops.attention import make_attention_mask
 from earthgpt_jax.training.initial import load_initial_params
 from tests.support import nano

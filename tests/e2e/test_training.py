@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shutil
@@ -14,7 +15,7 @@ import pytest
 
 from earthgpt_jax.cli.main import main
 from earthgpt_jax.common.errors import EarthGPTError
-from earthgpt_jax.config import to_dict
+from earthgpt_jax.config import CheckpointConfig, ModelContents, to_dict
 from earthgpt_jax.models import model_dir as io
 from earthgpt_jax.training.checkpoints import Checkpoints
 from earthgpt_jax.training.loop import train
@@ -47,6 +48,26 @@ def test_frozen_arrays_keep_every_bit_and_trainable_ones_change(world):
     adapters = tuned.keys() - aligned.keys()
     assert adapters and all("/adapter/" in path for path in adapters)
     assert any(np.any(tuned[path] != (1.0 if path.endswith("scale") else 0.0)) for path in adapters)
+
+
+def test_instruct_leaves_the_adapters_alone_and_on_request_the_same_model_whole(world, tmp_path, capsys):
+    model = io.read_config(world["tuned"])
+    assert model.parent.path.samefile(world["aligned"])
+    sizes = [sum(file.stat().st_size for file in path.iterdir()) for path in (world["aligned"], world["tuned"])]
+    assert sizes[1] < sizes[0] / 5
+    shutil.copytree(world["root"] / "instruct", tmp_path / "run", ignore=shutil.ignore_patterns("model"))
+    whole = train(
+        dataclasses.replace(world["instruct"], checkpoint=CheckpointConfig(model=ModelContents.WHOLE)), tmp_path / "run"
+    )
+    assert main(["convert", "merge", str(world["tuned"]), "--out", str(tmp_path / "merged")]) == 0
+    (_, expected), (_, merged), (_, found) = io.read(whole), io.read(tmp_path / "merged"), io.read(world["tuned"])
+    assert io.read_config(whole).stored_fingerprint == io.read_config(tmp_path / "merged").stored_fingerprint
+    for arrays in (merged, found):
+        assert [path for path, value in expected.items() if value.tobytes() != arrays[path].tobytes()] == []
+    capsys.readouterr()
+    assert main(["inspect", str(world["tuned"]), "--check"]) == 0
+    out = capsys.readouterr().out
+    assert "adapters alone: 14 tensors" in out and f"parent {world['aligned']}" in out and "llm/embed" in out
 
 
 def test_a_config_of_a_version_with_fewer_settings_is_accepted(world, tmp_path):

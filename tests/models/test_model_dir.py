@@ -110,11 +110,11 @@ def test_another_format_version_is_refused_with_what_to_do(tmp_path):
     path = nano.model_dir(tmp_path / "model", nano.config("align").model)
     _edit(path, format_version=None)
     with pytest.raises(
-        EarthGPTError, match=r"expected format_version 2, got 1.*rename `dtype` in `model` to `compute_dtype`"
+        EarthGPTError, match=r"expected format_version 3 or 2, got 1.*rename `dtype` in `model` to `compute_dtype`"
     ):
         model_dir.read_config(path)
-    _edit(path, format_version=3)
-    with pytest.raises(EarthGPTError, match=r"expected format_version 2, got 3.*another version of earthgpt-jax"):
+    _edit(path, format_version=4)
+    with pytest.raises(EarthGPTError, match=r"expected format_version 3 or 2, got 4.*another version of earthgpt-jax"):
         model_dir.read_config(path)
     _edit(path, format_version=model_dir.FORMAT_VERSION)
     assert model_dir.read_config(path).chat_template == "plain"

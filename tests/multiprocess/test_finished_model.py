@@ -56,15 +56,23 @@ def _check_equal(one: Path, several: Path) -> None:
 
 
 def _check_layout(one: Path, several: Path) -> None:
-    """Check that each of two processes has written about half of the weights, and one process a single file."""
-    assert sorted(path.name for path in one.iterdir()) == ["config.json", "model.safetensors", "tokenizer.model"]
+    """Check the files of a model of one process, and of two.
+
+    Each of two processes writes about half of a whole model, and of adapters that are sharded. One process writes those
+    that it holds completely.
+    """
+    single = ["config.json", "model.safetensors", "tokenizer.model"]
+    assert sorted(path.name for path in one.iterdir()) == single
+    assert not several.with_name("model.partial").exists()
+    if model_dir.holds_adapters_alone(several) and "lora" not in several.parts:
+        assert sorted(path.name for path in several.iterdir()) == single
+        return
     files = [f"model-0000{i}-of-00002.safetensors" for i in (1, 2)]
     index = "model.safetensors.index.json"
     assert sorted(path.name for path in several.iterdir()) == ["config.json", *files, index, "tokenizer.model"]
     assert sorted(set(json.loads((several / index).read_text())["weight_map"].values())) == files
     sizes = [(several / name).stat().st_size for name in files]
     assert max(sizes) < 0.6 * sum(sizes), sizes
-    assert not several.with_name("model.partial").exists()
 
 
 def test_two_processes_end_in_the_model_of_one(tmp_path):
@@ -74,8 +82,10 @@ def test_two_processes_end_in_the_model_of_one(tmp_path):
     train(tmp_path / "one", stages, *overrides)
     for stage in stages:
         one, two = (tmp_path / name / stage / "model" for name in ("one", "two"))
+        assert model_dir.holds_adapters_alone(two) == (stage == "instruct")
         _check_layout(one, two)
         _check_equal(one, two)
+        model_dir.check_fingerprint(model_dir.read_config(two))
     params = Engine.from_model_dir(two, batch_size=8).params
     assert params_lib.fingerprint(params) == params_lib.fingerprint(model_dir.read(two)[1])
     exporter.export_hf(two, tmp_path / "exported")
@@ -109,7 +119,7 @@ def _answers(model: Path, folder: Path) -> list[str]:
 @pytest.mark.slow
 def test_a_process_killed_before_the_model_is_complete_leaves_none_and_the_run_can_be_repeated(tmp_path):
     """With int8: its kernels are dequantized piece by piece."""
-    overrides = _overrides(tmp_path, "frozen_dtype=int8")
+    overrides = _overrides(tmp_path, "frozen_dtype=int8", "checkpoint.model=whole")
     stages = ["instruct"]
     _run(tmp_path / "two", stages, *overrides, killed=1)
     assert not (tmp_path / "two" / "instruct" / "model").exists()

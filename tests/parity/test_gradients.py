@@ -11,7 +11,6 @@ from safetensors.numpy import load_file, save_file
 from earthgpt_jax import params as params_lib
 from earthgpt_jax.config import ModelConfig
 from earthgpt_jax.convert import exporter, tables
-from earthgpt_jax.convert.merge import merged_config
 from earthgpt_jax.input.batch import Batch
 from earthgpt_jax.input.prompts.chat_template import chat_template
 from earthgpt_jax.input.prompts.questions import Question
@@ -20,6 +19,7 @@ from earthgpt_jax.input.tokenizer import Tokenizer
 from earthgpt_jax.models import earthgpt
 from earthgpt_jax.models import model_dir as io
 from earthgpt_jax.models.llama import PackedAttention
+from earthgpt_jax.models.merge import merged_config
 from earthgpt_jax.ops.attention import make_attention_mask
 from earthgpt_jax.ops.losses import next_token_loss
 from earthgpt_jax.training.stages import trainable_paths
