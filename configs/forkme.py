@@ -98,7 +98,7 @@ def get_config(stage: str = "align") -> ConfigDict:
     config.checkpoint = {
         "every_steps": 100,
         "keep": 2,  # number of most recent checkpoints to retain
-        "keep_best": "",  # also the best one by a figure of validation, for example "validation/loss"
+        "keep_best": "",  # also the best one by a figure of validation ("validation/loss"), which becomes the model
         "model": "adapters",  # of the finished model of instruct and lora: the adapters alone; whole: all parameters
     }
     # Loss and token accuracy of a split that is not trained on, by task and sensor: metrics.jsonl and TensorBoard.

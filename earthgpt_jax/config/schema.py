@@ -241,7 +241,8 @@ class CheckpointConfig:
         keep_every_hours: retain permanently the first checkpoint, and then each that is at least this many hours newer
             than the last one retained for this reason; 0: none.
         keep_best: a figure of validation, for example `validation/loss` or `validation/caption/accuracy`: retain the
-            checkpoint with the lowest loss or the highest accuracy in addition; "": none.
+            checkpoint with the lowest loss or the highest accuracy in addition, and make it the finished model; "": the
+            finished model is that of the last step.
         model: what the finished model holds. A model that started from `random` or `init_from` is written whole.
     """
 

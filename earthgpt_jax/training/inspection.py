@@ -104,12 +104,21 @@ def _summarize_run(path: Path, config: Mapping[str, Any]) -> Summary:
     saved = checkpoint_steps(path / "checkpoints") if (path / "checkpoints").is_dir() else []
     last = config["optim"]["steps"]
     if (path / "model").is_dir():
-        progress = f"finished after {last} steps; model: {path / 'model'}"
+        progress = f"finished after {last} steps; model{_step_of_model(path / 'model', last)}: {path / 'model'}"
     elif saved:
         progress = f"{saved[-1]} of {last} steps"
     else:
         progress = f"no checkpoint yet, {last} steps planned"
     return Summary(title=f"{path}: run of {_recipe(config)}, {progress}")
+
+
+def _step_of_model(path: Path, last: int) -> str:
+    """Return " of step N" for a model that is not of the last step."""
+    try:
+        step = json.loads((path / "config.json").read_text())["provenance"]["steps"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+    return "" if step == last else f" of step {step}"
 
 
 def _summarize_checkpoint(path: Path) -> Summary:

@@ -240,7 +240,7 @@ def _run_steps(
     profile: Profile | None,
     flops_reference: FlopsReference | None,
 ) -> State:
-    """Run the remaining steps and return the final state."""
+    """Run the remaining steps and return the state of the finished model: the last, or the best by `keep_best`."""
     config, workdir, state = run.config, run.workdir, run.state
     start_step, last = int(state.step), config.optim.steps
     hang_report = workdir / "hang" / f"process-{jax.process_index()}.txt"
@@ -291,7 +291,17 @@ def _run_steps(
                 with timer.measure(VALIDATION):
                     validation.validate(step + 1, state.trainable)
     validation.report()
-    return state
+    best = validation.best_saved()
+    return state if best in (None, last) else _restore_best(checkpoints, best, state)
+
+
+def _restore_best(checkpoints: Checkpoints, step: int, state: State) -> State:
+    """Return the state of an earlier step; delete `state` first, because both may not fit into memory."""
+    checkpoints.wait()
+    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+    for leaf in jax.tree.leaves(state):
+        leaf.delete()
+    return checkpoints.restore(step, like)[0]
 
 
 def _handle_finished(done: FinishedStep, config: Config, timer: StepTimer, logger: MetricsLogger | None) -> None:
@@ -339,6 +349,8 @@ def _finish(run: _Run, state: State) -> None:
         _log.warning(
             "model: written with all parameters, because the run started from init_from, not a model directory"
         )
+    if (step := int(state.step)) != config.optim.steps:
+        _log.warning("model: written from step %d, the best by %s", step, config.checkpoint.keep_best)
     adapters = wants_adapters and parent is not None
     model_writer.write(
         run.workdir / "model",
@@ -353,7 +365,7 @@ def _finish(run: _Run, state: State) -> None:
         provenance={
             "recipe": config.recipe,
             "stage": config.stage.value,
-            "steps": config.optim.steps,
+            "steps": step,
             "source": ", ".join(dict.fromkeys(source.name for source in run.data.sources)),
             "data": {part.name: part.identity.get("dataset", "") for part in run.data.schedule.sources},
             "parent": run.initial.about,

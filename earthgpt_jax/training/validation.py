@@ -313,12 +313,15 @@ class ValidationScheduler:
                 *(self._figure, values["best"]["value"], best, kept, values["last"]["value"], last),
             )
 
-    def _protect_best(self) -> None:
-        """Keep the checkpoint of the best step among those that are saved."""
+    def best_saved(self) -> int | None:
+        """Return the best step by `checkpoint.keep_best` among those with a checkpoint; None if there is none."""
         saved = self._checkpoints.steps()
         candidates = [entry for entry in self._history if entry[0] in saved]
-        if self._keeps_best and candidates:
-            self._checkpoints.protect(best_step(candidates, self._figure))
+        return best_step(candidates, self._figure) if self._keeps_best and candidates else None
+
+    def _protect_best(self) -> None:
+        if (best := self.best_saved()) is not None:
+            self._checkpoints.protect(best)
 
 
 def best_step(history: Sequence[tuple[int, Mapping[str, Any]]], figure: str) -> int:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.models import model_dir as io
-from earthgpt_jax.training.inspection import checkpoint_steps
+from earthgpt_jax.training.inspection import checkpoint_steps, inspect
 from earthgpt_jax.training.loop import train
 from tests.support import nano
 
@@ -105,7 +107,7 @@ def test_a_figure_or_a_split_that_the_data_lacks_leaves_no_trace(world, tmp_path
         assert not (tmp_path / "run").exists()
 
 
-def test_overfitting_turns_the_validation_loss_and_the_best_checkpoint_is_kept(tmp_path, caplog):
+def test_overfitting_turns_the_validation_loss_and_the_best_checkpoint_becomes_the_model(tmp_path, caplog):
     data, base = nano.dataset(tmp_path / "data", train=1, val=3), nano.model_dir(
         tmp_path / "base", nano.config("align").model
     )  # fmt: skip
@@ -132,3 +134,15 @@ def test_overfitting_turns_the_validation_loss_and_the_best_checkpoint_is_kept(t
     assert f"best {losses[best]:.4f} at step {best} (checkpoints/{best})" in caplog.text
     throughput = [json.loads(line) for line in (workdir / "throughput.jsonl").read_text().splitlines()]
     assert throughput[-1]["seconds"]["validation"] > 0
+    model, arrays = io.read(workdir / "model")
+    assert model.provenance["steps"] == best and f"model: written from step {best}" in caplog.text
+    assert f"model of step {best}" in str(inspect(workdir)[0])
+
+    saved = ocp.StandardCheckpointer().restore((workdir / "checkpoints" / str(best) / "state").absolute())["trainable"]
+    assert [path for path in saved if not np.array_equal(arrays[path], saved[path])] == []
+
+    shutil.copytree(workdir, tmp_path / "last", ignore=shutil.ignore_patterns("model"))
+    checkpoint = dataclasses.replace(config.checkpoint, keep_best="")
+    train(dataclasses.replace(config, checkpoint=checkpoint), tmp_path / "last")
+    model, arrays = io.read(tmp_path / "last" / "model")
+    assert model.provenance["steps"] == 36 and any(not np.array_equal(arrays[path], saved[path]) for path in saved)
