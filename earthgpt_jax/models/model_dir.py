@@ -16,9 +16,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import math
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -360,7 +360,8 @@ def write(
 
 def write_config(
     folder: Path, path: Path, *, model: ModelConfig, decimals: int, chat_template: str, tokenizer: Path,
-    provenance: dict, digests: Mapping[str, Any], parent: ModelDir | None = None, frozen_dtype: FrozenDType = FrozenDType.FLOAT32,
+    provenance: dict, digests: Mapping[str, Any], parent: ModelDir | None = None,
+    frozen_dtype: FrozenDType = FrozenDType.FLOAT32,
 ) -> None:  # fmt: skip
     """Write `config.json` and `tokenizer.model`: a model directory without its arrays.
 
@@ -390,7 +391,8 @@ def write_config(
 def relative_path(path: Path, start: Path) -> str:
     """Return `path` relative to the folder `start`; "" if one is on a disk and the other in a bucket."""
     names, start_names = path.resolve().parts, start.resolve().parts
-    common = len(os.path.commonprefix([names, start_names]))
+    pairs = zip(names, start_names, strict=False)
+    common = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
     return "/".join([*[".."] * (len(start_names) - common), *names[common:]]) if common else ""
 
 
