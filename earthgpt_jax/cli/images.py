@@ -54,7 +54,7 @@ def _find(word: str) -> list[Path]:
 
 
 class Images:
-    """Reads images one after another; one that cannot be read is reported, and the others go on.
+    """Reads images one after another; one that cannot be read is reported and passed over.
 
     Attributes:
         paths: the images.

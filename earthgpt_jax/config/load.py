@@ -11,14 +11,13 @@ import ast
 import dataclasses
 import enum
 import importlib.util
-import types
-import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from earthgpt_jax.common import typed
 from earthgpt_jax.common.errors import EarthGPTError
-from earthgpt_jax.common.names import did_you_mean, nearest
+from earthgpt_jax.common.names import did_you_mean
 from earthgpt_jax.common.resources import config_path
 from earthgpt_jax.config import debug
 from earthgpt_jax.config.model_schema import ModelConfig
@@ -28,17 +27,19 @@ if TYPE_CHECKING:
     import ml_collections  # only recipes need it; configs from plain values work without the package
 
 # Fields and values that had another name, for suggestions only: they are not accepted.
-_RENAMED_FIELDS = {
-    "attention": "attention_impl",
-    "trained_attention": "trainable_attention",
-    "model.dtype": "compute_dtype",
-    "data.tokens_per_row": "seq_len",
-    "data.images_per_row": "max_images",
-    "data.turns": "question_context",
-    "data.damaged": "on_damaged",
-    "data.conversation": "chat_template",
-}
-_RENAMED_VALUES = {("data.augment", "flips+turns"): "flips+rotations"}
+_RENAMED = typed.Renamed(
+    fields={
+        "attention": "attention_impl",
+        "trained_attention": "trainable_attention",
+        "model.dtype": "compute_dtype",
+        "data.tokens_per_row": "seq_len",
+        "data.images_per_row": "max_images",
+        "data.turns": "question_context",
+        "data.damaged": "on_damaged",
+        "data.conversation": "chat_template",
+    },
+    values={("data.augment", "flips+turns"): "flips+rotations"},
+)
 
 
 def load(name: str, overrides: Sequence[str] = ()) -> Config:
@@ -107,25 +108,13 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def build(cls: type, values: Mapping[str, Any], *, where: str) -> Any:
-    """Return an instance of the dataclass `cls`, built from nested plain values and validated.
-
-    Types are checked against the annotations, and every dataclass's `check()` is called.
-
-    Args:
-        cls: frozen dataclass whose fields are plain values, enums, tuples, dicts or such dataclasses.
-        where: origin of the values, for the error message.
+    """Return an instance of the dataclass `cls`, built from nested plain values and validated (`typed.check`).
 
     Raises:
         EarthGPTError: a field is unknown, missing, of the wrong type or has an impossible value; the message lists
             all problems.
     """
-    errors: list[str] = []
-    built = _build(cls, values, "", errors)
-    if len(errors) == 1:
-        raise EarthGPTError(f"{where}: {errors[0]}")
-    if errors:
-        raise EarthGPTError(f"{where}: {len(errors)} problems\n" + "\n".join(f"  - {error}" for error in errors))
-    return built
+    return typed.check(cls, values, where=where, renamed=_RENAMED)
 
 
 def _plain(value: Any) -> Any:
@@ -154,8 +143,8 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
         raise EarthGPTError(f"override {override!r}: expected --config.field.subfield=value")
     try:
         value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        value = text
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        value = text  # also what is nested too deeply to be a value
     *parents, last = key.split(".")
     node = values
     for parent in parents:
@@ -164,71 +153,3 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
             raise EarthGPTError(f"override {override!r}: {parent} is a value and has no field {last!r}")
         node = child
     node[last] = value
-
-
-def _build(cls: type, values: Any, path: str, errors: list[str]) -> Any:
-    """Return `cls(**values)`, recursively; or None, with the problems and their paths appended to `errors`."""
-    if not isinstance(values, Mapping):
-        errors.append(f"{path or 'config'}: expected a group of fields, got {values!r}")
-        return None
-    before = len(errors)
-    hints = typing.get_type_hints(cls)
-    fields = {field.name: field for field in dataclasses.fields(cls)}
-    for name in values:
-        if name not in fields:
-            match = _RENAMED_FIELDS.get(f"{path}{name}") or nearest(name, fields)
-            hint = f"did you mean {match!r}?" if match in fields else f"fields here: {', '.join(fields)}"
-            errors.append(f"{path}{name}: unknown field; {hint}")
-    arguments = {}
-    for name, field in fields.items():
-        if name in values:
-            arguments[name] = _value(hints[name], values[name], f"{path}{name}", errors)
-        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
-            errors.append(f"{path}{name}: missing; expected {_type_name(hints[name])}")
-    if len(errors) > before:
-        return None
-    built = cls(**arguments)
-    errors.extend(f"{path}{error}" for error in built.check())
-    return built
-
-
-def _value(hint: Any, value: Any, path: str, errors: list[str]) -> Any:
-    """Return `value` as the type `hint`; or None, with the problem appended to `errors`."""
-    if dataclasses.is_dataclass(hint):
-        return _build(typing.cast(type, hint), value, f"{path}.", errors)
-    origin = typing.get_origin(hint)
-    if origin is tuple:
-        if isinstance(value, (list, tuple)):
-            inner = typing.get_args(hint)[0]
-            return tuple(_value(inner, item, f"{path}[{i}]", errors) for i, item in enumerate(value))
-    elif origin is dict:
-        if isinstance(value, Mapping):
-            inner = typing.get_args(hint)[1]
-            return {str(key): _value(inner, item, f"{path}.{key}", errors) for key, item in value.items()}
-    elif isinstance(hint, type) and issubclass(hint, enum.Enum):
-        return _enum_member(hint, value, path, errors)
-    elif hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-        return float(value)
-    elif (hint is int and isinstance(value, int) and not isinstance(value, bool)) or (
-        hint in (str, bool) and isinstance(value, hint)
-    ):
-        return value
-    errors.append(f"{path}: expected {_type_name(hint)}, got {value!r} ({type(value).__name__})")
-    return None
-
-
-def _enum_member(cls: type[enum.Enum], value: Any, path: str, errors: list[str]) -> enum.Enum | None:
-    try:
-        return cls(value)
-    except ValueError:
-        choices = [member.value for member in cls]
-        match = _RENAMED_VALUES.get((path, str(value))) or nearest(str(value), choices)
-        hint = f"; did you mean {match!r}?" if match else ""
-        errors.append(f"{path}: expected one of {', '.join(choices)}, got {value!r}{hint}")
-        return None
-
-
-def _type_name(hint: Any) -> str:
-    if isinstance(hint, types.GenericAlias):
-        return str(hint)
-    return getattr(hint, "__name__", str(hint))
