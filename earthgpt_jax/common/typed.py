@@ -14,7 +14,7 @@ import reprlib
 import types
 import typing
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NotRequired
 
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.common.names import nearest
@@ -38,7 +38,7 @@ class Renamed:
     values: Mapping[tuple[str, str], str] = dataclasses.field(default_factory=dict)
 
 
-def check(hint: Any, value: Any, *, where: str, renamed: Renamed | None = None) -> Any:
+def check(hint: Any, value: Any, *, where: str, renamed: Renamed | None = None, partial: bool = False) -> Any:
     """Return `value` as the type `hint`.
 
     Args:
@@ -47,13 +47,15 @@ def check(hint: Any, value: Any, *, where: str, renamed: Renamed | None = None) 
             further problems as texts.
         value: plain values: None, bool, int, float, str, list, dict.
         where: origin of the values, for the error message.
+        renamed: former names, for suggestions.
+        partial: whether required fields of the outermost group may be missing; for a `TypedDict`.
 
     Raises:
         EarthGPTError: a field is unknown, missing, of the wrong type or has an impossible value; the message lists
             all problems.
     """
     problems = _Problems(renamed or Renamed())
-    result = problems.value(hint, value, "")
+    result = problems.fields(hint, value, "", partial=True) if partial else problems.value(hint, value, "")
     found = problems.found
     if len(found) == 1:
         raise EarthGPTError(f"{where}: {found[0]}")
@@ -79,12 +81,12 @@ class _Problems:
     def value(self, hint: Any, value: Any, path: str) -> Any:
         """Return `value` as the type `hint`; or None, with the problem added."""
         origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-        if origin in (typing.NotRequired, typing.Required):
+        if origin is NotRequired:
             return self.value(arguments[0], value, path)
         if hint is Any:
             return value
         if typing.is_typeddict(hint) or dataclasses.is_dataclass(hint):
-            return self._fields(hint, value, path)
+            return self.fields(hint, value, path)
         if origin in (types.UnionType, typing.Union):
             return self._union(arguments, value, path)
         if origin in (tuple, list, Sequence) and isinstance(value, (list, tuple)):
@@ -95,7 +97,11 @@ class _Problems:
         if isinstance(hint, type) and issubclass(hint, enum.Enum):
             return self._member(hint, value, path)
         if not _is_type(hint, value):
-            self._add(f"{path or 'content'}: expected {_name(hint)}, got {show(value)} ({type(value).__name__})")
+            advice = (
+                "; in YAML, quote a text that contains a colon" if hint is str and isinstance(value, Mapping) else ""
+            )
+            expected = f"expected {_name(hint)}, got {show(value)} ({type(value).__name__}){advice}"
+            self._add(f"{path or 'content'}: {expected}")
             return None
         if problem := _range_problem(hint, value):
             self.found.append(f"{path or 'content'}: expected {problem}, got {show(value)}")
@@ -120,7 +126,7 @@ class _Problems:
             self._add(problem)
         return None
 
-    def _fields(self, cls: type, values: Any, path: str) -> Any:
+    def fields(self, cls: type, values: Any, path: str, *, partial: bool = False) -> Any:
         """Return an instance of a dataclass or `TypedDict`; or None, with the problems added."""
         if not isinstance(values, Mapping):
             self._add(f"{path or 'content'}: expected a group of fields, got {show(values)}")
@@ -137,7 +143,7 @@ class _Problems:
         for name, hint in hints.items():
             if name in values:
                 arguments[name] = self.value(hint, values[name], f"{prefix}{name}")
-            elif name in required:
+            elif name in required and not partial:
                 self._add(f"{prefix}{name}: missing; expected {_name(hint)}")
         if self._missing > missing:
             return None
@@ -164,9 +170,10 @@ class _Problems:
 @functools.cache
 def _declared(cls: type) -> tuple[dict[str, Any], frozenset[str]]:
     """Return the types of all fields, and the names of the required ones."""
-    hints = typing.get_type_hints(cls)
+    hints = typing.get_type_hints(cls, include_extras=True)
     if typing.is_typeddict(cls):
-        return hints, frozenset(getattr(cls, "__required_keys__"))  # noqa: B009  (unknown to mypy)
+        # `__required_keys__` is wrong where annotations are strings.
+        return hints, frozenset(name for name, hint in hints.items() if typing.get_origin(hint) is not NotRequired)
     fields = [field for field in dataclasses.fields(cls) if field.init]
     missing = dataclasses.MISSING
     required = {field.name for field in fields if field.default is missing and field.default_factory is missing}

@@ -8,15 +8,16 @@ from __future__ import annotations
 import dataclasses
 import enum
 import re
+import typing
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath
+from typing import Any, NotRequired, TypedDict
 
-import yaml
-
+from earthgpt_jax.common import typed
 from earthgpt_jax.common.digests import sha256_int
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.common.names import did_you_mean
+from earthgpt_jax.common.parsing import parse_yaml
 from earthgpt_jax.common.resources import data_path
 from earthgpt_jax.records import Sensor, Task
 
@@ -174,74 +175,95 @@ class Card:
         """Return the card with a variant's entries in place of its own: another native format, the official split."""
         if name not in self.variants:
             raise EarthGPTError(f"card {self.name}: no variant {name!r}; it has {', '.join(self.variants) or 'none'}")
-        return dataclasses.replace(self, **_fields(self.variants[name], where=f"card {self.name}/{name}"))
+        entries = typed.check(_CardFile, self.variants[name], where=f"card {self.name}/{name}", partial=True)
+        return dataclasses.replace(self, **_fields(entries, where=f"card {self.name}/{name}"))
 
     def describe(self) -> dict[str, Any]:
         """Return the card as a plain dict, for the manifest. Cards that read files in the same way have equal dicts."""
         return dataclasses.asdict(self)
 
 
-_ENUMS = {
-    "sensor": Sensor,
-    "images": Images,
-    "unannotated_images": UnannotatedImages,
-    "segmentation_box": SegmentationBox,
-    "split_rule": SplitRule,
-    "role": Role,
-}
-_FIELDS = frozenset(field.name for field in dataclasses.fields(Card))
-_ENTRIES = _FIELDS - {"parts", "split_rule", "test_pattern"} | {"layout", "split"}  # as they are called in a file
+class _Split(TypedDict):
+    rule: SplitRule
+    test: NotRequired[str | int]
+
+
+class _Tile(TypedDict):
+    size: int
+    overlap: NotRequired[int]
+    keep: NotRequired[float]
+    ignore: NotRequired[float]
+
+
+_Name = str | int | float | bool  # YAML reads a name such as 747 or `no` as another type
+
+
+class _CardFile(TypedDict):
+    """The entries of a card file; a variant has some of them."""
+
+    name: str
+    title: str
+    sensor: Sensor
+    tasks: tuple[Task, ...]
+    format: str
+    folder: str
+    layout: dict[str, str] | tuple[dict[str, str], ...]
+    licence: str
+    classes: NotRequired[tuple[_Name, ...]]
+    synonyms: NotRequired[dict[str, _Name]]
+    drop: NotRequired[dict[str, _Name]]
+    images: NotRequired[Images]
+    unannotated_images: NotRequired[UnannotatedImages]
+    segmentation_box: NotRequired[SegmentationBox]
+    split: NotRequired[_Split]
+    difficult_from: NotRequired[int]
+    open_classes: NotRequired[bool]
+    fields: NotRequired[dict[str, _Name]]
+    tile: NotRequired[_Tile | None]
+    role: NotRequired[Role]
+    expected: NotRequired[dict[str, int]]
+    obtain: NotRequired[str]
+    unverified: NotRequired[tuple[str, ...]]
+    notes: NotRequired[tuple[str, ...]]
+    variants: NotRequired[dict[str, dict[str, Any]]]
+
+
+_ENTRIES = frozenset(typing.get_type_hints(_CardFile))
 EXPECTED_COUNTS = ("images", "objects", "questions", "captions", *SPLITS)
 
 
-def _fields(values: Mapping[str, Any], *, where: str) -> dict[str, Any]:
+def _fields(entries: Mapping[str, Any], *, where: str) -> dict[str, Any]:
     """Return the entries of a card file, or of a variant in it, as arguments of `Card`.
 
     Raises:
-        EarthGPTError: an entry is unknown or has an impossible value; `where` names the card.
+        EarthGPTError: an entry has an impossible value; `where` names the card.
     """
-    values = dict(values)
+    values = dict(entries)
     if "layout" in values:
         layout = values.pop("layout")
-        values["parts"] = layout if isinstance(layout, list) else [layout]
+        values["parts"] = layout if isinstance(layout, tuple) else (layout,)
     if "split" in values:
-        rule = values.pop("split")
-        values["split_rule"] = rule["rule"]
-        values["test_pattern"] = str(rule.get("test", ""))
-    if unknown := sorted(set(values) - _FIELDS):
-        raise EarthGPTError(f"{where}: unknown entries {', '.join(unknown)}; known: {', '.join(sorted(_ENTRIES))}")
-    try:
-        for key, enumeration in _ENUMS.items():
-            if key in values:
-                values[key] = enumeration(values[key])
-        if "tasks" in values:
-            values["tasks"] = tuple(Task(task) for task in values["tasks"])
-    except ValueError as error:
-        raise EarthGPTError(f"{where}: {error}; correct the card") from error
+        split = values.pop("split")
+        values["split_rule"] = split["rule"]
+        values["test_pattern"] = _pattern(str(split.get("test", "")), where=where)
     if values.get("tile"):
         values["tile"] = _tile(values["tile"], where=where)
-    if "expected" in values:
-        values["expected"] = _expected(values["expected"], where=where)
-    if stray := [name for name in values.get("unverified", ()) if name.split(".")[0] not in _ENTRIES | _FIELDS]:
+    if stray := [name for name in values.get("expected", ()) if name not in EXPECTED_COUNTS]:
+        raise EarthGPTError(f"{where}: expected: {stray[0]}: expected one of {', '.join(EXPECTED_COUNTS)}")
+    if stray := [name for name in values.get("unverified", ()) if name.split(".")[0] not in _ENTRIES]:
         raise EarthGPTError(f"{where}: `unverified` names {', '.join(stray)}; expected entries of a card")
-    for key in ("parts", "classes", "notes", "unverified"):
-        if key in values:
-            values[key] = tuple(values[key])
-    # YAML reads a note that contains a colon as a mapping.
-    if odd := [note for note in values.get("notes", ()) if not isinstance(note, str)]:
-        raise EarthGPTError(f"{where}: notes: expected text, got {odd[0]!r}; quote a note that contains a colon")
+    for name in values.get("name", "x"), values.get("folder", "x"):
+        _check_below(name, where=where)
+    if "classes" in values:
+        values["classes"] = tuple(map(str, values["classes"]))
     for key in ("synonyms", "drop", "fields"):
         if key in values:
-            values[key] = {str(name): str(text) for name, text in values[key].items()}
+            values[key] = {name: str(text) for name, text in values[key].items()}
     return values
 
 
 def _tile(values: Mapping[str, Any], *, where: str) -> Tile:
-    try:
-        tile = Tile(**values)
-    except TypeError as error:
-        known = ", ".join(field.name for field in dataclasses.fields(Tile))
-        raise EarthGPTError(f"{where}: tile: {error}; known: {known}") from error
+    tile = Tile(**values)
     if not 0 <= tile.overlap < tile.size or not 0 <= tile.ignore <= tile.keep <= 1:
         raise EarthGPTError(
             f"{where}: tile: expected 0 <= overlap < size and 0 <= ignore <= keep <= 1, got {dict(values)}"
@@ -249,13 +271,19 @@ def _tile(values: Mapping[str, Any], *, where: str) -> Tile:
     return tile
 
 
-def _expected(values: Mapping[str, Any], *, where: str) -> dict[str, int]:
-    for name, count in values.items():
-        if name not in EXPECTED_COUNTS or not isinstance(count, int):
-            raise EarthGPTError(
-                f"{where}: expected: {name}: {count!r}; expected a whole number for one of {', '.join(EXPECTED_COUNTS)}"
-            )
-    return dict(values)
+def _pattern(text: str, *, where: str) -> str:
+    try:
+        re.compile(text)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise EarthGPTError(f"{where}: split.test: expected a regular expression, got {text!r}: {error}") from error
+    return text
+
+
+def _check_below(name: str, *, where: str) -> None:
+    """Refuse a path that leads out of the folder it is relative to."""
+    path = PurePosixPath(name)
+    if not path.parts or path.is_absolute() or ".." in path.parts or "\0" in name:
+        raise EarthGPTError(f"{where}: expected a name or a path below the folder of all datasets, got {name!r}")
 
 
 def load_card(path: Path) -> Card:
@@ -266,17 +294,11 @@ def load_card(path: Path) -> Card:
     """
     where = f"card {path}"
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = path.read_bytes()
     except OSError as error:
         raise EarthGPTError(f"{where}: cannot be read: {error.strerror}") from error
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise EarthGPTError(f"{where}: cannot be read as YAML: {error}") from error
-    if not isinstance(values, dict):
-        raise EarthGPTError(f"{where}: expected a mapping, got {type(values).__name__}")
-    try:
-        card = Card(**_fields(values, where=where))
-    except (TypeError, KeyError) as error:
-        raise EarthGPTError(f"{where}: incomplete: {error}") from error
+    values = typed.check(_CardFile, parse_yaml(content, where=where), where=where)
+    card = Card(**_fields(values, where=where))
     stray = sorted(set(card.synonyms.values()) - set(card.classes))
     if stray:
         raise EarthGPTError(f"{where}: synonyms lead to {', '.join(stray)}, which `classes` does not list")

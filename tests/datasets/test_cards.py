@@ -109,13 +109,19 @@ def test_native_and_name_splits(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("- a\n- b", "expected a mapping"),
+        ("- a\n- b", "expected a group of fields"),
         ("a: [", "cannot be read as YAML"),
-        (CARD + "colour: red", "unknown entries colour"),
-        (CARD.replace("sensor: sar", "sensor: sonar"), "'sonar' is not a valid Sensor"),
-        (CARD.replace("title: X\n", ""), "incomplete.*title"),
+        (CARD + "colour: red", "colour: unknown field"),
+        (CARD.replace("sensor: sar", "sensor: sonar"), "sensor: expected one of optical, sar, infrared, got 'sonar'"),
+        (CARD.replace("title: X\n", ""), "title: missing"),
         (CARD.replace("Boat: ship", "Boat: boat"), "synonyms lead to boat"),
-        (CARD + "notes: [a trap: here]", "expected text, got .*quote a note that contains a colon"),
+        (CARD + "split: {rule: name, test: '['}", "split.test: expected a regular expression"),
+        (CARD.replace("name: x", "name: ../x"), "expected a name or a path below the folder of all datasets"),
+        (CARD.replace("folder: sar/X", "folder: /etc"), "expected a name or a path below"),
+        (CARD.replace("{Boat: ship}", "[boat]"), "synonyms: expected dict"),
+        (CARD + "tile: {size: 1.5}", "tile"),
+        ("a: &a [1]\nb: [*a, *a]", "aliases"),
+        (CARD + "notes: [a trap: here]", r"notes\[0\]: expected str, got .*quote a text that contains a colon"),
     ],
 )
 def test_mistakes_in_a_card_are_reported(tmp_path: Path, text: str, message: str) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-import json
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from earthgpt_jax.common.errors import EarthGPTError
+from earthgpt_jax.common.parsing import parse_json
 from earthgpt_jax.records import Record, Turn
 
 _T = TypeVar("_T")
@@ -200,10 +200,7 @@ def load_json(path: Path, expected: type[_T]) -> _T:
     Raises:
         EarthGPTError: the file is unreadable, or its top level is of another type.
     """
-    try:
-        value = json.loads(read_text(path).removeprefix("\ufeff"))
-    except ValueError as error:
-        raise EarthGPTError(f"{path}: cannot be read as JSON: {error}; download the file again") from error
+    value = parse_json(read_text(path), where=str(path), advice="download the file again")
     if not isinstance(value, expected):
         raise EarthGPTError(f"{path}: expected a {expected.__name__}, got {type(value).__name__}")
     return value

@@ -12,10 +12,9 @@ import math
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
-import yaml
-
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.common.names import did_you_mean
+from earthgpt_jax.common.parsing import parse_yaml
 from earthgpt_jax.common.resources import data_path
 from earthgpt_jax.config import build
 from earthgpt_jax.records import Sensor
@@ -125,12 +124,10 @@ def load_mixture(name: str) -> Mixture:
         return Mixture(rule=Rule.PROPORTIONAL)
     path = _find(name)
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = path.read_bytes()
     except OSError as error:
         raise EarthGPTError(f"mixture {path}: cannot be read: {error.strerror}") from error
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise EarthGPTError(f"mixture {path}: cannot be read as YAML: {error}") from error
-    return build(Mixture, values, where=f"mixture {path}")
+    return build(Mixture, parse_yaml(content, where=f"mixture {path}"), where=f"mixture {path}")
 
 
 def _find(name: str) -> Path:
