@@ -5,8 +5,11 @@ from __future__ import annotations
 import copy
 import json
 import random
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
+
+import yaml
 
 Mutation = Callable[[random.Random, bytes], bytes]
 
@@ -28,6 +31,8 @@ ODD_BYTES = (
     b"-",
     b"1e999",
 )
+
+ODD_NUMBERS = (b"nan", b"inf", b"-1", b"1e300", b"9" * 5000, b"", b"0", b"x", b"\xd9\xa3", b"1,5", b"99999999999")
 
 
 def truncate(rng: random.Random, data: bytes) -> bytes:
@@ -97,21 +102,14 @@ def mutate_json_line(rng: random.Random, data: bytes) -> bytes:
 
 
 def mutate_yaml(rng: random.Random, data: bytes) -> bytes:
-    import yaml
-
     changed = change_value(rng, yaml.safe_load(data))
     return json.dumps(changed).encode()  # JSON is YAML
 
 
 def mutate_number(rng: random.Random, data: bytes) -> bytes:
     """Replace a number in a text by an odd one."""
-    import re
-
     found = list(re.finditer(rb"-?\d+(\.\d+)?", data))
     if not found:
         return data
     match = rng.choice(found)
-    odd = rng.choice(
-        (b"nan", b"inf", b"-1", b"1e300", b"9" * 5000, b"", b"0", b"x", b"\xd9\xa3", b"1,5", b"99999999999")
-    )
-    return data[: match.start()] + rng.choice(odd) + data[match.end() :]
+    return data[: match.start()] + rng.choice(ODD_NUMBERS) + data[match.end() :]
