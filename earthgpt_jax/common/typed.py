@@ -38,7 +38,9 @@ class Renamed:
     values: Mapping[tuple[str, str], str] = dataclasses.field(default_factory=dict)
 
 
-def check(hint: Any, value: Any, *, where: str, renamed: Renamed | None = None, partial: bool = False) -> Any:
+def check(
+    hint: Any, value: Any, *, where: str, renamed: Renamed | None = None, partial: bool = False, further: bool = False
+) -> Any:  # fmt: skip
     """Return `value` as the type `hint`.
 
     Args:
@@ -48,14 +50,18 @@ def check(hint: Any, value: Any, *, where: str, renamed: Renamed | None = None, 
         value: plain values: None, bool, int, float, str, list, dict.
         where: origin of the values, for the error message.
         renamed: former names, for suggestions.
-        partial: whether required fields of the outermost group may be missing; for a `TypedDict`.
+        partial: whether required fields of the outermost `TypedDict` may be missing.
+        further: whether the outermost `TypedDict` may have further fields, which are kept as they are.
 
     Raises:
         EarthGPTError: a field is unknown, missing, of the wrong type or has an impossible value; the message lists
             all problems.
     """
     problems = _Problems(renamed or Renamed())
-    result = problems.fields(hint, value, "", partial=True) if partial else problems.value(hint, value, "")
+    if partial or further:
+        result = problems.fields(hint, value, "", partial=partial, further=further)
+    else:
+        result = problems.value(hint, value, "")
     found = problems.found
     if len(found) == 1:
         raise EarthGPTError(f"{where}: {found[0]}")
@@ -80,6 +86,8 @@ class _Problems:
 
     def value(self, hint: Any, value: Any, path: str) -> Any:
         """Return `value` as the type `hint`; or None, with the problem added."""
+        if hint is str and type(value) is str and value.isascii():
+            return value  # as most values are, in files of a million answers
         origin, arguments = typing.get_origin(hint), typing.get_args(hint)
         if origin is NotRequired:
             return self.value(arguments[0], value, path)
@@ -90,6 +98,8 @@ class _Problems:
         if origin in (types.UnionType, typing.Union):
             return self._union(arguments, value, path)
         if origin in (tuple, list, Sequence) and isinstance(value, (list, tuple)):
+            if _are_all(arguments[0], value):
+                return list(value) if origin is list else tuple(value)
             items = [self.value(arguments[0], item, f"{path}[{i}]") for i, item in enumerate(value)]
             return items if origin is list else tuple(items)
         if origin in (dict, Mapping) and isinstance(value, Mapping):
@@ -126,7 +136,7 @@ class _Problems:
             self._add(problem)
         return None
 
-    def fields(self, cls: type, values: Any, path: str, *, partial: bool = False) -> Any:
+    def fields(self, cls: type, values: Any, path: str, *, partial: bool = False, further: bool = False) -> Any:
         """Return an instance of a dataclass or `TypedDict`; or None, with the problems added."""
         if not isinstance(values, Mapping):
             self._add(f"{path or 'content'}: expected a group of fields, got {show(values)}")
@@ -135,7 +145,7 @@ class _Problems:
         prefix = f"{path}." if path else ""
         hints, required = _declared(cls)
         for name in values:
-            if name not in hints and not getattr(cls, "open", False):
+            if name not in hints and not further:
                 match = self._renamed.fields.get(f"{prefix}{name}") or nearest(str(name), tuple(hints))
                 hint = f"did you mean {match!r}?" if match in hints else f"fields here: {', '.join(hints)}"
                 self._add(f"{prefix}{show(name)[1:-1]}: unknown field; {hint}")
@@ -152,8 +162,8 @@ class _Problems:
         built = cls(**arguments)
         if hasattr(built, "check"):
             known = {problem.partition(":")[0] for problem in self.found[first:]}
-            further = (f"{prefix}{problem}" for problem in built.check())
-            self.found += [problem for problem in further if problem.partition(":")[0] not in known]
+            impossible = (f"{prefix}{problem}" for problem in built.check())
+            self.found += [problem for problem in impossible if problem.partition(":")[0] not in known]
         return built
 
     def _member(self, cls: type[enum.Enum], value: Any, path: str) -> enum.Enum | None:
@@ -178,6 +188,13 @@ def _declared(cls: type) -> tuple[dict[str, Any], frozenset[str]]:
     missing = dataclasses.MISSING
     required = {field.name for field in fields if field.default is missing and field.default_factory is missing}
     return {field.name: hints[field.name] for field in fields}, frozenset(required)
+
+
+def _are_all(hint: Any, values: Sequence[Any]) -> bool:
+    """Return whether all values are valid numbers of one type: a shortcut for long sequences of them."""
+    if hint is float:
+        return all(type(value) is float for value in values) and math.isfinite(math.fsum(map(abs, values)))
+    return hint is int and all(type(value) is int for value in values) and max(map(abs, values), default=0) < INT_LIMIT
 
 
 def _is_type(hint: Any, value: Any) -> bool:

@@ -17,10 +17,12 @@ import collections
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
+from earthgpt_jax.common import typed
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.common.files import write_output
+from earthgpt_jax.common.parsing import parse_json
 from earthgpt_jax.datasets.examples import VERSION
 from earthgpt_jax.records import UNKNOWN_CLASSES, AnnotatedClasses, Task
 
@@ -28,6 +30,24 @@ MANIFEST = "manifest.json"
 QUARANTINE = "quarantine.jsonl"
 TFDS_NAME = "earthgpt_records"  # the dataset's name for TFDS, with which shard files begin
 SHARD_FORMAT = "array_record"
+
+
+class _ManifestFile(TypedDict):
+    """The entries of manifest.json that this program relies on; a build writes more."""
+
+    name: str
+    version: str
+    fingerprint: str
+    counts: dict[str, dict[str, dict[str, int]]]
+    shards: dict[str, str]
+    sizes: dict[str, int]
+    native: NotRequired[dict[str, dict[str, int]]]
+    images: NotRequired[dict[str, int]]
+    dropped: NotRequired[dict[str, int]]
+    quarantined: NotRequired[dict[str, int]]
+    missing_paths: NotRequired[list[str]]
+    card: NotRequired[dict[str, Any]]
+    overlap: NotRequired[dict[str, Any]]
 
 
 def dataset_directories(folder: Path) -> tuple[Path, ...]:
@@ -61,26 +81,25 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     """
     path = directory / MANIFEST
     try:
-        values = json.loads(path.read_text())
+        content = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         raise EarthGPTError(
             f"data {directory}: expected a dataset directory that `earthgpt data build` wrote (with {MANIFEST} in it); "
             + ("this is something else" if directory.exists() else "there is no such folder")
         ) from None
-    except ValueError as error:
-        raise EarthGPTError(f"{path} is damaged ({error}); build the dataset again") from error
-    written = values.get("version", "1.0.0")
-    if written.split(".")[0] != VERSION.split(".")[0]:
+    values = parse_json(content, where=str(path), advice="build the dataset again")
+    written = values.get("version", "1.0.0") if isinstance(values, dict) else None
+    if isinstance(written, str) and written.split(".")[0] != VERSION.split(".")[0]:
         raise EarthGPTError(
             f"data {directory}: expected records of version {VERSION}, got {written}: it was built by an earlier "
             "version of this program. Delete the folder and build it again"
         )
-    return values
+    return typed.check(_ManifestFile, values, where=f"{path} (damaged; build the dataset again)", further=True)
 
 
 def record_counts(manifest: Mapping[str, Any]) -> dict[str, int]:
     """Return the number of records in each split."""
-    return {split: counts["total"].get("records", 0) for split, counts in manifest["counts"].items()}
+    return {split: counts.get("total", {}).get("records", 0) for split, counts in manifest["counts"].items()}
 
 
 def shard_names(manifest: Mapping[str, Any], split: str) -> list[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -117,6 +117,32 @@ class Prediction:
     token_lengths: tuple[int, ...] = ()
     logprobs: tuple[float, ...] = ()
     steps: tuple[Step, ...] = ()
+
+    def check(self) -> Iterator[str]:
+        """Yield what cannot be true of a prediction that was read from a file."""
+        if self.width < 1 or self.height < 1:
+            yield f"width, height: expected at least 1, got {self.width} and {self.height}"
+        if self.object_index is not None and not 0 <= self.object_index < len(self.objects):
+            yield f"object_index: expected an index into {len(self.objects)} objects, got {self.object_index}"
+        for i, item in enumerate(self.objects):
+            if len(item.polygon) != 8:
+                yield f"objects[{i}].polygon: expected x1, y1, ..., x4, y4, got {len(item.polygon)} numbers"
+        if self.frame not in set(CoordinateFrame):
+            yield f"frame: expected one of {', '.join(CoordinateFrame)}, got {self.frame!r}"
+        if self.token_lengths or self.logprobs:
+            yield from self._check_tokens()
+
+    def _check_tokens(self) -> Iterator[str]:
+        """Yield why the stored tokens cannot be those of the answer."""
+        if len(self.token_lengths) != len(self.logprobs):
+            yield f"expected a log-probability for each of {len(self.token_lengths)} tokens, got {len(self.logprobs)}"
+        elif min(self.token_lengths) < 0 or sum(self.token_lengths) != len(self.prediction):
+            yield (
+                f"expected token_lengths that add up to the answer's {len(self.prediction)} characters, got "
+                f"{sum(self.token_lengths)}; was the answer edited after its tokens were stored?"
+            )
+        elif max(self.logprobs) > 0:
+            yield f"expected log-probabilities that are finite and not above 0, got {max(self.logprobs)}"
 
     @classmethod
     def from_answer(

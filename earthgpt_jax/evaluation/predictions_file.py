@@ -9,19 +9,19 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from earthgpt_jax.common import typed
 from earthgpt_jax.common.digests import fingerprint
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.common.files import write_text
-from earthgpt_jax.evaluation.predictions import Prediction, Step, Truth
+from earthgpt_jax.common.parsing import parse_json
+from earthgpt_jax.evaluation.predictions import Prediction
 
 FORMAT_VERSION = 2
 
-_TUPLES = ("references", "confidences", "synonyms", "token_lengths", "logprobs")
 # What the model gave; all other fields are the question and its ground truth.
 _ANSWER_FIELDS = ("prediction", "box_format", "frame", "confidences", "token_lengths", "logprobs", "steps")
 _OPTIONAL = ("token_lengths", "logprobs", "steps")  # left out of a line where empty
@@ -55,20 +55,12 @@ def read(path: Path) -> tuple[dict[str, Any], list[Prediction]]:
         raise EarthGPTError(f"predictions {path}: cannot be read ({error})") from error
     values = []
     for number, line in enumerate(complete.split(b"\n"), start=1):
-        try:
-            values.append(json.loads(line))
-        except ValueError as error:
-            raise EarthGPTError(f"{path}, line {number}: expected JSON ({error}); is it a predictions file?") from error
+        values.append(parse_json(line, where=f"{path}, line {number}", advice="is it a predictions file?"))
     header = _header(values[0], path)
     first_lines: dict[str, int] = {}
     predictions = []
     for number, value in enumerate(values[1:], start=2):
-        try:
-            predictions.append(_parse(value))
-        except (KeyError, TypeError) as error:
-            raise EarthGPTError(f"{path}, line {number}: a field is missing or unknown ({error})") from error
-        except ValueError as error:
-            raise EarthGPTError(f"{path}, line {number}: {error}") from error
+        predictions.append(typed.check(Prediction, value, where=f"{path}, line {number}"))
         first = first_lines.setdefault(predictions[-1].id, number)
         if first != number:
             raise EarthGPTError(
@@ -94,33 +86,6 @@ def _header(value: Any, path: Path) -> dict[str, Any]:
             f'"format_version": {FORMAT_VERSION} into the header'
         )
     return header
-
-
-def _parse(values: dict[str, Any]) -> Prediction:
-    objects = tuple(Truth(**{**item, "polygon": tuple(item["polygon"])}) for item in values["objects"])
-    tuples = {name: tuple(values[name]) for name in _TUPLES if name in values}
-    steps = tuple(Step(**item) for item in values.get("steps", ()))
-    prediction = Prediction(**{**values, "objects": objects, **tuples, "steps": steps})
-    if problem := _token_problem(prediction):
-        raise ValueError(problem)
-    return prediction
-
-
-def _token_problem(p: Prediction) -> str:
-    """Return why the stored tokens cannot be those of the answer; "" if they can."""
-    if not (p.token_lengths or p.logprobs):
-        return ""
-    if len(p.token_lengths) != len(p.logprobs):
-        return f"expected a log-probability for each of {len(p.token_lengths)} tokens, got {len(p.logprobs)}"
-    if min(p.token_lengths) < 0 or sum(p.token_lengths) != len(p.prediction):
-        return (
-            f"expected token_lengths that add up to the answer's {len(p.prediction)} characters, got "
-            f"{sum(p.token_lengths)}; was the answer edited after its tokens were stored?"
-        )
-    for value in p.logprobs:
-        if not (math.isfinite(value) and value <= 0):
-            return f"expected log-probabilities that are finite and not above 0, got {value}"
-    return ""
 
 
 def write(path: Path, predictions: Sequence[Prediction], *, header: Mapping[str, Any]) -> None:

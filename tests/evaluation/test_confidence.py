@@ -80,8 +80,8 @@ def test_a_file_stores_tokens_where_they_are_known(tmp_path):
         ({"token_lengths": [1, 2]}, "add up to the answer's 4 characters, got 3"),
         ({"token_lengths": [-1, 5]}, "add up to the answer's 4 characters"),
         ({"prediction": "longer"}, "was the answer edited after its tokens were stored?"),
-        ({"logprobs": [-0.1, math.nan]}, "finite and not above 0, got nan"),
-        ({"logprobs": [-0.1, -math.inf]}, "finite and not above 0, got -inf"),
+        ({"logprobs": [-0.1, math.nan]}, "expected a finite number, got nan"),
+        ({"logprobs": [-0.1, -math.inf]}, "expected a finite number, got -inf"),
         ({"logprobs": [-0.1, 0.5]}, "finite and not above 0, got 0.5"),
     ],
 )

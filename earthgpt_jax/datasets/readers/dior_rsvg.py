@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.datasets.cards import SPLITS, Card
 from earthgpt_jax.datasets.readers import voc
-from earthgpt_jax.datasets.readers.events import Dropped, Entry, Event, ItemType, Native, Part, read_text
+from earthgpt_jax.datasets.readers.events import Dropped, Entry, Event, ItemType, Native, Part, is_index, read_text
 
 _DIALECT = voc.Dialect(box=voc.horizontal_box, phrase="description")
 _STRICTEST_FIRST = ("test", "val", "train")
@@ -62,7 +62,7 @@ def _splits(part: Part, *, objects: int, files: int) -> list[str]:
     for split in SPLITS:
         path = part.paths[f"objects_{split}"]
         for line in filter(None, map(str.strip, read_text(path).splitlines())):
-            if not (line.isascii() and line.isdigit()):
+            if not is_index(line):
                 raise EarthGPTError(f"{path}: expected one object index per line, got {line!r}; download it again")
             if int(line) in split_of:
                 raise EarthGPTError(f"{path}: {line} is also in {split_of[int(line)]}; the splits would overlap")

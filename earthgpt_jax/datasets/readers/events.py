@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -192,6 +191,9 @@ class Part:
                 yield path, read_text(path)
 
 
+_LARGEST = 1e9  # coordinates are stored in float32
+
+
 def load_json(path: Path, expected: type[_T]) -> _T:
     """Return the content of a JSON file whose top level must be of type `expected`.
 
@@ -219,18 +221,23 @@ def read_text(path: Path) -> str:
 
 
 def parse_number(text: object) -> float:
-    """Return `text` as a finite float.
+    """Return `text` as a float that a pixel coordinate, a size or a flag can have.
 
     Raises:
         ValueError: it is not one. Parsers use the message as an object's `problem`.
     """
     try:
         value = float(text)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        raise ValueError(f"bad number {text!r}") from None
-    if not math.isfinite(value):
-        raise ValueError(f"bad number {text!r}")
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(f"bad number {str(text)[:40]!r}") from None
+    if not abs(value) <= _LARGEST:
+        raise ValueError(f"bad number {str(text)[:40]!r}")
     return value
+
+
+def is_index(text: str) -> bool:
+    """Return whether `text` is a whole number that an index can have: not negative, with at most nine ASCII digits."""
+    return text.isascii() and text.isdigit() and len(text) <= 9
 
 
 def int_or_zero(value: object) -> int:

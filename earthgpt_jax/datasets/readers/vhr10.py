@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from earthgpt_jax.boxes import rect_to_polygon
 from earthgpt_jax.datasets.cards import Card
-from earthgpt_jax.datasets.readers.events import Entry, Part, RawObject, parse_number
+from earthgpt_jax.datasets.readers.events import Entry, Part, RawObject, is_index, parse_number
 from earthgpt_jax.datasets.readers.object_lines import entries
 
 _ROW = re.compile(r"\(([^(),]*),([^(),]*)\),\(([^(),]*),([^(),]*)\),(\d+)")
@@ -24,7 +24,7 @@ def _object(line: str, card: Card) -> RawObject:
     match = _ROW.fullmatch(re.sub(r"\s", "", line))
     if not match:
         return RawObject(name="", polygon=None, problem=f"expected (x1,y1),(x2,y2),c, got {line!r}")
-    index = int(match[5])
+    index = int(match[5]) if is_index(match[5]) else 0
     name = card.classes[index - 1] if 1 <= index <= len(card.classes) else match[5]
     try:
         x0, y0, x1, y1 = (parse_number(match[i]) for i in range(1, 5))

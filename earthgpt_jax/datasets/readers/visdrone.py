@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 
 from earthgpt_jax.boxes import rect_to_polygon
 from earthgpt_jax.datasets.cards import Card
-from earthgpt_jax.datasets.readers.events import Entry, Part, RawObject, parse_number
+from earthgpt_jax.datasets.readers.events import Entry, Part, RawObject, is_index, parse_number
 from earthgpt_jax.datasets.readers.object_lines import entries
 
 _IGNORED = "ignored regions"
@@ -29,7 +29,7 @@ def _object(line: str, names: Sequence[str]) -> RawObject:
     if len(fields) != 8:
         return RawObject(name="", polygon=None, problem=f"expected 8 fields, got {line!r}")
     name = fields[5]
-    if name.isascii() and name.isdigit() and int(name) < len(names):
+    if is_index(name) and int(name) < len(names):
         name = names[int(name)]
     try:
         x, y, w, h, score = (parse_number(field) for field in fields[:5])

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from earthgpt_jax.boxes import rect_to_polygon
 from earthgpt_jax.datasets.cards import Card
-from earthgpt_jax.datasets.readers.events import Entry, Part, RawObject, parse_number
+from earthgpt_jax.datasets.readers.events import Entry, Part, RawObject, is_index, parse_number
 from earthgpt_jax.datasets.readers.object_lines import entries
 
 
@@ -20,7 +20,7 @@ def parse(part: Part, card: Card) -> Iterator[Entry]:
 def _object(line: str, card: Card) -> RawObject:
     fields = line.split()
     name = fields[0]
-    if name.isdecimal() and int(name) < len(card.classes):
+    if is_index(name) and int(name) < len(card.classes):
         name = card.classes[int(name)]
     try:
         if len(fields) != 5:

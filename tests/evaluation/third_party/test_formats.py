@@ -1,5 +1,6 @@
 """Third-party predictions files: parsed in their own box format, joined with the truth, or refused with the reason."""
 
+import dataclasses
 import json
 
 import pytest
@@ -135,7 +136,9 @@ def test_baselines_must_answer_the_same_questions(questions, tmp_path, capsys):
     fewer = _ours(tmp_path / "fewer.jsonl", questions[:1])
     assert main(["score", str(path), "--blind", str(fewer)]) == 2
     assert "1 of 2 questions have no answer" in capsys.readouterr().err
-    moved = _ours(tmp_path / "moved.jsonl", [questions[0], answer(**vars(questions[1]) | {"objects": ()})])
+    moved = _ours(
+        tmp_path / "moved.jsonl", [questions[0], dataclasses.replace(questions[1], objects=(), object_index=None)]
+    )
     assert main(["score", str(path), "--blind", str(moved)]) == 2
     assert "1 questions have another text or ground truth" in capsys.readouterr().err
     assert main(["score", str(path), "--blind", str(path), "--samples", "5"]) == 0
