@@ -52,7 +52,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     importing.add_argument(
         "--dtype", choices=["float32", "bfloat16"], help="dtype of all tensors (default: as in the checkpoints)"
     )
-    importing.add_argument("--out", type=Path, required=True, metavar="DIR", help="model directory to write")
+    importing.add_argument(
+        "--derive", action="store_true",
+        help="write a recipe to --out instead: that of --config, with the architecture of these checkpoints",
+    )  # fmt: skip
+    importing.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="PATH",
+        help="model directory to write; --derive: a recipe (.py)",
+    )
 
     exporting = add_parser(commands, "export", _export, help=summary(_export))
     exporting.add_argument("model", help="an embedded model (tiny, tiny-base) or a model directory")
@@ -96,11 +106,15 @@ def _import(args: argparse.Namespace) -> int:
 
     Give one checkpoint per part (--vit, --convnext, --llm), or a complete EarthGPT (--model). Each is
     a file or a folder; repeat an option to replace tensors by those of later files. Every tensor must
-    match the model of --config in name and shape. Adapters in a checkpoint are imported with it.
+    match the model of --config in name and shape, and so must the config.json or params.json next to
+    it: RoPE, heads, epsilons, activation. A difference is an error that names the override to give;
+    --derive writes a recipe with all of them instead. Adapters in a checkpoint are imported with it.
 
     examples:
       earthgpt convert import --config earthgpt_13b:align --vit dinov2-large --llm Llama-2-13b-hf \\
-          --convnext CLIP-convnext_large_d_320/open_clip_model.safetensors --out models/13b-base
+          --convnext CLIP-convnext_large_d_320/open_clip_model.safetensors --out models/13b-base \\
+          --config.model.vit.position_rule=hf
+      earthgpt convert import --derive --config llama3_1b:align --vit dinov2-small --llm MY_LLAMA --out mine.py
       earthgpt convert import --config sphinx_light --model SPHINX-1k --out models/sphinx
       earthgpt convert import --model exported --out models/tiny
     """
@@ -109,7 +123,8 @@ def _import(args: argparse.Namespace) -> int:
     from earthgpt_jax.common.errors import EarthGPTError
     from earthgpt_jax.config import load
     from earthgpt_jax.convert.export_info import read_export_info
-    from earthgpt_jax.convert.importer import find_tokenizer, import_model
+    from earthgpt_jax.convert.importer import derive_model, find_tokenizer, import_model
+    from earthgpt_jax.convert.recipe import write_recipe
 
     parts = {part: getattr(args, part) for part in _PARTS if getattr(args, part)}
     if not parts:
@@ -124,6 +139,14 @@ def _import(args: argparse.Namespace) -> int:
         raise EarthGPTError(
             "convert import: expected --config NAME:STAGE, the recipe whose model these weights are for"
         )
+    if args.derive:
+        if args.config is None:
+            raise EarthGPTError("convert import --derive: expected --config NAME:STAGE, the recipe to start from")
+        base = args.config.partition(":")[0]
+        derived = derive_model(parts, model, tokenizer=args.tokenizer or find_tokenizer(parts, required=False))
+        write_recipe(args.out, base=base, model=derived)
+        print(f"wrote: {args.out}", file=sys.stderr)
+        return 0
     out = import_model(
         parts, model, out=args.out, tokenizer=args.tokenizer or find_tokenizer(parts), decimals=decimals,
         chat_template=chat_template, dtype=np.dtype(args.dtype) if args.dtype else None,

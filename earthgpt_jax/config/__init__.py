@@ -2,6 +2,7 @@
 
 from earthgpt_jax.config.load import build, from_dict, load, load_recipe, model_from_dict, to_dict
 from earthgpt_jax.config.model_schema import (
+    ATTENTION_LINEARS,
     LINEARS,
     AdapterConfig,
     AdapterKind,
@@ -13,6 +14,8 @@ from earthgpt_jax.config.model_schema import (
     ModelConfig,
     PerceptionConfig,
     PositionRule,
+    RopeScaling,
+    RopeScalingConfig,
     ViTConfig,
 )
 from earthgpt_jax.config.schema import (
@@ -37,6 +40,7 @@ from earthgpt_jax.config.schema import (
 )
 
 __all__ = [
+    "ATTENTION_LINEARS",
     "LINEARS",
     "AdapterConfig",
     "AdapterKind",
@@ -62,6 +66,8 @@ __all__ = [
     "PositionRule",
     "QuestionContext",
     "Remat",
+    "RopeScaling",
+    "RopeScalingConfig",
     "Stage",
     "TrainableAttention",
     "ValidationConfig",

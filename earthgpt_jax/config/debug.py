@@ -30,6 +30,7 @@ def shrink(values: Mapping[str, Any]) -> dict[str, Any]:
     model["perception"]["vit_layers"] = tuple(range(depth - taps, depth))
     model["convnext"].update(image_size=64, depths=(1, 1, 1, 1), dims=(8, 8, 16, 16))
     model["llm"].update(vocab_size=1024, dim=32, depth=2, heads=4, kv_heads=2 if grouped else 4, ffn_dim=48)
+    model["llm"].update(head_size=16 if model["llm"].get("head_size") else 0, tokenizer_size=0)
     data.update(source="synthetic", mixture="", seq_len=384, batch_size=4, max_questions=3, workers=0)
     optim.update(steps=6, warmup_steps=2, microbatches=1)
     small["checkpoint"] = {"every_steps": 2, "keep": 2}

@@ -8,7 +8,8 @@ from __future__ import annotations
 import dataclasses
 import enum
 
-LINEARS = ("q", "k", "v", "o", "gate", "up", "down")  # of an LLM block
+ATTENTION_LINEARS = ("q", "k", "v", "o")
+LINEARS = (*ATTENTION_LINEARS, "gate", "up", "down")  # of an LLM block
 
 
 class Mlp(enum.StrEnum):
@@ -47,6 +48,19 @@ class AdapterKind(enum.StrEnum):
     BIAS = "bias"
     SCALE_BIAS = "scale+bias"
     LORA = "lora"
+
+
+class RopeScaling(enum.StrEnum):
+    """How RoPE is scaled to sequences longer than those of pretraining, by the names of transformers.
+
+    none: not at all. linear: all positions are divided by a factor. llama3: long wavelengths are stretched by a factor,
+    as in Llama 3.1 and later. yarn: the method of arXiv 2309.00071, as in long-context versions of Qwen2.
+    """
+
+    NONE = "none"
+    LINEAR = "linear"
+    LLAMA3 = "llama3"
+    YARN = "yarn"
 
 
 class DType(enum.StrEnum):
@@ -163,20 +177,62 @@ class PerceptionConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class RopeScalingConfig:
+    """Scaling of the rotary position embedding.
+
+    Attributes:
+        kind: the method.
+        factor: wavelengths are multiplied by this number; which ones depends on the method.
+        original_positions: llama3, yarn: context length of pretraining, in tokens.
+        low_freq_factor: llama3: wavelengths above `original_positions / low_freq_factor` are stretched fully.
+        high_freq_factor: llama3: wavelengths below `original_positions / high_freq_factor` are not stretched.
+        beta_fast: yarn: channels that rotate more often than this in `original_positions` are not stretched.
+        beta_slow: yarn: channels that rotate less often than this are stretched fully.
+        attention_factor: yarn: queries and keys are multiplied by this number; 0: 0.1 ln(factor) + 1.
+    """
+
+    kind: RopeScaling = RopeScaling.NONE
+    factor: float = 1.0
+    original_positions: int = 0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    attention_factor: float = 0.0
+
+    def check(self) -> list[str]:
+        errors = expect_positive(self, "factor", "low_freq_factor", "high_freq_factor", "beta_fast", "beta_slow")
+        if self.kind in (RopeScaling.LLAMA3, RopeScaling.YARN):
+            errors += expect_positive(self, "original_positions")
+        if self.high_freq_factor <= self.low_freq_factor:
+            errors.append(
+                f"high_freq_factor: expected more than low_freq_factor={self.low_freq_factor}, "
+                f"got {self.high_freq_factor}"
+            )
+        return errors
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class LlamaConfig:
     """The LLM, of the LLaMA family.
 
     Attributes:
-        vocab_size: number of token ids.
+        vocab_size: number of token ids, which is the number of rows of the embedding.
+        tokenizer_size: number of token ids of the tokenizer; 0: `vocab_size`. It is smaller where the vocabulary is
+            padded, as in Qwen2.
         dim: channels of the residual stream.
         depth: number of blocks.
         heads: number of query heads.
         kv_heads: number of key and value heads; fewer than `heads` is grouped-query attention.
+        head_size: channels of one head; 0: `dim / heads`.
         ffn_dim: hidden channels of the MLP.
         norm_eps: epsilon of the RMSNorms.
         rope_theta: base of the rotary position embedding's wavelengths.
+        rope_scaling: how these are scaled; not at all by default.
+        max_positions: longest sequence that the LLM was made for, in tokens. Exports record it.
         tied_head: whether the output head shares the embedding's weights.
-        attention_bias: whether the attention's linear layers have biases.
+        attention_bias: whether q, k, v and o have biases.
+        qkv_bias: whether q, k and v have biases, even if o has none, as in Qwen2.
         mlp_bias: whether the MLP's linear layers have biases.
     """
 
@@ -186,25 +242,45 @@ class LlamaConfig:
     heads: int
     kv_heads: int
     ffn_dim: int
+    head_size: int = 0
     norm_eps: float = 1e-5
     rope_theta: float = 10000.0
+    rope_scaling: RopeScalingConfig = RopeScalingConfig()
+    max_positions: int = 4096
     tied_head: bool = False
     attention_bias: bool = False
+    qkv_bias: bool = False
     mlp_bias: bool = False
+    tokenizer_size: int = 0
 
     @property
     def head_dim(self) -> int:
         """Channels of one head."""
-        return self.dim // self.heads
+        return self.head_size or self.dim // self.heads
+
+    def has_bias(self, linear: str) -> bool:
+        """Return whether a linear layer of the blocks, one of `LINEARS`, has a bias."""
+        if linear not in ATTENTION_LINEARS:
+            return self.mlp_bias
+        return self.attention_bias or (self.qkv_bias and linear != "o")
 
     def check(self) -> list[str]:
-        errors = expect_positive(self, "vocab_size", "dim", "depth", "heads", "kv_heads", "ffn_dim", "rope_theta")
-        if not errors and self.dim % self.heads:
-            errors.append(f"heads: expected a divisor of dim={self.dim}, got {self.heads}")
+        errors = expect_positive(
+            self, "vocab_size", "dim", "depth", "heads", "kv_heads", "ffn_dim", "rope_theta", "max_positions"
+        )
+        if not 0 <= self.tokenizer_size <= self.vocab_size:
+            errors.append(
+                f"tokenizer_size: expected at most vocab_size={self.vocab_size}, or 0 for all of it, "
+                f"got {self.tokenizer_size}"
+            )
+        if self.head_size < 0:
+            errors.append(f"head_size: expected a positive number, or 0 for dim / heads, got {self.head_size}")
+        if not errors and not self.head_size and self.dim % self.heads:
+            errors.append(f"heads: expected a divisor of dim={self.dim}, got {self.heads}; or give head_size")
         if not errors and self.heads % self.kv_heads:
             errors.append(f"kv_heads: expected a divisor of heads={self.heads}, got {self.kv_heads}")
         if not errors and self.head_dim % 2:
-            errors.append(f"dim/heads: expected an even head size for RoPE, got {self.head_dim}")
+            errors.append(f"head_size: expected an even head size for RoPE, got {self.head_dim}")
         return errors
 
 

@@ -16,7 +16,7 @@ from earthgpt_jax.common.files import atomic_folder, write_json
 from earthgpt_jax.common.progress import Bar
 from earthgpt_jax.common.safetensors_files import Reader, SafetensorsWriter
 from earthgpt_jax.config import AdapterConfig, AdapterKind, LlamaConfig, ModelConfig, to_dict
-from earthgpt_jax.convert import tables
+from earthgpt_jax.convert import source_config, tables
 from earthgpt_jax.convert.card import model_card
 from earthgpt_jax.convert.export_info import export_info
 from earthgpt_jax.convert.layouts import ADAPTER_FILE, SPLIT_DIMS
@@ -30,8 +30,6 @@ from earthgpt_jax.models.model_dir import ModelDir
 
 SHARD_BYTES = 5 * 10**9
 REMOTE_CODE = Path(__file__).parent / "hf"
-# LLaMA-2's context length. It allocates nothing, but transformers warns about longer sequences.
-_MAX_POSITIONS = 4096
 
 
 def export_hf(
@@ -81,7 +79,7 @@ def export_llama(
     model, reader, config = _open_model(name, "merge", parent=parent)
     dtype = _export_dtype(dtype, reader)
     with atomic_folder(out, key_file="config.json") as folder:
-        table = tables.llama_hf(config.llm).prefixed(path="llm/")
+        table = tables.llama_hf_export(config.llm).prefixed(path="llm/")
         _write(folder, table, reader, dtype=dtype, shard_bytes=shard_bytes)
         dtype_name = _dtype_name(dtype, reader)
         values = {"architectures": ["LlamaForCausalLM"], **llama_config(config.llm), "dtype": dtype_name}
@@ -135,7 +133,7 @@ def export_accessory(
             "dim": llm.dim, "n_layers": llm.depth, "n_heads": llm.heads, "n_kv_heads": llm.kv_heads,
             "vocab_size": llm.vocab_size, "norm_eps": llm.norm_eps, "rope_theta": llm.rope_theta,
             # LLaMA2-Accessory computes the width of the MLP from dim; these two arguments make it equal to ours.
-            **_ffn_arguments(llm), "max_seq_len": _MAX_POSITIONS,
+            **_ffn_arguments(llm), "max_seq_len": llm.max_positions,
         }  # fmt: skip
         (folder / "config.json").write_text(json.dumps(values, indent=2) + "\n")
         (folder / "meta.json").write_text(json.dumps({"llama_type": "llama_ens_light"}, indent=2) + "\n")
@@ -207,7 +205,8 @@ def _dtype_name(dtype: np.dtype | None, reader: Reader) -> str:
 
 
 def llama_config(config: LlamaConfig) -> dict[str, Any]:
-    """Return the arguments of transformers' `LlamaConfig`."""
+    """Return the arguments of transformers' `LlamaConfig`, for its versions 4 (`rope_scaling`) and 5."""
+    scaling = source_config.rope_scaling_hf(config.rope_scaling)
     return {
         "model_type": "llama",
         "vocab_size": config.vocab_size,
@@ -218,12 +217,14 @@ def llama_config(config: LlamaConfig) -> dict[str, Any]:
         "num_key_value_heads": config.kv_heads,
         "head_dim": config.head_dim,
         "hidden_act": "silu",
-        "max_position_embeddings": _MAX_POSITIONS,
+        "max_position_embeddings": config.max_positions,
         "rms_norm_eps": config.norm_eps,
         "rope_theta": config.rope_theta,  # transformers 4
-        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},  # transformers 5
+        "rope_scaling": scaling,
+        "rope_parameters": {"rope_type": "default", **(scaling or {}), "rope_theta": config.rope_theta},
         "tie_word_embeddings": config.tied_head,
-        "attention_bias": config.attention_bias,
+        # transformers' LLaMA has biases on all four linears or on none: o's are written as zeros (`tables`).
+        "attention_bias": config.has_bias("q"),
         "mlp_bias": config.mlp_bias,
         "bos_token_id": 1,
         "eos_token_id": 2,

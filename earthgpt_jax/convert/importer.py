@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import overload
 
 import jax
 import numpy as np
@@ -14,8 +16,9 @@ from earthgpt_jax.common.files import atomic_folder
 from earthgpt_jax.common.progress import Bar
 from earthgpt_jax.common.safetensors_files import Reader, SafetensorsWriter, Shape, row_slice
 from earthgpt_jax.common.tensor_digests import TensorDigests
-from earthgpt_jax.config import AdapterConfig, ModelConfig
+from earthgpt_jax.config import AdapterConfig, ModelConfig, model_from_dict, to_dict
 from earthgpt_jax.convert.layouts import ALL_PARTS, SourceCheckpoint, open_source_checkpoint
+from earthgpt_jax.convert.source_config import SourceConfig
 from earthgpt_jax.convert.tables import ConversionStep
 from earthgpt_jax.input.tokenizer import Tokenizer
 from earthgpt_jax.models import earthgpt, model_dir
@@ -27,9 +30,18 @@ PARTS = {
     "llm": ("llm/",),
     "projector": ("perception/", "projector/", "image_tokens/"),
 }
+_ARCHITECTURES = ("vit", "convnext", "perception", "llm")  # groups of fields of `model`
+# The head and the embedding in the layouts that may hold both.
+_HEADS = (
+    ("lm_head.weight", "model.embed_tokens.weight"),
+    ("language_model.lm_head.weight", "language_model.model.embed_tokens.weight"),
+    ("output.weight", "tok_embeddings.weight"),
+)
+_HEAD_ROWS = 4096  # compared at a time
 # Small parts that are new in every EarthGPT; like adapters, they are initialized if no checkpoint provides them.
 _INITIALIZED = PARTS["projector"]
 Paths = str | Path | Sequence[str | Path]
+_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,20 +101,26 @@ def prepare_import(parts: Mapping[str, Paths], model: ModelConfig, *, dtype: np.
     provided: set[str] = set()
     for part, checkpoint in checkpoints.items():
         prefixes = _prefixes(part)
+        if differences := _architecture(part, checkpoints).problems(model):
+            problems += differences  # the tensors would only show the consequences
+            provided |= {path for path in shapes if path.startswith(prefixes)}
+            continue
         has_adapters = checkpoint is llm_source and checkpoint.has_adapters(model.adapter)
+        replaced = _replaced_prefixes(part, checkpoints)
         part_shapes = {
             path: shape
             for path, shape in shapes.items()
-            if path.startswith(prefixes) and (has_adapters or "/adapter/" not in path)
+            if path.startswith(prefixes) and not path.startswith(replaced) and (has_adapters or "/adapter/" not in path)
         }
         try:
             table = checkpoint.layout.table(model if has_adapters else without_adapters, checkpoint.reader)
             if part == "projector":
                 rules = tuple(rule for rule in table.rules if rule.path.startswith(prefixes))
                 table = dataclasses.replace(table, rules=rules, ignored=(".*",))
-            conversion = table.steps(part_shapes, checkpoint.reader.shapes, where=checkpoint.path)
-            replaced = _replaced_prefixes(part, checkpoints)
-            steps += [ImportStep(checkpoint.reader, step) for step in conversion if not step.path.startswith(replaced)]
+            conversion = table.without(replaced).steps(part_shapes, checkpoint.reader.shapes, where=checkpoint.path)
+            if model.llm.tied_head and checkpoint is llm_source:
+                _check_tied_head(checkpoint)
+            steps += [ImportStep(checkpoint.reader, step) for step in conversion]
         except EarthGPTError as error:
             problems.append(str(error))
         provided |= part_shapes.keys()
@@ -112,9 +130,12 @@ def prepare_import(parts: Mapping[str, Paths], model: ModelConfig, *, dtype: np.
         problems.append(
             f"no source for {', '.join(names)}; expected one for each of vit, convnext and llm, or a complete model"
         )
-    if problems:
-        listed = f"{len(problems)} problems\n" + "\n".join(f"  - {problem}" for problem in problems)
-        raise EarthGPTError(problems[0] if len(problems) == 1 else listed)
+    _raise_all(problems)
+    if llm_source is not None and not llm_source.has_config:
+        _log.warning(
+            "%s: no config.json or params.json in its folder; heads, RoPE and epsilon of the language model are taken "
+            "from the recipe and cannot be checked", llm_source.path,
+        )  # fmt: skip
     dtypes = dict.fromkeys(shapes, np.dtype(dtype or "float32")) | ({} if dtype else _source_dtypes(steps))
     sources = {part: checkpoint.path for part, checkpoint in checkpoints.items()}
     return PreparedImport(model, shapes, dtypes, steps, initialized, sources)
@@ -149,6 +170,81 @@ def _check_architecture(part: str, checkpoint: SourceCheckpoint) -> None:
     expected = ALL_PARTS if part == "projector" else _prefixes(part)
     if checkpoint.layout.prefixes != expected:
         raise EarthGPTError(f"{checkpoint.path}: expected the weights of {part}, got {checkpoint.layout.name}")
+
+
+def _architecture(part: str, checkpoints: Mapping[str, SourceCheckpoint]) -> SourceConfig:
+    """Return what a checkpoint says about the parts that are taken from it."""
+    architecture = checkpoints[part].architecture
+    if part == "projector":
+        return architecture.under(["perception."])
+    others = {other for other in checkpoints if other not in ("model", "projector")} if part == "model" else set()
+    return architecture.under([f"{name}." for name in _ARCHITECTURES if name not in others])
+
+
+def _check_tied_head(checkpoint: SourceCheckpoint) -> None:
+    """Raise if a checkpoint has a head of its own, though the recipe ties it to the embedding."""
+    reader = checkpoint.reader
+    for head, embed in _HEADS:
+        if head in reader.shapes and embed in reader.shapes and reader.shapes[head] == reader.shapes[embed]:
+            total = reader.shapes[head][0]
+            for start in range(0, total, _HEAD_ROWS):
+                rows = min(_HEAD_ROWS, total - start)
+                ours, theirs = (reader.read(key, start, rows).astype(np.float32) for key in (head, embed))
+                if not np.array_equal(ours, theirs):
+                    raise EarthGPTError(
+                        f"{checkpoint.path}: expected a head that is tied to the embedding, as model.llm.tied_head "
+                        f"says, got another one in {head}; set --config.model.llm.tied_head=False"
+                    )
+
+
+def derive_model(parts: Mapping[str, Paths], base: ModelConfig, *, tokenizer: Path | None = None) -> ModelConfig:
+    """Return `base` with the architecture of the given checkpoints.
+
+    The fields that no checkpoint shows, such as the resolution of the towers, are those of `base`. If the ViT has
+    another depth, its taps are moved to the quarters of the depth.
+
+    Args:
+        parts: see `prepare_import`.
+        tokenizer: tokenizer of the language model, which shows how much of the vocabulary is padding.
+
+    Raises:
+        EarthGPTError: a checkpoint cannot be opened or is not supported; the message lists all problems.
+    """
+    problems: list[str] = []
+    checkpoints = _open_parts(parts, problems)
+    values = to_dict(base)
+    for part, checkpoint in checkpoints.items():
+        architecture = _architecture(part, checkpoints)
+        problems += [f"{architecture.where}: {reason}" for reason in architecture.unsupported]
+        if part == "llm" and not checkpoint.has_config:
+            problems.append(
+                f"{checkpoint.path}: expected a config.json or params.json in its folder; without one, heads, RoPE and "
+                "epsilon are unknown"
+            )
+        for name, value in architecture.fields.items():
+            _set(values, name, value)
+    _raise_all(problems)
+    depth, taps = values["vit"]["depth"], values["perception"]["vit_layers"]
+    if depth != base.vit.depth and "model" not in checkpoints:
+        values["perception"]["vit_layers"] = [(i + 1) * depth // len(taps) - 1 for i in range(len(taps))]
+    if tokenizer is not None:
+        size, llm = Tokenizer(tokenizer).vocab_size, values["llm"]
+        llm["tokenizer_size"] = 0 if size == llm["vocab_size"] else size
+    return model_from_dict(values, where="the model of these checkpoints")
+
+
+def _set(values: dict, name: str, value: object) -> None:
+    *parents, last = name.split(".")
+    for parent in parents:
+        values = values[parent]
+    values[last] = value
+
+
+def _raise_all(problems: Sequence[str]) -> None:
+    """Raise an error that lists the problems, if there are any."""
+    if problems:
+        listed = f"{len(problems)} problems\n" + "\n".join(f"  - {problem}" for problem in problems)
+        raise EarthGPTError(problems[0] if len(problems) == 1 else listed)
 
 
 def _source_dtypes(steps: Sequence[ImportStep]) -> dict[str, np.dtype]:
@@ -292,11 +388,15 @@ def _files(source: Path) -> Sequence[Path]:
     return sorted(source.rglob("*")) if source.is_dir() else [source]
 
 
-def find_tokenizer(parts: Mapping[str, Paths]) -> Path:
+@overload
+def find_tokenizer(parts: Mapping[str, Paths]) -> Path: ...
+@overload
+def find_tokenizer(parts: Mapping[str, Paths], *, required: bool) -> Path | None: ...
+def find_tokenizer(parts: Mapping[str, Paths], *, required: bool = True) -> Path | None:
     """Return the path of the `tokenizer.model` in the folder of the language model.
 
     Raises:
-        EarthGPTError: there is none.
+        EarthGPTError: there is none, though it is required.
     """
     sources = [parts[part] for part in ("llm", "model") if part in parts]
     paths = [Path(path) for source in sources for path in ([source] if isinstance(source, (str, Path)) else source)]
@@ -304,6 +404,8 @@ def find_tokenizer(parts: Mapping[str, Paths]) -> Path:
     for folder in folders:
         if (folder / "tokenizer.model").is_file():
             return folder / "tokenizer.model"
+    if not required:
+        return None
     raise EarthGPTError(
         f"expected a tokenizer.model in {', '.join(map(str, folders)) or 'the folder of the language model'}; "
         "copy the tokenizer of the language model there"
@@ -311,10 +413,12 @@ def find_tokenizer(parts: Mapping[str, Paths]) -> Path:
 
 
 def check_vocabulary(tokenizer: Path, model: ModelConfig) -> None:
-    """Raise if the number of pieces in the tokenizer differs from `model.llm.vocab_size`."""
-    size = Tokenizer(tokenizer).vocab_size
-    if size != model.llm.vocab_size:
+    """Raise if the tokenizer has another number of pieces than `model.llm` says."""
+    size, expected = Tokenizer(tokenizer).vocab_size, model.llm.tokenizer_size or model.llm.vocab_size
+    if size != expected:
+        field = "tokenizer_size" if model.llm.tokenizer_size else "vocab_size"
+        padded = f"; if the vocabulary is padded, set --config.model.llm.tokenizer_size={size}"
         raise EarthGPTError(
-            f"{tokenizer}: expected a tokenizer of {model.llm.vocab_size} pieces, as model.llm.vocab_size says, "
-            f"got {size}; use the tokenizer.model that belongs to the language model"
+            f"{tokenizer}: expected a tokenizer of {expected} pieces, as model.llm.{field} says, got {size}; use the "
+            f"tokenizer that belongs to the language model{padded if size < model.llm.vocab_size else ''}"
         )

@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from earthgpt_jax.common.errors import EarthGPTError
-from earthgpt_jax.common.safetensors_files import INDEX, Reader, SafetensorsReader, check_indexed, indexed_files
-from earthgpt_jax.config import AdapterConfig, AdapterKind, ModelConfig
-from earthgpt_jax.convert import tables
+from earthgpt_jax.common.safetensors_files import (
+    INDEX,
+    Reader,
+    SafetensorsReader,
+    Shape,
+    check_indexed,
+    indexed_files,
+)
+from earthgpt_jax.config import LINEARS, AdapterConfig, AdapterKind, ModelConfig, model_from_dict
+from earthgpt_jax.convert import source_config, tables
+from earthgpt_jax.convert.export_info import read_export_info
+from earthgpt_jax.convert.source_config import SourceConfig
 from earthgpt_jax.convert.tables import Table
 from earthgpt_jax.convert.tensor_io import (
     CombinedReader,
@@ -39,12 +49,15 @@ class Layout:
         prefixes: prefixes of our parameters that such a checkpoint provides.
         signature: regex of a key that only this layout has; the group `prefix` is removed from all keys.
         table: returns the table for a model config and a checkpoint, with paths relative to the complete model.
+        architecture: returns the architecture, from the name of the config file, its values (None if there is no such
+            file) and the shapes of the tensors.
     """
 
     name: str
     prefixes: tuple[str, ...]
     signature: str
     table: Callable[[ModelConfig, Reader], Table]
+    architecture: Callable[[str, Mapping[str, Any] | None, Mapping[str, Shape]], SourceConfig]
 
 
 def _accessory(config: ModelConfig, reader: Reader) -> Table:
@@ -61,31 +74,51 @@ def _native(reader: Reader, infix: str) -> Table:
     return Table("earthgpt-jax", tuple(tables.Rule(key, key) for key in reader.shapes if infix in key))
 
 
+def _own(where: str, values: Mapping[str, Any] | None, shapes: Mapping[str, Shape]) -> SourceConfig:
+    """Return the architecture that an export or a model directory of ours records; nothing without its config file."""
+    if values is None:
+        return SourceConfig(where=where)
+    info = read_export_info(Path(where).parent)
+    model = info.model if info is not None else model_from_dict(values["model"], where=where)
+    return source_config.own_config(model, where=where)
+
+
 ALL_PARTS = ("vit/", "convnext/", "perception/", "projector/", "image_tokens/", "llm/")
 LAYOUTS = (
     Layout("EarthGPT, Hugging Face", ALL_PARTS, r"language_model\.model\.embed_tokens\.weight",
-           lambda c, r: tables.hf_export(c) + _native(r, "/adapter/")),
-    Layout("EarthGPT, earthgpt-jax", ALL_PARTS, r"llm/embed", lambda c, r: _native(r, "/")),
-    Layout("EarthGPT, LLaMA2-Accessory", ALL_PARTS, r"visual_proj\.0\.weight", _accessory),
+           lambda c, r: tables.hf_export(c) + _native(r, "/adapter/"), _own),
+    Layout("EarthGPT, earthgpt-jax", ALL_PARTS, r"llm/embed", lambda c, r: _native(r, "/"), _own),
+    Layout("EarthGPT, LLaMA2-Accessory", ALL_PARTS, r"visual_proj\.0\.weight", _accessory, source_config.accessory),
     Layout("LLaMA, Meta or LLaMA2-Accessory", ("llm/",), r"tok_embeddings\.weight",
-           lambda c, _: tables.llama_meta(c.llm, c.adapter).prefixed(path="llm/")),
+           lambda c, _: tables.llama_meta(c.llm, c.adapter).prefixed(path="llm/"), source_config.llama),
     Layout("LLaMA, transformers", ("llm/",), r"model\.embed_tokens\.weight",
-           lambda c, _: tables.llama_hf(c.llm).prefixed(path="llm/")),
+           lambda c, _: tables.llama_hf(c.llm).prefixed(path="llm/"), source_config.llama),
     Layout("DINOv2, transformers", ("vit/",), r"(?P<prefix>(dinov2\.)?)embeddings\.cls_token",
-           lambda c, _: tables.dinov2_hf(c.vit).prefixed(path="vit/")),
-    Layout("DINOv2, hub", ("vit/",), r"cls_token", lambda c, _: tables.dinov2_hub(c.vit).prefixed(path="vit/")),
+           lambda c, _: tables.dinov2_hf(c.vit).prefixed(path="vit/"), source_config.dinov2_hf),
+    Layout("DINOv2, hub", ("vit/",), r"cls_token", lambda c, _: tables.dinov2_hub(c.vit).prefixed(path="vit/"),
+           source_config.dinov2_hub),
     Layout("ConvNeXt, timm", ("convnext/",), r"(?P<prefix>((visual\.)?trunk\.)?)stem\.0\.weight",
-           lambda c, _: tables.convnext_timm(c.convnext).prefixed(path="convnext/")),
+           lambda c, _: tables.convnext_timm(c.convnext).prefixed(path="convnext/"), source_config.convnext),
 )  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
 class SourceCheckpoint:
-    """An opened checkpoint; `path` names its files in messages."""
+    """An opened checkpoint.
+
+    Attributes:
+        path: its files, for messages.
+        layout: its layout.
+        reader: its tensors.
+        architecture: what its config file and its tensors say about the architecture.
+        has_config: whether there is a config file.
+    """
 
     path: str
     layout: Layout
     reader: Reader
+    architecture: SourceConfig
+    has_config: bool
 
     def with_adapters(self, model: ModelConfig) -> ModelConfig:
         """Return the config with the adapters that the checkpoint holds in Meta's layout.
@@ -97,7 +130,7 @@ class SourceCheckpoint:
             for suffix in _ADAPTER_KINDS
         }
         kind = next((kind for suffix, kind in _ADAPTER_KINDS.items() if targets[suffix]), None)
-        if kind is None or (kind is AdapterKind.BIAS and (model.llm.attention_bias or model.llm.mlp_bias)):
+        if kind is None or (kind is AdapterKind.BIAS and any(map(model.llm.has_bias, LINEARS))):
             return model
         if kind is AdapterKind.LORA:
             rank = next(shape[0] for key, shape in self.reader.shapes.items() if key.endswith("lora_a.weight"))
@@ -153,9 +186,26 @@ def open_source_checkpoint(paths: str | Path | Sequence[str | Path]) -> SourceCh
         if match:
             # With a prefix, the other tensors belong to another tower, such as CLIP's text encoder.
             reader = _without_prefix(reader, match.groupdict().get("prefix") or "")
-            return SourceCheckpoint(where, layout, reader)
+            config_file, values = source_config.read_config_file([Path(source) for source in sources])
+            return SourceCheckpoint(
+                where, layout, reader, _architecture(layout, config_file, values, reader.shapes), values is not None
+            )
     known, examples = "; ".join(layout.name for layout in LAYOUTS), ", ".join(list(reader.shapes)[:4])
     raise EarthGPTError(f"{where}: expected one of the layouts {known}; got unknown tensors: {examples}, ...")
+
+
+def _architecture(
+    layout: Layout, config_file: str, values: Mapping[str, Any] | None, shapes: Mapping[str, Shape]
+) -> SourceConfig:
+    try:
+        return layout.architecture(config_file, values, shapes)
+    except (KeyError, ValueError, TypeError) as error:
+        if values is None or (isinstance(error, KeyError) and error.args[0] in shapes):
+            return SourceConfig(where=config_file)  # a tensor is missing: the table says which one
+        raise EarthGPTError(
+            f"{config_file}: expected the config of a checkpoint read as {layout.name} "
+            f"({type(error).__name__}: {error}); download the file again"
+        ) from error
 
 
 def _without_prefix(reader: Reader, prefix: str) -> Reader:

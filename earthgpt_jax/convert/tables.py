@@ -154,6 +154,16 @@ class Table:
             zeros={key + name: shape for name, shape in self.zeros.items()},
         )
 
+    def without(self, paths: tuple[str, ...]) -> Table:
+        """Return the table without the rules of the parameters below some paths; their tensors are ignored."""
+        dropped = [rule for rule in self.rules if rule.path.startswith(paths)]
+        names = sorted({re.split(r"[./]", rule.key)[0] for rule in dropped})
+        return dataclasses.replace(
+            self,
+            rules=tuple(rule for rule in self.rules if rule not in dropped),
+            ignored=(*self.ignored, *(rf"{re.escape(name)}[./].*" for name in names)),
+        )
+
     def __add__(self, other: Table) -> Table:
         return Table(
             f"{self.name} + {other.name}",
@@ -369,6 +379,16 @@ def llama_hf(config: LlamaConfig) -> Table:
     return _llama(_HF, config, AdapterConfig())
 
 
+def llama_hf_export(config: LlamaConfig) -> Table:
+    """Return the table to write a `LlamaForCausalLM`.
+
+    Its o has a bias if q, k and v have one: zeros, if ours has none.
+    """
+    keys = [f"model.layers.{layer}.self_attn.o_proj.bias" for layer in range(config.depth)]
+    missing = config.has_bias("q") and not config.has_bias("o")
+    return dataclasses.replace(llama_hf(config), zeros=dict.fromkeys(keys, (config.dim,)) if missing else {})
+
+
 def llama_meta(config: LlamaConfig, adapter: AdapterConfig) -> Table:
     """Return the table for Meta's and LLaMA2-Accessory's names.
 
@@ -382,12 +402,12 @@ def _llama(names: _LlamaNames, config: LlamaConfig, adapter: AdapterConfig) -> T
     rules = [Rule("embed", f"{names.embed}.weight")]
     rules += _norm("blocks/attn_norm", f"{names.block}.{names.attn_norm}", layers=depth, bias=False)
     for linear_path, linear_key in names.linears.items():
-        part, linear = linear_path.split("/")
+        linear = linear_path.split("/")[1]
         heads = {"q": config.heads, "k": config.kv_heads}.get(linear, 0) if names.meta_rope else 0
         vector, matrix = (rope_rows(heads), rope_linear(heads)) if heads else (SAME, LINEAR)
         path, key = f"blocks/{linear_path}", f"{names.block}.{linear_key}"
         rules.append(Rule(f"{path}/kernel", f"{key}.weight", matrix, depth))
-        if {"attn": config.attention_bias, "mlp": config.mlp_bias}[part]:
+        if config.has_bias(linear):
             rules.append(Rule(f"{path}/bias", f"{key}.bias", vector, depth))
         if linear in adapter.targets:
             for name, suffix, transform in _ADAPTERS[adapter.kind]:
@@ -433,7 +453,7 @@ def hf_export(config: ModelConfig) -> Table:
             dataclasses.replace(convnext_timm(config.convnext), ignored=()).prefixed(path="convnext/", key="convnext."),
             _lateral_linears(config, "perception.lateral"),
             Table("projector", rules),
-            llama_hf(config.llm).prefixed(path="llm/", key="language_model."),
+            llama_hf_export(config.llm).prefixed(path="llm/", key="language_model."),
         ),
         name="EarthGPT (Hugging Face)",
     )

@@ -115,10 +115,11 @@ class CachedAttention:
 
 
 def _linear(
-    name: str, in_dim: int, out_dim: int, *, rngs: nnx.Rngs, dtype: DType, bias: bool, adapter: AdapterConfig
+    name: str, in_dim: int, out_dim: int, *, rngs: nnx.Rngs, dtype: DType, config: LlamaConfig, adapter: AdapterConfig
 ) -> Linear:
-    """Return a linear layer of a block, with an adapter if the config targets it."""
+    """Return a linear layer of a block, with a bias and an adapter if the configs give it one."""
     targeted = adapter if name in adapter.targets else None
+    bias = config.has_bias(name)
     return Linear(in_dim, out_dim, rngs=rngs, dtype=dtype, use_bias=bias, adapter=targeted, name=name)
 
 
@@ -127,12 +128,12 @@ class AttentionLayer(nnx.Module):
 
     def __init__(self, config: LlamaConfig, *, adapter: AdapterConfig, rngs: nnx.Rngs, dtype: DType):
         query_dim, key_dim = config.heads * config.head_dim, config.kv_heads * config.head_dim
-        options: dict[str, Any] = {"rngs": rngs, "dtype": dtype, "bias": config.attention_bias, "adapter": adapter}
+        options: dict[str, Any] = {"rngs": rngs, "dtype": dtype, "config": config, "adapter": adapter}
         self.q = _linear("q", config.dim, query_dim, **options)
         self.k = _linear("k", config.dim, key_dim, **options)
         self.v = _linear("v", config.dim, key_dim, **options)
         self.o = _linear("o", query_dim, config.dim, **options)
-        self.head_dim, self.theta = config.head_dim, config.rope_theta
+        self.head_dim, self.theta, self.scaling = config.head_dim, config.rope_theta, config.rope_scaling
 
     def __call__(
         self,
@@ -144,7 +145,7 @@ class AttentionLayer(nnx.Module):
         cache: Cache | None,
     ) -> tuple[Float[Array, "B T D"], Cache | None]:
         q, k, v = (f(x).reshape(*x.shape[:2], -1, self.head_dim) for f in (self.q, self.k, self.v))  # B T N|K H
-        q, k = rope(q, positions, theta=self.theta), rope(k, positions, theta=self.theta)
+        q, k = (rope(x, positions, theta=self.theta, scaling=self.scaling) for x in (q, k))
         context, cache = attention(q, k, v, layer=layer, cache=cache)
         return self.o(context.reshape(*x.shape[:2], -1)), cache
 
@@ -153,7 +154,7 @@ class Mlp(nnx.Module):
     """SwiGLU: down(silu(gate(x)) * up(x))."""
 
     def __init__(self, config: LlamaConfig, *, adapter: AdapterConfig, rngs: nnx.Rngs, dtype: DType):
-        options: dict[str, Any] = {"rngs": rngs, "dtype": dtype, "bias": config.mlp_bias, "adapter": adapter}
+        options: dict[str, Any] = {"rngs": rngs, "dtype": dtype, "config": config, "adapter": adapter}
         self.gate = _linear("gate", config.dim, config.ffn_dim, **options)
         self.up = _linear("up", config.dim, config.ffn_dim, **options)
         self.down = _linear("down", config.ffn_dim, config.dim, **options)

@@ -13,9 +13,9 @@ import re
 import numpy as np
 
 from earthgpt_jax.common.safetensors_files import Reader
-from earthgpt_jax.config import LINEARS, AdapterConfig, AdapterKind, ModelConfig
+from earthgpt_jax.config import ATTENTION_LINEARS, AdapterConfig, AdapterKind, ModelConfig
 
-_LINEAR = re.compile(r"llm/blocks/(?P<part>attn|mlp)/(?P<name>\w+)/kernel")
+_LINEAR = re.compile(r"llm/blocks/(attn|mlp)/(?P<name>\w+)/kernel")
 
 
 def merged_config(config: ModelConfig) -> ModelConfig:
@@ -27,8 +27,8 @@ def merged_config(config: ModelConfig) -> ModelConfig:
     targets = set(config.adapter.targets) if has_bias else set()
     llm = dataclasses.replace(
         config.llm,
-        attention_bias=config.llm.attention_bias or bool(targets & set(LINEARS[:4])),
-        mlp_bias=config.llm.mlp_bias or bool(targets & set(LINEARS[4:])),
+        attention_bias=config.llm.attention_bias or bool(targets & set(ATTENTION_LINEARS)),
+        mlp_bias=config.llm.mlp_bias or bool(targets - set(ATTENTION_LINEARS)),
     )
     return dataclasses.replace(config, llm=llm, adapter=AdapterConfig())
 
@@ -42,7 +42,7 @@ class MergedReader:
         shapes = {path: shape for path, shape in base.shapes.items() if "/adapter/" not in path}
         llm = merged_config(config).llm
         for path in list(shapes):
-            if (match := _LINEAR.fullmatch(path)) and {"attn": llm.attention_bias, "mlp": llm.mlp_bias}[match["part"]]:
+            if (match := _LINEAR.fullmatch(path)) and llm.has_bias(match["name"]):
                 depth, _, out = shapes[path]
                 shapes[path.removesuffix("kernel") + "bias"] = (depth, out)
         self.shapes = shapes

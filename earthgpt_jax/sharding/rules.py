@@ -53,11 +53,11 @@ def table(config: ModelConfig) -> list[tuple[str, P]]:
         rules.append((r"llm/head/kernel", P("fsdp", "tensor")))
     if config.perception.cnn_fuse is Fuse.SUM:
         rules += [(r"perception/lateral/\d+/kernel", P(None, "fsdp")), (r"perception/lateral/\d+/bias", P())]
-    biased = [("attn", config.llm.attention_bias, "[qkv]", "o"), ("mlp", config.llm.mlp_bias, "(gate|up)", "down")]
-    for part, present, into, back in biased:
-        if present:
-            rules.append((rf"llm/blocks/{part}/{into}/bias", P(None, "tensor")))
-            rules.append((rf"llm/blocks/{part}/{back}/bias", P()))
+    biased = {"attn/[qkv]": ("q", P(None, "tensor")), "attn/o": ("o", P()),
+              "mlp/(gate|up)": ("up", P(None, "tensor")), "mlp/down": ("down", P())}  # fmt: skip
+    rules += [
+        (rf"llm/blocks/{linears}/bias", spec) for linears, (one, spec) in biased.items() if config.llm.has_bias(one)
+    ]
     return rules + _adapters(config)
 
 

@@ -15,6 +15,7 @@ from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.common.resources import assets_path
 from earthgpt_jax.config import Config
 from earthgpt_jax.convert import importer
+from earthgpt_jax.convert.source_config import own_config
 from earthgpt_jax.input.tokenizer import Tokenizer
 from earthgpt_jax.models import earthgpt, loading, model_dir
 from earthgpt_jax.models.merge import MergedReader, merged_config
@@ -80,6 +81,7 @@ def initial_model(config: Config) -> InitialModel:
         given = {path: jax.ShapeDtypeStruct(shape, reader.dtypes[path]) for path, shape in reader.shapes.items()}
         needed, _ = params_lib.split(expected, expected.keys() - set(fresh))
         params_lib.check_same_shapes(needed, given, where=f"init {config.init!r}")
+        _check_architecture(parent, config)
         return InitialModel(
             source=loading.Source(reader=reader, fresh=fresh), tokenizer=parent.tokenizer, about=parent.provenance,
             files=parent.files, directory=parent,
@@ -103,6 +105,18 @@ def load_initial_params(config: Config) -> tuple[InitialModel, Params]:
         frozen_dtype=config.frozen_dtype,
     )  # fmt: skip
     return initial, params
+
+
+# Fields of a recipe that may differ from those of the model it starts from. Biases show in shapes.
+_FREE = ("vit.image_size", "convnext.image_size", "llm.attention_bias", "llm.qkv_bias", "llm.mlp_bias")
+
+
+def _check_architecture(parent: model_dir.ModelDir, config: Config) -> None:
+    """Raise if a field that does not show in shapes, such as the base of RoPE, differs from the initial model's."""
+    architecture = own_config(parent.model, where=f"init {config.init!r}").under(["vit.", "convnext.", "llm."])
+    fields = {name: value for name, value in architecture.fields.items() if name not in _FREE}
+    if problems := dataclasses.replace(architecture, fields=fields).problems(config.model):
+        raise EarthGPTError("; ".join(problems))
 
 
 def _check_merge(parent: model_dir.ModelDir, config: Config) -> None:

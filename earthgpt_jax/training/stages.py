@@ -90,7 +90,7 @@ def _projector(config: Config) -> Rules:
 
 def _attention(config: Config, linears: str) -> Rules:
     rules: Rules = [(rf"llm/blocks/attn/{linears}/kernel", Trainable(group="attention", decay=True))]
-    if config.model.llm.attention_bias:
+    if config.model.llm.has_bias("q"):
         rules.append((rf"llm/blocks/attn/{linears}/bias", Trainable(group="attention", decay=False)))
     return rules
 

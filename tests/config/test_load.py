@@ -14,7 +14,9 @@ from earthgpt_jax.models import earthgpt
 from earthgpt_jax.params import count
 from earthgpt_jax.training.stages import trainable_paths
 
-RECIPES = ("tiny", "tiny_real", "earthgpt_7b", "earthgpt_13b", "sphinx_light")
+RECIPES = (
+    "tiny", "tiny_real", "earthgpt_7b", "earthgpt_13b", "sphinx_light", "llama3_1b", "tinyllama", "smollm2_135m",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -129,6 +131,15 @@ def test_sphinx_light_has_the_published_parameter_counts() -> None:
         "projector": 4608 * 2048 + 3 * 2048,
         "llm": 1_100_048_384,
     }
+
+
+@pytest.mark.parametrize(
+    ("recipe", "published"),
+    [("llama3_1b", 1_235_814_400), ("tinyllama", 1_100_048_384), ("smollm2_135m", 134_515_008)],
+)
+def test_language_models_have_the_published_parameter_counts(recipe: str, published: int) -> None:
+    _, shapes = earthgpt.abstract(config_lib.load(f"{recipe}:align").model)
+    assert count({path: shape for path, shape in shapes.items() if path.startswith("llm/")}) == published
 
 
 def test_what_align_trains_at_13b() -> None:

@@ -314,6 +314,10 @@ def test_a_model_of_another_size_is_reported_completely(tmp_path, exported):
     other = _model(llm=dataclasses.replace(_model().llm, dim=64, ffn_dim=96, depth=3))
     with pytest.raises(EarthGPTError) as caught:
         _import({"model": exported}, tmp_path, other)
+    assert "--config.model.llm.dim=32 --config.model.llm.depth=2 --config.model.llm.ffn_dim=48" in str(caught.value)
+    (exported / "config.json").unlink()  # only the tensors are left to compare
+    with pytest.raises(EarthGPTError) as caught:
+        _import({"model": exported}, tmp_path, other)
     text = str(caught.value)
     assert "missing" in text and "wrong shape" in text
     assert "language_model.model.embed_tokens.weight: expected (640, 64), got (640, 32)" in text

@@ -137,5 +137,6 @@ def test_merged_biases_match_the_hf_copy(goldens):
 
 def test_an_import_names_everything_that_does_not_fit(goldens):
     other = dataclasses.replace(LIGHT, llm=dataclasses.replace(LIGHT.llm, dim=32, ffn_dim=96))
-    with pytest.raises(Exception, match=r"wrong shape .*expected .*got"):
+    named = r"llm.dim is 64 \(the recipe has 32\).*--config.model.llm.dim=64 --config.model.llm.ffn_dim=176"
+    with pytest.raises(Exception, match=named):
         prepare_import({"model": goldens / "accessory" / "llama_ens_light" / "mp1"}, other)

@@ -24,7 +24,7 @@ def _shapes(name: str, *overrides: str):
 
 
 @pytest.mark.parametrize("stage", Stage)
-@pytest.mark.parametrize("recipe", ["tiny", "tiny_real", "earthgpt_7b", "earthgpt_13b", "sphinx_light"])
+@pytest.mark.parametrize("recipe", ["tiny", "tiny_real", "earthgpt_7b", "earthgpt_13b", "sphinx_light", "llama3_1b"])
 def test_the_rules_cover_every_recipe_exactly(recipe, stage):
     model, shapes = _shapes(f"{recipe}:{stage}")
     assert rules.specs(model, shapes, sizes=ONE).keys() == shapes.keys()
