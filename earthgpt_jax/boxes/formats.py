@@ -19,7 +19,7 @@ from earthgpt_jax.boxes import parameterizations
 from earthgpt_jax.boxes.frames import Frame
 from earthgpt_jax.boxes.parsing import Parsed, ParsedBox, parse_mmrs
 from earthgpt_jax.boxes.polygons import BoxKind
-from earthgpt_jax.boxes.syntaxes import BRACES, BRACKETS, DOUBLE, INTERNVL, QWEN2, Syntax, florence
+from earthgpt_jax.boxes.syntaxes import BRACES, BRACKETS, DOUBLE, INTERNVL, LINES, QWEN2, Syntax, florence
 from earthgpt_jax.boxes.writing import widen
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.common.names import did_you_mean
@@ -115,6 +115,10 @@ BOX_FORMATS: Mapping[str, BoxFormat] = {
         BoxFormat(name="falcon_quad", owner="Falcon, oriented", scale=1000, syntax=florence("quad"), half_bin=0.5,
                    lengths=(8,), decode=parameterizations.corners, encode=parameterizations.to_corners,
                    pattern=re.compile(r"<quad>")),
+        BoxFormat(name="rscovlm", owner="RSCoVLM, LMMRotate: a line `x1,y1,...,x4,y4 label` per object, in pixels",
+                   scale=0, syntax=LINES, lengths=(8,), number=_DECIMAL, decode=parameterizations.corners,
+                   encode=parameterizations.to_corners,
+                   pattern=re.compile(r"(?m)^\s*\d+(?:\.\d+)?(?:\s*,\s*\d+(?:\.\d+)?){7}[ \t]+\S")),
     )
 }  # fmt: skip
 

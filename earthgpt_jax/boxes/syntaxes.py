@@ -94,6 +94,12 @@ BRACES = Syntax(
                   for numbers in boxes)
     ),
 )  # fmt: skip
+LINES = Syntax(
+    opening=re.compile(r"(?m)^[ \t]*\d+(?:\.\d+)?[ \t]*,"),
+    item=re.compile(r"(?m)^[ \t]*(?P<body>\d+(?:\.\d+)?(?:[ \t]*,[ \t]*\d+(?:\.\d+)?)*)[ \t]+(?P<label>\S.*)$"),
+    numbers=_COMMA,
+    write=lambda label, boxes: "\n".join(f"{','.join(numbers)} {label}" for numbers in boxes),
+)
 
 
 def florence(tag: str) -> Syntax:

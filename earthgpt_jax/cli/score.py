@@ -2,20 +2,23 @@
 
 Scores a predictions file of `earthgpt eval` or `earthgpt quickstart`, which holds the ground truth, or
 a file of another project. Neither the model nor the dataset is needed. A file is refused if answers are
-missing, an id occurs twice, or it belongs to other questions.
+missing, an id occurs twice, it belongs to other questions, or its ground truth was changed.
 
-Files of other projects are JSON Lines or a JSON list; each entry has an id and an answer:
-  --from NAME       how they write boxes: geochat, lhrs, vhm, earthdial, vrsbench, falcon, mmrs
-  --questions FILE  a predictions file of this project with the questions and ground truth, joined by id
-  --task TASK       instead, if the entries have their own truth (ground_truth, target, annotation)
+Files of other projects are read as their own programs write them. Their format is recognized by its
+fields, or named:
+  --from NAME       geochat, vrsbench, lhrs, vhm, llava, earthdial, falcon, rscovlm, lmms_eval, coco, mmrs
+  --questions FILE  a predictions file of this project with the questions and ground truth, joined by id;
+                    for COCO results, the annotation file
+  --task TASK       instead, if the entries have their own truth and do not say their task
 
 `--as PROJECT` also applies the published scoring rule of another project to the same answers (geochat,
-lhrs, vhm, vrsbench, earthdial, falcon), to show how much of a result is due to the rule.
+vhm, lhrs, vrsbench, earthdial, falcon, rscovlm), to show how much of a result is due to the rule.
 
 examples:
   earthgpt score runs/eval/predictions_image.jsonl --json scores.json
   earthgpt score runs/eval/predictions_image.jsonl --blind runs/eval/predictions_blind.jsonl --report report
   earthgpt score answers.jsonl --from geochat --questions runs/eval/predictions_image.jsonl --as lhrs
+  earthgpt score eval_save_file.json --task grounding --as lhrs
   earthgpt score runs/eval/predictions_image.jsonl --benchmark dior_rsvg
 """
 
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
     from earthgpt_jax.evaluation.confidence import Calibration
     from earthgpt_jax.evaluation.predictions import Prediction
     from earthgpt_jax.evaluation.scores import Scores
+    from earthgpt_jax.evaluation.third_party.formats import ThirdPartyFormat
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,11 +42,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write all metrics to this file")
     parser.add_argument("--report", type=Path, metavar="DIR", help="also write report.html and report.md there")
     parser.add_argument(
-        "--from", dest="third_party", metavar="NAME", help="the file is another project's, with boxes in its format"
+        "--from",
+        dest="third_party",
+        metavar="NAME",
+        help="format of the file, if it is another project's (default: recognized by its fields)",
     )
     parser.add_argument(
         "--questions", type=Path, metavar="FILE", help="predictions file with the questions and ground truth of a "
-        "third-party file",
+        "third-party file; for COCO results, the annotation file",
     )  # fmt: skip
     parser.add_argument("--task", help="task of a third-party file that holds its own ground truth")
     parser.add_argument("--box-format", help="box format of a third-party file, if it is not the project's usual one")
@@ -84,14 +91,14 @@ def run(args: argparse.Namespace) -> int:
         raise EarthGPTError(f"--samples: expected 0 or more, got {args.samples}")
     if args.project:
         scorers.rules_of(args.project)  # refuses an unknown name before the work starts
-    header, predictions = _read(args)
+    header, predictions, notes = _read(args)
     source = open_records(args.data, args.split) if args.data else None
     if source is not None and (digest := header.get("data")) not in (None, source.fingerprint):
         raise EarthGPTError(
             f"{args.file}: expected answers about {args.data} ({args.split}), digest {source.fingerprint}, got answers "
             f"about a dataset with digest {digest}; give that dataset with --data"
         )
-    notes = _file_notes(args, header, predictions)
+    notes = _file_notes(args, header, predictions) + notes
     card = benchmarks.benchmark(args.benchmark) if args.benchmark else None
     if card is not None:
         predictions = benchmarks.select_answers(predictions, card, path=args.file)
@@ -120,6 +127,8 @@ def run(args: argparse.Namespace) -> int:
     if not (args.json or args.report):
         return 0
     everything = scores.with_breakdown(table, predictions, samples=args.samples)
+    if args.project:
+        everything = _with_figures(everything, args.project, predictions)
     if args.json:
         _write(args.json, json.dumps(everything, indent=1) + "\n")
     if args.report:
@@ -131,39 +140,56 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _read(args: argparse.Namespace) -> tuple[dict[str, Any], list[Prediction]]:
-    """Return the header and predictions of a file of this project or of a third party."""
+def _read(args: argparse.Namespace) -> tuple[dict[str, Any], list[Prediction], list[str]]:
+    """Return the header and predictions of a file of this project or of a third party, and notes about the latter."""
+    from earthgpt_jax.evaluation import predictions_file
+    from earthgpt_jax.evaluation.third_party import formats
+
+    if not args.third_party:
+        args.third_party = "" if predictions_file.is_predictions_file(args.file) else formats.detect(args.file)
+        if not args.third_party:
+            _refuse_third_party_options(args)
+            return *predictions_file.read_complete(args.file), []
+    file_format = _third_party_format(args)
+    notes = [f"Read as a file of {file_format.project} (--from {args.third_party})."]
+    if args.third_party == "coco" and args.questions:
+        results = formats.load_coco(args.file, annotations=args.questions)
+        return {}, results.predictions, notes + results.notes
+    header, questions = predictions_file.read_complete(args.questions) if args.questions else ({}, None)
+    results = formats.load(
+        args.file, file_format=file_format, task=args.task, questions=questions, questions_path=args.questions
+    )
+    return {"data": header.get("data")}, results.predictions, notes + results.notes
+
+
+def _refuse_third_party_options(args: argparse.Namespace) -> None:
+    from earthgpt_jax.common.errors import EarthGPTError
+    from earthgpt_jax.evaluation.third_party import formats
+
+    if given := [name for name in ("questions", "task", "box_format", "frame") if getattr(args, name)]:
+        raise EarthGPTError(
+            f"--{given[0].replace('_', '-')}: only for files of other projects; name the project with --from "
+            f"({', '.join(formats.FORMATS)})"
+        )
+
+
+def _third_party_format(args: argparse.Namespace) -> ThirdPartyFormat:
+    """Return the format of `--from`, as `--box-format` and `--frame` correct it."""
     import dataclasses
 
     from earthgpt_jax.common.errors import EarthGPTError
-    from earthgpt_jax.evaluation import predictions_file
+    from earthgpt_jax.common.names import did_you_mean
     from earthgpt_jax.evaluation.predictions import CoordinateFrame
     from earthgpt_jax.evaluation.third_party import formats
-    from earthgpt_jax.records import Task
 
-    if not args.third_party:
-        if given := [name for name in ("questions", "task", "box_format", "frame") if getattr(args, name)]:
-            raise EarthGPTError(
-                f"--{given[0].replace('_', '-')}: only for files of other projects; name the project with --from "
-                f"({', '.join(formats.FORMATS)})"
-            )
-        return predictions_file.read_complete(args.file)
+    if args.task and args.task not in formats.TASKS:
+        raise EarthGPTError(
+            f"--task {args.task}: unknown{did_you_mean(args.task, formats.TASKS)} Tasks: {', '.join(formats.TASKS)}"
+        )
     file_format = formats.third_party_format(args.third_party)
-    file_format = dataclasses.replace(
-        file_format,
-        box_format=args.box_format or file_format.box_format,
-        frame=CoordinateFrame(args.frame) if args.frame else file_format.frame,
-    )
-    if args.task and args.task not in {task.value for task in Task}:
-        raise EarthGPTError(f"--task {args.task}: unknown; tasks are {', '.join(task.value for task in Task)}")
-    if not args.questions:
-        task = Task(args.task) if args.task else None
-        return {}, formats.read(args.file, file_format=file_format, task=task)
-    header, questions = predictions_file.read_complete(args.questions)
-    predictions = formats.read(
-        args.file, file_format=file_format, questions=questions, questions_path=args.questions
-    )  # fmt: skip
-    return {"data": header.get("data")}, predictions
+    if args.box_format:
+        file_format = dataclasses.replace(file_format, box_format=args.box_format, obb_format="")
+    return dataclasses.replace(file_format, frame=CoordinateFrame(args.frame) if args.frame else file_format.frame)
 
 
 def _file_notes(args: argparse.Namespace, header: dict[str, Any], predictions: list[Prediction]) -> list[str]:
@@ -206,6 +232,17 @@ def _baselines(args: argparse.Namespace, predictions: list[Prediction], card: Be
             results[name] = scores.score(answers, extras=(scores.Extra.AP,))
     results["random"] = scores.score(baselines.shuffled(predictions), extras=(scores.Extra.AP,))
     return results
+
+
+def _with_figures(everything: Scores, project: str, predictions: list[Prediction]) -> Scores:
+    """Return the scores with a group `as PROJECT` of the other project's figures in each of its tasks."""
+    from earthgpt_jax.evaluation.third_party import scorers
+
+    figures = scorers.figures(project, predictions)
+    return {
+        task: groups | ({f"as {project}": {**figures[task], "n": groups["all"]["n"]}} if task in figures else {})
+        for task, groups in everything.items()
+    }
 
 
 def _missing_metrics(predictions: list[Prediction]) -> list[str]:

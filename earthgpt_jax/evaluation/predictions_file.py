@@ -70,6 +70,15 @@ def read(path: Path) -> tuple[dict[str, Any], list[Prediction]]:
     return header, predictions
 
 
+def is_predictions_file(path: Path) -> bool:
+    """Return whether a file begins like a predictions file of this project; False if it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return file.read(64).lstrip().startswith(b'{"header"')
+    except OSError:
+        return False
+
+
 def _header(value: Any, path: Path) -> dict[str, Any]:
     if not isinstance(value, dict) or not isinstance(value.get("header"), dict):
         raise EarthGPTError(

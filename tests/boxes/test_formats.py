@@ -46,6 +46,7 @@ EXAMPLES = [
     ("falcon", "ship<box><100><200><299><399></box>", "", (0.1005, 0.2005, 0.2995, 0.3995)),
     ("falcon_quad", "<quad><100><200><300><200><300><400><100><400></quad>", "",
      tuple(np.add((0.1, 0.2, 0.3, 0.2, 0.3, 0.4, 0.1, 0.4), 0.0005))),
+    ("rscovlm", "20,20,60,20,60,40,20,40 Small-Vehicle", "small-vehicle", (0.1, 0.2, 0.3, 0.2, 0.3, 0.4, 0.1, 0.4)),
 ]  # fmt: skip
 
 
@@ -139,6 +140,9 @@ def test_the_format_is_detected_where_it_is_unambiguous(text, box_format):
         ("falcon", "<box><1><2><3></box>", "expected 4 numbers, got 3"),
         ("falcon", "<box><1><2><3><1000></box>", "1000 exceeds the scale, which ends at 999"),
         ("falcon_quad", "<quad><0><0><9><9><9><0><0><9></quad>", "cross"),
+        ("rscovlm", "1,2,30,2,30,40,1 ship", "expected 8 numbers, got 7"),
+        ("rscovlm", "1,2,30,2,30,40,1,40", "begins like a box"),
+        ("rscovlm", "1,2,30,2,30,400,1,40 ship", "400 exceeds the scale"),
     ],
 )
 def test_malformed_boxes_are_rejected_with_the_reason(box_format, text, reason):

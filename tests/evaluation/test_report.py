@@ -197,8 +197,9 @@ def test_the_worst_images_have_the_worst_answers(records, answered):
 def test_a_third_party_rule_is_compared_with_ours_and_with_random_answers(answered):
     rows = [row for row in answered if row.task == "grounding"]
     table = report.third_party_table("lhrs", rows, scores.score(rows))
-    [[name, ours, theirs, random, their_random]] = table.rows
-    assert (name, ours, theirs) == ("grounding, pr50", "1.000", "1.000")
+    [[name, ours, theirs, random, their_random], *others] = table.rows
+    assert (name, ours, theirs) == ("grounding, accuracy (ours: pr50)", "1.000", "1.000")
+    assert [row[0] for row in others] == ["grounding, accuracy_with_failures (ours: pr50)", "grounding, failures"]
     assert float(their_random) >= float(random)
     assert "1 added to each side" in table.note and "main_vg.py" in table.note
-    assert report.third_party_table("vhm", rows, scores.score(rows)).rows == []
+    assert report.third_party_table("geochat", rows, scores.score(rows)).rows == []

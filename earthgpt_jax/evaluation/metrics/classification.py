@@ -21,9 +21,11 @@ OTHER = "(no class)"  # column of the confusion matrix for answers that are not 
 def normalize(text: str) -> str:
     """Lower-case, replace `_` and `-` by spaces, drop other punctuation, and collapse spaces.
 
-    Numbers keep their decimal point and minus sign: 1.5 is not 15, and -5 is not 5.
+    Numbers keep their decimal point and minus sign: 1.5 is not 15, and -5 is not 5. A whole number loses its decimals:
+    3.0 is 3.
     """
     text = re.sub(r"_|(?<=\w)-|-(?!\d)", " ", text.lower())
+    text = re.sub(r"(?<![\d.])(\d+)\.0+(?![\d.]*\d)", r"\1", text)
     return " ".join(re.sub(r"(?!(?<=\d)\.(?=\d))(?!-\d)[^\w\s]", "", text).split())
 
 

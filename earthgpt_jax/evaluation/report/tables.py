@@ -146,27 +146,30 @@ def reliability_table(
 
 
 def third_party_table(project: str, predictions: Sequence[Prediction], model: Scores) -> Table:
-    """Return our value and another project's for the same answers, and both for random answers."""
+    """Return every figure of another project for the answers, next to our metric, and both for random answers."""
     random = baselines.shuffled(predictions)
     rules = scorers.rules_of(project)
-    theirs, theirs_random = scorers.apply_rules(project, predictions), scorers.apply_rules(project, random)
-    needs_ap = any(rule.our_metric.startswith("ap") for rule in rules.values())
+    theirs, theirs_random = scorers.figures(project, predictions), scorers.figures(project, random)
+    needs_ap = any(name.startswith("ap") for rule in rules.values() for name in rule.ours.values())
     ours_random = score(random, extras=(Extra.AP,) if needs_ap else ())
     rows, sentences = [], []
     for task, rule in rules.items():
-        if task in theirs:
+        for name, value in theirs.get(task, {}).items():
+            metric = rule.ours.get(name, "")
             rows.append(
-                [f"{task}, {rule.our_metric}", format_value(model[task]["all"].get(rule.our_metric)),
-                 format_value(theirs[task]), format_value(ours_random[task]["all"].get(rule.our_metric)),
-                 format_value(theirs_random[task])]
+                [f"{task}, {name}" + (f" (ours: {metric})" if metric else ""),
+                 format_value(model[task]["all"].get(metric)), format_value(value),
+                 format_value(ours_random[task]["all"].get(metric)), format_value(theirs_random[task].get(name))]
             )  # fmt: skip
+        if task in theirs:
             sentences.append(f"{task}: {rule.description} ({rule.file}).")
     return Table(
         title=f"The same answers by the published rule of {project}",
-        head=["task", "our rule", f"{project}'s rule", "random answers, our rule", f"random answers, {project}'s rule"],
+        head=["task, figure", "our rule", f"{project}'s rule", "random answers, our rule",
+              f"random answers, {project}'s rule"],
         rows=rows,
         note=" ".join(sentences) or f"{project} has no rule for the tasks of this file.",
-    )
+    )  # fmt: skip
 
 
 def confusions_table(predictions: Sequence[Prediction]) -> Table | None:

@@ -48,11 +48,12 @@ def _boxes(questions, form) -> list[str]:
     return texts
 
 
-@pytest.mark.parametrize("name", sorted(FORMATS.keys() - {"mmrs"}))
+@pytest.mark.parametrize("name", sorted(FORMATS.keys() - {"mmrs", "coco", "rscovlm"}))
 def test_correct_answers_score_one_in_every_format(questions, tmp_path, name):
     form = formats.third_party_format(name)
     entries = [
-        {"question_id": q.id, "answer": text} for q, text in zip(questions, _boxes(questions, form), strict=True)
+        {(*form.id, "question_id")[0]: q.id, form.answer[0]: text}
+        for q, text in zip(questions, _boxes(questions, form), strict=True)
     ]
     path = tmp_path / "third_party.jsonl"
     path.write_text("".join(json.dumps(entry) + "\n" for entry in entries[::-1]))
@@ -89,8 +90,8 @@ def test_a_file_with_its_own_ground_truth(tmp_path):
         ([{"question_id": "r/1#grounding#1", "answer": ""}], "1 of 2 questions have no answer .r/2#grounding#0."),
         ([{"id": n, "text": ""} for n in ("r/1#grounding#1", "r/2#grounding#0", "x")], "1 ids are unknown .x."),
         ([{"question_id": "r/1#grounding#1", "answer": ""}] * 2, "id r/1#grounding#1 occurs 2 times"),
-        ([{"question_id": "r/1#grounding#1"}], "entry 1: expected one of prediction, answer, pred"),
-        ([{"answer": "a"}], "entry 1: expected one of id, question_id"),
+        ([{"question_id": "r/1#grounding#1"}], "entry 1: expected one of pred, answer, prediction"),
+        ([{"answer": "a"}], "entry 1: expected one of question_id, filename, id"),
         ([3], "entry 1: expected a JSON object, got int"),
         ([], "empty file"),
     ],

@@ -11,7 +11,7 @@ from earthgpt_jax.evaluation.metrics.classification import classification
 from earthgpt_jax.evaluation.metrics.detection import detection
 from earthgpt_jax.evaluation.metrics.grounding import grounding
 from earthgpt_jax.evaluation.metrics.vqa import vqa
-from earthgpt_jax.evaluation.third_party import box_rules, scorers, text_rules
+from earthgpt_jax.evaluation.third_party import earthdial, falcon, lhrs, rule, scorers
 from earthgpt_jax.records import Task
 from tests.support.answers import answer, truth
 
@@ -38,7 +38,7 @@ def _text(box) -> str:
 
 
 def test_lhrs_gives_disjoint_boxes_an_iou_of_one_half():
-    assert box_rules.plus_one_iou([0.1, 0.1, 0.2, 0.2], [0.3, 0.3, 0.4, 0.4]) == pytest.approx(0.503, abs=5e-4)
+    assert lhrs.plus_one_iou([0.1, 0.1, 0.2, 0.2], [0.3, 0.3, 0.4, 0.4]) == pytest.approx(0.503, abs=5e-4)
 
 
 def test_lhrs_scores_random_boxes_a_third_and_a_constant_box_one_half():
@@ -60,7 +60,7 @@ def test_lhrs_leaves_out_unparsable_answers():
 
 
 def test_vrsbench_gives_an_iou_of_one_third_as_one_half():
-    assert box_rules.plus_one_iou([0, 0, 2, 2], [1, 0, 3, 2]) == pytest.approx(0.5)
+    assert lhrs.plus_one_iou([0, 0, 2, 2], [1, 0, 3, 2]) == pytest.approx(0.5)
     rows = _grounded(["{<0><0><2><2>}", "2 ships at {<1><0><3><2>}"], [np.array([0.01, 0, 0.03, 0.02])] * 2,
                      box_format="geochat", frame="image")  # fmt: skip
     assert grounding(rows)["mean_iou"] == pytest.approx((1 / 3 + 1) / 2, abs=1e-4)
@@ -75,9 +75,9 @@ def test_vrsbench_finds_no_in_know_and_one_in_eleven():
 
 
 def test_earthdial_accepts_commas_and_lists_of_guesses():
-    assert text_rules.token_recall("Pastures, Marine waters", "Urban fabric, Arable land") == pytest.approx(1 / 3)
-    assert text_rules.token_recall("no, yes, maybe", "yes") == 1.0
-    rows = [answer("no, yes, maybe", id="0", task="vqa", answer="yes")]
+    assert earthdial.token_recall("Pastures, Marine waters", "Urban fabric, Arable land") == pytest.approx(1 / 3)
+    assert earthdial.token_recall("no, yes, maybe", "yes") == 1.0
+    rows = [answer("no, yes, maybe", id="0", task="vqa", question_type="presence", answer="yes")]
     assert (scorers.apply_rules("earthdial", rows)["vqa"], vqa(rows)["accuracy"]) == (1.0, 0.0)
 
 
@@ -108,7 +108,7 @@ def test_constant_confidence_in_random_order_is_near_precision_times_recall():
 
 
 def test_falcon_scores_a_malformed_box_as_perfect():
-    assert box_rules.falcon_iou([1, 2, 3], [10, 10, 30, 30]) == 1.0
+    assert falcon.falcon_iou([1, 2, 3], [10, 10, 30, 30]) == 1.0
     rows = _grounded(["<box><1><2><3></box>", "nothing"], [np.array([0.1, 0.1, 0.3, 0.3])] * 2, box_format="falcon")
     assert scorers.apply_rules("falcon", rows) == {"grounding": 0.5}
     assert grounding(rows)["pr50"] == 0.0
@@ -144,20 +144,177 @@ def test_lhrs_accepts_an_empty_answer():
     ]
     assert scorers.apply_rules("lhrs", rows) == {"vqa": 0.75}
     assert vqa(rows)["accuracy"] == 0.0
-    assert text_rules.evalai_normalize("Three, the ships.") == "3 ships"
+    assert lhrs.evalai_normalize("Three, the ships.") == "3 ships"
 
 
-def test_vhm_leaves_out_counts():
-    rows = [answer("3", id="0", task="vqa", question_type="count", answer="4"),
-            answer("Yes", id="1", task="vqa", question_type="presence", answer="yes")]  # fmt: skip
-    assert scorers.apply_rules("vhm", rows) == {"vqa": 1.0}
-    assert vqa(rows)["accuracy"] == 0.5
+def test_vhm_accepts_an_empty_answer_and_any_substring():
+    rows = [answer(text, id=text, task="vqa", answer="Dense Urban") for text in ("", "dense urban", "Urban", "rural")]
+    assert scorers.apply_rules("vhm", rows) == {"vqa": 0.75}
+    assert vqa(rows)["accuracy"] == 0.25
+
+
+def test_vhm_reads_yes_and_no_within_words():
+    texts = ("Yes.", "I know, yes", "yesterday", "NO and yes", "maybe")
+    rows = [answer(text, id=text, task="presence", answer="yes") for text in texts]
+    assert scorers.apply_rules("vhm", rows) == {"presence": 3 / 5}  # `know` has `no`; the upper-case NO does not count
+
+
+def test_vhm_counts_by_the_first_number():
+    rows = [
+        answer(text, id=text, task="count", answer=truth)
+        for text, truth in (("There are 3 ships or 4", "4"), ("twenty-one", "21"), ("3.5", "6"), ("none", "5"))
+    ]
+    found = scorers.figures("vhm", rows)["count"]
+    assert found["mae"] == pytest.approx((1 + 0 + 3) / 3)
+    assert found["mape"] == pytest.approx((1 / 4 + 0 + 3 / 6) / 3)
+    assert (found["accuracy_medium"], found["accuracy_ultra"]) == (0.0, 1.0)
+
+
+def test_vhm_reads_boxes_in_thousandths_and_truth_in_pixels():
+    row = answer(
+        "It is at [100, 200, 300, 401.5].",
+        task="grounding",
+        answer="[80, 160, 240, 320]",
+        object_index=0,
+        objects=(truth("x", 80, 160, 240, 320),),
+        width=800,
+        height=800,
+        box_format="vhm",
+        frame="image",
+    )
+    assert scorers.figures("vhm", [row])["grounding"]["precision"] == 1.0
+    assert scorers.figures("vhm", [row])["grounding"]["precision_large"] == 1.0
+    two = row.with_answer("[100,200,300,400] or [1,2,3,4]", box_format="vhm", frame="image")
+    assert scorers.figures("vhm", [two])["grounding"]["precision"] == 1.0  # the first four of all numbers
+
+
+@pytest.mark.parametrize("value", range(101))
+def test_the_grid_of_vrsbench_is_read_exactly(value):
+    """int(0.59 * 100) is 58 after rounding to float32."""
+    low, high = min(value, 99), min(value, 99) + 1
+    text = f"{{<{low}><{low}><{high}><{high}>}}"
+    native = answer(
+        text,
+        task="grounding",
+        answer=text,
+        objects=(truth("x", *[n / 100 for n in (low, low, high, high)]),),
+        object_index=0,
+        width=1,
+        height=1,
+        box_format="geochat",
+        frame="image",
+    )
+    ours = answer(
+        text,
+        task="grounding",
+        answer="[0,0,1,1]",
+        objects=(truth("x", *[n * 8 for n in (low, low, high, high)]),),
+        object_index=0,
+        width=800,
+        height=800,
+        box_format="geochat",
+        frame="image",
+    )
+    for row in (native, ours):
+        assert scorers.figures("vrsbench", [row])["grounding"]["mean_iou"] == 1.0
+
+
+def test_vrsbench_has_figures_of_unique_objects():
+    def row(name: str, text: str, group: str):
+        return answer(
+            text,
+            id=name,
+            task="grounding",
+            question_type=group,
+            answer="{<0><0><9><9>}",
+            object_index=0,
+            objects=(truth("x", 0, 0, 0.09, 0.09),),
+            width=1,
+            height=1,
+            box_format="geochat",
+            frame="image",
+        )
+
+    rows = [
+        row("1", "{<0><0><9><9>}", "unique"),
+        row("2", "{<0><0><9><4>}", "non_unique"),
+        row("3", "no", "non_unique"),
+    ]
+    found = scorers.figures("vrsbench", rows)["grounding"]
+    assert (found["acc@0.5"], found["acc@0.5_unique"], found["acc@0.5_non_unique"]) == (2 / 3, 1.0, 0.5)
+    assert found["mean_iou"] == pytest.approx((1 + 0.5 + 0) / 3)
+    assert found["cum_iou"] == pytest.approx((100 + 50) / (100 + 100))
+
+
+def test_lhrs_takes_the_last_class_where_no_letter_is_common():
+    rows = [
+        answer("???", id="0", task="classification", answer="Beach"),
+        answer("???", id="1", task="classification", answer="Port"),
+    ]
+    assert scorers.figures("lhrs", rows)["classification"]["balanced_accuracy"] == 0.5
+    assert scorers.figures("lhrs", [rows[1], answer("beach", id="0", task="classification", answer="Beach")]) == {
+        "classification": {"balanced_accuracy": 1.0}
+    }
+
+
+def test_geochat_takes_the_class_from_the_folder_in_lower_case_alone():
+    """The answer loses spaces and full stops, the folder does not."""
+    rows = [
+        answer("Dense residential", id="DenseResidential/1.tif", task="classification", answer="dense residential"),
+        answer("St. Peter", id="St.Peter/1.tif", task="classification", answer="St.Peter"),
+    ]
+    assert scorers.apply_rules("geochat", rows) == {"classification": 0.5}
+
+
+def test_earthdial_counts_three_types_each_by_itself():
+    rows = [
+        answer(text, id=kind, task="vqa", question_type=kind, answer="yes")
+        for kind, text in (("presence", "yes"), ("comp", "no"), ("count", "yes"))
+    ]
+    assert scorers.figures("earthdial", rows) == {"vqa": {"comp": 0.0, "presence": 1.0}}
+
+
+def test_earthdial_counts_malformed_boxes_as_claims():
+    truth_text = "[[10, 10, 30, 30, 0]]"
+    row = answer(
+        "[[10, 10, 30, 30, 0]] and [[1, 2, 3]]",
+        task="obb",
+        question_type="small",
+        answer=truth_text,
+        objects=(truth("x", 0.1, 0.1, 0.3, 0.3),),
+        width=1,
+        height=1,
+        box_format="earthdial",
+        frame="image",
+    )
+    assert scorers.figures("earthdial", [row]) == {"obb": {"all": 0.5, "single": 0.5, "small": 0.5}}
+
+
+def test_falcon_takes_the_first_four_of_five_numbers():
+    rows = _grounded(["<box><100><100><300><300><7></box>"], [np.array([0.1, 0.1, 0.3, 0.3])], box_format="falcon")
+    assert scorers.apply_rules("falcon", rows) == {"grounding": 1.0}
+    assert grounding(rows)["pr50"] == 0.0
+
+
+def test_rscovlm_ranks_boxes_in_the_order_of_the_file_and_guesses_labels():
+    objects = (truth("small-vehicle", 10, 10, 30, 30), truth("ship", 50, 50, 90, 90))
+    text = "50,50,90,50,90,90,50,90 shop\n10,10,30,10,30,30,10,30 small-vehicles\n0,0,5,0,5,5,0,5 ship"
+    row = answer(text, task="obb", objects=objects, box_format="rscovlm", frame="image")
+    found = scorers.figures("rscovlm", [row])["obb"]
+    assert found["map_nc"] == 1.0  # the wrong ship ranks last
+    precision, recall = (1 + 1 / 2 + 0) / 3, (1 + 1 + 0) / 3  # with the background
+    assert found["mf1"] == pytest.approx(2 * precision * recall / (precision + recall))
+    last = "\n".join(text.split("\n")[::-1])
+    assert (
+        scorers.figures("rscovlm", [row.with_answer(last, box_format="rscovlm", frame="image")])["obb"]["map_nc"]
+        == 0.75
+    )
 
 
 def test_a_rule_sees_our_answers_in_the_projects_box_format():
     target = np.array([0.1, 0.2, 0.5, 0.6])
     rows = _grounded([_text(target)] * 2, [target] * 2)
-    assert box_rules.answer_in_format(rows[0], "geochat") == "{<10><20><50><60>|<0>}"
+    assert rule.answer_in_format(rows[0], "geochat") == "{<10><20><50><60>|<0>}"
     for project, rules in scorers.SCORERS.items():
         if Task.GROUNDING in rules:
             assert scorers.apply_rules(project, rows)["grounding"] == 1.0, project
