@@ -292,9 +292,7 @@ def vhm_count(root: Path, rng: random.Random, count: int, hostile: bool) -> tupl
         }
         for i in range(count)
     ]
-    entries = [
-        item for item in entries if re.search(r"\d|three |three$|twenty-one |twenty-one$", item["pred"])
-    ]
+    entries = [item for item in entries if re.search(r"\d|three |three$|twenty-one |twenty-one$", item["pred"])]
     found = _rsevalkit(root, "eval_results_couting", entries)
     levels: Any = found["RANGE_ACC"]
     by_level = {f"accuracy_{name}": value / 100 for name, value in zip(LEVELS, levels, strict=True)}
