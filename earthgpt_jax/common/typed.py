@@ -82,7 +82,7 @@ class _Problems:
     def __init__(self, renamed: Renamed):
         self.found: list[str] = []
         self._renamed = renamed
-        self._missing = 0  # problems that left no value
+        self._missing = 0  # problems after which the checks of the whole are pointless
 
     def value(self, hint: Any, value: Any, path: str) -> Any:
         """Return `value` as the type `hint`; or None, with the problem added."""
@@ -114,12 +114,13 @@ class _Problems:
             self._add(f"{path or 'content'}: {expected}")
             return None
         if problem := _range_problem(hint, value):
-            self.found.append(f"{path or 'content'}: expected {problem}, got {show(value)}")
+            report = self._add if hint is int else self.found.append  # checks go on with text and floats of any kind
+            report(f"{path or 'content'}: expected {problem}, got {show(value)}")
             return value
         return float(value) if hint is float else value
 
     def _add(self, problem: str) -> None:
-        """Add a problem that leaves nothing to build the value from."""
+        """Add a problem after which the checks of the whole are pointless."""
         self.found.append(problem)
         self._missing += 1
 
@@ -163,7 +164,9 @@ class _Problems:
         if hasattr(built, "check"):
             known = {problem.partition(":")[0] for problem in self.found[first:]}
             impossible = (f"{prefix}{problem}" for problem in built.check())
-            self.found += [problem for problem in impossible if problem.partition(":")[0] not in known]
+            for problem in impossible:
+                if problem.partition(":")[0] not in known:
+                    self._add(problem)
         return built
 
     def _member(self, cls: type[enum.Enum], value: Any, path: str) -> enum.Enum | None:

@@ -70,12 +70,26 @@ class DType(enum.StrEnum):
     BFLOAT16 = "bfloat16"
 
 
+LARGEST_COUNT = 2**24  # of anything that a config counts: tokens, channels, steps, batch rows
+LARGEST_IMAGE = 2**13  # side of a model's input in pixels
+
+
 def expect_positive(config: object, *names: str) -> list[str]:
-    """Return one message for each named field that is not positive."""
+    """Return one message for each named field that is not positive, or a count above `LARGEST_COUNT`."""
+    values = [(name, getattr(config, name)) for name in names]
+    return [f"{name}: expected a positive number, got {value}" for name, value in values if value <= 0] + [
+        f"{name}: expected at most {LARGEST_COUNT}, got {value}"
+        for name, value in values
+        if isinstance(value, int) and value > LARGEST_COUNT
+    ]
+
+
+def expect_at_most(config: object, **limits: int) -> list[str]:
+    """Return one message for each field that is above its limit. A limit bounds memory, it is no recommendation."""
     return [
-        f"{name}: expected a positive number, got {getattr(config, name)}"
-        for name in names
-        if getattr(config, name) <= 0
+        f"{name}: expected at most {limit}, got {getattr(config, name)}"
+        for name, limit in limits.items()
+        if getattr(config, name) > limit
     ]
 
 
@@ -114,6 +128,7 @@ class ViTConfig:
 
     def check(self) -> list[str]:
         errors = expect_positive(self, "image_size", "patch_size", "dim", "depth", "heads", "ffn_dim", "grid")
+        errors += expect_at_most(self, image_size=LARGEST_IMAGE)
         if not errors and self.dim % self.heads:
             errors.append(f"heads: expected a divisor of dim={self.dim}, got {self.heads}")
         if not errors and self.image_size % self.patch_size:
@@ -138,11 +153,13 @@ class ConvNeXtConfig:
     norm_eps: float = 1e-6
 
     def check(self) -> list[str]:
-        errors = expect_positive(self, "image_size")
+        errors = expect_positive(self, "image_size") + expect_at_most(self, image_size=LARGEST_IMAGE)
         if len(self.depths) != 4 or len(self.dims) != 4:
             errors.append(f"depths, dims: expected four stages, got {len(self.depths)} and {len(self.dims)}")
-        elif min(self.depths + self.dims) <= 0:
-            errors.append(f"depths, dims: expected positive numbers, got {self.depths} and {self.dims}")
+        elif not all(0 < count <= LARGEST_COUNT for count in self.depths + self.dims):
+            errors.append(
+                f"depths, dims: expected positive numbers of at most {LARGEST_COUNT}, got {self.depths} and {self.dims}"
+            )
         if self.image_size % 32:
             errors.append(f"image_size: expected a multiple of the trunk's stride 32, got {self.image_size}")
         return errors
@@ -343,7 +360,7 @@ class ModelConfig:
         return 1 + self.vit.tokens_per_side**2
 
     def check(self) -> list[str]:
-        errors = expect_positive(self, "image_size")
+        errors = expect_positive(self, "image_size") + expect_at_most(self, image_size=LARGEST_IMAGE)
         if self.perception.vit_layers and max(self.perception.vit_layers) >= self.vit.depth:
             errors.append(
                 f"perception.vit_layers: expected indices below vit.depth={self.vit.depth}, "

@@ -9,7 +9,9 @@ import dataclasses
 import enum
 import re
 
-from earthgpt_jax.config.model_schema import AdapterKind, ModelConfig, expect_positive
+from earthgpt_jax.config.model_schema import AdapterKind, ModelConfig, expect_at_most, expect_positive
+
+LARGEST_LR = 100.0  # AdamW moves a weight by about the learning rate in each step
 
 
 class Stage(enum.StrEnum):
@@ -162,6 +164,7 @@ class DataConfig:
 
     def check(self) -> list[str]:
         errors = expect_positive(self, "seq_len", "batch_size", "max_questions")
+        errors += expect_at_most(self, seq_len=2**20, max_images=2**12, max_boxes=2**20, workers=2**10)
         errors += [
             f"{name}: expected a number of {unit}, or 0 for {zero}, got {getattr(self, name)}"
             for name, unit, zero in (
@@ -222,6 +225,17 @@ class OptimConfig:
         errors = expect_positive(
             self, "steps", "peak_lr", "clip_norm", "microbatches", "spike_factor", "max_skips"
         )  # fmt: skip
+        errors += [
+            f"{name}: expected {limits}, got {getattr(self, name)}"
+            for name, limits, valid in (
+                ("b1", "at least 0 and below 1", 0 <= self.b1 < 1),
+                ("b2", "at least 0 and below 1", 0 <= self.b2 < 1),
+                ("eps", "a number above 0 and below 1", 0 < self.eps < 1),
+                ("weight_decay", "0..1000", 0 <= self.weight_decay <= 1000),
+                ("peak_lr", f"at most {LARGEST_LR}", self.peak_lr <= LARGEST_LR),
+            )
+            if not valid
+        ]
         if not 0 <= self.warmup_steps <= self.steps:
             errors.append(f"warmup_steps: expected 0..steps={self.steps}, got {self.warmup_steps}")
         if not 0 <= self.min_lr <= self.peak_lr:
@@ -379,6 +393,8 @@ class Config:
 
     def check(self) -> list[str]:
         errors = expect_positive(self, "log_every")
+        if not 0 <= self.seed < 2**32:
+            errors.append(f"seed: expected 0..{2**32 - 1}, got {self.seed}")
         if bool(self.init) == bool(self.init_from):
             errors.append(f"init, init_from: expected exactly one of them, got {self.init!r} and {self.init_from}")
         has_adapter = self.model.adapter.kind is not AdapterKind.NONE

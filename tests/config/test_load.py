@@ -204,3 +204,31 @@ def test_full_fine_tuning_trains_every_variant(variant: str) -> None:
     _, shapes = earthgpt.abstract(config.model)
     trainable = trainable_paths(config, shapes)
     assert trainable.keys() == {path for path in shapes if not path.startswith(("vit/", "convnext/"))}
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("optim.b1=1", "optim.b1: expected at least 0 and below 1, got 1.0"),
+        ("optim.b2=2", "optim.b2: expected at least 0 and below 1"),
+        ("optim.eps=-1", "optim.eps: expected a number above 0"),
+        ("optim.weight_decay=1e999", "optim.weight_decay: expected a finite number, got inf"),
+        ("optim.peak_lr=1e300", "optim.peak_lr: expected at most 100"),
+        ("optim.steps=99999999999999999999", "optim.steps: expected a number of at most 64 bits"),
+        ("optim.steps=" + "9" * 5000, "optim.steps: expected int, got '999"),
+        ("data.batch_size=1000000000", "data.batch_size: expected at most 16777216"),
+        ("data.max_images=1000000", "data.max_images: expected at most 4096"),
+        ("data.seq_len=100000000", "data.seq_len: expected at most"),
+        ("data.workers=10000", "data.workers: expected at most 1024"),
+        ("model.image_size=1000000", "model.image_size: expected at most 8192"),
+        ("model.convnext.depths=[2,2,2,9223372036854775807]", "depths, dims: expected positive numbers of at most"),
+        ("seed=-1", "seed: expected 0..4294967295"),
+        ("recipe=\ud800", "recipe: expected valid Unicode"),
+        ("data.task_weights=" + "[" * 100_000, "data.task_weights: expected dict"),
+    ],
+)
+def test_values_that_no_run_can_use_are_refused_before_it_starts(override, message):
+    with pytest.raises(EarthGPTError) as error:
+        config_lib.load("tiny:align", [f"--config.{override}"])
+    assert message in str(error.value)
+    assert len(str(error.value)) < 2000
