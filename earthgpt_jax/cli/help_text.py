@@ -13,6 +13,7 @@ exit status:
   0    success
   1    a check found problems
   2    user error; one `error:` line explains the fix
+  70   a defect of earthgpt-jax; please report it with its traceback
   75   preempted or hung; rerun the same command to resume
   130  interrupted (Ctrl-C)
 """

@@ -10,7 +10,8 @@ A command is a module of `earthgpt_jax.cli` with
 These modules import nothing heavy at the top, so that help is printed at once; `run` imports what it needs.
 
 `help_text.EXIT_STATUS` lists the exit statuses. In addition, 141 means that the reader of our output closed the pipe
-(`earthgpt data list | head -n1`). Any other exception is a defect and keeps its traceback.
+(`earthgpt data list | head -n1`). Any other exception keeps its traceback, with status 70 if it is one of `DEFECTS` and
+status 1 otherwise: it may come from the system, from storage, or from JAX because another host is lost.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import glob
 import importlib.util
 import os
 import sys
+import traceback
 from collections.abc import Iterator, Sequence
 from types import ModuleType
 from typing import Any, NoReturn
@@ -28,6 +30,7 @@ from typing import Any, NoReturn
 from earthgpt_jax import __version__
 from earthgpt_jax.cli.help_text import EXIT_STATUS, add_parser, summary
 from earthgpt_jax.common.errors import (
+    EXIT_DEFECT,
     EXIT_INTERRUPTED,
     EXIT_RETRY,
     EarthGPTError,
@@ -38,6 +41,17 @@ from earthgpt_jax.common.errors import (
 from earthgpt_jax.common.names import did_you_mean
 
 USER_ERROR = 2
+# Exceptions that no disk, network or other host can cause: running the same command again does not help.
+DEFECTS = (
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    NameError,
+    NotImplementedError,
+    TypeError,
+    ZeroDivisionError,
+)
 BROKEN_PIPE = 128 + 13  # what a shell reports for SIGPIPE
 
 # Command -> its module, in the order of `earthgpt --help`.
@@ -129,7 +143,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         if (full := find_full_disk(error)) is not None:
             location = f" while writing {name}" if (name := getattr(full, "filename", None)) else ""
             return _print_error(f"no space left on the disk{location}: free some and run the same command again")
-        raise
+        if not isinstance(error, DEFECTS):
+            raise
+        traceback.print_exc()
+        print("error: a defect of earthgpt-jax; please report it with the lines above", file=sys.stderr)
+        return EXIT_DEFECT
 
 
 def _dispatch(argv: Sequence[str]) -> int:

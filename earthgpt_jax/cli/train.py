@@ -18,6 +18,7 @@ config, code, data and weights are the same. See docs/guides/running.md.
 exit status:
   0    finished
   2    user error (a setting, the data, a loss that is not finite); one `error:` line explains the fix
+  70   a defect of earthgpt-jax; please report it with its traceback
   75   preempted (SIGTERM, the current step is saved) or hung (no step finished within config.watchdog.minutes);
        rerun the same command to resume
   130  interrupted (Ctrl-C); the current step is saved

@@ -5,8 +5,9 @@ from __future__ import annotations
 import errno
 import os
 
-# Exit statuses that report neither a defect nor a mistake of the user.
+# Exit statuses beside 0, 1 (a check found problems, or a failure outside of this program) and 2 (a user's mistake).
 EXIT_RETRY = 75  # EX_TEMPFAIL of sysexits.h: rerun the same command to resume
+EXIT_DEFECT = 70  # EX_SOFTWARE: running the same command again gives the same error
 EXIT_INTERRUPTED = 128 + 2  # what a shell reports for SIGINT
 
 
@@ -14,7 +15,8 @@ class EarthGPTError(Exception):
     """An error that the user can fix; the message says where it is, what was expected, what was found, what to do.
 
     The command line prints it as one `error: ...` line and exits with status 2. Any other exception that reaches the
-    top is a defect and keeps its traceback.
+    top keeps its traceback: the status is `EXIT_DEFECT` if it shows a defect, and 1 if the system, storage or another
+    host may have caused it.
     """
 
 

@@ -46,8 +46,8 @@ def load(name: str, overrides: Sequence[str] = ()) -> Config:
     """Return the validated config of a recipe.
 
     Args:
-        name: recipe and argument, for example `tiny:align`. The suffix `:debug` shrinks any recipe to run on a CPU in
-            seconds, for example `earthgpt_13b:align:debug`.
+        name: recipe and argument, such as `tiny:align` or `my/recipe.py:align`. The suffix `:debug` shrinks any recipe
+            to run on a CPU in seconds, for example `earthgpt_13b:align:debug`.
         overrides: `--config.field.subfield=value`, applied in order. Values are Python literals or plain text.
 
     Raises:
@@ -76,13 +76,19 @@ def load_recipe(name: str) -> ml_collections.ConfigDict:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-        return module.get_config(argument) if argument else module.get_config()
+        config = module.get_config(argument) if argument else module.get_config()
     except EarthGPTError:
         raise
     except Exception as error:
+        suggestion = did_you_mean(argument, getattr(module, "STAGES", ())).removesuffix(".")
         raise EarthGPTError(
-            f"config {path}: get_config({argument!r}) failed: {type(error).__name__}: {error}"
+            f"config {path}: get_config({argument!r}) failed: {type(error).__name__}: {error}{suggestion}"
         ) from error
+    if not hasattr(config, "to_dict"):
+        raise EarthGPTError(
+            f"config {path}: expected get_config({argument!r}) to return a ConfigDict, got {type(config).__name__}"
+        )
+    return config
 
 
 def from_dict(values: Mapping[str, Any], *, where: str = "config") -> Config:
@@ -126,7 +132,8 @@ def _plain(value: Any) -> Any:
 
 
 def _find(name: str) -> Path:
-    candidates = [Path(name), config_path(name), config_path(f"{name}.py")]
+    # A file of another kind that happens to be called `tiny` must not hide the recipe of that name.
+    candidates = [Path(name), config_path(name)] if name.endswith(".py") else [config_path(f"{name}.py")]
     for candidate in candidates:
         if candidate.is_file():
             return candidate

@@ -7,7 +7,7 @@
 #
 # Needs xpk on this machine, with the project and zone of the cluster as defaults (`gcloud config set`), an image in a
 # registry (built from scripts/docker/tpu.Dockerfile), and shared storage attached to the workload (`xpk storage
-# attach`). The hosts find each other automatically. If a host ends with a status other than 0 and 2, XPK restarts all of them.
+# attach`). The hosts find each other automatically. If a host is lost, preempted or hangs, XPK restarts all of them.
 set -euo pipefail
 
 source "$(dirname "${BASH_SOURCE[0]}")/_run.sh"

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs a command and restarts it where that can help: bash scripts/launch/restart.sh COMMAND...
 #
-# Status 0 (finished), 2 (user error) and 130 (interrupted) end it. After any other status, for example 75 (preempted or
+# Status 0 (finished), 2 (user error), 70 (a defect) and 130 (interrupted) end it. After any other status, for example 75 (preempted or
 # hung) and 134 (JAX lost another host), training resumes from the newest checkpoint. SIGTERM is passed to the command,
 # which is then not restarted, because the machine is about to be taken away. After MAX_RESTARTS (20) consecutive runs of
 # less than an hour each, it gives up.
@@ -19,7 +19,7 @@ while true; do
     wait "$child"
     status=$?
   done
-  case "$status" in 0 | 2 | 130) exit "$status" ;; esac
+  case "$status" in 0 | 2 | 70 | 130) exit "$status" ;; esac
   if [[ -n "$terminated" ]]; then exit "$status"; fi
   if ((SECONDS - started > 3600)); then restarts=0; fi
   if ((++restarts > ${MAX_RESTARTS:-20})); then

@@ -44,6 +44,6 @@ while kill -0 "$child" 2>/dev/null; do # the signal ended the wait, not the run
   status=$?
 done
 if [[ -n "$terminated" ]]; then
-  case "$status" in 0 | 2) ;; *) scontrol requeue "$SLURM_JOB_ID" ;; esac
+  case "$status" in 0 | 2 | 70) ;; *) scontrol requeue "$SLURM_JOB_ID" ;; esac
 fi
 exit "$status"

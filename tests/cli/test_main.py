@@ -11,6 +11,7 @@ import sys
 import types
 from pathlib import Path
 
+import jax
 import pytest
 
 from earthgpt_jax import __version__
@@ -169,10 +170,24 @@ def test_user_error_is_one_line(fake: Fake, capsys: pytest.CaptureFixture[str]):
     assert capsys.readouterr().err == "error: image a.tif: expected 3 bands, got 2\n"
 
 
-def test_defects_keep_their_traceback(fake: Fake):
-    fake.action = _raise(ZeroDivisionError("ours"))
-    with pytest.raises(ZeroDivisionError, match="ours"):
-        cli.main(["fake"])
+def test_defects_keep_their_traceback_and_are_not_restarted(fake: Fake, capsys: pytest.CaptureFixture[str]):
+    for defect in (TypeError("ours"), KeyError("ours"), ZeroDivisionError("ours")):
+        fake.action = _raise(defect)
+        assert cli.main(["fake"]) == 70
+        err = capsys.readouterr().err
+        assert "Traceback" in err and "ours" in err
+        assert err.splitlines()[-1].startswith("error: a defect of earthgpt-jax")
+
+
+def test_what_another_host_or_the_system_may_have_caused_has_status_1(fake: Fake):
+    for failure in (
+        OSError("stale file handle"),
+        jax.errors.JaxRuntimeError("a host is lost"),
+        ValueError("UNAVAILABLE"),
+    ):
+        fake.action = _raise(failure)
+        with pytest.raises(type(failure)):  # the interpreter ends with status 1
+            cli.main(["fake"])
 
 
 def test_interrupt_is_130(fake: Fake, capsys: pytest.CaptureFixture[str]):

@@ -232,3 +232,30 @@ def test_values_that_no_run_can_use_are_refused_before_it_starts(override, messa
         config_lib.load("tiny:align", [f"--config.{override}"])
     assert message in str(error.value)
     assert len(str(error.value)) < 2000
+
+
+def test_another_file_of_a_recipes_name_does_not_hide_it(tmp_path, monkeypatch):
+    (tmp_path / "tiny").write_text("notes")
+    monkeypatch.chdir(tmp_path)
+    assert config_lib.load("tiny:align").recipe == "tiny"
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("return {}", "expected get_config('x') to return a ConfigDict, got dict"),
+        ("return None", "got NoneType"),
+        ("raise KeyError('a')", "failed: KeyError: 'a'"),
+    ],
+)
+def test_a_recipe_that_returns_something_else_is_refused(tmp_path, body, message):
+    path = tmp_path / "r.py"
+    path.write_text(f"def get_config(argument):\n    {body}\n")
+    with pytest.raises(EarthGPTError) as error:
+        config_lib.load(f"{path}:x")
+    assert message in str(error.value)
+
+
+def test_a_misspelled_stage_gets_a_suggestion():
+    with pytest.raises(EarthGPTError, match="got 'algn'; did you mean 'align'"):
+        config_lib.load("tiny:algn")

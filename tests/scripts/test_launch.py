@@ -90,7 +90,15 @@ def earthgpt(tmp_path):
 
 @pytest.mark.parametrize(
     ("statuses", "starts", "status"),
-    [("0", 1, 0), ("2", 1, 2), ("130", 1, 130), ("75 134 1 0", 4, 0), ("75 2", 2, 2), ("75 75 75 75 75", 4, 75)],
+    [
+        ("0", 1, 0),
+        ("2", 1, 2),
+        ("130", 1, 130),
+        ("75 70", 2, 70),
+        ("75 134 1 0", 4, 0),
+        ("75 2", 2, 2),
+        ("75 75 75 75 75", 4, 75),
+    ],
 )
 def test_restart_depends_on_the_status(earthgpt, statuses, starts, status):
     done = subprocess.run(
