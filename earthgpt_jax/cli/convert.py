@@ -17,10 +17,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
 from earthgpt_jax.cli.engine_options import add_parent
 from earthgpt_jax.cli.help_text import add_parser, summary
+from earthgpt_jax.common import files
 
 OVERRIDES = True
 TARGETS = ("hf", "llama", "accessory")
@@ -43,11 +43,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     for part, description in _PARTS.items():
         importing.add_argument(
-            f"--{part}", type=Path, action="append", metavar="PATH",
+            f"--{part}", type=files.path, action="append", metavar="PATH",
             help=description,
         )  # fmt: skip
     importing.add_argument(
-        "--tokenizer", type=Path, metavar="FILE", help="tokenizer.model (default: the one in the folder of the LLM)"
+        "--tokenizer",
+        type=files.path,
+        metavar="FILE",
+        help="tokenizer.model (default: the one in the folder of the LLM)",
     )
     importing.add_argument(
         "--dtype", choices=["float32", "bfloat16"], help="dtype of all tensors (default: as in the checkpoints)"
@@ -58,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     importing.add_argument(
         "--out",
-        type=Path,
+        type=files.path,
         required=True,
         metavar="PATH",
         help="model directory to write; --derive: a recipe (.py)",
@@ -68,7 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     exporting.add_argument("model", help="an embedded model (tiny, tiny-base) or a model directory")
     add_parent(exporting)
     exporting.add_argument("--to", choices=TARGETS, default="hf", help="format (default: hf)")
-    exporting.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write")
+    exporting.add_argument("--out", type=files.path, required=True, metavar="DIR", help="folder to write")
     exporting.add_argument(
         "--dtype",
         choices=["float32", "bfloat16", "float16"],
@@ -85,16 +88,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-shard-gb", type=float, default=5.0, metavar="GB", help="hf, llama: largest size of a file (default: 5)"
     )
     exporting.add_argument(
-        "--scores", type=Path, metavar="FILE", help="hf: scores.json of `earthgpt eval`, for the model card"
+        "--scores", type=files.path, metavar="FILE", help="hf: scores.json of `earthgpt eval`, for the model card"
     )
 
     merging = add_parser(commands, "merge", _merge, help=summary(_merge))
     merging.add_argument("model", help="a model directory")
     add_parent(merging)
-    merging.add_argument("--out", type=Path, required=True, metavar="DIR", help="model directory to write")
+    merging.add_argument("--out", type=files.path, required=True, metavar="DIR", help="model directory to write")
 
     inspecting = add_parser(commands, "inspect", _inspect, help=summary(_inspect))
-    inspecting.add_argument("path", type=Path, nargs="+", help="files or folders of a checkpoint")
+    inspecting.add_argument("path", type=files.path, nargs="+", help="files or folders of a checkpoint")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -20,15 +20,16 @@ import argparse
 from pathlib import Path
 
 from earthgpt_jax.cli import engine_options, process_options
+from earthgpt_jax.common import files
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--data", required=True, type=Path, help="a dataset built by `earthgpt data build`, or a folder of them"
+        "--data", required=True, type=files.path, help="a dataset built by `earthgpt data build`, or a folder of them"
     )
     parser.add_argument("--split", default="test", help="split to ask about (default: test)")
     parser.add_argument(
-        "--out", required=True, type=Path, help="folder for the predictions, scores.json and report.html"
+        "--out", required=True, type=files.path, help="folder for the predictions, scores.json and report.html"
     )
     parser.add_argument(
         "--limit", type=int, metavar="N", help="ask about N images only, spread evenly over the split (default: all)"

@@ -25,10 +25,15 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from earthgpt_jax.models.model_dir import ModelDir
 
+from earthgpt_jax.common import files
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "path", type=Path, nargs="+", help="a run, a checkpoint, or files or folders with weights in another format"
+        "path",
+        type=files.path,
+        nargs="+",
+        help="a run, a checkpoint, or files or folders with weights in another format",
     )
     parser.add_argument(
         "--check", action="store_true",

@@ -38,9 +38,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
 from earthgpt_jax.cli import process_options
+from earthgpt_jax.common import files
 
 OVERRIDES = True
 
@@ -54,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--config.a.b=value",
     )
     parser.add_argument(
-        "--workdir", required=True, type=Path, help="folder for checkpoints, metrics and the finished model"
+        "--workdir", required=True, type=files.path, help="folder for checkpoints, metrics and the finished model"
     )
     parser.add_argument(
         "--profile",

@@ -145,11 +145,15 @@ def file_system(scheme: str) -> Any:
 # ------------------------------------------------------------------------------------------------ errors
 _NO_CREDENTIALS = re.compile(
     r"anonymous caller|invalid credentials|unable to locate credentials|could not automatically determine"
-    r"|default credentials were not found|invalidaccesskeyid|expiredtoken|signaturedoesnotmatch|\b401\b",
+    r"|default credentials were not found|invalidaccesskeyid|expiredtoken|signaturedoesnotmatch"
+    r"|unauthenticated|\b401\b",
     re.IGNORECASE,
 )
 _CREDENTIAL_ERRORS = ("NoCredentialsError", "DefaultCredentialsError", "RefreshError", "NonRetryableError",
                       "PartialCredentialsError", "TokenRetrievalError")  # fmt: skip
+# The capital words are status codes of TensorStore, of which Python sees the text only.
+_DENIED = re.compile("Forbidden|PERMISSION_DENIED")
+_UNAVAILABLE = re.compile("UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED")
 _UNAVAILABLE_CODES = {408, 429, *range(500, 505)}
 _UNAVAILABLE_MODULES = ("aiohttp", "requests", "urllib3", "google.api_core")
 _UNAVAILABLE_ERRORS = ("EndpointConnectionError", "ConnectionClosedError", "ConnectTimeoutError", "ReadTimeoutError",
@@ -187,12 +191,12 @@ def _raise_explained(error: Exception, path: BucketPath, action: Action) -> NoRe
         raise BucketError(
             f"{what}: {service.name} expected valid credentials and got none; {service.credentials}"
         ) from None
-    if isinstance(error, PermissionError) or "Forbidden" in text:
+    if isinstance(error, PermissionError) or _DENIED.search(text):
         raise BucketError(
             f"{what}: {service.name} denied access to bucket {path.bucket}; grant this account the permission "
             f"{service.permissions[action]}"
         ) from None
-    if _is_unavailable(chain, kinds):
+    if _is_unavailable(chain, kinds) or _UNAVAILABLE.search(text):
         raise BucketUnavailableError(
             f"{what}: {service.name} did not answer, or was overloaded, after {RETRIES} attempts; run the same "
             "command again later"

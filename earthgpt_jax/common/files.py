@@ -237,6 +237,20 @@ def folder_part(target: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
+def local_folder(target: Path) -> Iterator[Path]:
+    """Yield a local folder whose files are in `target` after the block, for libraries that write to a disk only.
+
+    It is `target` itself on a disk, and otherwise a temporary folder, which is uploaded at the end of the block.
+    """
+    if not isinstance(target, BucketPath):
+        yield target
+        return
+    with tempfile.TemporaryDirectory(prefix="earthgpt-") as scratch:
+        yield Path(scratch)
+        _upload(Path(scratch), target)
+
+
+@contextlib.contextmanager
 def _renamed_folder(target: Path, *, key_file: str, if_exists: IfExists) -> Iterator[Path]:
     occupied = target.exists() and (not target.is_dir() or any(target.iterdir()))
     if occupied and if_exists is IfExists.REFUSE:

@@ -22,7 +22,9 @@ import ml_dtypes  # noqa: F401  (registers bfloat16 with numpy, which safetensor
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from earthgpt_jax.common.buckets import BucketPath
 from earthgpt_jax.common.errors import EarthGPTError
+from earthgpt_jax.common.safetensors_ranges import RangeFile
 from earthgpt_jax.common.tensor_digests import TensorDigests
 
 Shape = tuple[int, ...]
@@ -136,14 +138,20 @@ def open_model_files(folder: Path) -> SafetensorsReader:
 
 
 class SafetensorsReader:
-    """Reads one or several safetensors files as one namespace."""
+    """Reads one or several safetensors files, on a disk or in a bucket, as one namespace."""
 
     def __init__(self, files: Iterable[Path]):
-        self._file: dict[str, Path] = {}
+        self._file: dict[str, Path | RangeFile] = {}
         self.shapes: dict[str, Shape] = {}
         self.dtypes: dict[str, np.dtype] = {}
         for file in files:
             try:
+                if isinstance(file, BucketPath):
+                    remote = RangeFile(file)
+                    self.shapes |= remote.shapes
+                    self.dtypes |= {key: _DTYPES[dtype] for key, dtype in remote.dtypes.items()}
+                    self._file |= dict.fromkeys(remote.shapes, remote)
+                    continue
                 with safe_open(file, framework="numpy") as tensors:
                     for key in tensors.keys():  # noqa: SIM118  (not a mapping)
                         view = tensors.get_slice(key)
@@ -158,15 +166,11 @@ class SafetensorsReader:
                 ) from error
 
     def read(self, key: str, start: int = 0, rows: int | None = None) -> np.ndarray:
-        with self._open(key) as tensors:
-            if not self.shapes[key]:
-                return np.array(tensors.get_tensor(key))
-            return np.array(tensors.get_slice(key)[row_slice(start, rows)])
+        return self.read_slice(key, (row_slice(start, rows),) if self.shapes[key] else ())
 
     @contextlib.contextmanager
-    def _open(self, key: str) -> Iterator[Any]:
-        """Open the file of a tensor, for this tensor only, because closing the file releases the mapped pages."""
-        file = self._file[key]
+    def _open(self, file: Path) -> Iterator[Any]:
+        """Open a file for one tensor only, because closing the file releases the mapped pages."""
         try:
             with safe_open(file, framework="numpy") as tensors:
                 yield tensors
@@ -174,12 +178,15 @@ class SafetensorsReader:
             raise EarthGPTError(f"{file}: cannot be read ({error}); it may be truncated, copy it again") from error
 
     def read_slice(self, key: str, index: tuple[slice, ...]) -> np.ndarray:
-        """Return a part of a tensor, given by one slice per axis; only this part is read.
+        """Return a part of a tensor, given by one slice per axis; little more than this part is read.
 
         Raises:
             EarthGPTError: the file cannot be read.
         """
-        with self._open(key) as tensors:
+        file = self._file[key]
+        if isinstance(file, RangeFile):
+            return file.read(key, index, self.dtypes[key])
+        with self._open(file) as tensors:
             return np.array(tensors.get_slice(key)[index] if index else tensors.get_tensor(key))
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from earthgpt_jax.common import files
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.common.files import atomic_folder, write_json
 from earthgpt_jax.common.progress import Bar
@@ -63,7 +64,7 @@ def export_hf(
             write_json(folder / file_name, content)
         for file in sorted(REMOTE_CODE.glob("*_earthgpt.py")):
             shutil.copyfile(file, folder / file.name)
-        shutil.copyfile(model.tokenizer, folder / "tokenizer.model")
+        files.copy(model.tokenizer, folder / "tokenizer.model")
         (folder / "README.md").write_text(model_card(model, adapter=adapter, scores=scores))
     return out
 
@@ -85,7 +86,7 @@ def export_llama(
         values = {"architectures": ["LlamaForCausalLM"], **llama_config(config.llm), "dtype": dtype_name}
         write_json(folder / "config.json", values)
         write_json(folder / "generation_config.json", _generation_config())
-        shutil.copyfile(model.tokenizer, folder / "tokenizer.model")
+        files.copy(model.tokenizer, folder / "tokenizer.model")
     return out
 
 
@@ -137,7 +138,7 @@ def export_accessory(
         }  # fmt: skip
         (folder / "config.json").write_text(json.dumps(values, indent=2) + "\n")
         (folder / "meta.json").write_text(json.dumps({"llama_type": "llama_ens_light"}, indent=2) + "\n")
-        shutil.copyfile(model.tokenizer, folder / "tokenizer.model")
+        files.copy(model.tokenizer, folder / "tokenizer.model")
     return out
 
 

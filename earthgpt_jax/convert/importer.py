@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import overload
 
 import jax
 import numpy as np
 
+from earthgpt_jax.common import files
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.common.files import atomic_folder
 from earthgpt_jax.common.progress import Bar
@@ -370,9 +371,7 @@ def open_import(parts: Mapping[str, Paths], model: ModelConfig) -> ImportReader:
 
 def weight_files(parts: Mapping[str, Paths]) -> tuple[Path, ...]:
     """Return the files with tensors in the paths of `parts`."""
-    sources = [
-        Path(path) for value in parts.values() for path in ([value] if isinstance(value, (str, Path)) else value)
-    ]
+    sources = _paths(parts.values())
     suffixes = {".safetensors", ".bin", ".pth", ".pt"}
     return tuple(
         file
@@ -388,6 +387,10 @@ def _files(source: Path) -> Sequence[Path]:
     return sorted(source.rglob("*")) if source.is_dir() else [source]
 
 
+def _paths(sources: Iterable[Paths]) -> list[Path]:
+    return [files.path(path) for value in sources for path in ([value] if isinstance(value, (str, Path)) else value)]
+
+
 @overload
 def find_tokenizer(parts: Mapping[str, Paths]) -> Path: ...
 @overload
@@ -399,7 +402,7 @@ def find_tokenizer(parts: Mapping[str, Paths], *, required: bool = True) -> Path
         EarthGPTError: there is none, though it is required.
     """
     sources = [parts[part] for part in ("llm", "model") if part in parts]
-    paths = [Path(path) for source in sources for path in ([source] if isinstance(source, (str, Path)) else source)]
+    paths = _paths(sources)
     folders = [path if path.is_dir() else path.parent for path in paths]
     for folder in folders:
         if (folder / "tokenizer.model").is_file():

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from earthgpt_jax.common import files
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.common.safetensors_files import (
     INDEX,
@@ -170,7 +171,7 @@ def open_source_checkpoint(paths: str | Path | Sequence[str | Path]) -> SourceCh
     sources = [paths] if isinstance(paths, (str, Path)) else list(paths)
     reader: Reader | None = None
     for source in sources:
-        next_reader, is_diff = _reader(Path(source))
+        next_reader, is_diff = _reader(files.path(source))
         next_reader = _without_prefix(next_reader, "llma.")
         reader = next_reader if reader is None else OverlayReader(reader, next_reader, add=is_diff)
     if reader is None:

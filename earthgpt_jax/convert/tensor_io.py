@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from earthgpt_jax.common.buckets import BucketPath
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.common.safetensors_files import Reader, row_slice
 
@@ -26,6 +27,10 @@ class TorchReader:
     """Reads a file written by `torch.save` that holds `{"key": tensor}` or `{"model": {"key": tensor}}`."""
 
     def __init__(self, file: Path):
+        if isinstance(file, BucketPath):
+            raise EarthGPTError(
+                f"{file}: expected a file on a disk, as torch.save wrote it; copy it to one, or save it as safetensors"
+            )
         self.file = file
         self._open()
         self.shapes = {key: tuple(value.shape) for key, value in self._tensors.items()}

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import sentencepiece
 
+from earthgpt_jax.common import files
 from earthgpt_jax.common.digests import fingerprint
 from earthgpt_jax.common.errors import EarthGPTError
 
@@ -22,7 +23,7 @@ class Tokenizer:
     pad_id = 0
 
     def __init__(self, path: Path | str):
-        self._path = Path(path)
+        self._path = files.path(path)
         try:
             data = self._path.read_bytes()
             self._processor = sentencepiece.SentencePieceProcessor(model_proto=data)

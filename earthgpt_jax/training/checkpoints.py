@@ -5,7 +5,7 @@ workdir/
   config.json              the resolved recipe
   schedule.txt             what an epoch of the packing schedule contains
   checkpoints/STEP/
-    state/                 step, trainable parameters, optimizer state (Orbax: OCDBT, Zarr)
+    state/                 step, trainable parameters, optimizer state
     extra/metadata         JSON: the run's metadata, and what `Checkpoints.save` adds
   metrics.jsonl  tb/       one line per step and per validation; TensorBoard events
   validation.json          the best and the last validation
@@ -21,7 +21,6 @@ import contextlib
 import dataclasses
 import datetime
 import functools
-import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -45,39 +44,29 @@ from earthgpt_jax import __version__
 from earthgpt_jax.common.digests import fingerprint_json
 from earthgpt_jax.common.errors import EarthGPTError, find_full_disk
 from earthgpt_jax.config import CheckpointConfig
-from earthgpt_jax.training.inspection import CHECKPOINT_FORMAT, is_damaged, metadata_digest, unfinished_checkpoints
-from earthgpt_jax.training.state import State
+from earthgpt_jax.training.checkpoint_stores import open_store
+from earthgpt_jax.training.inspection import CHECKPOINT_FORMAT, is_damaged, metadata_digest
+from earthgpt_jax.training.state import State, leaves_by_path
 
-_log = logging.getLogger(__name__)
+# Commands that move a folder, by the scheme of its address.
+_MOVE = {"": "mv", "gs": "gcloud storage mv", "s3": "aws s3 mv --recursive"}
 
 
 class Checkpoints:
-    """Save and restore the checkpoints of a work directory.
-
-    Orbax writes each checkpoint under a temporary name and renames it when it is complete.
-    """
+    """Save and restore the checkpoints of a work directory, on a disk or in a bucket (`checkpoint_stores`)."""
 
     def __init__(self, workdir: Path, config: CheckpointConfig) -> None:
         self._directory = (workdir / "checkpoints").absolute()
         self._protected = _Protected()
-        for path in unfinished_checkpoints(self._directory):
-            _log.warning("%s: removed; its run stopped before this checkpoint was complete", path)
-        self._manager = _Manager(
-            self._directory,
-            options=ocp.CheckpointManagerOptions(
-                preservation_policy=_preservation_policy(config, self._protected),
-                enable_async_checkpointing=True,
-                cleanup_tmp_directories=True,
-            ),
-        )
+        self._store = open_store(self._directory, _preservation_policy(config, self._protected))
 
     def latest(self) -> int | None:
         """Return the step of the newest complete checkpoint, or None."""
-        return self._manager.latest_step()
+        return max(self._store.steps(), default=None)
 
     def steps(self) -> list[int]:
         """Return the steps of the checkpoints that are saved or being saved, in ascending order."""
-        return sorted(self._manager.all_steps())
+        return self._store.steps()
 
     def protect(self, step: int) -> None:
         """Retain the checkpoint of `step` in addition to those that the config retains, instead of an earlier choice.
@@ -104,6 +93,7 @@ class Checkpoints:
             **metadata,
             "format": CHECKPOINT_FORMAT,
             "step": step,
+            "state_folder": self._store.state_folder,
             "saved": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "versions": {"earthgpt-jax": __version__, "jax": jax.__version__, "orbax-checkpoint": ocp.__version__},
             "arrays": _dtypes_and_shapes(state),
@@ -111,10 +101,7 @@ class Checkpoints:
         }
         extra["digest"] = metadata_digest(extra)
         with _explain_full_disk(self._directory):
-            self._manager.save(
-                step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), extra=ocp.args.JsonSave(extra)),
-                force=True,
-            )  # fmt: skip
+            self._store.save(step, state, extra)
 
     def restore(self, step: int, like: State) -> tuple[State, dict[str, Any]]:
         """Return the state saved at `step` and its metadata.
@@ -127,14 +114,16 @@ class Checkpoints:
                 or a file is missing, truncated or changed.
         """
         try:
-            extra = self._manager.restore(step, args=ocp.args.Composite(extra=ocp.args.JsonRestore())).extra
+            extra = self._store.metadata(step)
+        except EarthGPTError:  # for example a bucket that does not answer
+            raise
         except Exception as error:
             raise self._damaged(step, _first_line(error)) from error
         self._check_compatible(step, extra, like)
         target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
         try:
-            state = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target))).state
-        except (MemoryError, jax.errors.JaxRuntimeError):
+            state = self._store.restore(step, target, extra)
+        except (MemoryError, jax.errors.JaxRuntimeError, EarthGPTError):
             raise
         except Exception as error:  # Orbax, TensorStore and the file system raise many types
             raise self._damaged(step, _first_line(error)) from error
@@ -146,12 +135,12 @@ class Checkpoints:
     def wait(self) -> None:
         """Wait until all saves are on disk."""
         with _explain_full_disk(self._directory):
-            self._manager.wait_until_finished()
+            self._store.wait()
 
     def close(self) -> None:
         """Wait for all saves and release the manager."""
         with _explain_full_disk(self._directory):
-            self._manager.close()
+            self._store.close()
 
     def _check_compatible(self, step: int, extra: Mapping[str, Any], like: State) -> None:
         if is_damaged(extra):
@@ -172,24 +161,14 @@ class Checkpoints:
             )
 
     def _damaged(self, step: int, reason: str) -> EarthGPTError:
-        earlier = [saved for saved in self._manager.all_steps() if saved < step]
+        earlier = [saved for saved in self._store.steps() if saved < step]
         origin = f"the checkpoint of step {max(earlier)}" if earlier else "the beginning (no earlier checkpoint)"
         target = self._directory.parent / f"damaged-{step}"
+        move = _MOVE[getattr(self._directory, "scheme", "")]
         return EarthGPTError(
             f"checkpoint {self.folder(step)}: damaged ({reason}). It was not changed. To resume from {origin}, move it "
-            f"away (mv {self.folder(step)} {target}) and rerun the same command."
+            f"away ({move} {self.folder(step)} {target}) and rerun the same command."
         )
-
-
-class _Manager(ocp.CheckpointManager):
-    """Orbax's manager without its preemption handling; `lifecycle.PreemptionSignal` handles preemption.
-
-    Orbax would query JAX's preemption service from the thread that finishes an *earlier* save. The service takes the
-    step of the latest query as this process's progress, so it could choose a stopping step that is already past.
-    """
-
-    def reached_preemption(self, step: int) -> bool:
-        return False
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -215,13 +194,7 @@ def _preservation_policy(config: CheckpointConfig, protected: _Protected) -> Pre
 
 
 def _dtypes_and_shapes(state: State) -> dict[str, list]:
-    return {path: [str(leaf.dtype), list(leaf.shape)] for path, leaf in _leaves_by_path(state).items()}
-
-
-def _leaves_by_path(tree: Any) -> dict[str, jax.Array]:
-    """Return the leaves by their paths, for example `trainable/llm/norm/scale`."""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+    return {path: [str(leaf.dtype), list(leaf.shape)] for path, leaf in leaves_by_path(state).items()}
 
 
 def _first_line(error: Exception) -> str:
@@ -262,14 +235,14 @@ def checksums(tree: Any, *, replicated: Sharding) -> dict[str, int]:
         tree: arrays with at most four bytes per element, on any devices.
         replicated: sharding of a value that is replicated over the devices of the arrays.
     """
-    leaves = _leaves_by_path(tree)
+    leaves = leaves_by_path(tree)
     sums = jax.device_get(_sums(list(leaves.values()), replicated=replicated))
     return dict(zip(leaves, map(int, sums), strict=True))
 
 
 def fingerprint(tree: Any, *, replicated: Sharding) -> str:
     """Return a fingerprint of paths, dtypes, shapes and checksums; it does not depend on the mesh or the sharding."""
-    leaves, sums = _leaves_by_path(tree), checksums(tree, replicated=replicated)
+    leaves, sums = leaves_by_path(tree), checksums(tree, replicated=replicated)
     return fingerprint_json({path: [str(leaf.dtype), list(leaf.shape), sums[path]] for path, leaf in leaves.items()})
 
 

@@ -13,13 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from earthgpt_jax.common import digests
+from earthgpt_jax.common.buckets import BucketPath
 from earthgpt_jax.common.errors import EarthGPTError
 
 # `format` in a checkpoint's metadata; raise it when a key, a kind of fingerprint or an array's path changes
 CHECKPOINT_FORMAT = 3
 
 _TEMPORARY = ".orbax-checkpoint-tmp"  # part of the name of a checkpoint that Orbax has not completed
-_REQUIRED_FILES = ("extra/metadata", "state/_METADATA", "state/manifest.ocdbt")
+METADATA = "extra/metadata"  # in the folder of a checkpoint
+_REQUIRED_FILES = (METADATA, "state/_METADATA", "state/manifest.ocdbt")  # on a disk
 _ITEM_BYTES = {"float32": 4, "int32": 4, "uint32": 4, "bfloat16": 2, "float16": 2}
 
 
@@ -47,6 +49,8 @@ def inspect(path: Path) -> list[Summary] | None:
     if _TEMPORARY in path.name and path.is_dir():
         return [_summarize_unfinished(path)]
     if path.name.isdigit() and ((path / "state").is_dir() or path.absolute().parent.name == "checkpoints"):
+        if path in unfinished_checkpoints(path.parent):
+            return [_summarize_unfinished(path)]
         return [_summarize_checkpoint(path)] if path.is_dir() else None
     if path.name == "checkpoints" and path.is_dir():
         return _summarize_checkpoints(path)
@@ -58,13 +62,26 @@ def inspect(path: Path) -> list[Summary] | None:
 
 
 def unfinished_checkpoints(folder: Path) -> list[Path]:
-    """Return the checkpoints in `folder` that Orbax has not completed: a save in progress, or one that was killed."""
+    """Return the checkpoints in `folder` that are not complete: a save in progress, or one that was killed.
+
+    On a disk, Orbax gives them temporary names; in a bucket they lack their metadata.
+    """
+    if isinstance(folder, BucketPath):
+        return [path for path in _by_step(folder) if not (path / METADATA).is_file()]
     return sorted(path for path in folder.glob(f"*{_TEMPORARY}*") if path.is_dir()) if folder.is_dir() else []
 
 
 def checkpoint_steps(folder: Path) -> list[int]:
-    """Return the steps of the checkpoints in `folder`, damaged ones included, in ascending order."""
-    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit() and path.is_dir())
+    """Return the steps of the complete checkpoints in `folder`, damaged ones included, in ascending order."""
+    paths = _by_step(folder)
+    if isinstance(folder, BucketPath):
+        paths = [path for path in paths if (path / METADATA).is_file()]
+    return [int(path.name) for path in paths]
+
+
+def _by_step(folder: Path) -> list[Path]:
+    paths = folder.iterdir() if folder.is_dir() else ()
+    return sorted((path for path in paths if path.name.isdigit() and path.is_dir()), key=lambda path: int(path.name))
 
 
 def metadata_digest(metadata: Mapping[str, Any]) -> str:
@@ -101,9 +118,9 @@ def _summarize_unfinished(path: Path) -> Summary:
 
 
 def _summarize_run(path: Path, config: Mapping[str, Any]) -> Summary:
-    saved = checkpoint_steps(path / "checkpoints") if (path / "checkpoints").is_dir() else []
+    saved = checkpoint_steps(path / "checkpoints")
     last = config["optim"]["steps"]
-    if (path / "model").is_dir():
+    if (path / "model" / "config.json").is_file():
         progress = f"finished after {last} steps; model{_step_of_model(path / 'model', last)}: {path / 'model'}"
     elif saved:
         progress = f"{saved[-1]} of {last} steps"
@@ -123,16 +140,15 @@ def _step_of_model(path: Path, last: int) -> str:
 
 def _summarize_checkpoint(path: Path) -> Summary:
     try:
-        missing = [name for name in _REQUIRED_FILES if not (path / name).is_file()]
-        if missing:
-            raise EarthGPTError(f"lacks {', '.join(missing)}")
-        metadata = json.loads((path / "extra" / "metadata").read_text())
-        json.loads((path / "state" / "_METADATA").read_text())
+        if not (path / METADATA).is_file():
+            raise EarthGPTError(f"lacks {METADATA}")
+        metadata = json.loads((path / METADATA).read_text())
         if not isinstance(metadata, dict):
             raise EarthGPTError("extra/metadata is not a JSON object")
+        _check_files(path, metadata)
         if is_damaged(metadata):
             raise EarthGPTError("extra/metadata has changed since it was saved")
-    except (EarthGPTError, ValueError, OSError) as error:
+    except (EarthGPTError, ValueError, KeyError, OSError) as error:
         return Summary(title=f"{path}: DAMAGED checkpoint ({error}); it cannot be restored", intact=False)
     if (saved := metadata.get("format", 1)) != CHECKPOINT_FORMAT:
         title = f"{path}: checkpoint of format {saved}, but this version restores format {CHECKPOINT_FORMAT} only"
@@ -141,6 +157,16 @@ def _summarize_checkpoint(path: Path) -> Summary:
     total = f" of {config['optim']['steps']}" if config else ""
     title = f"{path}: checkpoint of step {path.name}{total}" + (f", {_recipe(config)}" if config else "")
     return Summary(title=title, facts=tuple(_facts(metadata, config)))
+
+
+def _check_files(path: Path, metadata: Mapping[str, Any]) -> None:
+    """Raise if a file is missing without which a checkpoint cannot be restored."""
+    required: Iterable[str] = _REQUIRED_FILES
+    if isinstance(path, BucketPath):
+        required = (f"{metadata['state_folder']}/{array}/.zarray" for array in metadata["arrays"])
+    names = {file.relative_to(path).as_posix() for file in path.rglob("*")}
+    if missing := [name for name in required if name not in names]:
+        raise EarthGPTError(f"lacks {', '.join(missing[:3])}")
 
 
 def _facts(metadata: Mapping[str, Any], config: Mapping[str, Any] | None) -> list[tuple[str, str]]:

@@ -6,6 +6,7 @@ import faulthandler
 import os
 import signal
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Mapping
@@ -16,9 +17,12 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
+from earthgpt_jax.common import files
 from earthgpt_jax.common.errors import EXIT_INTERRUPTED, EXIT_RETRY, RunStopped
 from earthgpt_jax.training.checkpoints import Checkpoints
 from earthgpt_jax.training.state import State
+
+_REPORT_SECONDS = 10.0  # that the watchdog waits for its report to be written
 
 
 class PreemptionSignal:
@@ -139,7 +143,7 @@ class Watchdog:
 
     Args:
         seconds: 0 disables the watchdog.
-        report: file for the stacks.
+        report: file for the stacks, on a disk or in a bucket.
         grace: seconds that `faulthandler` waits longer than the watchdog thread.
     """
 
@@ -180,16 +184,28 @@ class Watchdog:
             f"no step finished for {self._seconds / 60:.3g} minutes (watchdog.minutes), after "
             f"{self._heartbeats - 1} steps since this start; ending with status {EXIT_RETRY}"
         )
+        # In a thread of its own: a file system or bucket that does not answer may be the cause of the hang.
+        failures: list[Exception] = []
+        writer = threading.Thread(target=self._write_report, args=(message, failures), daemon=True)
+        writer.start()
+        writer.join(_REPORT_SECONDS)
         try:
-            self._report.parent.mkdir(parents=True, exist_ok=True)
-            with self._report.open("w") as file:
-                file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S %z')} {message}\n")
-                file.flush()
-                faulthandler.dump_traceback(file=file)
-            message += f"; stacks of all threads: {self._report}"
-        except OSError as error:  # a full or hanging file system may be the cause of the hang
-            message += f"; {self._report} could not be written ({error})"
+            if failures or writer.is_alive():
+                message += f"; {self._report} could not be written ({failures[0] if failures else 'no answer'})"
+            else:
+                message += f"; stacks of all threads: {self._report}"
         finally:
             os.write(2, f"error: {message}\n".encode())
             faulthandler.dump_traceback(file=sys.__stderr__ or 2)
             os._exit(EXIT_RETRY)
+
+    def _write_report(self, message: str, failures: list[Exception]) -> None:
+        try:
+            with tempfile.TemporaryFile("w+") as file:
+                faulthandler.dump_traceback(file=file)
+                file.seek(0)
+                stacks = file.read()
+            self._report.parent.mkdir(parents=True, exist_ok=True)
+            files.write_text(self._report, f"{time.strftime('%Y-%m-%d %H:%M:%S %z')} {message}\n{stacks}")
+        except Exception as error:  # reported in place of the stacks
+            failures.append(error)

@@ -127,7 +127,7 @@ def train(
 def _prepare(config: Config, workdir: Path) -> _Run | None:
     """Load the model and the data, and place the initial state on the mesh; return None if the run is finished."""
     distributed.check_consistent({"config": to_dict(config), "code": distributed.code_version()})
-    finished = (workdir / "model").exists()
+    finished = (workdir / "model" / "config.json").exists()
     with distributed.fail_together("the start"):
         _check_config_unchanged(config, workdir)
         initial = None if finished else initial_model(config)
@@ -286,6 +286,8 @@ def _run_steps(
                 _handle_finished(done, config, timer, logger)
             if save:
                 with timer.measure(SAVE):
+                    if logger:
+                        logger.flush()  # a resumed run does not log the steps of a checkpoint again
                     scheduler.save(step + 1, state)
             if validate:  # after the save, so that a run that is killed meanwhile loses no step
                 with timer.measure(VALIDATION):

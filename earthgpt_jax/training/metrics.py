@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import collections
-import contextlib
 import dataclasses
-import json
 import queue
-import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -18,14 +15,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from earthgpt_jax.common.files import write_text
+from earthgpt_jax.common import json_lines
+from earthgpt_jax.common.json_lines import JsonLines
 from earthgpt_jax.common.progress import Bar
 from earthgpt_jax.config import Config
 from earthgpt_jax.input.batch import Batch
 from earthgpt_jax.input.packing.schedule import PackingSchedule
+from earthgpt_jax.training.event_files import EventFiles
 from earthgpt_jax.training.optim import lr_schedule
 from earthgpt_jax.training.throughput import INPUT, START, FlopsReference, StepTimer, ThroughputLog
 
+NAME = "metrics.jsonl"
 _SPEED = {"step_seconds", "tokens_per_second", "images_per_second", "mfu", "goodput"}
 _NOTABLE_WAIT = 0.05  # share of the time spent waiting for input from which the progress bar shows it
 
@@ -107,12 +107,10 @@ class MetricsLogger:
         timer: StepTimer,
         flops_reference: FlopsReference | None,
     ) -> None:
-        _remove_lines_after(workdir / "metrics.jsonl", start_step)
         self._config, self._packing = config, packing
         self._schedule = lr_schedule(config.optim)
-        # Line-buffered: the lines of steps in a checkpoint must survive a kill.
-        self._file = (workdir / "metrics.jsonl").open("a", buffering=1)
-        self._board = _summary_writer(workdir / "tb", purge_step=start_step)
+        self._log = JsonLines(workdir / NAME, keep=lambda line: line["step"] <= start_step)
+        self._board = EventFiles(workdir / "tb", purge_step=start_step)
         self._bar = Bar(total=config.optim.steps, initial=start_step, desc=config.stage.value, unit="step")
         self._timer = timer
         self._sums: collections.Counter[str] = collections.Counter()
@@ -135,8 +133,14 @@ class MetricsLogger:
     def __exit__(self, *_: object) -> None:
         self._bar.close()
         self._board.close()
-        self._file.close()
+        self._log.close()
         self._throughput.close()
+
+    def flush(self) -> None:
+        """Wait until everything logged is stored: the lines of steps in a checkpoint must survive a kill."""
+        self._log.flush()
+        self._throughput.flush()
+        self._board.flush()
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Log one finished step; TensorBoard, throughput and the progress bar's figures every `log_every` steps.
@@ -157,7 +161,7 @@ class MetricsLogger:
         summarize = done % self._config.log_every == 0 or done == self._config.optim.steps
         if summarize:
             line["epochs_per_source"] = self._packing.epochs_per_source(done * batch_size)
-        self._file.write(json.dumps(line) + "\n")
+        self._log.write(line)
         if summarize:
             self._summarize(done, line)
 
@@ -168,7 +172,7 @@ class MetricsLogger:
             validation: the object of the line, plain JSON with `loss` and `accuracy`.
             figures: scalars for TensorBoard by name.
         """
-        self._file.write(json.dumps({"step": step, "validation": validation}) + "\n")
+        self._log.write({"step": step, "validation": validation})
         for name, value in figures.items():
             self._board.add_scalar(name, value, step)
         self._postfix |= {"val_loss": f"{validation['loss']:.3f}", "val_acc": f"{validation['accuracy']:.1%}"}
@@ -195,44 +199,10 @@ class MetricsLogger:
 
 def read_losses(workdir: Path) -> list[tuple[int, float]]:
     """Return `(step, loss)` of every logged step of a run."""
-    lines = (workdir / "metrics.jsonl").read_text().splitlines()
-    return [(values["step"], values["loss"]) for values in map(json.loads, lines) if "loss" in values]
+    return [(line["step"], line["loss"]) for line in json_lines.read(workdir / NAME) if "loss" in line]
 
 
 def read_validations(workdir: Path, *, up_to: int) -> list[tuple[int, dict[str, Any]]]:
-    """Return `(step, validation)` of every validation of a run up to a step; a line that a kill cut off is ignored."""
-    path, found = workdir / "metrics.jsonl", []
-    for line in path.read_text().splitlines() if path.exists() else ():
-        with contextlib.suppress(json.JSONDecodeError):
-            values = json.loads(line)
-            if "validation" in values and values["step"] <= up_to:
-                found.append((values["step"], values["validation"]))
-    return found
-
-
-def _summary_writer(folder: Path, *, purge_step: int) -> Any:
-    """Open a TensorBoard writer without importing torch.
-
-    `tensorboardX.writer` imports torch where it is installed, which takes seconds, to accept its tensors as histograms.
-    We write scalars only. A `None` in `sys.modules` makes that import fail, and tensorboardX handles the failure.
-    """
-    hide_torch = "torch" not in sys.modules
-    if hide_torch:
-        sys.modules["torch"] = None  # type: ignore[assignment]
-    try:
-        import tensorboardX
-    finally:
-        if hide_torch:
-            del sys.modules["torch"]
-    return tensorboardX.SummaryWriter(str(folder), purge_step=purge_step)
-
-
-def _remove_lines_after(path: Path, step: int) -> None:
-    """Remove the lines of steps after `step`, which a resumed run repeats, and a line that a kill cut off."""
-    if path.exists():
-        kept = []
-        for line in path.read_text().splitlines():
-            with contextlib.suppress(json.JSONDecodeError):  # cut off by a kill
-                if json.loads(line)["step"] <= step:
-                    kept.append(line + "\n")
-        write_text(path, "".join(kept))
+    """Return `(step, validation)` of every validation of a run up to a step."""
+    lines = json_lines.read(workdir / NAME)
+    return [(line["step"], line["validation"]) for line in lines if "validation" in line and line["step"] <= up_to]

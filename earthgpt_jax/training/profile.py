@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 
+from earthgpt_jax.common import files
 from earthgpt_jax.common.errors import EarthGPTError
 
 _SKIPPED, _TRACED = 2, 3  # by default, trace steps 3 to 5 since the start; the first one compiles
@@ -44,7 +45,7 @@ class Profiler:
     def __init__(self, profile: Profile | None, folder: Path, *, start_step: int, last: int) -> None:
         self._steps = range(0)
         self._tracing = False
-        self._folder = folder
+        self._folder, self._stack = folder, contextlib.ExitStack()
         if profile is None:
             return
         default = range(start_step + _SKIPPED + 1, start_step + _SKIPPED + _TRACED + 1)
@@ -65,15 +66,13 @@ class Profiler:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._tracing:
-            jax.profiler.stop_trace()
-            self._tracing = False
+        self._stop()
 
     @contextlib.contextmanager
     def annotate(self, step: int) -> Iterator[None]:
         """Wrap the dispatch of step `step` (from 0): start the trace at the first selected step, and mark each one."""
         if step + 1 == self._steps.start:
-            jax.profiler.start_trace(self._folder)
+            jax.profiler.start_trace(self._stack.enter_context(files.local_folder(self._folder)))
             self._tracing = True
         if not self._tracing:
             yield
@@ -85,8 +84,13 @@ class Profiler:
         """Stop the trace after the last selected step, once the devices have finished it."""
         if self._tracing and step + 2 == self._steps.stop:
             jax.block_until_ready(metrics)
-            jax.profiler.stop_trace()
-            self._tracing = False
+            self._stop()
+
+    def _stop(self) -> None:
+        with self._stack:
+            if self._tracing:
+                self._tracing = False
+                jax.profiler.stop_trace()
 
 
 def _parse(steps: str) -> range:

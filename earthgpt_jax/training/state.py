@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import optax
@@ -22,3 +22,9 @@ class State(NamedTuple):
     step: jax.Array
     trainable: Params
     opt_state: optax.OptState
+
+
+def leaves_by_path(tree: Any) -> dict[str, Any]:
+    """Return the leaves of a tree by their paths, for example `trainable/llm/norm/scale`."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}

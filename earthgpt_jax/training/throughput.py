@@ -12,13 +12,13 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
-import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 from earthgpt_jax.common.errors import EarthGPTError
+from earthgpt_jax.common.json_lines import JsonLines
 
 T = TypeVar("T")
 
@@ -139,16 +139,22 @@ class ThroughputLog:
         metadata: Mapping[str, Any],
         now: Callable[[], float] = time.time,
     ) -> None:
-        path = workdir / NAME
-        self._lines = _read(path)
+        self._log = JsonLines(workdir / NAME)
+        self._lines = self._log.earlier
+        if self._lines and "start_step" not in self._lines[0]:
+            raise EarthGPTError(
+                f"{workdir / NAME}: expected the first line to have 'start_step', got {', '.join(self._lines[0])}; the "
+                "file was written by an earlier version. Delete it, or use another --workdir."
+            )
         self._positions_per_step, self._flops_reference, self._now = positions_per_step, flops_reference, now
-        self._file = path.open("a")
-        if path.stat().st_size and not path.read_bytes().endswith(b"\n"):
-            self._file.write("\n")  # terminate a line that was cut off when the process was killed
         self._append({"start_step": start_step, "time": now(), **metadata})
 
+    def flush(self) -> None:
+        """Wait until all lines are stored."""
+        self._log.flush()
+
     def close(self) -> None:
-        self._file.close()
+        self._log.close()
 
     def record(
         self, step: int, *, steps: int, tokens: float, images: float, seconds: Mapping[str, float]
@@ -179,8 +185,7 @@ class ThroughputLog:
 
     def _append(self, line: dict[str, Any]) -> None:
         self._lines.append(line)
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
+        self._log.write(line)
 
 
 def goodput(lines: Iterable[Mapping[str, Any]]) -> float:
@@ -209,16 +214,3 @@ def _truncate(start_step: int, last: int, steps: int, seconds: float) -> tuple[i
     """Keep the part of an entry that a start after `start_step` steps does not repeat; None if nothing is left."""
     kept = min(steps, start_step - (last - steps))
     return (min(last, start_step), kept, seconds * kept / steps) if kept > 0 else None
-
-
-def _read(path: Path) -> list[dict[str, Any]]:
-    lines = []
-    for text in path.read_text().splitlines() if path.exists() else []:
-        with contextlib.suppress(json.JSONDecodeError):  # a line cut off when the process was killed
-            lines.append(json.loads(text))
-    if lines and "start_step" not in lines[0]:
-        raise EarthGPTError(
-            f"{path}: expected the first line to have 'start_step', got {', '.join(lines[0])}; the file was written by "
-            "an earlier version. Delete it, or use another --workdir."
-        )
-    return lines

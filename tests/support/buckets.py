@@ -13,6 +13,7 @@ import urllib.error
 import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import fsspec
@@ -25,7 +26,7 @@ from earthgpt_jax.common.buckets import BucketPath, file_system
 
 _START_LIMIT = 30  # seconds
 _COMMANDS = {
-    "gs": ["-m", "gcp_storage_emulator", "start", "--in-memory", "--host", "127.0.0.1", "--port"],
+    "gs": [str(Path(__file__).with_name("gcs_emulator.py")), "start", "--in-memory", "--host", "127.0.0.1", "--port"],
     "s3": ["-m", "moto.server", "-H", "127.0.0.1", "-p"],
 }
 _DUMMY_KEYS = {

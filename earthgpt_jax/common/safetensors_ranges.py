@@ -1,0 +1,81 @@
+"""Read parts of the tensors of a safetensors file in a bucket, by ranges of bytes."""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from earthgpt_jax.common.buckets import BucketPath
+
+_PIECE_BYTES = 8 << 20  # of a request
+_RUN_BYTES = 256 << 10  # of the shortest run that is worth a request of its own
+_REQUESTS = 16  # at a time
+_HEADER_LIMIT = 100 << 20  # of the safetensors library
+
+
+class RangeFile:
+    """A safetensors file in a bucket.
+
+    Attributes:
+        shapes, dtypes: shape of each tensor, and its dtype as the file names it, such as `BF16`.
+
+    Raises:
+        ValueError: the file is truncated, or not a safetensors file.
+    """
+
+    def __init__(self, path: BucketPath) -> None:
+        self._path = path
+        size = path.stat().st_size
+        length = struct.unpack("<Q", path.read_range(0, 8))[0] if size >= 8 else 0
+        if not 2 <= length <= min(size - 8, _HEADER_LIMIT):
+            raise ValueError("invalid header")
+        header = json.loads(path.read_range(8, 8 + length))
+        header.pop("__metadata__", None)
+        self.shapes = {key: tuple(entry["shape"]) for key, entry in header.items()}
+        self.dtypes: dict[str, str] = {key: entry["dtype"] for key, entry in header.items()}
+        self._start = {key: 8 + length + entry["data_offsets"][0] for key, entry in header.items()}
+        end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
+        if size != 8 + length + end:
+            raise ValueError(f"expected {8 + length + end} bytes, got {size}")
+
+    def read(self, key: str, index: Sequence[slice], dtype: np.dtype) -> np.ndarray:
+        """Return a part of a tensor, given by one slice per axis; missing slices mean the whole axis."""
+        shape = self.shapes[key]
+        wanted = [part.indices(size)[:2] for part, size in zip(index, shape, strict=False)]
+        wanted += [(0, size) for size in shape[len(wanted) :]]
+        axis = _run_axis(shape, wanted, dtype.itemsize)
+        read = [*wanted[: axis + 1], *((0, size) for size in shape[axis + 1 :])]
+        result = np.empty([max(0, stop - start) for start, stop in read], dtype)
+        runs = result.reshape(math.prod(result.shape[:axis]), -1).view(np.uint8)
+        strides = [math.prod(shape[i + 1 :]) * dtype.itemsize for i in range(len(shape))]
+        pieces = []
+        for run, outer in zip(runs, np.ndindex(*result.shape[:axis]), strict=True):
+            position = [start + i for (start, _), i in zip(read, (*outer, 0), strict=False)]
+            offset = self._start[key] + sum(i * stride for i, stride in zip(position, strides, strict=False))
+            pieces += [(run[i : i + _PIECE_BYTES], offset + i) for i in range(0, len(run), _PIECE_BYTES)]
+        with ThreadPoolExecutor(_REQUESTS) as threads:
+            list(threads.map(self._fill, *zip(*pieces, strict=True)) if pieces else ())
+        inner = (slice(start - first, stop - first) for (start, stop), (first, _) in zip(wanted, read, strict=True))
+        return result[tuple(inner)]
+
+    def _fill(self, target: np.ndarray, offset: int) -> None:
+        target[:] = np.frombuffer(self._path.read_range(offset, offset + len(target)), np.uint8)
+
+
+def _run_axis(shape: Sequence[int], wanted: Sequence[tuple[int, int]], itemsize: int) -> int:
+    """Return the axis along which bytes are read in runs; later axes are read whole, and earlier ones run by run.
+
+    It is the last axis of which a part is wanted, unless runs would be short: then the tensor is read along an earlier
+    axis, which reads more bytes with fewer requests.
+    """
+    partial = [i for i, (size, part) in enumerate(zip(shape, wanted, strict=True)) if part != (0, size)]
+    for axis in reversed(partial):
+        start, stop = wanted[axis]
+        if (stop - start) * math.prod(shape[axis + 1 :]) * itemsize >= _RUN_BYTES:
+            return axis
+    return 0
