@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,10 @@ def start(*, coordinator: str = "", processes: int = 0, process: int = -1, timeo
             f"coordinator {coordinator}: expected also the number of processes and the index of this one (0 to N-1), "
             f"got processes={processes}, process={process}"
         )
+    if coordinator and not _is_address(coordinator):
+        raise EarthGPTError(
+            f"coordinator {coordinator!r}: expected HOST:PORT of process 0, such as 10.0.0.2:1234 or [::1]:1234"
+        )
     if not coordinator and process >= 0 and processes != 1:
         raise EarthGPTError(f"process {process}: expected also a coordinator (HOST:PORT of process 0)")
     if processes == 1:
@@ -73,6 +78,13 @@ def start(*, coordinator: str = "", processes: int = 0, process: int = -1, timeo
             f"expected {processes} processes, found {jax.process_count()}: on TPU pods, under srun and mpirun they are "
             "detected automatically; otherwise give every process the coordinator, the number of processes, its index"
         )
+
+
+def _is_address(text: str) -> bool:
+    """Return whether `text` is HOST:PORT, with a host name, an IPv4 address or an IPv6 address in brackets."""
+    host, _, port = text.rpartition(":")
+    named = re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?|\[[0-9A-Fa-f:.%]+\]", host)
+    return bool(named) and port.isascii() and port.isdigit() and 0 < int(port[:6]) < 2**16
 
 
 def _not_connected(error: Exception) -> str:

@@ -43,6 +43,10 @@ def test_the_code_version_depends_on_the_source_files(monkeypatch: pytest.Monkey
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        *(
+            ({"coordinator": junk, "processes": 2, "process": 0}, "expected HOST:PORT")
+            for junk in ("a", "a:", ":1", "a:x", "a:0", "a:65536", "a:" + "9" * 5000, "http://a:1", "a b:1", "::1:1")
+        ),
         ({"coordinator": "a:1"}, "number of processes and the index"),
         ({"coordinator": "a:1", "processes": 2, "process": 2}, r"0 to N-1.*process=2"),
         ({"process": 1, "processes": 2}, "expected also a coordinator"),

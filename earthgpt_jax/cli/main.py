@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import glob
 import importlib.util
 import os
@@ -52,6 +53,10 @@ DEFECTS = (
     TypeError,
     ZeroDivisionError,
 )
+# Errors of the file system that stay until the user chooses another path.
+PERMANENT = {
+    errno.EACCES, errno.EISDIR, errno.ENAMETOOLONG, errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.EPERM, errno.EROFS,
+}  # fmt: skip
 BROKEN_PIPE = 128 + 13  # what a shell reports for SIGPIPE
 
 # Command -> its module, in the order of `earthgpt --help`.
@@ -143,6 +148,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if (full := find_full_disk(error)) is not None:
             location = f" while writing {name}" if (name := getattr(full, "filename", None)) else ""
             return _print_error(f"no space left on the disk{location}: free some and run the same command again")
+        if isinstance(error, OSError) and error.errno in PERMANENT and error.filename:
+            return _print_error(f"{error.filename}: {error.strerror}; choose another path, or check its permissions")
         if not isinstance(error, DEFECTS):
             raise
         traceback.print_exc()

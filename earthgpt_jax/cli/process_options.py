@@ -6,8 +6,6 @@ import argparse
 import os
 import sys
 
-from earthgpt_jax.common.errors import EarthGPTError
-
 _HELP = {
     "coordinator": "address of process 0, where cluster detection does not work",
     "processes": "number of processes; 1 disables cluster detection (default: auto-detect)",
@@ -39,8 +37,6 @@ def start(args: argparse.Namespace) -> None:
     """Connect to the other processes of the run (see `distributed.start`) and print which one this is."""
     from earthgpt_jax import distributed
 
-    if args.coordinator and ":" not in args.coordinator:
-        raise EarthGPTError(f"--coordinator {args.coordinator}: expected HOST:PORT")
     distributed.start(
         coordinator=args.coordinator,
         processes=args.processes or 0,

@@ -66,6 +66,7 @@ def run(args: argparse.Namespace) -> int:
         write_dataset(splits, out=data, name="synthetic")
 
     common = [f"--config.data.source={data}", f"--config.optim.steps={args.steps}"]
+    common.append(f"--config.optim.warmup_steps={min(20, args.steps // 4)}")
     _log(started, f"2/6  training stage `align`: {args.steps} steps, starting from tiny-base")
     aligned = train(load("tiny:align", common), work / "align")
     _log(started, f"3/6  training stage `instruct`: {args.steps} steps, starting from the aligned model")

@@ -27,6 +27,8 @@ def model_card(model: ModelDir, *, adapter: str, scores: Mapping[str, Any] | Non
     has_adapter = model.model.adapter.kind is not AdapterKind.NONE
     environment = jinja2.Environment(undefined=jinja2.ChainableUndefined, keep_trailing_newline=True)
     return environment.from_string(TEMPLATE.read_text()).render(
+        # Without any data but our own synthetic scenes, nothing restricts the weights.
+        licence="apache-2.0" if set(names) <= {"synthetic"} else "other",
         model=model.model,
         decimals=model.decimals,
         adapters={"merge": ", merged into the weights", "separate": ", in adapter/"}[adapter] if has_adapter else "",
@@ -43,10 +45,10 @@ def _runs(provenance: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     yield provenance
 
 
-def _numbers(scores: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, float]]:
-    """Yield `("group, metric", value)` for every number in nested scores."""
+def _numbers(scores: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, str]]:
+    """Yield `("group, metric", value as text)` for every number in nested scores; counts have no decimals."""
     for name, value in scores.items():
         if isinstance(value, Mapping):
             yield from _numbers(value, f"{path}{name}, ")
         elif isinstance(value, (int, float)) and not isinstance(value, bool):
-            yield f"{path}{name}", float(value)
+            yield f"{path}{name}", str(value) if isinstance(value, int) else f"{value:.3f}"

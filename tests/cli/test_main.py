@@ -179,6 +179,14 @@ def test_defects_keep_their_traceback_and_are_not_restarted(fake: Fake, capsys: 
         assert err.splitlines()[-1].startswith("error: a defect of earthgpt-jax")
 
 
+def test_a_path_that_cannot_be_used_is_one_line(fake: Fake, capsys: pytest.CaptureFixture[str], tmp_path: Path):
+    (tmp_path / "file").touch()
+    fake.action = lambda: (tmp_path / "file" / "x").mkdir()
+    assert cli.main(["fake"]) == 2
+    path = tmp_path / "file" / "x"
+    assert capsys.readouterr().err == f"error: {path}: Not a directory; choose another path, or check its permissions\n"
+
+
 def test_what_another_host_or_the_system_may_have_caused_has_status_1(fake: Fake):
     for failure in (
         OSError("stale file handle"),
@@ -220,10 +228,11 @@ def test_full_disk_is_one_line(error: BaseException, place: str, fake: Fake, cap
     assert capsys.readouterr().err == expected
 
 
-def test_other_system_errors_are_not_reported_as_a_full_disk(fake: Fake):
-    fake.action = _raise(PermissionError(errno.EACCES, "no", "x"))
-    with pytest.raises(PermissionError):
+def test_other_system_errors_are_not_reported_as_a_full_disk(fake: Fake, capsys: pytest.CaptureFixture[str]):
+    fake.action = _raise(OSError(errno.EIO, "input/output error", "x"))
+    with pytest.raises(OSError, match="input/output"):
         cli.main(["fake"])
+    assert "space" not in capsys.readouterr().err
 
 
 PRINTS = """
