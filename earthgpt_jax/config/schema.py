@@ -291,10 +291,13 @@ class ValidationConfig:
     Attributes:
         every_steps: steps between validations; the last step is also validated. 0: no validation.
         split: split of the run's datasets to validate on.
+        share: share of the training images to hold out of each dataset that lacks `split`, and to validate on. They are
+            held out whether or not the run is validated, and the same in every run.
     """
 
     every_steps: int = 0
     split: str = "val"
+    share: float = 0.0
 
     def check(self) -> list[str]:
         errors = []
@@ -302,6 +305,8 @@ class ValidationConfig:
             errors.append(f"every_steps: expected a number of steps, or 0, got {self.every_steps}")
         if not self.split:
             errors.append("split: expected the name of a split, got an empty one")
+        if not 0 <= self.share < 1:
+            errors.append(f"share: expected a share of 0 or more and below 1, got {self.share}")
         return errors
 
 

@@ -1,5 +1,7 @@
 """The data that a run is validated on: every question of a split once, packed by a schedule of its own.
 
+For a dataset without the split, it is the records that `packing.held_out` left out of the training data.
+
 Validation uses the datasets, tasks, prompts and sequence length of training, but no weights and no augmentation, so
 each question counts once. The sequences of the split fill batches of the training's shape; the last batch is padded
 with empty sequences, which have no supervised tokens.
@@ -21,6 +23,7 @@ from earthgpt_jax.common.digests import fingerprint_json, sha256_int
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.config import Augment, Config
 from earthgpt_jax.datasets.collection import open_records
+from earthgpt_jax.datasets.store import RecordSource
 from earthgpt_jax.input.batch import Batch
 from earthgpt_jax.input.packing.length_cache import load_length_index
 from earthgpt_jax.input.packing.lengths import SENSORS
@@ -28,6 +31,7 @@ from earthgpt_jax.input.packing.mixture import load_mixture
 from earthgpt_jax.input.packing.schedule import PackingSchedule, Source
 from earthgpt_jax.input.packing.training_data import TrainingData, prompt_config_of
 from earthgpt_jax.input.pipeline import InputSpec, PackedSequences, train_batches
+from earthgpt_jax.input.prompts.prompt_config import PromptConfig
 from earthgpt_jax.input.prompts.questions import annotation_task
 from earthgpt_jax.input.tokenizer import Tokenizer
 
@@ -39,7 +43,7 @@ class ValidationData:
     """The packed sequences of a split, and the group of every supervised token.
 
     Attributes:
-        split: name of the split.
+        split: name of the split, or where its records are held out of.
         data: its packing schedule, which has one epoch, and the record sources.
         spec: how its sequences are built.
     """
@@ -124,31 +128,34 @@ class _OneEpoch(PackedSequences):
 
 
 def load_validation_data(config: Config, training: TrainingData, *, tokenizer: Tokenizer) -> ValidationData:
-    """Open the validation split of the datasets that a run trains on, and pack every question of it once.
+    """Open the records that a run is validated on, and pack every question about them once.
+
+    These are the validation split of the datasets that the run trains on, and the records that were held out of those
+    without it.
 
     Args:
         config: recipe whose `data.source` is a dataset directory or a folder of several.
         training: the data that the run trains on.
 
     Raises:
-        EarthGPTError: none of the datasets has the split, or a question of the recipe's tasks in it.
+        EarthGPTError: none of the datasets has the split or held-out records, or a question of the recipe's tasks in
+            them.
     """
-    split = config.validation.split
     prompt_config, budget = prompt_config_of(config, tokenizer)
     mixture = load_mixture(config.data.mixture)
-    trained = {source.name for source in training.sources}
-    try:
-        opened = open_records(Path(config.data.source), split, tasks=sorted(map(annotation_task, prompt_config.tasks)))
-        datasets = [(dataset, records) for dataset, records in opened.parts() if dataset.name in trained]
-        if not datasets:
-            raise EarthGPTError(f"no dataset of the run has the split {split!r}")
-    except EarthGPTError as error:
+    in_split = _split_records(config, training, prompt_config)
+    held_out = [(dataset, records) for dataset, records in training.held_out.items() if len(records)]
+    datasets = [*in_split, *held_out]
+    if not datasets:
         raise EarthGPTError(
-            f"validation.split: {error}. Choose another split, or --config.validation.every_steps=0 to train without "
-            "validation"
-        ) from error
-    if missing := sorted(trained - {dataset.name for dataset, _ in datasets}):
-        _log.warning("validation: no split %r in %s; their tasks are not validated", split, ", ".join(missing))
+            f"validation.share: expected a share that holds out at least one image, got {config.validation.share}; "
+            "raise it"
+        )
+    if missing := sorted({source.name for source in training.sources} - {dataset.name for dataset, _ in datasets}):
+        _log.warning(
+            "validation: no split %r in %s; their tasks are not validated (validation.share holds out training images)",
+            config.validation.split, ", ".join(missing),
+        )  # fmt: skip
     sources, records_of = [], []
     for dataset, records in datasets:
         cached = load_length_index(dataset, prompt_config=prompt_config, on_damaged=config.data.on_damaged)
@@ -163,8 +170,29 @@ def load_validation_data(config: Config, training: TrainingData, *, tokenizer: T
         max_images=training.schedule.max_images,
         seed=config.seed,
     )
+    names = [config.validation.split] * bool(in_split) + [f"held out of {config.data.split}"] * bool(held_out)
     return ValidationData(
-        split=split,
+        split=" and ".join(names),
         data=TrainingData(schedule=schedule, sources=tuple(records_of), prompt_config=prompt_config),
         spec=dataclasses.replace(InputSpec.of(config), augment=Augment.NONE),
     )
+
+
+def _split_records(
+    config: Config, training: TrainingData, prompt_config: PromptConfig
+) -> list[tuple[RecordSource, np.ndarray]]:
+    """Return the records of the validation split of each dataset of the run that has it."""
+    split, trained = config.validation.split, {source.name for source in training.sources}
+    if trained <= {dataset.name for dataset in training.held_out}:  # none has it
+        return []
+    try:
+        opened = open_records(Path(config.data.source), split, tasks=sorted(map(annotation_task, prompt_config.tasks)))
+        datasets = [(dataset, records) for dataset, records in opened.parts() if dataset.name in trained]
+        if not datasets:
+            raise EarthGPTError(f"no dataset of the run has the split {split!r}")
+    except EarthGPTError as error:
+        raise EarthGPTError(
+            f"validation.split: {error}. Choose another split, hold out training images with "
+            "--config.validation.share=0.02, or set --config.validation.every_steps=0 to train without validation"
+        ) from error
+    return datasets

@@ -58,8 +58,8 @@ SYNTHETIC_RECORDS = {"train": 48, "val": 8, "test": 8}
 # data and bad updates are handled.
 _CHANGEABLE = (
     "init_parent ", "data.workers ", "data.on_damaged ", "checkpoint.", "log_every ", "mesh.", "remat ",
-    "attention_impl ", "watchdog.", "validation.", "optim.on_nan ", "optim.on_spike ", "optim.spike_factor ",
-    "optim.max_skips ",
+    "attention_impl ", "watchdog.", "validation.every_steps ", "validation.split ", "optim.on_nan ", "optim.on_spike ",
+    "optim.spike_factor ", "optim.max_skips ",
 )  # fmt: skip
 
 

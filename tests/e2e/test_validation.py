@@ -50,6 +50,18 @@ def test_a_run_without_validation_has_the_same_weights_and_losses(world):
     assert not (world["root"] / "plain" / "validation.json").exists()
 
 
+def test_held_out_images_are_left_out_of_training_whether_or_not_the_run_is_validated(world, tmp_path):
+    data = nano.dataset(tmp_path / "data", train=16)
+    overrides = (*world["overrides"][1:], f"data.source={data}", "optim.steps=2", "validation.share=0.3")
+    train(nano.config("align", *overrides, *EVERY), tmp_path / "validated")
+    train(nano.config("align", *overrides), tmp_path / "plain")
+    _assert_same_weights(tmp_path / "plain", tmp_path / "validated")
+    validation = _validations(tmp_path / "validated")[2]
+    assert validation["split"] == "held out of train" and 0 < validation["samples"] < 8
+    with pytest.raises(EarthGPTError, match=r"validation\.share was 0\.3, is 0\.0"):
+        train(nano.config("align", *overrides[:-1]), tmp_path / "plain")
+
+
 def test_sums_of_tasks_and_of_sensors_add_up_to_the_total(world):
     validations = _validations(world["root"] / "validated")
     assert list(validations) == [2, 4, 6]

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import hashlib
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.config import QuestionContext
+from earthgpt_jax.datasets.build.writer import write_dataset
 from earthgpt_jax.datasets.store import RecordSource
 from earthgpt_jax.input.packing.training_data import load_training_data
 from earthgpt_jax.input.prompts.chat_template import chat_template
@@ -17,6 +20,8 @@ from earthgpt_jax.input.prompts.questions import question_indices
 from earthgpt_jax.input.sequences import turn_ids
 from earthgpt_jax.input.tokenizer import Tokenizer, train_tokenizer
 from earthgpt_jax.input.validation_data import load_validation_data
+from earthgpt_jax.records import Record
+from earthgpt_jax.synthetic import SyntheticSource
 from tests.support import nano
 
 
@@ -108,3 +113,51 @@ def test_a_sample_that_cannot_be_read_is_left_out(world, monkeypatch):
 def test_a_split_that_does_not_exist_is_named(world):
     with pytest.raises(EarthGPTError, match=r"validation\.split: .*'dev'.*every_steps=0"):
         _load(world, "validation.split=dev")
+
+
+def _write(folder: Path, name: str, **splits: list[Record]) -> None:
+    """Write a dataset whose records have ids of their own."""
+    named = {
+        split: [dataclasses.replace(r, id=f"{name}/{split}/{i}", source=name) for i, r in enumerate(records)]
+        for split, records in splits.items()
+    }
+    write_dataset(named, out=folder / name, name=name)
+
+
+def _images(source: RecordSource, records: np.ndarray) -> set[bytes]:
+    return {source[int(number)].image for number in records}
+
+
+def test_images_are_held_out_of_datasets_without_the_split_and_trained_on_by_none(world, tmp_path):
+    scenes = [SyntheticSource("train", 30)[number] for number in range(30)]
+    _write(tmp_path, "plain", train=scenes)
+    _write(tmp_path, "split", train=scenes[:20], val=[SyntheticSource("val", 2)[number] for number in range(2)])
+    held_out = {}
+    for share in (0.3, 0.6):
+        config = nano.config("instruct", f"data.source={tmp_path}", "data.seq_len=300", f"validation.share={share}")
+        training = load_training_data(config, tokenizer=world[1])
+        validation = load_validation_data(config, training, tokenizer=world[1])
+        # The digest is the beginning of the image file's sha256.
+        chosen = {
+            scene.image for scene in scenes
+            if int.from_bytes(hashlib.sha256(scene.image).digest()[:8], "little") < share * 2**64
+        }  # fmt: skip
+        assert 4 < len(chosen) < 24
+        trained = {
+            source.name: _images(records, source.records)
+            for source, records in zip(training.schedule.sources, training.sources, strict=True)
+        }
+        assert trained["plain"] == {scene.image for scene in scenes} - chosen
+        assert trained["split"] == {scene.image for scene in scenes[:20]} - chosen
+        validated = {
+            source.name: (records.split, _images(records, source.records))
+            for source, records in zip(validation.data.schedule.sources, validation.data.sources, strict=True)
+        }
+        assert validated["plain"] == ("train", chosen)
+        assert validated["split"][0] == "val" and len(validated["split"][1]) == 2
+        assert validation.split == "val and held out of train"
+        held_out[share] = chosen
+    assert held_out[0.3] < held_out[0.6]
+    config = nano.config("instruct", f"data.source={tmp_path / 'plain'}", "data.seq_len=300", "validation.share=1e-9")
+    with pytest.raises(EarthGPTError, match=r"validation\.share: expected a share that holds out at least one image"):
+        load_validation_data(config, load_training_data(config, tokenizer=world[1]), tokenizer=world[1])

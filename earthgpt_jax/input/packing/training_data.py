@@ -16,7 +16,7 @@ from earthgpt_jax.config import Config
 from earthgpt_jax.datasets import cards
 from earthgpt_jax.datasets.collection import open_records
 from earthgpt_jax.datasets.manifest import dataset_directories, read_manifest
-from earthgpt_jax.datasets.store import RecordSource
+from earthgpt_jax.input.packing.held_out import Records, hold_out
 from earthgpt_jax.input.packing.length_cache import CachedIndex, load_length_index
 from earthgpt_jax.input.packing.lengths import SENSORS
 from earthgpt_jax.input.packing.mixture import Mixture, load_mixture
@@ -30,7 +30,6 @@ from earthgpt_jax.input.tokenizer import Tokenizer
 from earthgpt_jax.records import AnnotatedClasses, Record
 
 _log = logging.getLogger(__name__)
-Records = dict[RecordSource, np.ndarray]  # numbers of the records to train on, i64[n], by dataset
 
 
 class RandomAccessRecords(Protocol):
@@ -51,11 +50,13 @@ class TrainingData:
 
     Attributes:
         sources: Records of each of `schedule.sources`. Sources that are sensors of one dataset share its records.
+        held_out: Records that are left out for validation (`validation.share`), of each dataset without the split.
     """
 
     schedule: PackingSchedule
     sources: tuple[RandomAccessRecords, ...]
     prompt_config: PromptConfig
+    held_out: Records = dataclasses.field(default_factory=dict)
 
 
 def prompt_config_of(config: Config, tokenizer: Tokenizer) -> tuple[PromptConfig, TokenBudget]:
@@ -101,6 +102,9 @@ def load_training_data(config: Config, *, tokenizer: Tokenizer, workers: int | N
     weights = {task: data.task_weights[task] for task in prompt_config.tasks}
     opened = open_records(directory, data.split, tasks=sorted({annotation_task(task) for task in weights}))
     datasets = _select(dict(opened.parts()), mixture, directory, mixture_name=data.mixture)
+    held_out: Records = {}
+    if config.validation.share:
+        datasets, held_out = hold_out(datasets, split=config.validation.split, share=config.validation.share)
     indexes = {
         dataset: load_length_index(dataset, prompt_config=prompt_config, workers=workers, on_damaged=data.on_damaged)
         for dataset in datasets
@@ -124,7 +128,10 @@ def load_training_data(config: Config, *, tokenizer: Tokenizer, workers: int | N
         max_images=data.max_images or max(1, data.seq_len // (budget.prefix_tokens + 1)),
         seed=config.seed,
     )
-    return TrainingData(schedule=schedule, sources=tuple(dataset for dataset, _ in pairs), prompt_config=prompt_config)
+    return TrainingData(
+        schedule=schedule, sources=tuple(dataset for dataset, _ in pairs), prompt_config=prompt_config,
+        held_out=held_out,
+    )  # fmt: skip
 
 
 def _select(datasets: Records, mixture: Mixture, directory: Path, *, mixture_name: str) -> Records:
