@@ -101,7 +101,7 @@ def get_config(stage: str = "align") -> ConfigDict:
         "keep_best": "",  # also the best one by a figure of validation ("validation/loss"), which becomes the model
         "model": "adapters",  # of the finished model of instruct and lora: the adapters alone; whole: all parameters
     }
-    # Loss and token accuracy of a split that is not trained on, by task and sensor: metrics.jsonl and TensorBoard.
+    # Loss, token accuracy and exact answers of a split that is not trained on: metrics.jsonl and TensorBoard.
     config.validation = {
         "every_steps": 0,  # 100 validates whenever a checkpoint is saved; 0: never
         "split": "val",

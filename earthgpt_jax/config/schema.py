@@ -255,8 +255,8 @@ class CheckpointConfig:
         keep_every_hours: retain permanently the first checkpoint, and then each that is at least this many hours newer
             than the last one retained for this reason; 0: none.
         keep_best: a figure of validation, for example `validation/loss` or `validation/caption/accuracy`: retain the
-            checkpoint with the lowest loss or the highest accuracy in addition, and make it the finished model; "": the
-            finished model is that of the last step.
+            checkpoint with the lowest loss, or the highest other figure, in addition, and make it the finished model;
+            "": the finished model is that of the last step.
         model: what the finished model holds. A model that started from `random` or `init_from` is written whole.
     """
 
@@ -276,17 +276,17 @@ class CheckpointConfig:
             )
         if self.keep_every_hours < 0:
             errors.append(f"keep_every_hours: expected hours, or 0, got {self.keep_every_hours}")
-        if self.keep_best and not re.fullmatch(r"validation/(\w+/)?(loss|accuracy)", self.keep_best):
+        if self.keep_best and not re.fullmatch(r"validation/(\w+/)?(loss|accuracy|exact)", self.keep_best):
             errors.append(
-                'keep_best: expected "validation/loss", "validation/accuracy", one of a task or sensor such as '
-                f'"validation/caption/loss", or "", got {self.keep_best!r}'
+                'keep_best: expected "validation/loss", "validation/accuracy", "validation/exact", one of a task or '
+                f'sensor such as "validation/caption/loss", or "", got {self.keep_best!r}'
             )
         return errors
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ValidationConfig:
-    """Validation while training: the loss and token accuracy of a split that is not trained on.
+    """Validation while training: loss, token accuracy and exact answers of a split that is not trained on.
 
     Attributes:
         every_steps: steps between validations; the last step is also validated. 0: no validation.

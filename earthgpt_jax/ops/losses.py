@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from earthgpt_jax.sharding.mesh import BATCH_AXES, constrain
 
@@ -129,6 +129,24 @@ def _loss_and_gradients(
     return total, gradients
 
 
+class SupervisedSums(NamedTuple):
+    """Sums over supervised tokens by group; an answer is a run of consecutive supervised tokens.
+
+    Attributes:
+        loss: f32[G], weighted sums of cross-entropies in nats.
+        tokens: i32[G], numbers of supervised tokens.
+        correct: i32[G], how many of them have the largest logit.
+        answers: i32[G], numbers of answers.
+        exact: i32[G], how many of them have correct tokens only. Greedy decoding gives exactly these answers.
+    """
+
+    loss: jax.Array
+    tokens: jax.Array
+    correct: jax.Array
+    answers: jax.Array
+    exact: jax.Array
+
+
 def supervised_sums(
     x: Float[Array, "B T D"],
     unembedding: Float[Array, "D V"],
@@ -138,19 +156,16 @@ def supervised_sums(
     *,
     num_groups: int,
     chunk: int,
-) -> tuple[Float[Array, " G"], Int[Array, " G"], Int[Array, " G"]]:
-    """Sum the cross-entropies of supervised tokens by group, without a gradient.
+) -> SupervisedSums:
+    """Sum the cross-entropies of supervised tokens by group, and count tokens and answers, without a gradient.
 
     The logits are those of `supervised_loss`, for one chunk of supervised positions at a time.
 
     Args:
         x, unembedding, tokens, loss_weights, chunk: as in `supervised_loss`.
-        groups: group of `tokens[b, t]`, from 0 to `num_groups - 1`; it matters where the loss weight is not 0.
+        groups: group of `tokens[b, t]`, from 0 to `num_groups - 1`; it matters where the loss weight is not 0, and is
+            the same for all tokens of an answer.
         num_groups: G.
-
-    Returns:
-        For each group: the weighted sum of cross-entropies in nats, the number of supervised tokens, and how many of
-        them have the largest logit.
     """
     targets, weights, groups = (jnp.pad(array[:, 1:], ((0, 0), (0, 1))) for array in (tokens, loss_weights, groups))
     length = x.shape[1]
@@ -161,7 +176,8 @@ def supervised_sums(
     sorted_weights = jnp.pad(jnp.take_along_axis(weights, order, axis=1), ((0, 0), (0, -length % chunk)))
     count = jnp.max(jnp.sum(weights != 0, axis=1))
 
-    def body(step: jax.Array, sums: tuple) -> tuple:
+    def body(step: jax.Array, carry: tuple) -> tuple:
+        losses, correct = carry
         position = jax.lax.dynamic_slice_in_dim(positions, step * chunk, chunk, axis=1)  # B C
         weight = jax.lax.dynamic_slice_in_dim(sorted_weights, step * chunk, chunk, axis=1)
         hidden = jnp.take_along_axis(x, position[..., None], axis=1)  # B C D
@@ -170,13 +186,28 @@ def supervised_sums(
         logits = constrain(logits, BATCH_AXES, None, "tensor")
         is_target = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 2) == target[..., None]
         loss = jax.nn.logsumexp(logits, axis=-1) - jnp.sum(jnp.where(is_target, logits, 0.0), axis=-1)
-        correct = jnp.argmax(logits, axis=-1) == target
         member = (weight != 0)[..., None] & (group[..., None] == jnp.arange(num_groups))  # B C G
-        parts = (jnp.where(member, (weight * loss)[..., None], 0.0), member, member & correct[..., None])
-        return tuple(
-            total + jnp.sum(part, axis=(0, 1), dtype=total.dtype) for total, part in zip(sums, parts, strict=True)
-        )
+        losses = losses + jnp.sum(jnp.where(member, (weight * loss)[..., None], 0.0), axis=(0, 1))
+        hits = jnp.argmax(logits, axis=-1) == target
+        return losses, jax.lax.dynamic_update_slice_in_dim(correct, hits, step * chunk, axis=1)
 
-    start = tuple(jnp.zeros(num_groups, dtype) for dtype in (jnp.float32, jnp.int32, jnp.int32))
+    start = jnp.zeros(num_groups, jnp.float32), constrain(jnp.zeros(positions.shape, bool), BATCH_AXES)
     with jax.named_scope(CHUNK_SCOPE):
-        return jax.lax.fori_loop(0, -(-count // chunk), body, start)
+        losses, correct = jax.lax.fori_loop(0, -(-count // chunk), body, start)
+    correct = jnp.take_along_axis(correct, jnp.argsort(order, axis=1), axis=1)  # undo the sort
+    supervised = weights != 0
+    correct = correct & supervised
+    ends, exact = _answers(supervised, correct)
+    members = groups[..., None] == jnp.arange(num_groups)
+    counts = (jnp.sum(members & mask[..., None], axis=(0, 1)) for mask in (supervised, correct, ends, exact))
+    return SupervisedSums(losses, *counts)
+
+
+def _answers(supervised: Bool[Array, "B T"], correct: Bool[Array, "B T"]) -> tuple[jax.Array, jax.Array]:
+    """Return masks of the last tokens of all answers, and of those answers that are correct as a whole."""
+    before = jnp.pad(supervised[:, :-1], ((0, 0), (1, 0)))
+    after = jnp.pad(supervised[:, 1:], ((0, 0), (0, 1)))
+    ends = supervised & ~after
+    wrong = jnp.cumsum(supervised & ~correct, axis=1)
+    wrong_at_start = jax.lax.cummax(jnp.where(supervised & ~before, wrong - (supervised & ~correct), 0), axis=1)
+    return ends, ends & (wrong == wrong_at_start)

@@ -169,13 +169,14 @@ class MetricsLogger:
         """Log a validation after `step` steps: a line of metrics.jsonl, TensorBoard and the progress bar.
 
         Args:
-            validation: the object of the line, plain JSON with `loss` and `accuracy`.
+            validation: the object of the line, plain JSON with `loss`, `accuracy` and `exact`.
             figures: scalars for TensorBoard by name.
         """
         self._log.write({"step": step, "validation": validation})
         for name, value in figures.items():
             self._board.add_scalar(name, value, step)
-        self._postfix |= {"val_loss": f"{validation['loss']:.3f}", "val_acc": f"{validation['accuracy']:.1%}"}
+        self._postfix |= {"val_loss": f"{validation['loss']:.3f}", "val_acc": f"{validation['accuracy']:.1%}",
+                          "val_exact": f"{validation['exact']:.1%}"}  # fmt: skip
         self._bar.set_postfix(self._postfix)
 
     def _summarize(self, step: int, line: Mapping[str, object]) -> None:

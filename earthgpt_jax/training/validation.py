@@ -1,8 +1,12 @@
-"""Validation while training: the loss and token accuracy of a split that is not trained on, by task and by sensor.
+"""Validation while training: figures of a split that is not trained on, by task and by sensor.
 
-All figures are quotients of sums over the whole split and all processes: of cross-entropies, of supervised tokens and
-of correctly predicted tokens. They therefore depend neither on the packing nor on the number of hosts, beyond the order
-of floating-point sums. Validation reads the parameters and nothing else of the run, so it changes no weight.
+The figures are the mean loss, the accuracy of tokens, and the share of questions whose greedy answer is exactly the
+reference. The last one needs no decoding: the greedy answer is the reference if and only if each of its tokens has the
+largest logit after those before it.
+
+All figures are quotients of sums over the whole split and all processes, of losses, tokens and answers. They therefore
+depend neither on the packing nor on the number of hosts, beyond the order of floating-point sums. Validation reads the
+parameters and nothing else of the run, so it changes no weight.
 """
 
 from __future__ import annotations
@@ -42,28 +46,36 @@ _log = logging.getLogger(__name__)
 
 PREFIX = "validation"
 REPORT = "validation.json"
+FIGURES = ("loss", "accuracy", "exact")
+COUNTS = ("tokens", "correct", "answers", "exact")  # of `SupervisedSums`
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sums:
-    """Sums over supervised tokens: of their cross-entropies in nats, of their number, of those predicted correctly."""
+    """Sums over supervised tokens and answers.
+
+    Attributes:
+        loss_sum: cross-entropies in nats.
+        supervised_tokens, correct_tokens: tokens, and those with the largest logit.
+        answers, exact_answers: answers, and those of which all tokens are correct.
+    """
 
     loss_sum: float = 0.0
     supervised_tokens: int = 0
     correct_tokens: int = 0
+    answers: int = 0
+    exact_answers: int = 0
 
     def __add__(self, other: Sums) -> Sums:
-        return Sums(
-            loss_sum=self.loss_sum + other.loss_sum,
-            supervised_tokens=self.supervised_tokens + other.supervised_tokens,
-            correct_tokens=self.correct_tokens + other.correct_tokens,
-        )
+        names = [field.name for field in dataclasses.fields(self)]
+        return Sums(**{name: getattr(self, name) + getattr(other, name) for name in names})
 
     def to_json(self) -> dict[str, Any]:
-        """Return the sums and their quotients `loss` and `accuracy`."""
+        """Return the sums and their quotients, `FIGURES`."""
         return {
             "loss": self.loss_sum / self.supervised_tokens,
             "accuracy": self.correct_tokens / self.supervised_tokens,
+            "exact": self.exact_answers / self.answers,
             **dataclasses.asdict(self),
         }
 
@@ -93,7 +105,8 @@ def figures(validation: Mapping[str, Any]) -> dict[str, float]:
     """Return the figures that have a name, for example `validation/loss` and `validation/caption/accuracy`."""
     named = {f"{PREFIX}/": validation}
     named |= {f"{PREFIX}/{name}/": part for key in ("tasks", "sensors") for name, part in validation[key].items()}
-    return {prefix + figure: part[figure] for prefix, part in named.items() for figure in ("loss", "accuracy")}
+    # An earlier version, which may have started the run, logged fewer.
+    return {prefix + figure: part[figure] for prefix, part in named.items() for figure in FIGURES if figure in part}
 
 
 def check_figure(name: str, data: ValidationData) -> None:
@@ -102,7 +115,7 @@ def check_figure(name: str, data: ValidationData) -> None:
     Raises:
         EarthGPTError: it has not; lists those that it has.
     """
-    known = list(figures(summarize(dict.fromkeys(data.groups, Sums(supervised_tokens=1)))))
+    known = list(figures(summarize(dict.fromkeys(data.groups, Sums(supervised_tokens=1, answers=1)))))
     if name and name not in known:
         raise EarthGPTError(
             f"checkpoint.keep_best: the validation data has no figure {name!r}{did_you_mean(name, known)} "
@@ -123,7 +136,7 @@ def make_validation_step(
         microbatches, execution, mesh: as in `step.make_step`.
 
     Returns:
-        Sums over the global batch: `loss` f32[G], `tokens` i32[G], `correct` i32[G], `samples` i32[], `damaged` i32[].
+        Sums over the global batch: those of `SupervisedSums`, [G] each, and `samples` i32[], `damaged` i32[].
     """
     encode = make_encoder(graphdef, mesh=mesh)
 
@@ -135,14 +148,12 @@ def make_validation_step(
         def accumulate(sums: dict, parts: tuple[Batch, jax.Array]) -> tuple[dict, None]:
             part, part_groups = parts
             x = hidden(model, encode(merge(trainable, frozen), part), part, execution=execution)
-            loss, tokens, correct = supervised_sums(
+            sums_by_group = supervised_sums(
                 x, model.llm.unembedding(), part.tokens, part.loss_weights, part_groups, num_groups=groups,
                 chunk=execution.loss_chunk,
             )  # fmt: skip
             new = {
-                "loss": loss,
-                "tokens": tokens,
-                "correct": correct,
+                **sums_by_group._asdict(),
                 "samples": jnp.sum(jnp.max(part.segments, axis=1)),
                 "damaged": jnp.sum(part.damaged),
             }
@@ -150,8 +161,7 @@ def make_validation_step(
 
         zero = {
             "loss": jnp.zeros(groups, jnp.float32),
-            "tokens": jnp.zeros(groups, jnp.int32),
-            "correct": jnp.zeros(groups, jnp.int32),
+            **{name: jnp.zeros(groups, jnp.int32) for name in COUNTS},
             "samples": jnp.zeros((), jnp.int32),
             "damaged": jnp.zeros((), jnp.int32),
         }
@@ -192,7 +202,7 @@ class Validator:
         """
         groups = len(self._data.groups)
         totals: dict[str, np.ndarray] = {
-            "loss": np.zeros(groups), "tokens": np.zeros(groups, np.int64), "correct": np.zeros(groups, np.int64),
+            "loss": np.zeros(groups), **{name: np.zeros(groups, np.int64) for name in COUNTS},
             "samples": np.zeros((), np.int64), "damaged": np.zeros((), np.int64),
         }  # fmt: skip
 
@@ -219,18 +229,20 @@ class Validator:
                 f"validation: none of the {int(totals['damaged'])} samples of split {self._data.split!r} can be read; "
                 "`earthgpt data check` names the damaged records"
             )
-        sums_by_group = {
-            pair: Sums(loss_sum=float(loss), supervised_tokens=int(tokens), correct_tokens=int(correct))
-            for pair, loss, tokens, correct in zip(
-                self._data.groups, totals["loss"], totals["tokens"], totals["correct"], strict=True
+        columns = zip(*(totals[name] for name in ("loss", *COUNTS)), strict=True)
+        by_group = {
+            pair: Sums(
+                loss_sum=float(loss), supervised_tokens=int(tokens), correct_tokens=int(correct), answers=int(answers),
+                exact_answers=int(exact),
             )
-        }
+            for pair, (loss, tokens, correct, answers, exact) in zip(self._data.groups, columns, strict=True)
+        }  # fmt: skip
         return {
             "split": self._data.split,
             "data": self._data.digest(),
             "samples": int(totals["samples"]),
             "damaged": int(totals["damaged"]),
-            **summarize(sums_by_group),
+            **summarize(by_group),
         }
 
 
@@ -325,7 +337,7 @@ class ValidationScheduler:
 
 
 def best_step(history: Sequence[tuple[int, Mapping[str, Any]]], figure: str) -> int:
-    """Return the step with the lowest loss or the highest accuracy; the earliest of equal ones.
+    """Return the step with the lowest loss, or the highest other figure; the earliest of equal ones.
 
     Args:
         history: `(step, validation)` of at least one step.

@@ -36,7 +36,7 @@ def test_two_processes_have_the_figures_of_one(tmp_path):
         for name in ("alone", "hosts")
     )
     assert len(one) == len(two) == 1 and one[0]["split"] == "val and held out of train"
-    for name in ("samples", "supervised_tokens", "data"):
+    for name in ("samples", "supervised_tokens", "answers", "data"):
         assert one[0][name] == two[0][name]
     np.testing.assert_allclose(one[0]["loss_sum"], two[0]["loss_sum"], rtol=1e-4)
     for key in ("tasks", "sensors"):
