@@ -28,6 +28,7 @@ import numpy as np
 from PIL import Image
 
 from earthgpt_jax.boxes import BoxKind, Square, parse
+from earthgpt_jax.common import files
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.inference.confidence import box_confidences
 from earthgpt_jax.inference.decode import StateShape
@@ -286,7 +287,7 @@ def load(
             of range.
     """
     sampling = Sampling(temperature=temperature, top_p=top_p, seed=seed)
-    path = Path(name)
+    path = files.path(name)
     if any((path / name).is_file() for name in ("processor_config.json", "preprocessor_config.json")):
         return Model(_load_exported(path, batch_size=batch_size, sampling=sampling))
     parent = None if parent is None else os.fspath(parent)
@@ -338,7 +339,7 @@ def _detections(answer: Answer, *, width: int, height: int) -> DetectionResult:
 def _pixels(image: ImageLike) -> np.ndarray:
     """u8[h, w, 3] of an image in any of the accepted forms."""
     if isinstance(image, (str, os.PathLike)):
-        return decode(read_image(Path(image)))
+        return decode(read_image(files.path(image)))
     if isinstance(image, bytes):
         return decode(image)
     if isinstance(image, Image.Image):

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from earthgpt_jax.cli import engine_options, images, table_file
+from earthgpt_jax.common import files
 
 if TYPE_CHECKING:
     import numpy as np
@@ -42,8 +43,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--boxes", choices=("hbb", "obb"), default="hbb", help="axis-aligned or oriented boxes (default: hbb)"
     )
     parser.add_argument(
-        "--draw", type=Path, metavar="PATH", help="draw the boxes on the image and save it as this PNG or JPEG file; "
-        "for several images, in this folder",
+        "--draw", type=files.path, metavar="PATH", help="draw the boxes on the image and save it as this PNG or JPEG "
+        "file; for several images, in this folder",
     )  # fmt: skip
     parser.add_argument(
         "--max-new-tokens", type=int, default=448, metavar="N", help="longest answer in tokens (default: 448)"

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from earthgpt_jax.common import files
 from earthgpt_jax.common.errors import EarthGPTError
 
 if TYPE_CHECKING:
@@ -39,12 +40,12 @@ def _find(word: str) -> list[Path]:
 
     if word.startswith(("http://", "https://")):
         raise EarthGPTError(f"image {word}: expected a file, got a web address; download it and give the file")
-    path = Path(word)
+    path = files.path(word)
     if path.is_dir():
         found = sorted(file for file in path.rglob("*") if is_image(file) and file.is_file())
         where = "folder"
     elif glob.has_magic(word) and not path.exists():
-        found = [Path(name) for name in sorted(glob.glob(word, recursive=True)) if is_image(Path(name))]
+        found = [file for file in files.glob(word) if is_image(file)]
         where = "pattern"
     else:
         return [path]

@@ -16,6 +16,8 @@ import sys
 import time
 from pathlib import Path
 
+from earthgpt_jax.common import files
+
 MAX_LOGIT_DIFFERENCE = 1e-3  # between export and original; logits reach 20, and a difference of 2e-5 is usual
 # Maximum number of questions per image and task; tasks that are not listed have a single question per image.
 PER_IMAGE = {"vqa": 2, "grounding": 1, "region_caption": 1}
@@ -23,7 +25,10 @@ PER_IMAGE = {"vqa": 2, "grounding": 1, "region_caption": 1}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--workdir", type=Path, default=Path("runs/quickstart"), help="folder for all files (default: runs/quickstart)"
+        "--workdir",
+        type=files.path,
+        default=Path("runs/quickstart"),
+        help="folder for all files (default: runs/quickstart)",
     )
     for name, default, text in (
         ("train-images", 1500, "synthetic training images"),

@@ -29,6 +29,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from earthgpt_jax.common import files
+
 if TYPE_CHECKING:
     from earthgpt_jax.evaluation.benchmarks import Benchmark
     from earthgpt_jax.evaluation.confidence import Calibration
@@ -38,9 +40,9 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", type=Path, help="predictions: JSON Lines or a JSON list")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write all metrics to this file")
-    parser.add_argument("--report", type=Path, metavar="DIR", help="also write report.html and report.md there")
+    parser.add_argument("file", type=files.path, help="predictions: JSON Lines or a JSON list")
+    parser.add_argument("--json", type=files.path, metavar="FILE", help="also write all metrics to this file")
+    parser.add_argument("--report", type=files.path, metavar="DIR", help="also write report.html and report.md there")
     parser.add_argument(
         "--from",
         dest="third_party",
@@ -48,8 +50,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="format of the file, if it is another project's (default: recognized by its fields)",
     )
     parser.add_argument(
-        "--questions", type=Path, metavar="FILE", help="predictions file with the questions and ground truth of a "
-        "third-party file; for COCO results, the annotation file",
+        "--questions", type=files.path, metavar="FILE", help="predictions file with the questions and ground truth "
+        "of a third-party file; for COCO results, the annotation file",
     )  # fmt: skip
     parser.add_argument("--task", help="task of a third-party file that holds its own ground truth")
     parser.add_argument("--box-format", help="box format of a third-party file, if it is not the project's usual one")
@@ -63,16 +65,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--benchmark", metavar="NAME", help="score the questions of this benchmark and show published results"
     )
-    parser.add_argument("--constant", type=Path, metavar="FILE", help="predictions of the constant baseline")
-    parser.add_argument("--blind", type=Path, metavar="FILE", help="predictions of the same model without the image")
+    parser.add_argument("--constant", type=files.path, metavar="FILE", help="predictions of the constant baseline")
+    parser.add_argument(
+        "--blind", type=files.path, metavar="FILE", help="predictions of the same model without the image"
+    )
     parser.add_argument(
         "--calibrate",
-        type=Path,
+        type=files.path,
         metavar="FILE",
         help="predictions about other images, to which the calibration of box confidences is fitted",
     )
     parser.add_argument(
-        "--data", type=Path, help="check that the file is about this dataset; its images illustrate the report"
+        "--data", type=files.path, help="check that the file is about this dataset; its images illustrate the report"
     )
     parser.add_argument("--split", default="test", help="split of --data (default: test)")
     parser.add_argument(
@@ -130,7 +134,7 @@ def run(args: argparse.Namespace) -> int:
     if args.project:
         everything = _with_figures(everything, args.project, predictions)
     if args.json:
-        _write(args.json, json.dumps(everything, indent=1) + "\n")
+        files.write_output(args.json, (json.dumps(everything, indent=1) + "\n").encode())
     if args.report:
         report.write_report(
             args.report, title=f"Answers of {args.file.name}", scores=everything, predictions=predictions,
@@ -254,12 +258,3 @@ def _missing_metrics(predictions: list[Prediction]) -> list[str]:
         return []
     missing = {metric: missing_requirement(metric) for metric in JavaMetric}
     return [f"{metric.value.upper()} was not computed: {reason}." for metric, reason in missing.items() if reason]
-
-
-def _write(path: Path, text: str) -> None:
-    from earthgpt_jax.common.errors import EarthGPTError
-
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise EarthGPTError(f"--json {path}: cannot be written ({error.strerror}); choose another file") from error

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from earthgpt_jax.common import files
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.common.names import did_you_mean
 
@@ -33,13 +34,11 @@ def write(path: Path, answers: Sequence[Answer], *, columns: Sequence[str], to_r
     Raises:
         EarthGPTError: the file cannot be written.
     """
-    from earthgpt_jax.common.files import write_output
-
-    write_output(path, _FORMATS[path.suffix.lower()](answers, columns, to_rows).encode())
+    files.write_output(path, _FORMATS[path.suffix.lower()](answers, columns, to_rows).encode())
 
 
 def _path(text: str) -> Path:
-    path = Path(text)
+    path = files.path(text)
     if path.suffix.lower() not in _FORMATS:
         known = ", ".join(_FORMATS)
         raise EarthGPTError(

@@ -28,7 +28,7 @@ import os
 import re
 import stat
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PosixPath
 from typing import IO, Any, NoReturn
 
@@ -328,8 +328,10 @@ class BucketPath(PosixPath):
         info = self.describe()
         kind = stat.S_IFDIR | 0o755 if info["type"] == "directory" else stat.S_IFREG | 0o644
         time = info.get("mtime") or info.get("LastModified")
-        seconds = int(time.timestamp()) if time is not None and hasattr(time, "timestamp") else 0
-        return os.stat_result((kind, 0, 0, 1, 0, 0, info.get("size") or 0, seconds, seconds, seconds))
+        seconds = time.timestamp() if time is not None else 0.0
+        times = {"st_mtime": seconds, "st_ctime": seconds}
+        times |= {f"{name}_ns": round(value * 1e9) for name, value in times.items()}
+        return os.stat_result((kind, 0, 0, 1, 0, 0, info.get("size") or 0, *[int(seconds)] * 3), times)
 
     def _type(self) -> str | None:
         try:
@@ -349,14 +351,15 @@ class BucketPath(PosixPath):
     def is_symlink(self) -> bool:
         return False
 
-    def version(self) -> str:
-        """Return what changes whenever the object is replaced: its generation or entity tag.
+    def version_and_size(self) -> tuple[str, int]:
+        """Return what changes whenever the object is replaced, its generation or entity tag, and its size in bytes.
 
         Raises:
             FileNotFoundError: there is no such object.
         """
         info = self.describe()
-        return str(info.get("generation") or info.get("ETag") or info.get("etag") or info.get("mtime")).strip('"')
+        version = info.get("generation") or info.get("ETag") or info.get("etag") or info.get("mtime")
+        return str(version).strip('"'), info["size"]
 
     def read_bytes(self) -> bytes:
         with explain_errors(self, Action.READ):
@@ -366,6 +369,12 @@ class BucketPath(PosixPath):
         """Return bytes `start:stop` of the object."""
         with explain_errors(self, Action.READ):
             return self.fs.cat_file(str(self), start=start, end=stop) if stop > start else b""
+
+    def read_ranges(self, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+        """Return bytes `start:stop` of the object for each range, requested at the same time."""
+        starts, stops = [start for start, _ in ranges], [stop for _, stop in ranges]
+        with explain_errors(self, Action.READ):
+            return self.fs.cat_ranges([str(self)] * len(ranges), starts, stops, on_error="raise")
 
     def read_text(self, encoding: str | None = None, errors: str | None = None, newline: str | None = None) -> str:
         text = io.TextIOWrapper(io.BytesIO(self.read_bytes()), encoding or "utf-8", errors, newline)

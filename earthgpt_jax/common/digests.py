@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from earthgpt_jax.common.errors import EarthGPTError
+from earthgpt_jax.common.files import read_ranges
 
 FINGERPRINT_DIGITS = 16
 
@@ -63,13 +64,8 @@ def sample_digest(path: Path, *, blocks: int = 256, size: int = 4096) -> str:
     """
     total = path.stat().st_size
     last = max(0, total - size)
-    with path.open("rb") as file:
-
-        def block(number: int) -> bytes:
-            file.seek(last * number // max(1, blocks - 1))
-            return file.read(size)
-
-        return sha256(str(total), *(block(number) for number in range(blocks)))
+    starts = [last * number // max(1, blocks - 1) for number in range(blocks)]
+    return sha256(str(total), *read_ranges(path, [(start, min(start + size, total)) for start in starts]))
 
 
 def sha256_int(data: bytes | str, *, size: int, byteorder: Literal["little", "big"]) -> int:

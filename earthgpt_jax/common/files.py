@@ -27,13 +27,14 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import glob as glob_lib
 import json
 import os
 import re
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -78,6 +79,15 @@ def path(text: str | os.PathLike[str]) -> Path:
     return BucketPath(name)
 
 
+def glob(pattern: str) -> list[Path]:
+    """Return the files and folders that a pattern such as `scenes/**/*.tif` or `gs://bucket/*.png` matches, sorted."""
+    start = path(pattern)
+    if isinstance(start, BucketPath):
+        bucket = BucketPath(f"{start.scheme}://{start.bucket}")
+        return sorted(bucket.glob(pattern.removeprefix(f"{bucket}/")))
+    return [Path(name) for name in sorted(glob_lib.glob(pattern, recursive=True))]
+
+
 def cache_folder() -> Path:
     """Return the local folder for what can be made again: `earthgpt` in the user's cache folder."""
     return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "earthgpt")
@@ -107,6 +117,35 @@ def local_copy(path: Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="earthgpt-") as scratch:
         path.download(Path(scratch, path.name))
         yield Path(scratch, path.name)
+
+
+def read_ranges(path: Path, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+    """Return bytes `start:stop` of a file for each range.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    if isinstance(path, BucketPath):
+        return path.read_ranges(ranges)
+    with path.open("rb") as file:
+
+        def read(start: int, stop: int) -> bytes:
+            file.seek(start)
+            return file.read(stop - start)
+
+        return [read(*item) for item in ranges]
+
+
+def file_sizes(folder: Path) -> dict[str, int]:
+    """Return the size in bytes of every file below a folder, by its path relative to it; {} if there is no folder."""
+    if isinstance(folder, BucketPath):
+        return {path.relative_to(folder).as_posix(): info["size"] for path, info in folder.walk_files().items()}
+    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
+
+
+def accepts_files(folder: Path) -> bool:
+    """Return whether files can be written into a folder without making it: it exists, or is in a bucket."""
+    return isinstance(folder, BucketPath) or folder.is_dir()
 
 
 def remove_folder(folder: Path) -> None:
@@ -214,7 +253,7 @@ def atomic_folder(target: Path, *, key_file: str, if_exists: IfExists = IfExists
         EarthGPTError: `target` exists and shall not be replaced.
         FileNotFoundError: at the end of the block, there is no key file.
     """
-    make = _renamed_folder if _renames_folders(target) else _uploaded_folder
+    make = _renamed_folder if renames_folders(target) else _uploaded_folder
     with make(target, key_file=key_file, if_exists=if_exists) as folder:
         yield folder
         if not (folder / key_file).exists():
@@ -228,12 +267,44 @@ def folder_part(target: Path) -> Iterator[Path]:
     One process is in the block of `atomic_folder` meanwhile and leaves it after all others have left theirs. The key
     file is written by that process.
     """
-    if _renames_folders(target):
+    if renames_folders(target):
         yield partial_folder(target)
         return
     with tempfile.TemporaryDirectory(prefix="earthgpt-") as scratch:
         yield Path(scratch)
         _upload(Path(scratch), target)
+
+
+def move_folder(source: Path, target: Path, *, key_file: str, content: str) -> None:
+    """Rename a complete local folder to `target`, which must not exist, or upload it.
+
+    An upload that was interrupted continues with the files that are missing, if `content` is the same.
+
+    Args:
+        key_file: see `atomic_folder`.
+        content: identifies the bytes of all files.
+
+    Raises:
+        EarthGPTError: `target` exists already.
+        OSError: another process has made `target` meanwhile.
+    """
+    if renames_folders(target):
+        os.replace(source, target)
+        return
+    mark = partial_folder(target)
+    unfinished = mark.exists()
+    if not unfinished and is_complete(target):
+        raise _occupied(target)
+    if not unfinished or mark.read_text() != content:
+        _clear(target, key_file)  # before the mark says that what is there belongs to this content
+        write_text(mark, content)
+    _upload(source, target, last=key_file, skip_same_size=True)
+    mark.unlink(missing_ok=True)
+
+
+def is_complete(folder: Path) -> bool:
+    """Return whether a folder exists and `atomic_folder` or `move_folder` has finished it."""
+    return folder.exists() and (renames_folders(folder) or not partial_folder(folder).exists())
 
 
 @contextlib.contextmanager
@@ -304,21 +375,36 @@ def _clear(folder: Path, key_file: str) -> None:
     remove_folder(folder)
 
 
-def _upload(folder: Path, target: Path, *, last: str | None = None) -> None:
-    """Copy the files of a local folder to `target`, the file `last` after all others."""
-    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+def _upload(folder: Path, target: Path, *, last: str | None = None, skip_same_size: bool = False) -> None:
+    """Copy the files of a local folder to `target`, the file `last` after all others.
 
-    def upload(name: str) -> None:
+    Args:
+        skip_same_size: leave out files that are in `target` with the same size.
+    """
+    sizes = file_sizes(folder)
+    present = file_sizes(target) if skip_same_size else {}
+    missing = [name for name, size in sorted(sizes.items()) if present.get(name) != size and name != last]
+
+    def upload(name: str) -> int:
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         copy(folder / name, target / name)
+        return sizes[name]
 
-    with ThreadPoolExecutor(_UPLOADS) as threads:
-        list(threads.map(upload, (name for name in names if name != last)))
+    total = sum(map(sizes.__getitem__, missing))
+    with _bar(total, f"{target.name}: upload") as bar, ThreadPoolExecutor(_UPLOADS) as threads:
+        for size in threads.map(upload, missing):
+            bar.update(size)
     if last is not None:
         upload(last)
 
 
-def _renames_folders(path: Path) -> bool:
+def _bar(size: int, title: str) -> Any:
+    from earthgpt_jax.common.progress import Bar  # imported here: most programs upload nothing
+
+    return Bar(total=size, desc=title, unit="B", unit_scale=True, leave=False)
+
+
+def renames_folders(path: Path) -> bool:
     """Return whether the file system of `path` renames a folder in one step: a disk does, a mounted bucket does not."""
     if isinstance(path, BucketPath):
         return False

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from earthgpt_jax.common import typed
+from earthgpt_jax.common import files, typed
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.common.names import did_you_mean
 from earthgpt_jax.common.resources import config_path
@@ -133,7 +133,7 @@ def _plain(value: Any) -> Any:
 
 def _find(name: str) -> Path:
     # A file of another kind that happens to be called `tiny` must not hide the recipe of that name.
-    candidates = [Path(name), config_path(name)] if name.endswith(".py") else [config_path(f"{name}.py")]
+    candidates = [files.path(name), config_path(name)] if name.endswith(".py") else [config_path(f"{name}.py")]
     for candidate in candidates:
         if candidate.is_file():
             return candidate

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -63,9 +61,9 @@ def export_hf(
         for file_name, content in _processor_files(model, config).items():
             write_json(folder / file_name, content)
         for file in sorted(REMOTE_CODE.glob("*_earthgpt.py")):
-            shutil.copyfile(file, folder / file.name)
+            files.copy(file, folder / file.name)
         files.copy(model.tokenizer, folder / "tokenizer.model")
-        (folder / "README.md").write_text(model_card(model, adapter=adapter, scores=scores))
+        files.write_text(folder / "README.md", model_card(model, adapter=adapter, scores=scores))
     return out
 
 
@@ -128,7 +126,7 @@ def export_accessory(
             state = load_file(scratch / "model.safetensors")
             torch.save({"model": state}, folder / f"consolidated.{number:02d}-of-{shards:02d}.model.pth")
             del state
-            shutil.rmtree(scratch)
+            files.remove_folder(scratch)
         llm = config.llm
         values = {
             "dim": llm.dim, "n_layers": llm.depth, "n_heads": llm.heads, "n_kv_heads": llm.kv_heads,
@@ -136,8 +134,8 @@ def export_accessory(
             # LLaMA2-Accessory computes the width of the MLP from dim; these two arguments make it equal to ours.
             **_ffn_arguments(llm), "max_seq_len": llm.max_positions,
         }  # fmt: skip
-        (folder / "config.json").write_text(json.dumps(values, indent=2) + "\n")
-        (folder / "meta.json").write_text(json.dumps({"llama_type": "llama_ens_light"}, indent=2) + "\n")
+        files.write_json(folder / "config.json", values)
+        files.write_json(folder / "meta.json", {"llama_type": "llama_ens_light"})
         files.copy(model.tokenizer, folder / "tokenizer.model")
     return out
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from earthgpt_jax.common.buckets import BucketPath
 from earthgpt_jax.common.errors import EarthGPTError
+from earthgpt_jax.common.file_cache import open_copy
 from earthgpt_jax.common.safetensors_files import Reader, row_slice
 
 # torch.load maps files into memory. They are mapped again after this many bytes, which releases the pages read.
@@ -27,11 +28,9 @@ class TorchReader:
     """Reads a file written by `torch.save` that holds `{"key": tensor}` or `{"model": {"key": tensor}}`."""
 
     def __init__(self, file: Path):
-        if isinstance(file, BucketPath):
-            raise EarthGPTError(
-                f"{file}: expected a file on a disk, as torch.save wrote it; copy it to one, or save it as safetensors"
-            )
         self.file = file
+        self._copy = open_copy(file) if isinstance(file, BucketPath) else None  # PyTorch reads local files only
+        self._local = self._copy.path if self._copy else file
         self._open()
         self.shapes = {key: tuple(value.shape) for key, value in self._tensors.items()}
         self.dtypes = {key: _torch_dtype(value, self.file) for key, value in self._tensors.items()}
@@ -45,7 +44,7 @@ class TorchReader:
                 "or save the tensors as safetensors"
             ) from error
         try:
-            values: Any = torch.load(self.file, map_location="cpu", weights_only=True, mmap=True)
+            values: Any = torch.load(self._local, map_location="cpu", weights_only=True, mmap=True)
         except pickle.UnpicklingError as error:
             raise EarthGPTError(
                 f"{self.file}: expected a plain state dict, got objects other than tensors; loading those would run "

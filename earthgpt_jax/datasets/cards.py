@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NotRequired, TypedDict
 
-from earthgpt_jax.common import typed
+from earthgpt_jax.common import files, typed
 from earthgpt_jax.common.digests import sha256_int
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.common.names import did_you_mean
@@ -328,7 +328,7 @@ def select_cards(names: Sequence[str]) -> tuple[Card, ...]:
             f"no card for {', '.join(unknown)}{did_you_mean(unknown, known)} Cards: {', '.join(known)}. "
             "To use a card of your own, give the path of its file, which ends in .yaml"
         )
-    chosen = tuple(load_card(Path(name)) if _is_file(name) else _known(name, known) for name in names)
+    chosen = tuple(load_card(files.path(name)) if _is_file(name) else _known(name, known) for name in names)
     for name, card in zip(names, chosen, strict=True):
         if _is_file(name) and card.name in known:
             raise EarthGPTError(

@@ -8,6 +8,7 @@ Tiles that a build cut from a scene have the digest of the scene's file.
 
 from __future__ import annotations
 
+import io
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ import numpy as np
 
 from earthgpt_jax.common.digests import sha256_int
 from earthgpt_jax.common.errors import EarthGPTError
+from earthgpt_jax.common.files import write_bytes
 from earthgpt_jax.datasets.manifest import read_manifest, record_counts
 
 FILE = "image_digests.npz"
@@ -37,7 +39,9 @@ def truncate_sha256(sha256: bytes) -> int:
 def write_image_digests(directory: Path, digests: Mapping[str, Sequence[int]]) -> None:
     """Write the digests of each split, in the order of its records; equal digests give equal bytes."""
     arrays: dict[str, Any] = {split: np.array(values, np.uint64) for split, values in digests.items()}
-    np.savez(directory / FILE, **arrays)
+    content = io.BytesIO()
+    np.savez(content, **arrays)
+    write_bytes(directory / FILE, content.getvalue())
 
 
 def read_image_digests(directory: Path) -> dict[str, np.ndarray]:
@@ -49,7 +53,7 @@ def read_image_digests(directory: Path) -> dict[str, np.ndarray]:
     path = directory / FILE
     lengths = record_counts(read_manifest(directory))
     try:
-        with np.load(path) as file:
+        with np.load(io.BytesIO(path.read_bytes())) as file:
             found = dict(file)
     except FileNotFoundError:
         raise EarthGPTError(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,9 +13,12 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.decode import DeserializeMethod
 
+from earthgpt_jax.common import files
+from earthgpt_jax.common.buckets import BucketPath
 from earthgpt_jax.common.errors import DamagedRecordError, EarthGPTError
 from earthgpt_jax.datasets.examples import to_record
 from earthgpt_jax.datasets.manifest import MANIFEST, annotated_classes, read_manifest, record_counts, shard_names
+from earthgpt_jax.datasets.remote_shards import RemoteExamples
 from earthgpt_jax.records import AnnotatedClasses, Record
 
 _MAX_LISTED = 5  # shards that an error message lists
@@ -39,7 +44,7 @@ class RecordSource(Sequence[Record]):
     """
 
     def __init__(self, directory: Path, split: str):
-        self.directory, self.split = Path(directory), split
+        self.directory, self.split = files.path(directory), split
         values = read_manifest(self.directory)
         if split not in values["counts"]:
             raise EarthGPTError(f"data {directory}: no split {split!r}; it has {', '.join(values['counts']) or 'none'}")
@@ -48,7 +53,7 @@ class RecordSource(Sequence[Record]):
         self._length: int = record_counts(values)[split]
         self._shards = shard_names(values, split)
         self._opened: _OpenShards | None = None
-        _check_files(self.directory, self._shards, values.get("sizes", {}))
+        self._sizes = _check_files(self.directory, self._shards, values.get("sizes", {}))
 
     @functools.cached_property
     def annotated(self) -> AnnotatedClasses:
@@ -74,9 +79,16 @@ class RecordSource(Sequence[Record]):
 
     def _open(self) -> _OpenShards:
         try:
-            builder = tfds.builder_from_directory(str(self.directory))
+            with _local_description(self.directory) as folder:
+                builder = tfds.builder_from_directory(str(folder))
             lengths = list(builder.info.splits[self.split].shard_lengths)
-            examples = builder.as_data_source(self.split, deserialize_method=DeserializeMethod.RAW_BYTES)
+            if isinstance(self.directory, BucketPath):
+                shards = [self.directory / name for name in self._shards]
+                examples: Sequence[bytes] = RemoteExamples(shards, lengths=lengths, sizes=self._sizes)
+            else:
+                examples = builder.as_data_source(self.split, deserialize_method=DeserializeMethod.RAW_BYTES)
+        except EarthGPTError:
+            raise
         except Exception as error:  # TFDS, json and protobuf raise many types for a damaged description
             text = " ".join(f"{type(error).__name__}: {error}".split())
             raise EarthGPTError(
@@ -109,16 +121,32 @@ class _OpenShards(NamedTuple):
     ends: np.ndarray
 
 
-def _check_files(directory: Path, names: Iterable[str], sizes: Mapping[str, int]) -> None:
-    """Raise EarthGPTError if a shard is missing or has another size than the manifest says."""
-    wrong = []
+@contextlib.contextmanager
+def _local_description(directory: Path) -> Iterator[Path]:
+    """Yield a local folder with TFDS's description of a dataset: the directory itself, or copies from a bucket."""
+    if not isinstance(directory, BucketPath):
+        yield directory
+        return
+    with tempfile.TemporaryDirectory(prefix="earthgpt-") as scratch:
+        for name in ("dataset_info.json", "features.json"):
+            files.copy(directory / name, Path(scratch, name))
+        yield Path(scratch)
+
+
+def _check_files(directory: Path, names: Iterable[str], sizes: Mapping[str, int]) -> list[int]:
+    """Return the sizes of shards in bytes.
+
+    Raises:
+        EarthGPTError: a shard is missing or has another size than the manifest says.
+    """
+    wrong, found = [], []
+    present = files.file_sizes(directory)
     for name in names:
-        try:
-            size = (directory / name).stat().st_size
-        except OSError as error:
-            wrong.append(f"{name}: expected a file, got {error.strerror}")
-            continue
-        if size != sizes.get(name, size):
+        size = present.get(name)
+        found.append(size or 0)
+        if size is None:
+            wrong.append(f"{name}: expected a file, got none")
+        elif size != sizes.get(name, size):
             wrong.append(f"{name}: expected {sizes[name]} bytes, got {size}")
     if wrong:
         shown = "; ".join(wrong[:_MAX_LISTED]) + (
@@ -127,3 +155,4 @@ def _check_files(directory: Path, names: Iterable[str], sizes: Mapping[str, int]
         raise EarthGPTError(
             f"data {directory}: {shown}. `earthgpt data check {directory}` checks all shards; copy or build it again"
         )
+    return found

@@ -84,4 +84,4 @@ def train_tokenizer(texts: Iterable[str], *, vocab_size: int, path: Path) -> Non
         minloglevel=2,
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(model.getvalue())
+    files.write_bytes(path, model.getvalue())

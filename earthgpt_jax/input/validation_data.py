@@ -14,11 +14,11 @@ import functools
 import itertools
 import logging
 from collections.abc import Generator, Sequence
-from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int32
 
+from earthgpt_jax.common import files
 from earthgpt_jax.common.digests import fingerprint_json, sha256_int
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.config import Augment, Config
@@ -186,7 +186,9 @@ def _split_records(
     if trained <= {dataset.name for dataset in training.held_out}:  # none has it
         return []
     try:
-        opened = open_records(Path(config.data.source), split, tasks=sorted(map(annotation_task, prompt_config.tasks)))
+        opened = open_records(
+            files.path(config.data.source), split, tasks=sorted(map(annotation_task, prompt_config.tasks))
+        )
         datasets = [(dataset, records) for dataset, records in opened.parts() if dataset.name in trained]
         if not datasets:
             raise EarthGPTError(f"no dataset of the run has the split {split!r}")

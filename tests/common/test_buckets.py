@@ -71,9 +71,10 @@ def test_objects_are_read_and_listed_like_files(bucket: BucketPath) -> None:
         assert text.readlines() == ["a.txt\n", "ö\n"] and raw.seek(6) == 6 and raw.read() == "ö\n".encode()
     assert (folder / "b.txt").read_bytes() == "b.txt\nö\n".encode()
     assert (folder / "b.txt").read_range(2, 5) == b"txt" and (folder / "b.txt").read_range(3, 3) == b""
-    before = (folder / "a.txt").version()
+    assert (folder / "b.txt").read_ranges([(0, 1), (2, 5)]) == [b"b", b"txt"]
+    before = (folder / "a.txt").version_and_size()
     (folder / "a.txt").write_text("new")
-    assert (folder / "a.txt").read_text() == "new" and (folder / "a.txt").version() != before
+    assert (folder / "a.txt").read_text() == "new" and (folder / "a.txt").version_and_size() != before
     (folder / "a.txt").unlink()
     (folder / "a.txt").unlink(missing_ok=True)
     assert [path.name for path in folder.iterdir()] == ["b.txt", "sub"]
@@ -217,13 +218,13 @@ def test_a_folder_whose_writer_is_killed_at_any_write_is_absent_or_complete(buck
 
 
 def test_a_mounted_bucket_is_written_like_a_bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert files._renames_folders(tmp_path / "folder") and not files._renames_folders(files.path("gs://b/folder"))
+    assert files.renames_folders(tmp_path / "folder") and not files.renames_folders(files.path("gs://b/folder"))
     line = f"36 35 0:40 / {tmp_path} rw,nosuid - fuse.gcsfuse bucket rw\n"
     read_text = Path.read_text
     monkeypatch.setattr(
         Path, "read_text", lambda path, *a: read_text(path, *a) + (line if path.name == "mountinfo" else "")
     )
-    assert not files._renames_folders(tmp_path / "folder") and files._renames_folders(tmp_path.parent)
+    assert not files.renames_folders(tmp_path / "folder") and files.renames_folders(tmp_path.parent)
     replaced = []
     replace = os.replace
     monkeypatch.setattr(os, "replace", lambda *paths: (replaced.append(Path(paths[1])), replace(*paths)))

@@ -18,17 +18,17 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
-from pathlib import Path
 from types import ModuleType
 
 from earthgpt_jax.cli.help_text import add_parser, summary
+from earthgpt_jax.common import files
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     modules = _modules()
     commands = parser.add_subparsers(dest="verb", required=True, metavar=" | ".join(["list", *modules]))
     list_parser = add_parser(commands, "list", _list, help=summary(_list))
-    list_parser.add_argument("--root", type=Path, help="also show which of the datasets are in this folder")
+    list_parser.add_argument("--root", type=files.path, help="also show which of the datasets are in this folder")
     for name, module in modules.items():
         module.add_arguments(add_parser(commands, name, module, help=summary(module)))
 

@@ -18,11 +18,12 @@ examples:
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
+
+from earthgpt_jax.common import files
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("dir", type=Path, help="a folder of dataset directories, or a dataset directory")
+    parser.add_argument("dir", type=files.path, help="a folder of dataset directories, or a dataset directory")
     parser.add_argument("--strict", action="store_true", help="exit with status 1 if any overlap is found")
     parser.add_argument("--workers", type=int, help="number of processes that decode images (default: one per core)")
 

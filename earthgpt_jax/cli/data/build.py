@@ -30,6 +30,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from earthgpt_jax.common import files
+
 if TYPE_CHECKING:
     from earthgpt_jax.common.parallel import Engine
     from earthgpt_jax.datasets.cards import Card
@@ -44,8 +46,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="names of cards, NAME:VARIANT, card files (.yaml), `synthetic`, or `all` (every card whose files exist "
         "below --root)",
     )
-    parser.add_argument("--root", type=Path, help="folder of all native datasets, or of the one to build")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the dataset directories")
+    parser.add_argument("--root", type=files.path, help="folder of all native datasets, or of the one to build")
+    parser.add_argument("--out", type=files.path, required=True, help="folder for the dataset directories")
     parser.add_argument("--workers", type=int, help="number of processes on this machine (default: one per core)")
     parser.add_argument(
         "--max-quarantine",

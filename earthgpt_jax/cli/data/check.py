@@ -26,6 +26,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from earthgpt_jax.common import files
+
 _MAX_LISTED = 20  # disagreements that are printed in full
 
 
@@ -36,12 +38,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="with --root: names or files of cards, or `all` (every card with files below --root); without --root: "
         "dataset directories, or folders of them",
     )
-    parser.add_argument("--root", type=Path, help="folder of all native datasets, or of the one to check")
+    parser.add_argument("--root", type=files.path, help="folder of all native datasets, or of the one to check")
     lists = parser.add_mutually_exclusive_group()
-    lists.add_argument("--hashes", type=Path, metavar="FILE", help="with --root: compare with this list of sha256sum")
-    lists.add_argument("--write-hashes", type=Path, metavar="FILE", help="with --root: write such a list")
+    lists.add_argument(
+        "--hashes", type=files.path, metavar="FILE", help="with --root: compare with this list of sha256sum"
+    )
+    lists.add_argument("--write-hashes", type=files.path, metavar="FILE", help="with --root: write such a list")
     parser.add_argument(
-        "--against", type=Path, metavar="DIR", help="without --root: dataset directory of the native source"
+        "--against", type=files.path, metavar="DIR", help="without --root: dataset directory of the native source"
     )
 
 
@@ -92,7 +96,7 @@ def _check_built(folders: Sequence[str]) -> int:
 
     failed = False
     for folder in folders:
-        for directory in dataset_directories(Path(folder)):
+        for directory in dataset_directories(files.path(folder)):
             problems = find_problems(directory)
             failed |= bool(problems)
             print("\n".join(f"{directory}: {problem}" for problem in problems or ["no problems found"]))
@@ -106,7 +110,7 @@ def _compare(folders: Sequence[str], native: Path) -> int:
 
     failed = False
     for folder in folders:
-        for directory in dataset_directories(Path(folder)):
+        for directory in dataset_directories(files.path(folder)):
             agreement = compare(iter_records(directory), iter_records(native))
             failed |= bool(agreement.disagreements)
             print(f"{directory}: {agreement.shared} images are in {native}, {len(agreement.only_released)} are not")

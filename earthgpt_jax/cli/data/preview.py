@@ -15,9 +15,12 @@ examples:
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from earthgpt_jax.common import files
 
 if TYPE_CHECKING:
     from earthgpt_jax.datasets.inspect.selection import RecordFilter
@@ -26,9 +29,9 @@ _PAGE = "index.html"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("dir", type=Path, help="a dataset directory, or a folder of several")
+    parser.add_argument("dir", type=files.path, help="a dataset directory, or a folder of several")
     parser.add_argument(
-        "--out", type=Path, required=True, help="a page (.html), a folder for one (index.html), or a sheet (.png)"
+        "--out", type=files.path, required=True, help="a page (.html), a folder for one (index.html), or a sheet (.png)"
     )
     parser.add_argument("--count", type=int, default=12, help="records (default: 12)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the choice (default: 0)")
@@ -38,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--label", default="", help="only records of this scene class, or with an object of this class")
     parser.add_argument("--config", default="tiny:instruct", help="HTML: recipe (default: tiny:instruct)")
     parser.add_argument(
-        "--tokenizer", type=Path, help="HTML: a SentencePiece model (default: the embedded one, for every recipe)"
+        "--tokenizer", type=files.path, help="HTML: a SentencePiece model (default: the embedded one, for every recipe)"
     )
 
 
@@ -55,7 +58,9 @@ def run(args: argparse.Namespace) -> int:
     if suffix == ".png":
         from earthgpt_jax.datasets.inspect.contact_sheet import contact_sheet
 
-        contact_sheet(records).save(out)
+        content = io.BytesIO()
+        contact_sheet(records).save(content, format="PNG")
+        files.write_output(out, content.getvalue())
     else:
         from earthgpt_jax.common.resources import assets_path
         from earthgpt_jax.config import load
@@ -72,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
             tokenizer=Tokenizer(args.tokenizer or assets_path("tiny", "tokenizer.model")),
         )
         out.parent.mkdir(exist_ok=True)
-        out.write_text(text, encoding="utf-8")
+        files.write_output(out, text.encode())
     print(f"wrote {out}", file=sys.stderr)
     return 0
 
@@ -87,7 +92,7 @@ def _target(out: Path) -> tuple[Path, str]:
         parent = out.parent.absolute().parent
     else:
         parent = out.absolute().parent
-    if suffix not in (".html", ".png") or not parent.is_dir():
+    if suffix not in (".html", ".png") or not files.accepts_files(parent):
         raise EarthGPTError(
             f"--out {out}: expected the name of a page (.html) or a sheet (.png) in an existing folder, or a folder "
             "for a page"

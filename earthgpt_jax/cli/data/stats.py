@@ -20,7 +20,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
+
+from earthgpt_jax.common import files
 
 _CONFIG = "tiny:instruct"
 _FIELDS = ("mixture", "seq_len", "max_images")  # of the recipe's data
@@ -28,10 +29,10 @@ _PACKING_OPTIONS = ("config", *_FIELDS, "workers")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("dir", type=Path, help="a dataset directory, or a folder of several")
-    parser.add_argument("--tokenizer", type=Path, help="a SentencePiece model (default: the embedded one)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the statistics as JSON")
-    parser.add_argument("--html", type=Path, metavar="FILE", help="also write a page with tables and plots")
+    parser.add_argument("dir", type=files.path, help="a dataset directory, or a folder of several")
+    parser.add_argument("--tokenizer", type=files.path, help="a SentencePiece model (default: the embedded one)")
+    parser.add_argument("--json", type=files.path, metavar="FILE", help="also write the statistics as JSON")
+    parser.add_argument("--html", type=files.path, metavar="FILE", help="also write a page with tables and plots")
     parser.add_argument("--packing", action="store_true", help="report the packing schedule of a recipe instead")
     parser.add_argument("--config", help=f"--packing: recipe (default: {_CONFIG})")
     parser.add_argument("--mixture", help="--packing: mixture, a name or a YAML file (default: the recipe's)")
@@ -88,7 +89,7 @@ def _measure(args: argparse.Namespace) -> int:
         option = given[0].replace("_", "-")
         raise EarthGPTError(f"--{option} applies to --packing only; add --packing, or remove --{option}")
     for option, path in (("--json", args.json), ("--html", args.html)):
-        if path and (path.is_dir() or not path.absolute().parent.is_dir()):
+        if path and (path.is_dir() or not files.accepts_files(path.absolute().parent)):
             raise EarthGPTError(f"{option} {path}: expected the name of a file in a folder that exists")
     folders = dataset_directories(args.dir)
     tokenizer = Tokenizer(args.tokenizer or assets_path("tiny", "tokenizer.model"))

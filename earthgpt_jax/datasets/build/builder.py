@@ -21,8 +21,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from earthgpt_jax.common.buckets import BucketPath
 from earthgpt_jax.common.errors import EarthGPTError
-from earthgpt_jax.common.files import explain_write_errors
+from earthgpt_jax.common.files import explain_write_errors, is_complete, write_text
 from earthgpt_jax.common.parallel import Engine, LocalEngine
 from earthgpt_jax.datasets import image_digests
 from earthgpt_jax.datasets.build import chunks, native_files, shards
@@ -116,7 +117,8 @@ def _build_one(card: Card, root: Path, out: Path, *, engine: Engine, max_quarant
 
         def current_origin(sums: str) -> str:
             if sums:
-                since = (out / native_files.FILE).stat().st_mtime
+                # In a bucket, this is the time of the upload, after which it is too late to look for changes.
+                since = 0.0 if isinstance(out, BucketPath) else (out / native_files.FILE).stat().st_mtime
                 sums = native_files.refresh_sums(base, files, sums, since=since)
             return native_files.origin(settings, files, sums)
 
@@ -184,8 +186,7 @@ def _check_quarantine(finished: FinishedChunks, card: Card, base: Path, path: Pa
     ]
     if finished.counts.splits and not exceeded:
         return
-    with path.open("w") as file:
-        file.writelines(json.dumps(entry) + "\n" for entry in finished.rejected())
+    write_text(path, "".join(json.dumps(entry) + "\n" for entry in finished.rejected()))
     if not finished.counts.splits:
         first = next(finished.rejected(), {"reason": "no annotations found"})["reason"]
         raise EarthGPTError(f"{card.name}: no usable record in {base}; first reason: {first}")
@@ -227,7 +228,7 @@ def _previous_build(out: Path, current_origin: Callable[[str], str]) -> DatasetS
     Raises:
         EarthGPTError: `out` contains anything else.
     """
-    if not out.exists():
+    if not is_complete(out):
         return None
     manifest = read_manifest(out)
     path = out / native_files.FILE

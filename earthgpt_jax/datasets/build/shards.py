@@ -15,7 +15,7 @@ import os
 import pickle
 import platform
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from tensorflow_datasets.core.utils.shard_utils import ShardConfig, get_shard_bo
 
 from earthgpt_jax import __version__
 from earthgpt_jax.common.digests import fingerprint_json, sha256, sha256_file
-from earthgpt_jax.common.files import atomic_path, write_bytes, write_text
+from earthgpt_jax.common.files import atomic_path, move_folder, renames_folders, write_bytes, write_json, write_text
 from earthgpt_jax.common.parallel import Engine
 from earthgpt_jax.common.progress import Bar
 from earthgpt_jax.datasets import image_digests
@@ -166,10 +166,11 @@ def write_directory(
     order: Sequence[str] = (),
     files: Sequence[Path] = (),
 ) -> None:
-    """Write all files of a dataset directory in `work`, then rename the complete directory to `out`.
+    """Write all files of a dataset directory in `work`, then rename the complete directory to `out`, or upload it.
 
     Args:
-        work: a folder on the same file system as `out`; finished shards stay there if the build is interrupted.
+        work: a folder on the same file system as `out`, or a local one for a bucket; finished shards stay there if the
+            build is interrupted.
         chunks: (file of examples, index) of each chunk, in order.
         name: the dataset's name.
         manifest: more entries of manifest.json.
@@ -194,9 +195,9 @@ def write_directory(
     if staged.exists():
         shutil.rmtree(staged)
     staged.mkdir()
-    sums = _stage(staged, splits, jobs)
-    with (staged / QUARANTINE).open("w") as file:
-        file.writelines(json.dumps(entry) + "\n" for entry in quarantine)
+    # A copy that is interrupted needs the finished shards again, under their own names.
+    sums = _stage(staged, splits, jobs, move=os.replace if renames_folders(out) else os.link)
+    write_text(staged / QUARANTINE, "".join(json.dumps(entry) + "\n" for entry in quarantine))
     image_digests.write_image_digests(staged, {split: layout.digests for split, layout in splits.items()})
     for path in files:
         os.replace(path, staged / path.name)
@@ -210,11 +211,14 @@ def write_directory(
         "versions": versions(),
         **manifest,
     }
-    (staged / MANIFEST).write_text(json.dumps(values, indent=1) + "\n")
-    os.replace(staged, out)
+    write_json(staged / MANIFEST, values)
+    move_folder(staged, out, key_file=MANIFEST, content=fingerprint_json(values))
 
 
-def _stage(staged: Path, splits: Mapping[str, SplitLayout], jobs: Mapping[str, Sequence[Path]]) -> dict[str, str]:
+def _stage(
+    staged: Path, splits: Mapping[str, SplitLayout], jobs: Mapping[str, Sequence[Path]], *,
+    move: Callable[[Path, Path], None],
+) -> dict[str, str]:  # fmt: skip
     """Move the shards to the names that TFDS expects, write TFDS's description, and return sha256 by shard name."""
     builder = Builder(data_dir=staged.parent, file_format=FORMAT)
     sums, infos = {}, []
@@ -227,7 +231,7 @@ def _stage(staged: Path, splits: Mapping[str, SplitLayout], jobs: Mapping[str, S
             path = Path(template.sharded_filepath(shard_index=index, num_shards=len(jobs[split])))
             lengths.append(sum(len(starts) for _, starts, _ in pickle.loads(job.read_bytes())))
             sums[path.name] = _sum_path(job).read_text()
-            os.replace(_shard_path(job), path)
+            move(_shard_path(job), path)
         infos.append(SplitInfo(name=split, shard_lengths=lengths, num_bytes=layout.size, filename_template=template))
     builder.info.set_splits(SplitDict(infos))
     builder.info.write_to_directory(staged)

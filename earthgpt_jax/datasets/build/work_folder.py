@@ -1,4 +1,4 @@
-"""The hidden folder in which a dataset is built."""
+"""The hidden folder in which a dataset is built: next to the dataset, or in the user's cache for one in a bucket."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from earthgpt_jax.common import files
+from earthgpt_jax.common.digests import sha256
 from earthgpt_jax.common.errors import EarthGPTError
 
 
@@ -16,13 +18,18 @@ from earthgpt_jax.common.errors import EarthGPTError
 def work_folder(out: Path) -> Iterator[Path]:
     """Create the folder in which `out` is built, `.<name>.building` next to it, and lock it for this process.
 
+    If `out` is in a bucket, the folder is on this machine, in `builds` of the user's cache folder.
+
     On exit the folder is removed if `out` exists, or if no chunk is finished that a later build could use.
 
     Raises:
         EarthGPTError: another process is building `out`.
     """
-    out.parent.mkdir(parents=True, exist_ok=True)
-    work = out.parent / f".{out.name}.building"
+    parent = out.parent
+    if not files.renames_folders(out):
+        parent = files.cache_folder() / "builds" / sha256(str(out))[:16]
+    parent.mkdir(parents=True, exist_ok=True)
+    work = parent / f".{out.name}.building"
     while True:
         work.mkdir(exist_ok=True)
         lock = os.open(work, os.O_RDONLY)
@@ -40,7 +47,7 @@ def work_folder(out: Path) -> Iterator[Path]:
             try:
                 yield work
             finally:
-                if out.exists() or not any(work.glob("chunks/*.index")):
+                if files.is_complete(out) or not any(work.glob("chunks/*.index")):
                     shutil.rmtree(work)
             return
         finally:

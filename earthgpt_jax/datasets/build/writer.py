@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from earthgpt_jax.common import files
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.common.files import explain_write_errors
 from earthgpt_jax.common.parallel import LocalEngine
@@ -37,10 +38,12 @@ def write_dataset(
     if out.exists():
         raise EarthGPTError(f"{out} exists already; choose another folder, or delete this one to build it again")
     with explain_write_errors(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
+        parent = out.parent if files.renames_folders(out) else None  # None: the folder for temporary files
+        if parent is not None:
+            parent.mkdir(parents=True, exist_ok=True)
         # A random name keeps simultaneous builds apart. The dataset inside it is nested more deeply than
         # `dataset_directories` looks, so that the remains of a killed build are never taken for a dataset.
-        with tempfile.TemporaryDirectory(prefix=f"{out.name}.partial-", dir=out.parent) as temporary:
+        with tempfile.TemporaryDirectory(prefix=f"{out.name}.partial-", dir=parent) as temporary:
             work = Path(temporary)
             index, examples = chunks.ChunkIndex(), work / "examples"
             with examples.open("wb") as file:

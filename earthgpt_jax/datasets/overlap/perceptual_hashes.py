@@ -124,7 +124,7 @@ def _hash_chunk(directory: Path, chunk: tuple[str, int, int]) -> np.ndarray:
 def _read(path: Path, key: str, lengths: dict[str, int]) -> dict[str, PerceptualHashes] | None:
     """Return the cached hashes; None if they must be computed, because the file is missing, damaged or outdated."""
     try:
-        with np.load(path) as file:
+        with np.load(io.BytesIO(path.read_bytes())) as file:
             if str(file["key"]) != key:
                 return None
             hashes = {s: PerceptualHashes(**{name: file[f"{s}/{name}"] for name in _COLUMNS}) for s in lengths}

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from earthgpt_jax.common.errors import EarthGPTError
+from earthgpt_jax.common.files import write_text
 from earthgpt_jax.evaluation.confidence import Calibration
 from earthgpt_jax.evaluation.predictions import Prediction
 from earthgpt_jax.evaluation.report import gallery, page
@@ -66,7 +67,7 @@ def write_report(
             notes=notes,
             tables=[*tables, *([reliability] if reliability else [])],
         )
-        (folder / "report.md").write_text(text, encoding="utf-8")
+        write_text(folder / "report.md", text)
     except OSError as error:
         raise EarthGPTError(
             f"--report {folder}: cannot be written ({error.strerror}); choose another folder"

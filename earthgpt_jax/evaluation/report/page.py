@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from earthgpt_jax.common import files
 from earthgpt_jax.evaluation.confidence import Calibration
 from earthgpt_jax.evaluation.metrics.calibration import BINS
 from earthgpt_jax.evaluation.predictions import DETECTION_TASKS, ChainedTask, Prediction
@@ -90,7 +91,7 @@ def write_page(
         failures=None if failures is None else failures[:max_failures],
         failed=len(failures or ()),
     )  # fmt: skip
-    path.write_text(page, encoding="utf-8")
+    files.write_text(path, page)
 
 
 def _headline(scores: Scores) -> list[dict[str, Any]]:

@@ -116,7 +116,7 @@ def _measure_chunk(
 def _read(path: Path, identity: Mapping[str, Any], *, records: int) -> LengthIndex | None:
     """Return the index in a file; None if there is no such file or it is damaged."""
     try:
-        with np.load(path) as file:
+        with np.load(io.BytesIO(path.read_bytes())) as file:
             arrays = dict(file)
         if json.loads(str(arrays.pop("identity"))) != identity:
             raise ValueError("its identity is not the one in its name")

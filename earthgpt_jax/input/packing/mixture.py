@@ -12,6 +12,7 @@ import math
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
+from earthgpt_jax.common import files
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.common.names import did_you_mean
 from earthgpt_jax.common.parsing import parse_yaml
@@ -131,7 +132,7 @@ def load_mixture(name: str) -> Mixture:
 
 
 def _find(name: str) -> Path:
-    for candidate in (Path(name), data_path("mixtures", f"{name}.yaml")):
+    for candidate in (files.path(name), data_path("mixtures", f"{name}.yaml")):
         if candidate.is_file():
             return candidate
     known = sorted(path.stem for path in data_path("mixtures").glob("*.yaml"))

@@ -11,6 +11,7 @@ from typing import Protocol
 import numpy as np
 from jaxtyping import Int
 
+from earthgpt_jax.common import files
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.config import Config
 from earthgpt_jax.datasets import cards
@@ -96,7 +97,7 @@ def load_training_data(config: Config, *, tokenizer: Tokenizer, workers: int | N
         EarthGPTError: There is nothing to read or to ask (`open_records`, `PackingSchedule`), or the mixture is invalid
             (`load_mixture`) or names a dataset that is missing.
     """
-    data, directory = config.data, Path(config.data.source)
+    data, directory = config.data, files.path(config.data.source)
     mixture = load_mixture(data.mixture)
     prompt_config, budget = prompt_config_of(config, tokenizer)
     weights = {task: data.task_weights[task] for task in prompt_config.tasks}
