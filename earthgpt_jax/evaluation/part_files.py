@@ -2,22 +2,28 @@
 
 While an evaluation runs, `predictions.jsonl` is written as `predictions-0-of-2.jsonl` and `predictions-1-of-2.jsonl`,
 one line per answer. All part files count, of any number of processes, so a stopped evaluation may continue with another
-number of processes.
+number of processes. In a bucket, where nothing can be appended, each process writes a series of part files
+(`predictions-0-of-2-00000.jsonl`, ...), one for the answers of every `UPLOAD_SECONDS`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
+from earthgpt_jax.common.buckets import BucketPath
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.common.files import write_text
 from earthgpt_jax.evaluation import predictions_file
 from earthgpt_jax.evaluation.predictions import Prediction
 from earthgpt_jax.evaluation.processes import Process
+
+UPLOAD_SECONDS = 30.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,9 +55,11 @@ class PartFiles:
                     )
         return found
 
-    def append_to(self, process: Process) -> TextIO:
+    def append_to(self, process: Process) -> TextIO | _PartSeries:
         """Open the part file of a process for appending, after removing an incomplete last line."""
         path = self.out.with_name(f"{self.out.stem}-{process.index}-of-{process.count}{self.out.suffix}")
+        if isinstance(path, BucketPath):
+            return _PartSeries(path, header=self._header_line())
         path.parent.mkdir(parents=True, exist_ok=True)
         self._write(path, self._read(path))
         return path.open("a", encoding="utf-8")
@@ -99,3 +107,30 @@ class PartFiles:
 
     def _write(self, path: Path, predictions: Iterable[Prediction]) -> None:
         write_text(path, self._header_line() + "".join(map(predictions_file.to_line, predictions)))
+
+
+class _PartSeries(contextlib.AbstractContextManager):
+    """Writes lines to numbered part files in a bucket, which are complete files with a header."""
+
+    def __init__(self, path: BucketPath, *, header: str):
+        self._path, self._header = path, header
+        self._number = len(list(path.parent.glob(f"{path.stem}-*{path.suffix}")))  # written before it was stopped
+        self._lines: list[str] = []
+        self._uploaded = time.monotonic()
+
+    def write(self, line: str) -> None:
+        self._lines.append(line)
+
+    def flush(self) -> None:
+        """Upload the lines if the last upload was long enough ago."""
+        if time.monotonic() - self._uploaded >= UPLOAD_SECONDS:
+            self._upload()
+
+    def __exit__(self, *_: object) -> None:
+        self._upload()
+
+    def _upload(self) -> None:
+        if self._lines:
+            path = self._path.with_name(f"{self._path.stem}-{self._number:05d}{self._path.suffix}")
+            write_text(path, self._header + "".join(self._lines))
+        self._number, self._lines, self._uploaded = self._number + 1, [], time.monotonic()
