@@ -5,6 +5,7 @@ from __future__ import annotations
 import pprint
 from pathlib import Path
 
+from earthgpt_jax.common import files
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.config import ModelConfig, to_dict
 
@@ -43,6 +44,6 @@ def write_recipe(path: Path, *, base: str, model: ModelConfig) -> None:
         state = "a file that exists already" if path.exists() else "another name"
         raise EarthGPTError(f"{path}: expected a new file NAME.py for the recipe, got {state}; choose another --out")
     values = {name: value for name, value in to_dict(model).items() if name != "adapter"}
-    base = str(Path(base).resolve()) if Path(base).is_file() else base
+    base = str(files.path(base).resolve()) if files.path(base).is_file() else base
     text = pprint.pformat(values, width=110, sort_dicts=False)
-    path.write_text(_TEMPLATE.format(name=path.stem, base=base, model=text))
+    files.write_output(path, _TEMPLATE.format(name=path.stem, base=base, model=text).encode())

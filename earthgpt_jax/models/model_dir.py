@@ -383,7 +383,7 @@ def write_config(
     }
     if record is not None:
         values["parent"] = dataclasses.asdict(record)
-    (folder / "config.json").write_text(json.dumps(values, indent=1) + "\n")
+    files.write_json(folder / "config.json", values)
     files.copy(tokenizer, folder / "tokenizer.model")
 
 

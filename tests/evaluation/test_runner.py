@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from earthgpt_jax.common.errors import EarthGPTError
-from earthgpt_jax.evaluation import baselines, predictions_file, runner, scores
+from earthgpt_jax.evaluation import baselines, part_files, predictions_file, runner, scores
 from earthgpt_jax.evaluation.processes import Process
 from earthgpt_jax.evaluation.questions import FALSE_PREMISES, MAX_NEW_TOKENS, select_examples
 from earthgpt_jax.evaluation.runner import View
@@ -226,6 +226,30 @@ def test_part_files_of_any_number_of_processes_are_joined(examples, tmp_path):
     assert seen + last.seen == len(examples)
     assert (tmp_path / "p.jsonl").read_bytes() == (tmp_path / "straight.jsonl").read_bytes()
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["p.jsonl", "straight.jsonl"]
+
+
+@pytest.mark.parametrize("seconds", [0, 1000])
+def test_part_files_in_a_bucket_are_series_that_lose_nothing_uploaded(examples, tmp_path, bucket, monkeypatch, seconds):
+    arguments = {"header": HEADER, "view": View.IMAGE, "label": "t"}
+    runner.evaluate(Oracle(examples), examples, out=tmp_path / "straight.jsonl", **arguments)
+    monkeypatch.setattr(part_files, "UPLOAD_SECONDS", seconds)
+    seen = 0
+    for index in (0, 1, 0):
+        oracle = Oracle(examples, die_after=5)
+        with pytest.raises(KeyboardInterrupt):
+            runner.evaluate(
+                oracle, examples, out=bucket / "p.jsonl", process=Process(index=index, count=2), **arguments
+            )
+        seen += oracle.seen
+    names = [path.name for path in bucket.iterdir()]
+    assert (
+        "p-0-of-2-00000.jsonl" in names and "p-1-of-2-00000.jsonl" in names and len(names) == (15 if not seconds else 3)
+    )
+    last = Oracle(examples)
+    runner.evaluate(last, examples, out=bucket / "p.jsonl", **arguments)
+    assert seen + last.seen == len(examples)
+    assert (bucket / "p.jsonl").read_bytes() == (tmp_path / "straight.jsonl").read_bytes()
+    assert [path.name for path in bucket.iterdir()] == ["p.jsonl"]
 
 
 def test_part_files_that_contradict_or_belong_to_another_evaluation_are_refused(examples, tmp_path):
