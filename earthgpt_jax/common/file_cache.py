@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -171,12 +170,3 @@ def _locked(path: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
-
-
-def copies() -> list[str]:
-    """Return the names of the objects that have a copy, for messages and tests."""
-    return sorted(
-        re.sub(r"^[0-9a-f]{32}-", "", path.name)
-        for path in (cache_folder() / "objects").glob("*-*")
-        if path.suffix not in (".lock", ".partial")
-    )

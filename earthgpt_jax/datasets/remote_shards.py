@@ -6,6 +6,7 @@ import bisect
 import collections
 import itertools
 import logging
+import resource
 import threading
 from collections.abc import Sequence
 
@@ -20,8 +21,9 @@ _OPTIONS = "readahead_buffer_size:0"  # for random access, as TFDS opens shards
 class RemoteExamples(Sequence[bytes]):
     """The serialised examples of several shards, one shard after the other.
 
-    All local copies stay in use while they fit into the limit of the file cache. If they do not, those that were not
-    used for the longest time are given up for others, and downloaded again later.
+    All local copies stay in use while they fit into the limit of the file cache. If they do not, those that were opened
+    first are given up for others, and downloaded again later. A process also opens no more of them at a time than a
+    quarter of the files that it may have open.
 
     Args:
         shards: the objects, in order.
@@ -34,6 +36,7 @@ class RemoteExamples(Sequence[bytes]):
         self._ends = list(itertools.accumulate(lengths))
         self._open: collections.OrderedDict[int, _OpenShard] = collections.OrderedDict()
         self._lock = threading.Lock()
+        self._most = max(1, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
         self._warned = False
 
     def __len__(self) -> int:
@@ -50,16 +53,18 @@ class RemoteExamples(Sequence[bytes]):
             return found
         with self._lock:  # other threads wait only if they need a shard that is not open either
             while number not in self._open:
+                if len(self._open) >= self._most:
+                    self._open.popitem(last=False)
                 try:
                     self._open[number] = _OpenShard(open_copy(self._shards[number], size=self._sizes[number]))
                 except CacheFullError:
                     if not self._open:
                         raise
-                    self._give_up_one()
+                    self._open.popitem(last=False)
+                    self._warn()
             return self._open[number]
 
-    def _give_up_one(self) -> None:
-        self._open.popitem(last=False)
+    def _warn(self) -> None:
         if not self._warned:
             logging.getLogger(__name__).warning(
                 "data %s: its local copies do not fit into the limit and are downloaded several times; set %s to allow "
