@@ -21,6 +21,7 @@ from earthgpt_jax.common.errors import EarthGPTError
 
 Params = dict[str, jax.Array]
 T = TypeVar("T")
+FROZEN = "frozen"  # name of the metadata that marks a frozen parameter in a module
 
 
 def flatten(state: nnx.State) -> Params:
@@ -28,9 +29,19 @@ def flatten(state: nnx.State) -> Params:
     return {"/".join(map(str, path)): variable.get_value() for path, variable in nnx.to_flat_state(state)}
 
 
-def merge_module(graphdef: nnx.GraphDef, params: Mapping[str, jax.Array]) -> Any:
-    """Return the module with the structure `graphdef` and the parameters `params`; the inverse of `split_module`."""
-    return nnx.merge(graphdef, nnx.from_flat_state([(_key(p), nnx.Param(v)) for p, v in params.items()]))
+def merge_module(
+    graphdef: nnx.GraphDef, params: Mapping[str, jax.Array], *, frozen: Mapping[str, jax.Array] | None = None
+) -> Any:
+    """Return the module with the structure `graphdef` and its parameters; the inverse of `split_module`.
+
+    Args:
+        graphdef: structure.
+        params: parameters.
+        frozen: further parameters, which are marked: no gradient is taken with respect to them.
+    """
+    variables = [(_key(path), nnx.Param(value)) for path, value in params.items()]
+    variables += [(_key(path), nnx.Param(value, **{FROZEN: True})) for path, value in (frozen or {}).items()]
+    return nnx.merge(graphdef, nnx.from_flat_state(variables))
 
 
 def split_module(module: nnx.Module) -> tuple[nnx.GraphDef, Params]:

@@ -23,8 +23,9 @@ import jax
 import jax.numpy as jnp
 
 from earthgpt_jax.aot import program, slices
-from earthgpt_jax.config import Config, MeshConfig, ModelConfig
+from earthgpt_jax.config import Config, Kept, MeshConfig, ModelConfig, kept
 from earthgpt_jax.models.layers import unrolled
+from earthgpt_jax.models.remat import is_uniform
 from earthgpt_jax.params import merge_module
 from earthgpt_jax.training.stages import Trainable, trainable_paths
 
@@ -66,14 +67,27 @@ def executed(config: Config, *, batch_size: int, trainable: Mapping[str, Trainab
     Args:
         trainable: overrides what the stage trains.
     """
-    one, two = (_compiler_total(config, batch_size=batch_size, depth=depth, trainable=trainable) for depth in (1, 2))
+    runs = {config.remat: config.model.llm.depth}
+    if not is_uniform(config.remat):  # each run is compiled for itself
+        runs = {
+            str(Kept(layers=dict.fromkeys(run.names), offloaded=run.offloaded)): run.layers
+            for run in kept(config.remat).runs(config.model.llm.depth)
+        }
+    total = outside_layers = 0.0
+    for remat, layers in runs.items():
+        uniform = dataclasses.replace(config, remat=remat)
+        one, two = (
+            _compiler_total(uniform, batch_size=batch_size, depth=depth, trainable=trainable) for depth in (1, 2)
+        )
+        outside_layers = 2 * one - two
+        total += layers * (two - one)
     _, shapes = program.abstract_model(config.model)
     trainable = trainable_paths(config, shapes) if trainable is None else trainable
     tiny = reduced(config, batch_size=batch_size, depth=1)
     outside = _before_llm(config, batch_size=batch_size, trainable=trainable) - _before_llm(
         tiny, batch_size=batch_size, trainable=trainable
     )
-    return one + (config.model.llm.depth - 1) * (two - one) + outside
+    return total + outside_layers + outside
 
 
 def _compiler_total(config: Config, *, batch_size: int, depth: int, trainable: Mapping[str, Trainable] | None) -> float:

@@ -14,9 +14,7 @@ from earthgpt_jax.training.throughput import FlopsReference
 
 # Dense bf16 TFLOP/s by `device_kind`. TPUs: from `slices`. GPUs: from `gpus`.
 PEAKS: tuple[tuple[str, float], ...] = (
-    (r"TPU v5( lite|e)", slices.CHIPS["v5e"].bf16_tflops),
-    (r"TPU v5p?", slices.CHIPS["v5p"].bf16_tflops),
-    (r"TPU v6( lite|e)", slices.CHIPS["v6e"].bf16_tflops),
+    *((chip.device_kind, chip.bf16_tflops) for chip in slices.CHIPS.values()),
     *((gpu.pattern, gpu.bf16_tflops) for gpu in gpus.GPUS),
 )
 

@@ -11,7 +11,7 @@ from earthgpt_jax.aot.inference_plan import InferencePlan, Workload
 from earthgpt_jax.aot.slices import Slice
 from earthgpt_jax.aot.step_plan import StepPlan
 from earthgpt_jax.common.errors import EarthGPTError
-from earthgpt_jax.config import Config, MeshConfig
+from earthgpt_jax.config import Config, MeshConfig, Remat
 
 _log = logging.getLogger(__name__)
 
@@ -24,6 +24,8 @@ def largest_batch(config: Config, slice_: Slice, *, start: StepPlan) -> int:
     Args:
         start: the plan of any per-chip batch.
     """
+    if config.remat == Remat.AUTO:
+        config = dataclasses.replace(config, remat=Remat.FULL)  # what `auto` chooses if memory is short
     plans: dict[int, StepPlan] = {start.per_chip_batch: start}
 
     def plan(batch: int) -> StepPlan:

@@ -22,6 +22,7 @@ class Chip:
     """A TPU generation.
 
     Attributes:
+        device_kind: regex of JAX's name.
         hbm_gib: memory that a program can use, as the compiler reports when a program does not fit.
         bf16_tflops: peak compute rate.
         hbm_gb_per_second: memory bandwidth.
@@ -34,6 +35,7 @@ class Chip:
     """
 
     kind: str
+    device_kind: str
     hbm_gib: float
     bf16_tflops: float
     hbm_gb_per_second: float
@@ -53,16 +55,19 @@ CHIPS = {
     chip.kind: chip
     for chip in (
         Chip(
-            kind="v5e", hbm_gib=15.75, bf16_tflops=197, hbm_gb_per_second=819, link_gb_per_second=50, ring=16,
-            dcn_gb_per_second=3.125, host_gb_per_second=15, names_per_chip=1, grids=_FLAT,
+            kind="v5e", device_kind=r"TPU v5( lite|e)", hbm_gib=15.75, bf16_tflops=197, hbm_gb_per_second=819,
+            link_gb_per_second=50, ring=16, dcn_gb_per_second=3.125, host_gb_per_second=15, names_per_chip=1,
+            grids=_FLAT,
         ),
         Chip(
-            kind="v6e", hbm_gib=31.25, bf16_tflops=918, hbm_gb_per_second=1638, link_gb_per_second=100, ring=16,
-            dcn_gb_per_second=12.5, host_gb_per_second=32, names_per_chip=1, grids=_FLAT,
+            kind="v6e", device_kind=r"TPU v6( lite|e)", hbm_gib=31.25, bf16_tflops=918, hbm_gb_per_second=1638,
+            link_gb_per_second=100, ring=16, dcn_gb_per_second=12.5, host_gb_per_second=32, names_per_chip=1,
+            grids=_FLAT,
         ),
         Chip(
-            kind="v5p", hbm_gib=95.74, bf16_tflops=459, hbm_gb_per_second=2765, link_gb_per_second=100, ring=4,
-            dcn_gb_per_second=6.25, host_gb_per_second=15, names_per_chip=2, grids=_CUBES,
+            kind="v5p", device_kind=r"TPU v5p?", hbm_gib=95.74, bf16_tflops=459, hbm_gb_per_second=2765,
+            link_gb_per_second=100, ring=4, dcn_gb_per_second=6.25, host_gb_per_second=15, names_per_chip=2,
+            grids=_CUBES,
         ),
     )
 }  # fmt: skip
@@ -109,6 +114,11 @@ def parse(name: str) -> Slice:
             return Slice(name=name, chip=chip, chips=chips, count=int(match[1] or 1))
     names = (f"{chip.kind}-{n * chip.names_per_chip}" for chip in CHIPS.values() for n in chip.grids)
     raise EarthGPTError(f"topology {name!r}: expected a slice, or several as 2xv5e-256. Slices: {', '.join(names)}.")
+
+
+def chip_of(device_kind: str) -> Chip | None:
+    """Return the TPU generation that JAX names `device_kind`; None if it is not known here."""
+    return next((chip for chip in CHIPS.values() if re.fullmatch(chip.device_kind, device_kind)), None)
 
 
 def compiler_is_available() -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import re
@@ -10,13 +11,13 @@ from typing import Any
 import jax
 from jax.sharding import AbstractMesh, AxisType
 
-from earthgpt_jax.aot import flops, hlo, program, slices
+from earthgpt_jax.aot import flops, hlo, program, remat_search, slices
 from earthgpt_jax.aot.collectives import by_kind, collectives
 from earthgpt_jax.aot.costs import costs
 from earthgpt_jax.aot.program import GIB, OutOfMemory, StepInputs
 from earthgpt_jax.aot.roofline import Roofline, roofline
 from earthgpt_jax.aot.slices import Slice
-from earthgpt_jax.config import Config
+from earthgpt_jax.config import Config, Remat
 from earthgpt_jax.ops import losses
 from earthgpt_jax.sharding import rules
 from earthgpt_jax.sharding.mesh import AXES, axis_sizes
@@ -33,6 +34,8 @@ class StepPlan:
 
     Attributes:
         chips: number of chips in all slices.
+        remat: rematerialization policy; that chosen for the slice if the recipe's is `auto`.
+        remat_tried: policies that `auto` compiled, with their GiB per chip; None: it does not fit.
         per_chip_batch: sequences that a chip (with `tensor` > 1, a group of chips) processes at a time.
         microbatches: number of microbatches per step; with more than one, two copies of the gradients are held.
         estimate: where the figures come from: `COMPILER` or `SHAPES`.
@@ -79,6 +82,7 @@ class StepPlan:
     roofline: Roofline | None = None
     replicated: dict[str, float] = dataclasses.field(default_factory=dict)
     largest_per_chip_batch: int | None = None
+    remat_tried: dict[str, float | None] = dataclasses.field(default_factory=dict)
     compiler_message: str = ""
 
     @property
@@ -111,7 +115,7 @@ def plan_step(config: Config, slice_: Slice, *, per_chip_batch: int | None = Non
         return dataclasses.replace(plan, fits=False)
     if not slices.compiler_is_available():
         return plan
-    plan = _add_compiled(plan, config, slice_)
+    plan, config = _add_compiled(plan, config, slice_)
     if unrolled:
         # A matrix product of one sequence is sharded over `tensor`.
         per_microbatch = flops.executed(config, batch_size=per_chip_batch) / plan.mesh["tensor"]
@@ -174,14 +178,37 @@ def _replicated(inputs: StepInputs) -> dict[str, float]:
     return {entry.path: entry.bytes / GIB for entry in large} if mesh.shape["fsdp"] > 1 else {}
 
 
-def _add_compiled(plan: StepPlan, config: Config, slice_: Slice) -> StepPlan:
-    """Compile the step and add the compiler's figures to the plan."""
-    try:
-        compiled: jax.stages.Compiled = program.compile_step(config, slices.devices(slice_))
-    except OutOfMemory as error:
-        return dataclasses.replace(
-            plan, estimate=COMPILER, fits=False, compiler_message=str(error), **_sizes_in_message(str(error), plan)
-        )
+def _add_compiled(plan: StepPlan, config: Config, slice_: Slice) -> tuple[StepPlan, Config]:
+    """Compile the step and add the compiler's figures to the plan; choose the policy of `remat=auto`."""
+    devices = slices.devices(slice_)
+    compiled: dict[str, jax.stages.Compiled | OutOfMemory] = {}  # by policy
+
+    def compile_and_measure(config: Config) -> int:
+        try:
+            compiled[config.remat] = step = program.compile_step(config, devices)
+        except OutOfMemory as error:
+            compiled[config.remat] = error
+            raise
+        return program.memory(step).total
+
+    if config.remat == Remat.AUTO:
+        limits = remat_search.limits_of(slice_.chip)
+        found = remat_search.choose(config, compile_and_measure, sequences=plan.per_chip_batch, limits=limits)
+        config = dataclasses.replace(config, remat=found.policy)
+        tried = {policy: size and size / GIB for policy, size in found.tried.items()}
+        plan = dataclasses.replace(plan, remat=found.policy, remat_tried=tried)
+    if config.remat not in compiled:
+        with contextlib.suppress(OutOfMemory):
+            compile_and_measure(config)
+    result = compiled[config.remat]
+    if isinstance(result, OutOfMemory):
+        sizes = _sizes_in_message(str(result), plan)
+        plan = dataclasses.replace(plan, estimate=COMPILER, fits=False, compiler_message=str(result), **sizes)
+        return plan, config
+    return _with_figures(plan, config, slice_, result), config
+
+
+def _with_figures(plan: StepPlan, config: Config, slice_: Slice, compiled: jax.stages.Compiled) -> StepPlan:
     memory = program.memory(compiled)
     parsed = hlo.parse(compiled.as_text() or "")
     counts = trip_counts(config, batch_size=plan.per_chip_batch)

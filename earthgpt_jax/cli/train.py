@@ -80,12 +80,19 @@ def run(args: argparse.Namespace) -> int:
     import jax
 
     from earthgpt_jax.aot.flops_reference import flops_reference
+    from earthgpt_jax.aot.remat_search import choose_for_devices
     from earthgpt_jax.training.loop import train
     from earthgpt_jax.training.profile import Profile
 
     profile = None
     if args.profile is not None:
         profile = Profile(steps=args.profile, all_processes=args.profile_processes == "all")
-    finished = train(config, args.workdir, profile=profile, flops_reference=flops_reference(config, jax.devices()))
+    finished = train(
+        config,
+        args.workdir,
+        profile=profile,
+        flops_reference=flops_reference(config, jax.devices()),
+        choose_remat=lambda config: choose_for_devices(config, jax.devices()),
+    )
     print(f"finished: {finished}", file=sys.stderr)
     return 0

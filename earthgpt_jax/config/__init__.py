@@ -18,6 +18,7 @@ from earthgpt_jax.config.model_schema import (
     RopeScalingConfig,
     ViTConfig,
 )
+from earthgpt_jax.config.remat import CONTEXT, Kept, Remat, Run, kept
 from earthgpt_jax.config.schema import (
     AttentionImpl,
     Augment,
@@ -32,7 +33,6 @@ from earthgpt_jax.config.schema import (
     OnSpike,
     OptimConfig,
     QuestionContext,
-    Remat,
     Stage,
     TrainableAttention,
     ValidationConfig,
@@ -41,6 +41,7 @@ from earthgpt_jax.config.schema import (
 
 __all__ = [
     "ATTENTION_LINEARS",
+    "CONTEXT",
     "LINEARS",
     "AdapterConfig",
     "AdapterKind",
@@ -53,6 +54,7 @@ __all__ = [
     "DataConfig",
     "FrozenDType",
     "Fuse",
+    "Kept",
     "LlamaConfig",
     "MeshConfig",
     "Mlp",
@@ -68,6 +70,7 @@ __all__ = [
     "Remat",
     "RopeScaling",
     "RopeScalingConfig",
+    "Run",
     "Stage",
     "TrainableAttention",
     "ValidationConfig",
@@ -75,6 +78,7 @@ __all__ = [
     "WatchdogConfig",
     "build",
     "from_dict",
+    "kept",
     "load",
     "load_recipe",
     "model_from_dict",

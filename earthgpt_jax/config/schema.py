@@ -10,6 +10,7 @@ import enum
 import re
 
 from earthgpt_jax.config.model_schema import AdapterKind, ModelConfig, expect_at_most, expect_positive
+from earthgpt_jax.config.remat import Remat, policy_errors
 
 LARGEST_LR = 100.0  # AdamW moves a weight by about the learning rate in each step
 
@@ -76,21 +77,6 @@ class ModelContents(enum.StrEnum):
 
     ADAPTERS = "adapters"
     WHOLE = "whole"
-
-
-class Remat(enum.StrEnum):
-    """Rematerialisation: what the forward pass of an LLM block keeps for its backward pass; the rest is recomputed.
-
-    none: JAX's default, everything that a gradient needs. minimal: the outputs of the seven linear layers and of
-    attention, so that no matrix product is repeated. attention: the same without `gate` and `up`. full: the block's
-    input only. offload: what `attention` keeps, in host memory.
-    """
-
-    NONE = "none"
-    MINIMAL = "minimal"
-    ATTENTION = "attention"
-    FULL = "full"
-    OFFLOAD = "offload"
 
 
 class OnNan(enum.StrEnum):
@@ -371,7 +357,8 @@ class Config:
         trainable_attention: which attention kernels stage `align` trains.
         frozen_dtype: storage of the parameters that the stage does not train.
         mesh: number of devices along each mesh axis.
-        remat: which activations are kept for the backward pass.
+        remat: which activations are kept for the backward pass: a name such as `auto` or `full`, or the outputs to keep
+            as in `o,down,gate:30`, see `config.remat`.
         attention_impl: attention kernel. A run may be resumed with another `mesh`, `remat` and `attention_impl`.
         seed: seed of initialisation, sampling and augmentation.
         log_every: steps between updates of the progress bar, TensorBoard and throughput.jsonl.
@@ -391,7 +378,7 @@ class Config:
     trainable_attention: TrainableAttention = TrainableAttention.QKVO
     frozen_dtype: FrozenDType = FrozenDType.BFLOAT16
     mesh: MeshConfig = MeshConfig()
-    remat: Remat = Remat.NONE
+    remat: str = Remat.NONE
     attention_impl: AttentionImpl = AttentionImpl.AUTO
     seed: int = 0
     log_every: int = 10
@@ -406,6 +393,7 @@ class Config:
         if has_adapter != (self.stage is Stage.INSTRUCT):
             expected = "an adapter" if self.stage is Stage.INSTRUCT else "none"
             errors.append(f"model.adapter.kind: stage {self.stage} expects {expected}, got {self.model.adapter.kind}")
+        errors += policy_errors(self.remat, depth=self.model.llm.depth)
         if self.data.batch_size % self.optim.microbatches:
             errors.append(
                 f"optim.microbatches: expected a divisor of data.batch_size={self.data.batch_size}, "

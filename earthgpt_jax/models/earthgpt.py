@@ -104,7 +104,7 @@ class EarthGPT(nnx.Module):
         visual_tokens: Float[Array, "N P D"] | None = None,
         positions: Int[Array, "B T"] | None = None,
         attention: Attention | None = None,
-        remat: Remat = Remat.NONE,
+        remat: str = Remat.NONE,
     ) -> EarthGPTOutput:
         """Run the model on text and images.
 

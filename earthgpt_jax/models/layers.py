@@ -13,10 +13,11 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
-from earthgpt_jax.config import AdapterConfig, AdapterKind, DType, Remat
+from earthgpt_jax.config import AdapterConfig, AdapterKind, DType, Remat, kept
 from earthgpt_jax.models.adapters import make_adapter
 from earthgpt_jax.models.quantized import matmul
-from earthgpt_jax.models.remat import apply_remat
+from earthgpt_jax.models.remat import apply_remat, is_uniform, scan_runs
+from earthgpt_jax.params import FROZEN
 
 M = TypeVar("M", bound=nnx.Module)
 
@@ -107,7 +108,7 @@ def scan(
     carry: Any,
     xs: Any = None,
     *,
-    remat: Remat = Remat.NONE,
+    remat: str = Remat.NONE,
 ) -> Any:
     """Run `lax.scan` of `step(block, carry, x) -> (carry, y)` over the L axis of a stacked module.
 
@@ -116,12 +117,14 @@ def scan(
         step: function of one layer.
         carry: first carry.
         xs: inputs per layer, with a leading L axis.
-        remat: what each layer keeps for the backward pass.
+        remat: what each layer keeps for the backward pass, see `config.remat`.
 
     Returns:
         The last carry, and the stacked outputs.
     """
     graphdef, state = nnx.split(blocks)
+    if not is_uniform(remat):
+        return _scan_in_place(graphdef, state, step, carry, xs, remat=remat)
 
     def body(carry: Any, inputs: Any) -> tuple[Any, Any]:
         layer, x = inputs
@@ -129,6 +132,29 @@ def scan(
 
     unrolled = _unroll.get()
     return jax.lax.scan(apply_remat(body, remat, unrolled=unrolled), carry, (state, xs), unroll=unrolled)
+
+
+def _scan_in_place(
+    graphdef: nnx.GraphDef, state: Any, step: Callable[[Any, Any, Any], tuple[Any, Any]], carry: Any, xs: Any,
+    *, remat: str,
+) -> Any:  # fmt: skip
+    """Scan with a policy that takes several loops.
+
+    A loop over some of the layers would copy their part of the stacked parameters. Frozen ones, which are nearly all of
+    a large model, are therefore read by the number of the layer from the whole stack.
+    """
+    flat = nnx.to_flat_state(state)
+    frozen = {path: x.get_value() for path, x in flat if x.get_metadata().get(FROZEN)}
+    others = {path: x.get_value() for path, x in flat if path not in frozen}
+    depth = len(jax.tree.leaves([x.get_value() for _, x in flat])[0])
+
+    def body(carry: Any, inputs: Any) -> tuple[Any, Any]:
+        number, layer, x = inputs
+        layer = layer | jax.tree.map(lambda stack: jax.lax.dynamic_index_in_dim(stack, number, keepdims=False), frozen)
+        variables = [(path, nnx.Param(layer[path])) for path, _ in flat]
+        return step(nnx.merge(graphdef, nnx.from_flat_state(variables)), carry, x)
+
+    return scan_runs(body, carry, (jnp.arange(depth), others, xs), policy=kept(remat), depth=depth)
 
 
 @contextlib.contextmanager

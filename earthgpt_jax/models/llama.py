@@ -222,7 +222,7 @@ class Llama(nnx.Module):
         *,
         positions: Int[Array, "B T"],
         attention: Attention,
-        remat: Remat = Remat.NONE,
+        remat: str = Remat.NONE,
     ) -> LlamaOutput:
         """Run the blocks and the final norm on embedded tokens.
 

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
-CONTEXT = "context"  # name of the attention output in rematerialization policies
+from earthgpt_jax.config import CONTEXT
+
 LANES = 128  # block sizes of TPU kernels are multiples of this
 
 # Causal attention processes queries in blocks of this size: keys after the end of a block are never multiplied, and

@@ -11,7 +11,8 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ke
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float
 
-from earthgpt_jax.ops.attention import CONTEXT, LANES
+from earthgpt_jax.config import CONTEXT
+from earthgpt_jax.ops.attention import LANES
 from earthgpt_jax.sharding.mesh import AXES, BATCH_AXES
 
 _LARGEST_BLOCK = 512

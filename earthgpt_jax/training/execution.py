@@ -21,7 +21,7 @@ class ExecutionOptions:
             the dtype that they multiply in, and therefore the dtype of their gradients.
     """
 
-    remat: Remat = Remat.NONE
+    remat: str = Remat.NONE
     attention: SelfAttention = dataclasses.field(default_factory=XlaAttention)
     loss_chunk: int = 256
     kernel_dtype: DType = DType.FLOAT32
@@ -43,4 +43,5 @@ def execution_options(config: Config, *, platform: str) -> ExecutionOptions:
         length=config.data.seq_len,
         head_dim=config.model.llm.head_dim,
     )
-    return ExecutionOptions(remat=config.remat, attention=attention, kernel_dtype=config.model.compute_dtype)
+    remat = Remat.FULL if config.remat == Remat.AUTO else config.remat  # see `remat_choice`
+    return ExecutionOptions(remat=remat, attention=attention, kernel_dtype=config.model.compute_dtype)

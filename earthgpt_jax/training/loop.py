@@ -20,7 +20,7 @@ from earthgpt_jax import distributed
 from earthgpt_jax import params as params_lib
 from earthgpt_jax.common import files
 from earthgpt_jax.common.errors import EarthGPTError
-from earthgpt_jax.config import Config, ModelContents, Stage, from_dict, to_dict
+from earthgpt_jax.config import Config, ModelContents, Remat, Stage, from_dict, to_dict
 from earthgpt_jax.datasets.build.writer import write_dataset
 from earthgpt_jax.input.packing.efficiency import format_report
 from earthgpt_jax.input.packing.schedule import identity_differences
@@ -34,7 +34,7 @@ from earthgpt_jax.params import Params
 from earthgpt_jax.sharding import rules
 from earthgpt_jax.sharding.mesh import Placement, build_mesh, local_rows
 from earthgpt_jax.synthetic import SyntheticSource
-from earthgpt_jax.training import guard
+from earthgpt_jax.training import guard, remat_choice
 from earthgpt_jax.training.checkpoints import Checkpoints, fingerprint
 from earthgpt_jax.training.execution import execution_options
 from earthgpt_jax.training.initial import InitialModel, initial_model
@@ -90,7 +90,12 @@ class _Run:
 
 
 def train(
-    config: Config, workdir: Path, *, profile: Profile | None = None, flops_reference: FlopsReference | None = None
+    config: Config,
+    workdir: Path,
+    *,
+    profile: Profile | None = None,
+    flops_reference: FlopsReference | None = None,
+    choose_remat: Callable[[Config], str] | None = None,
 ) -> Path:
     """Run the stage of `config` in `workdir` and return the directory of the finished model.
 
@@ -105,6 +110,7 @@ def train(
     Args:
         profile: steps to trace into `workdir/profile`.
         flops_reference: enables MFU in throughput.jsonl.
+        choose_remat: chooses the policy of `remat=auto`, see `remat_choice`.
 
     Raises:
         EarthGPTError: the work directory belongs to another config; the data or the initial model changed since the
@@ -112,7 +118,7 @@ def train(
         RunStopped: stopped by SIGTERM or Ctrl-C; the current step is saved.
     """
     timer = StepTimer()
-    run = _prepare(config, workdir)
+    run = _prepare(config, workdir, choose_remat=choose_remat)
     if run is not None:
         with contextlib.closing(Checkpoints(workdir, config.checkpoint)) as checkpoints:
             run = _restore(run, checkpoints)
@@ -124,7 +130,7 @@ def train(
 # ------------------------------------------------------------------------------------------------------------- prepare
 
 
-def _prepare(config: Config, workdir: Path) -> _Run | None:
+def _prepare(config: Config, workdir: Path, *, choose_remat: Callable[[Config], str] | None) -> _Run | None:
     """Load the model and the data, and place the initial state on the mesh; return None if the run is finished."""
     distributed.check_consistent({"config": to_dict(config), "code": distributed.code_version()})
     finished = (workdir / "model" / "config.json").exists()
@@ -140,6 +146,8 @@ def _prepare(config: Config, workdir: Path) -> _Run | None:
     trainable_rules = trainable_paths(config, shapes)
     mesh = build_mesh(config.mesh, rows=config.data.batch_size // config.optim.microbatches)
     placement = rules.placement(config.model, shapes, mesh=mesh)
+    chosen = config.remat == Remat.AUTO
+    config = remat_choice.resolve(config, workdir, mesh=mesh, choose=choose_remat)
     with distributed.fail_together("reading the weights"):
         samples = initial.sample_digest()
     # Together the processes read each value once, so compare samples of their files before.
@@ -161,6 +169,8 @@ def _prepare(config: Config, workdir: Path) -> _Run | None:
     if jax.process_index() == 0:
         workdir.mkdir(parents=True, exist_ok=True)
         files.write_json(workdir / "config.json", to_dict(config))
+        if chosen:
+            remat_choice.save(config, workdir, mesh=mesh)
         report = format_report(data.schedule, batch_size=config.data.batch_size)
         files.write_text(workdir / "schedule.txt", report + "\n")
     return _Run(

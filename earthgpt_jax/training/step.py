@@ -125,7 +125,7 @@ def make_step(
     """
 
     def loss_sums(trainable: Params, frozen: Params, features: Features, batch: Batch) -> tuple[jax.Array, jax.Array]:
-        model = merge_module(graphdef, merge(trainable, frozen))
+        model = merge_module(graphdef, trainable, frozen=frozen)
         x = hidden(model, features, batch, execution=execution)
         return supervised_loss(x, model.llm.unembedding(), batch.tokens, batch.loss_weights, chunk=execution.loss_chunk)
 

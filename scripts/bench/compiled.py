@@ -101,7 +101,9 @@ def policies_table(args: argparse.Namespace, overrides: list[str]) -> None:
     ]:
         chosen = dataclasses.replace(config, remat=remat, attention_impl=attention)
         plan = step_plan.plan_step(chosen, slice_, per_chip_batch=args.per_chip_batch)
-        line = f"{remat:<10} {attention:<7} {plan.hbm_gib_per_chip or 0:6.2f} {plan.host_gib:6.2f} {plan.fits!s:<5} "
+        line = (
+            f"{plan.remat:<10} {attention:<7} {plan.hbm_gib_per_chip or 0:6.2f} {plan.host_gib:6.2f} {plan.fits!s:<5} "
+        )
         if plan.roofline and plan.flops_ratio:
             bound = plan.roofline
             line += f"{plan.flops_ratio:6.3f} " + " ".join(

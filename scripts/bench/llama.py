@@ -122,7 +122,7 @@ def main() -> None:
     parser.add_argument(
         "--remat",
         type=Remat,
-        choices=list(Remat),
+        choices=[policy for policy in Remat if policy is not Remat.AUTO],
         default=Remat.NONE,
         help="rematerialization of our implementation (default: none)",
     )

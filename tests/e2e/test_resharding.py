@@ -1,4 +1,4 @@
-"""A run resumes on another mesh and with another remat policy."""
+"""A run resumes on another mesh and with another remat policy; `remat=auto` is chosen once per mesh."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from earthgpt_jax.config import MeshConfig, Remat, Stage
+from earthgpt_jax.sharding.mesh import build_mesh
+from earthgpt_jax.training import remat_choice
 from earthgpt_jax.training.loop import train
 from tests.support import nano
 
@@ -22,8 +24,9 @@ def test_a_run_resumes_on_another_mesh(tmp_path):
     workdir = tmp_path / "resumed"
     shutil.copytree(tmp_path / "uninterrupted", workdir, ignore=shutil.ignore_patterns("model", "tb"))
     shutil.rmtree(workdir / "checkpoints" / "6")
-    sharded = dataclasses.replace(config, mesh=MeshConfig(data=1, fsdp=8), remat=Remat.FULL)
-    resumed = train(sharded, workdir)
+    sharded = dataclasses.replace(config, mesh=MeshConfig(data=1, fsdp=8), remat=Remat.AUTO)
+    resumed = train(sharded, workdir, choose_remat=lambda config: "q,gate:1")
+    assert json.loads((workdir / "config.json").read_text())["remat"] == "q,gate:1"
 
     folders = (tmp_path / "uninterrupted", workdir)
     lines = [[json.loads(line) for line in (folder / "metrics.jsonl").open()] for folder in folders]
@@ -33,3 +36,24 @@ def test_a_run_resumes_on_another_mesh(tmp_path):
     expected, got = (load_file(path / "model.safetensors") for path in (finished, resumed))
     for path, value in expected.items():
         np.testing.assert_allclose(got[path], value, atol=1e-3, err_msg=path)
+
+
+def test_auto_is_chosen_once_per_mesh_and_saved(tmp_path):
+    config = dataclasses.replace(nano.config(Stage.ALIGN), remat=Remat.AUTO)
+    calls = []
+
+    def choose(config):
+        calls.append(config)
+        return f"gate:{len(calls)}"
+
+    def resolve(mesh, choose=choose):
+        return remat_choice.resolve(config, tmp_path, mesh=mesh, choose=choose)
+
+    mesh, other = (build_mesh(MeshConfig(data=data, fsdp=-1), rows=8) for data in (1, 8))
+    first = resolve(mesh)
+    remat_choice.save(first, tmp_path, mesh=mesh)
+    assert first.remat == resolve(mesh).remat == "gate:1" and len(calls) == 1
+    assert resolve(other).remat == "gate:2"  # another share of memory is free there
+    assert resolve(other, None).remat == Remat.FULL  # nobody to choose, as on CPUs
+    explicit = dataclasses.replace(config, remat="q")
+    assert remat_choice.resolve(explicit, tmp_path, mesh=mesh, choose=choose) is explicit
