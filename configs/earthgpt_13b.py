@@ -50,7 +50,7 @@ def get_config(stage: str = "align") -> ConfigDict:
     # holds them alone (v5p, H100), set mesh.fsdp=1. `earthgpt plan` estimates whether a choice fits a TPU slice;
     # docs/guides/scale.md has its estimates for several.
     config.mesh = {"data": 1, "fsdp": -1} if stage in ("align", "finetune") else {"data": -1, "fsdp": 4}
-    config.remat = "full"
+    config.remat = "auto"  # keeps what saves the most FLOPs in the memory of the devices
 
     config.optim = ConfigDict()
     config.optim.steps = 8000  # about a million images; `earthgpt data stats --packing` shows the steps per epoch

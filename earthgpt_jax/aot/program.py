@@ -27,6 +27,7 @@ from earthgpt_jax.training.optim import make_optimizer
 from earthgpt_jax.training.stages import Trainable, trainable_paths
 from earthgpt_jax.training.state import State
 from earthgpt_jax.training.step import make_step
+from earthgpt_jax.training.validation import make_validation_step
 
 GIB = 2**30
 Shape = jax.ShapeDtypeStruct
@@ -157,6 +158,34 @@ def compile_step(
     )
     out = inputs.placement.shardings(inputs.state), inputs.placement.replicated
     lowered = jax.jit(step, donate_argnums=0, out_shardings=out).lower(inputs.state, inputs.frozen, inputs.batch)
+    return _compile(lowered)
+
+
+def compile_validation(config: Config, devices: Sequence[jax.Device], *, groups: int = 32) -> jax.stages.Compiled:
+    """Compile the validation step of `config` for the given devices.
+
+    Args:
+        groups: number of groups of tokens that figures are computed for.
+
+    Raises:
+        OutOfMemory, EarthGPTError: see `compile_step`.
+    """
+    mesh = build_mesh(config.mesh, rows=config.data.batch_size // config.optim.microbatches, devices=devices)
+    inputs = step_inputs(config, mesh)
+    graphdef, _ = abstract_model(config.model)
+    step = make_validation_step(
+        graphdef,
+        groups=groups,
+        microbatches=config.optim.microbatches,
+        execution=execution_options(config, platform=devices[0].platform),
+        mesh=mesh,
+    )
+    token_groups = inputs.batch.tokens
+    jitted = jax.jit(step, out_shardings=inputs.placement.replicated)
+    return _compile(jitted.lower(inputs.state.trainable, inputs.frozen, inputs.batch, token_groups))
+
+
+def _compile(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
     try:
         return lowered.compile()
     except jax.errors.JaxRuntimeError as error:

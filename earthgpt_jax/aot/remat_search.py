@@ -7,12 +7,14 @@ really needs; a line through the two gives the next one to try, if any.
 The ranking depends on what is trained. A frozen layer y = W x needs neither x nor y in the backward pass, except that
 the output of `down` (F wide inside, D wide outside) is needed by the gradient of an adapter's scale: then it saves F/D
 times as much per byte as any other. What does not fit is kept in host memory as long as the transfers take less than
-half of the time of the matrix products, so that they overlap with these.
+two thirds of the time of the matrix products, so that they overlap with these.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import enum
+import itertools
 import logging
 import math
 from collections.abc import Callable, Sequence
@@ -29,8 +31,18 @@ _log = logging.getLogger(__name__)
 RESERVE = 1 / 64  # of the memory of a chip: for batches in flight and fragmentation
 _ENOUGH = 1 / 64  # of the memory: not worth another compilation
 _ATTEMPTS = 3
+_HOST_TIME = 2 / 3  # of the time of the matrix products: the most that transfers to host memory may take
+_PARTIAL = 1 / 8  # of the layers: an output is not kept in fewer, because a second loop takes longer to compile
 
 Measure = Callable[[Config], int]
+
+
+class _Place(enum.Enum):
+    """Where an output is kept."""
+
+    DEVICE = "device"
+    HOST = "host"
+    NOWHERE = "nowhere"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -118,32 +130,42 @@ def outputs(config: Config, *, sequences: int) -> list[Output]:
 def fill(config: Config, *, sequences: int, budget: float, host_budget: float = 0.0) -> Choice:
     """Return the policy that saves the most FLOPs by keeping at most `budget` bytes more than `full`.
 
+    An output is kept in some of the layers only where adapters are trained: two loops would copy the other trainable
+    parameters.
+
     Args:
         host_budget: bytes that may be kept in host memory besides.
     """
     depth = config.model.llm.depth
-    layers: dict[str, int | None] = {}
-    offloaded: list[str] = []
-    used, flops = 0, 0.0
-    partial: Output | None = None  # the first output that does not fit in all layers
     ranked = outputs(config, sequences=sequences)
-    for output in ranked:
-        size = depth * output.bytes
-        if output.name == CONTEXT and len(layers) + 1 < len(ranked):
-            continue  # attention is recomputed from q, k and v unless all else is kept on the device
-        if partial is None and used + size <= budget:
-            layers[output.name] = None
-            used, flops = used + size, flops + depth * output.flops
-        elif size <= host_budget:
-            offloaded.append(output.name)
-            host_budget, flops = host_budget - size, flops + depth * output.flops
-            partial = partial or output
-        else:
-            partial = output if partial is None or partial.name in offloaded else partial
-    if partial and partial.name not in offloaded and (count := int((budget - used) // partial.bytes)) > 0:
-        layers[partial.name] = min(count, depth)
-        used, flops = used + count * partial.bytes, flops + count * partial.flops
-    return Choice(policy=str(Kept(layers=layers, offloaded=tuple(offloaded))), bytes=used, flops=flops)
+    choices = [
+        _choice(ranked, places, depth=depth, budget=budget, partial=config.model.adapter.kind is not AdapterKind.NONE)
+        for places in itertools.product(_Place, repeat=len(ranked))
+        if _size(ranked, places, _Place.DEVICE) * depth <= budget
+        and _size(ranked, places, _Place.HOST) * depth <= host_budget
+    ]
+    return max(choices, key=lambda choice: (choice.flops, -choice.policy.count("@"), -choice.bytes))
+
+
+def _size(ranked: Sequence[Output], places: Sequence[_Place], place: _Place) -> int:
+    return sum(output.bytes for output, chosen in zip(ranked, places, strict=True) if chosen is place)
+
+
+def _choice(ranked: Sequence[Output], places: Sequence[_Place], *, depth: int, budget: float, partial: bool) -> Choice:
+    """Return the choice that keeps each output in its place, and one more in as many layers as fit if `partial`."""
+    device = [output for output, place in zip(ranked, places, strict=True) if place is _Place.DEVICE]
+    host = [output for output, place in zip(ranked, places, strict=True) if place is _Place.HOST]
+    rest = [output for output, place in zip(ranked, places, strict=True) if place is _Place.NOWHERE]
+    layers: dict[str, int | None] = {output.name: None for output in device}
+    used = depth * sum(output.bytes for output in device)
+    saved = depth * sum(output.flops for output in (*device, *host))
+    if partial and rest and rest[0].name != CONTEXT:
+        count = min(depth, int((budget - used) // rest[0].bytes))
+        if count >= depth * _PARTIAL:
+            layers[rest[0].name] = count
+            used, saved = used + count * rest[0].bytes, saved + count * rest[0].flops
+    policy = Kept(layers=layers, offloaded=tuple(output.name for output in host))
+    return Choice(policy=str(policy), bytes=used, flops=saved)
 
 
 def choose(config: Config, measure: Measure, *, sequences: int, limits: Limits) -> Found:
@@ -154,9 +176,9 @@ def choose(config: Config, measure: Measure, *, sequences: int, limits: Limits) 
         sequences: see `outputs`.
     """
     limit = limits.memory
-    # Sent once and received once, in half of the time of the matrix products.
+    # Sent once and received once.
     work = flops.minimum(config, batch_size=sequences) / config.mesh.tensor
-    host_budget = 0.5 * work * limits.host_bytes_per_flop / 2
+    host_budget = _HOST_TIME * work * limits.host_bytes_per_flop / 2
     tried: dict[str, int | None] = {}
 
     def needed(policy: str) -> int | None:

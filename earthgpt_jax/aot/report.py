@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from earthgpt_jax.aot.inference_plan import InferencePlan
 from earthgpt_jax.aot.roofline import Roofline
+from earthgpt_jax.aot.run_plan import RunPlan
 from earthgpt_jax.aot.step_plan import TOO_LARGE, StepPlan
 
 _RESOURCES = {
@@ -44,7 +45,9 @@ def format_step_plan(plan: StepPlan) -> str:
         lines.append("fits" if plan.fits else f"does NOT fit: {plan.compiler_message or TOO_LARGE}")
     if plan.largest_per_chip_batch is not None:
         lines.append(f"largest per-chip batch that fits: {plan.largest_per_chip_batch}")
-    return "\n".join([*lines, *_flops(plan), *_collectives(plan), *_roofline(plan.roofline), *_replicated(plan)])
+    return "\n".join(
+        [*lines, *_flops(plan), *_collectives(plan), *_roofline(plan.roofline), *_run(plan.run), *_replicated(plan)]
+    )
 
 
 def format_table(plans: Sequence[StepPlan]) -> str:
@@ -149,6 +152,25 @@ def _roofline(bound: Roofline | None) -> list[str]:
         f"at best {bound.tokens_per_second:,.0f} tokens/s on the slice, {bound.mfu:.1%} MFU (compiler estimate)"
     )
     return lines
+
+
+def _run(plan: RunPlan | None) -> list[str]:
+    if plan is None:
+        return []
+    lines = [
+        "",
+        f"{'whole run, ' + str(plan.processes) + ' process(es)':<22}{'chip GiB':>10}{'host GiB':>10}{'read GB':>9}"
+        f"{'written GB':>12}{'seconds':>9}",
+    ]
+    for phase in plan.phases:
+        lines.append(
+            f"  {phase.name:<20}{phase.device_gib:>10.2f}{phase.host_gib:>10.2f}{phase.read_bytes / 1e9:>9.2f}"
+            f"{phase.written_bytes / 1e9:>12.3f}{phase.seconds:>9.1f}"
+        )
+    lines.append(f"  memory of a host: {plan.host_limit_gib:.0f} GiB")
+    sizes = [("checkpoint", plan.checkpoint_bytes), ("model", plan.model_bytes), ("adapters alone", plan.adapter_bytes)]
+    lines.append("  " + ", ".join(f"{name} {size / 1e9:.3f} GB" for name, size in sizes if size is not None))
+    return [*lines, *(f"does NOT fit: {problem}" for problem in plan.problems)]
 
 
 def _replicated(plan: StepPlan) -> list[str]:

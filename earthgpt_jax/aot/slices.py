@@ -1,7 +1,7 @@
 """TPU slices by their cloud names: topology, memory and peak rates.
 
-Rates are from docs.cloud.google.com/tpu/docs/{v5e,v5p,v6e}. A chip's share of its host's PCIe link, and of the network
-between slices where those pages give none, is from jax-ml.github.io/scaling-book/tpus.
+Rates and the memory of hosts are from docs.cloud.google.com/tpu/docs/{v5e,v5p,v6e}. A chip's share of its host's PCIe
+link, and of the network between slices where those pages give none, is from jax-ml.github.io/scaling-book/tpus.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ class Chip:
         ring: the axes of a topology are rings if the lengths of all axes are multiples of this.
         dcn_gb_per_second: network bandwidth between slices.
         host_gb_per_second: bandwidth to host memory.
+        hosts: chips of a virtual machine -> its memory in GB. A slice on one machine uses the first that has all its
+            chips; a larger slice consists of machines with four chips.
         names_per_chip: 2 if the number in a slice's name counts TensorCores, of which a chip has two; otherwise 1.
         grids: number of chips in a slice -> topology.
     """
@@ -43,6 +45,7 @@ class Chip:
     ring: int
     dcn_gb_per_second: float
     host_gb_per_second: float
+    hosts: dict[int, int]
     names_per_chip: int
     grids: dict[int, str]
 
@@ -56,17 +59,20 @@ CHIPS = {
     for chip in (
         Chip(
             kind="v5e", device_kind=r"TPU v5( lite|e)", hbm_gib=15.75, bf16_tflops=197, hbm_gb_per_second=819,
-            link_gb_per_second=50, ring=16, dcn_gb_per_second=3.125, host_gb_per_second=15, names_per_chip=1,
+            link_gb_per_second=50, ring=16, dcn_gb_per_second=3.125, host_gb_per_second=15,
+            hosts={4: 192, 8: 384}, names_per_chip=1,
             grids=_FLAT,
         ),
         Chip(
             kind="v6e", device_kind=r"TPU v6( lite|e)", hbm_gib=31.25, bf16_tflops=918, hbm_gb_per_second=1638,
-            link_gb_per_second=100, ring=16, dcn_gb_per_second=12.5, host_gb_per_second=32, names_per_chip=1,
+            link_gb_per_second=100, ring=16, dcn_gb_per_second=12.5, host_gb_per_second=32,
+            hosts={4: 720, 8: 1440}, names_per_chip=1,
             grids=_FLAT,
         ),
         Chip(
             kind="v5p", device_kind=r"TPU v5p?", hbm_gib=95.74, bf16_tflops=459, hbm_gb_per_second=2765,
-            link_gb_per_second=100, ring=4, dcn_gb_per_second=6.25, host_gb_per_second=15, names_per_chip=2,
+            link_gb_per_second=100, ring=4, dcn_gb_per_second=6.25, host_gb_per_second=15,
+            hosts={4: 448}, names_per_chip=2,
             grids=_CUBES,
         ),
     )
@@ -86,6 +92,11 @@ class Slice:
     def devices(self) -> int:
         """Number of chips in all slices."""
         return self.chips * self.count
+
+    @property
+    def chips_per_host(self) -> int:
+        """Number of chips of each virtual machine; each runs one process."""
+        return self.chips if self.chips in self.chip.hosts else min(self.chip.hosts)
 
     @property
     def ici_gb_per_second(self) -> float:

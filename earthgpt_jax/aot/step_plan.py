@@ -11,20 +11,25 @@ from typing import Any
 import jax
 from jax.sharding import AbstractMesh, AxisType
 
-from earthgpt_jax.aot import flops, hlo, program, remat_search, slices
+from earthgpt_jax.aot import flops, hlo, program, remat_search, run_plan, slices
 from earthgpt_jax.aot.collectives import by_kind, collectives
 from earthgpt_jax.aot.costs import costs
 from earthgpt_jax.aot.program import GIB, OutOfMemory, StepInputs
 from earthgpt_jax.aot.roofline import Roofline, roofline
+from earthgpt_jax.aot.run_plan import Host, Rates, RunPlan
 from earthgpt_jax.aot.slices import Slice
+from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.config import Config, Remat
+from earthgpt_jax.models import model_dir
 from earthgpt_jax.ops import losses
 from earthgpt_jax.sharding import rules
 from earthgpt_jax.sharding.mesh import AXES, axis_sizes
 from earthgpt_jax.training import step
 from earthgpt_jax.training.execution import DEFAULT_EXECUTION
+from earthgpt_jax.training.initial import RANDOM
 
 COMPILER, SHAPES = "compiler estimate", "sizes from array shapes only; install libtpu for the rest"
+DEFAULT_RATES = Rates()
 TOO_LARGE = "the arguments and one copy of the gradients exceed the memory of a chip"
 
 
@@ -35,6 +40,7 @@ class StepPlan:
     Attributes:
         chips: number of chips in all slices.
         remat: rematerialization policy; that chosen for the slice if the recipe's is `auto`.
+        run: what the run needs around its steps.
         remat_tried: policies that `auto` compiled, with their GiB per chip; None: it does not fit.
         per_chip_batch: sequences that a chip (with `tensor` > 1, a group of chips) processes at a time.
         microbatches: number of microbatches per step; with more than one, two copies of the gradients are held.
@@ -82,6 +88,7 @@ class StepPlan:
     roofline: Roofline | None = None
     replicated: dict[str, float] = dataclasses.field(default_factory=dict)
     largest_per_chip_batch: int | None = None
+    run: RunPlan | None = None
     remat_tried: dict[str, float | None] = dataclasses.field(default_factory=dict)
     compiler_message: str = ""
 
@@ -96,7 +103,14 @@ class StepPlan:
         return self.flops_per_chip / self.minimum_flops_per_chip if self.flops_per_chip else None  # type: ignore[operator]
 
 
-def plan_step(config: Config, slice_: Slice, *, per_chip_batch: int | None = None, unrolled: bool = False) -> StepPlan:
+def plan_step(
+    config: Config,
+    slice_: Slice,
+    *,
+    per_chip_batch: int | None = None,
+    unrolled: bool = False,
+    rates: Rates = DEFAULT_RATES,
+) -> StepPlan:
     """Compile the step of `config` for a slice; without libtpu, add up the sizes of its arguments.
 
     A step whose arguments and gradients alone exceed the memory of a chip is not compiled.
@@ -105,17 +119,20 @@ def plan_step(config: Config, slice_: Slice, *, per_chip_batch: int | None = Non
         per_chip_batch: sequences that a chip (with `tensor` > 1, a group of chips) processes at a time, in each of the
             recipe's microbatches; the default follows from the recipe's batch size and microbatches.
         unrolled: also count FLOPs with `flops.executed`, which takes two more compilations.
+        rates: at which each process reads and writes.
 
     Raises:
         EarthGPTError: the mesh does not fit the slice, the batch or the parameters.
     """
     config, per_chip_batch = _with_per_chip_batch(config, slice_, per_chip_batch)
-    plan = _plan_from_shapes(config, slice_, per_chip_batch)
+    plan = _plan_from_shapes(config, slice_, per_chip_batch, rates=rates)
     if plan.arguments_gib + plan.gradients_gib > plan.hbm_limit_gib:
         return dataclasses.replace(plan, fits=False)
     if not slices.compiler_is_available():
         return plan
     plan, config = _add_compiled(plan, config, slice_)
+    if plan.fits:
+        plan = dataclasses.replace(plan, run=_plan_run(plan, config, slice_, rates=rates))
     if unrolled:
         # A matrix product of one sequence is sharded over `tensor`.
         per_microbatch = flops.executed(config, batch_size=per_chip_batch) / plan.mesh["tensor"]
@@ -144,13 +161,13 @@ def _with_per_chip_batch(config: Config, slice_: Slice, per_chip_batch: int | No
     return program.with_batch_size(config, batch, microbatches=microbatches), max(batch // groups, 1)
 
 
-def _plan_from_shapes(config: Config, slice_: Slice, per_chip_batch: int) -> StepPlan:
+def _plan_from_shapes(config: Config, slice_: Slice, per_chip_batch: int, *, rates: Rates) -> StepPlan:
     """Return what is known without compiling."""
     batch_size, microbatches = config.data.batch_size, config.optim.microbatches
     sizes = axis_sizes(config.mesh, devices=slice_.devices, rows=batch_size // microbatches, slices=slice_.count)
     mesh = AbstractMesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES))
     inputs = program.step_inputs(config, mesh)
-    return StepPlan(
+    plan = StepPlan(
         recipe=config.recipe,
         stage=config.stage,
         topology=slice_.name,
@@ -169,6 +186,47 @@ def _plan_from_shapes(config: Config, slice_: Slice, per_chip_batch: int) -> Ste
         minimum_flops_per_chip=flops.minimum(config, batch_size=batch_size) / slice_.devices,
         replicated=_replicated(inputs),
     )
+    return dataclasses.replace(plan, run=_plan_run(plan, config, slice_, rates=rates, inputs=inputs))
+
+
+def _plan_run(
+    plan: StepPlan, config: Config, slice_: Slice, *, rates: Rates, inputs: StepInputs | None = None
+) -> RunPlan:
+    """Plan what is around the step; also its validation, if the step is compiled."""
+    validation = None
+    if plan.hbm_gib_per_chip is not None and config.validation.every_steps:
+        needed = program.memory(program.compile_validation(config, slices.devices(slice_))).total / GIB
+        validation = needed + plan.state_gib - plan.gradients_gib  # the optimizer state stays on the devices
+    if inputs is None:
+        mesh = AbstractMesh(tuple(plan.mesh.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+        inputs = program.step_inputs(config, mesh)
+    return run_plan.plan_run(
+        config,
+        inputs,
+        host=Host(devices=slice_.chips_per_host, memory_gib=slice_.chip.hosts[slice_.chips_per_host] * 1e9 / GIB),
+        hbm_gib=slice_.chip.hbm_gib,
+        rates=rates,
+        initial=_initial_sizes(config),
+        step_gib=plan.hbm_gib_per_chip,
+        offloaded_gib=plan.host_gib,
+        validation_gib=validation,
+    )
+
+
+def _initial_sizes(config: Config) -> dict[str, int] | None:
+    """Return the bytes of each parameter in the files of `config.init`; None if it is not on this machine."""
+    if config.init == RANDOM:
+        return {}
+    if not config.init:
+        return None
+    try:
+        reader = model_dir.open_params(model_dir.read_config(config.init))
+    except EarthGPTError:
+        return None
+    _, shapes = program.abstract_model(config.model)
+    return {
+        path: math.prod(shape) * reader.dtypes[path].itemsize for path, shape in reader.shapes.items() if path in shapes
+    }
 
 
 def _replicated(inputs: StepInputs) -> dict[str, float]:

@@ -3,9 +3,10 @@
 Compiles the recipe's training step for a TPU slice with XLA's TPU compiler, on the CPU of this
 machine (install libtpu: pip install 'earthgpt-jax[plan]'). Prints the memory that a chip needs and
 whether the step fits, the FLOPs it executes compared with the theoretical minimum, the bytes that
-its collectives move, and a lower bound on its time. All figures are compiler estimates; nothing is
-executed. A 13B step compiles in a few minutes. Without libtpu, only the sizes of parameters,
-optimizer state and batch are printed.
+its collectives move, and a lower bound on its time; then the memory of chips and hosts, the bytes and
+the seconds that start, checkpoints and the finished model take. All figures are compiler estimates; nothing is
+executed. A 13B step compiles in a few minutes, several times with remat=auto. Without libtpu, only
+what follows from the sizes of arrays is printed.
 
 examples:
   earthgpt plan --config earthgpt_13b:align --topology v5e-8 --per-chip-batch 1
@@ -20,7 +21,7 @@ smallest group of chips that holds them (or over --config.mesh.tensor=N chips); 
 --per-chip-batch questions at a time.
 
 exit status:
-  0  it fits at least one of the slices, or only a compiler could tell
+  0  it fits the chips and hosts of at least one of the slices, or only a compiler could tell
   1  it fits none of the slices
   2  user error; one `error:` line explains the fix
 """
@@ -67,6 +68,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--questions-per-image", type=int, default=16, metavar="N", help="for --inference (default: 16)"
     )
+    for what, default in (("read", 1.0), ("write", 0.5)):
+        parser.add_argument(
+            f"--{what}-gbps",
+            type=float,
+            default=default,
+            metavar="RATE",
+            help=f"GB/s at which each process {what}s files, for the seconds of the whole run (default: {default})",
+        )
     parser.add_argument("--json", action="store_true", help="print JSON; a list for several slices")
 
 
@@ -76,9 +85,9 @@ def run(args: argparse.Namespace) -> int:
     from earthgpt_jax.common.errors import EarthGPTError
     from earthgpt_jax.config import load
 
-    for option in ("per_chip_batch", "questions_per_image"):
+    for option in ("per_chip_batch", "questions_per_image", "read_gbps", "write_gbps"):
         value = getattr(args, option)
-        if value is not None and value < 1:
+        if value is not None and value <= 0:
             raise EarthGPTError(f"--{option.replace('_', '-')}: expected a positive number, got {value}")
     jax.config.update("jax_platforms", "cpu")  # do not occupy a local TPU, which is not needed
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
@@ -128,18 +137,20 @@ def _training(args: argparse.Namespace, config: Config) -> int:
         print(report.format_table(plans) if len(args.topology) > 1 else report.format_step_plan(plans[0]))
         for name, reason in errors.items():
             print(f"\n{name}: {reason}")
-    return 1 if all(plan.fits is False for plan in plans) else 0
+    return 1 if all(plan.fits is False or (plan.run and plan.run.problems) for plan in plans) else 0
 
 
 def _plan_slice(args: argparse.Namespace, config: Config, name: str) -> StepPlan:
     from earthgpt_jax.aot import search, slices
+    from earthgpt_jax.aot.run_plan import Rates
     from earthgpt_jax.aot.step_plan import plan_step
 
     slice_ = slices.parse(name)
     if args.smallest:
         plan = search.smallest_slice(config, slice_, per_chip_batch=args.per_chip_batch)
     else:
-        plan = plan_step(config, slice_, per_chip_batch=args.per_chip_batch, unrolled=args.unrolled)
+        rates = Rates(read=args.read_gbps, write=args.write_gbps)
+        plan = plan_step(config, slice_, per_chip_batch=args.per_chip_batch, unrolled=args.unrolled, rates=rates)
     if args.largest_batch:
         largest = search.largest_batch(config, slices.parse(plan.topology), start=plan)
         plan = dataclasses.replace(plan, largest_per_chip_batch=largest)

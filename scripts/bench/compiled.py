@@ -95,9 +95,8 @@ def policies_table(args: argparse.Namespace, overrides: list[str]) -> None:
         "minimum ms: matrix products, HBM, links, host; tokens/s"
     )
     for remat, attention in [
-        *((remat, AttentionImpl.AUTO) for remat in Remat),
-        (Remat.FULL, AttentionImpl.XLA),
-        (Remat.MINIMAL, AttentionImpl.XLA),
+        *((remat, AttentionImpl.AUTO) for remat in args.remat),
+        *((remat, AttentionImpl.XLA) for remat in (Remat.FULL, Remat.MINIMAL) if args.remat == list(Remat)),
     ]:
         chosen = dataclasses.replace(config, remat=remat, attention_impl=attention)
         plan = step_plan.plan_step(chosen, slice_, per_chip_batch=args.per_chip_batch)
@@ -119,6 +118,7 @@ def main() -> None:
     parser.add_argument("--config", default="earthgpt_13b:align")
     parser.add_argument("--topology", default="v5e-16")
     parser.add_argument("--per-chip-batch", type=int, default=2)
+    parser.add_argument("--remat", nargs="+", default=list(Remat), help="policies of the table (default: all names)")
     args, overrides = parser.parse_known_args()
     jax.config.update("jax_platforms", "cpu")
     if args.table == "policies":

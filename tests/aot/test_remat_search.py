@@ -41,11 +41,11 @@ def test_heads_and_widths_are_sharded_over_tensor():
 def test_more_memory_saves_more_until_nothing_is_recomputed(stage, sequences):
     config = _config(stage)
     outputs = remat_search.outputs(config, sequences=sequences)
-    choices = [remat_search.fill(config, sequences=sequences, budget=size * GIB) for size in range(0, 40)]
+    choices = [remat_search.fill(config, sequences=sequences, budget=size * GIB) for size in range(0, 30, 3)]
     assert choices[0].policy == Remat.FULL and choices[0].bytes == 0
     for choice, more in itertools.pairwise(choices):
         assert choice.flops <= more.flops
-    for size, choice in enumerate(choices):
+    for size, choice in zip(range(0, 30, 3), choices, strict=True):
         assert choice.bytes <= size * GIB
         dataclasses.replace(config, remat=choice.policy)
         kept(choice.policy).runs(config.model.llm.depth)  # a valid policy
@@ -58,7 +58,7 @@ def test_what_does_not_fit_goes_to_host_memory_as_far_as_transfers_overlap():
     config, budget = _config("instruct"), 3.2 * GIB
     choice = remat_search.fill(config, sequences=4, budget=budget, host_budget=3.2 * GIB)
     policy = kept(choice.policy)
-    assert list(policy.layers) == ["down", "o"] and policy.offloaded == ("q", "k")
+    assert policy.layers == {"down": None, "o": None} and policy.offloaded == ("q", "k")
     assert choice.bytes <= budget
     alone = remat_search.fill(config, sequences=4, budget=budget)
     assert choice.flops > alone.flops and not kept(alone.policy).offloaded
@@ -80,7 +80,7 @@ def test_the_search_corrects_its_estimate_by_what_the_compiler_says(per_byte):
         return int(size)
 
     found = remat_search.choose(config, measure, sequences=2, limits=remat_search.Limits(memory=limit))
-    assert 0.95 * limit < best[found.policy] <= limit * (1 - remat_search.RESERVE)
+    assert 0.93 * limit < best[found.policy] <= limit * (1 - remat_search.RESERVE)
     assert len(found.tried) <= 4
 
 
