@@ -134,7 +134,7 @@ def fill(config: Config, *, sequences: int, budget: float, host_budget: float = 
     parameters.
 
     Args:
-        host_budget: bytes that may be kept in host memory besides.
+        host_budget: bytes that may also be kept, in host memory.
     """
     depth = config.model.llm.depth
     ranked = outputs(config, sequences=sequences)

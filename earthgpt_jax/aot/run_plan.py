@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from earthgpt_jax.aot.program import GIB, Shape, StepInputs, bytes_per_device
+from earthgpt_jax.aot.program import GIB, StepInputs, bytes_per_device
 from earthgpt_jax.config import Config, ModelContents, Stage
 from earthgpt_jax.models import model_writer
 from earthgpt_jax.models.quantized import Int8, is_quantized
@@ -109,7 +109,7 @@ def plan_run(
     mesh = inputs.placement.mesh
     processes = max(1, math.prod(mesh.shape.values()) // host.devices)
     resident = (bytes_per_device(inputs.state) + bytes_per_device(inputs.frozen)) / GIB
-    params = {**inputs.state.trainable, **inputs.frozen}
+    params: dict[str, Any] = {**inputs.state.trainable, **inputs.frozen}
     stored = stored_sizes(config, params)
     if initial is None:
         itemsize = jnp.dtype(config.model.compute_dtype).itemsize
@@ -164,7 +164,7 @@ def _start(
 ) -> Phase:
     """Each process reads the part of each parameter that its devices hold; one parameter at a time is on its host."""
     read, largest, passing = 0, 0, 0
-    params = {**inputs.state.trainable, **inputs.frozen}
+    params: dict[str, Any] = {**inputs.state.trainable, **inputs.frozen}
     for path, size in initial.items():
         leaf = params[path]
         array = leaf.values if isinstance(leaf, Int8) else leaf
@@ -203,7 +203,7 @@ def _finish(
     config: Config, inputs: StepInputs, stored: Mapping[str, int], *, processes: int, resident: float, rates: Rates
 ) -> Phase:
     """Pieces of parameters are brought to the process that writes them; see `model_writer`."""
-    params = {**inputs.state.trainable, **inputs.frozen}
+    params: dict[str, Any] = {**inputs.state.trainable, **inputs.frozen}
     alone = (
         config.stage is Stage.INSTRUCT and config.checkpoint.model is ModelContents.ADAPTERS and not config.init_from
     )
@@ -223,7 +223,7 @@ def _finish(
     )
 
 
-def process_fraction(array: Shape, *, devices: int) -> float:
+def process_fraction(array: Any, *, devices: int) -> float:
     """Return the part of an array that the devices of one process hold together."""
     sharding: Any = array.sharding
     sizes, covered, left = dict(sharding.mesh.shape), {}, devices
