@@ -54,7 +54,7 @@ def test_predicted_bytes_are_those_of_a_run(tmp_path):
     arrays = json.loads((checkpoint / "extra" / "metadata").read_text())["arrays"].values()
     assert plan.checkpoint_bytes == sum(int(np.prod(shape)) * np.dtype(dtype).itemsize for dtype, shape in arrays)
     on_disk = sum(file.stat().st_size for file in (checkpoint / "state").rglob("*") if file.is_file())
-    assert on_disk < plan.checkpoint_bytes + 64 * 1024  # compressed arrays, and the files that describe them
+    assert on_disk < plan.checkpoint_bytes + 128 * 1024  # compressed arrays, and the files that describe them
     assert save.written_bytes == plan.checkpoint_bytes
 
 
