@@ -32,6 +32,7 @@ REQUIRES = [
     "pillow>=11,<13",
     "pycocoevalcap>=1.2,<2",
     "pyyaml>=6,<7",
+    "rasterio>=1.4.3,<2",
     "safetensors>=0.8,<0.9",
     "scipy>=1.14,<2",
     "sentencepiece>=0.2.1,<0.3",

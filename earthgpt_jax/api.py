@@ -20,7 +20,7 @@ import io
 import itertools
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -37,12 +37,14 @@ from earthgpt_jax.inference.requests import Answer, ImageRequests, Request
 from earthgpt_jax.inference.sampling import Sampling
 from earthgpt_jax.input.images import to_square
 from earthgpt_jax.input.prompts.templates import default_question
-from earthgpt_jax.raster.decode import decode, read_image
+from earthgpt_jax.raster.decode import Picture, decode_picture, read_image
+from earthgpt_jax.raster.policy import DEFAULT, StretchPolicy
 from earthgpt_jax.records import Task
 
 _CHUNK = 64  # images that `detect_each` holds in memory
 
-ImageLike = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
+ImageLike = str | os.PathLike[str] | bytes | Image.Image | np.ndarray | Picture
+StretchLike = StretchPolicy | Mapping[str, Any] | None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -87,6 +89,7 @@ class DetectionResult(Sequence[Detection]):
         detections: the objects in the order of the answer.
         rejected: the parts of the answer that look like a box but cannot be read, each with its reason.
         answer: the model's answer as text.
+        stretch: how the pixels became 8 bits, in words: `percentiles 2 to 98 of bands 4, 3, 2`.
     """
 
     width: int
@@ -94,6 +97,7 @@ class DetectionResult(Sequence[Detection]):
     detections: tuple[Detection, ...]
     rejected: tuple[str, ...]
     answer: str
+    stretch: str = ""
 
     @overload
     def __getitem__(self, index: int) -> Detection: ...
@@ -110,6 +114,7 @@ class DetectionResult(Sequence[Detection]):
         return {
             "width": self.width,
             "height": self.height,
+            "stretch": self.stretch,
             "boxes": [detection.to_dict() for detection in self.detections],
             "rejected": list(self.rejected),
             "answer": self.answer,
@@ -126,13 +131,25 @@ class Model:
         return f"<earthgpt_jax.Model {self.engine.model.path.name}>"
 
     @overload
-    def answer(self, image: ImageLike, question: str, *, max_new_tokens: int = 256) -> str: ...
+    def answer(
+        self, image: ImageLike, question: str, *, max_new_tokens: int = 256, stretch: StretchLike = None
+    ) -> str: ...
     @overload
     def answer(
-        self, image: ImageLike, question: list[str] | tuple[str, ...], *, max_new_tokens: int = 256
+        self,
+        image: ImageLike,
+        question: list[str] | tuple[str, ...],
+        *,
+        max_new_tokens: int = 256,
+        stretch: StretchLike = None,
     ) -> list[str]: ...
     def answer(
-        self, image: ImageLike, question: str | list[str] | tuple[str, ...], *, max_new_tokens: int = 256
+        self,
+        image: ImageLike,
+        question: str | list[str] | tuple[str, ...],
+        *,
+        max_new_tokens: int = 256,
+        stretch: StretchLike = None,
     ) -> str | list[str]:
         """Answer one question about an image, or several; the image is encoded once for all of them.
 
@@ -140,12 +157,15 @@ class Model:
             image: a path, the bytes of an image file, a PIL image, or an array u8[h, w, 3] or u8[h, w].
             question: a question, or a list of questions that are independent of each other.
             max_new_tokens: the longest answer, in tokens.
+            stretch: how the image becomes 8 bits, with the entries of `stretch` in a data card, for example
+                `{"bands": [4, 3, 2]}`. None: 8 bits as stored, others between the 2nd and 98th percentile of each band.
 
         Raises:
-            EarthGPTError: the image cannot be read, a question is empty, or max_new_tokens is not positive.
+            EarthGPTError: the image cannot be read, a question is empty, max_new_tokens is not positive, or `stretch`
+                is invalid.
         """
         questions = [question] if isinstance(question, str) else list(question)
-        square = to_square(_pixels(image), self.engine.image_size)
+        square = to_square(_picture(image, _policy(stretch)).pixels, self.engine.image_size)
         answers = [item.text for item in self._generate(square, [(q, ()) for q in questions], max_new_tokens)]
         return answers[0] if isinstance(question, str) else answers
 
@@ -156,6 +176,7 @@ class Model:
         boxes: Literal["hbb", "obb"] = "hbb",
         question: str | None = None,
         max_new_tokens: int = 448,
+        stretch: StretchLike = None,
     ) -> DetectionResult:
         """Detect all objects of an image.
 
@@ -163,12 +184,14 @@ class Model:
             image: as in `answer`.
             boxes: `hbb` for horizontal boxes, `obb` for oriented boxes.
             question: asked instead of the default question, for example to find one class.
-            max_new_tokens: the longest answer, in tokens.
+            max_new_tokens, stretch: as in `answer`.
 
         Raises:
             EarthGPTError: as in `answer`; or `boxes` is neither `hbb` nor `obb`.
         """
-        (result,) = self.detect_each([image], boxes=boxes, question=question, max_new_tokens=max_new_tokens)
+        (result,) = self.detect_each(
+            [image], boxes=boxes, question=question, max_new_tokens=max_new_tokens, stretch=stretch
+        )
         return result
 
     def detect_each(
@@ -178,13 +201,14 @@ class Model:
         boxes: Literal["hbb", "obb"] = "hbb",
         question: str | None = None,
         max_new_tokens: int = 448,
+        stretch: StretchLike = None,
     ) -> Iterator[DetectionResult]:
         """Detect all objects of each of several images; yield the results in the order of the images.
 
         Images are read when their turn comes; `batch_size` of them (see `load`) are answered at a time.
 
         Args:
-            images, boxes, question, max_new_tokens: as in `detect`.
+            images, boxes, question, max_new_tokens, stretch: as in `detect`.
 
         Raises:
             EarthGPTError: as in `detect`.
@@ -195,8 +219,9 @@ class Model:
         _check_request(text, max_new_tokens)
         source = iter(images)
         shape: StateShape | None = None  # of the first chunk, so that all run the same programs
-        while chunk := [_pixels(image) for image in itertools.islice(source, _CHUNK)]:
-            squares = [to_square(pixels, self.engine.image_size) for pixels in chunk]
+        policy = _policy(stretch)
+        while chunk := [_picture(image, policy) for image in itertools.islice(source, _CHUNK)]:
+            squares = [to_square(picture.pixels, self.engine.image_size) for picture in chunk]
             work = [
                 ImageRequests(
                     image=functools.partial(np.asarray, square),
@@ -206,16 +231,17 @@ class Model:
             ]
             shape = shape or self.engine.state_shape(work)
             answers = {int(answer.id): answer for answer in self.engine.stream(work, state_shape=shape)}
-            for i, pixels in enumerate(chunk):
-                yield _detections(answers[i], width=pixels.shape[1], height=pixels.shape[0])
+            for i, picture in enumerate(chunk):
+                yield _detections(answers[i], picture)
 
-    def chat(self, image: ImageLike, *, max_new_tokens: int = 256) -> Dialogue:
+    def chat(self, image: ImageLike, *, max_new_tokens: int = 256, stretch: StretchLike = None) -> Dialogue:
         """Begin a dialogue about an image, which remembers its turns.
 
         Raises:
-            EarthGPTError: the image cannot be read.
+            EarthGPTError: the image cannot be read, or `stretch`, which is as in `answer`, is invalid.
         """
-        return Dialogue(self, to_square(_pixels(image), self.engine.image_size), max_new_tokens=max_new_tokens)
+        pixels = _picture(image, _policy(stretch)).pixels
+        return Dialogue(self, to_square(pixels, self.engine.image_size), max_new_tokens=max_new_tokens)
 
     def _generate(
         self, square: np.ndarray, prompts: Sequence[tuple[str, Sequence[tuple[str, str]]]], max_new_tokens: int
@@ -321,8 +347,9 @@ def _check_request(question: str, max_new_tokens: int) -> None:
         raise EarthGPTError(f"question: expected text, got {question!r}")
 
 
-def _detections(answer: Answer, *, width: int, height: int) -> DetectionResult:
-    """Read the boxes of an answer about an image of this size."""
+def _detections(answer: Answer, picture: Picture) -> DetectionResult:
+    """Read the boxes of an answer about an image."""
+    height, width = picture.pixels.shape[:2]
     parsed, frame = parse(answer.text), Square(width, height)
     confidences = box_confidences(
         answer.text, parsed.boxes, logprobs=answer.logprobs, token_lengths=answer.token_lengths
@@ -332,22 +359,33 @@ def _detections(answer: Answer, *, width: int, height: int) -> DetectionResult:
         for box, confidence in zip(parsed.boxes, confidences, strict=True)
     )
     return DetectionResult(
-        width=width, height=height, detections=detections, rejected=tuple(parsed.rejections), answer=answer.text
-    )
+        width=width, height=height, detections=detections, rejected=tuple(parsed.rejections), answer=answer.text,
+        stretch=picture.rule,
+    )  # fmt: skip
 
 
-def _pixels(image: ImageLike) -> np.ndarray:
-    """u8[h, w, 3] of an image in any of the accepted forms."""
+def _policy(stretch: StretchLike) -> StretchPolicy:
+    if isinstance(stretch, StretchPolicy):
+        return stretch
+    return DEFAULT if stretch is None else StretchPolicy.of(stretch, where="stretch")
+
+
+def _picture(image: ImageLike, policy: StretchPolicy) -> Picture:
+    """Return an image in any of the accepted forms as 8 bits."""
+    if isinstance(image, Picture):
+        return image
     if isinstance(image, (str, os.PathLike)):
-        return decode(read_image(files.path(image)))
+        return read_image(files.path(image), policy)
     if isinstance(image, bytes):
-        return decode(image)
+        return decode_picture(image, policy)
     if isinstance(image, Image.Image):
         buffer = io.BytesIO()
         image.save(buffer, format="TIFF" if image.mode in ("I", "F", "I;16") else "PNG")
-        return decode(buffer.getvalue())
+        return decode_picture(buffer.getvalue(), policy)
     if isinstance(image, np.ndarray):
         if image.dtype == np.uint8 and image.size and (image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 3)):
-            return np.ascontiguousarray(image if image.ndim == 3 else np.repeat(image[..., None], 3, axis=-1))
+            return Picture(
+                pixels=np.ascontiguousarray(image if image.ndim == 3 else np.repeat(image[..., None], 3, axis=-1))
+            )
         raise EarthGPTError(f"image: expected an array u8[h, w, 3] or u8[h, w], got {image.dtype}{list(image.shape)}")
     raise EarthGPTError(f"image: expected a path, bytes, a PIL image or a NumPy array, got {type(image).__name__}")

@@ -97,6 +97,8 @@ class Record:
         complete: whether `objects` has every object of the classes that the dataset annotates. False if an object was
             rejected, was left out at the border of a tile, or lies in a region that was not annotated. No class can
             then be called absent.
+        stretch: how pixels of more than 8 bits become 8 bits, the text of a `raster.policy.Stretch`; "" for images
+            that are shown as they are.
     """
 
     id: str
@@ -112,6 +114,7 @@ class Record:
     references: tuple[str, ...] = ()
     objects: tuple[Object, ...] = ()
     complete: bool = True
+    stretch: str = ""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -39,28 +39,28 @@ def run(args: argparse.Namespace) -> int:
 
     if args.max_new_tokens < 1:
         raise EarthGPTError(f"--max-new-tokens: expected at least 1, got {args.max_new_tokens}")
-    source = images.Images(images.find(args.images))
+    source = images.Images(images.find(args.images), images.stretch_policy(args))
     several = len(source.paths) > 1
     if several and args.question is None:
         raise EarthGPTError(f"{len(source.paths)} images: expected --question TEXT, to ask about each of them")
     interactive = args.question is None and sys.stdin.isatty()
     model = None
-    answers: list[dict[str, str]] = []
-    for path, data in source.read():
+    answers: list[dict[str, Any]] = []
+    for path, picture in source.read():
         if model is None:
             model = Model(engine_options.engine(args, batch_size=1))
-        dialogue = model.chat(data, max_new_tokens=args.max_new_tokens)
+        dialogue = model.chat(picture, max_new_tokens=args.max_new_tokens)
         if several and not args.out:
             print(f"\n{path}")
         for question in args.question or _lines(interactive):
             if args.independent:
                 dialogue.reset()
             answer = dialogue.ask(question)
-            answers.append({"image": str(path), "question": question, "answer": answer})
+            answers.append({"image": str(path), "stretch": picture.rule, "question": question, "answer": answer})
             if not args.out:
                 print(answer if interactive else f"Q: {question}\nA: {answer}", flush=True)
     if args.out:
-        table_file.write(args.out, answers, columns=("image", "question", "answer"), to_rows=_to_rows)
+        table_file.write(args.out, answers, columns=("image", "stretch", "question", "answer"), to_rows=_to_rows)
     return source.status()
 
 

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from earthgpt_jax.api import DetectionResult
+    from earthgpt_jax.raster.decode import Picture
 
 BATCH_SIZE = 8  # images at a time, where there are several
 SUFFIXES = (".png", ".jpg", ".jpeg")  # of drawings
@@ -56,9 +57,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from earthgpt_jax.api import Model
-    from earthgpt_jax.raster.decode import decode
 
-    source = images.Images(images.find(args.images))
+    source = images.Images(images.find(args.images), images.stretch_policy(args))
     several = len(source.paths) > 1
     drawings = _Drawings(args.draw, images=source.paths) if args.draw else None
     files = source.read()
@@ -66,28 +66,28 @@ def run(args: argparse.Namespace) -> int:
     model = Model(engine_options.engine(args, batch_size=BATCH_SIZE if several else 1))
     if not args.quiet:
         images.warn_about_model(model.engine.model)
-    pending: collections.deque[tuple[Path, bytes]] = collections.deque()
+    pending: collections.deque[tuple[Path, Picture]] = collections.deque()
 
-    def data() -> Iterator[bytes]:
+    def pictures() -> Iterator[Picture]:
         for item in itertools.chain([first], files):
             pending.append(item)
             yield item[1]
 
     answers = []
-    for result in model.detect_each(data(), boxes=args.boxes, max_new_tokens=args.max_new_tokens):
-        path, content = pending.popleft()
+    for result in model.detect_each(pictures(), boxes=args.boxes, max_new_tokens=args.max_new_tokens):
+        path, picture = pending.popleft()
         answer = {"image": str(path), **result.to_dict()}
         if args.out:
             answers.append(answer)
         else:
             print(json.dumps(answer), flush=True)
-        drawn = f"; drawn: {drawings.save(decode(content), result, path)}" if drawings else ""
+        drawn = f"; drawn: {drawings.save(picture.pixels, result, path)}" if drawings else ""
         if not args.quiet:
             size = model.engine.image_size
             images.warn_about_size(path, width=result.width, height=result.height, image_size=size)
             print(f"{path}: {_summary(result)}{drawn}", file=sys.stderr)
     if args.out:
-        columns = ("image", "width", "height", "label", "kind", "confidence", *CORNERS)
+        columns = ("image", "width", "height", "stretch", "label", "kind", "confidence", *CORNERS)
         table_file.write(args.out, answers, columns=columns, to_rows=_to_rows)
     return source.status()
 
@@ -101,7 +101,7 @@ def _summary(result: DetectionResult) -> str:
 
 
 def _to_rows(answer: Mapping[str, Any]) -> list[list[Any]]:
-    shared = [answer["image"], answer["width"], answer["height"]]
+    shared = [answer[name] for name in ("image", "width", "height", "stretch")]
     return [[*shared, box["label"], box["kind"], box["confidence"], *box["polygon"]] for box in answer["boxes"]]
 
 

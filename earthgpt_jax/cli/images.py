@@ -14,13 +14,31 @@ from earthgpt_jax.common.errors import EarthGPTError
 
 if TYPE_CHECKING:
     from earthgpt_jax.models.model_dir import ModelDir
+    from earthgpt_jax.raster.decode import Picture
+    from earthgpt_jax.raster.policy import StretchPolicy
 
-HELP = "an image file, a folder of images or a quoted pattern such as 'scenes/**/*.tif'; PNG, JPEG, TIFF or BMP"
+HELP = "an image file (PNG, JPEG, TIFF, JPEG 2000), a folder of images or a quoted pattern such as 'scenes/**/*.tif'"
+STRETCH_HELP = (
+    "how images become 8 bits, as YAML: 'bands: [4, 3, 2]', '{values: intensity, range: [-25, 0]}' (default: 8 bits as "
+    "stored, others between the 2nd and 98th percentile of each band)"
+)
 TINY_FACTOR = 8  # an image this many times larger than the model's input gets a warning
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("images", nargs="+", metavar="IMAGE", help=HELP)
+    parser.add_argument("--stretch", metavar="POLICY", help=STRETCH_HELP)
+
+
+def stretch_policy(args: argparse.Namespace) -> StretchPolicy:
+    """Return the policy of `--stretch`.
+
+    Raises:
+        EarthGPTError: the option is invalid.
+    """
+    from earthgpt_jax.raster.policy import StretchPolicy
+
+    return StretchPolicy.parse(args.stretch) if args.stretch is not None else StretchPolicy()
 
 
 def find(words: Sequence[str]) -> list[Path]:
@@ -36,7 +54,7 @@ def find(words: Sequence[str]) -> list[Path]:
 
 
 def _find(word: str) -> list[Path]:
-    from earthgpt_jax.datasets.readers.events import is_image
+    from earthgpt_jax.datasets.readers.native_tree import is_image
 
     if word.startswith(("http://", "https://")):
         raise EarthGPTError(f"image {word}: expected a file, got a web address; download it and give the file")
@@ -50,7 +68,7 @@ def _find(word: str) -> list[Path]:
     else:
         return [path]
     if not found:
-        raise EarthGPTError(f"{where} {word}: expected images (PNG, JPEG, TIFF or BMP), found none")
+        raise EarthGPTError(f"{where} {word}: expected images such as PNG, JPEG or TIFF, found none")
     return found
 
 
@@ -62,11 +80,12 @@ class Images:
         failed: the number of images that could not be read so far.
     """
 
-    def __init__(self, paths: Sequence[Path]):
+    def __init__(self, paths: Sequence[Path], policy: StretchPolicy):
         self.paths, self.failed = paths, 0
+        self._policy = policy
 
-    def read(self) -> Iterator[tuple[Path, bytes]]:
-        """Yield (path, bytes of the file).
+    def read(self) -> Iterator[tuple[Path, Picture]]:
+        """Yield (path, picture).
 
         Raises:
             EarthGPTError: the only image cannot be read, or none of several.
@@ -75,14 +94,14 @@ class Images:
 
         for path in self.paths:
             try:
-                data = read_image(path)
+                picture = read_image(path, self._policy)
             except EarthGPTError as error:
                 if len(self.paths) == 1:
                     raise
                 self.failed += 1
                 print(f"error: {error}", file=sys.stderr)
                 continue
-            yield path, data
+            yield path, picture
         if self.failed == len(self.paths):
             raise EarthGPTError(f"none of {len(self.paths)} images could be read")
 

@@ -94,6 +94,7 @@ class Prediction:
             stored.
         logprobs: natural log-probability of each of these tokens given the tokens before it.
         steps: the intermediate questions of an answer that combines several.
+        stretch: how the pixels of the image became 8 bits, as in `Record`; "" if it was shown as it is.
     """
 
     id: str
@@ -117,6 +118,7 @@ class Prediction:
     token_lengths: tuple[int, ...] = ()
     logprobs: tuple[float, ...] = ()
     steps: tuple[Step, ...] = ()
+    stretch: str = ""
 
     def check(self) -> Iterator[str]:
         """Yield what cannot be true of a prediction that was read from a file."""
@@ -188,6 +190,7 @@ class Prediction:
             object_index=question.object_index,
             width=record.width,
             height=record.height,
+            stretch=record.stretch,
             token_lengths=tuple(token_lengths) if keep else (),
             logprobs=rounded if keep else (),
         )

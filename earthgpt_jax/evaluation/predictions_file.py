@@ -23,8 +23,8 @@ from earthgpt_jax.evaluation.predictions import Prediction
 FORMAT_VERSION = 2
 
 # What the model gave; all other fields are the question and its ground truth.
-_ANSWER_FIELDS = ("prediction", "box_format", "frame", "confidences", "token_lengths", "logprobs", "steps")
-_OPTIONAL = ("token_lengths", "logprobs", "steps")  # left out of a line where empty
+_ANSWER_FIELDS = ("prediction", "box_format", "frame", "confidences", "token_lengths", "logprobs", "steps", "stretch")
+_OPTIONAL = ("token_lengths", "logprobs", "steps", "stretch")  # left out of a line where empty
 
 
 def header_line(header: Mapping[str, Any]) -> str:

@@ -205,6 +205,6 @@ def _image(record: Record, size: int, view: View) -> np.ndarray:
     if view is View.BLIND:
         return grey_square(size)
     try:
-        return load_square(record.image, size)
+        return load_square(record.image, size, record.stretch)
     except EarthGPTError as error:
         raise EarthGPTError(f"record {record.id}: {error}") from error

@@ -31,9 +31,13 @@ def pad_to_square(image: np.ndarray, fill: tuple[int, int, int] = FILL) -> np.nd
     return canvas
 
 
-def load_square(data: bytes, size: int) -> np.ndarray:
-    """Decode an image file, and pad and resize it to u8[size, size, 3]."""
-    return to_square(decode(data), size)
+def load_square(data: bytes, size: int, stretch: str = "") -> np.ndarray:
+    """Decode an image file, and pad and resize it to u8[size, size, 3].
+
+    Args:
+        stretch: as in `Record`.
+    """
+    return to_square(decode(data, stretch), size)
 
 
 def to_square(image: np.ndarray, size: int, *, out: np.ndarray | None = None) -> np.ndarray:

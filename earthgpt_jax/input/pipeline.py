@@ -32,7 +32,7 @@ from earthgpt_jax.input.prompts.chat_template import chat_template
 from earthgpt_jax.input.prompts.prompt_config import PromptConfig
 from earthgpt_jax.input.prompts.questions import Question
 from earthgpt_jax.input.sequences import Sample, build_sample, image_prefix, pack_samples
-from earthgpt_jax.raster.decode import decode
+from earthgpt_jax.raster.decode import record_pixels
 from earthgpt_jax.records import Record
 
 _log = logging.getLogger(__name__)
@@ -110,7 +110,7 @@ class SequenceBuilder:
         try:
             record = source[sample.record]
             name = f"record {record.id}"
-            pixels = decode(record.image)
+            pixels = record_pixels(record)
         except EarthGPTError as error:
             message = f"{name}: {error}; `earthgpt data check` finds all such records"
             if self.spec.on_damaged is OnDamaged.SKIP:

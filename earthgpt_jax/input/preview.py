@@ -23,7 +23,7 @@ from earthgpt_jax.input.packing.training_data import prompt_config_of
 from earthgpt_jax.input.pipeline import InputSpec, SequenceBuilder
 from earthgpt_jax.input.tokenizer import Tokenizer
 from earthgpt_jax.input.transcript import Span, decode_transcript
-from earthgpt_jax.raster.decode import decode
+from earthgpt_jax.raster.decode import record_pixels
 from earthgpt_jax.records import UNKNOWN_CLASSES, AnnotatedClasses, Object, Record, Task
 
 _LONGEST_SIDE = 1024  # px of an original image on the page
@@ -214,7 +214,7 @@ def _record_view(record: Record, model: ModelView | None) -> RecordView:
 
 def _pictures(record: Record, colours: Mapping[str, str]) -> Iterator[Picture]:
     """Yield the image once for each box type that the record has, or without boxes if it has none."""
-    pixels = decode(record.image) if record.image else None
+    pixels = record_pixels(record) if record.image else None
     width, height = image_extent(record)
     oriented, horizontal = "oriented boxes", "horizontal boxes"
     captions = {

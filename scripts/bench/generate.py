@@ -167,7 +167,7 @@ def _items(images: int, each: int, *, size: int) -> list[Item]:
     for number in range(images):
         record = source[number]
         asked = evaluation_questions(record, box_style=BoxStyle(), tasks=[Task.VQA])
-        square = load_square(record.image, size)
+        square = load_square(record.image, size, record.stretch)
         items += [Item(f"{number}/{i}", record.image, square, asked[i % len(asked)].text) for i in range(each)]
     return items
 

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from earthgpt_jax.datasets import store
 from earthgpt_jax.datasets.manifest import dataset_directories, read_manifest
 from earthgpt_jax.datasets.overlap.perceptual_hashes import MAX_DHASH_DISTANCE, MAX_PHASH_DISTANCE, NO_HASH, hash_image
-from earthgpt_jax.raster.decode import decode
+from earthgpt_jax.raster.decode import record_pixels
 
 
 def scaled(image: Image.Image, factor: float) -> Image.Image:
@@ -89,7 +89,7 @@ def distinct_images(folder: Path) -> dict[str, list[Image.Image]]:
             for record in store.RecordSource(directory, split):
                 pixels, phash, _ = hash_image(record.image)
                 if phash != NO_HASH:
-                    images[record.sensor.value].setdefault(pixels, Image.fromarray(decode(record.image)))
+                    images[record.sensor.value].setdefault(pixels, Image.fromarray(record_pixels(record)))
     return {sensor: list(by_pixels.values()) for sensor, by_pixels in images.items()}
 
 

@@ -27,7 +27,7 @@ from earthgpt_jax.input.prompts.prompt_config import PromptConfig
 from earthgpt_jax.input.prompts.questions import Question, question_indices
 from earthgpt_jax.input.resize import resize_square
 from earthgpt_jax.input.sequences import build_sample, image_prefix
-from earthgpt_jax.raster.decode import decode
+from earthgpt_jax.raster.decode import decode, record_pixels
 from earthgpt_jax.records import Record
 
 _MAX_IMAGES, _QUESTIONS, _TIMES = 24, 8, 5
@@ -115,7 +115,7 @@ def describe_image(record: Record) -> str:
 
 def rewritten(record: Record) -> Iterator[tuple[str, bytes]]:
     """Yield files of kinds that a folder may lack: JPEG of 600 to 1000 px, progressive JPEG, 16 bits."""
-    pixels = Image.fromarray(decode(record.image))
+    pixels = Image.fromarray(record_pixels(record))
     for side in (600, 800, 1000):
         if min(pixels.size) >= side:
             yield f"JPEG, {side} px (made)", _saved(pixels.crop((0, 0, side, side)), "JPEG", quality=90)

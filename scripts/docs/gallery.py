@@ -12,7 +12,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 import earthgpt_jax as eg
-from earthgpt_jax.raster.decode import decode
+from earthgpt_jax.raster.decode import record_pixels
 from earthgpt_jax.records import Record, Sensor
 from earthgpt_jax.synthetic import SyntheticSource
 
@@ -32,7 +32,7 @@ def chosen() -> list[Record]:
 
 
 def panel(model: eg.Model, record: Record) -> Image.Image:
-    pixels = decode(record.image)
+    pixels = record_pixels(record)
     scale = SIZE / pixels.shape[0]
     image = Image.new("RGB", (SIZE, SIZE + TEXT), PAPER)
     image.paste(Image.fromarray(pixels).resize((SIZE, SIZE), Image.Resampling.BICUBIC), (0, 0))

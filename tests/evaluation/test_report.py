@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from earthgpt_jax.evaluation import report, scores
+from earthgpt_jax.evaluation import predictions_file, report, scores
 from earthgpt_jax.evaluation.predictions import Prediction
 from earthgpt_jax.evaluation.questions import select_examples
+from earthgpt_jax.raster.policy import Stretch
 from earthgpt_jax.records import Record, Sensor, Task
 from earthgpt_jax.synthetic import SyntheticSource
 
@@ -175,6 +176,21 @@ def test_the_complete_report_of_a_file(records, answered, tmp_path):
     assert f"| {wrong.answer} → (no class) | 1 |" in text
     columns = {len(re.findall(r"(?<!\\)\|", line)) for line in text.split("## caption")[0].splitlines()[-4:] if line}
     assert len(columns) == 1
+
+
+def test_the_report_says_how_pixels_became_8_bits(answered, tmp_path):
+    stretch = Stretch(bands=(4, 3, 2), low=(1, 2, 3), high=(7, 8, 9), percentiles=(2, 98)).to_text()
+    deep = answered[0].record_id
+    rows = [dataclasses.replace(row, stretch=stretch if row.record_id == deep else "") for row in answered]
+    path = tmp_path / "p.jsonl"
+    predictions_file.write(path, rows, header={})
+    assert predictions_file.read_complete(path)[1] == rows
+    report.write_report(tmp_path, title="T", scores=_scored(rows), predictions=rows, records=None)
+    text, page = ((tmp_path / name).read_text() for name in ("report.md", "report.html"))
+    for shown in ("percentiles 2 to 98 of bands 4, 3, 2", "8 bits as stored"):
+        assert shown in text and shown in page
+    source, sensor = answered[0].source, answered[0].sensor
+    assert f"| {source} | {sensor} | percentiles 2 to 98 of bands 4, 3, 2 | 1 |" in text
 
 
 def test_markdown_lists_every_unparsable_answer(answered, tmp_path):

@@ -27,6 +27,7 @@ from earthgpt_jax.models import earthgpt, model_dir
 from earthgpt_jax.ops.resize import Method, resize
 from earthgpt_jax.params import merge_module
 from tests.support import nano
+from tests.support.rasters import raster_file
 
 pytestmark = pytest.mark.torch
 
@@ -449,14 +450,24 @@ def _files() -> dict[str, bytes]:
     floats = rng.normal(0, 5, (33, 20)).astype(np.float32)
     floats[3, 4] = np.nan
     rotated = Image.Exif()
-    rotated[0x0112] = 6  # "rotate by 90 degrees"; our reader ignores it, because boxes refer to the stored pixels
+    rotated[0x0112] = 6  # rotate by 90 degrees
+    see_through = color.convert("RGBA")
+    see_through.paste((250, 250, 250, 0), (0, 0, 20, 20))
+    bordered = rng.integers(2000, 4000, (51, 64)).astype(np.uint16)
+    bordered[:, :20] = 0
+    filled = np.where(floats > 0, floats, -9999).astype(np.float32)
     return {
         "wide": encoded(color, "PNG"),
         "tall, rotated by EXIF": encoded(color.rotate(90, expand=True), "JPEG", exif=rotated),
         "grey": encoded(color.convert("L"), "PNG"),
-        "transparent": encoded(color.convert("RGBA"), "PNG"),
+        "opaque": encoded(color.convert("RGBA"), "PNG"),
+        "transparent": encoded(see_through, "PNG"),
+        "rotated by TIFF": encoded(color, "TIFF", exif=rotated),
         "palette": encoded(color.convert("P"), "PNG"),
         "16 bits": encoded(Image.fromarray(rng.integers(100, 4000, (51, 64)).astype(np.uint16)), "PNG"),
+        "zero border": encoded(Image.fromarray(bordered), "TIFF"),
+        "no data": raster_file(filled[None], nodata=-9999),
+        "32 bits": raster_file((2**31 + rng.integers(0, 999, (1, 30, 30))).astype(np.uint32)),
         "float": encoded(Image.fromarray(floats), "TIFF"),
         "the right size": encoded(Image.fromarray(rng.integers(0, 256, (64, 64, 3)).astype(np.uint8)), "PNG"),
     }
@@ -475,6 +486,18 @@ def test_square_images_are_bit_identical(adapted, tmp_path):
         for image in (Image.open(path), path):
             single = processor(images=image, text="What?", return_tensors="pt")["pixel_values"]
             np.testing.assert_array_equal(single[0].permute(1, 2, 0), square)
+
+
+@pytest.mark.parametrize("driver", ["GTiff", "PNG"])
+def test_several_bands_of_16_bits_are_refused(adapted, driver):
+    """Pillow would read the high bytes only."""
+    colors = np.random.default_rng(0).integers(0, 3000, (3, 20, 30)).astype(np.uint16)
+    data = raster_file(colors, driver=driver, georeferenced=False, photometric="RGB")
+    with pytest.raises(ValueError, match=r"expected 8 bits or one band|cannot identify"):
+        adapted.processor()(images=data, text="What?")
+    square = adapted.processor()(images=our_images.decode(data), text="What?")["pixel_values"][0]
+    expected = our_images.load_square(data, adapted.config.image_size)
+    np.testing.assert_array_equal(square.transpose(1, 2, 0), expected)
 
 
 # --------------------------------------------------------------------------------------------------- boxes

@@ -28,29 +28,80 @@ PAD_ID = 0
 FILL = (122, 116, 104)  # CLIP's mean color, with which LLaMA2-Accessory pads
 
 
-def read_image(image: Image.Image | np.ndarray | bytes | str | Path) -> np.ndarray:
-    """Return RGB pixels uint8[h, w, 3] as they are stored in the file; an EXIF orientation is not applied.
+_DEEP_MODES = ("I", "F", "I;16", "I;16B", "I;16L")  # one band of more than 8 bits
+_ORIENTATION, _BITS, _SAMPLE_FORMAT, _GDAL_NODATA = 274, 258, 339, 42113  # tags of Exif and TIFF
+_UNSIGNED = 1
+_LEAST_BORDER = 0.01
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # fmt: skip
 
-    A single band of more than 8 bits is stretched between its 2nd and 98th percentile.
+
+def read_image(image: Image.Image | np.ndarray | bytes | str | Path) -> np.ndarray:
+    """Return RGB pixels uint8[h, w, 3] as they are displayed: turned by the orientation tag, black where transparent.
+
+    One band of more than 8 bits is stretched between the 2nd and 98th percentile of its valid pixels, those that are
+    finite, not the file's no-data value, and not in a border of zeros of at least 1 % of the image.
+
+    Raises:
+        ValueError: the image has several bands of more than 8 bits, of which Pillow reads only the high bytes.
+            `earthgpt_jax.raster.decode.decode` returns an array that this processor takes.
     """
     if isinstance(image, np.ndarray):
         image = Image.fromarray(image)
     if not isinstance(image, Image.Image):
         with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as opened:
             return read_image(opened)
-    if image.mode in ("I", "F", "I;16", "I;16B", "I;16L"):
-        return np.repeat(_stretch(np.asarray(image, np.float32))[..., None], 3, axis=-1)
-    return np.asarray(image.convert("RGB"))
+    deep = image.mode in _DEEP_MODES
+    tags = getattr(image, "tag_v2", {})
+    # The decoder's arguments are gone once the pixels are loaded.
+    if not deep and (";16" in str(getattr(image, "tile", "")) or max(tags.get(_BITS, (8,))) > 8):
+        raise ValueError("expected 8 bits or one band; give an array of earthgpt_jax.raster.decode.decode instead")
+    image.load()
+    if image.format != "TIFF":  # Pillow turns TIFF files itself
+        exif = Image.Exif()
+        exif.load(image.info.get("exif", b""))
+        turn = _TURNS.get(exif.get(_ORIENTATION, 1))
+        image = image if turn is None else image.transpose(turn)
+    if deep:
+        band = np.asarray(image)
+        if tags.get(_SAMPLE_FORMAT) == (_UNSIGNED,) and band.dtype == np.int32:
+            band = band.view(np.uint32)
+        nodata = float(str(tags[_GDAL_NODATA]).strip("\0 ")) if _GDAL_NODATA in tags else None
+        return np.repeat(_stretch(band, nodata)[..., None], 3, axis=-1)
+    if not image.has_transparency_data:
+        return np.asarray(image.convert("RGB"))
+    pixels = np.array(image.convert("RGBA"))
+    pixels[pixels[..., 3] == 0] = 0
+    return np.ascontiguousarray(pixels[..., :3])
 
 
-def _stretch(band: np.ndarray) -> np.ndarray:
-    """Stretch a band to uint8; NaN and infinite pixels (no data in float rasters) become black."""
-    valid = np.isfinite(band)
-    if not valid.any():
+def _stretch(band: np.ndarray, nodata: float | None) -> np.ndarray:
+    """Return a band as uint8; pixels without a value are black."""
+    band = band if band.dtype.kind == "f" else band.astype(np.float64)
+    valid = np.isfinite(band) if nodata is None else np.isfinite(band) & (band != band.dtype.type(nodata))
+    counted = valid
+    if nodata is None:
+        border = _zero_border(band == 0)
+        counted = valid & ~border if border.mean() >= _LEAST_BORDER else valid
+    if not counted.any():
         return np.zeros(band.shape, np.uint8)
-    low, high = np.percentile(band[valid], (2, 98))
-    stretched = np.clip((band - low) / max(high - low, 1e-6) * 255, 0, 255)
+    low, high = map(float, np.percentile(band[counted], (2, 98)))
+    if not high > low:
+        return np.zeros(band.shape, np.uint8)
+    stretched = np.clip((band - low) / (high - low) * 255, 0, 255)
     return np.where(valid, stretched, 0).astype(np.uint8)
+
+
+def _zero_border(zero: np.ndarray) -> np.ndarray:
+    """Return the pixels in an unbroken run of zeros along a row or a column from the edge of the image."""
+    border = np.zeros_like(zero)
+    for axis in (0, 1):
+        border |= np.logical_and.accumulate(zero, axis=axis)
+        border |= np.flip(np.logical_and.accumulate(np.flip(zero, axis), axis=axis), axis)
+    return border
 
 
 def padding(width: int, height: int) -> tuple[int, int, int]:

@@ -17,6 +17,7 @@ from earthgpt_jax.evaluation.report.tables import (
     confusions_table,
     metrics_table,
     reliability_table,
+    stretch_table,
 )
 from earthgpt_jax.evaluation.scores import Scores
 from earthgpt_jax.records import Record
@@ -51,6 +52,7 @@ def write_report(
         EarthGPTError: the folder cannot be written.
     """
     failures = gallery.parse_failures(predictions)
+    tables = [*tables, stretch_table(predictions)]
     extremes = gallery.best_and_worst(records, predictions, count=_PICTURES) if records is not None else {}
     try:
         folder.mkdir(parents=True, exist_ok=True)

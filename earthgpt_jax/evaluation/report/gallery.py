@@ -19,7 +19,7 @@ from earthgpt_jax.evaluation.metrics.grounding import grounding_iou
 from earthgpt_jax.evaluation.metrics.parsed_boxes import frame_of, parse_answer
 from earthgpt_jax.evaluation.predictions import BOX_TASKS, DETECTION_TASKS, Prediction, Truth
 from earthgpt_jax.input.prompts.derived import DerivedTask
-from earthgpt_jax.raster.decode import decode
+from earthgpt_jax.raster.decode import record_pixels
 from earthgpt_jax.records import Record, Sensor, Task
 
 _EXACT_TASKS = (Task.CLASSIFICATION, Task.VQA, *DerivedTask)  # tasks with one correct answer
@@ -211,7 +211,7 @@ def _truth(prediction: Prediction) -> str:
 def _data_uri(record: Record) -> str:
     """Return the image as a PNG no larger than the page needs; browsers do not show formats such as TIFF."""
     try:
-        return data_uri(decode(record.image), longest_side=_LONGEST_SIDE)
+        return data_uri(record_pixels(record), longest_side=_LONGEST_SIDE)
     except EarthGPTError as error:
         raise EarthGPTError(f"record {record.id}: {error}") from error
 

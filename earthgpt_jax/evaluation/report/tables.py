@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,6 +16,7 @@ from earthgpt_jax.evaluation.predictions import Prediction
 from earthgpt_jax.evaluation.report.markdown import format_value
 from earthgpt_jax.evaluation.scores import HEADLINE, NOT_METRICS, Extra, Scores, baselines_of, score
 from earthgpt_jax.evaluation.third_party import scorers
+from earthgpt_jax.raster.policy import Stretch
 from earthgpt_jax.records import Sensor, Task
 
 GROUPS = ("all", *(sensor.value for sensor in Sensor))
@@ -71,6 +73,20 @@ def breakdown_table(task: str, groups: Mapping[str, Mapping[str, Any]]) -> Table
     if any(group.startswith("size: ") for group in parts):
         note = "Sizes are COCO's: small is below 32² pixels of the original image, medium below 96², large the rest."
     return Table(title=f"{task}, by class, size and source", head=[task, *metrics, "n"], rows=rows, note=note)
+
+
+def stretch_table(predictions: Sequence[Prediction]) -> Table:
+    """Return how the pixels of the images became 8 bits, with the number of images."""
+    stretches = {p.record_id: (p.source, p.sensor, p.stretch) for p in predictions}
+    images = collections.Counter(
+        (source, sensor, Stretch.from_text(text).rule()) for source, sensor, text in stretches.values()
+    )
+    return Table(
+        title="Pixels",
+        head=["source", "sensor", "stretch", "images"],
+        rows=[[*name, str(count)] for name, count in sorted(images.items())],
+        note="Percentiles are those of each scene; each line of the predictions file has their values.",
+    )
 
 
 def published_table(card: Benchmark, model: Scores) -> Table:
