@@ -19,6 +19,7 @@ from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.common.names import did_you_mean
 from earthgpt_jax.common.parsing import parse_yaml
 from earthgpt_jax.common.resources import data_path
+from earthgpt_jax.raster.policy import DEFAULT, StretchPolicy
 from earthgpt_jax.records import Sensor, Task
 
 SPLITS = ("train", "val", "test")
@@ -110,6 +111,7 @@ class Card:
         open_classes: accept class names that `classes` does not list, because the list may be incomplete.
         fields: field names by role, for formats with configurable fields (qa_rows).
         tile: how large scenes are cut into tiles; None keeps them whole.
+        stretch: how images become 8 bits.
         role: what EarthGPT uses the dataset for.
         expected: size of the complete native dataset: a number of `images`, `objects`, `questions` or `captions`, or
             the number of images of a split, under its name.
@@ -138,6 +140,7 @@ class Card:
     open_classes: bool = False
     fields: Mapping[str, str] = dataclasses.field(default_factory=dict)
     tile: Tile | None = None
+    stretch: StretchPolicy = DEFAULT
     role: Role = Role.OWN
     expected: Mapping[str, int] = dataclasses.field(default_factory=dict)
     obtain: str = ""
@@ -220,6 +223,7 @@ class _CardFile(TypedDict):
     open_classes: NotRequired[bool]
     fields: NotRequired[dict[str, _Name]]
     tile: NotRequired[_Tile | None]
+    stretch: NotRequired[dict[str, Any]]
     role: NotRequired[Role]
     expected: NotRequired[dict[str, int]]
     obtain: NotRequired[str]
@@ -248,6 +252,8 @@ def _fields(entries: Mapping[str, Any], *, where: str) -> dict[str, Any]:
         values["test_pattern"] = _pattern(str(split.get("test", "")), where=where)
     if values.get("tile"):
         values["tile"] = _tile(values["tile"], where=where)
+    if "stretch" in values:
+        values["stretch"] = StretchPolicy.of(values["stretch"], where=f"{where}: stretch", sensor=values.get("sensor"))
     if stray := [name for name in values.get("expected", ()) if name not in EXPECTED_COUNTS]:
         raise EarthGPTError(f"{where}: expected: {stray[0]}: expected one of {', '.join(EXPECTED_COUNTS)}")
     if stray := [name for name in values.get("unverified", ()) if name.split(".")[0] not in _ENTRIES]:

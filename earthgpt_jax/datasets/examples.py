@@ -13,7 +13,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 from earthgpt_jax.records import Object, Record, Sensor, Task, Turn
 
-VERSION = "3.0.0"  # of the features and the manifest; raise the major version when older datasets cannot be read
+VERSION = "4.0.0"  # of the features and the manifest; raise the major version when older datasets cannot be read
 
 FEATURES = {
     "id": tfds.features.Text(),
@@ -26,6 +26,7 @@ FEATURES = {
     "tasks": tfds.features.Sequence(tfds.features.Text()),
     "label": tfds.features.Text(),
     "complete": np.bool_,
+    "stretch": tfds.features.Text(),
     "references": tfds.features.Sequence(tfds.features.Text()),
     "turns": tfds.features.Sequence(
         {"question": tfds.features.Text(), "answer": tfds.features.Text(), "type": tfds.features.Text()}
@@ -55,6 +56,7 @@ def to_example(record: Record) -> dict[str, Any]:
         "tasks": [task.value for task in record.tasks],
         "label": record.label,
         "complete": record.complete,
+        "stretch": record.stretch,
         "references": list(record.references),
         "turns": [{"question": t.question, "answer": t.answer, "type": t.question_type} for t in record.turns],
         "objects": [
@@ -113,6 +115,7 @@ def to_record(serialized: bytes) -> Record:
         tasks=tuple(map(Task, texts("tasks"))),
         label=texts("label")[0],
         complete=bool(numbers("complete")[0]),
+        stretch=texts("stretch")[0],
         references=tuple(texts("references")),
         turns=tuple(
             Turn(question=question, answer=answer, question_type=kind)

@@ -227,7 +227,7 @@ def test_a_dataset_of_an_earlier_version_is_refused(built: Built, tmp_path: Path
     values = read_manifest(tmp_path / "s")
     for old in ({**values, "version": "1.0.0"}, {key: values[key] for key in values if key != "version"}):
         (tmp_path / "s" / "manifest.json").write_text(json.dumps(old))
-        with pytest.raises(EarthGPTError, match=r"version 3\.0\.0, got 1\.0\.0: it was built by an earlier version"):
+        with pytest.raises(EarthGPTError, match=r"version 4\.0\.0, got 1\.0\.0: it was built by an earlier version"):
             RecordSource(tmp_path / "s", "train")
 
 

@@ -36,7 +36,7 @@ from earthgpt_jax.datasets.readers import Event, PairedEntry, locate, missing_pa
 from earthgpt_jax.records import Task
 from earthgpt_jax.synthetic import SyntheticSource
 
-_READERS_VERSION = 3  # raise this when the readers make other records of the same native files
+_READERS_VERSION = 4  # raise this when the readers make other records of the same native files
 _JOB_ENTRIES, _JOB_BYTES = 128, 32 << 20  # a job ends at this number of entries or bytes of images
 MAX_QUARANTINE = 0.1
 _RESUMABLE = "finished parts are kept; the same command resumes the build"

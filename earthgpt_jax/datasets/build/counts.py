@@ -24,7 +24,8 @@ class BuildCounts:
     """Counts of the native items of one dataset. A scene that is cut into tiles counts as one image.
 
     Attributes:
-        items: for each item type, the numbers native, kept, quarantined and dropped.
+        items: for each of `COUNTED_TYPES`, and for `file` if there are such files, the numbers native, kept,
+            quarantined and dropped.
         splits: number of kept images by split.
         drop_reasons: number of dropped items by reason.
         quarantine_reasons: number of quarantined items by "type: reason", where the reason has no details of one item.
@@ -47,7 +48,7 @@ class BuildCounts:
                 self.items[item_type.value]["kept"] += count
             return
         column = {Native: "native", Rejected: "quarantined", Dropped: "dropped"}[type(event)]
-        self.items[event.item_type.counted_as.value][column] += event.count
+        self.items.setdefault(event.item_type.counted_as.value, collections.Counter())[column] += event.count
         if isinstance(event, Dropped):
             self.drop_reasons[event.reason] += event.count
         elif isinstance(event, Rejected):
@@ -56,7 +57,7 @@ class BuildCounts:
     def update(self, other: BuildCounts) -> None:
         """Add the counts of another part of the same dataset."""
         for item_type, row in other.items.items():
-            self.items[item_type].update(row)
+            self.items.setdefault(item_type, collections.Counter()).update(row)
         for name in ("splits", "drop_reasons", "quarantine_reasons", "tiles"):
             getattr(self, name).update(getattr(other, name))
 

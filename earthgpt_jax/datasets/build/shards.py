@@ -39,7 +39,7 @@ from earthgpt_jax.datasets.manifest import MANIFEST, QUARANTINE, TFDS_NAME
 
 FORMAT = file_adapters.FileFormat.ARRAY_RECORD
 Piece = tuple[Path, array.array, array.array]
-_TOOLS = ("array_record", "numpy", "pillow", "protobuf", "shapely", "tensorflow-datasets")
+_TOOLS = ("array_record", "numpy", "pillow", "protobuf", "rasterio", "shapely", "tensorflow-datasets")
 
 
 class Builder(FileReaderBuilder, skip_registration=True):  # type: ignore[call-arg]

@@ -9,7 +9,6 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
-import io
 import re
 from collections.abc import Iterator
 
@@ -18,20 +17,19 @@ from PIL import Image
 
 from earthgpt_jax.boxes import clip, polygon_to_rect
 from earthgpt_jax.datasets.cards import Tile
+from earthgpt_jax.raster import tiles
 from earthgpt_jax.records import Object, Record, Task
 
 # Images with more pixels are rejected as decompression bombs. The largest scenes of DOTA have 8e8.
 _MAX_PIXELS = 2_000_000_000
 _BOXES = (Task.HBB, Task.OBB)
 _PHRASES = (Task.GROUNDING, Task.REGION_CAPTION)
-_PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
-_TIFF_MODES = ("I", "F")  # PNG has no such pixels
 _FULLY_VISIBLE = 1 - 1e-6
 
 
 @contextlib.contextmanager
 def allow_large_images(tile: Tile | None) -> Iterator[None]:
-    """Let Pillow open very large images if they will be cut into tiles, that is, unless `tile` is None."""
+    """Let very large images be opened if they will be cut into tiles, that is, unless `tile` is None."""
     before = Image.MAX_IMAGE_PIXELS
     if tile is not None:
         Image.MAX_IMAGE_PIXELS = _MAX_PIXELS
@@ -78,25 +76,26 @@ def cut_into_tiles(record: Record, tile: Tile, *, counter: collections.Counter) 
         raise ValueError(f"{record.id}: only images with boxes can be cut into tiles")
     counter["scenes_cut"] += 1
     scene = _Scene(record, tile)
-    with allow_large_images(tile), Image.open(io.BytesIO(record.image)) as image:
-        image.load()
-        for x0, y0, x1, y1 in tile_windows(record.width, record.height, tile):
-            objects, complete = scene.objects((x0, y0, x1, y1), counter)
-            has_phrases = any(item.phrase for item in objects)
-            counter["tiles"] += 1
-            yield dataclasses.replace(
-                record,
-                id=f"{record.id}@{x0},{y0}",
-                image=_encoded(image.crop((x0, y0, x1, y1))),
-                width=x1 - x0,
-                height=y1 - y0,
-                tasks=tuple(t for t in record.tasks if t in _BOXES) + (_PHRASES if has_phrases else ()),
-                label="",
-                turns=(),
-                references=(),
-                objects=objects,
-                complete=complete,
-            )
+    with allow_large_images(tile):
+        pixels = tiles.Scene(record.image, record.stretch)
+    for x0, y0, x1, y1 in tile_windows(record.width, record.height, tile):
+        objects, complete = scene.objects((x0, y0, x1, y1), counter)
+        has_phrases = any(item.phrase for item in objects)
+        counter["tiles"] += 1
+        yield dataclasses.replace(
+            record,
+            id=f"{record.id}@{x0},{y0}",
+            image=pixels.tile(x0, y0, x1, y1),
+            width=x1 - x0,
+            height=y1 - y0,
+            tasks=tuple(t for t in record.tasks if t in _BOXES) + (_PHRASES if has_phrases else ()),
+            label="",
+            turns=(),
+            references=(),
+            objects=objects,
+            complete=complete,
+            stretch=pixels.stretch,
+        )
     counter["objects_in_no_tile"] += len(record.objects) - len(scene.kept)
 
 
@@ -160,15 +159,3 @@ class _Scene:
                 for item in kept
             ]
         return tuple(kept), complete
-
-
-def _encoded(tile: Image.Image) -> bytes:
-    """Return a tile as a lossless file: PNG, or TIFF for pixel types that PNG lacks. Equal pixels give equal bytes."""
-    tile.info = {}  # metadata of the scene's file does not apply to the tile
-    if tile.mode.startswith("I;16"):  # in either byte order
-        tile = Image.fromarray(np.asarray(tile).astype(np.uint16))
-    elif tile.mode not in (*_PNG_MODES, *_TIFF_MODES):
-        tile = tile.convert("RGB")  # as the input pipeline does
-    buffer = io.BytesIO()
-    tile.save(buffer, format="TIFF" if tile.mode in _TIFF_MODES else "PNG")
-    return buffer.getvalue()

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw
 
-from earthgpt_jax.raster.decode import decode
+from earthgpt_jax.raster.decode import record_pixels
 from earthgpt_jax.records import Object, Record
 
 _SIDE, _TEXT, _GAP = 384, 92, 8  # side of an image, height of its text, distance between images; pixels
@@ -34,7 +34,7 @@ def _picture(record: Record) -> Image.Image:
     scale = _SIDE / max(width, height)
     size = max(1, round(width * scale)), max(1, round(height * scale))
     if record.image:
-        image = Image.fromarray(decode(record.image)).resize(size, Image.Resampling.BICUBIC)
+        image = Image.fromarray(record_pixels(record)).resize(size, Image.Resampling.BICUBIC)
     else:
         image = Image.new("RGB", size, "#dddddd")
     draw = ImageDraw.Draw(image)

@@ -14,7 +14,7 @@ from earthgpt_jax.datasets import image_digests, store
 from earthgpt_jax.datasets.build import tiling
 from earthgpt_jax.datasets.manifest import read_manifest
 from earthgpt_jax.datasets.overlap import matches
-from earthgpt_jax.raster.decode import decode
+from earthgpt_jax.raster.decode import record_pixels
 from earthgpt_jax.records import Record, Task
 
 
@@ -73,7 +73,7 @@ def _damaged_shards(directory: Path, manifest: Mapping[str, Any]) -> Iterator[st
 def _record_problems(record: Record) -> Iterator[str]:
     if record.image:
         try:
-            shape = decode(record.image).shape[:2]
+            shape = record_pixels(record).shape[:2]
         except EarthGPTError as error:
             yield str(error)
         else:

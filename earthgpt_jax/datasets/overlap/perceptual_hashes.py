@@ -59,14 +59,18 @@ class PerceptualHashes:
     dhash: np.ndarray
 
 
-def hash_image(image: bytes) -> tuple[int, int, int]:
-    """Return (pixels, phash, dhash) of an image file, as in `PerceptualHashes`."""
+def hash_image(image: bytes, stretch: str = "") -> tuple[int, int, int]:
+    """Return (pixels, phash, dhash) of an image file, as in `PerceptualHashes`.
+
+    Args:
+        stretch: as in `Record`.
+    """
     import imagehash
 
     if not image:
         return NO_HASH, NO_HASH, NO_HASH
     try:
-        array = decode(image)
+        array = decode(image, stretch)
     except EarthGPTError:
         return NO_HASH, NO_HASH, NO_HASH
     pixels = sha256_int(repr(array.shape).encode() + array.tobytes(), size=8, byteorder="little")
@@ -118,7 +122,9 @@ def _source(directory: Path, split: str) -> store.RecordSource:
 def _hash_chunk(directory: Path, chunk: tuple[str, int, int]) -> np.ndarray:
     split, start, stop = chunk
     source = _source(directory, split)
-    return np.array([hash_image(source[index].image) for index in range(start, stop)], np.uint64)
+    return np.array(
+        [hash_image(record.image, record.stretch) for record in map(source.__getitem__, range(start, stop))], np.uint64
+    )
 
 
 def _read(path: Path, key: str, lengths: dict[str, int]) -> dict[str, PerceptualHashes] | None:

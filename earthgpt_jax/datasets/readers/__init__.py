@@ -35,6 +35,7 @@ from earthgpt_jax.datasets.readers import (
 )
 from earthgpt_jax.datasets.readers.assemble import ImagePairer, PairedEntry, validate_entry
 from earthgpt_jax.datasets.readers.events import Dropped, Entry, Event, ItemType, Native, Part, Rejected
+from earthgpt_jax.datasets.readers.native_tree import files_below, is_system_file
 
 __all__ = [
     "FORMATS",
@@ -149,8 +150,19 @@ def pair_entries(root: Path, card: Card) -> Iterator[PairedEntry | Event]:
     return _pair_parts(base, card, layouts)
 
 
+def _system_files(base: Path, layouts: list[Mapping[str, str]]) -> Iterator[Event]:
+    """Count the files that an operating system left in the folders of a layout; no reader looks at them."""
+    folders = {base / path for layout in layouts for path in layout_paths(layout) if (base / path).is_dir()}
+    outermost = [folder for folder in folders if folders.isdisjoint(folder.parents)]
+    found = {path for folder in outermost for path in files_below(folder) if is_system_file(path.relative_to(folder))}
+    if found:
+        yield Native(item_type=ItemType.FILE, count=len(found))
+        yield Dropped(item_type=ItemType.FILE, reason="written by an operating system", count=len(found))
+
+
 def _pair_parts(base: Path, card: Card, layouts: list[Mapping[str, str]]) -> Iterator[PairedEntry | Event]:
     pairer = ImagePairer(card, base)
+    yield from _system_files(base, layouts)
     for layout in layouts:
         paths = {role: base / path for role, path in layout.items() if role not in NON_PATH_KEYS}
         options = {key: layout[key] for key in NON_PATH_KEYS if key in layout}

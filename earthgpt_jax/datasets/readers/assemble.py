@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -17,8 +18,10 @@ from earthgpt_jax.boxes import Square, canonical, degeneracy, polygon_to_rect, r
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.datasets.build.tiling import allow_large_images
 from earthgpt_jax.datasets.cards import Card, Images, UnannotatedImages
-from earthgpt_jax.datasets.readers.events import Dropped, Entry, Event, ItemType, Native, RawObject, Rejected, is_image
-from earthgpt_jax.raster.decode import decode
+from earthgpt_jax.datasets.readers.events import Dropped, Entry, Event, ItemType, Native, RawObject, Rejected
+from earthgpt_jax.datasets.readers.native_tree import files_below, is_image, is_system_file
+from earthgpt_jax.raster.decode import ImageInfo, examine
+from earthgpt_jax.raster.orientation import AS_STORED, swaps_sides
 from earthgpt_jax.records import Object, Record, Task, Turn
 
 _OBJECT_TASKS = (Task.GROUNDING, Task.REGION_CAPTION)
@@ -31,10 +34,18 @@ def _is_utf8(*texts: str) -> bool:
 
 
 class ImageFolder:
-    """The image files of a folder and its subfolders, found by path, name or stem."""
+    """The image files of a folder and its subfolders, found by path, name or stem.
+
+    Attributes:
+        files: the images.
+        used: images that an entry names.
+    """
 
     def __init__(self, folder: Path):
-        self.files = sorted(path for path in folder.rglob("*") if is_image(path))
+        self._folder = folder
+        self.files = [
+            path for path in files_below(folder) if is_image(path) and not is_system_file(path.relative_to(folder))
+        ]
         self._below = {path.relative_to(folder).as_posix(): path for path in self.files}
         self._names: dict[str, list[Path]] = collections.defaultdict(list)
         self._stems: dict[str, list[Path]] = collections.defaultdict(list)
@@ -46,14 +57,34 @@ class ImageFolder:
     def find(self, name: str) -> list[Path]:
         """Return the files that `name` may refer to: by relative path, else by file name, else by stem.
 
-        The result has several files if they differ only in folder or suffix and `name` has neither. Files outside the
-        folder are never returned.
+        Where folders tell files of the same name apart, the files whose path ends like `name` are preferred, then those
+        in the same case. The result has several files if nothing tells them apart. Files outside the folder are never
+        returned.
         """
-        base = name.replace("\\", "/").rsplit("/", 1)[-1].lower()
+        name = name.replace("\\", "/")
+        if name in self._below:
+            return [self._below[name]]
+        base = name.rsplit("/", 1)[-1]
         stem = Path(base).stem if is_image(Path(base)) else base  # "a.1" has no image suffix, so it is not image "a"
-        files = [self._below[name]] if name in self._below else self._names.get(base) or self._stems.get(stem, [])
-        self.used.update(files)
-        return files
+        files = self._names.get(base.lower()) or self._stems.get(stem.lower(), [])
+        if len(files) > 1:
+            common = {path: self._common_folders(path, name) for path in files}
+            files = [path for path in files if common[path] == max(common.values())]
+        same_case = [path for path in files if base in (path.name, path.stem)]
+        return same_case if len(files) > 1 and same_case else files
+
+    def contradicts(self, path: Path, name: str) -> bool:
+        """Return whether a file is in another folder than `name` says, so that it may be another image."""
+        return (
+            "/" in name.replace("\\", "/")
+            and path.parent != self._folder
+            and not self._common_folders(path, name.replace("\\", "/"))
+        )
+
+    def _common_folders(self, path: Path, name: str) -> int:
+        """Return how many of the innermost folders of a file and of `name` are equal."""
+        pairs = zip(reversed(path.relative_to(self._folder).parts[:-1]), reversed(name.split("/")[:-1]), strict=False)
+        return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,20 +104,37 @@ class ImagePairer:
         self._seen: set[str] = set()
 
     def pair(self, entries: Iterable[Entry | Event], images: Path | None) -> Iterator[PairedEntry | Event]:
-        """Pair the entries of one part with the files of its image folder; events of the parser pass through."""
+        """Pair the entries of one part with the files of its image folder; events of the parser pass through.
+
+        An entry whose folder differs from that of the only file of its name comes last: the file may belong to another
+        entry, and the entry's own image may be missing.
+        """
         folder = None
         if images is not None:
             folder = self._folders.setdefault(images, self._folders.get(images) or ImageFolder(images))
+        doubtful: list[tuple[Entry, Path]] = []
+        used: set[Path] = set()
         for entry in entries:
             if not isinstance(entry, Entry):
                 yield entry
                 continue
-            paths = folder.find(entry.image) if folder and entry.image else []
             if not entry.problem:
                 if entry.id in self._seen:
                     entry = dataclasses.replace(entry, problem=f"the id {entry.id} occurs twice")
                 self._seen.add(entry.id)
+            paths = folder.find(entry.image) if folder and entry.image else []
+            if folder and len(paths) == 1 and folder.contradicts(paths[0], entry.image):
+                doubtful.append((entry, paths[0]))
+                continue
+            used.update(paths)
             yield PairedEntry(entry=entry, images=tuple(paths))
+        claims = collections.Counter(path for _, path in doubtful)
+        for entry, path in doubtful:
+            own = path not in used and claims[path] == 1
+            yield PairedEntry(entry=entry, images=(path,) if own else ())
+            used.update((path,) if own else ())
+        if folder:
+            folder.used |= used
 
     def unlisted(self) -> Iterator[Event]:
         """Yield events for image files that no entry names; call it after `pair` has consumed all parts."""
@@ -115,6 +163,27 @@ def validate_entry(
     return _Validator(card, read).events(paired)
 
 
+def _frame_problem(entry: Entry, info: ImageInfo) -> str:
+    """Return why the coordinates of an annotation cannot be those of the displayed image, "" if they can.
+
+    Programs disagree on whether boxes are drawn on the stored or on the displayed pixels of an image with an
+    orientation tag. Only the annotated size can tell, where the tag exchanges width and height.
+    """
+    displayed = (info.width, info.height)
+    stored = displayed[::-1] if swaps_sides(info.orientation) else displayed
+    turned = info.orientation != AS_STORED
+    if turned and entry.objects and (stored == displayed or entry.size != displayed):
+        return (
+            f"the image has the orientation tag {info.orientation}, and the annotation does not say that its boxes are "
+            "of the displayed pixels; store the image without the tag"
+        )
+    if all(entry.size) and entry.size not in (displayed, stored):
+        # The image was resized after annotation, or the annotation belongs to another image.
+        annotated, found = ("x".join(map(str, size)) for size in (entry.size, displayed))
+        return f"the annotation is of a {annotated} image, the image is {found}"
+    return ""
+
+
 class _Validator:
     def __init__(self, card: Card, read: Callable[[Path], bytes]):
         self._card, self._read = card, read
@@ -126,7 +195,7 @@ class _Validator:
         for item_type, items in items_of.items():
             if items:
                 yield Native(item_type=item_type, count=len(items))
-        item_type, problem, data, (width, height) = self._image(entry, paired.images)
+        item_type, problem, data, info = self._image(entry, paired.images)
         if problem:
             yield Rejected(id=entry.id, item_type=item_type, reason=problem, file=entry.file)
             for item_type, items in items_of.items():
@@ -134,11 +203,14 @@ class _Validator:
                     reason = f"its image or annotation was rejected: {problem}"
                     yield Rejected(id=entry.id, item_type=item_type, reason=reason, file=entry.file, count=len(items))
             return
-        objects, object_events = self._objects(entry, width, height)
+        objects, object_events = self._objects(entry, info.width, info.height)
         yield from object_events
+        reason = ""  # why a record might wrongly say that the image contains no objects
         if not objects and any(isinstance(event, Rejected) for event in object_events):
-            # A record would wrongly say that the image contains no objects.
             reason = "every object of it was rejected"
+        elif not objects and entry.orphans:
+            reason = f"it has no object, but {entry.orphans} objects of the annotation file have no image"
+        if reason:
             yield Rejected(id=entry.id, item_type=ItemType.IMAGE, reason=reason, file=entry.file)
             return
         turns: list[Turn] = []
@@ -162,8 +234,8 @@ class _Validator:
         yield Record(
             id=f"{self._card.name}/{split}/{entry.id}",
             image=data,
-            height=height,
-            width=width,
+            height=info.height,
+            width=info.width,
             sensor=self._card.sensor,
             source=self._card.name,
             split=split,
@@ -172,35 +244,33 @@ class _Validator:
             turns=tuple(turns),
             references=captions,
             objects=objects,
-            complete=entry.complete and not object_events,
+            complete=entry.complete and not entry.orphans and not object_events,
+            stretch=info.stretch,
         )
 
-    def _image(self, entry: Entry, paths: Sequence[Path]) -> tuple[ItemType, str, bytes, tuple[int, int]]:
-        """Return (item type to reject, problem or "", image bytes, (width, height))."""
-        nothing = b"", (0, 0)
+    def _image(self, entry: Entry, paths: Sequence[Path]) -> tuple[ItemType, str, bytes, ImageInfo]:
+        """Return (item type to reject, problem or "", image bytes, size and stretch)."""
+        nothing = b"", ImageInfo(width=0, height=0)
         if entry.problem:
             return ItemType.ANNOTATION, entry.problem, *nothing
         if entry.label and not self._card.label(entry.label):
             return ItemType.ANNOTATION, f"unknown class {entry.label!r}", *nothing
         if self._card.images is Images.NONE:
-            return ItemType.IMAGE, "", b"", entry.size
+            return ItemType.IMAGE, "", b"", ImageInfo(width=entry.size[0], height=entry.size[1])
         if len(paths) != 1:
             reason = f"several images are called {entry.image!r}" if paths else f"missing image {entry.image!r}"
             return ItemType.IMAGE, reason, *nothing
         try:
             data = self._read(paths[0])
             with allow_large_images(self._card.tile):
-                height, width = decode(data).shape[:2]
+                info = examine(data, self._card.stretch)
         except OSError as error:
             return ItemType.IMAGE, f"image cannot be read: {error.strerror}", *nothing
         except (EarthGPTError, Image.DecompressionBombError) as error:  # huge scenes need `tile` in the card
             return ItemType.IMAGE, str(error), *nothing
-        if all(entry.size) and entry.size != (width, height):
-            # The image was resized after annotation, or the annotation belongs to another image.
-            annotated = "x".join(map(str, entry.size))
-            reason = f"the annotation is of a {annotated} image, the image is {width}x{height}"
-            return ItemType.ANNOTATION, reason, *nothing
-        return ItemType.IMAGE, "", data, (width, height)
+        if problem := _frame_problem(entry, info):
+            return ItemType.ANNOTATION, problem, *nothing
+        return ItemType.IMAGE, "", data, info
 
     def _objects(self, entry: Entry, width: int, height: int) -> tuple[tuple[Object, ...], list[Event]]:
         """Return the valid objects, and the events of those that are rejected or dropped."""

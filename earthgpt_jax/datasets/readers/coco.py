@@ -7,7 +7,7 @@ around the `segmentation` polygons.
 from __future__ import annotations
 
 import collections
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -44,40 +44,62 @@ def entries(
         box: returns the corners of an annotation, f64[8], pixels; raises ValueError if it has no valid box.
     """
     file = part.name(part.paths["annotations"])
-    names = {hashable_id(row.get("id")): str(row.get("name")) for row in part.rows("annotations", "categories")}
-    objects: dict[Any, list[RawObject]] = collections.defaultdict(list)
+    rows, categories = part.rows("annotations", "images"), part.rows("annotations", "categories")
+    key_of, category_key = _same_ids(row.get("id") for row in rows), _same_ids(row.get("id") for row in categories)
+    names = {category_key(row.get("id")): str(row.get("name")) for row in categories}
+    objects: dict[Hashable, list[RawObject]] = collections.defaultdict(list)
+    written: dict[Hashable, Any] = {}  # ids as the file writes them, for messages
     for row in part.rows("annotations", annotations):
-        objects[hashable_id(row.get("image_id"))].append(_object(row, names, box))
-    seen = set()
-    for row in part.rows("annotations", "images"):
-        name, key = str(row.get(file_name) or ""), hashable_id(row.get("id"))
+        key = key_of(row.get("image_id"))
+        written.setdefault(key, hashable_id(row.get("image_id")))
+        objects[key].append(_object(row, names.get(category_key(row.get("category_id"))), box))
+    images = collections.Counter(key_of(row.get("id")) for row in rows)
+    known = {key for key, count in images.items() if count == 1 and key is not None}
+    orphans = sum(len(found) for key, found in objects.items() if key not in known)
+    file_names = [str(row.get(file_name) or "") for row in rows]
+    stems = collections.Counter(map(_stem, file_names))
+    for row, name in zip(rows, file_names, strict=True):
+        key = key_of(row.get("id"))
         problem = "" if name else f"no {file_name}"
-        if key is None or key in seen:
+        if key not in known:
             # Its boxes cannot be identified, and without boxes the record would wrongly say that the image is empty.
-            problem = "no id" if key is None else f"a second image with the id {key!r}"
-        seen.add(key)
+            problem = "no id" if key is None else f"{images[key]} images have the id {hashable_id(row.get('id'))!r}"
         yield Entry(
-            id=part.prefix + name.rsplit("/", 1)[-1].rsplit(".", 1)[0],
+            # Two folders may have images of the same name.
+            id=part.prefix + (_stem(name) if stems[_stem(name)] == 1 else name.rsplit(".", 1)[0]),
             image=name,
             file=file,
             split=part.split,
             size=(int_or_zero(row.get("width")), int_or_zero(row.get("height"))),
             problem=problem,
-            objects=tuple(objects.pop(key, ())),
+            objects=tuple(objects.pop(key, ())) if key in known else (),
+            orphans=orphans,
         )
-    yield from _unmatched(objects, file)
+    for key, found in objects.items():
+        yield Native(item_type=ItemType.OBJECT, count=len(found))
+        count = images[key] if key is not None else 0
+        reason = f"missing pair: {'several images have' if count else 'no image has'} the id {written[key]!r}"
+        yield Rejected(id=str(written[key]), item_type=ItemType.OBJECT, reason=reason, file=file, count=len(found))
 
 
-def _unmatched(objects: dict[Any, list[RawObject]], file: str) -> Iterator[Event]:
-    """Reject the annotations of images that the file does not list."""
-    for image, rows in objects.items():
-        yield Native(item_type=ItemType.OBJECT, count=len(rows))
-        reason = f"missing pair: no image has the id {image!r}"
-        yield Rejected(id=str(image), item_type=ItemType.OBJECT, reason=reason, file=file, count=len(rows))
+def _stem(name: str) -> str:
+    return name.rsplit("/", 1)[-1].rsplit(".", 1)[0]
 
 
-def _object(row: dict[str, Any], names: dict[Any, str], box: Callable[[dict[str, Any]], np.ndarray]) -> RawObject:
-    name = names.get(hashable_id(row.get("category_id")), f"category {row.get('category_id')!r}")
+def _same_ids(ids: Iterable[Any]) -> Callable[[Any], Hashable]:
+    """Return a function from a native id to what identifies its row; None for a missing id.
+
+    Releases write the same id as a number in one list and as text in another. The two are the same id, unless the ids
+    themselves have both.
+    """
+    written = {hashable_id(value) for value in ids}
+    if len({str(value) for value in written}) < len(written):
+        return hashable_id
+    return lambda value: None if value is None else str(hashable_id(value))
+
+
+def _object(row: dict[str, Any], name: str | None, box: Callable[[dict[str, Any]], np.ndarray]) -> RawObject:
+    name = name or f"category {row.get('category_id')!r}"
     difficult = int(any(row.get(flag) for flag in ("iscrowd", "ignore", "difficult")))
     try:
         return RawObject(name=name, polygon=box(row), difficult=difficult)

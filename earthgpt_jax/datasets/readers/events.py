@@ -12,6 +12,7 @@ import numpy as np
 
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.common.parsing import parse_json
+from earthgpt_jax.datasets.readers.native_tree import files_below, is_system_file
 from earthgpt_jax.records import Record, Turn
 
 _T = TypeVar("_T")
@@ -25,6 +26,7 @@ class ItemType(enum.StrEnum):
     OBJECT = "object"
     QUESTION = "question"
     CAPTION = "caption"
+    FILE = "file"  # neither an image nor an annotation
 
     @property
     def counted_as(self) -> ItemType:
@@ -105,6 +107,7 @@ class Entry:
         fractions: polygons are fractions of the image's width and height.
         squared: polygons are fractions of the square that the image is padded to.
         complete: all objects of the card's classes are annotated, so the only annotated ship is the only ship.
+        orphans: number of objects in the annotation file whose image is unknown; any of them may be in this image.
     """
 
     id: str
@@ -120,6 +123,7 @@ class Entry:
     fractions: bool = False
     squared: bool = False
     complete: bool = True
+    orphans: int = 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -164,7 +168,11 @@ class Part:
         path = self.paths[role]
         if not path.is_dir():
             return (path,)
-        files = tuple(sorted(file for file in path.rglob(f"*{suffix}") if file.is_file()))
+        files = tuple(
+            file
+            for file in files_below(path)
+            if file.name.endswith(suffix) and not is_system_file(file.relative_to(path))
+        )
         if not files:
             raise EarthGPTError(f"{path}: expected files ending in {suffix}, found none; see the card's layout")
         return files
@@ -187,7 +195,7 @@ class Part:
     def texts(self, role: str, suffix: str) -> Iterator[tuple[Path, str]]:
         """Yield (path, text) of each file with this suffix in a role's folder; invalid UTF-8 bytes are replaced."""
         for path in sorted(self.paths[role].iterdir()):
-            if path.suffix.lower() == suffix:
+            if path.suffix.lower() == suffix and not is_system_file(Path(path.name)):
                 yield path, read_text(path)
 
 
@@ -256,8 +264,3 @@ def text_or_empty(value: object) -> str:
 def hashable_id(value: object) -> int | str | None:
     """Return a native JSON id as a dictionary key; lists and objects, which are invalid ids, become their repr."""
     return value if value is None or isinstance(value, int | str) else repr(value)
-
-
-def is_image(path: Path) -> bool:
-    """Return whether the suffix is that of an image format, in upper or lower case."""
-    return path.suffix.lower() in {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp"}

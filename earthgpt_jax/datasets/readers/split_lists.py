@@ -14,7 +14,8 @@ from pathlib import Path
 
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.datasets.cards import SPLITS
-from earthgpt_jax.datasets.readers.events import Entry, Event, ItemType, Native, Part, Rejected, is_image, read_text
+from earthgpt_jax.datasets.readers.events import Entry, Event, ItemType, Native, Part, Rejected, read_text
+from earthgpt_jax.datasets.readers.native_tree import is_image
 
 
 def assign(entries: Iterable[Entry | Event], part: Part) -> Iterator[Entry | Event]:

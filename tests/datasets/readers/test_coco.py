@@ -55,10 +55,10 @@ def test_coco_with_invalid_fields(native: Native) -> None:
     rows = [{**box, "image_id": 1}, box, {**box, "image_id": [1]}, {**box, "image_id": 1, "category_id": {}}]
     native.put("a.json", _coco(images, rows))
     records, rejected, _ = native.read(card("coco", {"annotations": "a.json", "images": "i"}))
-    assert {name: len(record.objects) for name, record in records.items()} == {"x": 1}
+    assert records == {}
     reasons = why(rejected)
-    assert reasons["x"] == ["object: unknown class 'category {}'"]
-    assert reasons["y"] == ["annotation: a second image with the id 1"]
+    assert reasons["x"] == reasons["y"] == ["annotation: 2 images have the id 1"]  # whose boxes these are is not known
+    assert reasons["1"] == ["object: missing pair: several images have the id 1"]
     assert reasons["z"][0] == "annotation: no id"  # and the box without image_id is not assigned to z
     assert reasons["[1]"] == ["object: missing pair: no image has the id '[1]'"]
 
@@ -125,3 +125,47 @@ def test_hrsid_oriented_boxes_come_from_polygons(tmp_path: Path) -> None:
     for record in records.values():
         np.testing.assert_array_equal(polygon_to_rect(record.objects[1].polygon), (10, 1, 18, 9))
         assert Task.OBB not in record.tasks
+
+
+def test_ids_may_be_numbers_in_one_list_and_text_in_another(native: Native) -> None:
+    native.put("i/x.png", png())
+    native.put("i/y.png", png())
+    box = {"category_id": "7", "bbox": [2, 3, 10, 6]}
+    images = [{"id": 1, "file_name": "x.png"}, {"id": 2, "file_name": "y.png"}]
+    native.put("a.json", _coco(images, [{"image_id": "1", **box}, {"image_id": 2, **box}]))
+    found = card("coco", {"annotations": "a.json", "images": "i"})
+    records, rejected, _ = native.read(found)
+    assert rejected == [] and all(len(records[name].objects) == 1 and records[name].complete for name in "xy")
+    # Where both kinds of id exist, they are different ids.
+    images = [{"id": 1, "file_name": "x.png"}, {"id": "1", "file_name": "y.png"}]
+    native.put("a.json", _coco(images, [{"image_id": "1", **box}]))
+    records, rejected, _ = native.read(found)
+    assert {name: len(record.objects) for name, record in records.items()} == {"x": 0, "y": 1}
+
+
+def test_an_image_is_not_empty_while_boxes_have_no_image(native: Native) -> None:
+    for name in "xyz":
+        native.put(f"i/{name}.png", png())
+    images = [{"id": number, "file_name": f"{name}.png"} for number, name in enumerate("xyz")]
+    box = {"category_id": 7, "bbox": [2, 3, 10, 6]}
+    native.put("a.json", _coco(images, [{"image_id": 0, **box}, {"image_id": 77, **box}]))
+    records, rejected, _ = native.read(card("coco", {"annotations": "a.json", "images": "i"}))
+    assert set(records) == {"x"} and not records["x"].complete  # the other box may be in x, too
+    reasons = why(rejected)
+    assert reasons["y"] == ["image: it has no object, but 1 objects of the annotation file have no image"]
+    assert reasons["77"] == ["object: missing pair: no image has the id 77"]
+
+
+def test_equal_names_in_two_folders_are_two_images(native: Native) -> None:
+    native.put("i/a/1.png", png(40, 30))
+    native.put("i/b/1.png", png(30, 40))
+    native.put("i/b/2.png", png())
+    images = [{"id": i, "file_name": f"{folder}/1.png", "width": w, "height": 70 - w}
+              for i, (folder, w) in enumerate((("a", 40), ("b", 30)))]  # fmt: skip
+    images += [{"id": 3, "file_name": "b/2.png"}, {"id": 4, "file_name": "a/2.png"}]  # the second one is missing
+    rows = [{"image_id": i, "category_id": 7, "bbox": [2, 3, 5, 4 + i]} for i in (0, 1, 3, 4)]
+    native.put("a.json", _coco(images, rows))
+    records, rejected, _ = native.read(card("coco", {"annotations": "a.json", "images": "i"}))
+    bottoms = {name: (record.width, polygon_to_rect(record.objects[0].polygon)[3]) for name, record in records.items()}
+    assert bottoms == {"a/1": (40, 7), "b/1": (30, 8), "b/2": (40, 10)}
+    assert why(rejected)["a/2"][0] == "image: missing image 'a/2.png'"

@@ -5,6 +5,7 @@ Files are written by hand from the documented formats, with the irregularities k
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import struct
 from pathlib import Path
@@ -14,6 +15,8 @@ import pytest
 
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.datasets.cards import Images, SplitRule, load_cards
+from earthgpt_jax.raster.decode import record_pixels
+from earthgpt_jax.raster.policy import Stretch, StretchPolicy
 from earthgpt_jax.records import Task
 from tests.support.native_datasets import Native, card, png, read_records, why
 
@@ -312,7 +315,15 @@ def test_multispectral_images_are_not_read_as_rgb(native: Native) -> None:
     records, rejected, _ = native.read(found)
     assert {name: record.label for name, record in records.items()} == {"SeaLake/SeaLake_1": "sea or lake"}
     reason = why(rejected)["SeaLake/SeaLake_2"][0]
-    assert reason.endswith("cannot be decoded: a format unknown to Pillow, or more bands than it reads")
+    assert "cannot be decoded: the file has 13 bands and does not say which are red, green and blue" in reason
+    chosen = dataclasses.replace(found, stretch=StretchPolicy(bands=(4, 3, 2)))
+    records, rejected, _ = native.read(chosen)
+    assert "expected one band 4" in why(rejected)["SeaLake/SeaLake_1"][0]
+    assert Stretch.from_text(records["SeaLake/SeaLake_2"].stretch).bands == (4, 3, 2)
+    bands = np.arange(4 * 13).reshape(4, 13)[:, [3, 2, 1]]  # of the four pixels
+    low, high = np.percentile(bands, (2, 98), axis=0)
+    expected = np.clip((bands - low) / (high - low) * 255, 0, 255).astype(np.uint8)
+    np.testing.assert_array_equal(record_pixels(records["SeaLake/SeaLake_2"]).reshape(4, 3), expected)
 
 
 def test_open_classes(native: Native) -> None:
