@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import NoReturn
 
+from earthgpt_jax.common.buckets import BucketPath
 from earthgpt_jax.common.errors import EarthGPTError
 
 _IMAGE_SUFFIXES = frozenset({
@@ -30,6 +31,9 @@ def files_below(folder: Path) -> list[Path]:
     Raises:
         EarthGPTError: a folder cannot be listed, or a link leads to a folder that contains it.
     """
+
+    if isinstance(folder, BucketPath):
+        return sorted(folder.walk_files())
 
     def stop(error: OSError) -> NoReturn:
         raise EarthGPTError(f"{error.filename}: cannot be listed: {error.strerror}; check its permissions") from error
