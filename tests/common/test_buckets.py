@@ -17,8 +17,9 @@ import pytest
 from earthgpt_jax.common import buckets, files
 from earthgpt_jax.common.buckets import BucketError, BucketPath, BucketUnavailableError
 from earthgpt_jax.common.errors import EarthGPTError, RetryableError
+from earthgpt_jax.common.file_cache import open_copy
 from earthgpt_jax.common.files import IfExists
-from tests.support.buckets import RESET, FaultyBucket, few_times
+from tests.support.buckets import CUT, RESET, FaultyBucket, few_times
 
 
 # ------------------------------------------------------------------------------------------------- names
@@ -245,6 +246,52 @@ def no_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shorten the waits between attempts."""
     sleep = asyncio.sleep
     monkeypatch.setattr(asyncio, "sleep", lambda seconds, *args: sleep(min(seconds, 0.01), *args))
+
+
+def test_half_an_answer_is_never_taken_for_an_object(
+    faulty_bucket: FaultyBucket, tmp_path: Path, no_waits: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, proxy = faulty_bucket
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    source, content = path / "file", b"0123456789" * 10
+    source.write_bytes(content)
+
+    def opened() -> bytes:
+        with source.open("rb") as file:
+            return file.read()
+
+    def copied() -> bytes:
+        files.copy(source, tmp_path / "copy")
+        return (tmp_path / "copy").read_bytes()
+
+    reads = {
+        source.read_bytes: content, lambda: source.read_range(10, 90): content[10:90],
+        lambda: source.read_ranges([(10, 90), (0, 50)]): [content[10:90], content[:50]],
+        opened: content, copied: content, lambda: open_copy(source).path.read_bytes(): content,
+    }  # fmt: skip
+    for read, expected in reads.items():
+        proxy.requests.clear()
+        proxy.rule = few_times(CUT, 1, method="GET")
+        assert read() == expected and len(proxy.requests) >= 2
+
+
+@pytest.mark.parametrize("status", [503, RESET])
+@pytest.mark.parametrize("request_number", [0, 1])
+def test_an_upload_in_several_requests_is_retried(
+    faulty_bucket: FaultyBucket, tmp_path: Path, no_waits: None, status: int, request_number: int
+) -> None:
+    path, proxy = faulty_bucket
+    content = bytes(range(256)) * (6 << 12)  # 6 MiB
+    (tmp_path / "file").write_bytes(content)
+    seen: list[str] = []
+
+    def rule(method: str, address: str) -> int | None:
+        seen.extend([method] if method in ("PUT", "POST") else [])
+        return status if len(seen) == request_number + 1 and method == seen[-1] else None
+
+    proxy.rule = rule
+    files.copy(tmp_path / "file", path / "file")
+    assert (path / "file").read_bytes() == content
 
 
 @pytest.mark.parametrize("status", [429, 503, RESET])

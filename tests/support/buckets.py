@@ -128,9 +128,10 @@ def make_bucket(scheme: str, url: str, name: str) -> str:
 
 
 # ------------------------------------------------------------------------------------------------ faults
-RESET = 0  # instead of a status: close the connection without an answer
+# Instead of a status: close the connection without an answer, or after half of it.
+RESET, CUT = 0, 1
 
-Rule = Callable[[str, str], int | None]  # method and path of a request -> status, RESET, or None to pass it on
+Rule = Callable[[str, str], int | None]  # method and path of a request -> status, RESET, CUT, or None to pass it on
 
 
 class FaultyProxy:
@@ -165,12 +166,12 @@ class FaultyProxy:
                 if status == RESET:
                     self.close_connection = True
                     self.connection.close()
-                elif status is not None:
-                    self.send_error(status)
+                elif status in (None, CUT):
+                    self.forward(body, cut=status == CUT)
                 else:
-                    self.forward(body)
+                    self.send_error(status)
 
-            def forward(self, body: bytes) -> None:
+            def forward(self, body: bytes, *, cut: bool) -> None:
                 connection = http.client.HTTPConnection(target, timeout=60)
                 connection.request(self.command, self.path, body, dict(self.headers.items()))
                 response = connection.getresponse()
@@ -182,7 +183,8 @@ class FaultyProxy:
                 length = response.getheader("Content-Length") if self.command == "HEAD" else str(len(content))
                 self.send_header("Content-Length", length or "0")
                 self.end_headers()
-                self.wfile.write(content)
+                self.wfile.write(content[: len(content) // 2] if cut else content)
+                self.close_connection = cut
 
             do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = do_PATCH = answer
 
