@@ -89,6 +89,7 @@ def run(args: argparse.Namespace) -> int:
     from earthgpt_jax.common.errors import EarthGPTError
     from earthgpt_jax.datasets.collection import open_records
     from earthgpt_jax.evaluation import benchmarks, confidence, report, scores
+    from earthgpt_jax.evaluation.metrics.calibration import FEW_BOXES
     from earthgpt_jax.evaluation.third_party import scorers
 
     if args.samples < 0:
@@ -108,11 +109,13 @@ def run(args: argparse.Namespace) -> int:
         predictions = benchmarks.select_answers(predictions, card, path=args.file)
         notes += benchmarks.notes(predictions, card)
     notes += confidence.notes(predictions)
+    notes += scores.notes(predictions) if args.samples else []
     predictions = confidence.assign_confidences(predictions)  # once, for everything below
     calibrations = _calibrations(args.calibrate, predictions, scored_path=args.file) if args.calibrate else {}
     if args.calibrate:
         notes += [
-            f"{task}: confidences calibrated on {item.boxes} boxes of {args.calibrate.name}."
+            f"{task}: confidences calibrated on {item.boxes} boxes of {args.calibrate.name}"
+            + ("." if item.boxes >= FEW_BOXES else f"; fewer than {FEW_BOXES} are too few for a reliable calibration.")
             for task, item in calibrations.items()
         ] or [f"Nothing is calibrated: {args.calibrate.name} has no confidences."]
     baselines = _baselines(args, predictions, card)

@@ -27,13 +27,13 @@ from earthgpt_jax.evaluation.metrics.average_precision import (
     rank_boxes,
 )
 from earthgpt_jax.evaluation.metrics.base import Metric, Statistics, group_by, totals
-from earthgpt_jax.evaluation.metrics.calibration import calibration_metric
+from earthgpt_jax.evaluation.metrics.calibration import calibration_metric, ece_if_calibrated, scored_boxes
 from earthgpt_jax.evaluation.metrics.captions import captions
 from earthgpt_jax.evaluation.metrics.classification import classification
 from earthgpt_jax.evaluation.metrics.detection import detection
 from earthgpt_jax.evaluation.metrics.false_premises import false_premises
 from earthgpt_jax.evaluation.metrics.grounding import grounding
-from earthgpt_jax.evaluation.metrics.meteor_spice import meteor_spice
+from earthgpt_jax.evaluation.metrics.meteor_spice import java_metrics
 from earthgpt_jax.evaluation.metrics.vqa import vqa
 from earthgpt_jax.evaluation.predictions import BOX_TASKS, DETECTION_TASKS, ChainedTask, Prediction
 from earthgpt_jax.input.prompts.derived import DerivedTask
@@ -124,7 +124,8 @@ def score(
             if Extra.AP in extras and task in BOX_TASKS:
                 _add_box_metrics(cell, task, members, samples, (calibrations or {}).get(task))
             if Extra.JAVA in extras and task in _CAPTION_TASKS and group == "all":
-                cell |= meteor_spice(members)
+                for extra in java_metrics():
+                    _add(cell, _cell(extra, extra.statistics(members), members, samples))
             table[task][group] = cell
     return table
 
@@ -139,10 +140,18 @@ def _add_box_metrics(
             cell["intervals"] |= ap_intervals(rows, DETECTION_TASKS[task], samples=samples)
     if any(p.confidences for p in rows) and confidence.are_probabilities(rows):
         metric = calibration_metric(calibration)
-        added = _cell(metric, metric.statistics(rows), rows, samples)
-        cell |= {name: value for name, value in added.items() if name not in NOT_METRICS}
-        if samples:
-            cell["intervals"] |= added["intervals"]
+        _add(cell, _cell(metric, metric.statistics(rows), rows, samples))
+        cell["ece_if_calibrated"], ends = ece_if_calibrated(scored_boxes(rows).confidences)
+        if samples:  # errors of few boxes are biased upwards, so that an interval around them would miss the truth
+            cell["intervals"] = {n: pair for n, pair in cell["intervals"].items() if n not in ("ece", "ece_calibrated")}
+            cell["intervals"]["ece_if_calibrated"] = list(ends)
+
+
+def _add(cell: dict[str, Any], added: Mapping[str, Any]) -> None:
+    """Add the metrics of a group, and their intervals, to those that it has."""
+    cell |= {name: value for name, value in added.items() if name not in NOT_METRICS}
+    if "intervals" in added:
+        cell["intervals"] |= added["intervals"]
 
 
 def breakdown(predictions: Sequence[Prediction], *, samples: int = 0) -> Scores:
@@ -166,6 +175,18 @@ def breakdown(predictions: Sequence[Prediction], *, samples: int = 0) -> Scores:
         if cells:
             table[task] = cells
     return table
+
+
+def notes(predictions: Sequence[Prediction]) -> list[str]:
+    """Return which tasks have too few images for their intervals to be more than approximate."""
+    images: dict[str, set[str]] = collections.defaultdict(set)
+    for p in predictions:
+        images[p.task].add(p.record_id)
+    return [
+        f"{task}: only {len(ids)} images; intervals of fewer than {intervals_lib.FEW_IMAGES} are approximate."
+        for task, ids in sorted(images.items())
+        if len(ids) < intervals_lib.FEW_IMAGES
+    ]
 
 
 def with_breakdown(table: Scores, predictions: Sequence[Prediction], *, samples: int) -> Scores:

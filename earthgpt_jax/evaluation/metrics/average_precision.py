@@ -18,8 +18,8 @@ import numpy as np
 
 from earthgpt_jax.boxes import BoxKind
 from earthgpt_jax.evaluation.metrics.classification import normalize
-from earthgpt_jax.evaluation.metrics.coco_ap import coco_ap
-from earthgpt_jax.evaluation.metrics.intervals import PERCENTILES, bootstrap_weights, image_indices
+from earthgpt_jax.evaluation.metrics.coco_ap import coco_ap, coco_intervals
+from earthgpt_jax.evaluation.metrics.intervals import bootstrap_weights, fraction_interval, image_indices
 from earthgpt_jax.evaluation.metrics.iou import SLACK, ious
 from earthgpt_jax.evaluation.metrics.parsed_boxes import (
     box_confidences,
@@ -96,7 +96,7 @@ def _mean(classes: Mapping[str, RankedBoxes], rule: Interpolation) -> float:
 
 
 def ap_intervals(predictions: Sequence[Prediction], kind: BoxKind, *, samples: int) -> dict[str, list[float]]:
-    """Return the 95 % intervals of `ap50` and `ap40` by bootstrap over images (see `intervals`)."""
+    """Return the 95 % intervals of `ap50`, `ap40` and COCO's APs by bootstrap over images (see `intervals`)."""
     image = image_indices([p.record_id for p in predictions])
     values: dict[int, list[np.ndarray]] = {50: [], 40: []}
     ranked = {percent: rank_boxes(predictions, kind, threshold=percent / 100) for percent in values}
@@ -109,10 +109,13 @@ def ap_intervals(predictions: Sequence[Prediction], kind: BoxKind, *, samples: i
         chunk = np.stack([next(weights) for _ in range(min(step, samples - start))])[:, image].astype(float)
         for percent, parts in values.items():
             parts.append(mean_average_precision(ranked[percent], Interpolation.VOC12, chunk))
+    images = len(np.unique(image[[bool(p.objects) for p in predictions]])) or 1
     return {
-        f"ap{percent}": [float(end) for end in np.percentile(np.concatenate(parts), PERCENTILES)]
+        f"ap{percent}": fraction_interval(
+            _mean(ranked[percent], Interpolation.VOC12), np.concatenate(parts), images=images
+        )
         for percent, parts in values.items()
-    }
+    } | coco_intervals(predictions, kind, samples=samples)
 
 
 def rank_boxes(

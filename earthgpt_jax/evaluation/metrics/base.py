@@ -18,6 +18,11 @@ Statistics = Mapping[str, np.ndarray]  # name -> f[n], one number per prediction
 Values = dict[str, np.ndarray]  # metric name -> array with the shape of the sums
 
 
+def _all_predictions(name: str) -> tuple[str, ...]:
+    del name
+    return ("n",)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Metric:
     """The metrics of one task.
@@ -29,6 +34,9 @@ class Metric:
             uses document frequencies.
         breakdown: predictions -> statistics of each part of the predictions, by group name such as `class: ship`.
         integers: names of the values that are counts of things, not ratios.
+        unbounded: names of the values that are not in [0, 1], such as errors.
+        support: value name -> the statistics of which at least one is above 0 for every prediction that the value
+            depends on.
     """
 
     statistics: Callable[[Sequence[Prediction]], Statistics]
@@ -36,6 +44,8 @@ class Metric:
     corpus: Callable[[Sequence[Prediction]], Statistics] | None = None
     breakdown: Callable[[Sequence[Prediction]], Mapping[str, Statistics]] | None = None
     integers: frozenset[str] = frozenset()
+    unbounded: frozenset[str] = frozenset()
+    support: Callable[[str], tuple[str, ...]] = _all_predictions
 
     def __call__(self, predictions: Sequence[Prediction]) -> dict[str, float]:
         """Return the metric values of a set of predictions."""

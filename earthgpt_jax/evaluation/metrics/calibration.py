@@ -18,9 +18,12 @@ from earthgpt_jax.evaluation.confidence import Calibration
 from earthgpt_jax.evaluation.metrics.average_precision import rank_boxes
 from earthgpt_jax.evaluation.metrics.base import Metric, Statistics, Values, ratio, totals
 from earthgpt_jax.evaluation.metrics.grounding import grounding_iou
+from earthgpt_jax.evaluation.metrics.intervals import wilson_interval
 from earthgpt_jax.evaluation.metrics.iou import THRESHOLD
 from earthgpt_jax.evaluation.predictions import BOX_TASKS, DETECTION_TASKS, Prediction
 
+_SIMULATIONS = 400
+FEW_BOXES = 100  # below, a calibration is too uncertain to be fitted
 BINS = 15  # of equal width, as in Guo et al. 2017
 
 
@@ -98,6 +101,31 @@ def _ece(sums: Statistics, prefix: str) -> np.ndarray:
     return ratio(np.sum(gaps, axis=0), np.sum([sums[f"{prefix}boxes_{b}"] for b in range(BINS)], axis=0))
 
 
+def ece_if_calibrated(
+    confidences: np.ndarray, *, samples: int = _SIMULATIONS, seed: int = 0
+) -> tuple[float, tuple[float, float]]:
+    """Return the ECE that a calibrated model with these confidences would show: mean, and 95 % range.
+
+    The ECE of few boxes is above 0 even if the confidences are calibrated, since the fraction of correct boxes in a bin
+    varies. An ECE within this range is no evidence of a wrong calibration.
+
+    Args:
+        confidences: of the boxes, f[D] in [0, 1].
+        samples: number of simulations, in each of which a box is correct with its confidence as probability.
+        seed: random seed.
+    """
+    confidences = np.asarray(confidences, float)
+    if not len(confidences):
+        return 0.0, (0.0, 0.0)
+    bins, rng = bin_indices(confidences), np.random.default_rng(seed)
+    errors = []
+    for _ in range(samples):
+        gaps = np.bincount(bins, confidences - (rng.uniform(size=len(bins)) < confidences), minlength=BINS)
+        errors.append(np.abs(gaps).sum() / len(bins))
+    low, high = np.percentile(errors, (2.5, 97.5))
+    return float(np.mean(errors)), (float(low), float(high))
+
+
 def calibration_metric(calibration: Calibration | None = None) -> Metric:
     """Return the metric for the predictions of one task with confidences, with and without a calibration."""
     return Metric(statistics=functools.partial(_statistics, calibration=calibration), compute=_compute)
@@ -132,16 +160,10 @@ def reliability_bins(predictions: Sequence[Prediction], calibration: Calibration
         count = int(sums[f"boxes_{b}"])
         if count:
             correct = float(sums[f"correct_{b}"]) / count
-            low, high = _wilson_interval(correct, count)
+            low, high = wilson_interval(correct, count)
             mean = float(sums[f"confidence_{b}"]) / count
             bins.append(Bin(index=b, boxes=count, confidence=mean, correct=correct, low=low, high=high))
     return bins
-
-
-def _wilson_interval(fraction: float, n: int, z: float = 1.96) -> tuple[float, float]:
-    center = fraction + z * z / (2 * n)
-    half = z * np.sqrt(fraction * (1 - fraction) / n + z * z / (4 * n * n))
-    return max(0.0, float((center - half) / (1 + z * z / n))), min(1.0, float((center + half) / (1 + z * z / n)))
 
 
 def fit_calibrations(predictions: Sequence[Prediction]) -> dict[str, Calibration]:

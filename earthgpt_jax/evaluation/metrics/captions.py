@@ -94,4 +94,4 @@ def _compute(sums: Statistics) -> Values:
     return values | {name: ratio(sums[name], sums["n"]) for name in ("rouge_l", "cider")}
 
 
-captions = Metric(statistics=_statistics, compute=_compute, corpus=_cider_statistics)
+captions = Metric(statistics=_statistics, compute=_compute, corpus=_cider_statistics, unbounded=frozenset({"cider"}))

@@ -209,12 +209,20 @@ def _breakdown(predictions: Sequence[Prediction], kind: BoxKind) -> Mapping[str,
     return groups
 
 
+def _support(name: str) -> tuple[str, ...]:
+    """Return the outcomes that a value counts: an image without any of them has no influence on it."""
+    boxes, objects = (Outcome.TRUE_POSITIVE, Outcome.FALSE_POSITIVE), (Outcome.TRUE_POSITIVE, Outcome.FALSE_NEGATIVE)
+    return {"precision": boxes, "recall": objects, "f1": (*boxes, Outcome.FALSE_NEGATIVE)}.get(name, ("n",))
+
+
 detection: Mapping[BoxKind, Metric] = {
     kind: Metric(
         statistics=functools.partial(_statistics, kind=kind),
         compute=_compute,
         breakdown=functools.partial(_breakdown, kind=kind),
         integers=frozenset({"boxes", "objects"}),
+        unbounded=frozenset({"hallucinated_boxes"}),
+        support=_support,
     )
     for kind in BoxKind
 }

@@ -37,4 +37,4 @@ def _compute(sums: Statistics) -> Values:
     }
 
 
-false_premises = Metric(statistics=_statistics, compute=_compute)
+false_premises = Metric(statistics=_statistics, compute=_compute, unbounded=frozenset({"hallucinated_boxes"}))

@@ -105,4 +105,16 @@ def _breakdown(predictions: Sequence[Prediction]) -> Mapping[str, Statistics]:
     return group_by([f"answer: {answer}" if answer in _YES_NO else "" for answer in answers], statistics)
 
 
-vqa = Metric(statistics=_statistics, compute=_compute, breakdown=_breakdown)
+def _support(name: str) -> tuple[str, ...]:
+    """Return the statistic that counts the questions of a value: of a type, of counts, or with the answer `no`."""
+    if name.startswith("count_"):
+        return ("counts",)
+    return {"accuracy": ("n",), "accuracy_macro": ("n",), "false_yes_rate": ("no",)}.get(
+        name, (f"n_{name.removeprefix('accuracy_')}",)
+    )
+
+
+vqa = Metric(
+    statistics=_statistics, compute=_compute, breakdown=_breakdown, unbounded=frozenset({"count_mae"}),
+    support=_support,
+)  # fmt: skip

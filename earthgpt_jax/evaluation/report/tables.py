@@ -113,7 +113,8 @@ def published_table(card: Benchmark, model: Scores) -> Table:
 
 def confidence_table(model: Scores) -> Table | None:
     """Return AP with and without confidences, and calibration errors; None if no task has confidences."""
-    metrics = ("boxes_correct", "mean_confidence", "ap50", "ap50_constant", "ece", "ece_calibrated")
+    metrics = ("boxes_correct", "mean_confidence", "ap50", "ap50_constant", "ece", "ece_if_calibrated",
+               "ece_calibrated")  # fmt: skip
     rows = [
         [task, *(format_value(cell.get(name), cell.get("intervals", {}).get(name)) for name in metrics)]
         for task, groups in model.items()
@@ -124,12 +125,15 @@ def confidence_table(model: Scores) -> Table | None:
     return Table(
         title="Box confidence",
         head=[
-            "task", "boxes correct", "mean confidence", "AP@0.5", "AP@0.5, unranked", "ECE", "ECE, calibrated",
+            "task", "boxes correct", "mean confidence", "AP@0.5", "AP@0.5, unranked", "ECE",
+            "ECE of a calibrated model", "ECE, calibrated",
         ],
         rows=rows,
         note="The confidence of a box is the geometric mean probability of the tokens of its coordinates, times that "
         "of the tokens of its noun. “AP@0.5” ranks boxes by confidence; “unranked” gives all boxes equal confidence. "
-        f"ECE is the expected calibration error over {BINS} bins. “ECE, calibrated” is measured after isotonic "
+        f"ECE is the expected calibration error over {BINS} bins. It is above 0 for few boxes even if the "
+        "confidences are calibrated: “ECE of a calibrated model” is what a calibrated model with these confidences "
+        "would show, with its 95 % range. “ECE, calibrated” is measured after isotonic "
         "regression on answers about other images; it is empty if none were given. Calibration changes neither "
         "the ranking nor AP.",
     )  # fmt: skip

@@ -98,7 +98,64 @@ def test_a_difficult_object_neither_raises_nor_lowers_ap():
     ranked = rank_boxes([answer(text, objects=objects)], BoxKind.HBB)
     assert mean_average_precision(ranked, Interpolation.VOC12)[0] == 1.0
     low, high = ap_intervals([answer(text, objects=objects)], BoxKind.HBB, samples=10)["ap50"]
-    assert low == high == 1.0
+    assert low < 0.1 and high == 1.0  # one image says little
+
+
+def test_an_interval_has_a_width_where_all_answers_agree():
+    """30 of 30 correct: the bootstrap does not vary, but an accuracy of 0.9 is compatible with them."""
+    low, high = _interval(_rows([True] * 30), 100)
+    assert 0.87 < low < 0.9 and high == 1.0
+    low, high = _interval(_rows([False] * 30), 100)
+    assert low == 0.0 and 0.1 < high < 0.13
+    low, _ = _interval(_rows([True] * 300, per_image=10), 100)
+    assert 0.87 < low < 0.9  # ten answers about the same image count as one
+
+
+def test_an_interval_of_a_class_counts_its_own_images():
+    """A class in 3 of 300 images, always found: its interval is that of 3 images."""
+    ship, car = "<p>one ship</p>[0.1,0.1,0.3,0.3]", "<p>one car</p>[0.1,0.1,0.3,0.3]"
+    rows = [answer(ship if i < 3 else car, id=f"{i:03d}", objects=(truth("ship" if i < 3 else "car", 10, 10, 30, 30),))
+            for i in range(300)]  # fmt: skip
+    groups = scores.breakdown(rows, samples=50)["hbb"]
+    assert groups["class: ship"]["intervals"]["recall"][0] < 0.3
+    assert groups["class: car"]["intervals"]["recall"][0] > 0.98
+
+
+def test_the_weighted_coco_ap_is_that_of_pycocotools():
+    """With every image once, the AP of the intervals is pycocotools'; an image drawn twice acts like two images."""
+    from earthgpt_jax.evaluation.metrics import coco_ap
+
+    rng = np.random.default_rng(0)
+    rows = []
+    for i in range(12):
+        boxes = rng.uniform(0, 0.6, (3, 2))
+        text = "<p>three ships</p>[" + ";".join(f"{x:.3f},{y:.3f},{x + 0.3:.3f},{y + 0.3:.3f}" for x, y in boxes) + "]"
+        objects = tuple(truth("ship", *(100 * np.r_[xy, xy + 0.3] + rng.uniform(-4, 4, 4)).clip(0, 100))
+                        for xy in boxes[: 1 + i % 3])  # fmt: skip
+        rows.append(answer(text, id=f"{i:02d}", objects=objects, confidences=tuple(rng.uniform(size=3))))
+    evaluation = coco_ap._evaluation(rows, BoxKind.HBB)
+    table = coco_ap._weighted_precisions(evaluation, np.ones((1, 12)))
+    expected = coco_ap.coco_ap(rows, BoxKind.HBB)
+    assert table[0, 0].mean() == pytest.approx(expected["coco_ap"], abs=1e-12)
+    assert table[0, 0, 0] == pytest.approx(expected["coco_ap50"], abs=1e-12)
+    assert table[0, 2].mean() == pytest.approx(expected["coco_ap_medium"], abs=1e-12)
+    twice = coco_ap._weighted_precisions(evaluation, np.full((1, 12), 2.0))
+    np.testing.assert_allclose(twice, table, atol=1e-12)
+
+
+def test_the_error_of_few_calibrated_boxes_is_not_zero_but_expected():
+    from earthgpt_jax.evaluation.metrics.calibration import BINS, bin_indices, ece_if_calibrated
+
+    rng = np.random.default_rng(1)
+    inside = []
+    for _ in range(200):
+        confidences = rng.uniform(0.2, 1, 60)
+        gaps = np.bincount(bin_indices(confidences), confidences - (rng.uniform(size=60) < confidences), minlength=BINS)
+        _, (low, high) = ece_if_calibrated(confidences)
+        inside.append(low <= np.abs(gaps).sum() / 60 <= high)
+    assert 0.92 <= np.mean(inside) <= 0.98
+    mean, _ = ece_if_calibrated(np.full(100, 0.5))
+    assert mean == pytest.approx(np.sqrt(0.25 / 100) * np.sqrt(2 / np.pi), rel=0.1)
 
 
 def test_a_hundred_thousand_answers_take_seconds():
