@@ -107,7 +107,7 @@ def run(args: argparse.Namespace) -> int:
             answers, train, out=args.out, decimals=engine.decimals, extras=(scores.Extra.AP,)
         )
         table = scores.with_breakdown(result.scores, result.predictions, samples=SAMPLES)
-        write_json(args.out / "scores.json", table)
+        write_json(args.out / "scores.json", scores.without_nan(table))
         report.write_page(
             args.out / "report.html",
             title=f"{args.model} on {test.name}, {args.split}",

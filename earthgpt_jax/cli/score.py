@@ -20,6 +20,7 @@ examples:
   earthgpt score answers.jsonl --from geochat --questions runs/eval/predictions_image.jsonl --as lhrs
   earthgpt score eval_save_file.json --task grounding --as lhrs
   earthgpt score runs/eval/predictions_image.jsonl --benchmark dior_rsvg
+  earthgpt score new/predictions_image.jsonl --against old/predictions_image.jsonl
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from earthgpt_jax.evaluation.benchmarks import Benchmark
     from earthgpt_jax.evaluation.confidence import Calibration
     from earthgpt_jax.evaluation.predictions import Prediction
+    from earthgpt_jax.evaluation.report.tables import Table
     from earthgpt_jax.evaluation.scores import Scores
     from earthgpt_jax.evaluation.third_party.formats import ThirdPartyFormat
 
@@ -69,6 +71,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--blind", type=files.path, metavar="FILE", help="predictions of the same model without the image"
     )
+    parser.add_argument(
+        "--against", type=files.path, metavar="FILE", help="another model's predictions for the same questions: differences, "
+        "intervals and p-values by paired bootstrap",
+    )  # fmt: skip
     parser.add_argument(
         "--calibrate",
         type=files.path,
@@ -126,6 +132,8 @@ def run(args: argparse.Namespace) -> int:
     tables = [item for item in (report.confidence_table(model),) if item is not None]
     if card is not None:
         tables.append(report.published_table(card, model))
+    if args.against:
+        tables.append(_against(args, predictions, card))
     if args.project:
         tables.append(report.third_party_table(args.project, predictions, model))
     for extra in tables:
@@ -137,7 +145,8 @@ def run(args: argparse.Namespace) -> int:
     if args.project:
         everything = _with_figures(everything, args.project, predictions)
     if args.json:
-        files.write_output(args.json, (json.dumps(everything, indent=1) + "\n").encode())
+        files.write_output(args.json, (json.dumps(scores.without_nan(everything), indent=1) + "
+").encode())
     if args.report:
         report.write_report(
             args.report, title=f"Answers of {args.file.name}", scores=everything, predictions=predictions,
@@ -213,6 +222,21 @@ def _file_notes(args: argparse.Namespace, header: dict[str, Any], predictions: l
     if predictions[0].width <= 1:
         notes.append("The file has no image sizes: IoU is computed on fractions, and objects have no size.")
     return notes
+
+
+def _against(args: argparse.Namespace, predictions: list[Prediction], card: Benchmark | None) -> Table:
+    """Compare the answers with those of another model to the same questions."""
+    from earthgpt_jax.common.errors import EarthGPTError
+    from earthgpt_jax.evaluation import benchmarks, paired, predictions_file, report
+
+    if not args.samples:
+        raise EarthGPTError("--against: needs bootstrap samples, got --samples 0; leave --samples out")
+    _, others = predictions_file.read_complete(args.against)
+    if card is not None:
+        others = benchmarks.select_answers(others, card, path=args.against)
+    predictions_file.check_same_questions(others, predictions, path=args.against, reference_path=args.file)
+    differences = paired.compare(predictions, others, samples=args.samples)
+    return report.paired_table(differences, name=args.file.name, other=args.against.name)
 
 
 def _calibrations(path: Path, predictions: list[Prediction], *, scored_path: Path) -> dict[str, Calibration]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import collections
 import enum
+import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -175,6 +176,13 @@ def breakdown(predictions: Sequence[Prediction], *, samples: int = 0) -> Scores:
         if cells:
             table[task] = cells
     return table
+
+
+def without_nan(value: Any) -> Any:
+    """Return scores for a JSON file: undefined values, which are NaN, become null."""
+    if isinstance(value, Mapping):
+        return {name: without_nan(item) for name, item in value.items()}
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def notes(predictions: Sequence[Prediction]) -> list[str]:

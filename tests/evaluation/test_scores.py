@@ -37,9 +37,10 @@ def answered():
 
 def test_groups_by_hand(rows):
     table = scores.score(rows)
-    assert table["classification"]["all"] == {"top1": 8 / 12, "n": 12}
-    assert table["classification"]["sar"] == {"top1": 0.0, "n": 4}
-    assert table["classification"]["optical"] == {"top1": 1.0, "n": 4}
+    for group, top1, n in (("all", 8 / 12, 12), ("sar", 0.0, 4), ("optical", 1.0, 4)):
+        cell = table["classification"][group]
+        assert (cell["top1"], cell["n"]) == (top1, n)
+        assert cell.keys() == {"top1", "mean_recall", "macro_f1", "kappa", "n"}
 
 
 def test_scores_do_not_depend_on_the_order(answered):

@@ -71,6 +71,8 @@ def average_precisions(predictions: Sequence[Prediction], kind: BoxKind) -> dict
     - `ap50`, `ap40`: VOC12 rule at IoU 0.5, and at IoU 0.4 as in EarthGPT's paper.
     - `ap50_voc07`, `ap40_voc07`: the same with the VOC07 rule.
     - `ap40_any_class`: as `ap40`, but classes are ignored.
+    - `map_nc`: VOC07 rule at IoU 0.5 with equal confidences, for models that give none (Li et al. 2025); boxes form one
+      point of the curve, so that it does not depend on their order.
     - `ap50_constant`, `ap40_constant`: as `ap50` and `ap40`, but with equal confidences; only if the predictions have
       confidences.
     - `coco_ap...`: pycocotools.
@@ -84,10 +86,10 @@ def average_precisions(predictions: Sequence[Prediction], kind: BoxKind) -> dict
         values[f"ap{percent}_voc07"] = _mean(classes, Interpolation.VOC07)
     any_class = rank_boxes(predictions, kind, threshold=0.4, matching=ClassMatching.IGNORED)
     values["ap40_any_class"] = _mean(any_class, Interpolation.VOC12)
+    equal = {p: {label: with_equal_confidences(b) for label, b in classes.items()} for p, classes in ranked.items()}
+    values["map_nc"] = _mean(equal[50], Interpolation.VOC07)
     if any(p.confidences for p in predictions):
-        for percent, classes in ranked.items():
-            equal = {label: with_equal_confidences(boxes) for label, boxes in classes.items()}
-            values[f"ap{percent}_constant"] = _mean(equal, Interpolation.VOC12)
+        values |= {f"ap{p}_constant": _mean(classes, Interpolation.VOC12) for p, classes in equal.items()}
     return values | coco_ap(predictions, kind)
 
 

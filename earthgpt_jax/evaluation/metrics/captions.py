@@ -1,34 +1,21 @@
 """BLEU-1 to 4, ROUGE-L and CIDEr of captions, computed by pycocoevalcap's pure-Python scorers.
 
-pycocoevalcap's own PTB tokenizer needs Java. `tokenize` follows those of its rules that matter for captions, for
-answers and references alike. Values are comparable with each other, but may differ in the last digits from values
-computed with the Java tokenizer. METEOR and SPICE are in `meteor_spice`.
+Answers and references are tokenized by the same rules (`ptb`), which are those of pycocoevalcap's tokenizer without its
+need for Java. METEOR and SPICE are in `meteor_spice`.
 """
 
 from __future__ import annotations
 
-import functools
-import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from earthgpt_jax.evaluation.metrics.base import Metric, Statistics, Values, ratio
+from earthgpt_jax.evaluation.metrics.ptb import tokenize
 from earthgpt_jax.evaluation.predictions import Prediction
 
-# As in the Penn Treebank, numbers keep their inner point or comma, words keep their inner hyphens, and symbols that are
-# not punctuation are tokens. Everything else is punctuation that pycocoevalcap drops, or a bracket or quote.
-_TOKEN = re.compile(r"\d+(?:[.,]\d+)+|[^\W_]+(?:-[^\W_]+)*(?:'[^\W_]+)?|[%$&#@+=*]")
-_CLITIC = re.compile(r"(?<=\w)(n't|'(?:s|re|ve|ll|d|m))$")
 _ORDERS = (1, 2, 3, 4)
 _SMALL, _TINY = 1e-9, 1e-15  # BleuScorer's constants against division by zero
-
-
-@functools.lru_cache(maxsize=2**17)  # a model and its baselines share their references
-def tokenize(text: str) -> str:
-    """Return lower-case tokens separated by single spaces, without punctuation; `doesn't` becomes `does n't`."""
-    words = _TOKEN.findall(text.lower().replace("\u2019", "'"))
-    return " ".join(_CLITIC.sub(r" \1", word) for word in words)
 
 
 def tokenize_all(predictions: Sequence[Prediction]) -> tuple[dict[int, list[str]], dict[int, list[str]]]:
@@ -71,6 +58,8 @@ def _statistics(predictions: Sequence[Prediction]) -> Statistics:
 def _cider_statistics(predictions: Sequence[Prediction]) -> Statistics:
     from pycocoevalcap.cider.cider import Cider
 
+    if len(predictions) < 2:  # every n-gram is in all documents, so that its weight is log(1) = 0
+        return {"cider": np.full(len(predictions), np.nan)}
     return {"cider": np.asarray(Cider().compute_score(*tokenize_all(predictions))[1], float)}
 
 
@@ -81,9 +70,9 @@ def _compute(sums: Statistics) -> Values:
       (Papineni et al. 2002).
     - `rouge_l`: mean ROUGE-L F-score, in [0, 1] (Lin 2004).
     - `cider`: mean CIDEr, in [0, 10] (Vedantam et al. 2015). It weights an n-gram by how few questions have it in
-      their references. It therefore needs several questions (for a single one it is 0), and the value of a sensor is
-      not an average that adds up to the value over all sensors. Bootstrap samples keep the document frequencies of all
-      questions.
+      their references. It therefore needs several questions (for a single one it is undefined, NaN), and the value of
+      a sensor is not an average that adds up to the value over all sensors. Bootstrap samples keep the document
+      frequencies of all questions.
     """
     lengths = (sums["length"] + _TINY) / (sums["closest"] + _SMALL)
     brevity = np.where(lengths < 1, np.exp(1 - 1 / np.minimum(lengths, 1)), 1.0)

@@ -11,12 +11,14 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from earthgpt_jax.boxes import BoxKind
+from earthgpt_jax.evaluation.metrics import class_averages
 from earthgpt_jax.evaluation.metrics.base import Metric, Statistics, Values, ratio
 from earthgpt_jax.evaluation.metrics.classification import normalize
 from earthgpt_jax.evaluation.metrics.iou import THRESHOLD, ious
 from earthgpt_jax.evaluation.metrics.parsed_boxes import (
     box_in_pixels,
     frame_of,
+    orientation_category,
     parse_answer,
     size_category,
     truth_box,
@@ -38,12 +40,14 @@ class Match:
 
     Attributes:
         outcome: what the match is.
-        label, size: class and COCO size of the object; of the box for a false positive. "" if unknown.
+        label, size, orientation: class, COCO size and orientation of the object; of the box for a false positive. ""
+            if unknown.
     """
 
     outcome: Outcome
     label: str = ""
     size: str = ""
+    orientation: str = ""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -86,12 +90,12 @@ def match_boxes(prediction: Prediction, kind: BoxKind) -> ImageMatches:
     parsed, frame = parse_answer(prediction), frame_of(prediction)
     matches: list[Match] = []
     boxes: dict[str, list[np.ndarray]] = collections.defaultdict(list)
-    sizes: dict[str, list[str]] = collections.defaultdict(list)
+    traits: dict[str, list[_Traits]] = collections.defaultdict(list)
     for box in parsed.boxes:
         label = normalize(box.label)
         if box.kind is kind:
             boxes[label].append(box_in_pixels(box, frame))
-            sizes[label].append(size_category(boxes[label][-1], prediction))
+            traits[label].append(_traits(boxes[label][-1], prediction))
         else:
             matches.append(Match(outcome=Outcome.FALSE_POSITIVE, label=label))
     matches += [Match(outcome=Outcome.FALSE_POSITIVE)] * len(parsed.rejections)
@@ -103,16 +107,16 @@ def match_boxes(prediction: Prediction, kind: BoxKind) -> ImageMatches:
         pairs = greedy_matching(ious(boxes[label], [truth for truth, _ in truths], kind))
         matched = set(pairs.values())
         matches += [
-            Match(outcome=Outcome.TRUE_POSITIVE if j in matched else Outcome.FALSE_NEGATIVE, label=label, size=size)
-            for j, (_, size) in enumerate(truths)
+            Match(outcome=Outcome.TRUE_POSITIVE if j in matched else Outcome.FALSE_NEGATIVE, label=label, **of_object)
+            for j, (_, of_object) in enumerate(truths)
         ]
         boxes[label] = [box for i, box in enumerate(boxes[label]) if i not in pairs]
-        sizes[label] = [size for i, size in enumerate(sizes[label]) if i not in pairs]
+        traits[label] = [of_box for i, of_box in enumerate(traits[label]) if i not in pairs]
     for label, unmatched in boxes.items():
         on_difficult = ious(unmatched, [truth for truth, _ in difficult[label]], kind) >= THRESHOLD
         matches += [
-            Match(outcome=Outcome.FALSE_POSITIVE, label=label, size=size)
-            for size, objects in zip(sizes[label], on_difficult, strict=True)
+            Match(outcome=Outcome.FALSE_POSITIVE, label=label, **of_box)
+            for of_box, objects in zip(traits[label], on_difficult, strict=True)
             if not objects.any()
         ]
     present = required.keys() | {label for label, objects in difficult.items() if objects}
@@ -123,13 +127,20 @@ def match_boxes(prediction: Prediction, kind: BoxKind) -> ImageMatches:
     )
 
 
-def _objects(prediction: Prediction, kind: BoxKind, *, difficult: bool) -> dict[str, list[tuple[np.ndarray, str]]]:
-    """Return class -> (box, COCO size) of the difficult objects, or of the required ones."""
-    groups: dict[str, list[tuple[np.ndarray, str]]] = {}
+_Traits = dict[str, str]  # field of `Match` -> value
+
+
+def _traits(box: np.ndarray, prediction: Prediction) -> _Traits:
+    return {"size": size_category(box, prediction), "orientation": orientation_category(box, prediction)}
+
+
+def _objects(prediction: Prediction, kind: BoxKind, *, difficult: bool) -> dict[str, list[tuple[np.ndarray, _Traits]]]:
+    """Return class -> (box, traits) of the difficult objects, or of the required ones."""
+    groups: dict[str, list[tuple[np.ndarray, _Traits]]] = {}
     for item in prediction.objects:
         if item.difficult == difficult:
             box = truth_box(np.asarray(item.polygon), kind)
-            groups.setdefault(normalize(item.label), []).append((box, size_category(box, prediction)))
+            groups.setdefault(normalize(item.label), []).append((box, _traits(box, prediction)))
     return groups
 
 
@@ -162,10 +173,30 @@ def _outcome_counts(matches: Sequence[Sequence[Match]]) -> Statistics:
     }
 
 
+def _class_counts(matches: Sequence[Sequence[Match]]) -> Statistics:
+    """Return the sums of `class_averages` of each class that has objects: objects, boxes, and both."""
+    required = {Outcome.TRUE_POSITIVE, Outcome.FALSE_NEGATIVE}
+    classes = sorted({match.label for image in matches for match in image if match.outcome in required})
+    if not classes or len(classes) > class_averages.MAX_CLASSES:
+        return {}
+    number = {name: k for k, name in enumerate(classes)}
+    tables = {outcome: np.zeros((len(matches), len(classes))) for outcome in Outcome}
+    for row, image in enumerate(matches):
+        for match in image:
+            if match.label in number:
+                tables[match.outcome][row, number[match.label]] += 1
+    hit = tables[Outcome.TRUE_POSITIVE]
+    columns = {
+        "true": hit + tables[Outcome.FALSE_NEGATIVE], "claimed": hit + tables[Outcome.FALSE_POSITIVE], "hit": hit,
+    }  # fmt: skip
+    return {f"{what}:{name}": table[:, number[name]] for what, table in columns.items() for name in classes}
+
+
 def _statistics(predictions: Sequence[Prediction], kind: BoxKind) -> Statistics:
     images = [match_boxes(prediction, kind) for prediction in predictions]
     return {
         **_outcome_counts([image.matches for image in images]),
+        **_class_counts([image.matches for image in images]),
         "hallucinated": np.array([image.hallucinated for image in images], float),
         "parsed": np.array([image.parsed for image in images], float),
     }
@@ -175,6 +206,7 @@ def _compute(sums: Statistics) -> Values:
     """Compute the detection metrics, micro-averaged over images.
 
     - `precision`, `recall`, `f1`: in [0, 1]. In an image without objects every box is a false positive.
+    - `macro_f1`: mean of the F1 of the classes that have objects, in [0, 1].
     - `boxes`, `objects`: the numbers that precision and recall are fractions of; difficult objects are left out.
     - `parse_rate`: fraction of answers in which every box could be parsed.
     - `hallucinated_boxes`: boxes per image whose class has no object in that image; 0 is best.
@@ -189,6 +221,8 @@ def _compute(sums: Statistics) -> Values:
         "boxes": boxes,
         "objects": objects,
     }
+    if class_averages.has_classes(sums):
+        values["macro_f1"] = class_averages.macro_f1(sums)
     if "parsed" in sums:
         values |= {
             "parse_rate": ratio(sums["parsed"], sums["n"]),
@@ -198,10 +232,10 @@ def _compute(sums: Statistics) -> Values:
 
 
 def _breakdown(predictions: Sequence[Prediction], kind: BoxKind) -> Mapping[str, Statistics]:
-    """Group matches by COCO size and by class; a false positive belongs to the size and class that it claims."""
+    """Group matches by COCO size, orientation and class; a false positive belongs to the groups that it claims."""
     images = [match_boxes(prediction, kind).matches for prediction in predictions]
     groups = {}
-    for name, field in (("size", "size"), ("class", "label")):
+    for name, field in (("size", "size"), ("orientation", "orientation"), ("class", "label")):
         for key in sorted({getattr(match, field) for matches in images for match in matches} - {""}):
             groups[f"{name}: {key}"] = _outcome_counts(
                 [[match for match in matches if getattr(match, field) == key] for matches in images]

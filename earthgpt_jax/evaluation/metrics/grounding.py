@@ -15,6 +15,7 @@ from earthgpt_jax.evaluation.metrics.parsed_boxes import (
     box_area,
     box_in_pixels,
     frame_of,
+    orientation_category,
     parse_answer,
     size_category,
     truth_box,
@@ -97,7 +98,7 @@ def _compute(sums: Statistics) -> Values:
 
 
 def _breakdown(predictions: Sequence[Prediction]) -> Mapping[str, Statistics]:
-    """Group by COCO size and by class of the object."""
+    """Group by COCO size, orientation and class of the object."""
     statistics = _statistics(predictions)
     targets = [target(prediction) for prediction in predictions]
     sizes = [
@@ -105,9 +106,11 @@ def _breakdown(predictions: Sequence[Prediction]) -> Mapping[str, Statistics]:
         for t, p in zip(targets, predictions, strict=True)
     ]
     classes = [normalize(t.label) for t in targets]
-    return group_by([f"size: {size}" if size else "" for size in sizes], statistics) | group_by(
-        [f"class: {label}" if label else "" for label in classes], statistics
-    )
+    turned = [orientation_category(np.asarray(t.polygon), p) for t, p in zip(targets, predictions, strict=True)]
+    groups: dict[str, Statistics] = {}
+    for name, values in (("size", sizes), ("orientation", turned), ("class", classes)):
+        groups |= group_by([f"{name}: {value}" if value else "" for value in values], statistics)
+    return groups
 
 
 grounding = Metric(statistics=_statistics, compute=_compute, breakdown=_breakdown)

@@ -13,6 +13,7 @@ from earthgpt_jax.evaluation.predictions import CoordinateFrame, Prediction
 
 # COCO's object sizes: upper limits of the area, in square pixels of the original image.
 SIZE_LIMITS: Mapping[str, float] = {"small": 32.0**2, "medium": 96.0**2, "large": np.inf}
+_AXIS_ALIGNED_DEGREES = 15.0
 _FRAMES: Mapping[CoordinateFrame, type[Square] | type[FullImage]] = {
     CoordinateFrame.SQUARE: Square,
     CoordinateFrame.IMAGE: FullImage,
@@ -53,6 +54,14 @@ def box_area(box: np.ndarray) -> float:
 def size_category(box: np.ndarray, prediction: Prediction) -> str:
     """Return COCO's size of a box in pixels: `small`, `medium` or `large`; "" if the image size is unknown."""
     return next(name for name, end in SIZE_LIMITS.items() if box_area(box) < end) if prediction.width > 1 else ""
+
+
+def orientation_category(box: np.ndarray, prediction: Prediction) -> str:
+    """Return whether an oriented box f[8] is `axis-aligned`, within 15 degrees, or `oblique`; "" if unknown."""
+    if len(box) == 4 or prediction.width <= 1:
+        return ""
+    degrees = np.degrees(np.arctan2(box[3] - box[1], box[2] - box[0])) % 90
+    return "axis-aligned" if min(degrees, 90 - degrees) <= _AXIS_ALIGNED_DEGREES else "oblique"
 
 
 def box_confidences(prediction: Prediction) -> np.ndarray:

@@ -14,6 +14,7 @@ from earthgpt_jax.evaluation.predictions import Prediction
 
 # Upper ends of RSVQA-LR's bins of counts (Lobry et al. 2020): 0, 1-10, 11-100, 101-1000, more.
 _BINS = (0, 10, 100, 1000)
+_BIN_NAMES = ("0", "1-10", "11-100", "101-1000", "above 1000")
 _YES_NO = ("yes", "no")
 
 
@@ -45,6 +46,10 @@ def _count_statistics(predictions: Sequence[Prediction]) -> dict[str, np.ndarray
         "counts_parsed": np.array([None not in pair for pair in pairs], float),
         "counts_binned": np.array([_same_bin(*pair) for pair in pairs], float),
         "counts_error": np.array([_absolute_error(*pair) for pair in pairs], float),
+        "counts_difference": np.array([_difference(*pair) for pair in pairs], float),
+        "counts_square": np.array([_difference(*pair) ** 2 for pair in pairs], float),
+        "counts_relative": np.array([_absolute_error(*pair) / (pair[0] or np.inf) for pair in pairs], float),
+        "counts_positive": np.array([bool(pair[0]) and pair[1] is not None for pair in pairs], float),
         "counts_correct": np.array([truth is not None and truth == count for truth, count in pairs], float),
     }
 
@@ -66,17 +71,23 @@ def _same_bin(truth: int | None, count: int | None) -> bool:
     )  # fmt: skip
 
 
+def _difference(truth: int | None, count: int | None) -> float:
+    return float(count - truth) if truth is not None and count is not None else 0.0
+
+
 def _absolute_error(truth: int | None, count: int | None) -> int:
     return abs(truth - count) if truth is not None and count is not None else 0
 
 
 def _compute(sums: Statistics) -> Values:
-    """Compute the VQA metrics. All are fractions in [0, 1], except `count_mae`.
+    """Compute the VQA metrics. All are fractions in [0, 1], except the errors of counts.
 
     - `accuracy`: over all questions (micro average); `accuracy_<type>`: of each question type;
       `accuracy_macro`: mean over the question types.
     - Questions whose answer is a number: `count_exact`: exact match, where a number word equals its digits;
-      `count_binned`: match of RSVQA's bins; `count_mae`: mean absolute error over the answers that are numbers;
+      `count_binned`: match of RSVQA's bins; over the answers that are numbers, `count_mae`, `count_rmse` and
+      `count_bias`: mean absolute, root mean square and mean signed error (above 0: counts too many), and `count_mape`:
+      mean absolute error divided by the true count, where that is not 0;
       `count_parse_rate`: fraction of answers that are numbers.
     - `false_yes_rate`: fraction of the questions with the answer `no` that are answered `yes`.
     """
@@ -91,6 +102,9 @@ def _compute(sums: Statistics) -> Values:
             "count_exact": ratio(sums["counts_correct"], sums["counts"]),
             "count_binned": ratio(sums["counts_binned"], sums["counts"]),
             "count_mae": ratio(sums["counts_error"], sums["counts_parsed"]),
+            "count_rmse": np.sqrt(ratio(sums["counts_square"], sums["counts_parsed"])),
+            "count_mape": ratio(sums["counts_relative"], sums["counts_positive"]),
+            "count_bias": ratio(sums["counts_difference"], sums["counts_parsed"]),
             "count_parse_rate": ratio(sums["counts_parsed"], sums["counts"]),
         }
     if "no" in sums:
@@ -99,10 +113,22 @@ def _compute(sums: Statistics) -> Values:
 
 
 def _breakdown(predictions: Sequence[Prediction]) -> Mapping[str, Statistics]:
-    """Group yes/no questions by their answer: a model that always says yes is correct on half of balanced questions."""
+    """Group yes/no questions by their answer, and counts by their magnitude.
+
+    A model that always says yes is correct on half of balanced questions. The groups of counts are RSVQA's bins.
+    """
     answers = [normalize(p.answer) for p in predictions]
-    statistics = {name: column for name, column in _statistics(predictions).items() if name in ("n", "correct")}
-    return group_by([f"answer: {answer}" if answer in _YES_NO else "" for answer in answers], statistics)
+    every = _statistics(predictions)
+    statistics = {name: column for name, column in every.items() if name in ("n", "correct")}
+    groups = group_by([f"answer: {answer}" if answer in _YES_NO else "" for answer in answers], statistics)
+    counts = {name: column for name, column in every.items() if name.startswith("counts") or name in statistics}
+    return groups | group_by([_magnitude(parse_count(p.answer)) for p in predictions], counts)
+
+
+def _magnitude(count: int | None) -> str:
+    if count is None:
+        return ""
+    return f"count: {_BIN_NAMES[int(np.searchsorted(_BINS, count))]}"
 
 
 def _support(name: str) -> tuple[str, ...]:
@@ -115,6 +141,9 @@ def _support(name: str) -> tuple[str, ...]:
 
 
 vqa = Metric(
-    statistics=_statistics, compute=_compute, breakdown=_breakdown, unbounded=frozenset({"count_mae"}),
+    statistics=_statistics,
+    compute=_compute,
+    breakdown=_breakdown,
+    unbounded=frozenset({"count_mae", "count_rmse", "count_mape", "count_bias"}),
     support=_support,
-)  # fmt: skip
+)

@@ -15,10 +15,16 @@ from earthgpt_jax.evaluation.report.gallery import (
 )
 from earthgpt_jax.evaluation.report.markdown import format_value, headline_table, markdown_table
 from earthgpt_jax.evaluation.report.page import write_page
-from earthgpt_jax.evaluation.report.tables import Table, confidence_table, published_table, third_party_table
+from earthgpt_jax.evaluation.report.tables import (
+    Table,
+    confidence_table,
+    paired_table,
+    published_table,
+    third_party_table,
+)
 
 __all__ = [
     "Answer", "Box", "ImageCase", "ParseFailure", "Table", "best_and_worst", "confidence_table", "first_images",
-    "format_value", "headline_table", "markdown_table", "parse_failures", "published_table", "third_party_table",
-    "write_page", "write_report",
+    "format_value", "headline_table", "markdown_table", "paired_table", "parse_failures", "published_table",
+    "third_party_table", "write_page", "write_report",
 ]  # fmt: skip

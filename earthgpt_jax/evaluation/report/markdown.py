@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from earthgpt_jax.evaluation.scores import BASELINES, HEADLINE, Scores
@@ -12,6 +13,8 @@ def format_value(value: float | None, interval: Sequence[float] | None = None) -
     """Format a value with three decimals, a count as an integer, and an interval in brackets; "" for None."""
     if value is None:
         return ""
+    if math.isnan(value):
+        return "undefined"
     text = str(value) if isinstance(value, int) else f"{value:.3f}"
     return text if interval is None else f"{text} [{interval[0]:.3f}, {interval[1]:.3f}]"
 

@@ -12,6 +12,7 @@ from earthgpt_jax.evaluation.benchmarks import Benchmark
 from earthgpt_jax.evaluation.confidence import Calibration, are_probabilities, assign_confidences
 from earthgpt_jax.evaluation.metrics.calibration import BINS, box_tasks, reliability_bins
 from earthgpt_jax.evaluation.metrics.classification import OTHER, confusion_matrix
+from earthgpt_jax.evaluation.paired import Difference
 from earthgpt_jax.evaluation.predictions import Prediction
 from earthgpt_jax.evaluation.report.markdown import format_value
 from earthgpt_jax.evaluation.scores import HEADLINE, NOT_METRICS, Extra, Scores, baselines_of, score
@@ -190,6 +191,22 @@ def third_party_table(project: str, predictions: Sequence[Prediction], model: Sc
         rows=rows,
         note=" ".join(sentences) or f"{project} has no rule for the tasks of this file.",
     )  # fmt: skip
+
+
+def paired_table(differences: Sequence[Difference], *, name: str, other: str) -> Table:
+    """Return the differences between two files of answers, with intervals and p-values."""
+    rows = [
+        [f"{item.task}, {item.metric}", format_value(item.value), format_value(item.other),
+         format_value(item.difference, (item.low, item.high)), f"{item.p:.3f}"]
+        for item in differences
+    ]  # fmt: skip
+    return Table(
+        title=f"{name} compared with {other}",
+        head=["task, metric", name, other, "difference", "p"],
+        rows=rows,
+        note="95 % intervals and two-sided p-values by paired bootstrap over images. With many metrics, some p-values "
+        "are below 0.05 by chance: decide before which one counts.",
+    )
 
 
 def confusions_table(predictions: Sequence[Prediction]) -> Table | None:

@@ -112,7 +112,7 @@ def _mf1(images: Sequence[_Image], classes: Sequence[str]) -> float:
 
 
 _RULE = Rule(
-    compute=detection, ours={"map_nc": "ap50_voc07_constant", "mf1": "macro_f1"},
+    compute=detection, ours={"map_nc": "map_nc", "mf1": "macro_f1"},
     file="rscovlm/eval/metric/dense_det.py, mmrotate; lmmrotate/modules/f1_metric.py",
     description="boxes rank in the order of the file, and unknown labels become the class that they resemble most "
                 "(theirs by rapidfuzz); mF1 counts every pair of a box and an object, and the background as a class",

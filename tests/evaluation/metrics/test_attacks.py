@@ -163,9 +163,8 @@ def test_confusions_add_up_and_other_answers_have_their_own_column():
 def test_only_declared_synonyms_are_correct():
     rows = [answer("golf course", task="classification", answer="golf field", synonyms=("golf course",))]
     assert classification(rows)["top1"] == 1.0
-    assert classification([answer("golf", task="classification", answer="golf field", synonyms=("golf course",))]) == {
-        "top1": 0.0
-    }
+    wrong = [answer("golf", task="classification", answer="golf field", synonyms=("golf course",))]
+    assert classification(wrong)["top1"] == 0.0
 
 
 def test_a_very_long_answer_is_scored():
