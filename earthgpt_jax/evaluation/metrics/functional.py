@@ -43,7 +43,7 @@ class Boxes:
         difficult: of each true box, whether it is neither required nor penalized; () if none is.
     """
 
-    boxes: np.ndarray
+    boxes: np.ndarray | Sequence[Sequence[float]]
     labels: Sequence[str]
     confidences: Sequence[float] = ()
     difficult: Sequence[bool] = ()
