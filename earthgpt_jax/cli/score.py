@@ -72,8 +72,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--blind", type=files.path, metavar="FILE", help="predictions of the same model without the image"
     )
     parser.add_argument(
-        "--against", type=files.path, metavar="FILE", help="another model's predictions for the same questions: differences, "
-        "intervals and p-values by paired bootstrap",
+        "--against", type=files.path, metavar="FILE", help="another model's predictions for the same questions: "
+        "differences, intervals and p-values by paired bootstrap",
     )  # fmt: skip
     parser.add_argument(
         "--calibrate",
@@ -145,8 +145,7 @@ def run(args: argparse.Namespace) -> int:
     if args.project:
         everything = _with_figures(everything, args.project, predictions)
     if args.json:
-        files.write_output(args.json, (json.dumps(scores.without_nan(everything), indent=1) + "
-").encode())
+        files.write_output(args.json, (json.dumps(scores.without_nan(everything), indent=1) + "\n").encode())
     if args.report:
         report.write_report(
             args.report, title=f"Answers of {args.file.name}", scores=everything, predictions=predictions,
