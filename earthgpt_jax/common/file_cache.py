@@ -119,7 +119,7 @@ def _download(source: BucketPath, path: Path, *, size: int) -> None:
 def _make_room(folder: Path, size: int, source: BucketPath) -> None:
     """Delete copies that no process uses until another `size` bytes fit; the caller holds the folder's lock."""
     limit = limit_bytes()
-    entries = {path: path.stat() for path in folder.iterdir() if path.suffix != ".lock"}
+    entries = {path: path.stat() for path in folder.iterdir() if not path.name.endswith(".lock")}
     used = sum(status.st_size for status in entries.values())
     for path, status in sorted(entries.items(), key=lambda item: item[1].st_mtime_ns):
         if used + size <= limit:

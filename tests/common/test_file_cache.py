@@ -31,7 +31,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def _copies() -> list[str]:
     """Return the names of the objects that have a copy."""
     paths = (files.cache_folder() / "objects").iterdir()
-    return sorted(path.name.split("-", 1)[1] for path in paths if path.suffix not in (".lock", ".partial"))
+    return sorted(path.name.split("-", 1)[1] for path in paths if not path.name.endswith((".lock", ".partial")))
 
 
 def _object(bucket: BucketPath, name: str, fill: bytes) -> BucketPath:

@@ -53,12 +53,12 @@ def test_a_log_in_a_bucket(bucket: BucketPath, monkeypatch: pytest.MonkeyPatch) 
     parts = sorted(path.iterdir())
     assert len(parts) == 4 and all(part.stat().st_size < 1100 for part in parts)
     # The process is killed now, and another one resumes after step 20.
-    untouched = parts[0].version()
+    untouched = parts[0].version_and_size()
     log = JsonLines(path, keep=lambda line: line["step"] <= 20)
     assert [line["step"] for line in log.earlier] == _steps(path) == list(range(1, 21))
     log.write({"step": 21})
     log.close()
-    assert _steps(path) == list(range(1, 22)) and parts[0].version() == untouched
+    assert _steps(path) == list(range(1, 22)) and parts[0].version_and_size() == untouched
     _write(path, 22)
     assert _steps(path) == list(range(1, 23))
 
