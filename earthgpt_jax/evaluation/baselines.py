@@ -19,7 +19,7 @@ from earthgpt_jax.boxes import (
     rect_to_polygon,
 )
 from earthgpt_jax.evaluation.metrics.captions import cider, tokenize
-from earthgpt_jax.evaluation.predictions import DETECTION_TASKS, CoordinateFrame, Prediction
+from earthgpt_jax.evaluation.predictions import DETECTION_TASKS, CoordinateFrame, MultiTargetTask, Prediction
 from earthgpt_jax.evaluation.questions import Example
 from earthgpt_jax.input.prompts.derived import DerivedTask
 from earthgpt_jax.records import Record, Task
@@ -165,6 +165,9 @@ def _true_answer(p: Prediction) -> str:
         case Task.GROUNDING if p.object_index is not None:
             polygon = np.asarray(p.objects[p.object_index].polygon)
             return format_boxes([polygon], square=square, decimals=decimals, kind=BoxKind.HBB)
+        case MultiTargetTask.GROUNDING:
+            polygons = [np.asarray(item.polygon) for item in p.objects]
+            return format_boxes(polygons, square=square, decimals=decimals, kind=BoxKind.HBB) if polygons else ""
         case task if task in DETECTION_TASKS:
             boxes: dict[str, list[np.ndarray]] = collections.defaultdict(list)
             for item in p.objects:

@@ -32,6 +32,12 @@ class ChainedTask(enum.StrEnum):
     OBB = "chained_obb"
 
 
+class MultiTargetTask(enum.StrEnum):
+    """Grounding of a phrase that means several objects, or none: the targets are all objects of the prediction."""
+
+    GROUNDING = "multi_grounding"
+
+
 # Tasks whose answers list the objects of an image, with the kind of boxes that they ask for.
 DETECTION_TASKS: Mapping[str, BoxKind] = {
     Task.HBB: BoxKind.HBB,

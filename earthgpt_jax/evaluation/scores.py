@@ -35,8 +35,9 @@ from earthgpt_jax.evaluation.metrics.detection import detection
 from earthgpt_jax.evaluation.metrics.false_premises import false_premises
 from earthgpt_jax.evaluation.metrics.grounding import grounding
 from earthgpt_jax.evaluation.metrics.meteor_spice import java_metrics
+from earthgpt_jax.evaluation.metrics.multi_target import multi_target
 from earthgpt_jax.evaluation.metrics.vqa import vqa
-from earthgpt_jax.evaluation.predictions import BOX_TASKS, DETECTION_TASKS, ChainedTask, Prediction
+from earthgpt_jax.evaluation.predictions import BOX_TASKS, DETECTION_TASKS, ChainedTask, MultiTargetTask, Prediction
 from earthgpt_jax.input.prompts.derived import DerivedTask
 from earthgpt_jax.records import Sensor, Task
 
@@ -46,6 +47,7 @@ METRICS: Mapping[str, Metric] = {
     Task.VQA: vqa,
     Task.REGION_CAPTION: captions,
     Task.GROUNDING: grounding,
+    MultiTargetTask.GROUNDING: multi_target,
     Task.HBB: detection[BoxKind.HBB],
     Task.OBB: detection[BoxKind.OBB],
     ChainedTask.HBB: detection[BoxKind.HBB],
@@ -65,6 +67,7 @@ HEADLINE: Mapping[str, tuple[str, str]] = {
     Task.VQA: ("accuracy", "VQA, accuracy"),
     Task.REGION_CAPTION: ("cider", "region captions, CIDEr"),
     Task.GROUNDING: ("pr50", "grounding, Pr@0.5"),
+    MultiTargetTask.GROUNDING: ("set_f1", "phrases with several targets, F1@0.5"),
     Task.HBB: ("f1", "horizontal boxes, F1@0.5"),
     Task.OBB: ("f1", "oriented boxes, F1@0.5"),
     ChainedTask.HBB: ("f1", "horizontal boxes by chained questions, F1@0.5"),

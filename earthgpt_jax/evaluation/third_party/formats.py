@@ -18,7 +18,7 @@ import numpy as np
 from earthgpt_jax.boxes import BOX_FORMATS, parse
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.common.names import did_you_mean
-from earthgpt_jax.evaluation.predictions import BOX_TASKS, CoordinateFrame, Prediction, Truth
+from earthgpt_jax.evaluation.predictions import BOX_TASKS, CoordinateFrame, MultiTargetTask, Prediction, Truth
 from earthgpt_jax.evaluation.predictions_file import check_same_ids
 from earthgpt_jax.evaluation.third_party import coco
 from earthgpt_jax.evaluation.third_party.artefacts import Artefacts
@@ -221,7 +221,8 @@ def load(
         for entry, name, text in zip(entries, ids, answers, strict=True)
     ]
     _check_readable_truth(predictions, chosen, path=path, file_format=file_format)
-    return ThirdPartyFile(predictions=predictions, notes=artefacts.notes())
+    predictions, notes = _several_targets(predictions)
+    return ThirdPartyFile(predictions=predictions, notes=artefacts.notes() + notes)
 
 
 def load_coco(path: Path, *, annotations: Path) -> ThirdPartyFile:
@@ -328,11 +329,6 @@ def _with_own_truth(
         label, where = str(_get(entry, file_format.label, "")), f"{path}: {name}"
         read_objects = _pixel_objects if file_format.pixel_truth else _objects
         objects = read_objects(references[0], box_format, label, where=where)
-        if task == Task.GROUNDING and len(objects) != 1:
-            raise EarthGPTError(
-                f"{where} has {len(objects)} true boxes, but a grounding question has one; score the file with "
-                "--task hbb or obb"
-            )
     several = len(references) > 1 and task not in (Task.CAPTION, Task.REGION_CAPTION)
     artefacts.count_several_truths(several)
     return Prediction(
@@ -344,6 +340,18 @@ def _with_own_truth(
         object_index=0 if task == Task.GROUNDING else None, width=width, height=height, box_format=box_format,
         frame=file_format.frame.value,
     )  # fmt: skip
+
+
+def _several_targets(predictions: list[Prediction]) -> tuple[list[Prediction], list[str]]:
+    """Return grounding questions as phrases with several targets if one of them has several targets or none."""
+    several = sum(p.task == Task.GROUNDING and len(p.objects) != 1 for p in predictions)
+    if not several:
+        return predictions, []
+    changed = [
+        dataclasses.replace(p, task=MultiTargetTask.GROUNDING.value, object_index=None, question_type="")
+        for p in predictions
+    ]
+    return changed, [f"{several} phrases have several targets or none, so that all are scored as sets of boxes."]
 
 
 def _question_type(entry: Entry, file_format: ThirdPartyFormat, *, boxes: bool) -> str:

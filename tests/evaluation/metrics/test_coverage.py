@@ -100,7 +100,9 @@ def coverage(generate: Callable, n: int, p: float, *, datasets: int = DATASETS) 
 
 
 @pytest.mark.parametrize("generate", METRICS, ids=lambda function: function.__name__)
-@pytest.mark.parametrize(("n", "p"), [(30, 0.7), (50, 0.85), (100, 0.8)])
-def test_intervals_cover_the_true_value(generate, n, p):
-    found = coverage(generate, n, p)
-    assert all(0.92 <= value <= 0.98 for value in found.values()), found
+def test_intervals_cover_the_true_value(generate):
+    """Of 200 datasets in each of three settings; together, since 200 alone determine a coverage to within 0.03."""
+    found = [coverage(generate, n, p) for n, p in ((30, 0.7), (50, 0.85), (100, 0.8))]
+    together = {name: np.mean([setting[name] for setting in found]) for name in found[0]}
+    assert all(0.92 <= value <= 0.98 for value in together.values()), found
+    assert all(0.9 <= value <= 0.99 for setting in found for value in setting.values()), found
