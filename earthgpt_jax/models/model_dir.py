@@ -54,6 +54,7 @@ from earthgpt_jax.models.merge import MergedReader
 from earthgpt_jax.params import Params
 from earthgpt_jax.sharding.mesh import Placement
 
+CHECKED_BYTES = 4 << 30  # models up to this size are compared with their fingerprint whenever they are loaded
 EMBEDDED = ("tiny-base", "tiny")
 FILES = (SINGLE, "config.json", "tokenizer.model")
 FORMAT_VERSION = 3  # of config.json; version 2 has neither fingerprint nor parent, and is read too
@@ -272,6 +273,7 @@ def read(name: str | Path, *, parent: str | Path | None = None) -> tuple[ModelDi
     """
     model = read_config(name, parent=parent)
     reader = open_params(model)
+    check_small(model)
     with _readable(model.weights):
         return model, {path: reader.read(path) for path in sorted(reader.shapes)}
 
@@ -314,6 +316,7 @@ def load_sharded(model: ModelDir, placement: Placement) -> Params:
         EarthGPTError: the arrays are damaged or do not have the shapes of the config.
     """
     reader = open_params(model)
+    check_small(model)
     with _readable(model.weights):
         shapes = {path: jax.ShapeDtypeStruct(reader.shapes[path], np.uint8) for path in sorted(reader.shapes)}
         shardings = placement.shardings(shapes)
@@ -433,6 +436,18 @@ def compute_fingerprint(model: ModelDir) -> str:
                     digests.add(key, reader.read(key, start, rows), start)
                 bar.update(sizes[key])
     return _fingerprint(digests.values(), model.parent_record)
+
+
+def check_small(model: ModelDir) -> None:
+    """Compare the arrays with their fingerprints, as `check_fingerprint`, if this takes only seconds.
+
+    Of a model of more than `CHECKED_BYTES`, a process reads its share alone; `earthgpt inspect --check` checks it.
+
+    Raises:
+        EarthGPTError: see `check_fingerprint`.
+    """
+    if model.weight_bytes <= CHECKED_BYTES:
+        check_fingerprint(model)
 
 
 def check_fingerprint(model: ModelDir) -> None:

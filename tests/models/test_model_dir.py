@@ -25,12 +25,13 @@ def test_each_device_loads_its_shard_of_the_weights(tmp_path):
     """bfloat16 arrays and replicated arrays included."""
     config = nano.config("align", "model.llm.heads=8", "model.llm.kv_heads=8", "model.compute_dtype=bfloat16").model
     path = nano.model_dir(tmp_path / "nano", config)
-    model, arrays = model_dir.read(path)
+    _, arrays = model_dir.read(path)
     halves = {key: value.astype(jnp.bfloat16) if key.startswith("llm") else value for key, value in arrays.items()}
     model_dir.write(
         path, halves, model=config, decimals=2, chat_template="plain", provenance={},
         tokenizer=tmp_path / "nano.tokenizer.model",
     )  # fmt: skip
+    model = model_dir.read_config(path)
     mesh = build_mesh(MeshConfig(data=2, fsdp=2, tensor=2), batch_size=4)
     place = placement(config, mesh)
     for key, value in model_dir.load_sharded(model, place).items():
@@ -118,3 +119,17 @@ def test_another_format_version_is_refused_with_what_to_do(tmp_path):
         model_dir.read_config(path)
     _edit(path, format_version=model_dir.FORMAT_VERSION)
     assert model_dir.read_config(path).chat_template == "plain"
+
+
+def test_any_flipped_bit_of_the_weights_is_noticed(tmp_path):
+    path = nano.model_dir(tmp_path / "model", nano.config("align").model)
+    file = path / "model.safetensors"
+    intact = file.read_bytes()
+    rng = np.random.default_rng(0)
+    for _ in range(15):
+        place = int(rng.integers(len(intact)))
+        file.write_bytes(intact[:place] + bytes([intact[place] ^ (1 << int(rng.integers(8)))]) + intact[place + 1 :])
+        with pytest.raises(EarthGPTError, match=r"fingerprint|cannot be read|expected"):
+            model_dir.read(path)
+    file.write_bytes(intact)
+    model_dir.read(path)
