@@ -29,6 +29,7 @@ from earthgpt_jax.training.remat_choice import DEFAULT
 _log = logging.getLogger(__name__)
 
 RESERVE = 1 / 64  # of the memory of a chip: for batches in flight and fragmentation
+_OTHERS = 0.9  # of the memory of devices that are no TPUs
 _ENOUGH = 1 / 64  # of the memory: not worth another compilation
 _ATTEMPTS = 3
 _HOST_TIME = 2 / 3  # of the time of the matrix products: the most that transfers to host memory may take
@@ -225,7 +226,8 @@ def choose_for_devices(config: Config, devices: Sequence[jax.Device]) -> str:
     if not memory:
         return DEFAULT
     chip = slices.chip_of(devices[0].device_kind)
-    limits = dataclasses.replace(limits_of(chip), memory=memory) if chip else Limits(memory=memory)
+    # Outside of TPUs, kernels need memory of their own that the compiler does not count.
+    limits = dataclasses.replace(limits_of(chip), memory=memory) if chip else Limits(memory=_OTHERS * memory)
     rows = config.data.batch_size // config.optim.microbatches
     sizes = build_mesh(config.mesh, rows=rows, devices=devices).shape
     sequences = math.ceil(rows / (sizes["data"] * sizes["fsdp"]))

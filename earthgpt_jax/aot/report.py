@@ -111,7 +111,7 @@ def _table_row(plan: StepPlan) -> tuple[str, ...]:
         str(plan.per_chip_batch if largest is None else largest),
         _number(plan.hbm_gib_per_chip),
         _number(plan.hbm_limit_gib),
-        {True: "yes", False: "no", None: "?"}[plan.fits],
+        "no" if plan.refused else {True: "yes", False: "no", None: "?"}[plan.fits],
         "" if plan.flops_ratio is None else f"{plan.flops_ratio:.3f}",
         bound.bound_by if bound else "",
         f"{bound.tokens_per_second:,.0f}" if bound else "",

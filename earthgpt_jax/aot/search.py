@@ -106,9 +106,10 @@ def smallest_slice(config: Config, slice_: Slice, *, per_chip_batch: int | None 
         except EarthGPTError as error:  # the mesh or the batch does not divide evenly
             reasons.append(f"{candidate.name}: {error}")
             continue
-        if result.fits is not False:
+        if not result.refused:
             return result
-        reasons.append(f"{candidate.name}: {result.compiler_message or step_plan.TOO_LARGE}")
+        problems = "; ".join(result.run.problems) if result.run else ""
+        reasons.append(f"{candidate.name}: {result.compiler_message or problems or step_plan.TOO_LARGE}")
     raise EarthGPTError(
         f"{config.recipe}:{config.stage}: no {slice_.chip.kind} slice fits:\n"
         + "\n".join(f"  - {line}" for line in reasons)

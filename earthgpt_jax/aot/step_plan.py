@@ -98,6 +98,11 @@ class StepPlan:
         return self.state_gib + self.frozen_gib + self.batch_gib
 
     @property
+    def refused(self) -> bool:
+        """Whether the step or what is around it does not fit."""
+        return self.fits is False or bool(self.run and self.run.problems)
+
+    @property
     def flops_ratio(self) -> float | None:
         """Executed FLOPs relative to the theoretical minimum."""
         return self.flops_per_chip / self.minimum_flops_per_chip if self.flops_per_chip else None  # type: ignore[operator]

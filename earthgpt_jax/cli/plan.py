@@ -137,7 +137,7 @@ def _training(args: argparse.Namespace, config: Config) -> int:
         print(report.format_table(plans) if len(args.topology) > 1 else report.format_step_plan(plans[0]))
         for name, reason in errors.items():
             print(f"\n{name}: {reason}")
-    return 1 if all(plan.fits is False or (plan.run and plan.run.problems) for plan in plans) else 0
+    return 1 if all(plan.refused for plan in plans) else 0
 
 
 def _plan_slice(args: argparse.Namespace, config: Config, name: str) -> StepPlan:

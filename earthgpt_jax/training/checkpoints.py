@@ -4,6 +4,7 @@
 workdir/
   config.json              the resolved recipe
   schedule.txt             what an epoch of the packing schedule contains
+  remat.json               the choice of `remat=auto`, and the devices it was made for
   checkpoints/STEP/
     state/                 step, trainable parameters, optimizer state
     extra/metadata         JSON: the run's metadata, and what `Checkpoints.save` adds
