@@ -91,7 +91,7 @@ def get_config(stage: str = "align") -> ConfigDict:
     # batch and every large weight; `tensor` splits heads, ffn channels and the vocabulary. `earthgpt plan` says what
     # fits a TPU slice.
     config.mesh = {"data": -1, "fsdp": 1, "tensor": 1}
-    config.remat = "none"  # full recomputes each block in the backward pass: less memory, more compute
+    config.remat = "none"  # auto keeps what fits; full recomputes each block: less memory, more compute
     config.frozen_dtype = "float32"  # of parameters that the stage does not train: bfloat16, or int8 to save memory
 
     # --------------------------------------------------------------------------------------------------------- saving
