@@ -40,6 +40,7 @@ REQUIRES = [
     "simplejpeg>=1.8,<2",
     "tensorboardX>=2.6.4,<3",
     "tensorflow-datasets>=4.9.10,<4.10",
+    "tokenizers>=0.22,<0.24",
     "tqdm>=4.66,<5",
 ]
 

@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--tokenizer",
         type=files.path,
         metavar="FILE",
-        help="tokenizer.model (default: the one in the folder of the LLM)",
+        help="tokenizer.model or tokenizer.json (default: the one in the folder of the LLM)",
     )
     importing.add_argument(
         "--dtype", choices=["float32", "bfloat16"], help="dtype of all tensors (default: as in the checkpoints)"

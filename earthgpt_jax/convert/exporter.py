@@ -22,7 +22,7 @@ from earthgpt_jax.convert.layouts import ADAPTER_FILE, SPLIT_DIMS
 from earthgpt_jax.convert.tables import Table
 from earthgpt_jax.convert.tensor_io import split_dim
 from earthgpt_jax.input.prompts.chat_template import ASSISTANT, HUMAN, SEPARATOR, chat_template
-from earthgpt_jax.input.tokenizer import Tokenizer
+from earthgpt_jax.input.tokenizer import Tokenizer, copy_tokenizer
 from earthgpt_jax.models import model_dir
 from earthgpt_jax.models.merge import FilteredReader, MergedReader, ScaledLoraReader, merged_config
 from earthgpt_jax.models.model_dir import ModelDir
@@ -58,11 +58,11 @@ def export_hf(
             (folder / ADAPTER_FILE).parent.mkdir()
             _copy((folder / ADAPTER_FILE).parent, FilteredReader(model_dir.open_params(model), adapters=True))
         write_json(folder / "config.json", hf_config(model, config, dtype=_dtype_name(dtype, reader)))
-        for file_name, content in _processor_files(model, config).items():
-            write_json(folder / file_name, content)
         for file in sorted(REMOTE_CODE.glob("*_earthgpt.py")):
             files.copy(file, folder / file.name)
-        files.copy(model.tokenizer, folder / "tokenizer.model")
+        copy_tokenizer(model.tokenizer, folder)
+        for file_name, content in _processor_files(model, config).items():  # also replaces tokenizer_config.json
+            write_json(folder / file_name, content)
         files.write_text(folder / "README.md", model_card(model, adapter=adapter, scores=scores))
     return out
 
@@ -81,10 +81,15 @@ def export_llama(
         table = tables.llama_hf_export(config.llm).prefixed(path="llm/")
         _write(folder, table, reader, dtype=dtype, shard_bytes=shard_bytes)
         dtype_name = _dtype_name(dtype, reader)
-        values = {"architectures": ["LlamaForCausalLM"], **llama_config(config.llm), "dtype": dtype_name}
+        tokenizer = Tokenizer(model.tokenizer)
+        values = {
+            "architectures": ["LlamaForCausalLM"], **llama_config(config.llm), **_special_ids(tokenizer),
+            "dtype": dtype_name,
+        }  # fmt: skip
         write_json(folder / "config.json", values)
-        write_json(folder / "generation_config.json", _generation_config())
-        files.copy(model.tokenizer, folder / "tokenizer.model")
+        write_json(folder / "generation_config.json", _generation_config(tokenizer))
+        if copy_tokenizer(model.tokenizer, folder).suffix == ".json":
+            write_json(folder / "tokenizer_config.json", _tokenizer_config(model.tokenizer))
     return out
 
 
@@ -136,7 +141,7 @@ def export_accessory(
         }  # fmt: skip
         files.write_json(folder / "config.json", values)
         files.write_json(folder / "meta.json", {"llama_type": "llama_ens_light"})
-        files.copy(model.tokenizer, folder / "tokenizer.model")
+        copy_tokenizer(model.tokenizer, folder)
     return out
 
 
@@ -225,15 +230,18 @@ def llama_config(config: LlamaConfig) -> dict[str, Any]:
         # transformers' LLaMA has biases on all four linears or on none: o's are written as zeros (`tables`).
         "attention_bias": config.has_bias("q"),
         "mlp_bias": config.mlp_bias,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-        "pad_token_id": 0,
     }
 
 
-def _generation_config() -> dict[str, Any]:
+def _special_ids(tokenizer: Tokenizer) -> dict[str, int | None]:
+    return {
+        "bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.pad_id
+    }  # fmt: skip
+
+
+def _generation_config(tokenizer: Tokenizer) -> dict[str, Any]:
     # Without max_new_tokens, transformers stops after 20 tokens.
-    return {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "max_new_tokens": 512}
+    return {**_special_ids(tokenizer), "max_new_tokens": 512}
 
 
 def hf_config(model: ModelDir, config: ModelConfig, *, dtype: str) -> dict[str, Any]:
@@ -250,7 +258,7 @@ def hf_config(model: ModelDir, config: ModelConfig, *, dtype: str) -> dict[str, 
         "vit": plain["vit"],
         "convnext": plain["convnext"],
         "perception": plain["perception"],
-        "text_config": llama_config(config.llm),
+        "text_config": llama_config(config.llm) | _special_ids(Tokenizer(model.tokenizer)),
         "decimals": model.decimals,
         "conversation": _conversation(model),
         "tie_word_embeddings": config.llm.tied_head,
@@ -261,20 +269,21 @@ def hf_config(model: ModelDir, config: ModelConfig, *, dtype: str) -> dict[str, 
 
 def _conversation(model: ModelDir) -> dict[str, Any]:
     """Return the chat template, from which the processor builds prompts and `generate` knows where answers end."""
-    chat = chat_template(model.chat_template)
+    chat, tokenizer = chat_template(model.chat_template), Tokenizer(model.tokenizer)
     return {
+        "start_ids": tokenizer.start_ids,
         "name": chat.name,
         "prefix": chat.prefix,
         "roles": [HUMAN, ASSISTANT],
         "separator": SEPARATOR,
-        "separator_ids": chat.separator_ids(Tokenizer(model.tokenizer)),
+        "separator_ids": chat.separator_ids(tokenizer),
     }
 
 
 def _processor_files(model: ModelDir, config: ModelConfig) -> dict[str, Any]:
     """Return file name -> content of the JSON files for the processor, the tokenizer and generation."""
     return {
-        "generation_config.json": _generation_config(),
+        "generation_config.json": _generation_config(Tokenizer(model.tokenizer)),
         "processor_config.json": {
             "processor_class": "EarthGPTProcessor",
             "auto_map": {"AutoProcessor": "processing_earthgpt.EarthGPTProcessor"},
@@ -282,11 +291,22 @@ def _processor_files(model: ModelDir, config: ModelConfig) -> dict[str, Any]:
             "visual_tokens": config.visual_tokens,
             "conversation": _conversation(model),
         },
-        "tokenizer_config.json": {
+        "tokenizer_config.json": _tokenizer_config(model.tokenizer),
+    }
+
+
+def _tokenizer_config(tokenizer: Path) -> dict[str, Any]:
+    """Return the tokenizer_config.json: the source's own, if it has one, read by the class that adds nothing to it."""
+    source = tokenizer.parent / "tokenizer_config.json"
+    if tokenizer.suffix != ".json":
+        return {
             "tokenizer_class": "EarthGPTTokenizer",
             "auto_map": {"AutoTokenizer": ["processing_earthgpt.EarthGPTTokenizer", None]},
-        },
-    }
+        }
+    values = json.loads(source.read_text()) if source.is_file() else {}
+    values.pop("auto_map", None)
+    # Classes named after a model rebuild parts of the tokenizer by their own rules.
+    return values | {"tokenizer_class": "PreTrainedTokenizerFast", "padding_side": "left"}
 
 
 def _ffn_arguments(config: LlamaConfig) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from earthgpt_jax.convert.layouts import ALL_PARTS, SourceCheckpoint, open_sourc
 from earthgpt_jax.convert.source_config import SourceConfig
 from earthgpt_jax.convert.tables import ConversionStep
 from earthgpt_jax.input.tokenizer import Tokenizer
+from earthgpt_jax.input.tokenizer import find_tokenizer as tokenizer_in
 from earthgpt_jax.models import earthgpt, model_dir
 
 # Part of a model as the user names it -> prefixes of our parameters.
@@ -291,7 +292,7 @@ def import_model(
     Args:
         parts, dtype: see `prepare_import`.
         out: the model directory to write.
-        tokenizer: the `tokenizer.model` that belongs to the language model.
+        tokenizer: the first file of the tokenizer that belongs to the language model.
         decimals, chat_template: how the model writes boxes and dialogues, kept in the model directory.
         seed: seed for the parameters that no checkpoint provides.
 
@@ -396,7 +397,7 @@ def find_tokenizer(parts: Mapping[str, Paths]) -> Path: ...
 @overload
 def find_tokenizer(parts: Mapping[str, Paths], *, required: bool) -> Path | None: ...
 def find_tokenizer(parts: Mapping[str, Paths], *, required: bool = True) -> Path | None:
-    """Return the path of the `tokenizer.model` in the folder of the language model.
+    """Return the path of the tokenizer in the folder of the language model, a `tokenizer.model` or a `tokenizer.json`.
 
     Raises:
         EarthGPTError: there is none, though it is required.
@@ -405,13 +406,13 @@ def find_tokenizer(parts: Mapping[str, Paths], *, required: bool = True) -> Path
     paths = _paths(sources)
     folders = [path if path.is_dir() else path.parent for path in paths]
     for folder in folders:
-        if (folder / "tokenizer.model").is_file():
-            return folder / "tokenizer.model"
+        if (found := tokenizer_in(folder)) is not None:
+            return found
     if not required:
         return None
+    where = ", ".join(map(str, folders)) or "the folder of the language model"
     raise EarthGPTError(
-        f"expected a tokenizer.model in {', '.join(map(str, folders)) or 'the folder of the language model'}; "
-        "copy the tokenizer of the language model there"
+        f"expected a tokenizer.model or a tokenizer.json in {where}; copy the tokenizer of the language model there"
     )
 
 

@@ -45,9 +45,15 @@ def bucket(length: int, least: int = _MIN_QUESTION_BUCKET) -> int:
     return max(least, 1 << (length - 1).bit_length())
 
 
+NO_TOKEN = -1  # no token has this id
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StopCondition:
-    """When an answer ends: at `eos_id`, or after any of the token sequences `separators`, which stay in the output."""
+    """When an answer ends: at `eos_id`, or after any of the token sequences `separators`, which stay in the output.
+
+    `eos_id` is NO_TOKEN if the tokenizer has no EOS.
+    """
 
     eos_id: int
     separators: tuple[tuple[int, ...], ...]

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from earthgpt_jax import params as params_lib
 from earthgpt_jax.common.digests import fingerprint, sha256
 from earthgpt_jax.config import MeshConfig
-from earthgpt_jax.inference.decode import ImagePrefix, StateShape, StopCondition
+from earthgpt_jax.inference.decode import NO_TOKEN, ImagePrefix, StateShape, StopCondition
 from earthgpt_jax.inference.mesh import build_mesh, default_mesh
 from earthgpt_jax.inference.programs import build_programs, placement
 from earthgpt_jax.inference.requests import Answer, ImageRequests, Request
@@ -70,7 +70,8 @@ class Engine:
         self.tokenizer = Tokenizer(model.tokenizer)
         self.chat_template = chat_template(model.chat_template)
         self.stop = StopCondition(
-            eos_id=self.tokenizer.eos_id, separators=self.chat_template.separator_ids(self.tokenizer)
+            eos_id=NO_TOKEN if self.tokenizer.eos_id is None else self.tokenizer.eos_id,
+            separators=self.chat_template.separator_ids(self.tokenizer),
         )
         tokens, slots = image_prefix(self.tokenizer, self.chat_template, visual_tokens=model.model.visual_tokens)
         self.prefix = ImagePrefix(tuple(tokens.tolist()), tuple(slots.tolist()))
@@ -216,13 +217,12 @@ class Engine:
         An answer that was cut off is returned as it is. Surrounding white space is removed.
         """
         kept = list(itertools.takewhile(lambda token: token != self.stop.eos_id, ids.tolist()))
-        decoded, spans = self.tokenizer.decode_with_spans([token for token in kept if token])
+        decoded, spans = self.tokenizer.decode_with_spans(kept)
         text = decoded.split(SEPARATOR)[0]
         start, end = len(text) - len(text.lstrip()), len(text.rstrip())
-        ends, remaining = [0], iter(spans)
-        for token in kept:
+        ends = [0]
+        for _, last in spans:
             if ends[-1] >= end - start:
                 break
-            last = next(remaining)[1] if token else ends[-1] + start  # padding contributes no characters
             ends.append(min(max(last, start), end) - start)
         return text.strip(), tuple(np.diff(ends).tolist())

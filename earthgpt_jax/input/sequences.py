@@ -1,6 +1,7 @@
 """Build samples and packed sequences: an image with its questions becomes tokens, and samples share a sequence.
 
-A sample is `[BOS][start_img] P visual tokens [end_img] system text`, followed by its turns. Turns are either
+A sample is `[BOS][start_img] P visual tokens [end_img] system text`, followed by its turns; a tokenizer that starts no
+text with BOS leaves it out. Turns are either
 independent questions, each of which continues from the shared prefix, or one dialogue. A packed sequence concatenates
 samples, one segment per sample.
 """
@@ -55,8 +56,10 @@ def image_prefix(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return `(tokens, image_slots)`, each i32[n], of the shared prefix: BOS, the image's slots, the system text."""
     text = _prefix_ids(tokenizer, chat_template)
-    slots = [TEXT_SLOT, START_SLOT, *range(visual_tokens), END_SLOT, *([TEXT_SLOT] * len(text))]
-    tokens = [tokenizer.bos_id, *([0] * (visual_tokens + 2)), *text]
+    start = tokenizer.start_ids
+    image = [START_SLOT, *range(visual_tokens), END_SLOT]
+    slots = [*([TEXT_SLOT] * len(start)), *image, *([TEXT_SLOT] * len(text))]
+    tokens = [*start, *([0] * len(image)), *text]  # ids in the image's slots are not read
     return np.array(tokens, np.int32), np.array(slots, np.int32)
 
 

@@ -48,6 +48,7 @@ from earthgpt_jax.common.safetensors_files import (
 )
 from earthgpt_jax.common.tensor_digests import TensorDigests
 from earthgpt_jax.config import AdapterConfig, AdapterKind, FrozenDType, ModelConfig, model_from_dict, to_dict
+from earthgpt_jax.input.tokenizer import SENTENCEPIECE, copy_tokenizer, find_tokenizer
 from earthgpt_jax.models import earthgpt
 from earthgpt_jax.models.adapted import AdaptedReader
 from earthgpt_jax.models.merge import MergedReader
@@ -56,7 +57,7 @@ from earthgpt_jax.sharding.mesh import Placement
 
 CHECKED_BYTES = 4 << 30  # models up to this size are compared with their fingerprint whenever they are loaded
 EMBEDDED = ("tiny-base", "tiny")
-FILES = (SINGLE, "config.json", "tokenizer.model")
+FILES = (SINGLE, "config.json", SENTENCEPIECE)
 FORMAT_VERSION = 3  # of config.json; version 2 has neither fingerprint nor parent, and is read too
 
 
@@ -113,8 +114,8 @@ class ModelDir:
 
     @property
     def tokenizer(self) -> Path:
-        """The SentencePiece model."""
-        return self.path / "tokenizer.model"
+        """The first file of the tokenizer."""
+        return find_tokenizer(self.path) or self.path / SENTENCEPIECE
 
     @property
     def weights(self) -> Path:
@@ -146,6 +147,8 @@ def find(name: str | Path) -> Path:
     missing = [file for file in FILES if not (path / file).is_file()]
     if SINGLE in missing and (path / INDEX).is_file():
         missing.remove(SINGLE)
+    if SENTENCEPIECE in missing and find_tokenizer(path) is not None:
+        missing.remove(SENTENCEPIECE)
     if missing:
         raise EarthGPTError(
             f"model {str(name)!r}: expected a directory with {', '.join(FILES)}; {path} lacks {', '.join(missing)}. "
@@ -366,7 +369,7 @@ def write_config(
     provenance: dict, digests: Mapping[str, Any], parent: ModelDir | None = None,
     frozen_dtype: FrozenDType = FrozenDType.FLOAT32,
 ) -> None:  # fmt: skip
-    """Write `config.json` and `tokenizer.model`: a model directory without its arrays.
+    """Write `config.json` and the tokenizer: a model directory without its arrays.
 
     Args:
         folder: local folder that becomes the directory (`files.atomic_folder`).
@@ -387,7 +390,7 @@ def write_config(
     if record is not None:
         values["parent"] = dataclasses.asdict(record)
     files.write_json(folder / "config.json", values)
-    files.copy(tokenizer, folder / "tokenizer.model")
+    copy_tokenizer(tokenizer, folder)
 
 
 # ----------------------------------------------------------------------------------------------------- paths

@@ -32,7 +32,7 @@ class InitialModel:
 
     Attributes:
         source: its parameters.
-        tokenizer: its SentencePiece file.
+        tokenizer: the first file of its tokenizer.
         about: where it comes from; recorded in checkpoints and in the finished model.
         files: its files of parameters.
         directory: its model directory, which adapters can name as their parent; None: random or imported.

@@ -41,7 +41,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--label", default="", help="only records of this scene class, or with an object of this class")
     parser.add_argument("--config", default="tiny:instruct", help="HTML: recipe (default: tiny:instruct)")
     parser.add_argument(
-        "--tokenizer", type=files.path, help="HTML: a SentencePiece model (default: the embedded one, for every recipe)"
+        "--tokenizer",
+        type=files.path,
+        help="HTML: tokenizer.model or tokenizer.json (default: the embedded one, for every recipe)",
     )
 
 

@@ -22,7 +22,6 @@ from transformers import BatchFeature, PreTrainedTokenizer, ProcessorMixin
 
 # Values of `image_slots` that are not an index into the visual tokens of the sequence.
 TEXT_SLOT, START_SLOT, END_SLOT = -1, -2, -3
-PAD_ID = 0
 
 # --------------------------------------------------------------------------------------------- images
 FILL = (122, 116, 104)  # CLIP's mean color, with which LLaMA2-Accessory pads
@@ -231,7 +230,8 @@ class EarthGPTTokenizer(PreTrainedTokenizer):
         self.sp = sentencepiece.SentencePieceProcessor(model_file=vocab_file)
         for name in ("unk", "bos", "eos"):
             kwargs.setdefault(f"{name}_token", self.sp.id_to_piece(getattr(self.sp, f"{name}_id")()))
-        kwargs.setdefault("pad_token", self.sp.id_to_piece(PAD_ID))
+        # LLaMA's SentencePiece model has no padding; id 0 is its unknown token, which no text has.
+        kwargs.setdefault("pad_token", self.sp.id_to_piece(max(self.sp.pad_id(), 0)))
         super().__init__(**kwargs)
 
     @property
@@ -262,6 +262,12 @@ class EarthGPTTokenizer(PreTrainedTokenizer):
     def convert_tokens_to_string(self, tokens: list[str]) -> str:
         return self.sp.decode(tokens)
 
+    def ids_text(self, ids: Sequence[int]) -> str:
+        """Return the text of some ids, without special tokens and ids that the tokenizer does not have."""
+        special = (self.sp.is_control, self.sp.is_unknown, self.sp.is_unused)
+        known = (i for i in ids if 0 <= i < self.vocab_size)
+        return self.sp.decode([i for i in known if not any(is_special(i) for is_special in special)])
+
     def save_vocabulary(self, save_directory: str, filename_prefix: str | None = None) -> tuple[str]:
         path = Path(save_directory) / f"{f'{filename_prefix}-' if filename_prefix else ''}tokenizer.model"
         if path.resolve() != Path(self.vocab_file).resolve():
@@ -274,10 +280,11 @@ class EarthGPTProcessor(ProcessorMixin):
     """Turns questions or dialogues and their images into model inputs, and generated ids into answers and boxes.
 
     Args:
-        tokenizer: an `EarthGPTTokenizer`.
+        tokenizer: an `EarthGPTTokenizer`, or a `PreTrainedTokenizerFast` if the model has a `tokenizer.json`.
         image_size: S, side of the square image that the model takes, in pixels.
         visual_tokens: P, number of visual tokens per image.
-        conversation: the chat template that the model was trained with: prefix, roles and separator.
+        conversation: the chat template that the model was trained with: prefix, roles and separator, and
+            `start_ids`, the ids that every prompt begins with.
     """
 
     def __init__(
@@ -326,7 +333,7 @@ class EarthGPTProcessor(ProcessorMixin):
             return [fill] * (length - len(values)) + values
 
         data = {
-            "input_ids": np.array([padded(ids, PAD_ID) for ids, _ in prompts]),
+            "input_ids": np.array([padded(ids, self.pad_id) for ids, _ in prompts]),
             "attention_mask": np.array([padded([1] * len(ids), 0) for ids, _ in prompts]),
             "image_slots": np.array([padded(slots, TEXT_SLOT) for _, slots in prompts]),
         }
@@ -341,12 +348,32 @@ class EarthGPTProcessor(ProcessorMixin):
         prefix = self.conversation["prefix"]
         if not text.startswith(prefix):
             text = self.dialogue([text]) + self._opening()
-        shared = self.tokenizer.text_ids(prefix)
+        shared = self.text_ids(prefix)
         # As in training: the prefix is tokenized alone, and the turns together with the prefix before them.
-        ids = [*shared, *self.tokenizer.text_ids(text)[len(shared) :]]
+        ids = [*shared, *self.text_ids(text)[len(shared) :]]
         image = [START_SLOT, *range(self.visual_tokens), END_SLOT] if has_image else []
-        slots = [TEXT_SLOT, *image, *([TEXT_SLOT] * len(ids))]
-        return [self.tokenizer.bos_token_id, *([0] * len(image)), *ids], slots
+        start = self.conversation["start_ids"]  # BOS, or nothing
+        slots = [*([TEXT_SLOT] * len(start)), *image, *([TEXT_SLOT] * len(ids))]
+        return [*start, *([0] * len(image)), *ids], slots
+
+    @property
+    def pad_id(self) -> int:
+        """The id on the left of shorter prompts, which the attention mask hides."""
+        ids = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id)
+        return next((token for token in ids if token is not None), 0)
+
+    def text_ids(self, text: str) -> list[int]:
+        """Return the ids of a text; a special token in it is its characters."""
+        if isinstance(self.tokenizer, EarthGPTTokenizer):
+            return self.tokenizer.text_ids(text)
+        return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+
+    def ids_text(self, ids: Sequence[int]) -> str:
+        """Return the text of some ids, without special tokens and ids that the tokenizer does not have."""
+        if isinstance(self.tokenizer, EarthGPTTokenizer):
+            return self.tokenizer.ids_text(ids)
+        known = [i for i in ids if i < len(self.tokenizer)]
+        return self.tokenizer.decode(known, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
     def dialogue(self, messages: Sequence[str]) -> str:
         """Return the text of a dialogue whose messages alternate between the user and the assistant, user first."""
@@ -400,8 +427,7 @@ class EarthGPTProcessor(ProcessorMixin):
         """Return the answer in generated ids, which end at EOS or the separator; leave out the ids of the prompt."""
         ids = np.asarray(token_ids).reshape(-1).tolist()
         kept = itertools.takewhile(lambda token: token != self.tokenizer.eos_token_id, ids)
-        text = self.tokenizer.sp.decode([token for token in kept if token != PAD_ID])
-        return text.split(self.conversation["separator"])[0].strip()
+        return self.ids_text(list(kept)).split(self.conversation["separator"])[0].strip()
 
     def batch_decode(self, sequences: Any, **kwargs: Any) -> list[str]:
         """Return one answer per sequence of `model.generate(**inputs)[:, inputs["input_ids"].shape[1]:]`."""
@@ -411,8 +437,8 @@ class EarthGPTProcessor(ProcessorMixin):
         self, generated_outputs: Any, skip_special_tokens: bool = True, **kwargs: Any
     ) -> list[str]:
         """Return the text of each sequence, prompt included, without a separator at the end; pipelines call this."""
-        sequences = ([token for token in np.asarray(ids).tolist() if token != PAD_ID] for ids in generated_outputs)
-        return [self.tokenizer.sp.decode(ids).removesuffix(self.conversation["separator"]) for ids in sequences]
+        texts = (self.ids_text(np.asarray(ids).tolist()) for ids in generated_outputs)
+        return [text.removesuffix(self.conversation["separator"]) for text in texts]
 
     def post_process_boxes(self, text: str, image_size: tuple[int, int]) -> list[dict]:
         """Return the boxes in an answer about an image of size (width, height).
