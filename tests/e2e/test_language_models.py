@@ -1,4 +1,4 @@
-"""A language model of another family and tokenizer, from its published files to an exported EarthGPT, by the commands."""
+"""A language model of another family and tokenizer, from its published files to an export, by the commands."""
 
 from __future__ import annotations
 
