@@ -34,7 +34,9 @@ _DTYPES: dict[str, np.dtype] = {
     "F64": np.dtype("float64"), "F32": np.dtype("float32"), "F16": np.dtype("float16"),
     "BF16": np.dtype("bfloat16"), "I64": np.dtype("int64"), "I32": np.dtype("int32"), "I16": np.dtype("int16"),
     "I8": np.dtype("int8"), "U8": np.dtype("uint8"), "BOOL": np.dtype("bool"),
+    "F8_E4M3": np.dtype("float8_e4m3fn"), "F8_E5M2": np.dtype("float8_e5m2"),
 }  # fmt: skip
+_UNREAD = ("F8_E4M3", "F8_E5M2")  # of these, the safetensors library makes no NumPy array
 _DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 
@@ -186,6 +188,8 @@ class SafetensorsReader:
         file = self._file[key]
         if isinstance(file, RangeFile):
             return file.read(key, index, self.dtypes[key])
+        if _DTYPE_NAMES[self.dtypes[key]] in _UNREAD:
+            return RangeFile(file).read(key, index, self.dtypes[key])
         with self._open(file) as tensors:
             return np.array(tensors.get_slice(key)[index] if index else tensors.get_tensor(key))
 

@@ -1,4 +1,4 @@
-"""Read parts of the tensors of a safetensors file in a bucket, by ranges of bytes."""
+"""Read parts of the tensors of a safetensors file, in a bucket or on a disk, by ranges of bytes."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import math
 import struct
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 
@@ -19,7 +20,7 @@ _HEADER_LIMIT = 100 << 20  # of the safetensors library
 
 
 class RangeFile:
-    """A safetensors file in a bucket.
+    """A safetensors file.
 
     Attributes:
         shapes, dtypes: shape of each tensor, and its dtype as the file names it, such as `BF16`.
@@ -28,13 +29,13 @@ class RangeFile:
         ValueError: the file is truncated, or not a safetensors file.
     """
 
-    def __init__(self, path: BucketPath) -> None:
+    def __init__(self, path: Path) -> None:
         self._path = path
         size = path.stat().st_size
-        length = struct.unpack("<Q", path.read_range(0, 8))[0] if size >= 8 else 0
+        length = struct.unpack("<Q", _read_range(path, 0, 8))[0] if size >= 8 else 0
         if not 2 <= length <= min(size - 8, _HEADER_LIMIT):
             raise ValueError("invalid header")
-        header = json.loads(path.read_range(8, 8 + length))
+        header = json.loads(_read_range(path, 8, 8 + length))
         header.pop("__metadata__", None)
         self.shapes = {key: tuple(entry["shape"]) for key, entry in header.items()}
         self.dtypes: dict[str, str] = {key: entry["dtype"] for key, entry in header.items()}
@@ -64,7 +65,15 @@ class RangeFile:
         return result[tuple(inner)]
 
     def _fill(self, target: np.ndarray, offset: int) -> None:
-        target[:] = np.frombuffer(self._path.read_range(offset, offset + len(target)), np.uint8)
+        target[:] = np.frombuffer(_read_range(self._path, offset, offset + len(target)), np.uint8)
+
+
+def _read_range(path: Path, start: int, stop: int) -> bytes:
+    if isinstance(path, BucketPath):
+        return path.read_range(start, stop)
+    with path.open("rb") as file:
+        file.seek(start)
+        return file.read(stop - start)
 
 
 def _run_axis(shape: Sequence[int], wanted: Sequence[tuple[int, int]], itemsize: int) -> int:

@@ -254,6 +254,7 @@ def _source_dtypes(steps: Sequence[ImportStep]) -> dict[str, np.dtype]:
     dtypes: dict[str, np.dtype] = {}
     for item in steps:
         path, dtype = item.step.path, item.reader.dtypes[item.step.key]
+        dtype = np.dtype("bfloat16") if dtype.itemsize == 1 else dtype  # holds all numbers of 8 bits
         dtypes[path] = np.result_type(dtypes.get(path, dtype), dtype)
     return dtypes
 

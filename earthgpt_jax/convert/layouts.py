@@ -79,7 +79,7 @@ def _own(where: str, values: Mapping[str, Any] | None, shapes: Mapping[str, Shap
     """Return the architecture that an export or a model directory of ours records; nothing without its config file."""
     if values is None:
         return SourceConfig(where=where)
-    info = read_export_info(Path(where).parent)
+    info = read_export_info(files.path(where).parent)
     model = info.model if info is not None else model_from_dict(values["model"], where=where)
     return source_config.own_config(model, where=where)
 
@@ -187,7 +187,7 @@ def open_source_checkpoint(paths: str | Path | Sequence[str | Path]) -> SourceCh
         if match:
             # With a prefix, the other tensors belong to another tower, such as CLIP's text encoder.
             reader = _without_prefix(reader, match.groupdict().get("prefix") or "")
-            config_file, values = source_config.read_config_file([Path(source) for source in sources])
+            config_file, values = source_config.read_config_file([files.path(source) for source in sources])
             return SourceCheckpoint(
                 where, layout, reader, _architecture(layout, config_file, values, reader.shapes), values is not None
             )

@@ -66,10 +66,11 @@ class TorchReader:
         value = self._tensors[key]
         value = value[row_slice(start, rows)].clone() if value.ndim else value.clone()
         self._bytes_read += value.nbytes
-        if str(value.dtype) == "torch.bfloat16":
+        if self.dtypes[key].kind == "V":  # registered by ml_dtypes: PyTorch makes no NumPy array of them
             import torch
 
-            return value.view(torch.int16).numpy().view(self.dtypes[key])
+            raw = value.view({1: torch.uint8, 2: torch.int16}[value.itemsize])
+            return raw.numpy().view(self.dtypes[key])
         return value.numpy()
 
 

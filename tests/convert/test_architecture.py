@@ -303,3 +303,23 @@ def test_a_derived_recipe_describes_the_checkpoints(tmp_path, whole):
     assert config.model.adapter.kind.value == "scale+bias" and config.recipe == "mine"
     with pytest.raises(EarthGPTError, match="exists already"):
         write_recipe(tmp_path / "mine.py", base="tiny", model=derived)
+
+
+@pytest.mark.parametrize("file_format", ["safetensors", "bin", "pth"])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float8_e4m3fn", "float8_e5m2"])
+def test_weights_of_8_and_16_bits_are_read_exactly(tmp_path, whole, dtype, file_format):
+    from safetensors.torch import save_file as save_torch
+
+    reference = _source(tmp_path / "llm", "Llama", {})
+    (tmp_path / "llm" / "model.safetensors").unlink()
+    state = {key: value.detach().to(getattr(torch, dtype)).clone() for key, value in reference.state_dict().items()}
+    if file_format == "safetensors":
+        save_torch(state, tmp_path / "llm" / "model.safetensors")
+    else:
+        torch.save(state, tmp_path / "llm" / {"bin": "pytorch_model.bin", "pth": "consolidated.00.pth"}[file_format])
+    prepared = prepare_import({"model": whole, "llm": tmp_path / "llm"}, _base())
+    assert str(prepared.dtypes["llm/embed"]) == (dtype if dtype == "float16" else "bfloat16")
+    params = _params(prepared)
+    np.testing.assert_array_equal(params["llm/embed"], state["model.embed_tokens.weight"].float().numpy())
+    down = state["model.layers.1.mlp.down_proj.weight"].float().numpy()
+    np.testing.assert_array_equal(params["llm/blocks/mlp/down/kernel"][1], down.T)
