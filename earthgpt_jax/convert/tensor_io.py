@@ -66,7 +66,7 @@ class TorchReader:
         value = self._tensors[key]
         value = value[row_slice(start, rows)].clone() if value.ndim else value.clone()
         self._bytes_read += value.nbytes
-        if self.dtypes[key].kind == "V":  # registered by ml_dtypes: PyTorch makes no NumPy array of them
+        if self.dtypes[key].type.__module__ == "ml_dtypes":  # PyTorch makes no NumPy array of these
             import torch
 
             raw = value.view({1: torch.uint8, 2: torch.int16}[value.itemsize])

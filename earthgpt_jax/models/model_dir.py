@@ -1,4 +1,4 @@
-"""A model directory: `model.safetensors` (path -> array), `config.json` and `tokenizer.model`.
+"""A model directory: `model.safetensors` (path -> array), `config.json` and the tokenizer.
 
 Several processes write the arrays into one file each, `model-00001-of-00002.safetensors` and so on, which
 `model.safetensors.index.json` lists (`model_writer`). All functions here read both layouts.
