@@ -52,7 +52,7 @@ def build_tokenizer(kind: str, folder: Path, *, vocab_size: int = 640) -> Path:
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.post_processor = processors.ByteLevel(trim_offsets=kind == "smollm2")
     special = _SPECIAL[kind]
-    first = special if kind == "smollm2" else []  # the others have their special tokens behind the vocabulary
+    first = special if kind == "smollm2" else []  # the others add their special tokens after the vocabulary
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size - len(special) + len(first) - 1,
         special_tokens=first,
