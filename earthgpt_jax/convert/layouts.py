@@ -19,8 +19,9 @@ from earthgpt_jax.common.safetensors_files import (
     indexed_files,
 )
 from earthgpt_jax.config import LINEARS, AdapterConfig, AdapterKind, ModelConfig, model_from_dict
-from earthgpt_jax.convert import source_config, tables
+from earthgpt_jax.convert import gguf_reader, source_config, tables
 from earthgpt_jax.convert.export_info import read_export_info
+from earthgpt_jax.convert.gguf_reader import GgufReader
 from earthgpt_jax.convert.source_config import SourceConfig
 from earthgpt_jax.convert.tables import Table
 from earthgpt_jax.convert.tensor_io import (
@@ -75,6 +76,11 @@ def _native(reader: Reader, infix: str) -> Table:
     return Table("earthgpt-jax", tuple(tables.Rule(key, key) for key in reader.shapes if infix in key))
 
 
+def _gguf(config: ModelConfig, reader: Reader) -> Table:
+    meta_rope = isinstance(reader, GgufReader) and reader.metadata.get("general.architecture") == "llama"
+    return tables.llama_gguf(config.llm, meta_rope=meta_rope).prefixed(path="llm/")
+
+
 def _own(where: str, values: Mapping[str, Any] | None, shapes: Mapping[str, Shape]) -> SourceConfig:
     """Return the architecture that an export or a model directory of ours records; nothing without its config file."""
     if values is None:
@@ -94,6 +100,7 @@ LAYOUTS = (
            lambda c, _: tables.llama_meta(c.llm, c.adapter).prefixed(path="llm/"), source_config.llama),
     Layout("LLaMA, transformers", ("llm/",), r"model\.embed_tokens\.weight",
            lambda c, _: tables.llama_hf(c.llm).prefixed(path="llm/"), source_config.llama),
+    Layout("LLaMA, GGUF", ("llm/",), r"token_embd\.weight", _gguf, source_config.llama_gguf),
     Layout("DINOv2, transformers", ("vit/",), r"(?P<prefix>(dinov2\.)?)embeddings\.cls_token",
            lambda c, _: tables.dinov2_hf(c.vit).prefixed(path="vit/"), source_config.dinov2_hf),
     Layout("DINOv2, hub", ("vit/",), r"cls_token", lambda c, _: tables.dinov2_hub(c.vit).prefixed(path="vit/"),
@@ -187,7 +194,11 @@ def open_source_checkpoint(paths: str | Path | Sequence[str | Path]) -> SourceCh
         if match:
             # With a prefix, the other tensors belong to another tower, such as CLIP's text encoder.
             reader = _without_prefix(reader, match.groupdict().get("prefix") or "")
-            config_file, values = source_config.read_config_file([files.path(source) for source in sources])
+            config_file, values = (
+                (where, reader.metadata)
+                if isinstance(reader, GgufReader)
+                else source_config.read_config_file([files.path(source) for source in sources])
+            )
             return SourceCheckpoint(
                 where, layout, reader, _architecture(layout, config_file, values, reader.shapes), values is not None
             )
@@ -238,12 +249,13 @@ def _reader(path: Path) -> tuple[Reader, bool]:
         "*.bin",
         "*.pth",
         "*.pt",
+        f"*{gguf_reader.SUFFIX}",
     ):
         files = sorted(path.glob(pattern))
         if files:
             _check_complete(files)
             return _files(files), any("model-diff" in file.name for file in files)
-    raise EarthGPTError(f"{path}: expected a folder with .safetensors, .bin or .pth files, found none in it")
+    raise EarthGPTError(f"{path}: expected a folder with .safetensors, .bin, .pth or .gguf files, found none in it")
 
 
 def _indexed(index: Path) -> Reader:
@@ -278,6 +290,10 @@ def _check_complete(files: Sequence[Path]) -> None:
 def _files(files: Sequence[Path]) -> Reader:
     if all(file.suffix == ".safetensors" for file in files):
         return SafetensorsReader(files)
+    if any(file.suffix == gguf_reader.SUFFIX for file in files):
+        if len(files) > 1:
+            raise EarthGPTError(f"{files[0].parent}: expected one GGUF file, got {len(files)}; name one of them")
+        return GgufReader(files[0])
     shards = [TorchReader(file) for file in files]
     if len(shards) > 1 and all(file.name.startswith("consolidated.") for file in files):
         return ShardedReader(shards, SPLIT_DIMS)

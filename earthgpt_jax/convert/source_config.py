@@ -19,6 +19,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.config import Mlp, ModelConfig, PositionRule, RopeScaling, RopeScalingConfig, to_dict
 
@@ -340,6 +342,83 @@ def _llama_meta(where: str, values: Values, shapes: Shapes) -> SourceConfig:
     elif values.get("rope_scaling"):  # LLaMA2-Accessory
         fields |= {"rope_scaling.kind": RopeScaling.LINEAR.value, "rope_scaling.factor": float(values["rope_scaling"])}
     return SourceConfig(where=where, fields={f"llm.{name}": value for name, value in fields.items()})
+
+
+# Our field below `llm.` -> the field below the architecture in the metadata of a GGUF file.
+_GGUF_FIELDS = {
+    "dim": "embedding_length", "depth": "block_count", "heads": "attention.head_count",
+    "ffn_dim": "feed_forward_length", "norm_eps": "attention.layer_norm_rms_epsilon",
+    "max_positions": "context_length",
+}  # fmt: skip
+_GGUF_ARCHITECTURES = ("llama", "qwen2")  # those that compute what LLaMA computes
+
+
+def llama_gguf(where: str, values: Values | None, shapes: Shapes) -> SourceConfig:
+    """Return the architecture of a language model from the metadata of its GGUF file."""
+    assert values is not None  # the metadata are in the file
+    name = str(values.get("general.architecture"))
+    if name not in _GGUF_ARCHITECTURES:
+        reason = _FOREIGN.get(name, "it is not known to compute what LLaMA computes")
+        expected = ", ".join(_GGUF_ARCHITECTURES)
+        return SourceConfig(
+            where=where,
+            unsupported=[f"a model of architecture {name!r} cannot be imported: {reason}; expected one of {expected}"],
+        )
+    given = {key.removeprefix(f"{name}."): value for key, value in values.items()}
+    fields: dict[str, Any] = {ours: given[theirs] for ours, theirs in _GGUF_FIELDS.items()}
+    fields["norm_eps"] = _decimal(fields["norm_eps"])
+    fields["kv_heads"] = given.get("attention.head_count_kv", fields["heads"])
+    head_dim = given.get("attention.key_length", fields["dim"] // fields["heads"])
+    fields |= {
+        "vocab_size": shapes["token_embd.weight"][0], "tied_head": "output.weight" not in shapes,
+        "head_size": _head_size(head_dim, dim=fields["dim"], heads=fields["heads"]),
+        "rope_theta": _decimal(given.get("rope.freq_base", 10000.0)),
+        "attention_bias": "blk.0.attn_output.bias" in shapes, "mlp_bias": "blk.0.ffn_up.bias" in shapes,
+    }  # fmt: skip
+    fields["qkv_bias"] = "blk.0.attn_q.bias" in shapes and not fields["attention_bias"]
+    scaling, unsupported = _gguf_scaling(given, values.get("rope_freqs"), theta=fields["rope_theta"], size=head_dim)
+    if given.get("expert_count"):
+        unsupported.append(f"expert_count: expected 0, got {given['expert_count']}; {_EXPERTS}")
+    if (rotated := given.get("rope.dimension_count", head_dim)) != head_dim:
+        unsupported.append(f"rope.dimension_count: expected {head_dim}, got {rotated}; this model rotates whole heads")
+    if (window := given.get("attention.sliding_window")) and window < fields["max_positions"]:
+        unsupported.append(f"attention.sliding_window: expected attention to all earlier tokens, got {window}")
+    return SourceConfig(
+        where=where,
+        fields={f"llm.{name}": value for name, value in (fields | scaling).items()},
+        unsupported=unsupported,
+    )
+
+
+def _gguf_scaling(
+    given: Values, factors: Sequence[float] | None, *, theta: float, size: int
+) -> tuple[dict[str, Any], list[str]]:
+    """Return the fields of RoPE's scaling, and what of it is unsupported."""
+    kind = given.get("rope.scaling.type", "none")
+    if factors is not None:
+        # llama.cpp's converter computes these factors from Llama 3's scaling, which the file does not record.
+        factor = max(factors)
+        rotations = [8192 * theta ** (-2 * j / size) / (2 * math.pi) for j in range(size // 2)]
+        kept = [min(max((count - 1) / 3, 0), 1) for count in rotations]
+        expected = [1 / (share + (1 - share) / factor) for share in kept]
+        if not all(math.isclose(a, b, rel_tol=1e-3) for a, b in zip(factors, expected, strict=True)):
+            return {}, ["rope_freqs.weight: expected the factors of Llama 3, got others, which are not supported"]
+        return {
+            "rope_scaling.kind": "llama3", "rope_scaling.factor": _decimal(factor),
+            "rope_scaling.original_positions": 8192, "rope_scaling.low_freq_factor": 1.0,
+            "rope_scaling.high_freq_factor": 4.0,
+        }, []  # fmt: skip
+    if kind not in ("none", "linear"):
+        return {}, [f"rope.scaling.type: expected none or linear, got {kind}, which is not supported in GGUF files"]
+    fields: dict[str, Any] = {"rope_scaling.kind": kind}
+    if kind == "linear":
+        fields["rope_scaling.factor"] = _decimal(given["rope.scaling.factor"])
+    return fields, []
+
+
+def _decimal(value: float) -> float:
+    """Return the shortest decimal number that is `value` in float32: 1e-5 and not 9.999999747378752e-06."""
+    return float(np.format_float_scientific(np.float32(value), unique=True))
 
 
 def _depth(shapes: Shapes, pattern: str) -> int:

@@ -374,6 +374,24 @@ _META = _LlamaNames(
 )  # fmt: skip
 
 
+_GGUF = _LlamaNames(
+    name="LLaMA (GGUF)", embed="token_embd", norm="output_norm", head="output",
+    block="blk.{i}", attn_norm="attn_norm", mlp_norm="ffn_norm",
+    linears={**{f"attn/{n}": f"attn_{n}" for n in "qkv"}, "attn/o": "attn_output",
+             **{f"mlp/{n}": f"ffn_{n}" for n in ("gate", "up", "down")}},
+    meta_rope=True, ignored=(r"rope_freqs\.weight",),
+)  # fmt: skip
+
+
+def llama_gguf(config: LlamaConfig, *, meta_rope: bool) -> Table:
+    """Return the table for llama.cpp's names.
+
+    Args:
+        meta_rope: whether q and k have Meta's order of rows, as in files of the architecture `llama`.
+    """
+    return _llama(dataclasses.replace(_GGUF, meta_rope=meta_rope), config, AdapterConfig())
+
+
 def llama_hf(config: LlamaConfig) -> Table:
     """Return the table for transformers' `LlamaForCausalLM`; a tied head in the file is ignored."""
     return _llama(_HF, config, AdapterConfig())
