@@ -64,7 +64,7 @@ def test_13b_is_imported_and_exported_within_2_gib(tmp_path):
 
     import_peak = _run(
         "convert", "import", "--config", "earthgpt_13b:align", "--vit", str(vit), "--convnext", str(convnext),
-        "--llm", str(llm), "--out", str(tmp_path / "ours"),
+        "--llm", str(llm), "--out", str(tmp_path / "ours"), "--config.model.vit.position_rule=hf",
     )  # fmt: skip
     export_peak = _run(
         "convert", "export", str(tmp_path / "ours"), "--to", "llama", "--out", str(tmp_path / "exported")
