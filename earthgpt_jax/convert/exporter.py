@@ -14,7 +14,7 @@ from earthgpt_jax.common.files import atomic_folder, write_json
 from earthgpt_jax.common.progress import Bar
 from earthgpt_jax.common.safetensors_files import Reader, SafetensorsWriter
 from earthgpt_jax.config import AdapterConfig, AdapterKind, LlamaConfig, ModelConfig, to_dict
-from earthgpt_jax.convert import source_config, tables
+from earthgpt_jax.convert import llama_configs, tables
 from earthgpt_jax.convert.card import model_card
 from earthgpt_jax.convert.export_info import export_info
 from earthgpt_jax.convert.layouts import ADAPTER_FILE, SPLIT_DIMS
@@ -209,7 +209,7 @@ def _dtype_name(dtype: np.dtype | None, reader: Reader) -> str:
 
 def llama_config(config: LlamaConfig) -> dict[str, Any]:
     """Return the arguments of transformers' `LlamaConfig`, for its versions 4 (`rope_scaling`) and 5."""
-    scaling = source_config.rope_scaling_hf(config.rope_scaling)
+    scaling = llama_configs.rope_scaling_hf(config.rope_scaling)
     return {
         "model_type": "llama",
         "vocab_size": config.vocab_size,

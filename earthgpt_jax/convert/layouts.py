@@ -19,7 +19,7 @@ from earthgpt_jax.common.safetensors_files import (
     indexed_files,
 )
 from earthgpt_jax.config import LINEARS, AdapterConfig, AdapterKind, ModelConfig, model_from_dict
-from earthgpt_jax.convert import gguf_reader, source_config, tables
+from earthgpt_jax.convert import gguf_reader, llama_configs, source_config, tables, tower_configs
 from earthgpt_jax.convert.export_info import read_export_info
 from earthgpt_jax.convert.gguf_reader import GgufReader
 from earthgpt_jax.convert.source_config import SourceConfig
@@ -95,18 +95,18 @@ LAYOUTS = (
     Layout("EarthGPT, Hugging Face", ALL_PARTS, r"language_model\.model\.embed_tokens\.weight",
            lambda c, r: tables.hf_export(c) + _native(r, "/adapter/"), _own),
     Layout("EarthGPT, earthgpt-jax", ALL_PARTS, r"llm/embed", lambda c, r: _native(r, "/"), _own),
-    Layout("EarthGPT, LLaMA2-Accessory", ALL_PARTS, r"visual_proj\.0\.weight", _accessory, source_config.accessory),
+    Layout("EarthGPT, LLaMA2-Accessory", ALL_PARTS, r"visual_proj\.0\.weight", _accessory, tower_configs.accessory),
     Layout("LLaMA, Meta or LLaMA2-Accessory", ("llm/",), r"tok_embeddings\.weight",
-           lambda c, _: tables.llama_meta(c.llm, c.adapter).prefixed(path="llm/"), source_config.llama),
+           lambda c, _: tables.llama_meta(c.llm, c.adapter).prefixed(path="llm/"), llama_configs.llama),
     Layout("LLaMA, transformers", ("llm/",), r"model\.embed_tokens\.weight",
-           lambda c, _: tables.llama_hf(c.llm).prefixed(path="llm/"), source_config.llama),
-    Layout("LLaMA, GGUF", ("llm/",), r"token_embd\.weight", _gguf, source_config.llama_gguf),
+           lambda c, _: tables.llama_hf(c.llm).prefixed(path="llm/"), llama_configs.llama),
+    Layout("LLaMA, GGUF", ("llm/",), r"token_embd\.weight", _gguf, llama_configs.llama_gguf),
     Layout("DINOv2, transformers", ("vit/",), r"(?P<prefix>(dinov2\.)?)embeddings\.cls_token",
-           lambda c, _: tables.dinov2_hf(c.vit).prefixed(path="vit/"), source_config.dinov2_hf),
+           lambda c, _: tables.dinov2_hf(c.vit).prefixed(path="vit/"), tower_configs.dinov2_hf),
     Layout("DINOv2, hub", ("vit/",), r"cls_token", lambda c, _: tables.dinov2_hub(c.vit).prefixed(path="vit/"),
-           source_config.dinov2_hub),
+           tower_configs.dinov2_hub),
     Layout("ConvNeXt, timm", ("convnext/",), r"(?P<prefix>((visual\.)?trunk\.)?)stem\.0\.weight",
-           lambda c, _: tables.convnext_timm(c.convnext).prefixed(path="convnext/"), source_config.convnext),
+           lambda c, _: tables.convnext_timm(c.convnext).prefixed(path="convnext/"), tower_configs.convnext),
 )  # fmt: skip
 
 

@@ -1,12 +1,9 @@
-"""Read the architecture of a source checkpoint from its own config files, in the fields of our recipes.
+"""The architecture of a source checkpoint, in the fields of our recipes, and its comparison with a recipe.
 
 Names and shapes of tensors do not show everything that a model computes: two LLaMAs of equal shapes may differ in the
 base of RoPE, its scaling, the number of heads, epsilon or activation. An import therefore compares the `SourceConfig`
-of every checkpoint with the recipe, and refuses what this model cannot compute.
-
-The tables below are total over the fields that the model classes of transformers read: each of them is compared
-(`_LLAMA_FIELDS`), must have one value (`_LLAMA_FIXED`), is read by a function, or does not change what an existing
-checkpoint computes (`LLAMA_IRRELEVANT`).
+of every checkpoint with the recipe, and refuses what this model cannot compute. `llama_configs` and `tower_configs`
+read it from the files of other programs.
 """
 
 from __future__ import annotations
@@ -15,17 +12,30 @@ import dataclasses
 import json
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from earthgpt_jax.common.errors import EarthGPTError
-from earthgpt_jax.config import Mlp, ModelConfig, PositionRule, RopeScaling, RopeScalingConfig, to_dict
+from earthgpt_jax.config import ModelConfig, RopeScaling, to_dict
 
 Shapes = Mapping[str, tuple[int, ...]]
 Values = Mapping[str, Any]
+
+
+# Fields of a rope_scaling that count, by method: our field -> transformers'.
+SCALING_FIELDS: dict[RopeScaling, dict[str, str]] = {
+    RopeScaling.NONE: {"kind": "rope_type"},
+    RopeScaling.LINEAR: {"kind": "rope_type", "factor": "factor"},
+    RopeScaling.LLAMA3: {
+        "kind": "rope_type", "factor": "factor", "original_positions": "original_max_position_embeddings",
+        "low_freq_factor": "low_freq_factor", "high_freq_factor": "high_freq_factor",
+    },
+    RopeScaling.YARN: {
+        "kind": "rope_type", "factor": "factor", "original_positions": "original_max_position_embeddings",
+        "beta_fast": "beta_fast", "beta_slow": "beta_slow", "attention_factor": "attention_factor",
+    },
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,7 +80,7 @@ def flat_fields(model: ModelConfig) -> dict[str, Any]:
     """
     fields = _flatten(to_dict(model))
     llm = model.llm
-    fields["llm.head_size"] = _head_size(llm.head_dim, dim=llm.dim, heads=llm.heads)
+    fields["llm.head_size"] = head_size(llm.head_dim, dim=llm.dim, heads=llm.heads)
     fields["llm.qkv_bias"] = llm.qkv_bias and not llm.attention_bias
     return fields
 
@@ -78,7 +88,7 @@ def flat_fields(model: ModelConfig) -> dict[str, Any]:
 def own_config(model: ModelConfig, *, where: str) -> SourceConfig:
     """Return the architecture that a model directory or an export of ours records."""
     fields = flat_fields(model)
-    scaling = _SCALING_FIELDS[model.llm.rope_scaling.kind]
+    scaling = SCALING_FIELDS[model.llm.rope_scaling.kind]
     ignored = {"compute_dtype", "llm.tokenizer_size"}
     fields = {
         name: value
@@ -109,8 +119,14 @@ def _literal(value: Any) -> str:
     return str(value).replace(" ", "") if isinstance(value, (list, tuple)) else str(value)
 
 
-def _head_size(head_dim: int, *, dim: int, heads: int) -> int:
+def head_size(head_dim: int, *, dim: int, heads: int) -> int:
+    """Return the field `llm.head_size` of heads with `head_dim` channels: 0 if that is dim / heads."""
     return 0 if head_dim * heads == dim else head_dim
+
+
+def depth(shapes: Shapes, pattern: str) -> int:
+    """Return the number of layers, from names that match `pattern` with the layer as its group."""
+    return 1 + max(int(match[1]) for key in shapes if (match := re.fullmatch(pattern, key)))
 
 
 # ----------------------------------------------------------------------------------------------- files
@@ -140,372 +156,3 @@ def read_config_file(paths: Sequence[Path]) -> tuple[str, Values | None]:
                 raise EarthGPTError(f"{file}: expected a JSON object, got {type(values).__name__}; download it again")
             return str(file), values
     return ", ".join(map(str, paths)), None
-
-
-# ----------------------------------------------------------------------------------------------- LLaMA
-# Our field below `llm.` -> the field of transformers' config.json.
-_LLAMA_FIELDS = {
-    "vocab_size": "vocab_size",
-    "dim": "hidden_size",
-    "depth": "num_hidden_layers",
-    "heads": "num_attention_heads",
-    "kv_heads": "num_key_value_heads",
-    "ffn_dim": "intermediate_size",
-    "norm_eps": "rms_norm_eps",
-    "max_positions": "max_position_embeddings",
-    "tied_head": "tie_word_embeddings",
-    "attention_bias": "attention_bias",
-    "mlp_bias": "mlp_bias",
-}
-# What transformers takes for a field that a config.json lacks, for each `model_type` that is a LLaMA.
-_LLAMA = {
-    "rms_norm_eps": 1e-6, "max_position_embeddings": 2048, "tie_word_embeddings": False, "attention_bias": False,
-    "mlp_bias": False, "hidden_act": "silu", "sliding_window": None, "use_sliding_window": True, "layer_types": (),
-}  # fmt: skip
-_MODEL_TYPES: dict[str, dict[str, Any]] = {
-    "llama": _LLAMA,
-    "mistral": {**_LLAMA, "max_position_embeddings": 131072, "sliding_window": 4096},
-    "qwen2": {**_LLAMA, "max_position_embeddings": 32768, "sliding_window": 4096, "use_sliding_window": False},
-}
-# Fields that do not change what an existing checkpoint computes, or that the tokenizer's files say.
-LLAMA_IRRELEVANT = frozenset({
-    "attention_dropout", "initializer_range", "pretraining_tp", "use_cache", "bos_token_id", "eos_token_id",
-    "pad_token_id", "max_window_layers",
-})  # fmt: skip
-_QK_NORM = "it normalizes queries and keys"
-_EXPERTS = "its MLPs are mixtures of experts"
-# Models whose tensors have LLaMA's names, and what they compute differently.
-_FOREIGN = {
-    "gemma": "its norms multiply by 1 + weight, its embeddings are scaled and its activation is GELU",
-    "gemma2": "its norms multiply by 1 + weight, its logits are capped and its attention alternates with a window",
-    "gemma3": "its norms multiply by 1 + weight, and it normalizes queries and keys",
-    "gemma3_text": "its norms multiply by 1 + weight, and it normalizes queries and keys",
-    "granite": "it multiplies embeddings, attention, residuals and logits by constants",
-    "phi": "it has LayerNorms and rotates a part of each head only",
-    "phi3": "its q, k, v and its gate, up are fused, and its RoPE may be scaled by tables",
-    "qwen3": _QK_NORM,
-    "olmo": "its norms have no weights",
-    "olmo2": f"{_QK_NORM}, and its norms come after attention and MLP",
-    "smollm3": "some of its layers have no position embedding",
-    "stablelm": "it has LayerNorms and rotates a part of each head only",
-    "starcoder2": "it has LayerNorms and an MLP without gate",
-    "cohere": "it has LayerNorms, interleaved RoPE, and computes attention and MLP in parallel",
-    "minicpm": "it multiplies embeddings, residuals and logits by constants",
-    "mixtral": _EXPERTS,
-    "qwen2_moe": _EXPERTS,
-    "qwen3_moe": f"{_EXPERTS}, and {_QK_NORM}",
-    "llama4": f"{_EXPERTS}, and some of its layers have no position embedding",
-    "llama4_text": f"{_EXPERTS}, and some of its layers have no position embedding",
-}
-
-
-def llama(where: str, values: Values | None, shapes: Shapes) -> SourceConfig:
-    """Return the architecture of a language model from transformers' config.json or Meta's params.json."""
-    if values is None:
-        return SourceConfig(where=where)
-    return _llama_meta(where, values, shapes) if "dim" in values else _llama_hf(where, values)
-
-
-def _llama_hf(where: str, values: Values) -> SourceConfig:
-    model_type = values.get("model_type")
-    if model_type not in _MODEL_TYPES:
-        reason = _FOREIGN.get(str(model_type), "it is not known to compute what LLaMA computes")
-        expected = ", ".join(_MODEL_TYPES)
-        return SourceConfig(
-            where=where,
-            unsupported=[f"a model of type {model_type!r} cannot be imported: {reason}; expected one of {expected}"],
-        )
-    values = {**_MODEL_TYPES[str(model_type)], **values}
-    values = {"num_key_value_heads": values.get("num_attention_heads"), **values}
-    missing = [name for name in _LLAMA_FIELDS.values() if values.get(name) is None]
-    if missing:
-        return SourceConfig(where=where, unsupported=[f"expected the fields {', '.join(missing)}; download it again"])
-    fields = {ours: values[theirs] for ours, theirs in _LLAMA_FIELDS.items()}
-    fields["norm_eps"] = float(fields["norm_eps"])
-    head_dim = values.get("head_dim") or fields["dim"] // fields["heads"]
-    fields["head_size"] = _head_size(head_dim, dim=fields["dim"], heads=fields["heads"])
-    fields["qkv_bias"] = model_type == "qwen2"
-    rope, unsupported = _rope(values)
-    unsupported += _unsupported(values)
-    return SourceConfig(
-        where=where,
-        fields={f"llm.{name}": value for name, value in (fields | rope).items()},
-        unsupported=unsupported,
-    )
-
-
-def _unsupported(values: Values) -> list[str]:
-    """Return what a LLaMA of transformers computes that ours cannot, except for RoPE."""
-    reasons = []
-    if (activation := values["hidden_act"]) not in ("silu", "swish"):
-        reasons.append(f"hidden_act: expected silu, got {activation}, which this model cannot compute")
-    window = values["sliding_window"] if values["use_sliding_window"] else None
-    if window is not None and window < values["max_position_embeddings"]:
-        reasons.append(
-            f"sliding_window: expected attention to all earlier tokens, got a window of {window}, which this model "
-            "cannot compute"
-        )
-    if others := sorted(set(values["layer_types"] or ()) - {"full_attention"}):
-        reasons.append(f"layer_types: expected full_attention in every layer, got {', '.join(others)}")
-    if quantization := values.get("quantization_config"):
-        method = quantization.get("quant_method", "unknown")
-        reasons.append(
-            f"quantization_config: expected weights that are not quantized, got {method}; use the original checkpoint"
-        )
-    return reasons
-
-
-# Fields of a rope_scaling that count, by method: our field -> transformers'.
-_SCALING_FIELDS: dict[RopeScaling, dict[str, str]] = {
-    RopeScaling.NONE: {"kind": "rope_type"},
-    RopeScaling.LINEAR: {"kind": "rope_type", "factor": "factor"},
-    RopeScaling.LLAMA3: {
-        "kind": "rope_type", "factor": "factor", "original_positions": "original_max_position_embeddings",
-        "low_freq_factor": "low_freq_factor", "high_freq_factor": "high_freq_factor",
-    },
-    RopeScaling.YARN: {
-        "kind": "rope_type", "factor": "factor", "original_positions": "original_max_position_embeddings",
-        "beta_fast": "beta_fast", "beta_slow": "beta_slow", "attention_factor": "attention_factor",
-    },
-}  # fmt: skip
-
-
-def rope_scaling_hf(scaling: RopeScalingConfig) -> dict[str, Any] | None:
-    """Return the `rope_scaling` of transformers' config.json for a scaling of ours; None for no scaling."""
-    if scaling.kind is RopeScaling.NONE:
-        return None
-    fields = {theirs: getattr(scaling, ours) for ours, theirs in _SCALING_FIELDS[scaling.kind].items()}
-    return {name: getattr(value, "value", value) for name, value in fields.items() if value}
-
-
-def _rope(values: Values) -> tuple[dict[str, Any], list[str]]:
-    """Return the fields of RoPE, and what of it is unsupported."""
-    rope = dict(values.get("rope_parameters") or values.get("rope_scaling") or {})
-    theta = float(rope.get("rope_theta") or values.get("rope_theta") or 10000.0)
-    fields: dict[str, Any] = {"rope_theta": theta}
-    name = rope.get("rope_type") or rope.get("type") or "default"
-    kinds = {"default": RopeScaling.NONE, **{kind.value: kind for kind in RopeScaling if kind is not RopeScaling.NONE}}
-    if name not in kinds or any(isinstance(value, Mapping) for value in rope.values()):
-        got = name if name not in kinds else "one per type of layer"
-        return fields, [f"rope_scaling: expected one of {', '.join(kinds)}, got {got}, which is not supported"]
-    unsupported = []
-    if (partial := rope.get("partial_rotary_factor") or values.get("partial_rotary_factor") or 1.0) != 1.0:
-        unsupported.append(f"partial_rotary_factor: expected 1, got {partial}; this model rotates whole heads")
-    kind = kinds[name]
-    if kind is RopeScaling.YARN:
-        unsupported += [
-            f"rope_scaling: {key} of yarn is not supported, got {rope[key]}"
-            for key in ("mscale", "mscale_all_dim", "truncate")
-            if rope.get(key) not in (None, True)
-        ]
-    positions = values["max_position_embeddings"]
-    original = values.get("original_max_position_embeddings") or rope.get("original_max_position_embeddings")
-    given = {
-        "rope_type": kind.value, "original_max_position_embeddings": original or positions,
-        "factor": rope.get("factor") or positions / (original or positions),
-        "low_freq_factor": rope.get("low_freq_factor"), "high_freq_factor": rope.get("high_freq_factor"),
-        "beta_fast": rope.get("beta_fast") or 32.0, "beta_slow": rope.get("beta_slow") or 1.0,
-        "attention_factor": rope.get("attention_factor") or 0.0,
-    }  # fmt: skip
-    for ours, theirs in _SCALING_FIELDS[kind].items():
-        value = given[theirs]
-        fields[f"rope_scaling.{ours}"] = float(value) if isinstance(value, int) and "positions" not in ours else value
-    if missing := [name for name, value in fields.items() if value is None]:
-        return {"rope_theta": theta}, [*unsupported, f"expected the fields {', '.join(missing)}, which {name} needs"]
-    return fields, unsupported
-
-
-# Meta's params.json names no factor; these (dim, layers) are Llama 3.2's, whose factor is 32, and others have 8.
-_LLAMA_32 = ((2048, 16), (3072, 28))
-
-
-def _llama_meta(where: str, values: Values, shapes: Shapes) -> SourceConfig:
-    """Return the architecture from the arguments of Meta's or LLaMA2-Accessory's code; sizes are those of tensors."""
-    heads = values["n_heads"]
-    vocab_size, dim = shapes["tok_embeddings.weight"]
-    query_rows, key_rows = (shapes[f"layers.0.attention.w{name}.weight"][0] for name in "qk")
-    head_dim = query_rows // heads
-    fields: dict[str, Any] = {
-        "vocab_size": vocab_size, "dim": dim, "depth": _depth(shapes, r"layers\.(\d+)\..*"), "heads": heads,
-        "kv_heads": key_rows // head_dim, "head_size": _head_size(head_dim, dim=dim, heads=heads),
-        "ffn_dim": shapes["layers.0.feed_forward.w1.weight"][0], "norm_eps": float(values.get("norm_eps", 1e-5)),
-        "tied_head": "output.weight" not in shapes, "rope_theta": float(values.get("rope_theta", 10000.0)),
-        "rope_scaling.kind": RopeScaling.NONE.value,
-    }  # fmt: skip
-    if values.get("use_scaled_rope"):
-        factor = values.get("rope_scaling_factor") or (32.0 if (dim, fields["depth"]) in _LLAMA_32 else 8.0)
-        fields |= {
-            "rope_scaling.kind": RopeScaling.LLAMA3.value, "rope_scaling.factor": float(factor),
-            "rope_scaling.original_positions": 8192, "rope_scaling.low_freq_factor": 1.0,
-            "rope_scaling.high_freq_factor": float(values.get("rope_high_freq_factor") or 4.0),
-        }  # fmt: skip
-    elif values.get("rope_scaling"):  # LLaMA2-Accessory
-        fields |= {"rope_scaling.kind": RopeScaling.LINEAR.value, "rope_scaling.factor": float(values["rope_scaling"])}
-    return SourceConfig(where=where, fields={f"llm.{name}": value for name, value in fields.items()})
-
-
-# Our field below `llm.` -> the field below the architecture in the metadata of a GGUF file.
-_GGUF_FIELDS = {
-    "dim": "embedding_length", "depth": "block_count", "heads": "attention.head_count",
-    "ffn_dim": "feed_forward_length", "norm_eps": "attention.layer_norm_rms_epsilon",
-    "max_positions": "context_length",
-}  # fmt: skip
-_GGUF_ARCHITECTURES = ("llama", "qwen2")  # those that compute what LLaMA computes
-
-
-def llama_gguf(where: str, values: Values | None, shapes: Shapes) -> SourceConfig:
-    """Return the architecture of a language model from the metadata of its GGUF file."""
-    assert values is not None  # the metadata are in the file
-    name = str(values.get("general.architecture"))
-    if name not in _GGUF_ARCHITECTURES:
-        reason = _FOREIGN.get(name, "it is not known to compute what LLaMA computes")
-        expected = ", ".join(_GGUF_ARCHITECTURES)
-        return SourceConfig(
-            where=where,
-            unsupported=[f"a model of architecture {name!r} cannot be imported: {reason}; expected one of {expected}"],
-        )
-    given = {key.removeprefix(f"{name}."): value for key, value in values.items()}
-    fields: dict[str, Any] = {ours: given[theirs] for ours, theirs in _GGUF_FIELDS.items()}
-    fields["norm_eps"] = _decimal(fields["norm_eps"])
-    fields["kv_heads"] = given.get("attention.head_count_kv", fields["heads"])
-    head_dim = given.get("attention.key_length", fields["dim"] // fields["heads"])
-    fields |= {
-        "vocab_size": shapes["token_embd.weight"][0], "tied_head": "output.weight" not in shapes,
-        "head_size": _head_size(head_dim, dim=fields["dim"], heads=fields["heads"]),
-        "rope_theta": _decimal(given.get("rope.freq_base", 10000.0)),
-        "attention_bias": "blk.0.attn_output.bias" in shapes, "mlp_bias": "blk.0.ffn_up.bias" in shapes,
-    }  # fmt: skip
-    fields["qkv_bias"] = "blk.0.attn_q.bias" in shapes and not fields["attention_bias"]
-    scaling, unsupported = _gguf_scaling(given, values.get("rope_freqs"), theta=fields["rope_theta"], size=head_dim)
-    if given.get("expert_count"):
-        unsupported.append(f"expert_count: expected 0, got {given['expert_count']}; {_EXPERTS}")
-    if (rotated := given.get("rope.dimension_count", head_dim)) != head_dim:
-        unsupported.append(f"rope.dimension_count: expected {head_dim}, got {rotated}; this model rotates whole heads")
-    if (window := given.get("attention.sliding_window")) and window < fields["max_positions"]:
-        unsupported.append(f"attention.sliding_window: expected attention to all earlier tokens, got {window}")
-    return SourceConfig(
-        where=where,
-        fields={f"llm.{name}": value for name, value in (fields | scaling).items()},
-        unsupported=unsupported,
-    )
-
-
-def _gguf_scaling(
-    given: Values, factors: Sequence[float] | None, *, theta: float, size: int
-) -> tuple[dict[str, Any], list[str]]:
-    """Return the fields of RoPE's scaling, and what of it is unsupported."""
-    kind = given.get("rope.scaling.type", "none")
-    if factors is not None:
-        # llama.cpp's converter computes these factors from Llama 3's scaling, which the file does not record.
-        factor = max(factors)
-        rotations = [8192 * theta ** (-2 * j / size) / (2 * math.pi) for j in range(size // 2)]
-        kept = [min(max((count - 1) / 3, 0), 1) for count in rotations]
-        expected = [1 / (share + (1 - share) / factor) for share in kept]
-        if not all(math.isclose(a, b, rel_tol=1e-3) for a, b in zip(factors, expected, strict=True)):
-            return {}, ["rope_freqs.weight: expected the factors of Llama 3, got others, which are not supported"]
-        return {
-            "rope_scaling.kind": "llama3", "rope_scaling.factor": _decimal(factor),
-            "rope_scaling.original_positions": 8192, "rope_scaling.low_freq_factor": 1.0,
-            "rope_scaling.high_freq_factor": 4.0,
-        }, []  # fmt: skip
-    if kind not in ("none", "linear"):
-        return {}, [f"rope.scaling.type: expected none or linear, got {kind}, which is not supported in GGUF files"]
-    fields: dict[str, Any] = {"rope_scaling.kind": kind}
-    if kind == "linear":
-        fields["rope_scaling.factor"] = _decimal(given["rope.scaling.factor"])
-    return fields, []
-
-
-def _decimal(value: float) -> float:
-    """Return the shortest decimal number that is `value` in float32: 1e-5 and not 9.999999747378752e-06."""
-    return float(np.format_float_scientific(np.float32(value), unique=True))
-
-
-def _depth(shapes: Shapes, pattern: str) -> int:
-    return 1 + max(int(match[1]) for key in shapes if (match := re.fullmatch(pattern, key)))
-
-
-# ---------------------------------------------------------------------------------------------- towers
-def dinov2_hf(where: str, values: Values | None, shapes: Shapes) -> SourceConfig:
-    """Return the architecture of a DINOv2 of transformers."""
-    rule = {"vit.position_rule": PositionRule.HF.value}
-    if values is None:
-        return SourceConfig(where=where, fields=rule)
-    if (model_type := values.get("model_type")) != "dinov2":
-        return SourceConfig(where=where, unsupported=[f"expected a model of type 'dinov2', got {model_type!r}"])
-    dim, ratio = values.get("hidden_size", 768), values.get("mlp_ratio", 4)
-    swiglu = values.get("use_swiglu_ffn", False)
-    fields = {
-        "dim": dim, "depth": values.get("num_hidden_layers", 12), "heads": values.get("num_attention_heads", 12),
-        "patch_size": values.get("patch_size", 14),
-        "grid": values.get("image_size", 224) // values.get("patch_size", 14),
-        # transformers rounds the width of SwiGLU up to a multiple of 8.
-        "ffn_dim": (int(int(dim * ratio) * 2 / 3) + 7) // 8 * 8 if swiglu else int(dim * ratio),
-        "mlp": (Mlp.SWIGLU if swiglu else Mlp.GELU).value, "norm_eps": float(values.get("layer_norm_eps", 1e-6)),
-    }  # fmt: skip
-    fixed = {"hidden_act": "gelu", "qkv_bias": True, "num_channels": 3}
-    unsupported = [
-        f"{name}: expected {expected}, got {values[name]}, which this model cannot compute"
-        for name, expected in fixed.items()
-        if values.get(name, expected) != expected
-    ]
-    return SourceConfig(
-        where=where, fields={f"vit.{name}": value for name, value in fields.items()} | rule, unsupported=unsupported
-    )
-
-
-_DINOV2_HEADS = {384: 6, 768: 12, 1024: 16, 1536: 24}  # of the published models, by width
-
-
-def dinov2_hub(where: str, values: Values | None, shapes: Shapes) -> SourceConfig:
-    """Return the architecture of a DINOv2 of the hub code, whose sizes are those of its tensors."""
-    dim = shapes["cls_token"][-1]
-    gated = "blocks.0.mlp.w12.weight" in shapes
-    ffn_dim = shapes["blocks.0.mlp.w12.weight"][0] // 2 if gated else shapes["blocks.0.mlp.fc1.weight"][0]
-    fields: dict[str, Any] = {
-        "dim": dim, "depth": _depth(shapes, r"blocks\.(\d+)\..*"), "ffn_dim": ffn_dim,
-        "patch_size": shapes["patch_embed.proj.weight"][-1], "grid": math.isqrt(shapes["pos_embed"][1] - 1),
-        "mlp": (Mlp.SWIGLU if gated else Mlp.GELU).value, "position_rule": PositionRule.HUB.value,
-    }  # fmt: skip
-    if dim in _DINOV2_HEADS:
-        fields |= {"heads": _DINOV2_HEADS[dim], "norm_eps": 1e-6}
-    return SourceConfig(where=where, fields={f"vit.{name}": value for name, value in fields.items()})
-
-
-# Epsilon of timm's trunks, by the channels of the first stage and the depth of the third; others are unknown.
-_CONVNEXT_EPS = {(384, 30): 1e-5, (96, 9): 1e-6, (96, 27): 1e-6, (128, 27): 1e-6, (192, 27): 1e-6, (256, 27): 1e-6}
-
-
-def convnext(where: str, values: Values | None, shapes: Shapes) -> SourceConfig:
-    """Return the architecture of a ConvNeXt trunk of timm, whose sizes are those of its tensors."""
-    depths = [_depth(shapes, rf"stages\.{stage}\.blocks\.(\d+)\..*") for stage in range(4)]
-    dims = [shapes[f"stages.{stage}.blocks.0.conv_dw.weight"][0] for stage in range(4)]
-    fields: dict[str, Any] = {"convnext.depths": depths, "convnext.dims": dims}
-    if (eps := _CONVNEXT_EPS.get((dims[0], depths[2]))) is not None:
-        fields["convnext.norm_eps"] = eps
-    unsupported = []
-    if "stages.0.blocks.0.gamma" not in shapes:
-        unsupported.append("expected a ConvNeXt with layer scale (`gamma`), got one without, which is not supported")
-    return SourceConfig(where=where, fields=fields, unsupported=unsupported)
-
-
-# ---------------------------------------------------------------------------------------------- a whole
-def accessory(where: str, values: Values | None, shapes: Shapes) -> SourceConfig:
-    """Return the architecture of a complete model of LLaMA2-Accessory."""
-    parts = [llama(where, values, shapes)]
-    for pattern, read in _ACCESSORY_TOWERS.items():
-        prefix = next((match[1] for key in shapes if (match := re.fullmatch(pattern, key))), None)
-        if prefix is not None:
-            inner = {key.removeprefix(prefix): shape for key, shape in shapes.items() if key.startswith(prefix)}
-            parts.append(read(where, None, inner))
-    return SourceConfig(
-        where=where,
-        fields={name: value for part in parts for name, value in part.fields.items()},
-        unsupported=[reason for part in parts for reason in part.unsupported],
-    )
-
-
-_ACCESSORY_TOWERS: dict[str, Callable[[str, Values | None, Shapes], SourceConfig]] = {
-    r"(dinov2_\w+\.)cls_token": dinov2_hub,
-    r"(openclip_convnext_\w+\.)stem\.0\.weight": convnext,
-}

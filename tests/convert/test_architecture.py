@@ -9,19 +9,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec
 from safetensors.numpy import load_file, save_file
 
 from earthgpt_jax import config as config_lib
 from earthgpt_jax import params as params_lib
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.config import ModelConfig, PositionRule, RopeScaling, RopeScalingConfig
-from earthgpt_jax.convert import exporter, source_config
+from earthgpt_jax.convert import exporter, llama_configs, tower_configs
 from earthgpt_jax.convert.importer import derive_model, import_model, prepare_import, read_params
 from earthgpt_jax.convert.recipe import write_recipe
 from earthgpt_jax.models import earthgpt
 from earthgpt_jax.models.llama import PackedAttention
 from earthgpt_jax.ops.attention import make_attention_mask
+from earthgpt_jax.sharding.rules import specs
 from earthgpt_jax.training.initial import initial_model
+from earthgpt_jax.training.stages import trainable_paths
 from tests.support import nano
 
 torch = pytest.importorskip("torch")
@@ -177,12 +180,12 @@ def test_quantized_weights_and_a_second_head_are_refused(tmp_path, whole):
 
 def test_the_tables_are_total_over_the_fields_that_transformers_reads():
     bookkeeping = set(transformers.PreTrainedConfig().to_dict())
-    named = {*source_config._LLAMA_FIELDS.values(), *source_config._LLAMA, *source_config.LLAMA_IRRELEVANT}
+    named = {*llama_configs.LLAMA_FIELDS.values(), *llama_configs.MODEL_TYPES["llama"], *llama_configs.LLAMA_IRRELEVANT}
     named |= {"head_dim", "rope_parameters"}  # read by functions
     for name in ("Llama", "Mistral", "Qwen2"):
         fields = set(getattr(transformers, f"{name}Config")().to_dict())
         assert not fields - bookkeeping - named, name
-        defaults = source_config._MODEL_TYPES[name.lower()]
+        defaults = llama_configs.MODEL_TYPES[name.lower()]
         written = getattr(transformers, f"{name}Config")().to_dict()
         compared = (defaults.keys() & written.keys()) - {
             "sliding_window",
@@ -241,14 +244,14 @@ def test_published_towers_have_known_heads_and_epsilons():
         "blocks.23.norm1.weight": (1024,), "blocks.0.mlp.fc1.weight": (4096, 1024),
     }  # fmt: skip
     vit = config_lib.load("earthgpt_13b:align").model
-    assert source_config.dinov2_hub("x", None, hub).problems(vit) == []
+    assert tower_configs.dinov2_hub("x", None, hub).problems(vit) == []
     for recipe, other in (("earthgpt_13b", "sphinx_light"), ("sphinx_light", "earthgpt_13b")):
         model = config_lib.load(f"{recipe}:align").model
         shapes = {}
         for stage, (depth, dim) in enumerate(zip(model.convnext.depths, model.convnext.dims, strict=True)):
             shapes[f"stages.{stage}.blocks.0.conv_dw.weight"] = (dim, 1, 7, 7)
             shapes[f"stages.{stage}.blocks.{depth - 1}.gamma"] = shapes[f"stages.{stage}.blocks.0.gamma"] = (dim,)
-        architecture = source_config.convnext("x", None, shapes)
+        architecture = tower_configs.convnext("x", None, shapes)
         assert architecture.problems(model) == []
         assert "convnext.norm_eps" in architecture.problems(config_lib.load(f"{other}:align").model)[0]
 
@@ -323,3 +326,15 @@ def test_weights_of_8_and_16_bits_are_read_exactly(tmp_path, whole, dtype, file_
     np.testing.assert_array_equal(params["llm/embed"], state["model.embed_tokens.weight"].float().numpy())
     down = state["model.layers.1.mlp.down_proj.weight"].float().numpy()
     np.testing.assert_array_equal(params["llm/blocks/mlp/down/kernel"][1], down.T)
+
+
+@pytest.mark.parametrize("stage", ["align", "instruct", "lora", "finetune"])
+def test_biases_of_q_k_and_v_alone_are_covered_by_every_table(stage):
+    config = nano.config(stage, "model.llm.qkv_bias=True", "model.llm.head_size=16")
+    _, shapes = earthgpt.abstract(config.model)
+    biases = {path for path in shapes if path.startswith("llm/blocks/attn/") and path.endswith("/bias")}
+    assert {path for path in biases if "/adapter/" not in path} == {f"llm/blocks/attn/{name}/bias" for name in "qkv"}
+    trained = trainable_paths(config, shapes)
+    assert (biases <= trained.keys()) == (stage in ("align", "finetune"))
+    chosen = specs(config.model, shapes, sizes={"data": 1, "fsdp": 2, "tensor": 2})
+    assert chosen["llm/blocks/attn/q/bias"] == PartitionSpec(None, "tensor")
