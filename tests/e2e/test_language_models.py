@@ -36,7 +36,7 @@ def _run(*argv: object) -> None:
 @pytest.mark.parametrize(
     ("name", "kind", "changes"),
     [
-        ("Llama", "smollm2", {"tie_word_embeddings": True, "rms_norm_eps": 1e-6}),
+        ("Llama", "smollm2", {"tie_word_embeddings": True, "rms_norm_eps": 1e-6, "initializer_range": 0.4}),
         ("Llama", "llama3", {"head_dim": 16, "rope_parameters": {
             "rope_type": "llama3", "rope_theta": 5e5, "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
             "original_max_position_embeddings": 64}}),
@@ -69,7 +69,7 @@ def test_from_random_weights_to_an_export_with_identical_tokens(tmp_path, monkey
     training = [f"--config.{override}" for override in TRAINING]
     _run("train", "--config", "mine.py:align", "--workdir", "align", data, *training)
     _run("train", "--config", "mine.py:instruct", "--workdir", "instruct", data, *training,
-         "--config.init=align/model", "--config.optim.peak_lr=0.1")  # fmt: skip
+         "--config.init=align/model", "--config.optim.peak_lr=0.02")  # fmt: skip
     _run("eval", "--model", "instruct/model", "--data", "data", "--out", "eval", "--batch-size", "8")
     scores = json.loads((tmp_path / "eval" / "scores.json").read_text())
     assert scores
