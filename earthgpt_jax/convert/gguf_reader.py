@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from earthgpt_jax.common.buckets import BucketPath
 from earthgpt_jax.common.errors import EarthGPTError
+from earthgpt_jax.common.file_cache import open_copy
 from earthgpt_jax.common.safetensors_files import row_slice
 
 SUFFIX = ".gguf"
@@ -36,7 +38,8 @@ class GgufReader:
             ) from error
         self._gguf = gguf
         try:
-            reader = gguf.GGUFReader(path)
+            self._copy = open_copy(path) if isinstance(path, BucketPath) else None  # gguf reads local files only
+            reader = gguf.GGUFReader(self._copy.path if self._copy else path)
         except (ValueError, OSError, IndexError) as error:
             raise EarthGPTError(f"{path}: expected a complete GGUF file ({error}); download it again") from error
         self._tensors = {tensor.name: tensor for tensor in reader.tensors}

@@ -30,7 +30,9 @@ _PACKING_OPTIONS = ("config", *_FIELDS, "workers")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("dir", type=files.path, help="a dataset directory, or a folder of several")
-    parser.add_argument("--tokenizer", type=files.path, help="tokenizer.model or tokenizer.json (default: the embedded one)")
+    parser.add_argument(
+        "--tokenizer", type=files.path, help="tokenizer.model or tokenizer.json (default: the embedded one)"
+    )
     parser.add_argument("--json", type=files.path, metavar="FILE", help="also write the statistics as JSON")
     parser.add_argument("--html", type=files.path, metavar="FILE", help="also write a page with tables and plots")
     parser.add_argument("--packing", action="store_true", help="report the packing schedule of a recipe instead")
