@@ -17,6 +17,7 @@ from earthgpt_jax.common import files
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.common.safetensors_files import SafetensorsWriter
 from earthgpt_jax.config import Config, MeshConfig
+from earthgpt_jax.convert import exporter, importer
 from earthgpt_jax.models import earthgpt, loading, model_copy, model_dir, model_writer
 from earthgpt_jax.sharding import rules
 from earthgpt_jax.sharding.mesh import build_mesh
@@ -111,6 +112,26 @@ def test_a_parent_may_hold_adapters_alone_and_adapters_of_another_kind_are_merge
         _assert_same(tmp_path / f"{stage}-whole", again)
         initial = initial_model(_config("finetune", again, *BIASES))
         assert initial.files == model_dir.read_config(again).files
+
+
+@pytest.mark.torch
+@pytest.mark.slow
+def test_exports_and_imports_are_those_of_the_whole_model(base, adapters, tmp_path):
+    whole = model_copy.copy_whole(adapters, tmp_path / "whole")
+    for export in (exporter.export_hf, exporter.export_llama, exporter.export_accessory):
+        one, other = (export(path, tmp_path / export.__name__ / path.name) for path in (whole, adapters))
+        names = sorted(path.relative_to(one) for path in one.rglob("*") if path.is_file())
+        assert names == sorted(path.relative_to(other) for path in other.rglob("*") if path.is_file())
+        different = [str(name) for name in names if (one / name).read_bytes() != (other / name).read_bytes()]
+        assert different == [], export.__name__
+    parts = {"model": [adapters]}
+    model = model_dir.read_config(adapters)
+    imported = importer.import_model(
+        parts, model.model, out=tmp_path / "imported", tokenizer=importer.find_tokenizer(parts), decimals=2,
+        chat_template="plain",
+    )  # fmt: skip
+    _assert_same(whole, imported)
+    assert set(importer.weight_files(parts)) == set(model.files)
 
 
 def test_a_pair_that_is_moved_together_stays_a_pair(tmp_path, monkeypatch):
