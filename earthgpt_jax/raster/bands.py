@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from earthgpt_jax.common.errors import EarthGPTError
+from earthgpt_jax.common.typed import show
 from earthgpt_jax.raster.orientation import AS_STORED
 
 _RGB = ("red", "green", "blue")
@@ -74,5 +75,5 @@ def choose_bands(
 def _number(band: int | str, labels: Sequence[set[str]], listed: str) -> int:
     found = [band] if isinstance(band, int) else [i for i, names in enumerate(labels, 1) if band.lower() in names]
     if len(found) != 1 or not 1 <= found[0] <= len(labels):
-        raise EarthGPTError(f"expected one band {band!r}, got the bands {listed}")
+        raise EarthGPTError(f"expected one band {show(band)}, got the bands {listed}")
     return found[0]

@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from earthgpt_jax.common.errors import EarthGPTError
+from earthgpt_jax.common.typed import show
 from earthgpt_jax.records import Sensor
 
 PERCENTILES = (2.0, 98.0)
@@ -83,7 +84,7 @@ class StretchPolicy:
         """
         known = [field.name for field in dataclasses.fields(cls)]
         if not isinstance(entries, Mapping) or not set(entries) <= set(known):
-            raise EarthGPTError(f"{where}: expected a mapping with entries of {', '.join(known)}; got {entries!r}")
+            raise EarthGPTError(f"{where}: expected a mapping with entries of {', '.join(known)}; got {show(entries)}")
         try:
             policy = cls(**{name: _PARSERS[name](value) for name, value in entries.items()})
         except (TypeError, ValueError, OverflowError) as error:
@@ -101,7 +102,7 @@ class StretchPolicy:
         Raises:
             EarthGPTError: as for `of`.
         """
-        where = f"--stretch {text!r}"
+        where = f"--stretch {show(text)}"
         try:
             return cls.of(yaml.safe_load(text), where=where)
         except yaml.YAMLError as error:
@@ -164,31 +165,31 @@ _UNCHANGED = Stretch()
 
 def _numbers(value: Any) -> tuple[float, ...]:
     if not isinstance(value, list | tuple) or not all(isinstance(item, int | float) for item in value):
-        raise ValueError(f"expected a list of numbers, got {value!r}")
+        raise ValueError(f"expected a list of numbers, got {show(value)}")
     numbers = tuple(map(float, value))
     if not all(map(math.isfinite, numbers)):
-        raise ValueError(f"expected finite numbers, got {value!r}")
+        raise ValueError(f"expected finite numbers, got {show(value)}")
     return numbers
 
 
 def _pair(value: Any) -> tuple[float, float]:
     numbers = _numbers(value)
     if len(numbers) != 2 or not numbers[0] < numbers[1]:
-        raise ValueError(f"expected two numbers, the first one less than the second, got {value!r}")
+        raise ValueError(f"expected two numbers, the first one less than the second, got {show(value)}")
     return numbers[0], numbers[1]
 
 
 def _percentiles(value: Any) -> tuple[float, float]:
     low, high = _pair(value)
     if low < 0 or high > 100:
-        raise ValueError(f"percentiles: expected numbers from 0 to 100, got {value!r}")
+        raise ValueError(f"percentiles: expected numbers from 0 to 100, got {show(value)}")
     return low, high
 
 
 def _bands(value: Any) -> tuple[int | str, ...]:
     bands = tuple(value) if isinstance(value, list | tuple) else (value,)
     if len(bands) not in (1, 3) or not all(isinstance(band, int | str) for band in bands):
-        raise ValueError(f"bands: expected one band, or three for red, green and blue; got {value!r}")
+        raise ValueError(f"bands: expected one band, or three for red, green and blue; got {show(value)}")
     return bands
 
 
