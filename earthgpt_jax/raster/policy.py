@@ -145,9 +145,19 @@ class Stretch:
 
     @classmethod
     def from_text(cls, text: str) -> Stretch:
-        """Return the stretch that `to_text` gave this text for."""
-        values = json.loads(text) if text else {}
-        return cls(**{name: _RESTORED.get(name, _PARSERS[name])(value) for name, value in values.items()})
+        """Return the stretch that `to_text` gave this text for.
+
+        Raises:
+            EarthGPTError: it is another text.
+        """
+        try:
+            values = json.loads(text) if text else {}
+            stretch = cls(**{name: _RESTORED.get(name, _PARSERS[name])(value) for name, value in values.items()})
+        except (AttributeError, KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
+            raise EarthGPTError(f"stretch: expected the text of a stretch, got {show(text)}: {error}") from error
+        if len(stretch.low) != len(stretch.high) or len(stretch.low) not in (0, len(stretch.bands) or 3):
+            raise EarthGPTError(f"stretch: expected `low` and `high` for each of its bands, got {show(text)}")
+        return stretch
 
     def rule(self) -> str:
         """Return the stretch in words, without the numbers of the scene: `percentiles 2 to 98 of bands 4, 3, 2`."""

@@ -316,6 +316,15 @@ def test_policies_are_checked(text, message):
         StretchPolicy.parse(text)
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["{", "[]", "1", '{"low": [1]}', '{"bands": [1], "low": [1, 2], "high": [3, 4]}', '{"x": 1}', '{"low": "a"}'],
+)
+def test_texts_of_no_stretch_are_refused(text):
+    with pytest.raises(EarthGPTError, match="stretch: expected"):
+        Stretch.from_text(text)
+
+
 @given(st.integers(1, 3), st.sampled_from(["uint16", "int16", "int8", "float32"]), st.integers(0, 2**32 - 1))
 @settings(max_examples=60, deadline=None)
 def test_percentiles_are_those_of_numpy_and_the_text_of_a_stretch_restores_it(count, dtype, seed):
