@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from earthgpt_jax.common import digests
 from earthgpt_jax.datasets.cards import Card
 from earthgpt_jax.datasets.readers import layout_paths
-from earthgpt_jax.datasets.readers.native_tree import files_below, is_image
+from earthgpt_jax.datasets.readers.native_tree import all_files_below, is_image
 
 FILE = "native_files.sha256"
 
@@ -32,7 +32,7 @@ def list_files(base: Path, card: Card) -> dict[str, FileStatus]:
     found: set[Path] = set()
     for part in card.parts:
         for path in (base / value for value in layout_paths(part)):
-            found.update(files_below(path) if path.is_dir() else (path,))
+            found.update(all_files_below(path) if path.is_dir() else (path,))
     return {path.relative_to(base).as_posix(): _status(path) for path in sorted(found) if path.is_file()}
 
 

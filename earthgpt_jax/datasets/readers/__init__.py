@@ -35,7 +35,7 @@ from earthgpt_jax.datasets.readers import (
 )
 from earthgpt_jax.datasets.readers.assemble import ImagePairer, PairedEntry, validate_entry
 from earthgpt_jax.datasets.readers.events import Dropped, Entry, Event, ItemType, Native, Part, Rejected
-from earthgpt_jax.datasets.readers.native_tree import files_below, is_system_file
+from earthgpt_jax.datasets.readers.native_tree import system_files_below
 
 __all__ = [
     "FORMATS",
@@ -154,7 +154,7 @@ def _system_files(base: Path, layouts: list[Mapping[str, str]]) -> Iterator[Even
     """Count the files that an operating system left in the folders of a layout; no reader looks at them."""
     folders = {base / path for layout in layouts for path in layout_paths(layout) if (base / path).is_dir()}
     outermost = [folder for folder in folders if folders.isdisjoint(folder.parents)]
-    found = {path for folder in outermost for path in files_below(folder) if is_system_file(path.relative_to(folder))}
+    found = {path for folder in outermost for path in system_files_below(folder)}
     if found:
         yield Native(item_type=ItemType.FILE, count=len(found))
         yield Dropped(item_type=ItemType.FILE, reason="written by an operating system", count=len(found))

@@ -19,7 +19,7 @@ from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.datasets.build.tiling import allow_large_images
 from earthgpt_jax.datasets.cards import Card, Images, UnannotatedImages
 from earthgpt_jax.datasets.readers.events import Dropped, Entry, Event, ItemType, Native, RawObject, Rejected
-from earthgpt_jax.datasets.readers.native_tree import files_below, is_image, is_system_file
+from earthgpt_jax.datasets.readers.native_tree import files_below, is_image
 from earthgpt_jax.raster.decode import ImageInfo, examine
 from earthgpt_jax.raster.orientation import AS_STORED, swaps_sides
 from earthgpt_jax.records import Object, Record, Task, Turn
@@ -43,9 +43,7 @@ class ImageFolder:
 
     def __init__(self, folder: Path):
         self._folder = folder
-        self.files = [
-            path for path in files_below(folder) if is_image(path) and not is_system_file(path.relative_to(folder))
-        ]
+        self.files = [path for path in files_below(folder) if is_image(path)]
         self._below = {path.relative_to(folder).as_posix(): path for path in self.files}
         self._names: dict[str, list[Path]] = collections.defaultdict(list)
         self._stems: dict[str, list[Path]] = collections.defaultdict(list)
@@ -67,11 +65,11 @@ class ImageFolder:
         base = name.rsplit("/", 1)[-1]
         stem = Path(base).stem if is_image(Path(base)) else base  # "a.1" has no image suffix, so it is not image "a"
         files = self._names.get(base.lower()) or self._stems.get(stem.lower(), [])
-        if len(files) > 1:
-            common = {path: self._common_folders(path, name) for path in files}
-            files = [path for path in files if common[path] == max(common.values())]
-        same_case = [path for path in files if base in (path.name, path.stem)]
-        return same_case if len(files) > 1 and same_case else files
+        if len(files) <= 1:
+            return files
+        common = {path: self._common_folders(path, name) for path in files}
+        files = [path for path in files if common[path] == max(common.values())]
+        return [path for path in files if base in (path.name, path.stem)] or files
 
     def contradicts(self, path: Path, name: str) -> bool:
         """Return whether a file is in another folder than `name` says, so that it may be another image."""

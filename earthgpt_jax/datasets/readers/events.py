@@ -168,11 +168,7 @@ class Part:
         path = self.paths[role]
         if not path.is_dir():
             return (path,)
-        files = tuple(
-            file
-            for file in files_below(path)
-            if file.name.endswith(suffix) and not is_system_file(file.relative_to(path))
-        )
+        files = tuple(file for file in files_below(path) if file.name.endswith(suffix))
         if not files:
             raise EarthGPTError(f"{path}: expected files ending in {suffix}, found none; see the card's layout")
         return files
@@ -195,7 +191,7 @@ class Part:
     def texts(self, role: str, suffix: str) -> Iterator[tuple[Path, str]]:
         """Yield (path, text) of each file with this suffix in a role's folder; invalid UTF-8 bytes are replaced."""
         for path in sorted(self.paths[role].iterdir()):
-            if path.suffix.lower() == suffix and not is_system_file(Path(path.name)):
+            if path.suffix.lower() == suffix and not is_system_file(path.name):
                 yield path, read_text(path)
 
 

@@ -12,14 +12,13 @@ from pathlib import Path
 
 from earthgpt_jax.datasets.cards import Card
 from earthgpt_jax.datasets.readers.events import Dropped, Entry, Event, ItemType, Native, Part, Rejected
-from earthgpt_jax.datasets.readers.native_tree import is_companion, is_image, is_system_file
+from earthgpt_jax.datasets.readers.native_tree import is_companion, is_image, is_system_file, is_system_folder
 
 
 def parse(part: Part, card: Card) -> Iterator[Entry | Event]:
     root = part.paths["images"]
-    for folder in sorted(path for path in root.iterdir() if path.is_dir()):
-        files = sorted(path for path in folder.iterdir() if not path.is_dir())
-        files = [path for path in files if not is_system_file(path.relative_to(root))]
+    for folder in sorted(path for path in root.iterdir() if path.is_dir() and not is_system_folder(path.name)):
+        files = sorted(path for path in folder.iterdir() if not path.is_dir() and not is_system_file(path.name))
         stems = collections.Counter(path.stem for path in files if is_image(path))
         for path in files:
             if is_image(path):
