@@ -16,6 +16,7 @@ SHARED_FOLDERS = ("configs", "data")
 REQUIRES = [
     "absl-py>=2.3,<3",
     "array_record>=0.8.3,<0.9",
+    "filelock>=3.16,<5",  # JAX's compilation cache locks its folder to limit its size
     "flax>=0.12.8,<0.13",
     "grain>=0.2.18,<0.3",
     "imagehash>=4.3,<5",

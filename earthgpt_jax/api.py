@@ -27,6 +27,7 @@ from typing import Any, Literal, overload
 import numpy as np
 from PIL import Image
 
+from earthgpt_jax import compilation
 from earthgpt_jax.boxes import BoxKind, Square, parse
 from earthgpt_jax.common import files
 from earthgpt_jax.common.errors import EarthGPTError
@@ -296,7 +297,7 @@ def load(
     seed: int = 0,
     parent: str | os.PathLike[str] | None = None,
 ) -> Model:
-    """Load a model.
+    """Load a model. Compiled programs are kept for later starts (`compilation.enable_cache`).
 
     Args:
         name: an embedded model (`tiny`, `tiny-base`), a model directory, or a folder that `earthgpt convert export --to
@@ -312,6 +313,7 @@ def load(
         EarthGPTError: there is no such model, it is damaged, its parent is not found, or a sampling parameter is out
             of range.
     """
+    compilation.enable_cache()
     sampling = Sampling(temperature=temperature, top_p=top_p, seed=seed)
     path = files.path(name)
     if any((path / name).is_file() for name in ("processor_config.json", "preprocessor_config.json")):

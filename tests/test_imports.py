@@ -16,8 +16,9 @@ PACKAGE = "earthgpt_jax"
 
 # Layers from the lowest to the highest, one part per layer. A part imports itself and lower layers only.
 LAYERS = (
-    "common", "params", "records", "config", "distributed", "boxes", "raster", "synthetic", "datasets", "input",
-    "sharding", "ops", "models", "inference", "convert", "training", "aot", "evaluation", "api", "cli", "__main__",
+    "common", "params", "records", "config", "compilation", "distributed", "boxes", "raster", "synthetic", "datasets",
+    "input", "sharding", "ops", "models", "inference", "convert", "training", "aot", "evaluation", "api", "cli",
+    "__main__",
 )  # fmt: skip
 RANK = {"": 0, **{part: layer for layer, part in enumerate(LAYERS)}}  # "": the __init__ of the package
 

@@ -48,8 +48,10 @@ def add_parent(parser: argparse.ArgumentParser) -> None:
 
 def engine(args: argparse.Namespace, *, batch_size: int) -> Engine:
     """Return an engine for the model and options in `args`."""
+    from earthgpt_jax import compilation
     from earthgpt_jax.inference.engine import Engine
 
+    compilation.enable_cache()
     mesh, sampling = _mesh(args.mesh), _sampling(args)
     return Engine.from_model_dir(
         args.model, batch_size=batch_size, sampling=sampling, mesh=mesh, parent=args.parent

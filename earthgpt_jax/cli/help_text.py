@@ -8,6 +8,14 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
+COMPILATION_CACHE = """\
+environment:
+  JAX_COMPILATION_CACHE_DIR         folder of compiled programs, which later starts read
+                                    (default: WORKDIR/compilation_cache for `train`, otherwise
+                                    $XDG_CACHE_HOME/earthgpt_jax/programs, at most 4 GiB)
+  JAX_ENABLE_COMPILATION_CACHE=0    compile at every start
+"""
+
 EXIT_STATUS = """\
 exit status:
   0    success

@@ -29,7 +29,7 @@ from types import ModuleType
 from typing import Any, NoReturn
 
 from earthgpt_jax import __version__
-from earthgpt_jax.cli.help_text import EXIT_STATUS, add_parser, summary
+from earthgpt_jax.cli.help_text import COMPILATION_CACHE, EXIT_STATUS, add_parser, summary
 from earthgpt_jax.common.errors import (
     EXIT_DEFECT,
     EXIT_INTERRUPTED,
@@ -191,7 +191,7 @@ def _overview() -> str:
     """The commands, examples and exit statuses below `earthgpt --help`."""
     width = max(map(len, COMMANDS)) + 2
     lines = [f"  {name:<{width}}{summary(importlib.import_module(module))}" for name, module in COMMANDS.items()]
-    return "\n".join(["commands:", *lines, "", EXAMPLES, EXIT_STATUS])
+    return "\n".join(["commands:", *lines, "", EXAMPLES, EXIT_STATUS, COMPILATION_CACHE])
 
 
 def _check_command(name: str | None) -> None:

@@ -42,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from earthgpt_jax import compilation
     from earthgpt_jax.common.errors import EarthGPTError
     from earthgpt_jax.common.files import write_json
     from earthgpt_jax.config import load
@@ -57,6 +58,7 @@ def run(args: argparse.Namespace) -> int:
     for name in ("train_images", "test_images", "steps", "batch_size"):
         if getattr(args, name) < 1:
             raise EarthGPTError(f"--{name.replace('_', '-')}: expected at least 1, got {getattr(args, name)}")
+    compilation.enable_cache()
     started = time.monotonic()
     work: Path = args.workdir
     work.mkdir(parents=True, exist_ok=True)

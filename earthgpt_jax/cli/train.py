@@ -7,8 +7,9 @@ number of data workers never matters.
 
 WORKDIR contains config.json (the resolved recipe), schedule.txt (what an epoch contains),
 metrics.jsonl and tb/ (loss, learning rate, epoch), throughput.jsonl (tokens/s, MFU, goodput,
-waiting times), checkpoints/, at the end model/ and validation.json (with
---config.validation.every_steps=N), and where applicable profile/ and hang/.
+waiting times, what a start cost), checkpoints/, compilation_cache/ (compiled programs, which the
+next start reads), at the end model/ and validation.json (with --config.validation.every_steps=N),
+and where applicable profile/ and hang/.
 
 With several hosts, start the same command on every host, with a WORKDIR on shared storage. The
 launchers in scripts/launch/ (TPU VM, GKE, SLURM) do this and restart the run after a preemption or
@@ -79,6 +80,7 @@ def run(args: argparse.Namespace) -> int:
 
     import jax
 
+    from earthgpt_jax import compilation
     from earthgpt_jax.aot.flops_reference import flops_reference
     from earthgpt_jax.aot.remat_search import choose_for_devices
     from earthgpt_jax.training.loop import train
@@ -87,6 +89,7 @@ def run(args: argparse.Namespace) -> int:
     profile = None
     if args.profile is not None:
         profile = Profile(steps=args.profile, all_processes=args.profile_processes == "all")
+    compilation.enable_cache(args.workdir / "compilation_cache")
     finished = train(
         config,
         args.workdir,

@@ -10,7 +10,6 @@ transformers writes them.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import struct
@@ -36,7 +35,6 @@ _DTYPES: dict[str, np.dtype] = {
     "I8": np.dtype("int8"), "U8": np.dtype("uint8"), "BOOL": np.dtype("bool"),
     "F8_E4M3": np.dtype("float8_e4m3fn"), "F8_E5M2": np.dtype("float8_e5m2"),
 }  # fmt: skip
-_UNREAD = ("F8_E4M3", "F8_E5M2")  # of these, the safetensors library makes no NumPy array
 _DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 
@@ -143,23 +141,18 @@ class SafetensorsReader:
     """Reads one or several safetensors files, on a disk or in a bucket, as one namespace."""
 
     def __init__(self, files: Iterable[Path]):
-        self._file: dict[str, Path | RangeFile] = {}
+        self._file: dict[str, RangeFile] = {}
         self.shapes: dict[str, Shape] = {}
         self.dtypes: dict[str, np.dtype] = {}
         for file in files:
             try:
-                if isinstance(file, BucketPath):
-                    remote = RangeFile(file)
-                    self.shapes |= remote.shapes
-                    self.dtypes |= {key: _DTYPES[dtype] for key, dtype in remote.dtypes.items()}
-                    self._file |= dict.fromkeys(remote.shapes, remote)
-                    continue
-                with safe_open(file, framework="numpy") as tensors:
-                    for key in tensors.keys():  # noqa: SIM118  (not a mapping)
-                        view = tensors.get_slice(key)
-                        self.shapes[key] = tuple(view.get_shape())
-                        self.dtypes[key] = _DTYPES[view.get_dtype()]
-                        self._file[key] = file
+                if not isinstance(file, BucketPath):
+                    with safe_open(file, framework="numpy"):  # checks the header completely
+                        pass
+                ranges = RangeFile(file)
+                self.shapes |= ranges.shapes
+                self.dtypes |= {key: _DTYPES[dtype] for key, dtype in ranges.dtypes.items()}
+                self._file |= dict.fromkeys(ranges.shapes, ranges)
             except KeyError as error:
                 raise EarthGPTError(f"{file}: unsupported tensor type {error}") from error
             except (SafetensorError, OSError, ValueError) as error:
@@ -170,28 +163,19 @@ class SafetensorsReader:
     def read(self, key: str, start: int = 0, rows: int | None = None) -> np.ndarray:
         return self.read_slice(key, (row_slice(start, rows),) if self.shapes[key] else ())
 
-    @contextlib.contextmanager
-    def _open(self, file: Path) -> Iterator[Any]:
-        """Open a file for one tensor only, because closing the file releases the mapped pages."""
-        try:
-            with safe_open(file, framework="numpy") as tensors:
-                yield tensors
-        except (SafetensorError, OSError) as error:
-            raise EarthGPTError(f"{file}: cannot be read ({error}); it may be truncated, copy it again") from error
-
     def read_slice(self, key: str, index: tuple[slice, ...]) -> np.ndarray:
         """Return a part of a tensor, given by one slice per axis; little more than this part is read.
+
+        Several threads can read at the same time. The safetensors library's own slices hold the interpreter's lock.
 
         Raises:
             EarthGPTError: the file cannot be read.
         """
         file = self._file[key]
-        if isinstance(file, RangeFile):
+        try:
             return file.read(key, index, self.dtypes[key])
-        if _DTYPE_NAMES[self.dtypes[key]] in _UNREAD:
-            return RangeFile(file).read(key, index, self.dtypes[key])
-        with self._open(file) as tensors:
-            return np.array(tensors.get_slice(key)[index] if index else tensors.get_tensor(key))
+        except OSError as error:
+            raise EarthGPTError(f"{file.path}: cannot be read ({error}); it may be truncated, copy it again") from error
 
 
 # ---------------------------------------------------------------------------------------------- writing

@@ -1,9 +1,11 @@
-"""Read parts of the tensors of a safetensors file, in a bucket or on a disk, by ranges of bytes."""
+"""Read parts of the tensors of a safetensors file, on a disk or in a bucket, by ranges of bytes."""
 
 from __future__ import annotations
 
+import functools
 import json
 import math
+import os
 import struct
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +15,7 @@ import numpy as np
 
 from earthgpt_jax.common.buckets import BucketPath
 
-_PIECE_BYTES = 8 << 20  # of a request
+_PIECE_BYTES = 8 << 20  # of a request to a bucket
 _RUN_BYTES = 256 << 10  # of the shortest run that is worth a request of its own
 _REQUESTS = 16  # at a time
 _HEADER_LIMIT = 100 << 20  # of the safetensors library
@@ -23,6 +25,7 @@ class RangeFile:
     """A safetensors file.
 
     Attributes:
+        path: the file.
         shapes, dtypes: shape of each tensor, and its dtype as the file names it, such as `BF16`.
 
     Raises:
@@ -30,12 +33,12 @@ class RangeFile:
     """
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self.path = path
         size = path.stat().st_size
-        length = struct.unpack("<Q", _read_range(path, 0, 8))[0] if size >= 8 else 0
+        length = struct.unpack("<Q", self._range(0, 8))[0] if size >= 8 else 0
         if not 2 <= length <= min(size - 8, _HEADER_LIMIT):
             raise ValueError("invalid header")
-        header = json.loads(_read_range(path, 8, 8 + length))
+        header = json.loads(self._range(8, 8 + length))
         header.pop("__metadata__", None)
         self.shapes = {key: tuple(entry["shape"]) for key, entry in header.items()}
         self.dtypes: dict[str, str] = {key: entry["dtype"] for key, entry in header.items()}
@@ -52,28 +55,47 @@ class RangeFile:
         axis = _run_axis(shape, wanted, dtype.itemsize)
         read = [*wanted[: axis + 1], *((0, size) for size in shape[axis + 1 :])]
         result = np.empty([max(0, stop - start) for start, stop in read], dtype)
+        if not result.size:
+            return np.empty([max(0, stop - start) for start, stop in wanted], dtype)
         runs = result.reshape(math.prod(result.shape[:axis]), -1).view(np.uint8)
         strides = [math.prod(shape[i + 1 :]) * dtype.itemsize for i in range(len(shape))]
-        pieces = []
+        pieces: list[tuple[np.ndarray, int]] = []
         for run, outer in zip(runs, np.ndindex(*result.shape[:axis]), strict=True):
             position = [start + i for (start, _), i in zip(read, (*outer, 0), strict=False)]
             offset = self._start[key] + sum(i * stride for i, stride in zip(position, strides, strict=False))
             pieces += [(run[i : i + _PIECE_BYTES], offset + i) for i in range(0, len(run), _PIECE_BYTES)]
-        with ThreadPoolExecutor(_REQUESTS) as threads:
-            list(threads.map(self._fill, *zip(*pieces, strict=True)) if pieces else ())
+        self._fill(pieces)
         inner = (slice(start - first, stop - first) for (start, stop), (first, _) in zip(wanted, read, strict=True))
         return result[tuple(inner)]
 
-    def _fill(self, target: np.ndarray, offset: int) -> None:
-        target[:] = np.frombuffer(_read_range(self._path, offset, offset + len(target)), np.uint8)
+    def _range(self, start: int, stop: int) -> bytes:
+        data = np.empty(stop - start, np.uint8)
+        self._fill([(data, start)])
+        return data.tobytes()
+
+    def _fill(self, pieces: Sequence[tuple[np.ndarray, int]]) -> None:
+        """Read bytes into arrays u8[n] from offsets; in a bucket, many requests at a time."""
+        if isinstance(self.path, BucketPath):
+            with ThreadPoolExecutor(_REQUESTS) as threads:
+                list(threads.map(functools.partial(_request, self.path), pieces))
+            return
+        with self.path.open("rb", buffering=0) as file:
+            for target, offset in pieces:
+                _read_into(file.fileno(), target, offset)
 
 
-def _read_range(path: Path, start: int, stop: int) -> bytes:
-    if isinstance(path, BucketPath):
-        return path.read_range(start, stop)
-    with path.open("rb") as file:
-        file.seek(start)
-        return file.read(stop - start)
+def _request(path: BucketPath, piece: tuple[np.ndarray, int]) -> None:
+    target, offset = piece
+    target[:] = np.frombuffer(path.read_range(offset, offset + len(target)), np.uint8)
+
+
+def _read_into(file: int, target: np.ndarray, offset: int) -> None:
+    view = memoryview(target.data)
+    while view:  # a call may read less
+        count = os.preadv(file, [view], offset)
+        if not count:
+            raise OSError("unexpected end of the file")
+        view, offset = view[count:], offset + count
 
 
 def _run_axis(shape: Sequence[int], wanted: Sequence[tuple[int, int]], itemsize: int) -> int:

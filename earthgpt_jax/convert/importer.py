@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import overload
@@ -320,7 +321,7 @@ def import_model(
 
 
 class ImportReader:
-    """Reads the parameters that checkpoints provide, converted, by rows.
+    """Reads the parameters that checkpoints provide, converted, by rows; several threads may read at the same time.
 
     Attributes:
         shapes, dtypes: path -> shape and dtype of the parameters that the checkpoints provide.
@@ -334,15 +335,15 @@ class ImportReader:
             self._steps.setdefault(item.step.path, {})[item.step.layer] = item
         self.shapes = {path: prepared.shapes[path] for path in self._steps}
         self.dtypes = {path: prepared.dtypes[path] for path in self._steps}
-        self._last: tuple[str, np.ndarray] | None = None  # an unstacked tensor, of which several rows are read
+        self._last = threading.local()  # of each thread: an unstacked tensor, of which several rows are read
 
     def read(self, path: str, start: int = 0, rows: int | None = None) -> np.ndarray:
         steps, shape = self._steps[path], self.shapes[path]
         if None in steps:
-            if self._last is None or self._last[0] != path:
-                self._last = None
-                self._last = path, self._convert(steps[None])
-            return self._last[1][row_slice(start, rows)] if shape else self._last[1]
+            if getattr(self._last, "path", None) != path:
+                self._last.path, self._last.value = path, None
+                self._last.value = self._convert(steps[None])
+            return self._last.value[row_slice(start, rows)] if shape else self._last.value
         layers = range(shape[0])[row_slice(start, rows)]
         return np.stack([self._convert(steps[layer]).astype(self.dtypes[path], copy=False) for layer in layers])
 

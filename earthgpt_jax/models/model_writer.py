@@ -3,7 +3,8 @@
 Every parameter is assigned to one process, which writes it into its own file. Its values are brought there in pieces of
 about `PIECE_BYTES`: a range of rows (of layers, for a stacked parameter) is replicated on all devices by a small
 program, the assigned process copies it to its host and writes it while the next piece, of another process, is on its
-way. A device therefore holds one piece in addition to its shards, a host two.
+way. A device therefore holds one piece in addition to its shards, a host two. A parameter whose first axis is sharded
+is one piece.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ from earthgpt_jax.config import DType, FrozenDType, ModelConfig
 from earthgpt_jax.models import model_dir
 from earthgpt_jax.models.quantized import Int8, dequantize
 
-PIECE_BYTES = 128 << 20  # at least one row is brought at a time, even if it is larger
+PIECE_BYTES = 64 << 20  # at least one row is brought at a time, even if it is larger
+_UNSIGNED = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint64}  # bytes per element -> dtype of the same width
 
 
 class _Piece(NamedTuple):
@@ -136,7 +138,8 @@ def _write_arrays(
     rounds = [(i, batch) for turn in itertools.zip_longest(*batches) for i, batch in enumerate(turn) if batch]
     dtypes = {key: dtype for key, (_, dtype) in tensors.items()}
     failure: Exception | None = None
-    bar = Bar(total=len(rounds), desc="model", unit="piece", leave=False, disable=process != 0)
+    total = sum(_bytes(tensors[piece.path], piece) for _, batch in rounds for piece in batch)
+    bar = Bar(total=total, desc="model", unit="B", unit_scale=True, leave=False, disable=process != 0)
     with bar, ThreadPoolExecutor(1) as thread:
         writer: SafetensorsWriter | None = None
         pending: Future[None] | None = None
@@ -155,7 +158,7 @@ def _write_arrays(
                 except OSError as error:
                     failure = error
             del arrays
-            bar.update()
+            bar.update(sum(_bytes(tensors[piece.path], piece) for piece in batch))
         try:
             if pending is not None and failure is None:
                 pending.result()
@@ -177,27 +180,48 @@ def _batches(
     params: Mapping[str, jax.Array | Int8], tensors: Mapping[str, tuple[tuple[int, ...], np.dtype]],
     keys: Sequence[str], *, piece_bytes: int,
 ) -> Iterator[list[_Piece]]:  # fmt: skip
-    """Yield lists of pieces of about `piece_bytes` together, which are brought to their process by one program."""
+    """Yield lists of pieces of at most `piece_bytes` together, which are brought to their process by one program.
+
+    Only small parameters share a program, so that few programs serve all layers and all parameters of the same shape.
+    """
     batch: list[_Piece] = []
     used = 0
     for key in keys:
-        shape, dtype = tensors[key]
-        row = math.prod(shape[1:]) * dtype.itemsize
-        total = row * shape[0] if shape else row
-        if _is_held_completely(params[key]) and total <= piece_bytes and not isinstance(params[key], Int8):
-            pieces = [_Piece(key, 0, None)]
-        else:
-            step = max(1, piece_bytes // max(1, row))
-            pieces = [_Piece(key, start, min(step, shape[0] - start)) for start in range(0, shape[0], step)]
-        for piece in pieces:
-            size = total if piece.rows is None else row * piece.rows
-            if batch and used + size > piece_bytes:
-                yield batch
-                batch, used = [], 0
-            batch.append(piece)
-            used += size
+        pieces = _pieces(key, params[key], *tensors[key], piece_bytes=piece_bytes)
+        size = _bytes(tensors[key], pieces[0])
+        if len(pieces) > 1 or size > piece_bytes // 4:
+            yield from ([piece] for piece in pieces)
+            continue
+        if batch and used + size > piece_bytes:
+            yield batch
+            batch, used = [], 0
+        batch += pieces
+        used += size
     if batch:
         yield batch
+
+
+def _pieces(
+    key: str, value: jax.Array | Int8, shape: tuple[int, ...], dtype: np.dtype, *, piece_bytes: int
+) -> list[_Piece]:
+    row = math.prod(shape[1:]) * dtype.itemsize
+    if _is_held_completely(value) and not isinstance(value, Int8) and row * math.prod(shape[:1]) <= piece_bytes:
+        return [_Piece(key, 0, None)]
+    most = shape[0] if _shards_rows(value) else max(1, piece_bytes // max(1, row))
+    count = -(-shape[0] // most)
+    step = -(-shape[0] // count)
+    return [_Piece(key, start, min(step, shape[0] - start)) for start in range(0, shape[0], step)]
+
+
+def _bytes(tensor: tuple[tuple[int, ...], np.dtype], piece: _Piece) -> int:
+    shape, dtype = tensor
+    return math.prod(shape if piece.rows is None else (piece.rows, *shape[1:])) * dtype.itemsize
+
+
+def _shards_rows(value: jax.Array | Int8) -> bool:
+    """Return whether devices hold different rows; rows of such a parameter cannot be brought without all others."""
+    shape = _leaf(value).sharding.shard_shape(value.shape)
+    return shape[:1] != value.shape[:1]
 
 
 def _bring(
@@ -220,7 +244,9 @@ def _bring(
         return []
     by_piece = dict(zip(sharded, brought, strict=True))
     return [
-        np.asarray(by_piece[piece].addressable_data(0)) if piece in by_piece else _host(params[piece.path])
+        np.asarray(by_piece[piece].addressable_data(0)).view(dtypes[piece.path])
+        if piece in by_piece
+        else _host(params[piece.path])
         for piece in batch
     ]
 
@@ -230,11 +256,15 @@ def _rows(
     values: Sequence[jax.Array | Int8], starts: jax.Array, *, rows: tuple[int, ...], dtypes: tuple[np.dtype, ...],
     replicated: NamedSharding | None,
 ) -> list[jax.Array]:  # fmt: skip
-    """Return rows of each array, dequantized and replicated on all devices."""
+    """Return the bits of rows of each array, dequantized and replicated on all devices.
+
+    As bits, because the compiler gathers bfloat16 as float32 on CPUs: twice the bytes.
+    """
     results = []
     for i, (value, count, dtype) in enumerate(zip(values, rows, dtypes, strict=True)):
         part = jax.tree.map(lambda x, i=i, n=count: jax.lax.dynamic_slice_in_dim(x, starts[i], n), value)
         result = dequantize({"": part}, DType(dtype.name))[""] if isinstance(part, Int8) else part
+        result = jax.lax.bitcast_convert_type(result, _UNSIGNED[dtype.itemsize])
         results.append(result if replicated is None else jax.lax.with_sharding_constraint(result, replicated))
     return results
 

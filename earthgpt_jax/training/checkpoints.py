@@ -250,12 +250,29 @@ def fingerprint(tree: Any, *, replicated: Sharding) -> str:
 @functools.partial(jax.jit, static_argnames="replicated")
 def _sums(leaves: list[jax.Array], *, replicated: Sharding) -> jax.Array:
     """Return u32[number of leaves]."""
-    return jax.lax.with_sharding_constraint(jnp.stack([_sum(leaf) for leaf in leaves]), replicated)
+    sums: list[jax.Array] = []
+    for leaf in leaves:
+        if sums:  # one leaf after the other, so that the temporary arrays of all do not exist at the same time
+            leaf, sums[-1] = jax.lax.optimization_barrier((leaf, sums[-1]))
+        sums.append(_sum(leaf))
+    return jax.lax.with_sharding_constraint(jnp.stack(sums), replicated)
 
 
 def _sum(x: jax.Array) -> jax.Array:
+    """Return the checksum of an array; layer by layer for stacked parameters, whose leading axis is not sharded."""
+    if x.ndim < 3:
+        return _sum_from(x, jnp.uint32(0))
+    stride = math.prod(x.shape[1:])
+
+    def add(layer: jax.Array, total: jax.Array) -> jax.Array:
+        return total + _sum_from(x[layer], layer.astype(jnp.uint32) * jnp.uint32(stride % 2**32))
+
+    return jax.lax.fori_loop(0, x.shape[0], add, jnp.uint32(0))
+
+
+def _sum_from(x: jax.Array, index: jax.Array) -> jax.Array:
+    """Return the checksum of elements whose indices begin with `index`."""
     words = jax.lax.bitcast_convert_type(x, _UNSIGNED[x.dtype.itemsize]).astype(jnp.uint32)
-    index = jnp.uint32(0)
     for axis in range(x.ndim):
         stride = math.prod(x.shape[axis + 1 :]) % 2**32
         index += jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis) * jnp.uint32(stride)

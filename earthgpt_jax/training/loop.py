@@ -14,11 +14,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 
-from earthgpt_jax import distributed
+from earthgpt_jax import compilation, distributed
 from earthgpt_jax import params as params_lib
-from earthgpt_jax.common import files
+from earthgpt_jax.common import files, memory
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.config import Config, ModelContents, Remat, Stage, from_dict, to_dict
 from earthgpt_jax.datasets.build.writer import write_dataset
@@ -46,7 +45,16 @@ from earthgpt_jax.training.profile import Profile, Profiler
 from earthgpt_jax.training.stages import Trainable, trainable_paths
 from earthgpt_jax.training.state import State
 from earthgpt_jax.training.step import make_step
-from earthgpt_jax.training.throughput import COMPILE, INPUT, SAVE, VALIDATION, FlopsReference, StepTimer
+from earthgpt_jax.training.throughput import (
+    COMPILE,
+    INPUT,
+    SAVE,
+    VALIDATION,
+    FlopsReference,
+    Startup,
+    StepTimer,
+    process_seconds,
+)
 from earthgpt_jax.training.validation import ValidationScheduler, check_figure
 
 _log = logging.getLogger(__name__)
@@ -72,9 +80,11 @@ class _Run:
         validation: data that the run is validated on; None if it is not validated.
         identity: fingerprints of everything that the batches and frozen parameters depend on.
         frozen: frozen parameters on their devices.
-        state: where this start continues from; donated to the first step.
-        step: the jitted training step.
+        trainable: how each trainable parameter is optimised.
+        state: shapes and shardings of the state.
+        step: the jitted training step; the state is donated to it.
         initial: the model that the run started from.
+        chose_remat: whether this start replaced `remat=auto` by a policy.
     """
 
     config: Config
@@ -84,9 +94,11 @@ class _Run:
     identity: dict[str, Any]
     placement: Placement
     frozen: Params
+    trainable: Mapping[str, Trainable]
     state: State
     step: Callable[..., tuple[State, dict[str, jax.Array]]]
     initial: InitialModel
+    chose_remat: bool
 
 
 def train(
@@ -117,21 +129,31 @@ def train(
             checkpoint; the processes differ in config, code, data or weights; or an update was bad (see `guard`).
         RunStopped: stopped by SIGTERM or Ctrl-C; the current step is saved.
     """
-    timer = StepTimer()
-    run = _prepare(config, workdir, choose_remat=choose_remat)
+    memory.return_large_blocks()
+    timer, startup = StepTimer(), Startup(seconds={"imports": process_seconds()})
+    run = _prepare(config, workdir, startup, choose_remat=choose_remat)
     if run is not None:
         with contextlib.closing(Checkpoints(workdir, config.checkpoint)) as checkpoints:
-            run = _restore(run, checkpoints)
-            state = _run_steps(run, checkpoints, timer=timer, profile=profile, flops_reference=flops_reference)
-        _finish(run, state)
+            with startup.measure("state"):
+                state = jax.block_until_ready(_start_state(run, checkpoints))
+            _claim(run)
+            state = _run_steps(
+                run, state, checkpoints, timer=timer, startup=startup, profile=profile, flops_reference=flops_reference
+            )  # fmt: skip
+        trainable, step = state.trainable, int(state.step)
+        del state  # the optimizer's moments
+        memory.return_freed_blocks()
+        _finish(run, trainable, step=step)
     return workdir / "model"
 
 
 # ------------------------------------------------------------------------------------------------------------- prepare
 
 
-def _prepare(config: Config, workdir: Path, *, choose_remat: Callable[[Config], str] | None) -> _Run | None:
-    """Load the model and the data, and place the initial state on the mesh; return None if the run is finished."""
+def _prepare(
+    config: Config, workdir: Path, startup: Startup, *, choose_remat: Callable[[Config], str] | None
+) -> _Run | None:
+    """Load the data and the frozen parameters; return None if the run is finished."""
     distributed.check_consistent({"config": to_dict(config), "code": distributed.code_version()})
     finished = (workdir / "model" / "config.json").exists()
     with distributed.fail_together("the start"):
@@ -140,7 +162,8 @@ def _prepare(config: Config, workdir: Path, *, choose_remat: Callable[[Config], 
     distributed.check_consistent({"model is finished": finished})
     if initial is None:
         return None
-    data, validation = _load_data(config, workdir, tokenizer=initial.tokenizer)
+    with startup.measure("data"):
+        data, validation = _load_data(config, workdir, tokenizer=initial.tokenizer)
 
     graphdef, shapes = earthgpt.abstract(config.model)
     trainable_rules = trainable_paths(config, shapes)
@@ -157,26 +180,45 @@ def _prepare(config: Config, workdir: Path, *, choose_remat: Callable[[Config], 
             "validation data": validation and validation.digest(),
         }
     )
-    trainable, frozen = loading.load(
-        initial.source, config.model, seed=config.seed, placement=placement, trainable=trainable_rules,
-        frozen_dtype=config.frozen_dtype,
-    )  # fmt: skip
-    identity = data.schedule.identity() | {"frozen weights": fingerprint(frozen, replicated=placement.replicated)}
-    state, step = _initial_state(config, graphdef, trainable, trainable_rules, placement)
+    with startup.measure("weights"):
+        _, frozen = loading.load(
+            initial.source, config.model, paths=shapes.keys() - trainable_rules.keys(), seed=config.seed,
+            placement=placement, trainable=trainable_rules, frozen_dtype=config.frozen_dtype,
+        )  # fmt: skip
+        identity = data.schedule.identity() | {"frozen weights": fingerprint(frozen, replicated=placement.replicated)}
+    state = _abstract_state(config, shapes, trainable_rules, placement)
+    step = make_step(
+        graphdef,
+        make_optimizer(config.optim, trainable_rules),
+        microbatches=config.optim.microbatches,
+        execution=execution_options(config, platform=mesh.devices.flat[0].platform),
+        mesh=mesh,
+    )
+    step = jax.jit(
+        step,
+        donate_argnums=0,
+        # Without these, the program of a resumed run would not be that of the first start: a restored array may be
+        # placed equally by another sharding.
+        in_shardings=(placement.shardings(state), placement.shardings(frozen), placement.batch),
+        out_shardings=(placement.shardings(state), placement.replicated),
+    )
 
     _warn_about_unknown_classes(config, data)
-    # Claim the folder only now that model and data are known to be valid: a failed start leaves no trace.
-    if jax.process_index() == 0:
-        workdir.mkdir(parents=True, exist_ok=True)
-        files.write_json(workdir / "config.json", to_dict(config))
-        if chosen:
-            remat_choice.save(config, workdir, mesh=mesh)
-        report = format_report(data.schedule, batch_size=config.data.batch_size)
-        files.write_text(workdir / "schedule.txt", report + "\n")
     return _Run(
         config=config, workdir=workdir, data=data, validation=validation, identity=identity, placement=placement,
-        frozen=frozen, state=state, step=step, initial=initial,
+        frozen=frozen, trainable=trainable_rules, state=state, step=step, initial=initial, chose_remat=chosen,
     )  # fmt: skip
+
+
+def _claim(run: _Run) -> None:
+    """Write what identifies the run to its work directory, once model and data are known to be valid."""
+    if jax.process_index() == 0:
+        run.workdir.mkdir(parents=True, exist_ok=True)
+        files.write_json(run.workdir / "config.json", to_dict(run.config))
+        if run.chose_remat:
+            remat_choice.save(run.config, run.workdir, mesh=run.placement.mesh)
+        report = format_report(run.data.schedule, batch_size=run.config.data.batch_size)
+        files.write_text(run.workdir / "schedule.txt", report + "\n")
 
 
 def _load_data(config: Config, workdir: Path, *, tokenizer: Path) -> tuple[TrainingData, ValidationData | None]:
@@ -204,39 +246,46 @@ def _write_synthetic_data(folder: Path) -> None:
         write_dataset(splits, out=folder, name=SYNTHETIC)
 
 
-def _initial_state(
-    config: Config,
-    graphdef: nnx.GraphDef,
-    trainable: Params,
-    trainable_rules: Mapping[str, Trainable],
-    placement: Placement,
-) -> tuple[State, Callable[..., tuple[State, dict[str, jax.Array]]]]:
-    """Return the state of step 0 on its devices, and the jitted step that updates it."""
-    optimizer = make_optimizer(config.optim, trainable_rules)
-    trainable = placement.put(trainable)
-    state = placement.put(State(jnp.zeros((), jnp.int32), trainable, optimizer.init(trainable)))
-    step = make_step(
-        graphdef,
-        optimizer,
-        microbatches=config.optim.microbatches,
-        execution=execution_options(config, platform=placement.mesh.devices.flat[0].platform),
-        mesh=placement.mesh,
+def _abstract_state(
+    config: Config, shapes: Mapping[str, jax.ShapeDtypeStruct], trainable: Mapping[str, Trainable], placement: Placement
+) -> State:
+    """Return the shapes and shardings of the state."""
+    params = {path: jax.ShapeDtypeStruct(shapes[path].shape, jnp.float32) for path in sorted(trainable)}
+    opt_state = jax.eval_shape(make_optimizer(config.optim, trainable).init, params)
+    state = State(jax.ShapeDtypeStruct((), jnp.int32), params, opt_state)  # type: ignore[arg-type]
+    return jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), state, placement.shardings(state)
     )
-    return state, jax.jit(step, donate_argnums=0, out_shardings=(placement.shardings(state), placement.replicated))
 
 
-# ------------------------------------------------------------------------------------------------------------- restore
+# --------------------------------------------------------------------------------------------------------------- state
 
 
-def _restore(run: _Run, checkpoints: Checkpoints) -> _Run:
-    """Continue from the newest checkpoint if there is one; refuse to resume on changed data."""
+def _start_state(run: _Run, checkpoints: Checkpoints) -> State:
+    """Return the state of the newest checkpoint, or of step 0 if there is none; refuse to resume on changed data."""
     latest = checkpoints.latest()
     distributed.check_consistent({"newest checkpoint": latest})  # fails if not all processes see the same workdir
     if latest is None:
-        return run
+        return _initial_state(run)
     state, metadata = checkpoints.restore(latest, run.state)
     _check_data_unchanged(metadata["identity"], run.identity, run.workdir)
-    return dataclasses.replace(run, state=state)
+    return state
+
+
+def _initial_state(run: _Run) -> State:
+    """Return the state of step 0. Only now are the trainable parameters read: a restored state has its own."""
+    config, shardings = run.config, run.placement.shardings(run.state)
+    trainable, _ = loading.load(
+        run.initial.source, config.model, paths=run.trainable, seed=config.seed, placement=run.placement,
+        trainable=run.trainable, frozen_dtype=config.frozen_dtype,
+    )  # fmt: skip
+    optimizer = make_optimizer(config.optim, run.trainable)
+
+    def initialize(trainable: Params) -> tuple[jax.Array, Any]:
+        return jnp.zeros((), jnp.int32), optimizer.init(trainable)
+
+    step, opt_state = jax.jit(initialize, out_shardings=(shardings.step, shardings.opt_state))(trainable)
+    return State(step, trainable, opt_state)
 
 
 # ----------------------------------------------------------------------------------------------------------------- run
@@ -244,14 +293,19 @@ def _restore(run: _Run, checkpoints: Checkpoints) -> _Run:
 
 def _run_steps(
     run: _Run,
+    state: State,
     checkpoints: Checkpoints,
     *,
     timer: StepTimer,
+    startup: Startup,
     profile: Profile | None,
     flops_reference: FlopsReference | None,
 ) -> State:
-    """Run the remaining steps and return the state of the finished model: the last, or the best by `keep_best`."""
-    config, workdir, state = run.config, run.workdir, run.state
+    """Run the remaining steps from `state`, which is donated; return the state of the finished model.
+
+    It is that of the last step, or the best by `keep_best`.
+    """
+    config, workdir = run.config, run.workdir
     start_step, last = int(state.step), config.optim.steps
     hang_report = workdir / "hang" / f"process-{jax.process_index()}.txt"
     with contextlib.ExitStack() as stack:
@@ -287,12 +341,16 @@ def _run_steps(
                 dispatched = time.monotonic()
                 state, metrics = run.step(state, run.frozen, arrays)
             fetcher.put(step, batch, metrics, dispatched=time.monotonic() if compiles else dispatched)
+            if compiles:
+                startup.add("compile", time.monotonic() - dispatched)
             profiler.after_dispatch(step, metrics)
             save, validate = scheduler.should_save(step + 1), validation.should_validate(step + 1)
             # Look at the previous step while this one runs. Before a save look at this one too: a bad update stops the
             # run before it is saved.
             for done in fetcher.finished(include_newest=save or validate):
                 watchdog.heartbeat()
+                if done.step == start_step:
+                    _record_startup(startup, done, timer, logger)
                 _handle_finished(done, config, timer, logger)
             if save:
                 with timer.measure(SAVE):
@@ -303,6 +361,8 @@ def _run_steps(
                 with timer.measure(VALIDATION):
                     validation.validate(step + 1, state.trainable)
     validation.report()
+    if logger:
+        logger.report()
     best = validation.best_saved()
     return state if best in (None, last) else _restore_best(checkpoints, best, state)
 
@@ -314,6 +374,16 @@ def _restore_best(checkpoints: Checkpoints, step: int, state: State) -> State:
     for leaf in jax.tree.leaves(state):
         leaf.delete()
     return checkpoints.restore(step, like)[0]
+
+
+def _record_startup(startup: Startup, done: FinishedStep, timer: StepTimer, logger: MetricsLogger | None) -> None:
+    """Log what this start cost, once its first step has finished."""
+    memory.return_freed_blocks()  # of the compiler
+    usage = compilation.usage()
+    startup.end(first_step=done.finished - done.dispatched, total=done.finished - timer.created)
+    startup.programs, startup.cached = usage.programs, usage.cached
+    if logger:
+        logger.log_startup(startup)
 
 
 def _handle_finished(done: FinishedStep, config: Config, timer: StepTimer, logger: MetricsLogger | None) -> None:
@@ -353,7 +423,7 @@ def _metadata(run: _Run) -> dict[str, Any]:
 # -------------------------------------------------------------------------------------------------------------- finish
 
 
-def _finish(run: _Run, state: State) -> None:
+def _finish(run: _Run, trainable: Params, *, step: int) -> None:
     """Write the model directory; every process writes its part."""
     config, parent = run.config, run.initial.directory
     wants_adapters = config.stage is Stage.INSTRUCT and config.checkpoint.model is ModelContents.ADAPTERS
@@ -361,12 +431,12 @@ def _finish(run: _Run, state: State) -> None:
         _log.warning(
             "model: written with all parameters, because the run started from init_from, not a model directory"
         )
-    if (step := int(state.step)) != config.optim.steps:
+    if step != config.optim.steps:
         _log.warning("model: written from step %d, the best by %s", step, config.checkpoint.keep_best)
     adapters = wants_adapters and parent is not None
     model_writer.write(
         run.workdir / "model",
-        state.trainable if adapters else params_lib.merge(state.trainable, run.frozen),
+        trainable if adapters else params_lib.merge(trainable, run.frozen),
         compute_dtype=config.model.compute_dtype,
         model=config.model,
         decimals=config.data.decimals,

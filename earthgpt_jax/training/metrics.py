@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import queue
+import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -23,7 +24,7 @@ from earthgpt_jax.input.batch import Batch
 from earthgpt_jax.input.packing.schedule import PackingSchedule
 from earthgpt_jax.training.event_files import EventFiles
 from earthgpt_jax.training.optim import lr_schedule
-from earthgpt_jax.training.throughput import INPUT, START, FlopsReference, StepTimer, ThroughputLog
+from earthgpt_jax.training.throughput import INPUT, START, FlopsReference, Startup, StepTimer, ThroughputLog
 
 NAME = "metrics.jsonl"
 _SPEED = {"step_seconds", "tokens_per_second", "images_per_second", "mfu", "goodput"}
@@ -114,6 +115,7 @@ class MetricsLogger:
         self._bar = Bar(total=config.optim.steps, initial=start_step, desc=config.stage.value, unit="step")
         self._timer = timer
         self._sums: collections.Counter[str] = collections.Counter()
+        self._startup: Startup | None = None
         self._postfix: dict[str, str] = {}  # figures of the progress bar
         self._throughput = ThroughputLog(
             workdir,
@@ -164,6 +166,16 @@ class MetricsLogger:
         self._log.write(line)
         if summarize:
             self._summarize(done, line)
+
+    def log_startup(self, startup: Startup) -> None:
+        """Log what this start cost; call it after its first step, before that is logged."""
+        self._throughput.record_startup(startup)
+        self._startup = startup
+
+    def report(self) -> None:
+        """Print what the run's end is to say: what this start cost."""
+        if self._startup is not None:
+            self._bar.write(f"start: {self._startup}", file=sys.stderr)
 
     def log_validation(self, step: int, validation: Mapping[str, Any], *, figures: Mapping[str, float]) -> None:
         """Log a validation after `step` steps: a line of metrics.jsonl, TensorBoard and the progress bar.

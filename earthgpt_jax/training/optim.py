@@ -40,7 +40,8 @@ def make_optimizer(config: OptimConfig, trainable: Mapping[str, Trainable]) -> o
         raise EarthGPTError(
             f"optim.lr_scale: unknown group(s) {unknown}; this stage trains {sorted(set(groups.values()))}"
         )
-    scales = {group: optax.scale(config.lr_scale.get(group, 1.0)) for group in set(groups.values())}
+    # Sorted: the order of a set differs between processes, and would change the program that they compile.
+    scales = {group: optax.scale(config.lr_scale.get(group, 1.0)) for group in sorted(set(groups.values()))}
     adamw = optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
         optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps),

@@ -4,6 +4,7 @@ Results go to `throughput.jsonl`, apart from metrics.jsonl. A resumed run reprod
 cannot be reproduced, and goodput must remember the work that was repeated or waited for. The file is append-only:
 
     {"start_step": 0, "time": ..., ...}    a process started after `start_step` completed steps
+    {"startup": {...}, "time": ..., ...}   what this start cost until the end of its first step (`Startup`)
     {"step": 10, "steps": 10, ...}         the `steps` steps up to `step`; docs/guides/running.md lists the fields
 """
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -31,6 +33,58 @@ START, COMPILE, INPUT, SAVE, OTHER, STEP = "start", "compile", "input", "save", 
 VALIDATION = "validation"
 
 
+@dataclasses.dataclass(kw_only=True)
+class Startup:
+    """What a start costs, in seconds by phase.
+
+    Attributes:
+        seconds: phase -> seconds, in the order of the phases: `imports` (from the start of the process until `train` is
+            called), `data`, `weights` (frozen ones), `state` (reading the trainable parameters or restoring a
+            checkpoint), `compile` (of the step, or reading it from the cache), `first step`, and `other`.
+        programs: number of programs that were needed.
+        cached: number of those that were read from the compilation cache.
+    """
+
+    seconds: dict[str, float] = dataclasses.field(default_factory=dict)
+    programs: int = 0
+    cached: int = 0
+
+    @contextlib.contextmanager
+    def measure(self, phase: str) -> Iterator[None]:
+        """Add the seconds of the block to a phase."""
+        begin = time.monotonic()
+        try:
+            yield
+        finally:
+            self.add(phase, time.monotonic() - begin)
+
+    def add(self, phase: str, seconds: float) -> None:
+        """Add seconds to a phase."""
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + seconds
+
+    def end(self, *, first_step: float, total: float) -> None:
+        """Add the phases `first step` and `other`, which is the rest of `total` seconds since `train` was called."""
+        self.add("first step", first_step)
+        self.add("other", max(0.0, total - (sum(self.seconds.values()) - self.seconds.get("imports", 0.0))))
+
+    def __str__(self) -> str:
+        phases = ", ".join(f"{phase} {seconds:.1f}" for phase, seconds in self.seconds.items())
+        total = sum(self.seconds.values())
+        return (
+            f"{total:.1f} s until the end of the first step ({phases}); {self.cached} of {self.programs} programs from "
+            "the compilation cache"
+        )
+
+
+def process_seconds() -> float:
+    """Return the seconds since this process was started; 0 where the system does not tell."""
+    try:
+        ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+    except (OSError, AttributeError, ValueError):
+        return 0.0
+
+
 class StepTimer:
     """Attribute every second of a run to one cause.
 
@@ -40,17 +94,20 @@ class StepTimer:
 
     Args:
         now: clock in seconds; `time.monotonic` except in tests.
+
+    Attributes:
+        created: when it was created.
     """
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         self._now = now
         self._seconds: collections.defaultdict[str, float] = collections.defaultdict(float)
         self._host_activity: list[tuple[str, float, float]] = []  # (cause, begin, end)
-        self._last_finished = self._created = now()
+        self._last_finished = self.created = now()
 
     def end_startup(self) -> None:
         """Attribute the time since construction to `START`: reading weights, packing, restoring a checkpoint."""
-        self._host_activity.append((START, self._created, self._now()))
+        self._host_activity.append((START, self.created, self._now()))
 
     @contextlib.contextmanager
     def measure(self, cause: str) -> Iterator[None]:
@@ -153,6 +210,13 @@ class ThroughputLog:
         """Wait until all lines are stored."""
         self._log.flush()
 
+    def record_startup(self, startup: Startup) -> None:
+        """Append a line about what this start cost."""
+        seconds = {phase: round(value, 3) for phase, value in startup.seconds.items()}
+        self._append(
+            {"startup": seconds, "time": self._now(), "programs": startup.programs, "cached_programs": startup.cached}
+        )
+
     def close(self) -> None:
         self._log.close()
 
@@ -203,7 +267,7 @@ def goodput(lines: Iterable[Mapping[str, Any]]) -> float:
         first_time, last_time = line["time"] if first_time is None else first_time, line["time"]
         if "start_step" in line:
             useful = [kept for entry in useful if (kept := _truncate(line["start_step"], *entry))]
-        else:
+        elif "steps" in line:
             useful.append((line["step"], line["steps"], line["seconds"][STEP]))
     if first_time is None or last_time is None:
         return 0.0

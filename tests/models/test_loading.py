@@ -24,6 +24,9 @@ from tests.support import nano
 SIZES = ("model.llm.heads=8", "model.llm.kv_heads=8", "model.llm.dim=128", "model.llm.ffn_dim=256")
 
 
+PIECE = 4096  # bytes; several pieces for each large parameter
+
+
 def _placement(config: Config, mesh: MeshConfig) -> Placement:
     _, shapes = earthgpt.abstract(config.model)
     return rules.placement(config.model, shapes, mesh=build_mesh(mesh, rows=8))
@@ -31,9 +34,10 @@ def _placement(config: Config, mesh: MeshConfig) -> Placement:
 
 def _load(config: Config, mesh: MeshConfig) -> tuple[dict, dict]:
     _, shapes = earthgpt.abstract(config.model)
+    trainable = trainable_paths(config, shapes)
     return loading.load(
         initial_model(config).source, config.model, seed=config.seed, placement=_placement(config, mesh),
-        trainable=trainable_paths(config, shapes), frozen_dtype=config.frozen_dtype,
+        trainable=trainable, frozen_dtype=config.frozen_dtype,
     )  # fmt: skip
 
 
@@ -47,30 +51,37 @@ def _bytes_per_device() -> dict[jax.Device, int]:
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
-def test_no_device_holds_more_than_its_share_and_one_parameter(tmp_path, monkeypatch, dtype):
+def test_no_device_holds_more_than_its_share_and_one_piece(tmp_path, monkeypatch, dtype):
     base = nano.model_dir(tmp_path / "base", nano.config("align", *SIZES).model)
     config = nano.config("instruct", *SIZES, f"init={base}", f"frozen_dtype={dtype}")
     gc.collect()
     before, most = _bytes_per_device(), dict.fromkeys(jax.devices(), 0)
-    place = loading._place
 
-    def sampled(*args):
-        array = place(*args)
-        for device, held in _bytes_per_device().items():
-            most[device] = max(most[device], held - before[device])
-        return array
+    def sample(name: str) -> None:
+        function = getattr(loading, name)
 
-    monkeypatch.setattr(loading, "_place", sampled)
+        def sampled(*args):
+            result = function(*args)
+            for device, held in _bytes_per_device().items():
+                most[device] = max(most[device], held - before[device])
+            return result
+
+        monkeypatch.setattr(loading, name, sampled)
+
+    sample("_put")
+    sample("_write")
+    sample("_quantize")
+    monkeypatch.setattr(loading, "PIECE_BYTES", PIECE)
     trainable, frozen = _load(config, MeshConfig(data=1, fsdp=8))
     share = {device: held - before[device] for device, held in _bytes_per_device().items()}
-    largest = max(leaf.size * 4 for leaf in earthgpt.abstract(config.model)[1].values())
+    layer = max(leaf.size // leaf.shape[0] * 4 for leaf in earthgpt.abstract(config.model)[1].values())
     whole = sum(leaf.nbytes for leaf in jax.tree.leaves((trainable, frozen)))
     for device in jax.devices():
-        assert most[device] <= share[device] + largest, device
+        assert most[device] <= share[device] + max(PIECE, layer), device
         assert share[device] < 0.4 * whole, (device, share[device], whole)
 
 
-def test_values_do_not_depend_on_the_mesh(tmp_path):
+def test_values_do_not_depend_on_the_mesh_nor_on_the_pieces(tmp_path, monkeypatch):
     """Stored parameters, new adapters, quantized kernels and random weights; also their fingerprint."""
     base = nano.model_dir(tmp_path / "base", nano.config("align", *SIZES).model)
     _, arrays = model_dir.read(base)
@@ -83,6 +94,8 @@ def test_values_do_not_depend_on_the_mesh(tmp_path):
             replicated = _placement(config, mesh).replicated
             seen.add((fingerprint(trainable, replicated=replicated), fingerprint(frozen, replicated=replicated)))
             loaded.append((trainable, frozen))
+            monkeypatch.setattr(loading, "PIECE_BYTES", PIECE)
+        monkeypatch.undo()
         assert len(seen) == 1
         for found in loaded[1:]:
             jax.tree.map(np.testing.assert_array_equal, found, loaded[0])
