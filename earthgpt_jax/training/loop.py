@@ -216,7 +216,7 @@ def _claim(run: _Run) -> None:
         run.workdir.mkdir(parents=True, exist_ok=True)
         files.write_json(run.workdir / "config.json", to_dict(run.config))
         if run.chose_remat:
-            remat_choice.save(run.config, run.workdir, mesh=run.placement.mesh)
+            remat_choice.save(run.config, run.workdir, mesh=run.placement.mesh)  # type: ignore[arg-type]
         report = format_report(run.data.schedule, batch_size=run.config.data.batch_size)
         files.write_text(run.workdir / "schedule.txt", report + "\n")
 
