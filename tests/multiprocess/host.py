@@ -11,7 +11,6 @@ import os
 import signal
 import sys
 import time
-from pathlib import Path
 
 
 def main(address: str, hosts: str, host: str, workdir: str, kill_at: str, *overrides: str) -> None:
@@ -19,6 +18,7 @@ def main(address: str, hosts: str, host: str, workdir: str, kill_at: str, *overr
 
     if int(hosts) > 1:
         jax.distributed.initialize(address, num_processes=int(hosts), process_id=int(host), initialization_timeout=300)
+    from earthgpt_jax.common import files
     from earthgpt_jax.common.errors import RunStopped
     from earthgpt_jax.training import loop
     from earthgpt_jax.training.lifecycle import CheckpointScheduler
@@ -34,7 +34,7 @@ def main(address: str, hosts: str, host: str, workdir: str, kill_at: str, *overr
 
     CheckpointScheduler.should_save = pace_or_kill
     try:
-        loop.train(nano.config("align", *overrides), Path(workdir))
+        loop.train(nano.config("align", *overrides), files.path(workdir))
     except RunStopped as stopped:
         sys.exit(stopped.status)
 
