@@ -11,7 +11,8 @@ waiting times, what a start cost), checkpoints/, compilation_cache/ (compiled pr
 next start reads), at the end model/ and validation.json (with --config.validation.every_steps=N),
 and where applicable profile/ and hang/.
 
-With several hosts, start the same command on every host, with a WORKDIR on shared storage. The
+With several hosts, start the same command on every host, with a WORKDIR that all see: in a bucket
+(gs://BUCKET/..., s3://BUCKET/...) or on shared storage. The
 launchers in scripts/launch/ (TPU VM, GKE, SLURM) do this and restart the run after a preemption or
 a crash; the last example starts two hosts by hand. At the start, the processes check that their
 config, code, data and weights are the same. See docs/guides/running.md.
@@ -55,7 +56,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--config.a.b=value",
     )
     parser.add_argument(
-        "--workdir", required=True, type=files.path, help="folder for checkpoints, metrics and the finished model"
+        "--workdir",
+        required=True,
+        type=files.path,
+        help="folder for checkpoints, metrics and the finished model, on a disk or in a bucket",
     )
     parser.add_argument(
         "--profile",

@@ -9,5 +9,5 @@ COPY setup.py pyproject.toml README.md LICENSE MANIFEST.in /src/
 COPY configs /src/configs
 COPY data /src/data
 COPY earthgpt_jax /src/earthgpt_jax
-RUN pip install --no-cache-dir "/src[tpu]" && rm -rf /src
+RUN pip install --no-cache-dir "/src[tpu,gcs]" && rm -rf /src
 ENTRYPOINT ["earthgpt"]

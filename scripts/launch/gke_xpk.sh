@@ -3,11 +3,11 @@
 #
 #   bash scripts/launch/gke_xpk.sh [--dry-run] CLUSTER NAME TPU_TYPE SLICES IMAGE OPTIONS of `earthgpt train`...
 #   bash scripts/launch/gke_xpk.sh my-cluster run-1 v5litepod-16 1 REGISTRY/earthgpt:1 \
-#       --config earthgpt_13b:instruct --workdir /mnt/shared/run --config.data.source=/mnt/shared/DATASETS
+#       --config earthgpt_13b:instruct --workdir gs://my-bucket/run --config.data.source=gs://my-bucket/DATASETS
 #
 # Needs xpk on this machine, with the project and zone of the cluster as defaults (`gcloud config set`), an image in a
-# registry (built from scripts/docker/tpu.Dockerfile), and shared storage attached to the workload (`xpk storage
-# attach`). The hosts find each other automatically. If a host is lost, preempted or hangs, XPK restarts all of them.
+# registry (built from scripts/docker/tpu.Dockerfile), and a bucket that the cluster's service account can read and write,
+# or shared storage (`xpk storage attach`). The hosts find each other automatically. If a host is lost, preempted or hangs, XPK restarts all of them.
 set -euo pipefail
 
 source "$(dirname "${BASH_SOURCE[0]}")/_run.sh"

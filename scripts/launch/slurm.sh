@@ -11,9 +11,9 @@
 #   sbatch --nodes=4 --gpus-per-node=8 --time=24:00:00 scripts/launch/slurm.sh --config earthgpt_13b:instruct \
 #       --workdir /shared/run --config.data.source=/shared/DATASETS
 #
-# Needs earthgpt on the PATH of the nodes (or its path in EARTHGPT=...) and a shared folder. Starts one process per node,
-# with all GPUs of the node; the processes find each other automatically. `bash scripts/launch/slurm.sh --dry-run ...`
-# prints the command of a node. Five minutes before the time limit, the run saves and the job is requeued.
+# Needs earthgpt on the PATH of the nodes (or its path in EARTHGPT=...) and a shared folder or a bucket. Starts one
+# process per node, with all GPUs of the node; the processes find each other automatically. `bash scripts/launch/slurm.sh
+# --dry-run ...` prints the command of a node. Five minutes before the time limit, the run saves and the job is requeued.
 set -uo pipefail
 
 here="${SLURM_SUBMIT_DIR:-.}/scripts/launch"

@@ -2,11 +2,11 @@
 # Trains on all hosts of a TPU VM slice with the last commit of this checkout:
 #
 #   bash scripts/launch/tpu_vm.sh [--dry-run] TPU ZONE OPTIONS of `earthgpt train`...
-#   bash scripts/launch/tpu_vm.sh my-v5e-16 us-west4-a --config earthgpt_13b:instruct --workdir /mnt/shared/run \
-#       --config.data.source=/mnt/shared/DATASETS
+#   bash scripts/launch/tpu_vm.sh my-v5e-16 us-west4-a --config earthgpt_13b:instruct --workdir gs://my-bucket/run \
+#       --config.data.source=gs://my-bucket/DATASETS
 #
-# Needs gcloud on this machine, and on the hosts Python 3.11 or newer (or its path in PYTHON=...) and a shared folder. The
-# hosts find each other automatically. Training continues after this script ends, and restarts if a process dies.
+# Needs gcloud on this machine, and on the hosts Python 3.11 or newer (or its path in PYTHON=...) and a bucket that their
+# service account can read and write, or a shared folder. The hosts find each other automatically. Training continues after this script ends, and restarts if a process dies.
 set -euo pipefail
 
 source "$(dirname "${BASH_SOURCE[0]}")/_run.sh"
@@ -24,7 +24,7 @@ run gcloud compute tpus tpu-vm scp "$package" "$tpu:" --zone="$zone" --worker=al
 
 # 2. Install its environment.
 run "${ssh[@]}" "tar xzf earthgpt.tar.gz && export PYTHON=${PYTHON:-} &&
-  source earthgpt/scripts/_venv.sh && install \"[tpu]\""
+  source earthgpt/scripts/_venv.sh && install \"[tpu,gcs]\""
 
 # 3. Start the run on every host, detached from this connection.
 command="earthgpt/.venv/bin/earthgpt train$(printf ' %q' "$@")"

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -47,13 +50,17 @@ def run(code: str, language: str, folder: Path) -> None:
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """An empty folder, with a program `earthgpt` that runs this checkout."""
-    program = tmp_path / "bin" / "earthgpt"
-    program.parent.mkdir()
-    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m earthgpt_jax "$@"\n')
-    program.chmod(0o755)
-    return tmp_path
+def folder(tmp_path: Path) -> Iterator[Path]:
+    """An empty folder, with programs `earthgpt` and `python` that run this checkout."""
+    (tmp_path / "bin").mkdir()
+    for name, arguments in {"earthgpt": "-m earthgpt_jax", "python": ""}.items():
+        program = tmp_path / "bin" / name
+        program.write_text(f'#!/bin/sh\nexec "{sys.executable}" {arguments} "$@"\n')
+        program.chmod(0o755)
+    yield tmp_path
+    for file in tmp_path.glob("*.pid"):  # of servers that a failed block left
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(file.read_text()), signal.SIGKILL)
 
 
 PAGES = sorted(path for path in TUTORIALS.glob("*.md") if blocks(path))

@@ -39,7 +39,7 @@ def test_tpu_vm_copies_the_code_and_starts_every_host():
     assert copy == ["gcloud", "compute", "tpus", "tpu-vm", "scp", package, "my-tpu:", *on_all]
     for ssh in (install, start):
         assert ssh[:-1] == ["gcloud", "compute", "tpus", "tpu-vm", "ssh", "my-tpu", *on_all, "--command"]
-    assert install[-1].endswith('source earthgpt/scripts/_venv.sh && install "[tpu]"')
+    assert install[-1].endswith('source earthgpt/scripts/_venv.sh && install "[tpu,gcs]"')
     words = shlex.split(start[-1])
     assert words[:4] == ["nohup", "setsid", "bash", "earthgpt/scripts/launch/restart.sh"]
     train = words[4 : words.index(">train.log")]
