@@ -146,6 +146,7 @@ class BucketStore:
     def __init__(self, directory: BucketPath, policy: PreservationPolicy) -> None:
         self._directory, self._policy = directory, policy
         self._saver = GlobalAsyncCheckpointManager(timeout_secs=_WAIT)
+        self._failed = False
         self._owner = directory.parent / _OWNER
         self._run = distributed.gather_texts(uuid.uuid4().hex[:12])[0]
         self.state_folder = f"state-{self._run}"
@@ -195,8 +196,14 @@ class BucketStore:
         return jax.tree.unflatten(jax.tree.structure(target), arrays)
 
     def wait(self) -> None:
-        with explain_errors(self._directory, Action.WRITE):
-            self._saver.wait_until_finished()
+        if self._failed:  # after a failure, the saver would wait for process 0 to complete the checkpoint
+            return
+        try:
+            with explain_errors(self._directory, Action.WRITE):
+                self._saver.wait_until_finished()
+        except BaseException:
+            self._failed = True
+            raise
 
     def close(self) -> None:
         self.wait()
@@ -248,4 +255,6 @@ def _kvstore(path: BucketPath) -> dict[str, Any]:
         options["endpoint"] = endpoint
     if region := os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION"):
         options["aws_region"] = region
+    if "AWS_ACCESS_KEY_ID" in os.environ:  # otherwise TensorStore reports that there are no files with credentials
+        options["aws_credentials"] = {"type": "environment"}
     return {"driver": "s3", "bucket": path.bucket, "path": key, **options}

@@ -224,7 +224,7 @@ def test_a_run_killed_ten_times_in_a_bucket_ends_like_one_on_a_disk(bucket: Buck
         _same_log(expected, workdir)
         _same_model(expected / "model", workdir / "model")
         assert not inspection.unfinished_checkpoints(workdir / "checkpoints")
-    assert unfinished > 2, "kills must interrupt saves"
+    assert unfinished, "a kill must interrupt a save"
     for world in (disk, there):
         world.evaluate(processes=2)
         world.export()
