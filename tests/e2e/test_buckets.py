@@ -64,6 +64,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> tuple[tuple[str, ...], Pa
     return overrides, root / "run"
 
 
+@pytest.mark.slow
 def test_a_run_that_stops_between_two_parts_of_a_save_ends_like_one_on_a_disk(
     alone, faulty_bucket: FaultyBucket, capfd: pytest.CaptureFixture[str]
 ) -> None:
