@@ -196,7 +196,10 @@ def choose(config: Config, measure: Measure, *, sequences: int, limits: Limits) 
     if base is None or base > usable:
         return Found(policy=Remat.FULL, tried=tried)
     best, budget = Choice(policy=Remat.FULL, bytes=0, flops=0.0), usable - base
-    for _ in range(_ATTEMPTS):
+    for attempt in range(_ATTEMPTS):
+        if attempt == _ATTEMPTS - 1 and best.policy == Remat.FULL and host_budget:
+            # Transfers need buffers of a size that only the compiler knows: keep nothing in host memory.
+            budget, host_budget = usable - base, 0.0
         choice = fill(config, sequences=sequences, budget=budget, host_budget=host_budget)
         if choice.policy in tried:
             break

@@ -84,6 +84,19 @@ def test_the_search_corrects_its_estimate_by_what_the_compiler_says(per_byte):
     assert len(found.tried) <= 4
 
 
+def test_the_search_keeps_nothing_in_host_memory_if_that_does_not_fit():
+    """As compiled for `align` on v5e-8: the buffers of transfers take the memory that was left."""
+
+    def measure(config):
+        if "@" in config.remat:
+            raise program.OutOfMemory("Ran out of memory")
+        return int((12.6 if config.remat == Remat.FULL else 15.0) * GIB)
+
+    limits = remat_search.Limits(memory=15.75 * GIB, host_bytes_per_flop=15e9 / 197e12)
+    found = remat_search.choose(_config("align"), measure, sequences=2, limits=limits)
+    assert found.policy == "o,gate" and len(found.tried) == 4
+
+
 def test_a_step_that_fits_only_with_full_recomputation_keeps_nothing():
     def measure(config):
         if config.remat != Remat.FULL:
