@@ -86,6 +86,13 @@ def _is_correct(box: Sequence[int], truths: Sequence[Sequence[int]]) -> bool:
     return False
 
 
+def _text(prediction: Prediction, text: str) -> str:
+    """Return a text written in EarthDial's format with angles from 0 to 180: its parser reads no minus sign."""
+    if prediction.box_format == _FORMAT:
+        return text
+    return re.sub(r",\s*-(\d+)\]", lambda match: f",{180 - int(match[1])}]", text)
+
+
 def detection(predictions: Sequence[Prediction]) -> Figures:
     """Compute the precision, which the paper calls mAP: of all boxes, and by number and size of the true objects.
 
@@ -95,8 +102,8 @@ def detection(predictions: Sequence[Prediction]) -> Figures:
     correct: dict[str, int] = {}
     claims: dict[str, int] = {}
     for p in predictions:
-        truths = _integers(truth_in_format(p, _FORMAT))
-        boxes = _integers(answer_in_format(p, _FORMAT))
+        truths = _integers(_text(p, truth_in_format(p, _FORMAT)))
+        boxes = _integers(_text(p, answer_in_format(p, _FORMAT)))
         hits = sum(_is_correct(box, truths) for box in boxes)
         size = (p.question_type,) if p.question_type in _SIZES else ()
         for group in ("all", "single" if len(truths) == 1 else "multiple", *size):

@@ -12,7 +12,7 @@ from earthgpt_jax.evaluation.metrics.classification import normalize
 from earthgpt_jax.evaluation.metrics.iou import ious
 from earthgpt_jax.evaluation.metrics.parsed_boxes import box_in_pixels, frame_of, parse_answer
 from earthgpt_jax.evaluation.predictions import Prediction
-from earthgpt_jax.evaluation.third_party.rule import Figures, Rule, polygon_of
+from earthgpt_jax.evaluation.third_party.rule import Figures, Rule, comparable_polygon, polygon_of
 from earthgpt_jax.records import Task
 
 _IOU = 0.5
@@ -36,7 +36,7 @@ def _image(prediction: Prediction, classes: Sequence[str]) -> _Image:
     boxes = (_lines(prediction) if prediction.box_format == "rscovlm" else _parsed(prediction)) if classes else []
     labels = [difflib.get_close_matches(normalize(label), classes, n=1, cutoff=0.0)[0] for label, _ in boxes]
     polygons = [polygon for _, polygon in boxes]
-    truths = [np.asarray(item.polygon, float) for item in prediction.objects]
+    truths = [comparable_polygon(np.asarray(item.polygon, float), prediction) for item in prediction.objects]
     difficult = np.array([item.difficult for item in prediction.objects], bool)
     return (
         labels, [normalize(item.label) for item in prediction.objects], ious(polygons, truths, BoxKind.OBB), difficult,

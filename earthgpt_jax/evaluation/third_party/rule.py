@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from earthgpt_jax.boxes import BOX_FORMATS, FullImage, Square, polygon_to_rect, write_boxes
+from earthgpt_jax.boxes import BOX_FORMATS, BoxKind, FullImage, Square, polygon_to_rect, write_boxes
 from earthgpt_jax.evaluation.metrics.parsed_boxes import frame_of, parse_answer
 from earthgpt_jax.evaluation.predictions import Prediction, Truth
 from earthgpt_jax.records import Task
@@ -58,7 +58,14 @@ def truth_in_format(prediction: Prediction, box_format: str) -> str:
     objects = objects_of(prediction)
     if prediction.box_format == box_format and _describes(prediction, objects):
         return prediction.answer
-    return _write([np.asarray(item.polygon) for item in objects], box_format, frame_of(prediction))
+    polygons = [comparable_polygon(np.asarray(item.polygon, float), prediction) for item in objects]
+    return _write(polygons, box_format, frame_of(prediction))
+
+
+def comparable_polygon(polygon: np.ndarray, prediction: Prediction) -> np.ndarray:
+    """Return a true polygon f[8] as the answer's boxes are meant: enclosed by an axis-aligned box if they are such."""
+    oriented = prediction.task == Task.OBB or any(box.kind is BoxKind.OBB for box in parse_answer(prediction).boxes)
+    return polygon if oriented else polygon_of(polygon_to_rect(polygon))
 
 
 def objects_of(prediction: Prediction) -> Sequence[Truth]:

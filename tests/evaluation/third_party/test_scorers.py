@@ -320,6 +320,16 @@ def test_a_rule_sees_our_answers_in_the_projects_box_format():
             assert scorers.apply_rules(project, rows)["grounding"] == 1.0, project
 
 
+@pytest.mark.parametrize("project", ["earthdial", "falcon", "rscovlm"])
+@pytest.mark.parametrize("task", ["hbb", "obb"])
+def test_our_correct_boxes_are_correct_by_every_rule(project, task):
+    """Objects are oriented; horizontal boxes are those that enclose them."""
+    ship = truth("ship", 300, 200, 500, 400, 400, 500, 200, 300)
+    text = "[0.2,0.2,0.5,0.5]" if task == "hbb" else "[0.3,0.2,0.5,0.4,0.4,0.5,0.2,0.3]"
+    row = answer(f"<p>one ship</p>{text}", task=task, objects=(ship,), width=1000, height=1000)
+    assert scorers.apply_rules(project, [row]) == {task: pytest.approx(1.0)}
+
+
 def test_unknown_projects_are_named():
     with pytest.raises(EarthGPTError, match=r"no third-party scorer 'nobody'\. Scorers: geochat"):
         scorers.apply_rules("nobody", [])
