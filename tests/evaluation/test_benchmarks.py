@@ -55,7 +55,7 @@ def test_published_values_are_shown_with_what_limits_the_comparison(tmp_path, ca
     predictions_file.write(path, rows, header={})
     assert main(["score", str(path), "--benchmark", "dior_rsvg", "--samples", "5"]) == 0
     out = capsys.readouterr().out
-    assert "| pr50 | 100.00 [100.00, 100.00] | 76.65 | second-hand |" in out
+    assert "| pr50 | 100.00 [0.62, 100.00] | 76.65 | second-hand |" in out
     assert "1 questions, but the complete benchmark has 7500: the results are not comparable" in out
     assert "the card does not pin its questions" in out and "models trained on dior have seen these images" in out
     assert main(["score", str(path), "--benchmark", "crsvqa"]) == 2
