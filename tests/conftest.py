@@ -113,7 +113,7 @@ def bucket(request: pytest.FixtureRequest, stores: Stores, monkeypatch: pytest.M
 def faulty_bucket(
     request: pytest.FixtureRequest, stores: Stores, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[FaultyBucket]:
-    """An empty bucket of each object store behind a proxy that fails when told to."""
+    """An empty bucket of each object store, reached through a proxy that fails on request."""
     from tests.support.buckets import FaultyBucket, FaultyProxy, new_bucket
 
     proxy = FaultyProxy(stores.url(request.param))

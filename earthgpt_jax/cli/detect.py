@@ -1,6 +1,6 @@
 """Detect objects in images; print boxes as JSON and draw them.
 
-Boxes are axis-aligned (hbb) or oriented (obb). Standard output gets one JSON object an image, on one
+Boxes are axis-aligned (hbb) or oriented (obb). Standard output gets one JSON object per image, on one
 line: the label, the corners in pixels of the image and the confidence of each box, the raw answer of
 the model, and the parts of the answer that are not valid boxes. A confidence ranks boxes; it is not a
 calibrated probability. With --out, the same goes to a file; a CSV file has one row per box.

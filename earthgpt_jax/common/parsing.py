@@ -1,4 +1,4 @@
-"""Parse JSON and YAML that anybody may have written: whatever is wrong ends in one error with its place."""
+"""Parse JSON and YAML that anybody may have written: all that can be wrong ends in one error that names its place."""
 
 from __future__ import annotations
 

@@ -114,7 +114,7 @@ class _Problems:
             self._add(f"{path or 'content'}: {expected}")
             return None
         if problem := _range_problem(hint, value):
-            report = self._add if hint is int else self.found.append  # checks go on with text and floats of any kind
+            report = self._add if hint is int else self.found.append  # checks continue with text and floats of any kind
             report(f"{path or 'content'}: expected {problem}, got {show(value)}")
             return value
         return float(value) if hint is float else value
