@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 
-# Exit statuses beside 0, 1 (a check found problems, or a failure outside of this program) and 2 (a user's mistake).
+# Exit statuses other than 0, 1 (a check found problems, or a failure outside of this program) and 2 (a user's mistake).
 EXIT_RETRY = 75  # EX_TEMPFAIL of sysexits.h: rerun the same command to resume
 EXIT_DEFECT = 70  # EX_SOFTWARE: running the same command again gives the same error
 EXIT_INTERRUPTED = 128 + 2  # what a shell reports for SIGINT
