@@ -150,7 +150,7 @@ def test_a_full_disk_during_a_save_keeps_earlier_checkpoints(world, monkeypatch)
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoints._manager, "save", full)
+    monkeypatch.setattr(checkpoints._store._manager, "save", full)
     with pytest.raises(EarthGPTError, match="the disk is full"):
         checkpoints.save(7, State(jnp.int32(7), {}, ()), {})
     assert checkpoints.latest() == 6
