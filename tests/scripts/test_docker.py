@@ -25,8 +25,11 @@ def test_an_image_installs_the_package_with_an_extra_and_runs_earthgpt(path: Pat
     assert all((ROOT / name).exists() for name in copied)
     # Everything that setup.py reads.
     assert {"setup.py", "pyproject.toml", "README.md", "LICENSE", "configs", "data", "earthgpt_jax"} <= set(copied)
-    (extra,) = re.findall(r'pip install --no-cache-dir "/src\[(\w+)\]"', text)
-    assert re.search(rf'^    "{extra}": \["jax\[', (ROOT / "setup.py").read_text(), flags=re.MULTILINE)
+    (extras,) = re.findall(r'pip install --no-cache-dir "/src\[([\w,]+)\]"', text)
+    accelerator, *stores = extras.split(",")
+    setup = (ROOT / "setup.py").read_text()
+    assert re.search(rf'^    "{accelerator}": \["jax\[', setup, flags=re.MULTILINE)
+    assert stores and all(f'    "{store}": [' in setup for store in stores)  # for paths in buckets
     assert f"--file scripts/docker/{path.name}" in text  # the build command in its header
 
 
