@@ -70,7 +70,7 @@ def test_a_run_that_stops_between_two_parts_of_a_save_ends_like_one_on_a_disk(
 ) -> None:
     overrides, expected = alone
     workdir = faulty_bucket.path / "run"
-    command = ["train", "--workdir", str(workdir), *nano.arguments("align", *overrides)]
+    command = ["train", "--processes", "1", "--workdir", str(workdir), *nano.arguments("align", *overrides)]
 
     def deny_metadata(method: str, path: str) -> int | None:
         return 403 if method in ("PUT", "POST") and "/4/extra/metadata" in path.replace("%2F", "/") else None
