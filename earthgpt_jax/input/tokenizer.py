@@ -118,7 +118,7 @@ def _open(path: Path) -> tuple[Backend, list[bytes]]:
     try:
         data = path.read_bytes()
         return _SentencePiece(data), [data]
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         raise EarthGPTError(
             f"tokenizer {path}: expected a SentencePiece model file or a {JSON} ({error}); LLaMA 2's is called "
             f"{SENTENCEPIECE}, and where that is a list of tokens, as in Llama 3, use the {JSON} of the same model"
@@ -167,6 +167,9 @@ class _SentencePiece:
     def __init__(self, data: bytes):
         self._processor = processor = sentencepiece.SentencePieceProcessor(model_proto=data)
         self.vocab_size = processor.vocab_size()
+        if not self.vocab_size:
+            raise ValueError("it has no tokens")
+        processor.id_to_piece(list(range(self.vocab_size)))  # raises here, not later, if a token is not UTF-8
         self.bos_id, self.eos_id = (None if token < 0 else token for token in (processor.bos_id(), processor.eos_id()))
         self.pad_id = max(processor.pad_id(), 0)
         special = (processor.is_control, processor.is_unknown, processor.is_unused)

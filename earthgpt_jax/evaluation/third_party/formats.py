@@ -315,7 +315,7 @@ def _with_own_truth(
     truth: Any = truths or _get(entry, file_format.truth)
     if truth is None and task == Task.CLASSIFICATION and "/" in name:
         truth = name.split("/")[0]  # GeoChat's scene questions have ids of the form class/file
-    if truth is None:
+    if truth is None or truth == []:
         raise EarthGPTError(
             f"{path}: {name} has no ground truth ({', '.join((*file_format.truth, *file_format.references))}); give "
             "--questions FILE with a file that holds it"
