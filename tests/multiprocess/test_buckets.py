@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -19,7 +21,10 @@ FSDP = ("mesh.data=1", "mesh.fsdp=8")  # each process holds a part of every chec
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)  # eleven processes
-def test_four_processes_then_two_then_one_then_four_train_the_same_model(bucket: BucketPath, tmp_path) -> None:
+def test_four_processes_then_two_then_one_then_four_train_the_same_model(
+    bucket: BucketPath, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PACE", "3")  # seconds of a step: a save is complete before the kill in the next step
     data, base = nano.dataset(tmp_path / "data"), nano.model_dir(tmp_path / "base", nano.config("align").model)
     overrides = (
         f"data.source={data}", f"init={base}", "data.batch_size=8", "data.seq_len=180", "optim.steps=8", *FSDP
