@@ -27,7 +27,6 @@ from earthgpt_jax.training.optim import make_optimizer
 from earthgpt_jax.training.stages import Trainable, trainable_paths
 from earthgpt_jax.training.state import State
 from earthgpt_jax.training.step import make_step
-from earthgpt_jax.training.validation import make_validation_step
 
 GIB = 2**30
 Shape = jax.ShapeDtypeStruct
@@ -172,6 +171,9 @@ def compile_validation(config: Config, devices: Sequence[jax.Device], *, groups:
     """
     mesh = build_mesh(config.mesh, rows=config.data.batch_size // config.optim.microbatches, devices=devices)
     inputs = step_inputs(config, mesh)
+    # Imported here: validation reads datasets, whose packages a machine that only measures steps does not have.
+    from earthgpt_jax.training.validation import make_validation_step
+
     graphdef, _ = abstract_model(config.model)
     step = make_validation_step(
         graphdef,

@@ -19,6 +19,8 @@ from typing import Any, NotRequired
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.common.names import nearest
 
+LONGEST = 400  # characters of a problem in a message; the values in it may be of any length
+MOST = 40  # problems in a message
 INT_LIMIT = 2**63  # whole numbers are stored and computed with in 64 bits
 
 _repr = reprlib.Repr()
@@ -62,7 +64,9 @@ def check(
         result = problems.fields(hint, value, "", partial=partial, further=further)
     else:
         result = problems.value(hint, value, "")
-    found = problems.found
+    found = [problem if len(problem) <= LONGEST else f"{problem[:LONGEST]} ..." for problem in problems.found[:MOST]]
+    if len(problems.found) > MOST:
+        found.append(f"and {len(problems.found) - MOST} more")
     if len(found) == 1:
         raise EarthGPTError(f"{where}: {found[0]}")
     if found:

@@ -40,7 +40,7 @@ class _ManifestFile(TypedDict):
     fingerprint: str
     counts: dict[str, dict[str, dict[str, int]]]
     shards: dict[str, str]
-    sizes: dict[str, int]
+    sizes: NotRequired[dict[str, int]]
     native: NotRequired[dict[str, dict[str, int]]]
     images: NotRequired[dict[str, int]]
     dropped: NotRequired[dict[str, int]]

@@ -31,6 +31,7 @@ ALLOWED = {
     "common/json_lines.py": ("appends on a disk, and has objects in a bucket", {".open"}),
     "common/resources.py": (RESOURCE, {"Path"}),
     "common/safetensors_files.py": (OWN_FOLDER, {".write_text", "os.open", "os.pwrite", "os.truncate"}),
+    "compilation.py": ("JAX's cache of compiled programs, and names", {".replace", "Path"}),
     "config/load.py": (NAME, {"Path"}),
     "convert/card.py": (RESOURCE, {"Path"}),
     "convert/exporter.py": (RESOURCE, {"Path"}),
@@ -55,6 +56,7 @@ ALLOWED = {
     "evaluation/third_party/formats.py": (NAME, {"Path"}),
     "input/packing/mixture.py": (NAME, {"Path"}),
     "training/event_files.py": (OWN_FOLDER, {"Path", "tempfile.TemporaryDirectory"}),
+    "training/throughput.py": ("/proc", {"Path"}),
     "training/lifecycle.py": ("a report that is uploaded when it is complete", {"tempfile.TemporaryFile"}),
 }  # fmt: skip
 

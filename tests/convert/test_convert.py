@@ -46,11 +46,12 @@ def _random(path, model: ModelConfig, dtype: str = "float32", *, seed: int = 0):
     """A model directory in which no parameter has its initial value, so that a lost adapter or norm is noticed."""
     folder = nano.model_dir(path, model)
     rng = np.random.default_rng(seed)
-    arrays = load_file(folder / "model.safetensors")
-    save_file(
-        {key: (value + 0.1 * rng.standard_normal(value.shape)).astype(dtype) for key, value in arrays.items()},
-        folder / "model.safetensors",
-    )
+    found, arrays = io.read(folder)
+    io.write(
+        folder, {key: (value + 0.1 * rng.standard_normal(value.shape)).astype(dtype) for key, value in arrays.items()},
+        model=model, decimals=found.decimals, chat_template=found.chat_template, provenance=found.provenance,
+        tokenizer=folder.with_name(f"{folder.name}.tokenizer.model"),
+    )  # fmt: skip
     return folder
 
 

@@ -139,7 +139,7 @@ def test_a_truncated_shard_is_found_on_opening_or_without_sizes_on_reading(intac
 def test_a_missing_shard_is_found_on_opening_its_split_only(copy):
     folder, shard = copy
     shard.unlink()
-    with pytest.raises(EarthGPTError, match=rf"{shard.name}: expected a file, got No such file"):
+    with pytest.raises(EarthGPTError, match=rf"{shard.name}: expected a file, got none"):
         RecordSource(folder, "train")
     assert len(list(RecordSource(folder, "test"))) == 1
 

@@ -254,7 +254,9 @@ def _broken(records):
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_image_that_cannot_be_decoded_names_its_record(records, tokenizer, workers):
     sequences = packed_sequences(_broken(records), tokenizer, weights=WEIGHTS)
-    with pytest.raises(EarthGPTError, match=rf"record {records[0].id}: .*a format unknown to Pillow.*damaged=skip"):
+    with pytest.raises(
+        EarthGPTError, match=rf"record {records[0].id}: .*not a format that Pillow or rasterio reads.*damaged=skip"
+    ):
         _take(sequences, sequences.schedule.sequences_per_cycle // 4, workers=workers)
 
 

@@ -73,11 +73,13 @@ def test_attention_part_reports_differences_and_times(tmp_path: Path) -> None:
     assert values["time of jax.nn, forward and backward"] > 0
 
 
+@pytest.mark.slow
 def test_training_part_reports_speed_and_memory(tmp_path: Path) -> None:
     values = _check_complete(tmp_path, "train_13b_int8")
     assert values["training"] > 0 and values["memory of the compiled step"] > 0
 
 
+@pytest.mark.slow
 def test_decoding_part_prefills_a_shared_prefix_once(tmp_path: Path) -> None:
     values = _check_complete(tmp_path, "decode_7b")
     assert values["generated, without prefill"] > 0
