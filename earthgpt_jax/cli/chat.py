@@ -49,6 +49,11 @@ def run(args: argparse.Namespace) -> int:
     for path, picture in source.read():
         if model is None:
             model = Model(engine_options.engine(args, batch_size=1))
+            if not args.quiet:
+                images.warn_about_model(model.engine.model)
+        if not args.quiet:
+            height, width = picture.pixels.shape[:2]
+            images.warn_about_size(path, width=width, height=height, image_size=model.engine.image_size)
         dialogue = model.chat(picture, max_new_tokens=args.max_new_tokens)
         if several and not args.out:
             print(f"\n{path}")

@@ -171,11 +171,11 @@ def _export(args: argparse.Namespace) -> int:
       earthgpt convert export runs/instruct/model --to hf --adapter separate --dtype bfloat16 --out exported
       earthgpt convert export runs/instruct/model --to accessory --shards 2 --out consolidated
     """
-    import json
 
     import numpy as np
 
     from earthgpt_jax.common.errors import EarthGPTError
+    from earthgpt_jax.common.parsing import parse_json
     from earthgpt_jax.convert import exporter
 
     if args.overrides:
@@ -184,7 +184,7 @@ def _export(args: argparse.Namespace) -> int:
 
     dtype, parent = np.dtype(args.dtype) if args.dtype else None, args.parent
     shard_bytes = int(args.max_shard_gb * 1e9)
-    scores = json.loads(args.scores.read_text()) if args.scores else None
+    scores = parse_json(args.scores.read_bytes(), where=f"--scores {args.scores}") if args.scores else None
     match args.to:
         case "hf":
             out = exporter.export_hf(

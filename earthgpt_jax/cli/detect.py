@@ -17,10 +17,9 @@ import argparse
 import collections
 import itertools
 import json
-import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from earthgpt_jax.cli import engine_options, images, table_file
@@ -50,7 +49,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-new-tokens", type=int, default=448, metavar="N", help="longest answer in tokens (default: 448)"
     )
-    parser.add_argument("--quiet", action="store_true", help="print no summary and no warnings on standard error")
     table_file.add_argument(parser)
     engine_options.add_arguments(parser)
 
@@ -61,15 +59,15 @@ def run(args: argparse.Namespace) -> int:
     source = images.Images(images.find(args.images), images.stretch_policy(args))
     several = len(source.paths) > 1
     drawings = _Drawings(args.draw, images=source.paths) if args.draw else None
-    files = source.read()
-    first = next(files)  # before the model is loaded: a wrong image is reported at once
+    readable = source.read()
+    first = next(readable)  # before the model is loaded: a wrong image is reported at once
     model = Model(engine_options.engine(args, batch_size=BATCH_SIZE if several else 1))
     if not args.quiet:
         images.warn_about_model(model.engine.model)
     pending: collections.deque[tuple[Path, Picture]] = collections.deque()
 
     def pictures() -> Iterator[Picture]:
-        for item in itertools.chain([first], files):
+        for item in itertools.chain([first], readable):
             pending.append(item)
             yield item[1]
 
@@ -117,8 +115,8 @@ class _Drawings:
         from earthgpt_jax.common.errors import EarthGPTError
 
         several = len(images) > 1
-        self._path, self._several = path, several
-        self._folder = os.path.commonpath([image.parent for image in images])  # drawings keep the subfolders below it
+        self._path = path
+        self._names = _names_below(images) if several else {}
         if several and path.is_file():
             raise EarthGPTError(f"--draw {path}: expected a folder for several images, got a file")
         if not several and (path.is_dir() or path.suffix.lower() not in SUFFIXES):
@@ -132,7 +130,7 @@ class _Drawings:
 
         from earthgpt_jax.common.files import explain_write_errors, write_bytes
 
-        path = self._path / image.relative_to(self._folder).with_suffix(".png") if self._several else self._path
+        path = self._path / self._names[image] if self._names else self._path
         drawing = Image.fromarray(pixels)
         _draw(drawing, result)
         buffer = io.BytesIO()
@@ -141,6 +139,20 @@ class _Drawings:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_bytes(path, buffer.getvalue())
         return path
+
+
+def _names_below(images: Sequence[Path]) -> dict[Path, str]:
+    """Return the names of the drawings, each different, with the folders that the images do not all share."""
+    parts = {image: image.resolve().parts for image in images}
+    levels = enumerate(zip(*(names[:-1] for names in parts.values()), strict=False))
+    shared = next((i for i, level in levels if len(set(level)) > 1), min(len(names) - 1 for names in parts.values()))
+    # Without a common folder, as on a disk and in a bucket, the first part is a root.
+    below = {image: PurePosixPath(*names[max(shared, 1) :]) for image, names in parts.items()}
+    counts = collections.Counter(path.with_suffix("") for path in below.values())
+    return {
+        image: f"{path if counts[path.with_suffix('')] > 1 else path.with_suffix('')}.png"
+        for image, path in below.items()
+    }
 
 
 def _draw(image: Image.Image, result: DetectionResult) -> None:

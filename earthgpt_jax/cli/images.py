@@ -28,6 +28,7 @@ TINY_FACTOR = 8  # an image this many times larger than the model's input gets a
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("images", nargs="+", metavar="IMAGE", help=HELP)
     parser.add_argument("--stretch", metavar="POLICY", help=STRETCH_HELP)
+    parser.add_argument("--quiet", action="store_true", help="print no summary and no warnings on standard error")
 
 
 def stretch_policy(args: argparse.Namespace) -> StretchPolicy:

@@ -13,10 +13,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.common.names import did_you_mean
+from earthgpt_jax.common.parsing import parse_yaml
 from earthgpt_jax.common.resources import data_path
 from earthgpt_jax.evaluation.metrics.classification import normalize
 from earthgpt_jax.evaluation.predictions import Prediction
@@ -103,7 +102,7 @@ def load(path: Path) -> Benchmark:
     """
     where = f"benchmark {path}"
     try:
-        values: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values: dict[str, Any] = parse_yaml(path.read_bytes(), where=where)
         values["task"], values["regime"] = Task(values["task"]), Regime(values["regime"])
         values["published"] = tuple(
             Published(**{**item, "evidence": Evidence(item["evidence"])}) for item in values.get("published", ())
@@ -112,7 +111,7 @@ def load(path: Path) -> Benchmark:
         for key in ("metrics", "question_types", "contaminated_by", "notes"):
             values[key] = tuple(values.get(key, ()))
         return Benchmark(**values)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except OSError as error:
         raise EarthGPTError(f"{where}: cannot be read ({error})") from error
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         entries = ", ".join(field.name for field in dataclasses.fields(Benchmark))

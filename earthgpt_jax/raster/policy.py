@@ -13,9 +13,8 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import yaml
-
 from earthgpt_jax.common.errors import EarthGPTError
+from earthgpt_jax.common.parsing import parse_yaml
 from earthgpt_jax.common.typed import show
 from earthgpt_jax.records import Sensor
 
@@ -103,10 +102,7 @@ class StretchPolicy:
             EarthGPTError: as for `of`.
         """
         where = f"--stretch {show(text)}"
-        try:
-            return cls.of(yaml.safe_load(text), where=where)
-        except yaml.YAMLError as error:
-            raise EarthGPTError(f"{where}: cannot be read as YAML: {' '.join(str(error).split())}") from error
+        return cls.of(parse_yaml(text, where=where), where=where)
 
     def keeps_eight_bits(self) -> bool:
         """Return whether images of 8 bits are shown as they are."""

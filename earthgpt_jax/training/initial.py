@@ -82,7 +82,8 @@ def initial_model(config: Config) -> InitialModel:
         needed, _ = params_lib.split(expected, expected.keys() - set(fresh))
         params_lib.check_same_shapes(needed, given, where=f"init {config.init!r}")
         _check_architecture(parent, config)
-        model_dir.check_small(parent)
+        if jax.process_index() == 0:  # once, for all that read the same files
+            model_dir.check_small(parent)
         return InitialModel(
             source=loading.Source(reader=reader, fresh=fresh), tokenizer=parent.tokenizer, about=parent.provenance,
             files=parent.files, directory=parent,

@@ -99,12 +99,26 @@ def test_detect_takes_a_folder_and_answers_as_for_each_image_alone(world, folder
     assert json.loads(capsys.readouterr().out) == results[2]
 
 
+def test_drawings_of_images_of_one_name_and_of_relative_and_absolute_paths_are_different(tmp_path, monkeypatch):
+    from earthgpt_jax.cli.detect import _names_below
+
+    monkeypatch.chdir(tmp_path)
+    images = [Path("a/x.png"), Path("a/x.jpg"), tmp_path / "b" / "x.png", Path("y.png")]
+    assert list(_names_below(images).values()) == ["a/x.png.png", "a/x.jpg.png", "b/x.png", "y.png"]
+    assert list(_names_below([tmp_path / "b" / "x.png", tmp_path / "b" / "y.png"]).values()) == ["x.png", "y.png"]
+
+
 def test_what_a_model_cannot_see_is_said(world, capsys):
     scene = world["root"] / "large.png"
     Image.new("RGB", (2000, 1500)).save(scene)
     assert main(["detect", str(scene), "--model", str(world["model"]), "--max-new-tokens", "2"]) == 0
     err = capsys.readouterr().err
     assert "warning: " in err and "2000 x 1500 pixels" in err and "cut it into tiles" in err
+    asked = ["chat", str(scene), "--model", str(world["model"]), "--max-new-tokens", "2", "--question", "?"]
+    assert main(asked) == 0
+    assert "2000 x 1500 pixels" in capsys.readouterr().err
+    assert main([*asked, "--quiet"]) == 0
+    assert "warning" not in capsys.readouterr().err
 
 
 def test_eval_writes_scores_a_report_and_predictions_that_score_identically(world, capsys, monkeypatch):
