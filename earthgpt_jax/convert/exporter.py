@@ -16,12 +16,13 @@ from earthgpt_jax.common.files import atomic_folder, write_json
 from earthgpt_jax.common.progress import Bar
 from earthgpt_jax.common.safetensors_files import Reader, SafetensorsWriter
 from earthgpt_jax.config import AdapterConfig, AdapterKind, LlamaConfig, ModelConfig, to_dict
-from earthgpt_jax.convert import llama_configs, tables
+from earthgpt_jax.convert import llama_configs, tables, tokenizer_files
 from earthgpt_jax.convert.card import model_card
 from earthgpt_jax.convert.export_info import export_info
 from earthgpt_jax.convert.layouts import ADAPTER_FILE, SPLIT_DIMS
 from earthgpt_jax.convert.tables import Table
 from earthgpt_jax.convert.tensor_io import split_dim
+from earthgpt_jax.convert.tokenizer_files import ImageToken
 from earthgpt_jax.input.prompts.chat_template import ASSISTANT, HUMAN, SEPARATOR, chat_template
 from earthgpt_jax.input.tokenizer import Tokenizer, copy_tokenizer
 from earthgpt_jax.models import model_dir
@@ -58,12 +59,14 @@ def export_hf(
         if adapter == "separate" and model.model.adapter.kind is not AdapterKind.NONE:
             (folder / ADAPTER_FILE).parent.mkdir()
             _copy((folder / ADAPTER_FILE).parent, FilteredReader(model_dir.open_params(model), adapters=True))
-        write_json(folder / "config.json", hf_config(model, config, dtype=_dtype_name(dtype, reader)))
+        token = tokenizer_files.image_token(model.tokenizer)
+        write_json(folder / "config.json", hf_config(model, config, token=token, dtype=_dtype_name(dtype, reader)))
         for file in sorted(REMOTE_CODE.glob("*_earthgpt.py")):
             files.copy(file, folder / file.name)
-        copy_tokenizer(model.tokenizer, folder)
-        for file_name, content in _processor_files(model, config).items():  # also replaces tokenizer_config.json
+        tokenizer_files.write_tokenizer(model.tokenizer, folder, special=(token,))
+        for file_name, content in _processor_files(model, config, token=token).items():
             write_json(folder / file_name, content)
+        files.write_text(folder / "chat_template.jinja", _jinja_template(model, token=token))
         files.write_text(folder / "README.md", model_card(model, adapter=adapter, scores=scores))
     return out
 
@@ -89,8 +92,7 @@ def export_llama(
         }  # fmt: skip
         write_json(folder / "config.json", values)
         write_json(folder / "generation_config.json", _generation_config(tokenizer))
-        if copy_tokenizer(model.tokenizer, folder).suffix == ".json":
-            write_json(folder / "tokenizer_config.json", _tokenizer_config(model.tokenizer))
+        tokenizer_files.write_tokenizer(model.tokenizer, folder)
     return out
 
 
@@ -245,7 +247,7 @@ def _generation_config(tokenizer: Tokenizer) -> dict[str, Any]:
     return {**_special_ids(tokenizer), "max_new_tokens": 512}
 
 
-def hf_config(model: ModelDir, config: ModelConfig, *, dtype: str) -> dict[str, Any]:
+def hf_config(model: ModelDir, config: ModelConfig, *, token: ImageToken, dtype: str) -> dict[str, Any]:
     """Return the contents of the export's `config.json`; its entry `earthgpt_jax` is what an import needs."""
     plain = to_dict(config)
     return {
@@ -253,6 +255,7 @@ def hf_config(model: ModelDir, config: ModelConfig, *, dtype: str) -> dict[str, 
         "model_type": "earthgpt",
         "auto_map": {
             "AutoConfig": "configuration_earthgpt.EarthGPTConfig",
+            "AutoModel": "modeling_earthgpt.EarthGPTModel",
             "AutoModelForImageTextToText": "modeling_earthgpt.EarthGPTForConditionalGeneration",
         },
         "image_size": config.image_size,
@@ -260,6 +263,7 @@ def hf_config(model: ModelDir, config: ModelConfig, *, dtype: str) -> dict[str, 
         "convnext": plain["convnext"],
         "perception": plain["perception"],
         "text_config": llama_config(config.llm) | _special_ids(Tokenizer(model.tokenizer)),
+        "image_token_id": token.id,
         "decimals": model.decimals,
         "conversation": _conversation(model),
         "tie_word_embeddings": config.llm.tied_head,
@@ -281,33 +285,38 @@ def _conversation(model: ModelDir) -> dict[str, Any]:
     }
 
 
-def _processor_files(model: ModelDir, config: ModelConfig) -> dict[str, Any]:
-    """Return file name -> content of the JSON files for the processor, the tokenizer and generation."""
+def _processor_files(model: ModelDir, config: ModelConfig, *, token: ImageToken) -> dict[str, Any]:
+    """Return file name -> content of the JSON files for the processor and generation."""
     return {
         "generation_config.json": _generation_config(Tokenizer(model.tokenizer)),
         "processor_config.json": {
             "processor_class": "EarthGPTProcessor",
             "auto_map": {"AutoProcessor": "processing_earthgpt.EarthGPTProcessor"},
-            "image_size": config.image_size,
             "visual_tokens": config.visual_tokens,
+            "image_token": token.text,
             "conversation": _conversation(model),
         },
-        "tokenizer_config.json": _tokenizer_config(model.tokenizer),
+        "preprocessor_config.json": {
+            "image_processor_type": "EarthGPTImageProcessor",
+            "processor_class": "EarthGPTProcessor",
+            "auto_map": {
+                "AutoImageProcessor": "processing_earthgpt.EarthGPTImageProcessor",
+                "AutoProcessor": "processing_earthgpt.EarthGPTProcessor",
+            },
+            "size": {"height": config.image_size, "width": config.image_size},
+        },
     }
 
 
-def _tokenizer_config(tokenizer: Path) -> dict[str, Any]:
-    """Return the tokenizer_config.json: the source's own, if it has one, read by the class that adds nothing to it."""
-    source = tokenizer.parent / "tokenizer_config.json"
-    if tokenizer.suffix != ".json":
-        return {
-            "tokenizer_class": "EarthGPTTokenizer",
-            "auto_map": {"AutoTokenizer": ["processing_earthgpt.EarthGPTTokenizer", None]},
-        }
-    values = json.loads(source.read_text()) if source.is_file() else {}
-    values.pop("auto_map", None)
-    # Classes named after a model rebuild parts of the tokenizer by their own rules.
-    return values | {"tokenizer_class": "PreTrainedTokenizerFast", "padding_side": "left"}
+def _jinja_template(model: ModelDir, *, token: ImageToken) -> str:
+    """Return the chat template as Jinja: its texts as variables, and the rules, which all models share."""
+    chat, special = chat_template(model.chat_template), tokenizer_files.special_texts(model.tokenizer)
+    values = {
+        "start": special["bos"], "end": special["eos"], "image_token": token.text, "system": chat.system,
+        "opening": chat.prefix.removeprefix(chat.system), "separator": SEPARATOR, "roles": [HUMAN, ASSISTANT],
+    }  # fmt: skip
+    lines = [f"{{%- set {name} = {json.dumps(value)} -%}}\n" for name, value in values.items()]
+    return "".join(lines) + (REMOTE_CODE / "chat_template.jinja").read_text().removesuffix("\n")
 
 
 def _ffn_arguments(config: LlamaConfig) -> dict[str, Any]:

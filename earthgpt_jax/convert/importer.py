@@ -37,6 +37,7 @@ _ARCHITECTURES = ("vit", "convnext", "perception", "llm")  # groups of fields of
 # The head and the embedding in the layouts that may hold both.
 _HEADS = (
     ("lm_head.weight", "model.embed_tokens.weight"),
+    ("lm_head.weight", "model.language_model.embed_tokens.weight"),
     ("language_model.lm_head.weight", "language_model.model.embed_tokens.weight"),
     ("output.weight", "tok_embeddings.weight"),
 )

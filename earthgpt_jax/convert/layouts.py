@@ -92,8 +92,10 @@ def _own(where: str, values: Mapping[str, Any] | None, shapes: Mapping[str, Shap
 
 ALL_PARTS = ("vit/", "convnext/", "perception/", "projector/", "image_tokens/", "llm/")
 LAYOUTS = (
-    Layout("EarthGPT, Hugging Face", ALL_PARTS, r"language_model\.model\.embed_tokens\.weight",
+    Layout("EarthGPT, Hugging Face", ALL_PARTS, r"model\.language_model\.embed_tokens\.weight",
            lambda c, r: tables.hf_export(c) + _native(r, "/adapter/"), _own),
+    Layout("EarthGPT, Hugging Face, without a base model", ALL_PARTS, r"language_model\.model\.embed_tokens\.weight",
+           lambda c, r: tables.hf_export_old(c) + _native(r, "/adapter/"), _own),
     Layout("EarthGPT, earthgpt-jax", ALL_PARTS, r"llm/embed", lambda c, r: _native(r, "/"), _own),
     Layout("EarthGPT, LLaMA2-Accessory", ALL_PARTS, r"visual_proj\.0\.weight", _accessory, tower_configs.accessory),
     Layout("LLaMA, Meta or LLaMA2-Accessory", ("llm/",), r"tok_embeddings\.weight",

@@ -157,7 +157,7 @@ class Table:
     def without(self, paths: tuple[str, ...]) -> Table:
         """Return the table without the rules of the parameters below some paths; their tensors are ignored."""
         dropped = [rule for rule in self.rules if rule.path.startswith(paths)]
-        names = sorted({re.split(r"[./]", rule.key)[0] for rule in dropped})
+        names = sorted({match[0] for rule in dropped if (match := re.match(r"(model\.)?[^./]+", rule.key))})
         return dataclasses.replace(
             self,
             rules=tuple(rule for rule in self.rules if rule not in dropped),
@@ -392,6 +392,17 @@ def llama_gguf(config: LlamaConfig, *, meta_rope: bool) -> Table:
     return _llama(dataclasses.replace(_GGUF, meta_rope=meta_rope), config, AdapterConfig())
 
 
+# Inside `EarthGPTForConditionalGeneration`, with a base model and, as exported before, without one.
+_HF_NESTED = dataclasses.replace(
+    _HF, embed="model.language_model.embed_tokens", norm="model.language_model.norm",
+    block="model.language_model.layers.{i}",
+)  # fmt: skip
+_HF_NESTED_OLD = dataclasses.replace(
+    _HF, embed="language_model.model.embed_tokens", norm="language_model.model.norm", head="language_model.lm_head",
+    block="language_model.model.layers.{i}",
+)  # fmt: skip
+
+
 def llama_hf(config: LlamaConfig) -> Table:
     """Return the table for transformers' `LlamaForCausalLM`; a tied head in the file is ignored."""
     return _llama(_HF, config, AdapterConfig())
@@ -402,9 +413,14 @@ def llama_hf_export(config: LlamaConfig) -> Table:
 
     Its o has a bias if q, k and v have one: zeros, if ours has none.
     """
-    keys = [f"model.layers.{layer}.self_attn.o_proj.bias" for layer in range(config.depth)]
+    return _llama_hf_export(_HF, config)
+
+
+def _llama_hf_export(names: _LlamaNames, config: LlamaConfig) -> Table:
+    keys = [f"{names.block.format(i=layer)}.self_attn.o_proj.bias" for layer in range(config.depth)]
     missing = config.has_bias("q") and not config.has_bias("o")
-    return dataclasses.replace(llama_hf(config), zeros=dict.fromkeys(keys, (config.dim,)) if missing else {})
+    table = _llama(names, config, AdapterConfig())
+    return dataclasses.replace(table, zeros=dict.fromkeys(keys, (config.dim,)) if missing else {})
 
 
 def llama_meta(config: LlamaConfig, adapter: AdapterConfig) -> Table:
@@ -459,20 +475,29 @@ def _lateral_linears(config: ModelConfig, key: str) -> Table:
 
 def hf_export(config: ModelConfig) -> Table:
     """Return the table for our Hugging Face folder, of a model whose adapters were merged or removed."""
+    return _hf_export(config, _HF_NESTED, prefix="model.")
+
+
+def hf_export_old(config: ModelConfig) -> Table:
+    """Return the table for Hugging Face folders whose model has no base model, as they were exported before."""
+    return _hf_export(config, _HF_NESTED_OLD, prefix="")
+
+
+def _hf_export(config: ModelConfig, llama: _LlamaNames, *, prefix: str) -> Table:
     rules = (
         *_linear("projector/linear", "projector.linear"),
         *_norm("projector/norm", "projector.norm"),
         Rule("image_tokens/start", "image_tokens.start"),
         Rule("image_tokens/end", "image_tokens.end"),
     )
+    parts = (
+        dataclasses.replace(dinov2_hub(config.vit), zeros={}).prefixed(path="vit/", key="vit."),
+        dataclasses.replace(convnext_timm(config.convnext), ignored=()).prefixed(path="convnext/", key="convnext."),
+        _lateral_linears(config, "perception.lateral"),
+        Table("projector", rules),
+    )
     return join(
-        (
-            dataclasses.replace(dinov2_hub(config.vit), zeros={}).prefixed(path="vit/", key="vit."),
-            dataclasses.replace(convnext_timm(config.convnext), ignored=()).prefixed(path="convnext/", key="convnext."),
-            _lateral_linears(config, "perception.lateral"),
-            Table("projector", rules),
-            llama_hf_export(config.llm).prefixed(path="llm/", key="language_model."),
-        ),
+        (*(part.prefixed(key=prefix) for part in parts), _llama_hf_export(llama, config.llm).prefixed(path="llm/")),
         name="EarthGPT (Hugging Face)",
     )
 

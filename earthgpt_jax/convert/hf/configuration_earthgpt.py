@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from transformers import LlamaConfig, PreTrainedConfig
+import transformers
+
+OLDEST_TRANSFORMERS = 5
+if int(transformers.__version__.split(".")[0]) < OLDEST_TRANSFORMERS:
+    raise ImportError(
+        f"EarthGPT: expected transformers {OLDEST_TRANSFORMERS}.0 or later, got {transformers.__version__}; "
+        "run: pip install --upgrade transformers"
+    )
+
+from transformers import LlamaConfig, PreTrainedConfig  # noqa: E402  (earlier releases have another name for it)
 
 
 class EarthGPTConfig(PreTrainedConfig):
@@ -18,6 +27,7 @@ class EarthGPTConfig(PreTrainedConfig):
         perception: the features that are used and how they are fused: vit_layers and cnn_stages (0-based),
             vit_fuse ("concat", "mean" or "last"), cnn_fuse ("concat", "sum" or "last").
         text_config: the LLM; attention_bias and mlp_bias are set if adapters were merged into the weights.
+        image_token_id: the id of all positions of an image in `input_ids`.
         decimals: number of decimals in the box coordinates that the model writes, as fractions of the padded square.
         conversation: the chat template: name, prefix, roles, separator, and `separator_ids`, the token sequences
             that end an answer.
@@ -34,6 +44,7 @@ class EarthGPTConfig(PreTrainedConfig):
         convnext: dict | None = None,
         perception: dict | None = None,
         text_config: LlamaConfig | dict | None = None,
+        image_token_id: int | None = None,
         decimals: int = 2,
         conversation: dict | None = None,
         **kwargs: Any,
@@ -41,6 +52,7 @@ class EarthGPTConfig(PreTrainedConfig):
         self.image_size = image_size
         self.vit, self.convnext, self.perception = vit or {}, convnext or {}, perception or {}
         self.text_config = text_config if isinstance(text_config, LlamaConfig) else LlamaConfig(**(text_config or {}))
+        self.image_token_id = image_token_id
         self.decimals = decimals
         self.conversation = conversation or {}
         super().__init__(**kwargs)

@@ -4,30 +4,40 @@ The model computes the same function as the JAX model of EarthGPT-JAX, from whic
 adapters: they are merged into the weights and biases of LLaMA. Resizing, normalization and norms run in fp32, all
 other operations in the dtype of the model.
 
-Shapes: N images, B sequences, T tokens per sequence, P = 1 + G*G visual tokens per image, D channels.
-Parameter names: those of DINOv2's hub code under `vit.`, of timm under `convnext.`, and of transformers under
-`language_model.`.
+`EarthGPTModel` is everything but the head, as vLLM's and SGLang's Transformers backends take it;
+`EarthGPTForConditionalGeneration` is that and the head.
+
+Shapes: N images, B sequences, T tokens per sequence, P visual tokens per image, D channels.
+Parameter names: `lm_head.`, and under `model.` those of DINOv2's hub code in `vit.`, of timm in `convnext.`, and of
+transformers' `LlamaModel` in `language_model.`.
 """
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import GenerationMixin, LlamaForCausalLM, PreTrainedModel, StoppingCriteria, StoppingCriteriaList
-from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers import (
+    GenerationMixin,
+    LlamaForCausalLM,
+    LlamaModel,
+    PreTrainedModel,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
+from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
+from transformers.utils import can_return_tuple
 
 from .configuration_earthgpt import EarthGPTConfig
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
-# The name of the argument for the key-value cache, since transformers 5.24 and before.
+# The names of the argument and of the output for the key-value cache, since transformers 5.24 and before.
 CACHE_NAMES = ("cache", "past_key_values")
-# Values of `image_slots` that are not an index into the visual tokens of the sequence.
-TEXT_SLOT, START_SLOT, END_SLOT = -1, -2, -3
 
 
 # --------------------------------------------------------------------------------------------- pixels
@@ -199,8 +209,8 @@ class ConvNeXtBlock(nn.Module):
         self.gamma = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = self.conv_dw(x).permute(0, 2, 3, 1)  # N H W C
-        return x + (self.gamma * self.mlp(self.norm(y))).permute(0, 3, 1, 2)
+        y = self.conv_dw(x).flatten(2).transpose(1, 2)  # N H*W C: quantized linear layers take no maps
+        return x + (self.gamma * self.mlp(self.norm(y))).transpose(1, 2).reshape(x.shape)
 
 
 class ConvNeXtStage(nn.Module):
@@ -310,8 +320,145 @@ class ImageTokens(nn.Module):
         self.start = nn.Parameter(torch.zeros(dim))
         self.end = nn.Parameter(torch.zeros(dim))
 
+    def forward(self, visual: torch.Tensor) -> torch.Tensor:
+        """Put the two vectors around visual tokens [N, P, D]; return [N, P + 2, D]."""
+        start, end = (vector.to(visual).expand(len(visual), 1, -1) for vector in (self.start, self.end))
+        return torch.cat([start, visual, end], dim=1)
+
 
 # ------------------------------------------------------------------------------------------- the model
+class EarthGPTPreTrainedModel(PreTrainedModel):
+    config_class = EarthGPTConfig
+    base_model_prefix = "model"
+    main_input_name = "input_ids"
+    input_modalities = ["image", "text"]  # noqa: RUF012  (transformers reads class attributes)
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["ViT", "ConvNeXt", "LlamaDecoderLayer"]  # noqa: RUF012
+    _skip_keys_device_placement = list(CACHE_NAMES)  # noqa: RUF012
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_attention_backend = True
+
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, ViT):
+            nn.init.normal_(module.cls_token, std=0.02)
+            nn.init.normal_(module.pos_embed, std=0.02)
+        elif isinstance(module, (LayerScale, ConvNeXtBlock)):
+            nn.init.ones_(module.gamma)
+        elif isinstance(module, ImageTokens):
+            nn.init.uniform_(module.start)
+            nn.init.uniform_(module.end)
+
+
+class EarthGPTModel(EarthGPTPreTrainedModel):
+    """EarthGPT without the head.
+
+    An image takes P + 2 positions of a sequence, all with the id `config.image_token_id`: the start vector, the visual
+    tokens and the end vector.
+    """
+
+    def __init__(self, config: EarthGPTConfig):
+        super().__init__(config)
+        self.vit = ViT(config.vit)
+        self.convnext = ConvNeXt(config.convnext)
+        self.perception = Perception(config)
+        self.projector = Projector(self.perception.out_dim, config.text_config.hidden_size)
+        self.image_tokens = ImageTokens(config.text_config.hidden_size)
+        self.language_model = LlamaModel(config.text_config)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.language_model.embed_tokens
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.language_model.embed_tokens = value
+
+    def get_decoder(self) -> nn.Module:
+        return self.language_model
+
+    def encode(self, pixel_values: torch.Tensor) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """Return ViT tokens [N, 1 + G*G, D] and CNN maps [N, C, S/s, S/s] in configured order, of u8[N, 3, S, S].
+
+        The images are resized and normalized separately for each encoder: bicubic for the ViT, nearest for the CNN.
+        """
+        config, pixels = self.config, pixel_values.float() / 255
+        vit = normalise(resize_bicubic(pixels, config.vit["image_size"]), IMAGENET_MEAN, IMAGENET_STD)
+        cnn = normalise(resize_nearest(pixels, config.convnext["image_size"]), CLIP_MEAN, CLIP_STD)
+        taps = self.vit(vit.to(self.dtype), config.perception["vit_layers"])
+        maps = self.convnext(cnn.to(self.dtype))
+        return taps, [maps[stage] for stage in config.perception["cnn_stages"]]
+
+    def get_image_features(self, pixel_values: torch.Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
+        """Return what takes the place of images u8[N, 3, S, S] in a sequence, `pooler_output` [N, P + 2, D].
+
+        `last_hidden_state` [N, P, D] are the visual tokens alone.
+        """
+        visual = self.projector(self.perception(*self.encode(pixel_values)))
+        return BaseModelOutputWithPooling(last_hidden_state=visual, pooler_output=self.image_tokens(visual))
+
+    def embed(self, input_ids: torch.Tensor, pixel_values: torch.Tensor | None) -> torch.Tensor:
+        """Return the inputs of LLaMA, [B, T, D]: text embeddings, and images in the positions of the image token.
+
+        Args:
+            input_ids: i64[B, T].
+            pixel_values: u8[N, 3, S, S], the images in the order of the sequences; None if there are none.
+
+        Raises:
+            ValueError: the images have another number of positions than `input_ids`.
+        """
+        x = self.get_input_embeddings()(input_ids)
+        is_image = (input_ids == self.config.image_token_id).to(x.device)
+        if pixel_values is None:
+            # The check would wait for the device, so single tokens of a generation go without it.
+            if input_ids.shape[1] > 1 and not torch.compiler.is_compiling() and is_image.any():
+                raise ValueError("input_ids refer to an image: expected pixel_values, got none")
+            return x
+        images = self.get_image_features(pixel_values.to(x.device)).pooler_output
+        expected, positions = images.shape[0] * images.shape[1], int(is_image.sum())
+        if positions != expected:
+            raise ValueError(
+                f"pixel_values: expected {expected} image tokens in input_ids for {len(images)} images, got "
+                f"{positions}; the processor returns both"
+            )
+        return x.masked_scatter(is_image[..., None], images.to(x))
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        cache: Any = None,
+        past_key_values: Any = None,
+        **kwargs: Any,
+    ) -> tuple | BaseModelOutputWithPast:
+        """Return the output of `LlamaModel` for sequences of text and images.
+
+        `embed` describes pixel_values. All other arguments are those of LLaMA, including the cache under either of its
+        names.
+        """
+        if inputs_embeds is None:
+            if input_ids is None:
+                raise ValueError("expected input_ids or inputs_embeds, got neither")
+            inputs_embeds = self.embed(input_ids, pixel_values)
+        if position_ids is None and attention_mask is not None and attention_mask.ndim == 2:
+            # Positions start at 0 with the first real token; LLaMA would count the padding on the left.
+            position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -inputs_embeds.shape[1] :]
+        return self.language_model(
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            **{_CACHE_NAME: past_key_values if cache is None else cache},
+            **kwargs,
+        )
+
+
+# The name that the installed version of transformers gives the cache.
+_CACHE_NAME = next(name for name in CACHE_NAMES if name in inspect.signature(LlamaModel.forward).parameters)
+
+
 class EndsWith(StoppingCriteria):
     """Stop a sequence as soon as its ids end with one of the given id sequences."""
 
@@ -326,146 +473,83 @@ class EndsWith(StoppingCriteria):
         return done
 
 
-class EarthGPTForConditionalGeneration(PreTrainedModel, GenerationMixin):
-    """EarthGPT with a language-model head.
+class EarthGPTForConditionalGeneration(EarthGPTPreTrainedModel, GenerationMixin):
+    """EarthGPT with a language-model head; `EarthGPTModel` says how images are passed."""
 
-    The visual tokens of an image replace the token embeddings in the slots that `image_slots` names (see `embed`).
-    """
-
-    config_class = EarthGPTConfig
-    base_model_prefix = ""  # the names of parameters have no prefix
-    main_input_name = "input_ids"
-    input_modalities = ["image", "text"]  # noqa: RUF012  (transformers reads class attributes)
-    supports_gradient_checkpointing = True
-    _no_split_modules = ["ViT", "ConvNeXt", "LlamaDecoderLayer"]  # noqa: RUF012
-    _skip_keys_device_placement = list(CACHE_NAMES)  # noqa: RUF012
-    _supports_sdpa = True
-    _supports_flash_attn = True
-    _supports_attention_backend = True
+    _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}  # noqa: RUF012
+    _tp_plan = LlamaForCausalLM._tp_plan
+    _pp_plan = LlamaForCausalLM._pp_plan
 
     def __init__(self, config: EarthGPTConfig):
         super().__init__(config)
-        self.vit = ViT(config.vit)
-        self.convnext = ConvNeXt(config.convnext)
-        self.perception = Perception(config)
-        self.projector = Projector(self.perception.out_dim, config.text_config.hidden_size)
-        self.image_tokens = ImageTokens(config.text_config.hidden_size)
-        self.language_model = LlamaForCausalLM(config.text_config)
+        self.model = EarthGPTModel(config)
+        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
         self.post_init()
 
-    def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
-        if isinstance(module, ViT):
-            nn.init.normal_(module.cls_token, std=0.02)
-            nn.init.normal_(module.pos_embed, std=0.02)
-        elif isinstance(module, (LayerScale, ConvNeXtBlock)):
-            nn.init.ones_(module.gamma)
-        elif isinstance(module, ImageTokens):
-            nn.init.uniform_(module.start)
-            nn.init.uniform_(module.end)
-
     def get_input_embeddings(self) -> nn.Module:
-        return self.language_model.get_input_embeddings()
+        return self.model.get_input_embeddings()
 
     def set_input_embeddings(self, value: nn.Module) -> None:
-        self.language_model.set_input_embeddings(value)
+        self.model.set_input_embeddings(value)
 
     def get_output_embeddings(self) -> nn.Module:
-        return self.language_model.get_output_embeddings()
+        return self.lm_head
 
     def set_output_embeddings(self, value: nn.Module) -> None:
-        self.language_model.set_output_embeddings(value)
+        self.lm_head = value
 
-    def encode(self, pixel_values: torch.Tensor) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        """Return ViT tokens [N, P, D] and CNN maps [N, C, S/s, S/s] in configured order, from images u8[N, 3, S, S].
+    def get_decoder(self) -> nn.Module:
+        return self.model.get_decoder()
 
-        The images are resized and normalized separately for each encoder: bicubic for the ViT, nearest for the CNN.
-        """
-        config, pixels = self.config, pixel_values.float() / 255
-        vit = normalise(resize_bicubic(pixels, config.vit["image_size"]), IMAGENET_MEAN, IMAGENET_STD)
-        cnn = normalise(resize_nearest(pixels, config.convnext["image_size"]), CLIP_MEAN, CLIP_STD)
-        taps = self.vit(vit.to(self.dtype), config.perception["vit_layers"])
-        maps = self.convnext(cnn.to(self.dtype))
-        return taps, [maps[stage] for stage in config.perception["cnn_stages"]]
+    def get_image_features(self, pixel_values: torch.Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
+        return self.model.get_image_features(pixel_values, **kwargs)
 
-    def get_image_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Return visual tokens [N, P, D] in the width of the LLM, from images u8[N, 3, S, S]."""
-        return self.projector(self.perception(*self.encode(pixel_values)))
-
-    def embed(
-        self, input_ids: torch.Tensor, image_slots: torch.Tensor | None, pixel_values: torch.Tensor | None
-    ) -> torch.Tensor:
-        """Return the inputs of LLaMA, [B, T, D]: text embeddings, visual tokens, and the two vectors around them.
-
-        Args:
-            input_ids: i64[B, T]; ignored in image slots.
-            image_slots: i64[B, T], an index into the visual tokens of the sequence, or TEXT_SLOT, START_SLOT or
-                END_SLOT; None if all slots are text.
-            pixel_values: u8[B, 3, S, S], or u8[B, I, 3, S, S] with I images per sequence; None if there are no images.
-
-        Raises:
-            ValueError: one of image_slots and pixel_values is missing.
-        """
-        x = self.get_input_embeddings()(input_ids)
-        if pixel_values is None:
-            if image_slots is not None and (image_slots != TEXT_SLOT).any():
-                raise ValueError("image_slots refer to an image: expected pixel_values, got none")
-            return x
-        if image_slots is None:
-            raise ValueError("pixel_values: expected image_slots with them, got none; the processor returns both")
-        images = pixel_values.to(self.device).reshape(-1, *pixel_values.shape[-3:])
-        visual = self.get_image_features(images).to(x).reshape(len(x), -1, x.shape[-1])
-        slots = image_slots.to(x.device)[..., None]
-        x = torch.where(slots >= 0, visual.gather(1, slots.clamp(min=0).expand(-1, -1, x.shape[-1])), x)
-        x = torch.where(slots == START_SLOT, self.image_tokens.start.to(x), x)
-        return torch.where(slots == END_SLOT, self.image_tokens.end.to(x), x)
-
+    @can_return_tuple
     def forward(
         self,
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
-        image_slots: torch.Tensor | None = None,
         pixel_values: torch.Tensor | None = None,
+        cache: Any = None,
+        past_key_values: Any = None,
         labels: torch.Tensor | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        """Return the output of `LlamaForCausalLM` for sequences of text and images.
+        """Return logits [B, T, V], and the loss if `labels` i64[B, T] are given (-100: not supervised).
 
-        `embed` describes image_slots and pixel_values. All other arguments are those of LLaMA, including the cache
-        under either of its names.
+        The arguments are those of `EarthGPTModel` and of `LlamaForCausalLM`.
         """
-        if inputs_embeds is None:
-            if input_ids is None:
-                raise ValueError("expected input_ids or inputs_embeds, got neither")
-            inputs_embeds = self.embed(input_ids, image_slots, pixel_values)
-        if position_ids is None and attention_mask is not None and attention_mask.ndim == 2:
-            # Positions start at 0 with the first real token; LLaMA would count the padding on the left.
-            position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -inputs_embeds.shape[1] :]
-        return self.language_model(
-            inputs_embeds=inputs_embeds,
+        outputs = self.model(
+            input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            labels=labels,
+            inputs_embeds=inputs_embeds,
+            pixel_values=pixel_values,
+            cache=cache,
+            past_key_values=past_key_values,
             **kwargs,
+        )
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(outputs.last_hidden_state[:, kept])
+        vocab_size = self.config.text_config.vocab_size
+        return CausalLMOutputWithPast(
+            loss=None if labels is None else self.loss_function(logits, labels, vocab_size, **kwargs),
+            logits=logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            **{_CACHE_NAME: outputs.get(_CACHE_NAME)},
         )
 
     def prepare_inputs_for_generation(
-        self,
-        input_ids: torch.Tensor,
-        *args: Any,
-        image_slots: torch.Tensor | None = None,
-        pixel_values: torch.Tensor | None = None,
-        **kwargs: Any,
+        self, input_ids: torch.Tensor, *args: Any, pixel_values: torch.Tensor | None = None, **kwargs: Any
     ) -> dict[str, Any]:
         parent: Any = super()  # builds of torch differ in whether these base classes are typed
         inputs = parent.prepare_inputs_for_generation(input_ids, *args, **kwargs)
-        cache = next((kwargs[name] for name in CACHE_NAMES if kwargs.get(name) is not None), None)
-        filled = cache is not None and cache.get_seq_length() > 0
-        if image_slots is not None and not filled:  # only once: later steps find the image in the cache
-            generated = input_ids.shape[1] - image_slots.shape[1]  # 0 unless generation runs without a cache
-            inputs["image_slots"] = F.pad(image_slots, (0, generated), value=TEXT_SLOT)
+        # Later steps find the image in the cache.
+        if pixel_values is not None and (inputs["input_ids"] == self.config.image_token_id).any():
             inputs["pixel_values"] = pixel_values
         return inputs
 

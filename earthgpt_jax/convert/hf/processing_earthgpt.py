@@ -1,7 +1,7 @@
-"""The processor and tokenizer of EarthGPT: images and dialogues to model inputs, generated ids to answers and boxes.
+"""The processor of EarthGPT: images and dialogues to model inputs, generated ids to answers and boxes.
 
-A prompt is `[BOS][start_img]`, P visual tokens, `[end_img]`, the prefix of the chat template, and the turns of the
-dialogue. Ids, image slots and pixels are bit-identical to those that the model was trained with.
+A prompt is BOS, P + 2 image tokens (the start vector, P visual tokens, the end vector), the prefix of the chat
+template, and the turns of the dialogue. Ids and pixels are bit-identical to those that the model was trained with.
 """
 
 from __future__ import annotations
@@ -9,19 +9,21 @@ from __future__ import annotations
 import io
 import itertools
 import re
-import shutil
+import urllib.request
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import numpy as np
-import sentencepiece
 from PIL import Image
-from transformers import BatchFeature, PreTrainedTokenizer, ProcessorMixin
 
-# Values of `image_slots` that are not an index into the visual tokens of the sequence.
-TEXT_SLOT, START_SLOT, END_SLOT = -1, -2, -3
+from .configuration_earthgpt import OLDEST_TRANSFORMERS  # noqa: F401  (checks the version first)
+
+from transformers import BatchFeature, ProcessorMixin  # isort: skip
+from transformers.image_processing_utils import BaseImageProcessor  # isort: skip
+from transformers.processing_utils import MultiModalData  # isort: skip
 
 # --------------------------------------------------------------------------------------------- images
 FILL = (122, 116, 104)  # CLIP's mean color, with which LLaMA2-Accessory pads
@@ -30,6 +32,8 @@ FILL = (122, 116, 104)  # CLIP's mean color, with which LLaMA2-Accessory pads
 _DEEP_MODES = ("I", "F", "I;16", "I;16B", "I;16L")  # one band of more than 8 bits
 _ORIENTATION, _BITS, _SAMPLE_FORMAT, _GDAL_NODATA = 274, 258, 339, 42113  # tags of Exif and TIFF
 _UNSIGNED = 1
+_URL = re.compile(r"(https?|file|data):", re.IGNORECASE)
+_BANDS = (1, 3, 4)
 _LEAST_BORDER = 0.01
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -38,8 +42,11 @@ _TURNS = {
 }  # fmt: skip
 
 
-def read_image(image: Image.Image | np.ndarray | bytes | str | Path) -> np.ndarray:
+def read_image(image: Any) -> np.ndarray:
     """Return RGB pixels uint8[h, w, 3] as they are displayed: turned by the orientation tag, black where transparent.
+
+    An image is a Pillow image, a path, a URL (`https:`, `data:`, `file:`), the bytes of a file, or an array or tensor
+    (see `_array_image`).
 
     One band of more than 8 bits is stretched between the 2nd and 98th percentile of its valid pixels, those that are
     finite, not the file's no-data value, and not in a border of zeros of at least 1 % of the image.
@@ -47,10 +54,16 @@ def read_image(image: Image.Image | np.ndarray | bytes | str | Path) -> np.ndarr
     Raises:
         ValueError: the image has several bands of more than 8 bits, of which Pillow reads only the high bytes.
             `earthgpt_jax.raster.decode.decode` returns an array that this processor takes.
+        TypeError: it is something else.
     """
-    if isinstance(image, np.ndarray):
-        image = Image.fromarray(image)
+    if isinstance(image, str) and _URL.match(image):
+        with urllib.request.urlopen(image, timeout=60) as response:
+            image = response.read()
+    if hasattr(image, "__array__") and not isinstance(image, Image.Image):
+        image = _array_image(np.asarray(image.detach().cpu() if hasattr(image, "detach") else image))
     if not isinstance(image, Image.Image):
+        if not isinstance(image, (bytes, str, Path)):
+            raise TypeError(f"image: expected a Pillow image, an array, a path, a URL or bytes, got {type(image)}")
         with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as opened:
             return read_image(opened)
     deep = image.mode in _DEEP_MODES
@@ -75,6 +88,37 @@ def read_image(image: Image.Image | np.ndarray | bytes | str | Path) -> np.ndarr
     pixels = np.array(image.convert("RGBA"))
     pixels[pixels[..., 3] == 0] = 0
     return np.ascontiguousarray(pixels[..., :3])
+
+
+def _array_image(array: np.ndarray) -> Image.Image:
+    """Return an array as an image.
+
+    Args:
+        array: [h, w], [h, w, C] or [C, h, w], with C = 1 (grey), 3 (RGB) or 4 (RGB and alpha). Several bands are uint8,
+            or floats from 0 to 1; one band may have any type, see `read_image`.
+
+    Raises:
+        ValueError: another shape, or several bands of another type or range.
+    """
+    shape = array.shape
+    if array.ndim == 3 and shape[-1] not in _BANDS and shape[0] in _BANDS:
+        array = array.transpose(1, 2, 0)
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[-1] not in _BANDS) or 0 in shape:
+        raise ValueError(f"image: expected an array [h, w], [h, w, C] or [C, h, w] with 1, 3 or 4 bands, got {shape}")
+    array = array[..., 0] if array.shape[2:] == (1,) else array
+    if array.dtype == np.float64:
+        array = array.astype(np.float32)
+    if array.ndim == 3 and array.dtype.kind == "f":
+        if not (array.min() >= 0 and array.max() <= 1):
+            raise ValueError(
+                f"image: expected floats from 0 to 1 in several bands, got {array.min()} to {array.max()}; give uint8"
+            )
+        array = np.round(array.astype(np.float32) * 255).astype(np.uint8)
+    if array.ndim == 3 and array.dtype != np.uint8:
+        raise ValueError(
+            f"image: expected uint8, or floats from 0 to 1, in several bands, got {array.dtype}; stretch it to 8 bits"
+        )
+    return Image.fromarray(np.ascontiguousarray(array))
 
 
 def _stretch(band: np.ndarray, nodata: float | None) -> np.ndarray:
@@ -109,7 +153,7 @@ def padding(width: int, height: int) -> tuple[int, int, int]:
     return side, (side - width) // 2, (side - height) // 2
 
 
-def load_square(image: Image.Image | np.ndarray | bytes | str | Path, size: int) -> np.ndarray:
+def load_square(image: Any, size: int) -> np.ndarray:
     """Return uint8[size, size, 3]: the image centered in a square and resized (Pillow's antialiased bicubic)."""
     pixels = read_image(image)
     height, width = pixels.shape[:2]
@@ -120,6 +164,30 @@ def load_square(image: Image.Image | np.ndarray | bytes | str | Path, size: int)
     if side == size:
         return square
     return np.asarray(Image.fromarray(square).resize((size, size), Image.Resampling.BICUBIC))
+
+
+class EarthGPTImageProcessor(BaseImageProcessor):
+    """Pads images to a square and resizes them, `load_square`; the model does the rest.
+
+    Args:
+        size: {"height": S, "width": S}, the square that the model takes, in pixels.
+    """
+
+    model_input_names = ["pixel_values"]  # noqa: RUF012  (transformers reads class attributes)
+
+    def __init__(self, size: dict[str, int] | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.size = size or {}
+
+    def fetch_images(self, images: Any) -> Any:
+        """Return the images as they are: `preprocess` reads paths and URLs itself, at their full depth."""
+        return images
+
+    def preprocess(self, images: Any, return_tensors: str | None = None, **kwargs: Any) -> BatchFeature:
+        """Return pixel_values u8[N, 3, S, S] of one image or a list of them, in any form that `read_image` takes."""
+        images = images if isinstance(images, (list, tuple)) else [images]
+        squares = [load_square(image, self.size["height"]) for image in images]
+        return BatchFeature({"pixel_values": np.stack(squares).transpose(0, 3, 1, 2)}, tensor_type=return_tensors)
 
 
 # ---------------------------------------------------------------------------------------------- boxes
@@ -217,91 +285,39 @@ def box_polygon(values: Sequence[float], image_size: tuple[int, int]) -> np.ndar
     return (corners.astype(np.float64).reshape(-1, 2) * side - offset).reshape(-1).astype(np.float32)
 
 
-# ------------------------------------------------------------------------------------------ tokenizer
-class EarthGPTTokenizer(PreTrainedTokenizer):
-    """LLaMA's tokenizer, run by `sentencepiece` itself, which gives the ids that the model was trained with."""
-
-    vocab_files_names = {"vocab_file": "tokenizer.model"}  # noqa: RUF012  (transformers reads class attributes)
-    model_input_names = ["input_ids", "attention_mask"]  # noqa: RUF012
-    padding_side = "left"
-
-    def __init__(self, vocab_file: str, **kwargs: Any) -> None:
-        self.vocab_file = vocab_file
-        self.sp = sentencepiece.SentencePieceProcessor(model_file=vocab_file)
-        for name in ("unk", "bos", "eos"):
-            kwargs.setdefault(f"{name}_token", self.sp.id_to_piece(getattr(self.sp, f"{name}_id")()))
-        # LLaMA's SentencePiece model has no padding; id 0 is its unknown token, which no text has.
-        kwargs.setdefault("pad_token", self.sp.id_to_piece(max(self.sp.pad_id(), 0)))
-        super().__init__(**kwargs)
-
-    @property
-    def vocab_size(self) -> int:
-        return self.sp.vocab_size()
-
-    def get_vocab(self) -> dict[str, int]:
-        return {self.sp.id_to_piece(i): i for i in range(self.vocab_size)}
-
-    def text_ids(self, text: str) -> list[int]:
-        """Return the ids of a plain text, without BOS; a `<s>` in it is three characters, not a special token."""
-        return self.sp.encode(text)
-
-    def build_inputs_with_special_tokens(
-        self, token_ids_0: list[int], token_ids_1: list[int] | None = None
-    ) -> list[int]:
-        return [self.bos_token_id, *token_ids_0, *(token_ids_1 or ())]
-
-    def _tokenize(self, text: str, **kwargs: Any) -> list[str]:
-        return self.sp.encode(text, out_type=str)
-
-    def _convert_token_to_id(self, token: str) -> int:
-        return self.sp.piece_to_id(token)
-
-    def _convert_id_to_token(self, index: int) -> str:
-        return self.sp.id_to_piece(index)
-
-    def convert_tokens_to_string(self, tokens: list[str]) -> str:
-        return self.sp.decode(tokens)
-
-    def ids_text(self, ids: Sequence[int]) -> str:
-        """Return the text of some ids, without special tokens and ids that the tokenizer does not have."""
-        special = (self.sp.is_control, self.sp.is_unknown, self.sp.is_unused)
-        known = (i for i in ids if 0 <= i < self.vocab_size)
-        return self.sp.decode([i for i in known if not any(is_special(i) for is_special in special)])
-
-    def save_vocabulary(self, save_directory: str, filename_prefix: str | None = None) -> tuple[str]:
-        path = Path(save_directory) / f"{f'{filename_prefix}-' if filename_prefix else ''}tokenizer.model"
-        if path.resolve() != Path(self.vocab_file).resolve():
-            shutil.copyfile(self.vocab_file, path)
-        return (str(path),)
-
-
 # ------------------------------------------------------------------------------------------ processor
 class EarthGPTProcessor(ProcessorMixin):
     """Turns questions or dialogues and their images into model inputs, and generated ids into answers and boxes.
 
     Args:
-        tokenizer: an `EarthGPTTokenizer`, or a `PreTrainedTokenizerFast` if the model has a `tokenizer.json`.
-        image_size: S, side of the square image that the model takes, in pixels.
+        image_processor: an `EarthGPTImageProcessor`.
+        tokenizer: the tokenizer of the language model.
         visual_tokens: P, number of visual tokens per image.
+        image_token: the token of the positions of an image; a user cannot write it.
         conversation: the chat template that the model was trained with: prefix, roles and separator, and
             `start_ids`, the ids that every prompt begins with.
+        chat_template: the same as a Jinja template.
     """
 
     def __init__(
         self,
+        image_processor: Any = None,
         tokenizer: Any = None,
-        image_size: int = 0,
         visual_tokens: int = 0,
+        image_token: str = "",
         conversation: dict | None = None,
+        chat_template: str | None = None,
     ) -> None:
-        self.image_size = image_size
         self.visual_tokens = visual_tokens
+        self.image_token = image_token
         self.conversation = conversation or {}
-        super().__init__(tokenizer)
+        super().__init__(image_processor, tokenizer, chat_template=chat_template)
+        self.image_token_id = tokenizer.convert_tokens_to_ids(image_token)
+        self.image_token_ids = [self.image_token_id]
 
     @property
     def model_input_names(self) -> list[str]:
-        return ["input_ids", "attention_mask", "image_slots", "pixel_values"]
+        return ["input_ids", "attention_mask", "pixel_values"]
 
     def __call__(
         self,
@@ -313,48 +329,86 @@ class EarthGPTProcessor(ProcessorMixin):
         """Return the inputs for a batch of prompts, padded on the left.
 
         Args:
-            images: one image per text, or None for a text without one. An image is a Pillow image, an array
-                u8[h, w, 3], the bytes of a file, or a path.
-            text: one or several questions, or complete dialogues as `apply_chat_template` returns them.
+            images: one image per text, or None for a text without one, in any form that `read_image` takes.
+            text: one or several questions, or complete prompts as `apply_chat_template` returns them.
             return_tensors: "pt" for PyTorch; None for numpy.
-            **kwargs: arguments of other processors, such as `padding`, are accepted and ignored.
+            **kwargs: `return_text_replacement_offsets` and `return_mm_token_type_ids` add what servers read; arguments
+                of other processors, such as `padding`, are accepted and ignored.
 
         Returns:
-            input_ids, attention_mask and image_slots, each i64[B, T], and with images pixel_values u8[B, 3, S, S].
+            input_ids and attention_mask, each i64[B, T], and with images pixel_values u8[N, 3, S, S].
         """
         texts = [text] if isinstance(text, str) else list(text or ())
         if not texts:
             raise ValueError("text: expected a question or a dialogue, got none")
-        images = _one_image_per_text(images, len(texts))
-        prompts = [self._prompt(text, image is not None) for text, image in zip(texts, images, strict=True)]
-        length = max(len(ids) for ids, _ in prompts)
-
-        def padded(values: list[int], fill: int) -> list[int]:
-            return [fill] * (length - len(values)) + values
-
+        groups = _images_by_text(images, len(texts))
+        prompts = [self._prompt(text, len(group)) for text, group in zip(texts, groups, strict=True)]
+        length = max(map(len, prompts))
+        padded = np.array([[self.pad_id] * (length - len(ids)) + ids for ids in prompts])
         data = {
-            "input_ids": np.array([padded(ids, self.pad_id) for ids, _ in prompts]),
-            "attention_mask": np.array([padded([1] * len(ids), 0) for ids, _ in prompts]),
-            "image_slots": np.array([padded(slots, TEXT_SLOT) for _, slots in prompts]),
+            "input_ids": padded,
+            "attention_mask": np.array([[0] * (length - len(ids)) + [1] * len(ids) for ids in prompts]),
         }
-        if any(image is not None for image in images):
-            blank = np.zeros((self.image_size, self.image_size, 3), np.uint8)  # for texts without an image; never read
-            squares = [blank if image is None else load_square(image, self.image_size) for image in images]
-            data["pixel_values"] = np.stack(squares).transpose(0, 3, 1, 2)
-        return BatchFeature(data, tensor_type=return_tensors)
+        if kwargs.get("return_mm_token_type_ids"):
+            data["mm_token_type_ids"] = (padded == self.image_token_id).astype(np.int64)
+        if present := list(itertools.chain(*groups)):
+            data["pixel_values"] = self.image_processor(present)["pixel_values"]
+        feature = BatchFeature(data, tensor_type=return_tensors)
+        if kwargs.get("return_text_replacement_offsets"):
+            feature["text_replacement_offsets"] = [
+                self._replacements(text, len(group)) for text, group in zip(texts, groups, strict=True)
+            ]
+        return feature
 
-    def _prompt(self, text: str, has_image: bool) -> tuple[list[int], list[int]]:
-        """Return the ids and image slots of one prompt."""
-        prefix = self.conversation["prefix"]
-        if not text.startswith(prefix):
-            text = self.dialogue([text]) + self._opening()
-        shared = self.text_ids(prefix)
-        # As in training: the prefix is tokenized alone, and the turns together with the prefix before them.
-        ids = [*shared, *self.text_ids(text)[len(shared) :]]
-        image = [START_SLOT, *range(self.visual_tokens), END_SLOT] if has_image else []
+    def replace_image_token(self, image_inputs: Any = None, image_idx: int = 0, **kwargs: Any) -> str:
+        """Return what takes the place of the image token in a prompt: one token for each position of the image."""
+        return self.image_token * (self.visual_tokens + 2)
+
+    def _replacements(self, text: str, count: int) -> list[dict[str, Any]]:
+        """Return where the image tokens of a prompt are, before and after their replacement; vLLM reads this."""
+        token, expanded = self.image_token, self.replace_image_token()
+        found = [match.start() for match in re.finditer(re.escape(token), text)][:count]
+        begins = [start + i * (len(expanded) - len(token)) for i, start in enumerate(found)]
+        return [
+            {
+                "type": "image", "text": token, "replacement": expanded, "span": (start, start + len(token)),
+                "new_span": (begin, begin + len(expanded)),
+            }
+            for start, begin in zip(found, begins, strict=True)
+        ]  # fmt: skip
+
+    def _get_num_multimodal_tokens(self, image_sizes: Sequence | None = None, **kwargs: Any) -> MultiModalData:
+        count = len(image_sizes or ())
+        return MultiModalData(num_image_tokens=[self.visual_tokens + 2] * count, num_image_patches=[1] * count)
+
+    def _prompt(self, text: str, images: int) -> list[int]:
+        """Return the ids of one prompt: BOS, the image tokens, and the ids of the text."""
         start = self.conversation["start_ids"]  # BOS, or nothing
-        slots = [*([TEXT_SLOT] * len(start)), *image, *([TEXT_SLOT] * len(ids))]
-        return [*start, *([0] * len(image)), *ids], slots
+        dialogue = text.removeprefix("".join(self.tokenizer.convert_ids_to_tokens(start)))
+        written = 0
+        while dialogue.startswith(self.image_token):
+            dialogue, written = dialogue.removeprefix(self.image_token), written + 1
+        if written and written != images:
+            raise ValueError(f"images: expected {written}, one per {self.image_token} of the prompt, got {images}")
+        if images > 1 and not written:
+            raise ValueError("images: expected at most one per dialogue, as in training; got several")
+        if dialogue == text and not self._is_dialogue(text):
+            dialogue = self.conversation["prefix"] + self._turn(0, text) + self._opening()
+        return [*start, *[self.image_token_id] * (images * (self.visual_tokens + 2)), *self._dialogue_ids(dialogue)]
+
+    def _is_dialogue(self, text: str) -> bool:
+        """Return whether a text begins like a prompt of the chat template, with its own or with another system text."""
+        marker = self.conversation["prefix"][-len("\n\n###") :] + f" {self.conversation['roles'][0]}: "
+        return text.startswith(self.conversation["prefix"]) or marker in text
+
+    def _dialogue_ids(self, text: str) -> list[int]:
+        """Return the ids of the text of a dialogue.
+
+        As in training: the prefix is tokenized alone, and the turns together with the prefix before them.
+        """
+        prefix = self.conversation["prefix"]
+        shared = self.text_ids(prefix) if text.startswith(prefix) else []
+        return [*shared, *self.text_ids(text)[len(shared) :]]
 
     @property
     def pad_id(self) -> int:
@@ -364,30 +418,25 @@ class EarthGPTProcessor(ProcessorMixin):
 
     def text_ids(self, text: str) -> list[int]:
         """Return the ids of a text; a special token in it is its characters."""
-        if isinstance(self.tokenizer, EarthGPTTokenizer):
-            return self.tokenizer.text_ids(text)
-        return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"] if text else []
 
     def ids_text(self, ids: Sequence[int]) -> str:
         """Return the text of some ids, without special tokens and ids that the tokenizer does not have."""
-        if isinstance(self.tokenizer, EarthGPTTokenizer):
-            return self.tokenizer.ids_text(ids)
         known = [i for i in ids if i < len(self.tokenizer)]
         return self.tokenizer.decode(known, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
-    def dialogue(self, messages: Sequence[str]) -> str:
-        """Return the text of a dialogue whose messages alternate between the user and the assistant, user first."""
-        roles, separator = self.conversation["roles"], self.conversation["separator"]
-        turns = (f" {roles[i % 2]}: {message}{separator}" for i, message in enumerate(messages))
-        return self.conversation["prefix"] + "".join(turns)
+    def _turn(self, number: int, message: str) -> str:
+        """Return the text of message `number` of a dialogue, in which the user and the assistant alternate."""
+        return f" {self.conversation['roles'][number % 2]}: {message}{self.conversation['separator']}"
 
     def _opening(self) -> str:
         """Return the text at the end of a prompt, after which the answer is generated."""
         return f" {self.conversation['roles'][1]}:"
 
-    def apply_chat_template(  # type: ignore[override]  # the model has one fixed template
+    def apply_chat_template(  # type: ignore[override]  # fewer arguments: no tools, no documents
         self,
         conversation: list,
+        chat_template: str | None = None,
         *,
         add_generation_prompt: bool = False,
         tokenize: bool = False,
@@ -397,29 +446,34 @@ class EarthGPTProcessor(ProcessorMixin):
     ) -> str | list[str] | BatchFeature | np.ndarray:
         """Return the prompt of a dialogue.
 
-        A message has a `role`, user or assistant, and a `content`: a text, or a list of text and image items. A
-        dialogue has at most one image, which always comes directly after BOS in the prompt. Give it as "image" or
-        "path" of its item, or pass it to the processor together with the text.
+        A message has a `role` and a `content`: a text, or a list of text and image items. The first message may be of
+        the system; its text takes the place of the template's own. Then user and assistant alternate. A dialogue has at
+        most one image, which always comes directly after BOS in the prompt. Give it as "image", "url", "path" or
+        "image_url" of its item, or pass it to the processor together with the text.
 
         Args:
             conversation: the messages of one dialogue, or a list of the messages of several.
+            chat_template: a Jinja template in place of the model's own.
             add_generation_prompt: whether the prompt ends with the beginning of an answer.
             tokenize: whether to return the processor's output instead of text.
             return_dict: with `tokenize`, False returns only the ids.
 
         Raises:
-            ValueError: the roles do not alternate, or `tokenize` needs an image that is not given.
+            ValueError: the roles do not alternate, a text holds a special token, or `tokenize` needs an image that is
+                not given.
         """
         several = bool(conversation) and not isinstance(conversation[0], dict)
-        texts, images = [], []
-        for messages in conversation if several else [conversation]:
-            contents, message_images = _read_messages(messages)
-            texts.append(self.dialogue(contents) + (self._opening() if add_generation_prompt else ""))
-            images.append(message_images)
+        dialogues = conversation if several else [conversation]
+        images = [_read_images(messages) for messages in dialogues]
+        options = {"chat_template": chat_template or self.chat_template, "add_generation_prompt": add_generation_prompt}
+        try:
+            texts = [self.tokenizer.apply_chat_template(item, tokenize=False, **options) for item in dialogues]
+        except jinja2.TemplateError as error:
+            raise ValueError(str(error)) from error
         if not tokenize:
             return texts if several else texts[0]
-        if any(image is None for message_images in images for image in message_images):
-            raise ValueError('messages: expected "image" or "path" in every image item, as tokenize=True needs it')
+        if any(image is None for group in images for image in group):
+            raise ValueError('messages: expected "image", "url" or "path" in every image item, as tokenize needs it')
         output = self(images=images, text=texts, return_tensors=return_tensors)
         return output if return_dict else output["input_ids"]
 
@@ -453,27 +507,25 @@ class EarthGPTProcessor(ProcessorMixin):
         ]
 
 
-def _one_image_per_text(images: Any, texts: int) -> list:
-    """Return one image or None per text; the image of a text may be given in a list."""
+def _images_by_text(images: Any, texts: int) -> list[list]:
+    """Return the images of each text; None is no image."""
     if images is None:
-        return [None] * texts
+        return [[] for _ in range(texts)]
     images = list(images) if isinstance(images, (list, tuple)) else [images]
+    if texts == 1 and not any(isinstance(image, (list, tuple)) for image in images):
+        images = [images]
     if len(images) != texts:
         raise ValueError(f"images: expected one per text (None for no image), got {len(images)} for {texts} texts")
-    images = [image if isinstance(image, (list, tuple)) else [image] for image in images]
-    if max(map(len, images)) > 1:
-        raise ValueError("images: expected at most one per dialogue, as in training; got several")
-    return [image[0] if image else None for image in images]
+    groups = [image if isinstance(image, (list, tuple)) else [image] for image in images]
+    return [[image for image in group if image is not None] for group in groups]
 
 
-def _read_messages(messages: list[dict]) -> tuple[list[str], list]:
-    """Return the texts of the messages and the images in them."""
-    contents, images = [], []
-    for message, role in zip(messages, itertools.cycle(("user", "assistant"))):
-        if message["role"] != role:
-            raise ValueError(f"messages: expected user and assistant to alternate, user first; got {message['role']!r}")
-        content = message["content"]
-        items = [{"type": "text", "text": content}] if isinstance(content, str) else content
-        contents.append("\n".join(item["text"] for item in items if item["type"] == "text"))
-        images += [item.get("image", item.get("path")) for item in items if item["type"] == "image"]
-    return contents, images
+_IMAGE_KEYS = ("image", "url", "path", "base64", "image_url")
+
+
+def _read_images(messages: list[dict]) -> list:
+    """Return the images in messages; None for an image item without one."""
+    contents = [message["content"] for message in messages if not isinstance(message["content"], str)]
+    items = [item for content in contents for item in content if item["type"] in ("image", "image_url")]
+    values = [next((item[key] for key in _IMAGE_KEYS if key in item), None) for item in items]
+    return [value["url"] if isinstance(value, dict) else value for value in values]
