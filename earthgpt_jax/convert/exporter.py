@@ -20,7 +20,7 @@ from earthgpt_jax.convert import llama_configs, tables, tokenizer_files
 from earthgpt_jax.convert.card import model_card
 from earthgpt_jax.convert.export_info import export_info
 from earthgpt_jax.convert.layouts import ADAPTER_FILE, SPLIT_DIMS
-from earthgpt_jax.convert.tables import Table
+from earthgpt_jax.convert.tables import Rule, Table
 from earthgpt_jax.convert.tensor_io import split_dim
 from earthgpt_jax.convert.tokenizer_files import ImageToken
 from earthgpt_jax.input.prompts.chat_template import ASSISTANT, HUMAN, SEPARATOR, chat_template
@@ -115,7 +115,10 @@ def export_accessory(
 
     model = model_dir.read_config(name, parent=parent)
     reader, config = ScaledLoraReader(model_dir.open_params(model), model.model), model.model
-    table = tables.accessory(config).prefixed(key="llma.")
+    table = tables.accessory(config)
+    if config.llm.tied_head:  # LLaMA2-Accessory always has a head of its own
+        table += Table("tied head", (Rule("llm/embed", "output.weight"),))
+    table = table.prefixed(key="llma.")
     shapes = table.checkpoint_shapes(reader.shapes)
     dims = {key: split_dim(key, SPLIT_DIMS) for key in shapes}
     uneven = [key for key, dim in dims.items() if dim is not None and (shards < 1 or shapes[key][dim] % shards)]

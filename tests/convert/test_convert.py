@@ -213,7 +213,7 @@ def test_a_run_starts_from_parts(tmp_path, plain):
     exporter.export_hf(plain, tmp_path / "hf")
     exporter.export_llama(plain, tmp_path / "llm")
     tensors = load_file(tmp_path / "hf" / "model.safetensors")
-    for part, prefix in (("vit", "vit."), ("convnext", "convnext.")):
+    for part, prefix in (("vit", "model.vit."), ("convnext", "model.convnext.")):
         part_tensors = {k.removeprefix(prefix): value for k, value in tensors.items() if k.startswith(prefix)}
         save_file(part_tensors, tmp_path / f"{part}.safetensors")
     parts = {"vit": tmp_path / "vit.safetensors", "convnext": tmp_path / "convnext.safetensors",
@@ -321,7 +321,7 @@ def test_a_model_of_another_size_is_reported_completely(tmp_path, exported):
         _import({"model": exported}, tmp_path, other)
     text = str(caught.value)
     assert "missing" in text and "wrong shape" in text
-    assert "language_model.model.embed_tokens.weight: expected (640, 64), got (640, 32)" in text
+    assert "model.language_model.embed_tokens.weight: expected (640, 64), got (640, 32)" in text
     assert not list(tmp_path.glob("out*"))
 
 

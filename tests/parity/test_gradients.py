@@ -87,9 +87,10 @@ def _theirs(folder, batch: Batch, image: np.ndarray) -> tuple[float, dict[str, n
 
     model = AutoModelForImageTextToText.from_pretrained(folder, trust_remote_code=True).eval()
     length = int((batch.segments > 0).sum())
-    ids, slots = (torch.from_numpy(value[:, :length].astype(np.int64)) for value in (batch.tokens, batch.image_slots))
+    tokens, slots = batch.tokens[:, :length], batch.image_slots[:, :length]
+    ids = torch.from_numpy(np.where(slots == -1, tokens, model.config.image_token_id).astype(np.int64))
     pixels = torch.from_numpy(image.transpose(2, 0, 1)[None].copy())
-    logits = model(input_ids=ids, image_slots=slots, pixel_values=pixels).logits
+    logits = model(input_ids=ids, pixel_values=pixels).logits
     weights = torch.from_numpy(batch.loss_weights[0, 1:length])
     each = torch.nn.functional.cross_entropy(logits[0, :-1], ids[0, 1:], reduction="none")
     value = (each * weights).sum() / weights.sum()

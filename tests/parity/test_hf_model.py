@@ -1,7 +1,7 @@
 """Compare the PyTorch files of an export with our model in fp32: features, logits, tokens, prompts, boxes."""
 
 import ast
-import dataclasses
+import base64
 import io as bytes_io
 import sys
 from pathlib import Path
@@ -15,21 +15,18 @@ from safetensors.numpy import load_file
 
 from earthgpt_jax import boxes as geometry
 from earthgpt_jax.config import ModelConfig
-from earthgpt_jax.convert import exporter
 from earthgpt_jax.inference.decode import StopCondition
 from earthgpt_jax.inference.engine import Engine
 from earthgpt_jax.inference.reference import Prompts, generate
 from earthgpt_jax.input import images as our_images
-from earthgpt_jax.input.prompts.chat_template import ChatTemplate, chat_template
 from earthgpt_jax.input.sequences import generation_prompt
-from earthgpt_jax.input.tokenizer import Tokenizer, train_tokenizer
-from earthgpt_jax.models import earthgpt, model_dir
+from earthgpt_jax.models import earthgpt
 from earthgpt_jax.ops.resize import Method, resize
 from earthgpt_jax.params import merge_module
-from tests.support import nano
+from tests.support.exported import VARIANTS
 from tests.support.rasters import raster_file
 
-pytestmark = pytest.mark.torch
+pytestmark = [pytest.mark.torch, pytest.mark.usefixtures("one_thread")]
 
 FILES = Path(earthgpt.__file__).parents[1] / "convert" / "hf"
 ATOL = 1e-5  # largest difference measured: 4.3e-6, for values up to 6
@@ -40,116 +37,6 @@ QUESTIONS = [
     "How many trucks? <s>Ünï\n### [0.12,0.34,0.56,0.78]",
     " Describe it.",
 ]
-
-# Together they cover both MLPs, both position rules, every fusion, both resizes, models with and without adapters,
-# grouped-query attention and a tied head.
-VARIANTS = {
-    "adapted": (
-        "instruct",
-        "model.vit.grid=3", "model.vit.norm_eps=1e-2", "model.convnext.norm_eps=1e-3", "model.llm.norm_eps=1e-3",
-        "model.llm.rope_theta=100.0", "model.llm.attention_bias=True",
-    ),
-    "swiglu_hf": (
-        "align",
-        "model.image_size=48", "model.vit.mlp=swiglu", "model.vit.position_rule=hf", "model.vit.grid=5",
-        "model.perception.vit_fuse=mean", "model.perception.cnn_fuse=sum", "model.llm.tied_head=True",
-    ),
-    "last": (
-        "instruct",
-        "model.perception.vit_layers=(0,)", "model.perception.vit_fuse=last", "model.perception.cnn_fuse=last",
-        "model.perception.cnn_stages=(1,2)", "model.convnext.image_size=128", "model.llm.mlp_bias=True",
-    ),
-}  # fmt: skip
-
-
-# ---------------------------------------------------------------------------------------------- fixtures
-@dataclasses.dataclass
-class Pair:
-    """A model directory and its export."""
-
-    ours: model_dir.ModelDir
-    params: dict[str, np.ndarray]
-    folder: Path
-
-    @property
-    def config(self) -> ModelConfig:
-        return self.ours.model
-
-    @property
-    def tokenizer(self) -> Tokenizer:
-        return Tokenizer(self.ours.tokenizer)
-
-    @property
-    def chat_template(self) -> ChatTemplate:
-        return chat_template(self.ours.chat_template)
-
-    def model(self, **kwargs):
-        from transformers import AutoModelForImageTextToText
-
-        return AutoModelForImageTextToText.from_pretrained(self.folder, trust_remote_code=True, **kwargs).eval()
-
-    def processor(self):
-        from transformers import AutoProcessor
-
-        return AutoProcessor.from_pretrained(self.folder, trust_remote_code=True)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Use one thread: these shapes are so small that threads would mostly wait for each other."""
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="session")
-def vocabulary(tmp_path_factory):
-    path = tmp_path_factory.mktemp("vocabulary") / "tokenizer.model"
-    train_tokenizer(nano.dialogues(), vocab_size=640, path=path)
-    return path
-
-
-@pytest.fixture(scope="session")
-def make_pair(tmp_path_factory, vocabulary):
-    """Return a cached function (variant, chat template) -> Pair; remote code is copied to pytest's folder, not to ~."""
-    pairs: dict[tuple[str, str], Pair] = {}
-    patch = pytest.MonkeyPatch()
-    patch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path_factory.mktemp("modules")))
-
-    def make(variant: str, chat: str = "plain") -> Pair:
-        if (variant, chat) not in pairs:
-            stage, *overrides = VARIANTS[variant]
-            config = nano.config(stage, *overrides).model
-            rng = np.random.default_rng(0)
-            _, initialized = earthgpt.init(config)
-            # Initial parameters contain many zeros and ones, which would hide a wrong mapping.
-            params = {
-                path: np.asarray(value) + rng.normal(0, 0.1, value.shape).astype(np.float32)
-                for path, value in initialized.items()
-            }
-            path = tmp_path_factory.mktemp(f"{variant}_{chat}")
-            model_dir.write(
-                path / "ours", params, model=config, decimals=2, chat_template=chat, tokenizer=vocabulary, provenance={}
-            )
-            ours = model_dir.read_config(path / "ours")
-            pairs[variant, chat] = Pair(ours, params, exporter.export_hf(path / "ours", path / "hf"))
-        return pairs[variant, chat]
-
-    yield make
-    patch.undo()
-
-
-@pytest.fixture(scope="session")
-def adapted(make_pair):
-    return make_pair("adapted")
-
-
-@pytest.fixture(scope="session")
-def adapted_model(adapted):
-    return adapted.model()
 
 
 def _squares(config: ModelConfig, count: int, *, seed: int = 0) -> np.ndarray:
@@ -171,6 +58,7 @@ def test_features_visual_tokens_and_logits_match(make_pair, variant):
     config, squares = pair.config, _squares(pair.config, 2)
     prompt = generation_prompt(pair.tokenizer, pair.chat_template, "What?", visual_tokens=config.visual_tokens)
     tokens, slots = (np.stack([array, array]) for array in prompt)
+    images = slots != -1  # the positions of the image, which our model finds by their slots and theirs by their id
 
     @jax.jit
     def ours(params, squares):
@@ -182,18 +70,18 @@ def test_features_visual_tokens_and_logits_match(make_pair, variant):
     features, visual, logits = ours({path: jnp.asarray(value) for path, value in pair.params.items()}, squares)
     model, pixels = pair.model(), torch.from_numpy(squares.transpose(0, 3, 1, 2).copy())
     with torch.no_grad():
-        taps, maps = model.encode(pixels)
+        taps, maps = model.model.encode(pixels)
         assert len(taps) == len(features.vit) and len(maps) == len(features.cnn)
         for got, expected in zip(taps, features.vit, strict=True):
             _close(got, expected, "ViT")
         for got, expected in zip(maps, features.cnn, strict=True):
             _close(got.permute(0, 2, 3, 1), expected, "ConvNeXt")
-        _close(model.get_image_features(pixels), visual, "visual tokens")
+        _close(model.get_image_features(pixels).last_hidden_state, visual, "visual tokens")
         # Three padding tokens on the left, which must not affect attention or positions.
+        ids = np.where(images, model.config.image_token_id, tokens)
         output = model(
-            input_ids=F.pad(torch.from_numpy(tokens).long(), (3, 0)),
+            input_ids=F.pad(torch.from_numpy(ids).long(), (3, 0)),
             attention_mask=F.pad(torch.ones(tokens.shape, dtype=torch.long), (3, 0)),
-            image_slots=F.pad(torch.from_numpy(slots).long(), (3, 0), value=-1),
             pixel_values=pixels,
         )
     assert float(np.std(logits)) > 0.1
@@ -344,19 +232,21 @@ def test_a_pipeline_gives_the_same_answer(adapted, adapted_model):
     assert [answer["generated_text"].strip()] == expected
 
 
-def test_several_images_are_placed_in_the_slots_that_refer_to_them(adapted, adapted_model):
+def test_several_images_are_placed_in_the_order_of_the_sequences(adapted, adapted_model):
     import torch
 
-    count, size = adapted.config.visual_tokens, adapted.config.image_size
-    pixels = torch.from_numpy(_squares(adapted.config, 2)).permute(0, 3, 1, 2).reshape(1, 2, 3, size, size)
-    slots = torch.tensor([[-1, -2, *range(count, 2 * count), -3, -2, *range(count), -3, -1]])
-    ids = torch.full_like(slots, 5)
+    pixels = torch.from_numpy(_squares(adapted.config, 3)).permute(0, 3, 1, 2)
+    image = [adapted_model.config.image_token_id] * (adapted.config.visual_tokens + 2)
+    ids = torch.tensor([[5, *image, *image, 5], [5, 5, *image, *[5] * len(image)]])
     with torch.no_grad():
-        first, second = adapted_model.get_image_features(pixels[0])
-        x, text = adapted_model.embed(ids, slots, pixels)[0], adapted_model.embed(ids[:, :1], None, None)[0]
-    marks = adapted_model.image_tokens
-    expected = [text, marks.start[None], second, marks.end[None], marks.start[None], first, marks.end[None], text]
-    assert torch.equal(x, torch.cat(expected))
+        first, second, third = adapted_model.get_image_features(pixels).pooler_output
+        x, text = adapted_model.model.embed(ids, pixels), adapted_model.get_input_embeddings()(torch.tensor([5]))
+    marks = adapted_model.model.image_tokens
+    assert torch.equal(first[0], marks.start) and torch.equal(third[-1], marks.end)
+    assert torch.equal(x[0], torch.cat([text, first, second, text]))
+    assert torch.equal(x[1], torch.cat([text, text, third, text.expand(len(image), -1)]))
+    with pytest.raises(ValueError, match="for 2 images"):
+        adapted_model.model.embed(ids, pixels[:2])
 
 
 def test_prompts_without_an_image(adapted, adapted_model):
@@ -382,17 +272,18 @@ def test_prompts_without_an_image(adapted, adapted_model):
 
 # ------------------------------------------------------------------------------------------------- prompts
 @pytest.mark.parametrize("chat", ["plain", "v1"])
-def test_ids_and_image_slots_match_our_prompts(make_pair, chat):
+def test_ids_match_our_prompts(make_pair, chat):
     pair = make_pair("adapted", chat)
     processor, visual_tokens = pair.processor(), pair.config.visual_tokens
     rows = [generation_prompt(pair.tokenizer, pair.chat_template, q, visual_tokens=visual_tokens) for q in QUESTIONS]
     batch = processor(images=list(_squares(pair.config, 4)), text=QUESTIONS)
+    assert set(batch) == {"input_ids", "attention_mask", "pixel_values"}
     for i, (tokens, slots) in enumerate(rows):
         real = batch["attention_mask"][i].astype(bool)
-        assert batch["input_ids"][i][real].tolist() == tokens.tolist()
-        assert batch["image_slots"][i][real].tolist() == slots.tolist()
+        assert batch["input_ids"][i][real].tolist() == np.where(slots == -1, tokens, processor.image_token_id).tolist()
         assert real.tolist() == sorted(real.tolist())  # the padding is on the left
-        assert not batch["input_ids"][i][~real].any() and (batch["image_slots"][i][~real] == -1).all()
+        assert (batch["input_ids"][i][~real] == processor.pad_id).all()
+        assert processor.image_token_id not in tokens
 
 
 @pytest.mark.parametrize("chat", ["plain", "v1"])
@@ -406,33 +297,74 @@ def test_two_turns_with_an_image_have_the_ids_of_our_dialogue(make_pair, chat):
         {"role": "user", "content": [{"type": "text", "text": second}]},
     ]
     text = pair.chat_template.dialogue([(first, answer)])[0] + pair.chat_template.open_turn(second)
-    assert processor.apply_chat_template(messages, add_generation_prompt=True) == text
+    image = processor.image_token
+    assert processor.apply_chat_template(messages, add_generation_prompt=True) == f"<s>{image}{text}"
     prefix = pair.tokenizer.encode(pair.chat_template.prefix)
-    expected = [1, *[0] * (pair.config.visual_tokens + 2), *prefix, *pair.tokenizer.encode(text)[len(prefix) :]]
+    visual = [processor.image_token_id] * (pair.config.visual_tokens + 2)
+    expected = [1, *visual, *prefix, *pair.tokenizer.encode(text)[len(prefix) :]]
     batch = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=True)
     assert batch["input_ids"][0].tolist() == expected
-    explicit = processor(images=square, text=text)
-    assert explicit["input_ids"].tolist() == batch["input_ids"].tolist()
-    np.testing.assert_array_equal(explicit["pixel_values"], batch["pixel_values"])
+    for prompt in (text, f"<s>{image}{text}"):
+        explicit = processor(images=square, text=prompt)
+        assert explicit["input_ids"].tolist() == batch["input_ids"].tolist()
+        np.testing.assert_array_equal(explicit["pixel_values"], batch["pixel_values"])
+    # Servers tokenize the text of the template themselves and then replace the image token.
+    served = processor.tokenizer(f"<s>{image}{text}", add_special_tokens=False)["input_ids"]
+    assert [1, *visual, *served[2:]] == expected and served[1] == processor.image_token_id
+    replaced = processor(
+        images=square, text=image, return_text_replacement_offsets=True, return_mm_token_type_ids=True
+    )  # fmt: skip
+    (change,) = replaced["text_replacement_offsets"][0]
+    assert processor.tokenizer(change["replacement"], add_special_tokens=False)["input_ids"] == visual
+    assert replaced["mm_token_type_ids"].sum() == len(visual)
     closed = processor.apply_chat_template([messages[:2], messages[:2]])
-    assert closed == [pair.chat_template.dialogue([(first, answer)])[0]] * 2
+    assert closed == [f"<s>{image}" + pair.chat_template.dialogue([(first, answer)])[0]] * 2
     with pytest.raises(ValueError, match="user first"):
         processor.apply_chat_template(messages[1:])
     with pytest.raises(ValueError, match="at most one per dialogue"):
         processor(images=[[square, square]], text="What?")
 
 
-def test_the_tokenizer_is_the_sentencepiece_model(adapted, tmp_path):
+def test_messages_as_other_templates_take_them(adapted):
+    processor, square = adapted.processor(), _squares(adapted.config, 1)[0]
+    stream = bytes_io.BytesIO()
+    Image.fromarray(square).save(stream, "PNG")
+    url = "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
+    question = {"type": "text", "text": "What?"}
+    expected = processor(images=square, text="What?")
+    for image in (
+        {"type": "image", "url": url},
+        {"type": "image_url", "image_url": {"url": url}},
+        {"type": "image", "image": Image.fromarray(square)},
+    ):
+        messages = [{"role": "user", "content": [question, image]}]
+        got = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=True)
+        assert got["input_ids"].tolist() == expected["input_ids"].tolist()
+        np.testing.assert_array_equal(got["pixel_values"], expected["pixel_values"])
+    system = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "What?"}]
+    text = processor.apply_chat_template(system, add_generation_prompt=True)
+    assert text == "<s>Be brief.\n\n### Human: What?\n### Assistant:"
+    tokens = [1, *adapted.tokenizer.encode(text.removeprefix("<s>"))]
+    assert processor(text=text)["input_ids"][0].tolist() == tokens
+    for token in (processor.image_token, "<s>", "</s>"):
+        with pytest.raises(ValueError, match="special token"):
+            processor.apply_chat_template([{"role": "user", "content": f"What? {token}"}])
+    # As a question, without the template, it is text like any other.
+    (ids,) = processor(text=f"What is {processor.image_token}?")["input_ids"]
+    assert processor.image_token_id not in ids
+
+
+def test_the_tokenizer_gives_the_ids_of_the_sentencepiece_model(adapted, tmp_path):
     from transformers import AutoTokenizer
 
     tokenizer, ours = adapted.processor().tokenizer, adapted.tokenizer
     text = "There are <p>two ships</p>[0.12,0.34,0.56,0.78]  in\nthe Ünï image."
+    assert tokenizer.is_fast
     assert tokenizer(text)["input_ids"] == [1, *ours.encode(text)]
     assert tokenizer.decode(ours.encode(text)) == ours.decode(ours.encode(text))
     assert (len(tokenizer), tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id) == (640, 1, 2, 0)
     adapted.processor().save_pretrained(tmp_path)
-    assert (tmp_path / "tokenizer.model").read_bytes() == adapted.ours.tokenizer.read_bytes()
-    again = AutoTokenizer.from_pretrained(tmp_path, trust_remote_code=True)
+    again = AutoTokenizer.from_pretrained(tmp_path)
     assert again(text)["input_ids"] == tokenizer(text)["input_ids"]
 
 
@@ -539,7 +471,7 @@ def test_boxes_match_our_parser(adapted, size):
 
 # ----------------------------------------------------------------------------------------------- the files
 def test_the_files_import_neither_jax_nor_our_package():
-    allowed = {"torch", "transformers", "numpy", "PIL", "sentencepiece"}
+    allowed = {"torch", "transformers", "numpy", "PIL", "jinja2"}
     for file in FILES.glob("*_earthgpt.py"):
         for node in ast.walk(ast.parse(file.read_text())):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
