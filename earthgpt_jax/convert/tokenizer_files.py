@@ -66,7 +66,7 @@ def write_tokenizer(source: Path, folder: Path, *, special: tuple[ImageToken, ..
 
     Args:
         source: its first file, a SentencePiece model or a `tokenizer.json`.
-        special: tokens to treat as special besides the tokenizer's own.
+        special: tokens to treat as special, in addition to the tokenizer's own.
 
     Raises:
         EarthGPTError: a SentencePiece model that cannot be converted: another one than LLaMA's kind.
