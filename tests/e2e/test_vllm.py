@@ -12,6 +12,7 @@ import functools
 import io
 import json
 import os
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -133,7 +134,9 @@ def _run(python: str, folder: Path, requests: list[dict], tmp_path: Path, *optio
         "PATH": f"{Path(python).parent}:{os.environ['PATH']}", "HOME": str(tmp_path), "HF_HOME": str(tmp_path / "hub"),
         "HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", "OMP_NUM_THREADS": "2",
     }  # fmt: skip
-    command = [python, str(SCRIPT), str(folder), str(source), str(target), *options]
+    # Python puts a script's folder on its path: next to it, the other modules would hide packages of the same name.
+    script = shutil.copy(SCRIPT, tmp_path)
+    command = [python, str(script), str(folder), str(source), str(target), *options]
     result = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=1500)
     assert result.returncode == 0, result.stderr[-6000:]
     return json.loads(target.read_text())

@@ -37,7 +37,7 @@ def inputs(adapted):
 
 
 def _new(model, inputs, **kwargs) -> list:
-    output = model.generate(**inputs, max_new_tokens=NEW, eos_token_id=None, **kwargs)
+    output = model.generate(**inputs, max_new_tokens=NEW, **kwargs)
     return output[:, inputs["input_ids"].shape[1] :].tolist()
 
 
@@ -53,14 +53,14 @@ def test_several_turns_share_one_cache(adapted_model, inputs):
     whole = _new(adapted_model, inputs)
     assert _new(adapted_model, inputs, past_key_values=DynamicCache()) == whole
     first = adapted_model.generate(
-        **inputs, max_new_tokens=NEW, eos_token_id=None, past_key_values=DynamicCache(), return_dict_in_generate=True
+        **inputs, max_new_tokens=NEW, past_key_values=DynamicCache(), return_dict_in_generate=True
     )
     later = torch.cat([first.sequences, torch.tensor([[7, 8, 9]])], dim=1)
     second = dict(inputs) | {"input_ids": later, "attention_mask": torch.ones_like(later)}
     assert _new(adapted_model, second, past_key_values=_cache(first)) == _new(adapted_model, second)
     del second["pixel_values"]  # the image is in the cache
     again = adapted_model.generate(
-        **inputs, max_new_tokens=NEW, eos_token_id=None, past_key_values=DynamicCache(), return_dict_in_generate=True
+        **inputs, max_new_tokens=NEW, past_key_values=DynamicCache(), return_dict_in_generate=True
     )
     third = _new(adapted_model, second | {"pixel_values": None}, past_key_values=_cache(again))
     assert third == _new(adapted_model, second | {"pixel_values": inputs["pixel_values"]})
