@@ -371,7 +371,7 @@ class EarthGPTModel(EarthGPTPreTrainedModel):
     def get_input_embeddings(self) -> nn.Module:
         return self.language_model.embed_tokens
 
-    def set_input_embeddings(self, value: nn.Module) -> None:
+    def set_input_embeddings(self, value: Any) -> None:
         self.language_model.embed_tokens = value
 
     def get_decoder(self) -> nn.Module:
@@ -414,7 +414,8 @@ class EarthGPTModel(EarthGPTPreTrainedModel):
             if input_ids.shape[1] > 1 and not torch.compiler.is_compiling() and is_image.any():
                 raise ValueError("input_ids refer to an image: expected pixel_values, got none")
             return x
-        images = self.get_image_features(pixel_values.to(x.device)).pooler_output
+        features: Any = self.get_image_features(pixel_values.to(x.device))
+        images = features.pooler_output
         expected, positions = images.shape[0] * images.shape[1], int(is_image.sum())
         if positions != expected:
             raise ValueError(
