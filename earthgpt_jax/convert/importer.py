@@ -376,7 +376,7 @@ def open_import(parts: Mapping[str, Paths], model: ModelConfig) -> ImportReader:
 def weight_files(parts: Mapping[str, Paths]) -> tuple[Path, ...]:
     """Return the files with tensors in the paths of `parts`."""
     sources = _paths(parts.values())
-    suffixes = {".safetensors", ".bin", ".pth", ".pt", ".gguf"}
+    suffixes = {".safetensors", ".bin", ".pth", ".pt", ".gguf", ".onnx"}
     return tuple(
         file
         for source in sources

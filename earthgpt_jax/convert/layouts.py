@@ -19,9 +19,10 @@ from earthgpt_jax.common.safetensors_files import (
     indexed_files,
 )
 from earthgpt_jax.config import LINEARS, AdapterConfig, AdapterKind, ModelConfig, model_from_dict
-from earthgpt_jax.convert import gguf_reader, llama_configs, source_config, tables, tower_configs
+from earthgpt_jax.convert import gguf_reader, llama_configs, onnx_reader, source_config, tables, tower_configs
 from earthgpt_jax.convert.export_info import read_export_info
 from earthgpt_jax.convert.gguf_reader import GgufReader
+from earthgpt_jax.convert.onnx_reader import OnnxReader
 from earthgpt_jax.convert.source_config import SourceConfig
 from earthgpt_jax.convert.tables import Table
 from earthgpt_jax.convert.tensor_io import (
@@ -103,7 +104,7 @@ LAYOUTS = (
     Layout("LLaMA, transformers", ("llm/",), r"model\.embed_tokens\.weight",
            lambda c, _: tables.llama_hf(c.llm).prefixed(path="llm/"), llama_configs.llama),
     Layout("LLaMA, GGUF", ("llm/",), r"token_embd\.weight", _gguf, llama_configs.llama_gguf),
-    Layout("DINOv2, transformers", ("vit/",), r"(?P<prefix>(dinov2\.)?)embeddings\.cls_token",
+    Layout("DINOv2, transformers", ("vit/",), r"(?P<prefix>((dinov2|backbone)\.)?)embeddings\.cls_token",
            lambda c, _: tables.dinov2_hf(c.vit).prefixed(path="vit/"), tower_configs.dinov2_hf),
     Layout("DINOv2, hub", ("vit/",), r"cls_token", lambda c, _: tables.dinov2_hub(c.vit).prefixed(path="vit/"),
            tower_configs.dinov2_hub),
@@ -252,12 +253,13 @@ def _reader(path: Path) -> tuple[Reader, bool]:
         "*.pth",
         "*.pt",
         f"*{gguf_reader.SUFFIX}",
+        f"*{onnx_reader.SUFFIX}",
     ):
         files = sorted(path.glob(pattern))
         if files:
             _check_complete(files)
             return _files(files), any("model-diff" in file.name for file in files)
-    raise EarthGPTError(f"{path}: expected a folder with .safetensors, .bin, .pth or .gguf files, found none in it")
+    raise EarthGPTError(f"{path}: expected a folder with .safetensors, .bin, .pth, .gguf or .onnx files, found none in it")
 
 
 def _indexed(index: Path) -> Reader:
@@ -296,6 +298,8 @@ def _files(files: Sequence[Path]) -> Reader:
         if len(files) > 1:
             raise EarthGPTError(f"{files[0].parent}: expected one GGUF file, got {len(files)}; name one of them")
         return GgufReader(files[0])
+    if any(file.suffix == onnx_reader.SUFFIX for file in files):
+        return CombinedReader([OnnxReader(file) for file in files])
     shards = [TorchReader(file) for file in files]
     if len(shards) > 1 and all(file.name.startswith("consolidated.") for file in files):
         return ShardedReader(shards, SPLIT_DIMS)

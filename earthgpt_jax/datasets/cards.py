@@ -171,8 +171,7 @@ class Card:
             return split
         if self.split_rule is SplitRule.NAME and re.search(self.test_pattern, native_id):
             return "test"
-        fraction = sha256_int(native_id, size=8, byteorder="big") / 2**64
-        return next(split for split, end in _SPLIT_ENDS[self.split_rule] if fraction < end)
+        return hash_split(native_id, rule=self.split_rule)
 
     def variant(self, name: str) -> Card:
         """Return the card with a variant's entries in place of its own: another native format, the official split."""
@@ -290,6 +289,12 @@ def _check_below(name: str, *, where: str) -> None:
     path = PurePosixPath(name)
     if not path.parts or path.is_absolute() or ".." in path.parts or "\0" in name:
         raise EarthGPTError(f"{where}: expected a name or a path below the folder of all datasets, got {name!r}")
+
+
+def hash_split(native_id: str, *, rule: SplitRule = SplitRule.HASH) -> str:
+    """Return the split that the hash of an id assigns it to, under a rule that uses hashes."""
+    fraction = sha256_int(native_id, size=8, byteorder="big") / 2**64
+    return next(split for split, end in _SPLIT_ENDS[rule] if fraction < end)
 
 
 def load_card(path: Path) -> Card:

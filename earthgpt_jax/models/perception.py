@@ -26,15 +26,24 @@ class Perception(nnx.Module):
             self.lateral = nnx.List(Linear(dim, dims[-1], rngs=rngs, dtype=dtype) for dim in dims)
         cnn_dim = sum(dims) if self.config.cnn_fuse is Fuse.CONCAT else dims[-1]
         layers = len(self.config.vit_layers) if self.config.vit_fuse is Fuse.CONCAT else 1
-        self.out_dim = cnn_dim + layers * config.vit.dim
+        self.out_dim = self.config.spatial_merge**2 * (cnn_dim + layers * config.vit.dim)
 
     def __call__(
-        self, vit: tuple[Float[Array, "N P _"], ...], cnn: tuple[Float[Array, "N _ _ _"], ...]
+        self, vit: tuple[Float[Array, "N T _"], ...], cnn: tuple[Float[Array, "N _ _ _"], ...]
     ) -> Float[Array, "N P {self.out_dim}"]:
-        """Fuse ViT token maps [N, P, C] and CNN feature maps [N, G, G, C] to tokens [N, P, out_dim]."""
-        return jnp.concatenate([self._fuse_cnn(cnn), self._fuse_vit(vit)], axis=-1)
+        """Fuse ViT token maps [N, 1 + G*G, C] and CNN feature maps [N, G, G, C] to tokens [N, P, out_dim]."""
+        return self._merge(jnp.concatenate([self._fuse_cnn(cnn), self._fuse_vit(vit)], axis=-1))
 
-    def _fuse_vit(self, taps: tuple[Float[Array, "N P _"], ...]) -> Float[Array, "N P _"]:
+    def _merge(self, tokens: Float[Array, "N _ _"]) -> Float[Array, "N P {self.out_dim}"]:
+        """Concatenate the channels of the patches in each square of neighbours; the CLS token is repeated."""
+        merge, side = self.config.spatial_merge, self.grid // self.config.spatial_merge
+        if merge == 1:
+            return tokens
+        cls, patches = tokens[:, :1], tokens[:, 1:]
+        patches = patches.reshape(-1, side, merge, side, merge, patches.shape[-1]).transpose(0, 1, 3, 2, 4, 5)
+        return jnp.concatenate([jnp.tile(cls, merge**2), patches.reshape(len(tokens), side**2, -1)], axis=1)
+
+    def _fuse_vit(self, taps: tuple[Float[Array, "N T _"], ...]) -> Float[Array, "N T _"]:
         match self.config.vit_fuse:
             case Fuse.CONCAT:
                 return jnp.concatenate(taps, axis=-1)
@@ -43,7 +52,7 @@ class Perception(nnx.Module):
             case _:
                 return taps[-1]
 
-    def _fuse_cnn(self, maps: tuple[Float[Array, "N _ _ _"], ...]) -> Float[Array, "N P _"]:
+    def _fuse_cnn(self, maps: tuple[Float[Array, "N _ _ _"], ...]) -> Float[Array, "N T _"]:
         match self.config.cnn_fuse:
             case Fuse.CONCAT:
                 fused = jnp.concatenate([self._to_grid(x) for x in maps], axis=-1)

@@ -30,6 +30,7 @@ VARIANTS = {
     "last": (
         "instruct",
         "model.perception.vit_layers=(0,)", "model.perception.vit_fuse=last", "model.perception.cnn_fuse=last",
+        "model.perception.spatial_merge=2",
         "model.perception.cnn_stages=(1,2)", "model.convnext.image_size=128", "model.llm.mlp_bias=True",
     ),
 }  # fmt: skip

@@ -35,9 +35,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _modules() -> Mapping[str, ModuleType]:
     """Return the modules of the subcommands, each with a docstring for --help, add_arguments(parser) and run(args)."""
-    from earthgpt_jax.cli.data import audit, build, check, preview, stats
+    from earthgpt_jax.cli.data import audit, build, check, preview, split, stats
 
-    return {"build": build, "check": check, "stats": stats, "preview": preview, "audit": audit}
+    return {"split": split, "build": build, "check": check, "stats": stats, "preview": preview, "audit": audit}
 
 
 def run(args: argparse.Namespace) -> int:

@@ -25,7 +25,8 @@ class EarthGPTConfig(PreTrainedConfig):
             table), mlp ("gelu" or "swiglu"), position_rule ("hub" or "hf"), norm_eps.
         convnext: the CNN encoder: image_size, depths, dims, norm_eps.
         perception: the features that are used and how they are fused: vit_layers and cnn_stages (0-based),
-            vit_fuse ("concat", "mean" or "last"), cnn_fuse ("concat", "sum" or "last").
+            vit_fuse ("concat", "mean" or "last"), cnn_fuse ("concat", "sum" or "last"), and spatial_merge (side of the
+            squares of patches that become one token).
         text_config: the LLM; attention_bias and mlp_bias are set if adapters were merged into the weights.
         image_token_id: the id of all positions of an image in `input_ids`.
         decimals: number of decimals in the box coordinates that the model writes, as fractions of the padded square.
@@ -59,5 +60,5 @@ class EarthGPTConfig(PreTrainedConfig):
 
     @property
     def visual_tokens(self) -> int:
-        """P, the number of visual tokens of an image: one CLS token and the patches of the ViT."""
-        return 1 + (self.vit["image_size"] // self.vit["patch_size"]) ** 2
+        """P, the number of visual tokens of an image: one CLS token and the (merged) patches of the ViT."""
+        return 1 + (self.vit["image_size"] // self.vit["patch_size"] // self.perception["spatial_merge"]) ** 2

@@ -264,7 +264,8 @@ class Perception(nn.Module):
             self.lateral = nn.ModuleList(nn.Linear(dim, dims[-1]) for dim in dims)
         cnn_dim = sum(dims) if self.cnn_fuse == "concat" else dims[-1]
         layers = len(fusion["vit_layers"]) if self.vit_fuse == "concat" else 1
-        self.out_dim = cnn_dim + layers * vit["dim"]
+        self.merge = fusion["spatial_merge"]
+        self.out_dim = self.merge**2 * (cnn_dim + layers * vit["dim"])
 
     def forward(self, taps: list[torch.Tensor], maps: list[torch.Tensor]) -> torch.Tensor:
         """Return features [N, P, out_dim].
@@ -273,7 +274,14 @@ class Perception(nn.Module):
             taps: ViT tokens [N, P, D] of the configured layers.
             maps: CNN feature maps [N, C, S/s, S/s] of the configured stages, s being the stride of the stage.
         """
-        return torch.cat([self._fuse_cnn(maps), self._fuse_vit(taps)], dim=-1)
+        return self._merge_neighbours(torch.cat([self._fuse_cnn(maps), self._fuse_vit(taps)], dim=-1))
+
+    def _merge_neighbours(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Concatenate the channels of the patches in each square of neighbours; the CLS token is repeated."""
+        merge, side = self.merge, self.grid // self.merge
+        cls, patches = tokens[:, :1], tokens[:, 1:]
+        patches = patches.reshape(-1, side, merge, side, merge, patches.shape[-1]).transpose(2, 3)
+        return torch.cat([cls.repeat(1, 1, merge**2), patches.reshape(len(tokens), side**2, -1)], dim=1)
 
     def _fuse_vit(self, taps: list[torch.Tensor]) -> torch.Tensor:
         if self.vit_fuse == "concat":

@@ -65,14 +65,19 @@ def hash_image(image: bytes, stretch: str = "") -> tuple[int, int, int]:
     Args:
         stretch: as in `Record`.
     """
-    import imagehash
-
     if not image:
         return NO_HASH, NO_HASH, NO_HASH
     try:
         array = decode(image, stretch)
     except EarthGPTError:
         return NO_HASH, NO_HASH, NO_HASH
+    return hash_array(array)
+
+
+def hash_array(array: np.ndarray) -> tuple[int, int, int]:
+    """Return (pixels, phash, dhash) of u8[h, w, 3], as in `PerceptualHashes`."""
+    import imagehash
+
     pixels = sha256_int(repr(array.shape).encode() + array.tobytes(), size=8, byteorder="little")
     grey = Image.fromarray(array).convert("L")
     if np.asarray(grey).std() < _MIN_STD:

@@ -8,6 +8,7 @@
 - `rotated_bndbox`: four corners x1..y4 (SSDD). OpenCV's angle in degrees is also given, but not used.
 - `points`: a closed ring of points, the first one repeated at the end (FAIR1M).
 - `mbox_*`: centre, sides and an angle in radians, clockwise on screen, along the ship (HRSC2016).
+- `bndbox`, or `pixels` in a frame without objects, which also has an element for one (SIRST-V2).
 
 Pixel coordinates are kept as written, because releases disagree on whether they start at 0 or 1.
 """
@@ -42,6 +43,7 @@ class Dialect:
         name: tag of its class, inside the object.
         phrase: tag of its description, inside the object; "" if the format has none.
         size: tags of the image's width and height, inside the root.
+        no_object: tag inside an object that stands for "nothing here"; "" if the format has none.
     """
 
     box: Callable[[Element], np.ndarray]
@@ -50,6 +52,13 @@ class Dialect:
     name: str = "name"
     phrase: str = ""
     size: tuple[str, str] = ("size/width", "size/height")
+    no_object: str = ""
+
+    def objects(self, root: Element) -> Iterator[Element]:
+        """Yield the elements of the objects of an annotation."""
+        for item in root.iter(self.item):
+            if not self.no_object or item.find(self.no_object) is None:
+                yield item
 
 
 def parse(part: Part, card: Card) -> Iterator[Entry]:
@@ -79,7 +88,7 @@ def entry(path: Path, text: str, dialect: Dialect, part: Part) -> Entry:
         file=file,
         split=part.split,
         size=(width, height),
-        objects=tuple(_object(item, dialect) for item in root.iter(dialect.item)),
+        objects=tuple(_object(item, dialect) for item in dialect.objects(root)),
     )
 
 
@@ -164,6 +173,7 @@ DIALECTS: Mapping[str, Dialect] = {
     "rotated_voc": Dialect(box=_rotated_box),
     "polygon_voc": Dialect(box=_polygon_box),
     "fair1m": Dialect(box=_ring, name="possibleresult/name"),
+    "sirst": Dialect(box=horizontal_box, no_object="pixels"),
     "hrsc": Dialect(
         box=_mbox,
         root="HRSC_Image",

@@ -85,7 +85,7 @@ def test_hit_uav_in_the_layout_of_its_repository(tmp_path: Path) -> None:
     """The card's default layout is that of the samples, a part of the repository's."""
     tree = CardFolder(tmp_path, load_cards()["hit_uav"].variant("official"))
     for split in ("train", "val", "test"):
-        tree.put(f"rotate_json/images/{split}/{split}.jpg", png())
+        tree.put(f"rotate_json/{split}/{split}.jpg", png())
         box = {"image_id": 0, "category_id": 3, "bbox": [20, 15, 12, 4, 0.5]}
         names = [{"id": 3, "name": "OtherVehicle"}]
         images = [{"id": 0, "filename": f"{split}.jpg", "width": 40, "height": 30}]
