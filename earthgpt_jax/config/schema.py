@@ -128,6 +128,8 @@ class DataConfig:
         augment: augmentation by flips and rotations; none by default. Samples whose text mentions a direction are
             not augmented.
         on_damaged: what to do with records and images that cannot be read.
+        features: folder in which the features of the frozen encoders are kept, so that they are computed once and not
+            in every epoch; they take (patches + 1) * channels * 2 bytes per image. "": encoders run in every step.
         workers: processes per host that prepare batches; 0: threads of the training process. Batches do not depend
             on it.
     """
@@ -146,6 +148,7 @@ class DataConfig:
     chat_template: str = "v1"
     augment: Augment = Augment.NONE
     on_damaged: OnDamaged = OnDamaged.REFUSE
+    features: str = ""
     workers: int = 0
 
     def check(self) -> list[str]:
@@ -160,6 +163,8 @@ class DataConfig:
             )
             if getattr(self, name) < 0
         ]
+        if self.features and self.augment is not Augment.NONE:
+            errors.append(f"features: expected no augmentation, because features are stored once, got {self.augment}")
         if not 1 <= self.decimals <= 4:
             errors.append(f"decimals: expected 1..4, got {self.decimals}")
         if not self.task_weights:

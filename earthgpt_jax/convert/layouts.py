@@ -259,7 +259,9 @@ def _reader(path: Path) -> tuple[Reader, bool]:
         if files:
             _check_complete(files)
             return _files(files), any("model-diff" in file.name for file in files)
-    raise EarthGPTError(f"{path}: expected a folder with .safetensors, .bin, .pth, .gguf or .onnx files, found none in it")
+    raise EarthGPTError(
+        f"{path}: expected a folder with .safetensors, .bin, .pth, .gguf or .onnx files, found none in it"
+    )
 
 
 def _indexed(index: Path) -> Reader:

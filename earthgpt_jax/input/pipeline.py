@@ -14,17 +14,18 @@ import logging
 import pickle
 import signal
 from collections.abc import Generator, Sequence
+from typing import cast
 
 import grain
 import numpy as np
 from absl import flags
-from jaxtyping import UInt8
 
 from earthgpt_jax.common import processes
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.config import Augment, Config, OnDamaged, QuestionContext
 from earthgpt_jax.input.augment import Symmetry, is_symmetry_invariant, sample_symmetry
 from earthgpt_jax.input.batch import Batch, concatenate_batches
+from earthgpt_jax.input.features import FeatureStore, IdentifiedRecords
 from earthgpt_jax.input.images import to_square
 from earthgpt_jax.input.packing.schedule import PackedSample, PackingSchedule
 from earthgpt_jax.input.packing.training_data import RandomAccessRecords, TrainingData
@@ -41,7 +42,11 @@ _PREFETCHED_SEQUENCES = 8  # per worker process, or for all threads together
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class InputSpec:
-    """Everything about a batch that the schedule does not determine; fields as in `DataConfig` and `ModelConfig`."""
+    """Everything about a batch that the schedule does not determine; fields as in `DataConfig` and `ModelConfig`.
+
+    Attributes:
+        features: features to read in place of images; None reads images.
+    """
 
     batch_size: int
     image_size: int
@@ -49,6 +54,7 @@ class InputSpec:
     question_context: QuestionContext = QuestionContext.INDEPENDENT
     augment: Augment = Augment.NONE
     on_damaged: OnDamaged = OnDamaged.REFUSE
+    features: FeatureStore | None = None
 
     @classmethod
     def of(cls, config: Config) -> InputSpec:
@@ -86,8 +92,9 @@ class SequenceBuilder:
         Raises:
             EarthGPTError: A record or an image cannot be read and `spec` does not skip damaged ones; names the record.
         """
-        size = self.spec.image_size
-        images = np.zeros((self.max_images, size, size, 3), np.uint8)
+        size, features = self.spec.image_size, self.spec.features
+        shape, dtype = ((size, size, 3), np.uint8) if features is None else ((features.size,), np.uint16)
+        images = np.zeros((self.max_images, *shape), dtype)
         built: list[Sample] = []
         for place, sample in enumerate(samples):
             rng = np.random.default_rng((self.prompt_config.seed, number, place))
@@ -101,16 +108,14 @@ class SequenceBuilder:
             damaged=len(samples) - len(built),
         )
 
-    def _build_sample(
-        self, sample: PackedSample, rng: np.random.Generator, *, image: UInt8[np.ndarray, "S S 3"]
-    ) -> Sample | None:
-        """Build a sample and write its square to `image`; for a damaged record that is skipped, return None."""
-        source = self.sources[sample.source]
+    def _build_sample(self, sample: PackedSample, rng: np.random.Generator, *, image: np.ndarray) -> Sample | None:
+        """Build a sample and write its square or its features to `image`; return None for a damaged record to skip."""
+        source, features = self.sources[sample.source], self.spec.features
         name = f"record {sample.record} of {source.name}"
         try:
             record = source[sample.record]
             name = f"record {record.id}"
-            pixels = record_pixels(record)
+            pixels = record_pixels(record) if features is None else None
         except EarthGPTError as error:
             message = f"{name}: {error}; `earthgpt data check` finds all such records"
             if self.spec.on_damaged is OnDamaged.SKIP:
@@ -127,6 +132,10 @@ class SequenceBuilder:
         id = f"{record.id}:" + ",".join(f"{task}#{index}" for task, index in keys)
         original = questions(record)
         built = self._tokenize(original, id)
+        if features is not None:
+            features.read(cast(IdentifiedRecords, source), sample.record, out=image)
+            return built
+        assert pixels is not None
         symmetry = sample_symmetry(self.spec.augment, rng)
         if symmetry is not Symmetry.IDENTITY and all(map(is_symmetry_invariant, original)):
             transformed = self._tokenize(questions(symmetry.record(record)), id)

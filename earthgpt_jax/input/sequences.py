@@ -13,7 +13,7 @@ import functools
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Float32, Int32, UInt8
+from jaxtyping import Float32, Int32, UInt8, UInt16
 
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.config import QuestionContext
@@ -139,7 +139,7 @@ def pack_samples(
     *,
     seq_len: int,
     visual_tokens: int,
-    images: UInt8[np.ndarray, "I S S 3"] | None = None,
+    images: UInt8[np.ndarray, "I S S 3"] | UInt16[np.ndarray, "I F"] | None = None,
     damaged: int = 0,
 ) -> Batch:
     """Pack samples into one sequence, a batch with B = 1, and pad it to T = `seq_len` tokens.
@@ -147,7 +147,7 @@ def pack_samples(
     The image of the i-th sample gets the slots i * P to i * P + P - 1.
 
     Args:
-        images: Squares of the samples in order, then padding; None for I = 0.
+        images: Squares or features of the samples in order, then padding; None for I = 0.
         damaged: See `Batch.damaged`.
 
     Raises:

@@ -14,13 +14,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Float, Int, UInt8, UInt16
 
 from earthgpt_jax.config import ModelConfig, Remat
 from earthgpt_jax.input.batch import ARRAY_FIELDS, END_SLOT, START_SLOT, Batch
 from earthgpt_jax.models.convnext import ConvNeXt
 from earthgpt_jax.models.llama import Attention, Llama, PackedAttention
-from earthgpt_jax.models.perception import Perception, Projector
+from earthgpt_jax.models.perception import Perception, Projector, to_grid
 from earthgpt_jax.models.vit import ViT
 from earthgpt_jax.ops.attention import make_attention_mask
 from earthgpt_jax.ops.kv_cache import Cache
@@ -145,17 +145,42 @@ class EarthGPT(nnx.Module):
         The resizing rules are those of LLaMA2-Accessory's `llama_ens_light`: nearest for the CNN, bicubic without
         antialiasing for the ViT.
         """
-        config, pixels = self.config, constrain(images, BATCH_AXES).astype(jnp.float32) / 255
-        vit = normalize(resize(pixels, config.vit.image_size, Method.BICUBIC_TORCH), IMAGENET_MEAN, IMAGENET_STD)
-        cnn = normalize(resize(pixels, config.convnext.image_size, Method.NEAREST), CLIP_MEAN, CLIP_STD)
-        dtype = jnp.dtype(config.compute_dtype)
-        maps = self.convnext(cnn.astype(dtype))
-        features = Features(
-            vit=self.vit(vit.astype(dtype), taps=config.perception.vit_layers),
-            cnn=tuple(maps[stage] for stage in config.perception.cnn_stages),
-        )
+        features = Features(vit=self._encode_vit(images), cnn=self._encode_cnn(images))
         # Without the barrier XLA's CPU backend fuses the encoders into their consumers and recomputes them.
         return jax.lax.optimization_barrier(features)
+
+    def _encode_vit(self, images: UInt8[Array, "N S S 3"]) -> tuple[jax.Array, ...]:
+        config, pixels = self.config, constrain(images, BATCH_AXES).astype(jnp.float32) / 255
+        vit = normalize(resize(pixels, config.vit.image_size, Method.BICUBIC_TORCH), IMAGENET_MEAN, IMAGENET_STD)
+        return self.vit(vit.astype(jnp.dtype(config.compute_dtype)), taps=config.perception.vit_layers)
+
+    def _encode_cnn(self, images: UInt8[Array, "N S S 3"]) -> tuple[jax.Array, ...]:
+        config, pixels = self.config, constrain(images, BATCH_AXES).astype(jnp.float32) / 255
+        cnn = normalize(resize(pixels, config.convnext.image_size, Method.NEAREST), CLIP_MEAN, CLIP_STD)
+        maps = self.convnext(cnn.astype(jnp.dtype(config.compute_dtype)))
+        return tuple(maps[stage] for stage in config.perception.cnn_stages)
+
+    def packed_vit(self, images: UInt8[Array, "N S S 3"]) -> UInt16[Array, "N T C"]:
+        """Return the features of the ViT as one array, the bits of bfloat16, to be stored."""
+        return _bits(jnp.concatenate(self._encode_vit(images), axis=-1))
+
+    def packed_cnn(self, images: UInt8[Array, "N S S 3"]) -> UInt16[Array, "N GG C"]:
+        """Return the features of the CNN, on the grid of the ViT, as one array, the bits of bfloat16, to be stored."""
+        side = self.config.vit.tokens_per_side
+        maps = jnp.concatenate([to_grid(x, side) for x in self._encode_cnn(images)], axis=-1)
+        return _bits(maps.reshape(len(maps), side**2, -1))
+
+    def unpack(self, packed: UInt16[Array, "N F"]) -> Features:
+        """Return the features of images from the flattened results of `packed_vit` and `packed_cnn`, in this order."""
+        config, side = self.config, self.config.vit.tokens_per_side
+        layers, stages = config.perception.vit_layers, config.perception.cnn_stages
+        values = jax.lax.bitcast_convert_type(packed, jnp.bfloat16).astype(jnp.dtype(config.compute_dtype))
+        vit, cnn = jnp.split(values, [(1 + side**2) * len(layers) * config.vit.dim], axis=-1)
+        dims = np.cumsum([config.convnext.dims[stage] for stage in stages])
+        return Features(
+            vit=tuple(jnp.split(vit.reshape(len(vit), 1 + side**2, -1), len(layers), axis=-1)),
+            cnn=tuple(jnp.split(cnn.reshape(len(cnn), side, side, -1), dims[:-1], axis=-1)),
+        )
 
     def project(self, features: Features) -> Float[Array, "N P D"]:
         """Fuse the features of both encoders and project them to visual tokens."""
@@ -177,6 +202,10 @@ class EarthGPT(nnx.Module):
         x = jnp.where(slots >= 0, visual, x)
         x = jnp.where(slots == START_SLOT, self.image_tokens.start[...].astype(x.dtype), x)
         return jnp.where(slots == END_SLOT, self.image_tokens.end[...].astype(x.dtype), x)
+
+
+def _bits(x: jax.Array) -> jax.Array:
+    return jax.lax.bitcast_convert_type(x.astype(jnp.bfloat16), jnp.uint16)
 
 
 def normalize(x: Float[Array, "*B C"], mean: tuple[float, ...], std: tuple[float, ...]) -> Float[Array, "*B C"]:

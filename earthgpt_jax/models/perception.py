@@ -65,8 +65,12 @@ class Perception(nnx.Module):
         return jnp.concatenate([tokens.mean(1, keepdims=True), tokens], axis=1)  # the CLS token is the mean of the grid
 
     def _to_grid(self, x: Float[Array, "N _ _ C"]) -> Float[Array, "N {self.grid} {self.grid} C"]:
-        method = Method.AREA if x.shape[1] > self.grid else Method.NEAREST
-        return resize(x, self.grid, method).astype(x.dtype)
+        return to_grid(x, self.grid)
+
+
+def to_grid(x: Float[Array, "N _ _ C"], side: int) -> Float[Array, "N {side} {side} C"]:
+    """Average a feature map that is finer than side x side over its cells; repeat the values of a coarser one."""
+    return resize(x, side, Method.AREA if x.shape[1] > side else Method.NEAREST).astype(x.dtype)
 
 
 class Projector(nnx.Module):

@@ -21,6 +21,8 @@ from earthgpt_jax.common import files, memory
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.config import Config, ModelContents, Remat, Stage, from_dict, to_dict
 from earthgpt_jax.datasets.build.writer import write_dataset
+from earthgpt_jax.datasets.store import RecordSource
+from earthgpt_jax.input.features import FeatureStore
 from earthgpt_jax.input.packing.efficiency import format_report
 from earthgpt_jax.input.packing.schedule import identity_differences
 from earthgpt_jax.input.packing.training_data import TrainingData, load_training_data
@@ -36,6 +38,7 @@ from earthgpt_jax.synthetic import SyntheticSource
 from earthgpt_jax.training import guard, remat_choice
 from earthgpt_jax.training.checkpoints import Checkpoints, fingerprint
 from earthgpt_jax.training.execution import execution_options
+from earthgpt_jax.training.features import compute_missing, feature_store
 from earthgpt_jax.training.initial import InitialModel, initial_model
 from earthgpt_jax.training.lifecycle import CheckpointScheduler, PreemptionSignal, Watchdog
 from earthgpt_jax.training.metrics import FinishedStep, MetricsFetcher, MetricsLogger
@@ -78,6 +81,7 @@ class _Run:
     Attributes:
         data: packing schedule and record sources.
         validation: data that the run is validated on; None if it is not validated.
+        features: features of the images; None: the step encodes them.
         identity: fingerprints of everything that the batches and frozen parameters depend on.
         frozen: frozen parameters on their devices.
         trainable: how each trainable parameter is optimised.
@@ -91,6 +95,7 @@ class _Run:
     workdir: Path
     data: TrainingData
     validation: ValidationData | None
+    features: FeatureStore | None
     identity: dict[str, Any]
     placement: Placement
     frozen: Params
@@ -204,10 +209,30 @@ def _prepare(
     )
 
     _warn_about_unknown_classes(config, data)
+    features = None
+    if config.data.features:
+        with startup.measure("features"), distributed.fail_together("encoding the images"):
+            features = _prepare_features(config, frozen, data, validation, placement)
+        if validation is not None:
+            spec = dataclasses.replace(validation.spec, features=features)
+            validation = dataclasses.replace(validation, spec=spec)
     return _Run(
-        config=config, workdir=workdir, data=data, validation=validation, identity=identity, placement=placement,
-        frozen=frozen, trainable=trainable_rules, state=state, step=step, initial=initial, chose_remat=chosen,
+        config=config, workdir=workdir, data=data, validation=validation, features=features, identity=identity,
+        placement=placement, frozen=frozen, trainable=trainable_rules, state=state, step=step, initial=initial,
+        chose_remat=chosen,
     )  # fmt: skip
+
+
+def _prepare_features(
+    config: Config, frozen: Params, data: TrainingData, validation: ValidationData | None, placement: Placement
+) -> FeatureStore:
+    """Return the features of all images that the run reads; compute those that are missing."""
+    folder = files.path(config.data.features)
+    store = feature_store(folder, config.model, frozen, replicated=placement.replicated)
+    sources = [*data.sources, *(validation.data.sources if validation else ())]
+    datasets = [source for source in sources if isinstance(source, RecordSource)]
+    compute_missing(store.towers, config.model, frozen, sources=datasets)
+    return store
 
 
 def _claim(run: _Run) -> None:
@@ -397,7 +422,7 @@ def _handle_finished(done: FinishedStep, config: Config, timer: StepTimer, logge
 def _batches(run: _Run, start_step: int) -> Any:
     """Return the iterator over `(step, this process's part of the batch)` from `start_step` on."""
     return train_batches(
-        PackedSequences.of(run.data, InputSpec.of(run.config)),
+        PackedSequences.of(run.data, dataclasses.replace(InputSpec.of(run.config), features=run.features)),
         start_step=start_step,
         local=local_rows(run.placement.batch, run.config.data.batch_size),
         workers=run.config.data.workers,

@@ -86,7 +86,10 @@ def _encoders(params: Params) -> dict[str, jax.Array | None]:
 
 
 def make_encoder(graphdef: nnx.GraphDef, *, mesh: Mesh | AbstractMesh | None) -> Callable[[Params, Batch], Features]:
-    """Return `encode(params, batch) -> features` of the batch's images; on a mesh, each device encodes its own."""
+    """Return `encode(params, batch) -> features` of the batch's images; on a mesh, each device encodes its own.
+
+    Features that were read from disk are unpacked.
+    """
 
     def encode(encoders: dict, images: jax.Array, segments: jax.Array) -> Features:
         return encode_images(merge_module(graphdef, encoders).encode, images, used=jnp.max(segments, axis=1))
@@ -96,7 +99,14 @@ def make_encoder(graphdef: nnx.GraphDef, *, mesh: Mesh | AbstractMesh | None) ->
         encode = jax.shard_map(
             encode, mesh=mesh, in_specs=(PartitionSpec(), rows, rows), out_specs=rows, check_vma=False
         )  # fmt: skip
-    return lambda params, batch: encode(_encoders(params), batch.images, batch.segments)
+
+    def of_batch(params: Params, batch: Batch) -> Features:
+        if batch.has_features:
+            nothing: dict = dict.fromkeys(params)  # only the config of the model is read
+            return merge_module(graphdef, nothing).unpack(batch.images.reshape(-1, batch.images.shape[-1]))
+        return encode(_encoders(params), batch.images, batch.segments)
+
+    return of_batch
 
 
 def split_batch(batch: Any, parts: int) -> Any:

@@ -2,7 +2,8 @@
 
 Frames of one video, augmented chips and overlapping tiles make a random split too easy: the test images have been seen.
 Here images are near-duplicates if their perceptual hashes agree (`perceptual_hashes`), also after a flip or a rotation
-by 90 degrees. Groups of them are assigned to splits as a whole.
+by 90 degrees. Groups of them are assigned to splits as a whole. Hashes do not show that an image is a part of another;
+where a dataset was cut out of another one and kept its names, names show it.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from earthgpt_jax.common.parallel import parallel_map
 from earthgpt_jax.common.progress import Bar
 from earthgpt_jax.datasets import readers
 from earthgpt_jax.datasets.cards import SPLITS, Card, hash_split
+from earthgpt_jax.datasets.manifest import read_manifest, record_counts
 from earthgpt_jax.datasets.overlap.hamming import near_pairs
 from earthgpt_jax.datasets.overlap.perceptual_hashes import (
     MAX_DHASH_DISTANCE,
@@ -32,11 +34,13 @@ from earthgpt_jax.datasets.overlap.perceptual_hashes import (
     dataset_hashes,
     hash_array,
 )
+from earthgpt_jax.datasets.store import RecordSource
 from earthgpt_jax.raster.decode import decode
 
 _CHUNK = 64  # images per task of a worker process
 _STRICTEST = tuple(reversed(SPLITS))  # a group with images of several splits goes to the first of these
-_SYMMETRIES = (None, *Image.Transpose)
+_SYMMETRIES = 1 + len(Image.Transpose)
+_HASHED_SIDE = 128  # larger images are reduced to this side before they are turned; perceptual hashes need 32 pixels
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,12 +60,20 @@ class GroupSplit:
     inherited: int
 
 
-def split_by_groups(root: Path, card: Card, *, like: Sequence[Path] = (), workers: int | None = None) -> GroupSplit:
+def split_by_groups(
+    root: Path,
+    card: Card,
+    *,
+    like: Sequence[Path] = (),
+    names_like: Sequence[Path] = (),
+    workers: int | None = None,
+) -> GroupSplit:
     """Assign the images of a native dataset to splits by groups: 70 % train, 10 % val, 20 % test, by a hash.
 
     Args:
         root: as for `readers.read`.
         like: dataset directories; a group with images of these takes their split, the strictest if there are several.
+        names_like: dataset directories; a group with an image of the same name as one of these takes its split.
         workers: number of processes that decode images; None for one per core.
 
     Raises:
@@ -76,7 +88,9 @@ def split_by_groups(root: Path, card: Card, *, like: Sequence[Path] = (), worker
     group = _groups(own, [hashes for _, hashes in others])
     assigned = np.concatenate([np.zeros(0, int), *(np.full(len(h.pixels), _STRICTEST.index(s)) for s, h in others)])
     inherited: dict[int, int] = {}
-    for number, split in zip(group[len(ids) :].tolist(), assigned.tolist(), strict=True):
+    named = _splits_by_name(names_like)
+    pairs = [(n, named[key]) for n, name in zip(group.tolist(), ids, strict=False) if (key := _last(name)) in named]
+    for number, split in (*zip(group[len(ids) :].tolist(), assigned.tolist(), strict=True), *pairs):
         inherited[number] = min(inherited.get(number, split), split)
     first: dict[int, str] = {}
     splits: dict[str, list[str]] = {split: [] for split in SPLITS}
@@ -91,6 +105,21 @@ def split_by_groups(root: Path, card: Card, *, like: Sequence[Path] = (), worker
         largest=int(np.bincount(own_groups).max()),
         inherited=sum(number in inherited for number in own_groups.tolist()),
     )
+
+
+def _splits_by_name(directories: Sequence[Path]) -> dict[str, int]:
+    """Return image name -> index into `_STRICTEST` of its split, over the records of some dataset directories."""
+    found: dict[str, int] = {}
+    for directory in directories:
+        for split in record_counts(read_manifest(directory)):
+            for record in RecordSource(directory, split):
+                name, index = _last(record.id), _STRICTEST.index(split)
+                found[name] = min(found.get(name, index), index)
+    return found
+
+
+def _last(native_id: str) -> str:
+    return native_id.rpartition("/")[2]
 
 
 def list_paths(card: Card) -> dict[str, str]:
@@ -153,9 +182,10 @@ def _hash_symmetries(path: Path) -> list[tuple[int, int, int]]:
     try:
         image = Image.fromarray(decode(path.read_bytes()))
     except EarthGPTError:  # the build quarantines it
-        return [(NO_HASH, NO_HASH, NO_HASH)] * len(_SYMMETRIES)
-    turned = (image if symmetry is None else image.transpose(symmetry) for symmetry in _SYMMETRIES)
-    return [hash_array(np.asarray(item)) for item in turned]
+        return [(NO_HASH, NO_HASH, NO_HASH)] * _SYMMETRIES
+    small = image.copy()
+    small.thumbnail((_HASHED_SIDE, _HASHED_SIDE))
+    return [hash_array(np.asarray(image)), *(hash_array(np.asarray(small.transpose(s))) for s in Image.Transpose)]
 
 
 def _groups(own: np.ndarray, others: Sequence[PerceptualHashes]) -> np.ndarray:

@@ -14,6 +14,7 @@ from pathlib import Path
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.datasets.cards import Card, Images
 from earthgpt_jax.datasets.readers import (
+    caption_lines,
     captions,
     coco,
     dior_rsvg,
@@ -65,6 +66,7 @@ FORMATS: Mapping[str, Parser] = {
     "dota": dota.parse,
     "ucas_aod": dota.parse_ucas_aod,
     "captions": captions.parse,
+    "caption_lines": caption_lines.parse,
     "nwpu_captions": nwpu_captions.parse,
     "rsvqa": rsvqa.parse,
     "rsivqa": rsivqa.parse,

@@ -44,6 +44,22 @@ def test_captions(native: Native) -> None:
     assert reasons["mute"] == ["image: nothing valid is left for caption"]
 
 
+def test_caption_lines(native: Native) -> None:
+    for name in ("x", "y"):
+        native.put(f"i/{name}.png", png())
+    native.put("caps.txt", "a\nb\nc\nd\n")
+    layout = {"annotations": "caps.txt", "names": "names.txt", "images": "i", "split": "test"}
+    found = card("caption_lines", layout, tasks=(Task.CAPTION,), split_rule=SplitRule.NATIVE)
+    for names in ("x.png\ny.png\n", "x.png\nx.png\ny.png\ny.png\n"):  # per image, and per caption
+        native.put("names.txt", names)
+        records, rejected, _ = native.read(found)
+        assert {name: record.references for name, record in records.items()} == {"x": ("a", "b"), "y": ("c", "d")}
+        assert not rejected and records["x"].split == "test"
+    native.put("names.txt", "x.png\nx.png\ny.png\n")
+    with pytest.raises(EarthGPTError, match=r"expected a divisor of the 4 lines of caps\.txt, got 3 lines"):
+        native.read(found)
+
+
 def test_nwpu_captions(native: Native) -> None:
     for name in ("airplane/airplane_001.jpg", "sea_ice/sea_ice_001.jpg", "airplane/airplane_003.jpg"):
         native.put(f"i/{name}", png())

@@ -354,3 +354,18 @@ def test_infrared_datasets_with_an_unverified_layout(tmp_path: Path, name: str) 
     records, rejected, _ = tree.records()
     assert [item.label for item in records["1"].objects] == ["bulk carrier"]  # an undecodable name is not a class
     assert rejected["1"] == ["object: wrong encoding: expected UTF-8"]
+
+
+def test_sirst_frames_without_a_target_are_empty(tmp_path: Path) -> None:
+    tree = CardFolder(tmp_path, load_cards()["sirst_v2"])
+    for name in ("full", "empty"):
+        tree.put(f"mixed/{name}.png", png())
+    tree.put("annotations/bboxes/full.xml", voc_file(voc_object("Target", 1, 2, 11, 12)))
+    nothing = "<object><name>Target</name><difficult>0</difficult><pixels><id>0</id></pixels></object>"
+    tree.put("annotations/bboxes/empty.xml", voc_file(nothing))
+    for split, name in {"train": "full", "val": "empty", "test": ""}.items():
+        tree.put(f"splits/{split}_full.txt", f"{name}\n")
+    records = {name.rsplit("/", 1)[-1]: record for name, record in tree.records()[0].items()}
+    assert [len(records[name].objects) for name in ("full", "empty")] == [1, 0]
+    assert all(record.complete and Task.HBB in record.tasks for record in records.values())
+    assert records["empty"].split == "val"
