@@ -1,1 +1,0 @@
-"""The steps of `scripts/make_small.py`, which makes the model `small`."""
