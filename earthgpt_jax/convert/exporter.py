@@ -52,8 +52,8 @@ def export_hf(
     Raises:
         EarthGPTError: there is no such model, or `out` exists already.
     """
-    model, reader, config = _open_model(name, adapter, parent=parent)
-    dtype = _export_dtype(dtype, reader)
+    model, reader, config = open_model(name, adapter, parent=parent)
+    dtype = export_dtype(dtype, reader)
     with atomic_folder(out, key_file="config.json") as folder:
         _write(folder, tables.hf_export(config), reader, dtype=dtype, shard_bytes=shard_bytes)
         if adapter == "separate" and model.model.adapter.kind is not AdapterKind.NONE:
@@ -79,8 +79,8 @@ def export_llama(
 
     The arguments and errors are those of `export_hf`.
     """
-    model, reader, config = _open_model(name, "merge", parent=parent)
-    dtype = _export_dtype(dtype, reader)
+    model, reader, config = open_model(name, "merge", parent=parent)
+    dtype = export_dtype(dtype, reader)
     with atomic_folder(out, key_file="config.json") as folder:
         table = tables.llama_hf_export(config.llm).prefixed(path="llm/")
         _write(folder, table, reader, dtype=dtype, shard_bytes=shard_bytes)
@@ -152,7 +152,7 @@ def export_accessory(
 
 
 # -------------------------------------------------------------------------------------------- tensors
-def _open_model(name: str | Path, adapter: str, *, parent: str | Path | None) -> tuple[ModelDir, Reader, ModelConfig]:
+def open_model(name: str | Path, adapter: str, *, parent: str | Path | None) -> tuple[ModelDir, Reader, ModelConfig]:
     """Return a model directory, its parameters without adapters, and the config that matches these parameters."""
     model = model_dir.read_config(name, parent=parent)
     params = model_dir.open_params(model)
@@ -162,7 +162,7 @@ def _open_model(name: str | Path, adapter: str, *, parent: str | Path | None) ->
     return model, MergedReader(params, model.model), merged_config(model.model)
 
 
-def _export_dtype(dtype: np.dtype | None, reader: Reader) -> np.dtype | None:
+def export_dtype(dtype: np.dtype | None, reader: Reader) -> np.dtype | None:
     """Return float32 if adapters are merged and no dtype is given: a narrower dtype would round the products."""
     return np.dtype("float32") if dtype is None and isinstance(reader, MergedReader) else dtype
 

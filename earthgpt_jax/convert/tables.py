@@ -423,6 +423,18 @@ def _llama_hf_export(names: _LlamaNames, config: LlamaConfig) -> Table:
     return dataclasses.replace(table, zeros=dict.fromkeys(keys, (config.dim,)) if missing else {})
 
 
+def lora_peft(config: LlamaConfig, adapter: AdapterConfig) -> Table:
+    """Return the table for PEFT's LoRA adapters of our Hugging Face folder."""
+    block = f"base_model.model.{_HF_NESTED.block}"
+    rules = [
+        Rule(f"blocks/{path}/adapter/{ours}", f"{block}.{key}.lora_{theirs}.weight", LINEAR, config.depth)
+        for path, key in _HF_NESTED.linears.items()
+        if path.split("/")[1] in adapter.targets
+        for ours, theirs in (("a", "A"), ("b", "B"))
+    ]
+    return Table("LoRA (PEFT)", tuple(rules))
+
+
 def llama_meta(config: LlamaConfig, adapter: AdapterConfig) -> Table:
     """Return the table for Meta's and LLaMA2-Accessory's names.
 

@@ -72,6 +72,21 @@ def test_assisted_decoding_gives_the_same_tokens(adapted, adapted_model, inputs)
     assert _new(adapted_model, inputs, prompt_lookup_num_tokens=2) == expected
 
 
+def test_an_image_token_that_the_model_generates_is_a_token_like_any_other(adapted, inputs):
+    import torch
+
+    model = adapted.model()
+    token = model.config.image_token_id
+    with torch.no_grad():  # so that the model always generates the image token
+        model.lm_head.weight[token] = 0
+        scores = model(**inputs).logits[0, -1]
+        best = int(scores.argmax())
+        model.lm_head.weight[token] = 2 * model.lm_head.weight[best]
+    (tokens,) = _new(model, inputs)
+    assert tokens[0] == token
+    assert _new(model, inputs, use_cache=False) == [tokens]
+
+
 def test_beams_and_several_samples_repeat_the_image(adapted_model, inputs):
     import torch
 
@@ -145,21 +160,20 @@ def test_any_part_may_lie_on_disk(adapted, adapted_model, inputs, tmp_path, part
     assert _new(model, inputs) == _new(adapted_model, inputs)
 
 
-def test_linear_layers_get_inputs_that_quantized_ones_take(adapted, adapted_model, inputs):
-    """Those of bitsandbytes take at most three axes on a CPU."""
+@pytest.mark.parametrize("variant", ["adapted", "swiglu_hf"])
+def test_linear_layers_get_inputs_that_those_of_others_take(make_pair, variant):
+    """Those of bitsandbytes take at most three axes on a CPU, and those of vLLM a contiguous last one."""
     import torch
 
-    seen = []
-    hooks = [
-        module.register_forward_pre_hook(lambda _, args: seen.append(args[0].ndim))
-        for module in adapted_model.modules()
-        if isinstance(module, torch.nn.Linear)
-    ]
+    pair = make_pair(variant)
+    model, seen = pair.model(), []
+    linears = [module for module in model.modules() if isinstance(module, torch.nn.Linear)]
+    for module in linears:
+        module.register_forward_pre_hook(lambda _, args: seen.append((args[0].ndim, args[0].stride(-1))))
     with torch.no_grad():
-        adapted_model(**inputs)
-    for hook in hooks:
-        hook.remove()
-    assert len(seen) == len(hooks) and max(seen) == 3
+        model(**pair.processor()(images=_image(pair), text="How many ships?", return_tensors="pt"))
+    assert len(seen) >= len(linears)
+    assert max(axes for axes, _ in seen) == 3 and {stride for _, stride in seen} == {1}
 
 
 def test_images_in_any_form(adapted, tmp_path):

