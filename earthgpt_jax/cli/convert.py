@@ -1,4 +1,4 @@
-"""Import source checkpoints; export models for transformers and LLaMA2-Accessory.
+"""Import source checkpoints; export models for transformers, vLLM, llama.cpp, ONNX, PEFT and LLaMA2-Accessory.
 
 `import` builds a model directory from DINOv2, a CLIP ConvNeXt and a LLaMA, each in the files that
 its authors publish, or from a complete EarthGPT. `export` writes folders that other programs load.
@@ -23,7 +23,7 @@ from earthgpt_jax.cli.help_text import add_parser, summary
 from earthgpt_jax.common import files
 
 OVERRIDES = True
-TARGETS = ("hf", "llama", "accessory")
+TARGETS = ("hf", "llama", "accessory", "gguf", "onnx", "peft")
 _PARTS = {
     "vit": "a DINOv2, with the parameter names of transformers or of the hub code",
     "convnext": "a CLIP ConvNeXt, with the names of timm or open_clip",
@@ -165,6 +165,9 @@ def _export(args: argparse.Namespace) -> int:
       hf         for AutoModelForImageTextToText and AutoProcessor of transformers, with trust_remote_code=True
       llama      the language model alone, for LlamaForCausalLM
       accessory  for LLaMA2-Accessory
+      gguf       the language model alone, for llama.cpp: model.gguf
+      onnx       the encoders, their fusion and the projector, for onnxruntime: vision.onnx
+      peft       LoRA adapters alone, for PeftModel on top of `--to hf --adapter separate`
 
     examples:
       earthgpt convert export tiny --to hf --out exported
@@ -193,6 +196,18 @@ def _export(args: argparse.Namespace) -> int:
             )  # fmt: skip
         case "llama":
             out = exporter.export_llama(args.model, args.out, dtype=dtype, shard_bytes=shard_bytes, parent=parent)
+        case "gguf":
+            from earthgpt_jax.convert.gguf_export import export_gguf
+
+            out = export_gguf(args.model, args.out, dtype=dtype, parent=parent)
+        case "onnx":
+            from earthgpt_jax.convert.onnx_export import export_onnx
+
+            out = export_onnx(args.model, args.out, parent=parent)
+        case "peft":
+            from earthgpt_jax.convert.peft_export import export_peft
+
+            out = export_peft(args.model, args.out, dtype=dtype, parent=parent)
         case _:
             out = exporter.export_accessory(args.model, args.out, dtype=dtype, shards=args.shards, parent=parent)
     print(f"wrote: {out}", file=sys.stderr)

@@ -281,7 +281,7 @@ class Perception(nn.Module):
         merge, side = self.merge, self.grid // self.merge
         cls, patches = tokens[:, :1], tokens[:, 1:]
         patches = patches.reshape(-1, side, merge, side, merge, patches.shape[-1]).transpose(2, 3)
-        return torch.cat([cls.repeat(1, 1, merge**2), patches.reshape(len(tokens), side**2, -1)], dim=1)
+        return torch.cat([cls.repeat(1, 1, merge**2), patches.reshape(tokens.shape[0], side**2, -1)], dim=1)
 
     def _fuse_vit(self, taps: list[torch.Tensor]) -> torch.Tensor:
         if self.vit_fuse == "concat":
