@@ -47,7 +47,7 @@ def export_peft(
         tensors = {key: (shape, dtypes[key]) for key, shape in table.checkpoint_shapes(shapes).items()}
         writer = SafetensorsWriter(folder, tensors, metadata={"format": "pt"})
         for step in steps:
-            value = reader.read(step.path, step.layer, 1)[0]
+            value = reader.read(step.path, step.layer or 0, 1)[0]
             writer.write(step.key, step.transform.to_checkpoint(value))
         writer.close()
         (folder / SINGLE).rename(folder / WEIGHTS)
