@@ -24,6 +24,7 @@ from earthgpt_jax.convert.tables import Rule, Table
 from earthgpt_jax.convert.tensor_io import split_dim
 from earthgpt_jax.convert.tokenizer_files import ImageToken
 from earthgpt_jax.input.prompts.chat_template import ASSISTANT, HUMAN, SEPARATOR, chat_template
+from earthgpt_jax.input.sequences import turn_ids
 from earthgpt_jax.input.tokenizer import Tokenizer, copy_tokenizer
 from earthgpt_jax.models import model_dir
 from earthgpt_jax.models.merge import FilteredReader, MergedReader, ScaledLoraReader, merged_config
@@ -278,12 +279,15 @@ def hf_config(model: ModelDir, config: ModelConfig, *, token: ImageToken, dtype:
 def _conversation(model: ModelDir) -> dict[str, Any]:
     """Return the chat template, from which the processor builds prompts and `generate` knows where answers end."""
     chat, tokenizer = chat_template(model.chat_template), Tokenizer(model.tokenizer)
+    ids, _ = turn_ids(tokenizer, chat, "Q", "A")
+    ends_with_eos = ids[-1] == tokenizer.eos_id
     return {
         "start_ids": tokenizer.start_ids,
         "name": chat.name,
         "prefix": chat.prefix,
         "roles": [HUMAN, ASSISTANT],
         "separator": SEPARATOR,
+        "answer_end": tokenizer_files.special_texts(model.tokenizer)["eos"] if ends_with_eos else SEPARATOR,
         "separator_ids": chat.separator_ids(tokenizer),
     }
 
@@ -314,9 +318,16 @@ def _processor_files(model: ModelDir, config: ModelConfig, *, token: ImageToken)
 def _jinja_template(model: ModelDir, *, token: ImageToken) -> str:
     """Return the chat template as Jinja: its texts as variables, and the rules, which all models share."""
     chat, special = chat_template(model.chat_template), tokenizer_files.special_texts(model.tokenizer)
+    conversation, tokenizer = _conversation(model), Tokenizer(model.tokenizer)
+    # Programs tokenize what follows EOS alone. SentencePiece begins it with a space, which must not be there twice.
+    turn = chat.open_turn("Q")
+    after = tokenizer.encode(chat.prefix + turn)[len(tokenizer.encode(chat.prefix)) :]
+    has_space = tokenizer.encode(turn.lstrip()) != after
     values = {
         "start": special["bos"], "end": special["eos"], "image_token": token.text, "system": chat.system,
         "opening": chat.prefix.removeprefix(chat.system), "separator": SEPARATOR, "roles": [HUMAN, ASSISTANT],
+        "answer_end": conversation["answer_end"],
+        "next_turn": " " if has_space or conversation["answer_end"] == SEPARATOR else "",
     }  # fmt: skip
     lines = [f"{{%- set {name} = {json.dumps(value)} -%}}\n" for name, value in values.items()]
     return "".join(lines) + (REMOTE_CODE / "chat_template.jinja").read_text().removesuffix("\n")

@@ -118,7 +118,7 @@ def model(request, tmp_path_factory) -> tuple[str | Path, Path]:
 def _stop(folder: Path) -> list[str]:
     """Return what a client must send so that answers stop: nothing if they end with EOS."""
     conversation = json.loads((folder / "config.json").read_text())["conversation"]
-    return [conversation["separator"]] if conversation["separator_ids"] else []
+    return [conversation["separator"]] if conversation["answer_end"] == conversation["separator"] else []
 
 
 def _vllm(python: str, folder: Path, prompts: list[Prompt], tmp_path: Path, *options: str) -> list[dict]:

@@ -19,7 +19,8 @@ from earthgpt_jax.inference.decode import StopCondition
 from earthgpt_jax.inference.engine import Engine
 from earthgpt_jax.inference.reference import Prompts, generate
 from earthgpt_jax.input import images as our_images
-from earthgpt_jax.input.sequences import generation_prompt
+from earthgpt_jax.input.prompts import chat_template as chat_templates
+from earthgpt_jax.input.sequences import generation_prompt, open_turn_ids
 from earthgpt_jax.models import earthgpt
 from earthgpt_jax.ops.resize import Method, resize
 from earthgpt_jax.params import merge_module
@@ -31,6 +32,7 @@ pytestmark = [pytest.mark.torch, pytest.mark.usefixtures("one_thread")]
 FILES = Path(earthgpt.__file__).parents[1] / "convert" / "hf"
 ATOL = 1e-5  # largest difference measured: 4.3e-6, for values up to 6
 NEW = 12
+CHATS = sorted(chat_templates._ALL)
 QUESTIONS = [
     "What?",
     "Where is the small ship  in the upper left of this long image?",
@@ -271,7 +273,7 @@ def test_prompts_without_an_image(adapted, adapted_model):
 
 
 # ------------------------------------------------------------------------------------------------- prompts
-@pytest.mark.parametrize("chat", ["plain", "v1"])
+@pytest.mark.parametrize("chat", CHATS)
 def test_ids_match_our_prompts(make_pair, chat):
     pair = make_pair("adapted", chat)
     processor, visual_tokens = pair.processor(), pair.config.visual_tokens
@@ -286,30 +288,28 @@ def test_ids_match_our_prompts(make_pair, chat):
         assert processor.image_token_id not in tokens
 
 
-@pytest.mark.parametrize("chat", ["plain", "v1"])
-def test_two_turns_with_an_image_have_the_ids_of_our_dialogue(make_pair, chat):
+@pytest.mark.parametrize("chat", CHATS)
+def test_three_turns_with_an_image_have_the_ids_of_our_dialogue(make_pair, chat):
     pair = make_pair("adapted", chat)
     processor, square = pair.processor(), _squares(pair.config, 1)[0]
-    first, answer, second = "How many ships?", "There are two ships.", "Where are they?"
-    messages = [
-        {"role": "user", "content": [{"type": "image", "image": square}, {"type": "text", "text": first}]},
-        {"role": "assistant", "content": answer},
-        {"role": "user", "content": [{"type": "text", "text": second}]},
-    ]
-    text = pair.chat_template.dialogue([(first, answer)])[0] + pair.chat_template.open_turn(second)
-    image = processor.image_token
-    assert processor.apply_chat_template(messages, add_generation_prompt=True) == f"<s>{image}{text}"
+    turns = [("How many ships?", "There are two ships."), ("Where are they?", "[0.12,0.34,0.56,0.78]")]
+    messages = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate([*sum(turns, ())])]
+    messages[0]["content"] = [{"type": "image", "image": square}, {"type": "text", "text": turns[0][0]}]
+    messages.append({"role": "user", "content": [{"type": "text", "text": "And then?"}]})
+    image, visual = processor.image_token, [processor.image_token_id] * (pair.config.visual_tokens + 2)
     prefix = pair.tokenizer.encode(pair.chat_template.prefix)
-    visual = [processor.image_token_id] * (pair.config.visual_tokens + 2)
-    expected = [1, *visual, *prefix, *pair.tokenizer.encode(text)[len(prefix) :]]
+    last = open_turn_ids(pair.tokenizer, pair.chat_template, "And then?", history=turns)
+    expected = [1, *visual, *prefix, *last]
+    text = processor.apply_chat_template(messages, add_generation_prompt=True)
+    assert text.startswith(f"<s>{image}{pair.chat_template.prefix} Human: How many ships?")
     batch = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=True)
     assert batch["input_ids"][0].tolist() == expected
-    for prompt in (text, f"<s>{image}{text}"):
+    for prompt in (text.removeprefix(f"<s>{image}"), text):
         explicit = processor(images=square, text=prompt)
         assert explicit["input_ids"].tolist() == batch["input_ids"].tolist()
         np.testing.assert_array_equal(explicit["pixel_values"], batch["pixel_values"])
     # Servers tokenize the text of the template themselves and then replace the image token.
-    served = processor.tokenizer(f"<s>{image}{text}", add_special_tokens=False)["input_ids"]
+    served = processor.tokenizer(text, add_special_tokens=False)["input_ids"]
     assert [1, *visual, *served[2:]] == expected and served[1] == processor.image_token_id
     replaced = processor(
         images=square, text=image, return_text_replacement_offsets=True, return_mm_token_type_ids=True
@@ -317,8 +317,8 @@ def test_two_turns_with_an_image_have_the_ids_of_our_dialogue(make_pair, chat):
     (change,) = replaced["text_replacement_offsets"][0]
     assert processor.tokenizer(change["replacement"], add_special_tokens=False)["input_ids"] == visual
     assert replaced["mm_token_type_ids"].sum() == len(visual)
-    closed = processor.apply_chat_template([messages[:2], messages[:2]])
-    assert closed == [f"<s>{image}" + pair.chat_template.dialogue([(first, answer)])[0]] * 2
+    closed = processor.apply_chat_template([messages[:2], messages[:4]])
+    assert len(closed) == 2 and all(text.startswith(dialogue) for dialogue in closed)
     with pytest.raises(ValueError, match="user first"):
         processor.apply_chat_template(messages[1:])
     with pytest.raises(ValueError, match="at most one per dialogue"):

@@ -393,22 +393,35 @@ class EarthGPTProcessor(ProcessorMixin):
         if images > 1 and not written:
             raise ValueError("images: expected at most one per dialogue, as in training; got several")
         if dialogue == text and not self._is_dialogue(text):
-            dialogue = self.conversation["prefix"] + self._turn(0, text) + self._opening()
-        return [*start, *[self.image_token_id] * (images * (self.visual_tokens + 2)), *self._dialogue_ids(dialogue)]
+            role, separator = self.conversation["roles"][0], self.conversation["separator"]
+            ids = self._turn_ids(f" {role}: {text}{separator}{self._opening}")
+        else:
+            ids = self._dialogue_ids(dialogue)
+        return [*start, *[self.image_token_id] * (images * (self.visual_tokens + 2)), *ids]
 
     def _is_dialogue(self, text: str) -> bool:
         """Return whether a text begins like a prompt of the chat template, with its own or with another system text."""
         marker = self.conversation["prefix"][-len("\n\n###") :] + f" {self.conversation['roles'][0]}: "
         return text.startswith(self.conversation["prefix"]) or marker in text
 
-    def _dialogue_ids(self, text: str) -> list[int]:
-        """Return the ids of the text of a dialogue.
+    def _turn_ids(self, text: str) -> list[int]:
+        """Return the ids of the prefix and of one or more turns.
 
         As in training: the prefix is tokenized alone, and the turns together with the prefix before them.
         """
         prefix = self.conversation["prefix"]
-        shared = self.text_ids(prefix) if text.startswith(prefix) else []
-        return [*shared, *self.text_ids(text)[len(shared) :]]
+        shared = self.text_ids(prefix)
+        return [*shared, *self.text_ids(prefix + text)[len(shared) :]]
+
+    def _dialogue_ids(self, text: str) -> list[int]:
+        """Return the ids of a dialogue, prefix included; a turn after an EOS is tokenized as if it were the first."""
+        prefix, end = self.conversation["prefix"], self.conversation["answer_end"]
+        first, *later = [text] if end == self.conversation["separator"] else text.split(end)
+        ids = self._turn_ids(first.removeprefix(prefix)) if first.startswith(prefix) else self.text_ids(first)
+        for turn in later:
+            following = self._turn_ids(f" {turn.lstrip(' ')}")[len(self.text_ids(prefix)) :] if turn else []
+            ids = [*ids, self.tokenizer.convert_tokens_to_ids(end), *following]
+        return ids
 
     @property
     def pad_id(self) -> int:
@@ -425,12 +438,9 @@ class EarthGPTProcessor(ProcessorMixin):
         known = [i for i in ids if i < len(self.tokenizer)]
         return self.tokenizer.decode(known, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
-    def _turn(self, number: int, message: str) -> str:
-        """Return the text of message `number` of a dialogue, in which the user and the assistant alternate."""
-        return f" {self.conversation['roles'][number % 2]}: {message}{self.conversation['separator']}"
-
+    @property
     def _opening(self) -> str:
-        """Return the text at the end of a prompt, after which the answer is generated."""
+        """The text at the end of a prompt, after which the answer is generated."""
         return f" {self.conversation['roles'][1]}:"
 
     def apply_chat_template(  # type: ignore[override]  # fewer arguments: no tools, no documents
