@@ -75,7 +75,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     exporting.add_argument(
         "--dtype",
         choices=["float32", "bfloat16", "float16"],
-        help="dtype of all tensors (default: as in the model, or float32 if adapters are merged, which is exact)",
+        help="dtype of all tensors (default: bfloat16 from a billion parameters on; otherwise as in the model, or "
+        "float32 if adapters are merged, which is exact)",
     )
     exporting.add_argument(
         "--adapter", choices=["merge", "separate"], default="merge",
@@ -90,6 +91,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     exporting.add_argument(
         "--scores", type=files.path, metavar="FILE", help="hf: scores.json of `earthgpt eval`, for the model card"
     )
+    exporting.add_argument(
+        "--push-ready", action="store_true",
+        help="hf: refuse an export whose model card lacks licences of the training data, or scores with baselines",
+    )  # fmt: skip
 
     merging = add_parser(commands, "merge", _merge, help=summary(_merge))
     merging.add_argument("model", help="a model directory")
@@ -192,7 +197,7 @@ def _export(args: argparse.Namespace) -> int:
         case "hf":
             out = exporter.export_hf(
                 args.model, args.out, dtype=dtype, adapter=args.adapter, shard_bytes=shard_bytes, scores=scores,
-                parent=parent,
+                push_ready=args.push_ready, parent=parent,
             )  # fmt: skip
         case "llama":
             out = exporter.export_llama(args.model, args.out, dtype=dtype, shard_bytes=shard_bytes, parent=parent)

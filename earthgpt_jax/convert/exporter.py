@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes  # noqa: F401  (registers bfloat16 with numpy)
 import numpy as np
 
 from earthgpt_jax.common import files
@@ -17,7 +19,7 @@ from earthgpt_jax.common.progress import Bar
 from earthgpt_jax.common.safetensors_files import Reader, SafetensorsWriter
 from earthgpt_jax.config import AdapterConfig, AdapterKind, LlamaConfig, ModelConfig, to_dict
 from earthgpt_jax.convert import llama_configs, tables, tokenizer_files
-from earthgpt_jax.convert.card import model_card
+from earthgpt_jax.convert.card import check_push_ready, model_card
 from earthgpt_jax.convert.export_info import export_info
 from earthgpt_jax.convert.layouts import ADAPTER_FILE, SPLIT_DIMS
 from earthgpt_jax.convert.tables import Rule, Table
@@ -31,29 +33,34 @@ from earthgpt_jax.models.merge import FilteredReader, MergedReader, ScaledLoraRe
 from earthgpt_jax.models.model_dir import ModelDir
 
 SHARD_BYTES = 5 * 10**9
+LARGE = 10**9  # parameters of a model that is exported in bfloat16
 REMOTE_CODE = Path(__file__).parent / "hf"
 
 
 def export_hf(
     name: str | Path, out: Path, *, dtype: np.dtype | None = None, adapter: str = "merge",
-    shard_bytes: int = SHARD_BYTES, scores: Mapping[str, Any] | None = None, parent: str | Path | None = None,
+    shard_bytes: int = SHARD_BYTES, scores: Mapping[str, Any] | None = None, push_ready: bool = False,
+    parent: str | Path | None = None,
 ) -> Path:  # fmt: skip
     """Write a folder for `AutoModelForImageTextToText` and `AutoProcessor` with `trust_remote_code=True`.
 
     Args:
         name: an embedded model or a model directory.
         out: the folder to write; it appears under its name once it is complete.
-        dtype: dtype of all tensors; None keeps each parameter's, or float32 if adapters are merged.
+        dtype: dtype of all tensors; None: see `export_dtype`.
         adapter: "merge" adapters into kernels and biases, or "separate": leave them out of the model and write them
             to `adapter/`.
         shard_bytes: upper limit for the bytes of tensors in a file.
         scores: scores for the model card, as `earthgpt eval` writes them.
+        push_ready: whether to refuse a model card that the public should not get, see `card.check_push_ready`.
         parent: see `model_dir.read_config`.
 
     Raises:
-        EarthGPTError: there is no such model, or `out` exists already.
+        EarthGPTError: there is no such model, or `out` exists already; or the card is not ready.
     """
     model, reader, config = open_model(name, adapter, parent=parent)
+    if push_ready:
+        check_push_ready(model, scores=scores)
     dtype = export_dtype(dtype, reader)
     with atomic_folder(out, key_file="config.json") as folder:
         _write(folder, tables.hf_export(config), reader, dtype=dtype, shard_bytes=shard_bytes)
@@ -164,7 +171,13 @@ def open_model(name: str | Path, adapter: str, *, parent: str | Path | None) -> 
 
 
 def export_dtype(dtype: np.dtype | None, reader: Reader) -> np.dtype | None:
-    """Return float32 if adapters are merged and no dtype is given: a narrower dtype would round the products."""
+    """Return the dtype of the tensors of an export; None keeps each parameter's.
+
+    If none is given: bfloat16 for a model of a billion parameters or more. Otherwise float32 if adapters are merged,
+    because a narrower dtype would round the products.
+    """
+    if dtype is None and sum(map(math.prod, reader.shapes.values())) >= LARGE:
+        return np.dtype("bfloat16")
     return np.dtype("float32") if dtype is None and isinstance(reader, MergedReader) else dtype
 
 

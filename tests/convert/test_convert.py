@@ -416,3 +416,37 @@ def test_the_model_card_lists_all_runs(tmp_path, plain):
     assert "| optical, vqa, accuracy | 0.500 |" in text
     assert "- synthetic" in text and "SSDD" in text
     assert json.loads((plain / "config.json").read_text())["provenance"] == {"recipe": "nano"}
+
+
+def test_an_export_for_the_public_needs_licences_and_scores_with_baselines(tmp_path, plain):
+    """The card is read by the library of the Hub."""
+    hub = pytest.importorskip("huggingface_hub")
+    plain = shutil.copytree(plain, tmp_path / "model")
+    config = json.loads((plain / "config.json").read_text())
+    with pytest.raises(EarthGPTError, match=r"2 problems\n  - scores: expected --scores FILE.*\n  - training data"):
+        exporter.export_hf(plain, tmp_path / "hf", push_ready=True)
+    run = {"recipe": "tiny", "stage": "instruct", "steps": 9, "source": "ssdd, nobodys", "data": "abc"}
+    (plain / "config.json").write_text(json.dumps(config | {"provenance": run}))
+    cell = {"accuracy": 0.9, "questions": 10, "intervals": {"accuracy": [0.8, 1.0]}}
+    with pytest.raises(EarthGPTError, match=r"found no constant, random, blind\n.*licence for nobodys"):
+        exporter.export_hf(plain, tmp_path / "hf", push_ready=True, scores={"vqa": {"all": cell}})
+    assert not (tmp_path / "hf").exists()
+    (plain / "config.json").write_text(json.dumps(config | {"provenance": run | {"source": "ssdd"}}))
+    others = {"constant": {"accuracy": 0.4}, "random": {"accuracy": 0.3}, "blind": {"accuracy": 0.5}}
+    scores = {"vqa": {"all": cell | others}}
+    folder = exporter.export_hf(plain, tmp_path / "hf", push_ready=True, scores=scores)
+    card = hub.ModelCard.load(folder / "README.md")
+    assert card.data.license == "other" and card.data.pipeline_tag == "image-text-to-text"
+    assert "| vqa, all, accuracy | 0.900 | 0.400 | 0.300 | 0.500 |" in card.text
+    assert all(
+        f"## {title}" in card.text for title in ("Intended use", "Limits", "Scores", "Training data and licences")
+    )
+    assert "sar sensors" in card.text and "[0.8" not in card.text
+
+
+def test_large_models_are_exported_in_bfloat16(plain, monkeypatch, tmp_path):
+    monkeypatch.setattr(exporter, "LARGE", 1000)
+    exporter.export_llama(plain, tmp_path / "llm")
+    assert set(SafetensorsReader([tmp_path / "llm" / "model.safetensors"]).dtypes.values()) == {np.dtype("bfloat16")}
+    exporter.export_llama(plain, tmp_path / "exact", dtype=np.dtype("float32"))
+    assert set(SafetensorsReader([tmp_path / "exact" / "model.safetensors"]).dtypes.values()) == {np.dtype("float32")}
