@@ -36,7 +36,8 @@ def get_config(stage: str = "align") -> ConfigDict:
     config.data.batch_size = 32  # packed sequences of about four images each: SPHINX's 128 images per step
     config.data.max_questions = 8
     config.data.decimals = 3
-    config.data.chat_template = "v1"
+    config.data.chat_template = "v1_eos"
+    config.data.json_share = 0.2
     if stage == "align":
         config.data.task_weights = {"caption": 1.0}
     else:

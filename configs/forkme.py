@@ -69,7 +69,8 @@ def get_config(stage: str = "align") -> ConfigDict:
         "max_images": 2,  # most images in a packed sequence; 0: as many as fit
         "max_questions": 8,  # most questions about one image in one sequence
         "decimals": 2,  # of box coordinates, which are fractions of the padded square; 3 above 200 px
-        "chat_template": "plain",  # v1 has SPHINX's system prompt
+        "chat_template": "plain_eos",  # v1_eos has SPHINX's system prompt; plain and v1 end answers with a separator
+        "json_share": 0.2,  # of the questions about boxes that ask for JSON
         "augment": "none",  # flips or flips+rotations; boxes turn with the image
         "workers": 0,  # processes per host that make batches; 0: threads of the training process
     }  # fmt: skip

@@ -16,6 +16,8 @@ def get_config(stage: str = "instruct") -> ConfigDict:
     config.recipe = "sphinx_light"
     config.init = "models/sphinx_light"
     config.data.decimals = 2
+    config.data.chat_template = "v1"  # answers end with the separator; EOS is not supervised
+    config.data.json_share = 0.0
     config.mesh = ConfigDict()  # data parallel: every device holds the whole model
     config.model.vit.update({"dim": 1536, "depth": 40, "heads": 24, "ffn_dim": 4096, "mlp": "swiglu"})
     config.model.convnext.update({"depths": (3, 4, 30, 3), "dims": (384, 768, 1536, 3072), "norm_eps": 1e-5})

@@ -32,14 +32,15 @@ def get_config(stage: str = "align") -> ConfigDict:
     config.data.max_images = 2
     config.data.max_questions = 3 if stage == "align" else 8
     config.data.decimals = 2  # steps of 1.28 px: a perfect answer about a 16-px object has an IoU above 0.8
-    config.data.chat_template = "plain"
+    config.data.chat_template = "plain_eos"
+    config.data.json_share = 0.3
     if stage == "align":
         # Every image has four captions. A weight of 0.25 uses one of them per epoch, in each of three forms.
         config.data.task_weights = {"caption": 0.25, "grounded_caption": 0.25, "grounded_caption_obb": 0.25}
     else:
         config.data.task_weights = {
             "classification": 1.0, "caption": 0.25, "vqa": 1.0, "region_caption": 0.25, "grounding": 1.0, "hbb": 1.0,
-            "obb": 1.0,
+            "obb": 1.0, "presence": 0.25, "count": 0.5, "class_hbb": 0.5, "absent_hbb": 0.25,
         }  # fmt: skip
 
     config.optim = ConfigDict()

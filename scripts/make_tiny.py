@@ -13,6 +13,10 @@ Each step depends on the ones before it, is seeded, and is skipped if its result
   base       encoders + LLM + untrained projector = `tiny-base`
   align      stage `align` of the recipe `tiny`, with more steps
   all        stage `instruct` of the recipe `tiny`, with more steps = `tiny`
+
+`--start tiny-base` continues from an embedded model instead: it keeps the encoders, makes the LLM's embeddings from
+those of the old tokenizer's pieces (`tiny_models/transfer.py`), and trains the LLM in further rounds on today's
+questions.
 """
 
 from __future__ import annotations
@@ -29,6 +33,7 @@ from tiny_models.encoders import train_encoders
 from tiny_models.language_model import train_llm
 from tiny_models.scenes import dataset
 from tiny_models.texts import tokenizer
+from tiny_models.transfer import encoders_of
 
 from earthgpt_jax.config import Config, load
 from earthgpt_jax.models import earthgpt, model_dir
@@ -41,11 +46,12 @@ def base(workdir: Path, config: Config, args: argparse.Namespace) -> Path:
     if not path.exists():
         _, params = earthgpt.init(config.model, seed=0)
         arrays = model_dir.to_host(params)
-        for file in (
-            train_encoders(workdir, config, count=args.count, rounds=args.encoder_steps),
-            train_llm(workdir, config, rounds=args.llm_steps, count=args.count),
-        ):
-            loaded = dict(np.load(file))
+        if args.start:
+            encoders = encoders_of(args.start)
+        else:
+            encoders = dict(np.load(train_encoders(workdir, config, count=args.count, rounds=args.encoder_steps)))
+        llm = dict(np.load(train_llm(workdir, config, rounds=args.llm_steps, count=args.count, start=args.start)))
+        for loaded in (encoders, llm):
             assert loaded.keys() <= arrays.keys()
             arrays |= loaded
         model_dir.write(
@@ -81,6 +87,9 @@ def main() -> None:
     parser.add_argument("--workdir", type=Path, default=Path("runs/make_tiny"), help="for intermediate results")
     parser.add_argument("--out", type=Path, default=Path("earthgpt_jax/assets"), help="for the finished models")
     parser.add_argument("--count", type=int, default=24000, help="number of training scenes")
+    parser.add_argument(
+        "--start", default="", help="model to continue from, such as tiny-base: encoders are kept, the LLM trained on"
+    )
     parser.add_argument("--encoder-steps", type=int, nargs="+", default=[1500, 1500, 1500, 2000], help="per round")
     parser.add_argument("--llm-steps", type=int, nargs="+", default=[2400, 400, 500], help="per round")
     parser.add_argument("--align-steps", type=int, default=900)
@@ -94,7 +103,7 @@ def main() -> None:
     elif args.step == "encoders":
         train_encoders(args.workdir, config, count=args.count, rounds=args.encoder_steps)
     elif args.step == "llm":
-        train_llm(args.workdir, config, rounds=args.llm_steps, count=args.count)
+        train_llm(args.workdir, config, rounds=args.llm_steps, count=args.count, start=args.start)
     elif args.step == "data":
         dataset(args.workdir, count=args.count)
     else:

@@ -5,7 +5,8 @@ pixel. A polygon is f32[8], x1,y1,...,x4,y4, clockwise on screen from the corner
 x). Angles are radians, clockwise on screen.
 
 `polygons` converts and validates boxes, `frames` converts coordinates between frames, `plurals` has English counts,
-`writing` and `parsing` have MMRS's text format, and `formats` has the table of all formats: `parse` reads any of them.
+`writing` has MMRS's text format and JSON, `parsing` reads MMRS's, and `formats` has the table of all formats: `parse`
+reads any of them.
 """
 
 from earthgpt_jax.boxes.formats import AUTO, BOX_FORMATS, MMRS, BoxFormat, parse, write_boxes
@@ -25,7 +26,15 @@ from earthgpt_jax.boxes.polygons import (
     rect_to_polygon,
     rotated_to_polygon,
 )
-from earthgpt_jax.boxes.writing import Shortlist, detection_sentence, format_boxes, format_detection, shortlist
+from earthgpt_jax.boxes.writing import (
+    JsonStyle,
+    Shortlist,
+    detection_sentence,
+    format_boxes,
+    format_detection,
+    format_json,
+    shortlist,
+)
 
 __all__ = [
     "AUTO",
@@ -35,6 +44,7 @@ __all__ = [
     "BoxKind",
     "Frame",
     "FullImage",
+    "JsonStyle",
     "Parsed",
     "ParsedBox",
     "RotatedBox",
@@ -49,6 +59,7 @@ __all__ = [
     "detection_sentence",
     "format_boxes",
     "format_detection",
+    "format_json",
     "min_area_rect",
     "parse",
     "plural",

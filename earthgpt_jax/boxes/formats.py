@@ -12,6 +12,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -20,7 +21,7 @@ from earthgpt_jax.boxes.frames import Frame
 from earthgpt_jax.boxes.parsing import Parsed, ParsedBox, parse_mmrs
 from earthgpt_jax.boxes.polygons import BoxKind
 from earthgpt_jax.boxes.syntaxes import BRACES, BRACKETS, DOUBLE, INTERNVL, LINES, QWEN2, Syntax, florence
-from earthgpt_jax.boxes.writing import widen
+from earthgpt_jax.boxes.writing import CORNER_KEYS, widen
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.common.names import did_you_mean
 
@@ -45,6 +46,8 @@ class BoxFormat:
         decode: the numbers of a box as fractions -> 4 or 8 fractions (`parameterizations`).
         encode: the inverse, of a polygon in fractions.
         half_bin: 0.5 if numbers are indices of bins and mean their centres; else 0.
+        keys: JSON only: the keys that give a box, in each way that it can be given. One key has a list of numbers,
+            several have one number each.
         reader: parses a complete text, where `syntax` cannot describe the format.
     """
 
@@ -58,6 +61,7 @@ class BoxFormat:
     decode: Callable[[parameterizations.Numbers], parameterizations.Numbers] = parameterizations.axis_aligned
     encode: Callable[[np.ndarray], parameterizations.Numbers] = parameterizations.to_axis_aligned
     half_bin: float = 0.0
+    keys: tuple[tuple[str, ...], ...] = ()
     reader: Callable[[str], Parsed] | None = None
 
     @property
@@ -67,8 +71,16 @@ class BoxFormat:
 
 
 _INT_BRACKET = re.compile(r"(?<!\[)\[\s*\d+\s*,")
-_JSON = re.compile(r'"bbox_2d"')
+_QWEN_KEYS, _KEYS, _CORNER_KEYS = (("bbox_2d",),), (("bbox",), ("polygon",)), (CORNER_KEYS,)
+_FRACTION = r"0(\.[0-9]+)?|1(\.0+)?"
 _BRACE = re.compile(r"\{<")
+
+
+def _json_pattern(keys: Sequence[Sequence[str]]) -> re.Pattern[str]:
+    """Return the pattern of the first key of any way to give a box."""
+    return re.compile("|".join(f'"{first}"' for first, *_ in keys))
+
+
 _CLOCKWISE, _TO_CLOCKWISE = (
     functools.partial(parameterizations.rotated_rect, sign=1),
     functools.partial(parameterizations.to_rotated_rect, sign=1),
@@ -96,8 +108,15 @@ BOX_FORMATS: Mapping[str, BoxFormat] = {
         BoxFormat(name="earthdial", owner="EarthDial", scale=100, syntax=DOUBLE, lengths=(4, 5),
                    decode=_COUNTER, encode=_TO_COUNTER, pattern=re.compile(r"(?<!<box>)\[\[")),
         BoxFormat(name="qwen2", owner="Qwen2-VL", scale=1000, syntax=QWEN2, pattern=re.compile(r"<\|box_start\|>")),
-        BoxFormat(name="qwen2_5", owner="Qwen2.5-VL", scale=0, pattern=_JSON),
-        BoxFormat(name="qwen3", owner="Qwen3-VL", scale=1000, pattern=_JSON),
+        BoxFormat(name="qwen2_5", owner="Qwen2.5-VL", scale=0, keys=_QWEN_KEYS, pattern=_json_pattern(_QWEN_KEYS)),
+        BoxFormat(name="qwen3", owner="Qwen3-VL", scale=1000, keys=_QWEN_KEYS, pattern=_json_pattern(_QWEN_KEYS)),
+        # JSON as EarthGPT-JAX writes it when it is asked for (`format_json`); fractions and pixels of the image.
+        BoxFormat(name="json", owner="EarthGPT-JAX: `bbox` or `polygon`", scale=1, keys=_KEYS, lengths=(4, 8),
+                   number=_FRACTION, decode=parameterizations.by_length, pattern=_json_pattern(_KEYS)),
+        BoxFormat(name="json_pixels", owner="EarthGPT-JAX: `bbox` or `polygon`, in pixels", scale=0, keys=_KEYS,
+                   lengths=(4, 8), decode=parameterizations.by_length, pattern=_json_pattern(_KEYS)),
+        BoxFormat(name="json_corners", owner="EarthGPT-JAX, geoai: `x_min` to `y_max`", scale=1, keys=_CORNER_KEYS,
+                   number=_FRACTION, pattern=_json_pattern(_CORNER_KEYS)),
         # These four share one syntax: a box rotated clockwise on screen (as geochat_demo.py computes corners) or
         # counter-clockwise (as it draws them), and the two parameterizations of VRSBench.
         BoxFormat(name="geochat", owner="GeoChat, VRSBench", scale=100, syntax=BRACES, lengths=(4, 5),
@@ -188,21 +207,32 @@ _OBJECT = re.compile(r"\{[^{}]*\}")
 
 
 def _parse_json(text: str, chosen: BoxFormat, size: tuple[float, float] | None) -> Parsed:
-    """Parse objects with `bbox_2d` and optionally `label`, alone or in a list, with or without a code fence."""
+    """Parse objects with the keys of a box and optionally `label`, alone or in a list, with or without a code fence."""
     boxes, rejections = [], []
-    objects = [match[0] for match in _OBJECT.finditer(text) if _JSON.search(match[0])]
+    objects = [match[0] for match in _OBJECT.finditer(text) if chosen.pattern.search(match[0])]
     for part in objects:
         try:
             value = json.loads(part, parse_constant=str)
-            numbers, label = value.get("bbox_2d"), value.get("label", "")
-            if not isinstance(numbers, list):
-                raise ValueError("expected a list of numbers under 'bbox_2d'")
-            fields = [json.dumps(number).strip('"') for number in numbers]
-            boxes.append(_parse_box(chosen, str(label).strip().lower(), fields, size))
+            fields = [json.dumps(number).strip('"') for number in _json_numbers(value, chosen)]
+            boxes.append(_parse_box(chosen, str(value.get("label", "")).strip().lower(), fields, size))
         except ValueError as error:
             rejections.append(f"{part!r}: {error}")
-    rejections += ["'bbox_2d': its object is not closed"] * (len(_JSON.findall(text)) - len(objects))
+    opened = len(chosen.pattern.findall(text)) - sum(len(chosen.pattern.findall(part)) for part in objects)
+    rejections += [f"{chosen.keys[0][0]!r}: its object is not closed"] * opened
     return Parsed(chosen.name, tuple(boxes), tuple(rejections))
+
+
+def _json_numbers(value: Mapping[str, Any], chosen: BoxFormat) -> Sequence[Any]:
+    """Return the numbers of a box from its JSON object."""
+    keys = next((keys for keys in chosen.keys if keys[0] in value), chosen.keys[0])
+    if len(keys) > 1:
+        if missing := [key for key in keys if key not in value]:
+            raise ValueError(f"expected a number under {missing[0]!r}")
+        return [value[key] for key in keys]
+    numbers = value.get(keys[0])
+    if not isinstance(numbers, list):
+        raise ValueError(f"expected a list of numbers under {keys[0]!r}")
+    return numbers
 
 
 def _parse_box(chosen: BoxFormat, label: str, fields: Sequence[str], size: tuple[float, float] | None) -> ParsedBox:
@@ -260,5 +290,5 @@ def _steps(chosen: BoxFormat, polygon: np.ndarray, frame: Frame) -> list[int]:
     end = int(chosen.largest)
     steps = [min(max(math.floor(n * chosen.scale + 0.5 - chosen.half_bin), 0), end) for n in coordinates]
     if chosen.encode in _RECT_ENCODERS:
-        steps = widen(steps, end=end)
+        steps = widen(steps, ends=(end, end))
     return [*steps, *map(round, degrees)]

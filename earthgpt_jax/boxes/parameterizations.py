@@ -33,6 +33,11 @@ def corners(numbers: Numbers) -> Numbers:
     return numbers
 
 
+def by_length(numbers: Numbers) -> Numbers:
+    """Decode four numbers as `axis_aligned`, eight as `corners`."""
+    return axis_aligned(numbers) if len(numbers) == 4 else corners(numbers)
+
+
 def rotated_rect(numbers: Numbers, *, sign: int) -> Numbers:
     """Decode x0, y0, x1, y1 of a box before its rotation about its centre, and the angle; four numbers: no rotation.
 

@@ -124,7 +124,10 @@ class DataConfig:
         decimals: decimals of box coordinates in text, as fractions of the padded square.
         max_boxes: maximum number of boxes listed in a detection answer. The largest are listed; the others are given
             as a count. 0: no limit.
-        chat_template: name of the chat template: `v1`, with SPHINX's system prompt, or `plain`.
+        json_share: share of the questions about boxes that ask for JSON (`data/templates/json.yaml`), 0..1.
+        chat_template: name of the chat template: `v1_eos`, with SPHINX's system prompt, or `plain_eos`, without. Their
+            answers end with the EOS token. In `v1` and `plain` they end with the characters `\\n###`, as in
+            LLaMA2-Accessory.
         augment: augmentation by flips and rotations; none by default. Samples whose text mentions a direction are
             not augmented.
         on_damaged: what to do with records and images that cannot be read.
@@ -145,7 +148,8 @@ class DataConfig:
     task_weights: dict[str, float] = dataclasses.field(default_factory=dict)
     decimals: int = 3
     max_boxes: int = 0
-    chat_template: str = "v1"
+    json_share: float = 0.0
+    chat_template: str = "v1_eos"
     augment: Augment = Augment.NONE
     on_damaged: OnDamaged = OnDamaged.REFUSE
     features: str = ""
@@ -167,6 +171,8 @@ class DataConfig:
             errors.append(f"features: expected no augmentation, because features are stored once, got {self.augment}")
         if not 1 <= self.decimals <= 4:
             errors.append(f"decimals: expected 1..4, got {self.decimals}")
+        if not 0 <= self.json_share <= 1:
+            errors.append(f"json_share: expected 0..1, got {self.json_share}")
         if not self.task_weights:
             errors.append("task_weights: expected at least one task, got none")
         if any(weight < 0 for weight in self.task_weights.values()):

@@ -185,7 +185,7 @@ class _Chain:
         owner = "chained" if step is ChainStep.WHAT else self.task.value
         question = Question(
             id=f"{self.record.id}#{owner}/{step}#{name}", record_id=self.record.id, task=str(task), question_type="",
-            text=choose_template(str(task), None).format(**fields), answer="", references=("",),
+            text=choose_template(str(task), None).text.format(**fields), answer="", references=("",),
         )  # fmt: skip
         return Example(self.record, question)
 

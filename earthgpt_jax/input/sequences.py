@@ -68,12 +68,17 @@ def turn_ids(
 ) -> tuple[list[int], list[float]]:
     """Return the token ids of one turn and their loss weights.
 
-    The ids are those that the turn has after the prefix when both are tokenized together.
+    The ids are those that the turn has after the prefix when both are tokenized together, and then the token at which
+    the answer ends, if the chat template has one.
     """
     shared = len(_prefix_ids(tokenizer, chat_template))
     text, ((start, _),) = chat_template.dialogue([(question, answer)])
     ids, spans = tokenizer.encode_with_spans(text)
-    return ids[shared:], [1.0 if begin >= start else 0.0 for begin, _ in spans[shared:]]
+    end = chat_template.end_ids(tokenizer)
+    return [*ids[shared:], *end], [
+        *(1.0 if begin >= start else 0.0 for begin, _ in spans[shared:]),
+        *([1.0] * len(end)),
+    ]
 
 
 def open_turn_ids(

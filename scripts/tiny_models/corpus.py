@@ -15,7 +15,7 @@ from earthgpt_jax.input.prompts.chat_template import ChatTemplate, chat_template
 from earthgpt_jax.input.prompts.questions import BoxStyle, Question, build_question, question_indices
 from earthgpt_jax.input.sequences import build_sample, image_prefix, pack_samples, turn_ids
 from earthgpt_jax.input.tokenizer import Tokenizer
-from earthgpt_jax.records import Record, Task
+from earthgpt_jax.records import AnnotatedClasses, Record, Task
 from earthgpt_jax.synthetic import OBJECTS
 from earthgpt_jax.synthetic.canvas import WORLD
 from earthgpt_jax.synthetic.language import SceneContents
@@ -34,8 +34,9 @@ CODES = CLASSES + RANKS + COORDINATES * 20 + SCENES + 3 + (CLASSES - 1) * 6
 # Weights of the question types, by the type of boxes in a sequence.
 QUESTION_WEIGHTS = {
     BoxKind.HBB: {"classification": 1, "caption": 1, "vqa": 4, "region_caption": 1, "grounding": 2, "hbb": 1.5,
-                  "grounded_caption": 1},
-    BoxKind.OBB: {"classification": 0.5, "caption": 0.5, "vqa": 2, "obb": 2, "grounded_caption_obb": 2},
+                  "grounded_caption": 1, "presence": 0.5, "count": 0.5, "class_hbb": 1, "absent_hbb": 0.5},
+    BoxKind.OBB: {"classification": 0.5, "caption": 0.5, "vqa": 2, "obb": 2, "grounded_caption_obb": 2,
+                  "class_obb": 0.5},
 }  # fmt: skip
 
 
@@ -112,6 +113,7 @@ class Corpus:
     Attributes:
         records: the training scenes, as records.
         dense: the same scenes, from `scenes.dense_dataset`.
+        annotated: classes that the records' dataset annotates.
         seq_len: tokens per sequence.
     """
 
@@ -119,6 +121,7 @@ class Corpus:
     dense: dict[str, np.ndarray]
     config: Config
     tokenizer: Tokenizer
+    annotated: AnnotatedClasses
     seq_len: int = 384
 
     def sequence(self, number: int, *, exhaustive_share: float) -> Sequences:
@@ -136,8 +139,11 @@ class Corpus:
         if not as_map:
             record = with_real_names(record, rng) if rng.random() < 0.5 else record
         prefix = self._map_prefix() if as_map else self._text_prefix(record, kind, rng)
-        box_style = BoxStyle(decimals=self.config.data.decimals)
-        questions = sample_questions(record, QUESTION_WEIGHTS[kind], box_style=box_style, rng=rng)
+        data = self.config.data
+        box_style = BoxStyle(decimals=data.decimals, json_share=data.json_share)
+        questions = sample_questions(
+            record, QUESTION_WEIGHTS[kind], box_style=box_style, annotated=self.annotated, rng=rng
+        )
         return self._build(questions, prefix, index if as_map else None)[0]
 
     def exhaustive(self, index: int, rng: np.random.Generator) -> tuple[Sequences, tuple[Question, ...]]:
@@ -196,7 +202,13 @@ class Corpus:
 
 
 def sample_questions(
-    record: Record, weights: Mapping[str, float], *, box_style: BoxStyle, rng: np.random.Generator, count: int = 8
+    record: Record,
+    weights: Mapping[str, float],
+    *,
+    box_style: BoxStyle,
+    annotated: AnnotatedClasses,
+    rng: np.random.Generator,
+    count: int = 8,
 ) -> list[Question]:
     """Sample up to `count` different questions about a record, in random order.
 
@@ -206,7 +218,7 @@ def sample_questions(
     pool = [
         (question_type, index, weight / len(indices))
         for question_type, weight in sorted(weights.items())
-        if len(indices := question_indices(record, question_type))
+        if len(indices := question_indices(record, question_type, annotated=annotated))
         for index in indices
     ]
     if not pool:
@@ -214,4 +226,4 @@ def sample_questions(
     probabilities = np.array([weight for _, _, weight in pool])
     probabilities /= probabilities.sum()
     chosen = rng.choice(len(pool), size=min(count, len(pool)), replace=False, p=probabilities)
-    return [build_question(record, *pool[i][:2], box_style=box_style, rng=rng) for i in chosen]
+    return [build_question(record, *pool[i][:2], box_style=box_style, annotated=annotated, rng=rng) for i in chosen]

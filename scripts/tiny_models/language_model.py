@@ -6,6 +6,7 @@ import collections
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import grain
 import jax
@@ -31,10 +32,13 @@ from earthgpt_jax.sharding.mesh import data_parallel
 from tiny_models.corpus import CODES, Corpus, Sequences
 from tiny_models.scenes import HELD_OUT, dataset, dense_dataset
 from tiny_models.texts import tokenizer
+from tiny_models.transfer import language_model_of
 
 # Share of exhaustive sequences in each round. Among long answers, yes/no answers are not learned: they are two of two
 # hundred tokens, and their loss does not decrease until the model can read the map.
 EXHAUSTIVE_SHARES = (0.0, 1.0, 0.3)
+FURTHER_SHARE = 0.3  # in each round of a language model that was trained before
+SAVED_EVERY = 100  # steps
 
 
 class MapReader(nnx.Module):
@@ -53,31 +57,40 @@ class MapReader(nnx.Module):
         return self.llm.logits(self.llm(x, positions=batch.positions, attention=attention).hidden)
 
 
-def train_llm(workdir: Path, config: Config, *, rounds: Sequence[int], count: int) -> Path:
+def train_llm(workdir: Path, config: Config, *, rounds: Sequence[int], count: int, start: str = "") -> Path:
     """Train the LLM and return the file of its parameters; a finished file or round is not trained again.
 
     Args:
         rounds: steps of each round; `EXHAUSTIVE_SHARES` says what each round reads.
         count: number of training scenes.
+        start: embedded model whose LLM is trained further (`transfer`); "" for a random one.
     """
     path = workdir / "llm.npz"
     if path.exists():
         return path
     graphdef, params = params_lib.split_module(MapReader(config, rngs=nnx.Rngs(params=1)))
+    vocabulary, records = tokenizer(workdir, config), open_records(dataset(workdir, count=count), "train")
     corpus = Corpus(
-        records=open_records(dataset(workdir, count=count), "train"),
+        records=records,
         dense={name: value for name, value in dense_dataset(workdir, count=count).items() if name != "images"},
         config=config,
-        tokenizer=Tokenizer(tokenizer(workdir, config)),
+        tokenizer=Tokenizer(vocabulary),
+        annotated=next(iter(records.annotated.values())),
     )
     initial, trained = params, dict[str, jax.Array]()
+    shares = (FURTHER_SHARE,) if start else EXHAUSTIVE_SHARES
+    if start:
+        trained = {key: jnp.asarray(value) for key, value in language_model_of(start, tokenizer=vocabulary).items()}
     for number, steps in enumerate(rounds):
         saved = workdir / f"llm_{number}.npz"
         if not saved.exists():
-            share = EXHAUSTIVE_SHARES[min(number, len(EXHAUSTIVE_SHARES) - 1)]
+            share = shares[min(number, len(shares) - 1)]
             # Training donates its parameters, so the initial ones are copied for each round.
-            start = {key: jnp.array(value) for key, value in initial.items()} | trained
-            params = _train_round(graphdef, start, corpus, steps=steps, seed=number, exhaustive_share=share)
+            begin = {key: jnp.array(value) for key, value in (initial | trained).items()}
+            params = _train_round(
+                graphdef, begin, corpus, steps=steps, seed=number, exhaustive_share=share,
+                progress=workdir / f"llm_{number}_progress.npz",
+            )  # fmt: skip
             # The projector of the maps is not saved: each round trains a new one, as stage `align` will have to.
             np.savez(saved, **{k: np.asarray(v) for k, v in params.items() if not k.startswith("maps/")})  # type: ignore[arg-type]
         trained = {key: jnp.asarray(value) for key, value in np.load(saved).items()}
@@ -117,8 +130,10 @@ def _train_round(
     steps: int,
     seed: int,
     exhaustive_share: float,
+    progress: Path,
     batch_size: int = 16,
 ) -> Params:
+    """Train for one round; continue from `progress`, which holds the state of an interrupted one."""
     rate = optax.warmup_cosine_decay_schedule(0.0, 5e-3, min(100, steps // 8), steps)
     # Muon for the matrices of the blocks, AdamW for the rest: reaches the loss of AdamW alone in 3/4 of the steps.
     muon = optax.contrib.muon(
@@ -152,17 +167,39 @@ def _train_round(
 
     evaluate = jax.jit(forward)
     first = seed * 2**24  # each round reads other sequences of the corpus
+    done, (params, state) = _load_progress(progress, (params, state))
     sequence = functools.partial(corpus.sequence, exhaustive_share=exhaustive_share)
-    sequences = grain.MapDataset.range(first, first + steps * batch_size).map(sequence)
+    sequences = grain.MapDataset.range(first + done * batch_size, first + steps * batch_size).map(sequence)
     batches = iter(
         sequences.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=64)).batch(batch_size)
     )
-    bar = tqdm(range(steps), desc=f"llm, round {seed}", mininterval=5)
+    bar = tqdm(range(done, steps), initial=done, total=steps, desc=f"llm, round {seed}", mininterval=5)
     for step in bar:
         params, state, value = update(params, state, jax.device_put(Sequences(*next(batches)), placement.batch))
         if (step + 1) % 50 == 0:
             bar.write(f"{step + 1} loss {float(value):.4f}")
+        if (step + 1) % SAVED_EVERY == 0:
+            _save_progress(progress, step + 1, (params, state))
         if (step + 1) % 100 == 0:
             accuracies = held_out_accuracy(functools.partial(evaluate, params), corpus)
             bar.write(" ".join(f"{name}={accuracy:.3f}" for name, accuracy in accuracies.items()))
     return params
+
+
+def _save_progress(path: Path, step: int, state: Any) -> None:
+    """Save the number of steps done and a tree of arrays."""
+    leaves = {f"{number:04}": np.asarray(leaf) for number, leaf in enumerate(jax.tree.leaves(state))}
+    partial = path.with_suffix(".partial.npz")
+    np.savez(partial, step=step, **leaves)  # type: ignore[arg-type]
+    partial.replace(path)
+
+
+def _load_progress(path: Path, state: Any) -> tuple[int, Any]:
+    """Return what `_save_progress` saved, placed as `state` is; 0 and `state` if there is nothing."""
+    if not path.exists():
+        return 0, state
+    saved = dict(np.load(path))
+    step = int(saved.pop("step"))
+    leaves, structure = jax.tree.flatten(state)
+    placed = [jax.device_put(saved[name], leaf.sharding) for name, leaf in zip(sorted(saved), leaves, strict=True)]
+    return step, jax.tree.unflatten(structure, placed)

@@ -11,11 +11,15 @@ import numpy as np
 
 from earthgpt_jax.config import Config
 from earthgpt_jax.datasets.cards import load_cards
-from earthgpt_jax.input.prompts.chat_template import chat_template
+from earthgpt_jax.input.prompts.chat_template import ChatTemplate, chat_template
+from earthgpt_jax.input.prompts.derived import DerivedTask
 from earthgpt_jax.input.prompts.questions import GROUNDED_CAPTIONS, BoxStyle, build_question, question_indices
 from earthgpt_jax.input.tokenizer import train_tokenizer
 from earthgpt_jax.records import Record, Task
 from earthgpt_jax.synthetic import SyntheticSource
+
+# Tasks derived from boxes. Their questions are about present classes here, as no list of annotated classes is given.
+FROM_BOXES = (DerivedTask.COUNT.value, DerivedTask.CLASS_HBB.value, DerivedTask.CLASS_OBB.value)
 
 
 @functools.cache
@@ -39,13 +43,12 @@ def with_real_names(record: Record, rng: np.random.Generator) -> Record:
     )
 
 
-def dialogues(records: Sequence[Record], box_style: BoxStyle) -> Iterator[str]:
+def dialogues(records: Sequence[Record], box_style: BoxStyle, *, template: ChatTemplate) -> Iterator[str]:
     """Yield every question about the records as a dialogue, first with their own and then with real class names."""
-    template = chat_template("plain")
     rngs = [np.random.default_rng(number) for number in range(len(records))]
     real = [with_real_names(record, rng) for record, rng in zip(records, rngs, strict=True)]
     for record, rng in zip([*records, *real], [*rngs, *rngs], strict=True):
-        for question_type in (*(task.value for task in Task), *GROUNDED_CAPTIONS):
+        for question_type in (*(task.value for task in Task), *GROUNDED_CAPTIONS, *FROM_BOXES):
             for index in question_indices(record, question_type):
                 question = build_question(record, question_type, index, box_style=box_style, rng=rng)
                 yield template.dialogue([(question.text, question.answer)])[0]
@@ -56,8 +59,8 @@ def tokenizer(workdir: Path, config: Config) -> Path:
     path = workdir / "tokenizer.model"
     if not path.exists():
         source = SyntheticSource("train", 400)
-        box_style = BoxStyle(decimals=config.data.decimals)
-        train_tokenizer(
-            dialogues([source[i] for i in range(400)], box_style), vocab_size=config.model.llm.vocab_size, path=path
-        )
+        box_style = BoxStyle(decimals=config.data.decimals, json_share=0.5)  # half of the boxes as JSON
+        template = chat_template(config.data.chat_template)
+        texts = dialogues([source[i] for i in range(400)], box_style, template=template)
+        train_tokenizer(texts, vocab_size=config.model.llm.vocab_size, path=path)
     return path

@@ -1,5 +1,6 @@
 """Every box format: what its numbers mean, what is rejected and why, and which texts are ambiguous."""
 
+import json
 import math
 
 import numpy as np
@@ -13,8 +14,11 @@ from earthgpt_jax.boxes import (
     BOX_FORMATS,
     BoxKind,
     FullImage,
+    JsonStyle,
+    Parsed,
     Square,
     canonical,
+    format_json,
     parse,
     polygon_to_rect,
     polygon_to_rotated,
@@ -39,6 +43,10 @@ EXAMPLES = [
     ("qwen2", "<|object_ref_start|>ship<|object_ref_end|><|box_start|>(100,200),(300,400)<|box_end|>", "ship", RECT),
     ("qwen2_5", '```json\n[{"bbox_2d": [20, 20, 60, 40], "label": "ship"}]\n```', "ship", RECT),
     ("qwen3", '{"bbox_2d": [100, 200, 300, 400], "label": "ship"}', "ship", RECT),
+    ("json", '[{"label":"Ship","bbox":[0.10,0.20,0.30,0.40]}]', "ship", RECT),
+    ("json", '{"polygon": [0.1, 0.2, 0.3, 0.2, 0.3, 0.4, 0.1, 0.4]}', "", (0.1, 0.2, 0.3, 0.2, 0.3, 0.4, 0.1, 0.4)),
+    ("json_pixels", '[{"label":"ship","bbox":[20,20,60,40]}]', "ship", RECT),
+    ("json_corners", '[{"x_min": 0.1, "y_min": 0.2, "x_max": 0.3, "y_max": 0.4}]', "", RECT),
     ("geochat", "<p>ship</p> {<30><45><70><55>|<30>}", "ship", BAR),
     ("geochat", "{<10><20><30><40>}", "", RECT),
     ("geochat_ccw", "{<30><45><70><55>|<-30>}", "", BAR),
@@ -173,9 +181,63 @@ def test_an_unknown_format_or_a_missing_size_is_an_error():
             write_boxes([], box_format=name, frame=Square(1, 1))
 
 
+@given(
+    st.sampled_from(list(JsonStyle)), st.sampled_from(list(BoxKind)),
+    st.lists(st.tuples(st.sampled_from(['ship', 'oil "tank"', "", "Étang"]), *[st.floats(-20, 700)] * 4), max_size=4),
+)  # fmt: skip
+@settings(deadline=None, max_examples=200)
+def test_json_is_valid_and_is_read_again_within_half_a_step(style, kind, items):
+    kind = BoxKind.HBB if style is JsonStyle.CORNERS else kind
+    image, groups = FullImage(640, 480), {}
+    for label, cx, cy, w, h in items:
+        box = rotated_to_polygon(cx=cx, cy=cy, w=2 + abs(w) / 3, h=2 + abs(h) / 4, angle=cx / 100)
+        groups.setdefault(label, []).append(box)
+    text = format_json(groups, style=style, image=image, decimals=3, kind=kind)
+    assert [value.get("label", "") for value in json.loads(text)] == sorted(label for label, *_ in items)
+    parsed = parse(text, box_format=style.value, size=(640, 480))
+    assert not parsed.rejections and len(parsed.boxes) == len(items)
+    found = parse(text, box_format=AUTO, size=(640, 480))
+    assert found.boxes == parsed.boxes or "json, json_pixels, which mean different" in found.rejections[0]  # all 0 or 1
+    for label, polygons in groups.items():
+        found = np.array([image.to_pixels(box.coords) for box in parsed.boxes if box.label == label.lower()])
+        for polygon in polygons:
+            wanted = np.asarray(polygon_to_rect(polygon) if kind is BoxKind.HBB else canonical(polygon))
+            if (wanted.reshape(-1, 2) == np.clip(wanted.reshape(-1, 2), 0, (640, 480))).all():
+                assert np.abs(found - wanted).max(axis=1).min() <= 0.51  # boxes outside of the image are clipped to it
+
+
+def test_json_that_is_not_a_box_is_rejected_with_the_reason():
+    for text, name, reason in (
+        ('[{"label":"ship","bbox":[0.1,0.2,0.3]}]', "json", "expected 4 or 8 numbers, got 3"),
+        ('[{"label":"ship","bbox":[0.1,0.2,0.3', "json", "not closed"),
+        ('[{"label":"ship","bbox":[10,20,30,40]}]', "json", "is not a number"),
+        ('[{"label":"ship","bbox":[0.5,0.2,0.3,0.4]}]', "json", "no area"),
+        ('[{"x_min":0.1,"y_min":0.2,"x_max":0.3}]', "json_corners", "expected a number under 'y_max'"),
+    ):
+        parsed = parse(text, box_format=name)
+        assert not parsed.boxes and any(reason in rejection for rejection in parsed.rejections), (text, parsed)
+    for name in JsonStyle:
+        assert parse("[]", box_format=name.value, size=SIZE) == Parsed(name.value, (), ())
+
+
 PIECES = (
     *("[", "]", "[[", "]]", "{<", ">}", "><", "|<", "<box>", "</box>", "<quad>", "</quad>", "<|box_start|>("),
-    *(")<|box_end|>", "),(", ",", "12", "0.5", "999", "-3", '{"bbox_2d": [', "]}", "<p>two ships</p>", " "),
+    *(
+        ")<|box_end|>",
+        "),(",
+        ",",
+        "12",
+        "0.5",
+        "999",
+        "-3",
+        '{"bbox_2d": [',
+        '{"bbox":[',
+        '"polygon":',
+        '"x_min":',
+        "]}",
+        "<p>two ships</p>",
+        " ",
+    ),
 )
 
 

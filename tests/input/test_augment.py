@@ -26,7 +26,7 @@ from earthgpt_jax.config import Augment
 from earthgpt_jax.datasets.cards import load_cards
 from earthgpt_jax.input.augment import SYMMETRIES, Symmetry, is_symmetry_invariant, mentions_direction, sample_symmetry
 from earthgpt_jax.input.prompts.questions import Question
-from earthgpt_jax.input.prompts.templates import answer_templates, question_templates
+from earthgpt_jax.input.prompts.templates import answer_templates, json_templates, question_templates
 from earthgpt_jax.records import Object, Record, Sensor, Task
 from earthgpt_jax.synthetic import SyntheticSource
 
@@ -237,6 +237,7 @@ def test_other_words_are_not_directions(text):
 
 def test_our_own_templates_and_class_names_mention_no_direction():
     templates = [*itertools.chain(*question_templates().values()), *answer_templates().values()]
+    templates += [template.text for rows in json_templates().values() for template in rows]
     labels = [label for card in load_cards().values() for label in card.classes]
     assert len(templates) > 50
     assert len(labels) > 100

@@ -1,8 +1,10 @@
 """Images, the tokenizer, chat templates, questions and samples."""
 
+import copy
 import dataclasses
 import io
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +14,8 @@ from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.config import load
 from earthgpt_jax.input.batch import END_SLOT, START_SLOT, TEXT_SLOT
 from earthgpt_jax.input.images import FILL, load_square, pad_to_square
-from earthgpt_jax.input.prompts.chat_template import chat_template
+from earthgpt_jax.input.prompts.chat_template import AnswerEnd, chat_template
+from earthgpt_jax.input.prompts.prompt_config import PromptConfig
 from earthgpt_jax.input.prompts.questions import (
     QUESTION_TASKS,
     BoxStyle,
@@ -21,7 +24,7 @@ from earthgpt_jax.input.prompts.questions import (
     question_indices,
 )
 from earthgpt_jax.input.prompts.templates import question_templates
-from earthgpt_jax.input.sequences import build_sample, generation_prompt, image_prefix, turn_ids
+from earthgpt_jax.input.sequences import build_sample, generation_prompt, image_prefix, open_turn_ids, turn_ids
 from earthgpt_jax.input.tokenizer import Tokenizer, train_tokenizer
 from earthgpt_jax.models import earthgpt
 from earthgpt_jax.raster.decode import decode
@@ -107,6 +110,37 @@ def test_answers_and_their_separators_are_supervised(tokenizer):
     text, spans = PLAIN.dialogue([("Where?", "Here."), ("And?", "There.")])
     assert text == "\n\n### Human: Where?\n### Assistant: Here.\n### Human: And?\n### Assistant: There.\n###"
     assert [text[start:end] for start, end in spans] == [" Here.\n###", " There.\n###"]
+
+
+def test_eos_takes_the_place_of_the_separator_after_an_answer(tokenizer):
+    template = chat_template("plain_eos")
+    turns = [("Where?", "Here."), ("And?", "There.")]
+    ids = [turn_ids(tokenizer, template, *turn) for turn in turns]
+    for (tokens, weights), (question, answer) in zip(ids, turns, strict=True):
+        assert tokenizer.decode(tokens) == f"Human: {question}\n### Assistant: {answer}"
+        assert tokens.count(tokenizer.eos_id) == 1 and tokens[-1] == tokenizer.eos_id and weights[-1] == 1.0
+    # A dialogue is prompted as it is trained: earlier answers end with EOS as well.
+    prompt = open_turn_ids(tokenizer, template, "More?", history=turns)
+    assert prompt[: len(ids[0][0]) + len(ids[1][0])] == [*ids[0][0], *ids[1][0]]
+    assert chat_template("plain").end_ids(tokenizer) == []
+
+
+def test_a_tokenizer_without_eos_cannot_end_answers_with_it(tokenizer):
+    without = copy.copy(tokenizer)
+    without.eos_id = None
+    with pytest.raises(EarthGPTError, match=r"'v1_eos': expected a tokenizer with an EOS token.*choose 'v1'"):
+        PromptConfig(
+            tasks=("vqa",), tokenizer=without, chat_template="v1_eos", box_style=BOX_STYLE, max_turn_tokens=9, seed=0
+        )
+    assert chat_template("v1").end_ids(without) == []
+
+
+def test_recipes_end_answers_with_eos_except_for_that_of_the_accessory():
+    recipes = [path.stem for path in Path("configs").glob("*.py")]
+    ends = {recipe: chat_template(load(f"{recipe}:instruct").data.chat_template).answer_end for recipe in recipes}
+    assert len(ends) > 7
+    assert {recipe for recipe, end in ends.items() if end is AnswerEnd.SEPARATOR} == {"sphinx_light"}
+    assert load("sphinx_light:instruct").data.json_share == 0 and load("earthgpt_7b:instruct").data.json_share == 0.2
 
 
 def test_an_unknown_chat_template_gets_a_suggestion():

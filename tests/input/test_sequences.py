@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.config import QuestionContext
-from earthgpt_jax.input.prompts.chat_template import SEPARATOR, chat_template
+from earthgpt_jax.input.prompts.chat_template import SEPARATOR, AnswerEnd, chat_template
 from earthgpt_jax.input.prompts.questions import Question
 from earthgpt_jax.input.sequences import build_sample, generation_prompt, image_prefix, pack_samples, turn_ids
 from earthgpt_jax.input.tokenizer import Tokenizer, train_tokenizer
@@ -45,25 +45,26 @@ def _check_joint(tokenizer: Tokenizer, name: str, question: str, answer: str) ->
     template = chat_template(name)
     text, ((start, _),) = template.dialogue([(question, answer)])
     ids, weights = turn_ids(tokenizer, template, question, answer)
-    assert [*tokenizer.encode(template.prefix), *ids] == tokenizer.encode(text)
+    end = [] if template.answer_end is AnswerEnd.SEPARATOR else [tokenizer.eos_id]
+    assert [*tokenizer.encode(template.prefix), *ids] == [*tokenizer.encode(text), *end]
     supervised = int(sum(weights))
-    assert 0 < supervised < len(ids)  # the separator at least, never the question
+    assert 0 < supervised < len(ids)  # the end of the answer at least, never the question
     assert weights == [0.0] * (len(ids) - supervised) + [1.0] * supervised
-    assert text[start:] == f" {answer}{SEPARATOR}"
+    assert text[start:] == f" {answer}" + ("" if end else SEPARATOR)
     tokens, _ = generation_prompt(tokenizer, template, question, visual_tokens=VISUAL)
     prefix, _ = image_prefix(tokenizer, template, visual_tokens=VISUAL)
     # Generation begins where supervision does, after the same ids.
     assert tokens.tolist() == [*prefix, *ids[: len(ids) - supervised]]
 
 
-@given(name=st.sampled_from(["v1", "plain"]), question=TEXTS, answer=TEXTS)
+@given(name=st.sampled_from(["v1", "plain", "v1_eos", "plain_eos"]), question=TEXTS, answer=TEXTS)
 @settings(max_examples=150, deadline=None)
 def test_a_turn_is_tokenized_as_in_the_joint_text(tokenizer, name, question, answer):
     _check_joint(tokenizer, name, question, answer)
 
 
 @pytest.mark.golden
-@given(name=st.sampled_from(["v1", "plain"]), question=TEXTS, answer=TEXTS)
+@given(name=st.sampled_from(["v1", "plain", "v1_eos", "plain_eos"]), question=TEXTS, answer=TEXTS)
 @settings(max_examples=150, deadline=None)
 def test_a_turn_is_tokenized_as_in_the_joint_text_by_a_32000_piece_tokenizer(goldens, name, question, answer):
     _check_joint(Tokenizer(goldens / "conversation" / "tokenizer.model.v1"), name, question, answer)
@@ -75,10 +76,11 @@ def test_a_turn_is_tokenized_as_in_the_joint_text_by_a_32000_piece_tokenizer(gol
     ),
     question_context=st.sampled_from(QuestionContext),
     spare=st.integers(0, 50),
+    name=st.sampled_from(["plain", "plain_eos"]),
 )
 @settings(max_examples=80, deadline=None)
-def test_a_packed_sequence_concatenates_its_samples(tokenizer, dialogues, question_context, spare):
-    template = chat_template("plain")
+def test_a_packed_sequence_concatenates_its_samples(tokenizer, dialogues, question_context, spare, name):
+    template = chat_template(name)
     prefix = image_prefix(tokenizer, template, visual_tokens=VISUAL)
     samples = [
         build_sample(

@@ -15,7 +15,7 @@ import tokenizers
 
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.input.batch import TEXT_SLOT
-from earthgpt_jax.input.prompts.chat_template import SEPARATOR, chat_template
+from earthgpt_jax.input.prompts.chat_template import SEPARATOR, AnswerEnd, chat_template
 from earthgpt_jax.input.prompts.questions import Question
 from earthgpt_jax.input.sequences import build_sample, generation_prompt, image_prefix, turn_ids
 from earthgpt_jax.input.tokenizer import Tokenizer, copy_tokenizer, find_tokenizer
@@ -118,16 +118,20 @@ def test_id_0_is_an_ordinary_token_where_the_tokenizer_says_so(source, tokenizer
     assert (tokenizer.decode([0]) == "!") == (source[0] in ("llama3", "qwen"))
 
 
-@pytest.mark.parametrize("chat", ["v1", "plain"])
-def test_labels_are_on_the_answer_and_its_separator(tokenizer, chat):
+@pytest.mark.parametrize("chat", ["v1", "plain", "v1_eos", "plain_eos"])
+def test_labels_are_on_the_answer_and_its_end(tokenizer, chat):
     template = chat_template(chat)
     for question, answer in (("How many ships?", "Two."), ("Where is it?", "[0.12,0.34,0.56,0.78]"), ("Ünï?", "船 13")):
         ids, weights = turn_ids(tokenizer, template, question, answer)
         supervised = [token for token, weight in zip(ids, weights, strict=True) if weight]
-        assert tokenizer.decode(supervised).strip("\n ") == (answer + SEPARATOR).strip("\n ")
+        with_eos = template.answer_end is AnswerEnd.EOS
+        end = "" if with_eos else SEPARATOR
+        assert tokenizer.decode(supervised).strip("\n ") == (answer + end).strip("\n ")
+        assert (supervised[-1] == tokenizer.eos_id) == with_eos and tokenizer.eos_id not in ids[:-1]
         assert sorted(weights) == weights  # the answer is the end of the turn
         separators = template.separator_ids(tokenizer)
-        assert any(tuple(ids[-len(separator) :]) == separator for separator in separators) or not answer.isascii()
+        ending = any(tuple(ids[-len(separator) :]) == separator for separator in separators)
+        assert ending != with_eos or not answer.isascii()
         prompt, slots = generation_prompt(tokenizer, template, question, visual_tokens=3)
         prefix = image_prefix(tokenizer, template, visual_tokens=3)
         asked = Question(

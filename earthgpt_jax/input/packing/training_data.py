@@ -78,7 +78,7 @@ def prompt_config_of(config: Config, tokenizer: Tokenizer) -> tuple[PromptConfig
         tasks=tuple(task for task, weight in sorted(data.task_weights.items()) if weight > 0),
         tokenizer=tokenizer,
         chat_template=data.chat_template,
-        box_style=BoxStyle(decimals=data.decimals, max_boxes=data.max_boxes),
+        box_style=BoxStyle(decimals=data.decimals, max_boxes=data.max_boxes, json_share=data.json_share),
         max_turn_tokens=budget.question_tokens,
         seed=config.seed,
     )

@@ -23,9 +23,10 @@ def fit_to_budget(
     annotated: AnnotatedClasses,
     seed: int,
 ) -> Question:
-    """Return the question with an answer that lists no more boxes than fit: the largest; the others are counted.
+    """Return the question with an answer that lists no more boxes than fit: the largest.
 
-    No box is cut. A question stays as it is if its answer lists no boxes, or is too long even with a single box.
+    MMRS's format counts the others; JSON leaves them out. No box is cut. A question stays as it is if its answer lists
+    no boxes, or is too long even with a single box.
 
     Args:
         max_tokens: Tokens for the whole turn, separators included.
@@ -44,8 +45,9 @@ def fit_to_budget(
 
     def shortened(boxes: int) -> Question:
         style = dataclasses.replace(box_style, max_boxes=boxes)
-        rebuilt = build_question(record, question.task, index, box_style=style, annotated=annotated, seed=seed)
-        return dataclasses.replace(rebuilt, text=question.text)  # keep the question template that was drawn
+        return build_question(
+            record, question.task, index, box_style=style, template=question.template, annotated=annotated, seed=seed
+        )
 
     listed = len(record.objects) - question.unlisted
     count = bisect.bisect_left(range(1, listed), True, key=lambda boxes: not fits(shortened(boxes).answer))

@@ -14,7 +14,7 @@ from earthgpt_jax.input.prompts.questions import BoxStyle, Question, annotation_
 from earthgpt_jax.input.tokenizer import Tokenizer
 from earthgpt_jax.records import AnnotatedClasses, Record
 
-_VERSION = 3  # raise it when the same question gets another text or `LengthIndex` other columns
+_VERSION = 4  # raise it when the same question gets another text or `LengthIndex` other columns
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,7 +26,7 @@ class PromptConfig:
         max_turn_tokens: Tokens that one turn may have; longer detection answers list fewer boxes (`box_budget`).
 
     Raises:
-        EarthGPTError: An unknown task or chat template.
+        EarthGPTError: An unknown task or chat template, or one that the tokenizer does not fit.
     """
 
     tasks: tuple[str, ...]
@@ -37,7 +37,7 @@ class PromptConfig:
     seed: int
 
     def __post_init__(self) -> None:
-        chat_template(self.chat_template)
+        chat_template(self.chat_template).end_ids(self.tokenizer)
         for task in self.tasks:
             annotation_task(task)
 
@@ -68,6 +68,7 @@ class PromptConfig:
             "chat template text": fingerprint_json(dialogue),
             "decimals": self.box_style.decimals,
             "max_boxes": self.box_style.max_boxes,
+            "json_share": self.box_style.json_share,
             "max_turn_tokens": self.max_turn_tokens,
             "templates": templates.fingerprint(),
             "tasks": list(self.tasks),

@@ -7,11 +7,23 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from earthgpt_jax.boxes import BoxKind, Shortlist, Square, format_boxes, format_detection, plural, shortlist
+from earthgpt_jax.boxes import (
+    MMRS,
+    BoxKind,
+    FullImage,
+    JsonStyle,
+    Shortlist,
+    Square,
+    format_boxes,
+    format_detection,
+    format_json,
+    plural,
+    shortlist,
+)
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.common.names import did_you_mean
 from earthgpt_jax.input.prompts.derived import DerivedTask, question_classes
-from earthgpt_jax.input.prompts.templates import answer_templates, choose_template
+from earthgpt_jax.input.prompts.templates import Template, answer_templates, choose_template
 from earthgpt_jax.records import UNKNOWN_CLASSES, AnnotatedClasses, Record, Task
 
 # Captions followed by boxes, used in the align stage only.
@@ -35,10 +47,12 @@ class BoxStyle:
     Attributes:
         decimals: Decimals of coordinates, which are fractions of the padded square.
         max_boxes: Most boxes that a detection answer lists, the largest first; the others are counted. 0 for no limit.
+        json_share: Share of the training questions about boxes that ask for JSON.
     """
 
     decimals: int = 3
     max_boxes: int = 0
+    json_share: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,7 +65,8 @@ class Question:
         question_type: Question type of VQA; "" for other tasks.
         references: All correct texts for captions, only the answer otherwise.
         object_index: Index of the object that the question is about, if it is about one.
-        unlisted: Objects that the answer counts without listing.
+        unlisted: Objects that the answer does not list; one in MMRS's format counts them.
+        template: The question template; None if the question was not built from one.
     """
 
     id: str
@@ -63,6 +78,13 @@ class Question:
     references: tuple[str, ...]
     object_index: int | None = None
     unlisted: int = 0
+    template: Template | None = None
+
+    @property
+    def box_format(self) -> str:
+        """Name of the format of the answer's boxes, if it has any."""
+        style = self.template.json_style if self.template else None
+        return MMRS if style is None else style.value
 
 
 def annotation_task(task: str) -> Task:
@@ -112,6 +134,7 @@ def build_question(
     *,
     box_style: BoxStyle,
     rng: np.random.Generator | None = None,
+    template: Template | None = None,
     annotated: AnnotatedClasses = UNKNOWN_CLASSES,
     seed: int = 0,
 ) -> Question:
@@ -120,24 +143,29 @@ def build_question(
     Args:
         index: One of `question_indices` with the same `annotated` and `seed`.
         rng: Chooses the question template; None for the default one.
+        template: The question template, if it is chosen already.
     """
-    template = choose_template(task, rng)
+    template = template or choose_template(task, rng, json_share=box_style.json_share)
     if task in _CONTENTS:
-        content = _CONTENTS[task](record, index, box_style)
+        label, content = "", _CONTENTS[task](record, index, box_style)
     else:
         label = question_classes(record, DerivedTask(task), annotated=annotated, seed=seed)[index]
         content = _class_question(record, DerivedTask(task), label, box_style)
-    answer = answer_templates()[task].format(**content.fields)
+    answer, unlisted = answer_templates()[task].format(**content.fields), content.unlisted
+    if template.json_style is not None:
+        chosen = _json_objects(record, content.object_index, label, box_style)
+        answer, unlisted = _json(chosen, record, task, template.json_style, box_style), sum(chosen.rest.values())
     return Question(
         id=f"{record.id}#{task}#{index}",
         record_id=record.id,
         task=task,
         question_type=content.question_type,
-        text=template.format(**content.fields),
+        text=template.text.format(**content.fields, width=record.width, height=record.height),
         answer=answer,
         references=content.references or (answer,),
         object_index=content.object_index,
-        unlisted=content.unlisted,
+        unlisted=unlisted,
+        template=template,
     )
 
 
@@ -171,16 +199,38 @@ def _region(record: Record, index: int, box_style: BoxStyle) -> _Content:
     return _Content(fields={"phrase": item.phrase, "label": item.label, "box": box}, object_index=index)
 
 
-def _boxes(record: Record, boxes: BoxKind, box_style: BoxStyle, *, label: str = "") -> _Content:
-    """List the boxes of all objects, or of those with one label."""
+def _listed(record: Record, label: str, box_style: BoxStyle) -> Shortlist:
+    """Return the objects that an answer lists: of one class, or of all if the label is ""."""
     groups: dict[str, list[np.ndarray]] = {}
     for item in record.objects:
         if not label or item.label == label:
             groups.setdefault(item.label, []).append(item.polygon)
-    chosen = shortlist(groups, limit=box_style.max_boxes) if box_style.max_boxes else Shortlist(groups, {})
+    return shortlist(groups, limit=box_style.max_boxes) if box_style.max_boxes else Shortlist(groups, {})
+
+
+def _boxes(record: Record, boxes: BoxKind, box_style: BoxStyle, *, label: str = "") -> _Content:
+    """List the boxes of all objects, or of those with one label."""
+    chosen = _listed(record, label, box_style)
     square = Square(record.width, record.height)
     text = format_detection(chosen.groups, square=square, decimals=box_style.decimals, kind=boxes, rest=chosen.rest)
     return _Content(fields={"boxes": text}, unlisted=sum(chosen.rest.values()))
+
+
+def _json_objects(record: Record, index: int | None, label: str, box_style: BoxStyle) -> Shortlist:
+    """Return the objects that a JSON answer lists: the object `index`, those of a class, all, or none."""
+    if index is not None:
+        return Shortlist({record.objects[index].label: [record.objects[index].polygon]}, {})
+    return _listed(record, label, box_style)  # none of an absent class
+
+
+def _json(chosen: Shortlist, record: Record, task: str, style: JsonStyle, box_style: BoxStyle) -> str:
+    """Write the objects as JSON. Corners of one class have no label, because the question names it."""
+    groups = chosen.groups
+    if style is JsonStyle.CORNERS and task in {DerivedTask.CLASS_HBB, DerivedTask.ABSENT_HBB}:
+        groups = {"": [polygon for polygons in groups.values() for polygon in polygons]}
+    kind = BoxKind.OBB if annotation_task(task) is Task.OBB else BoxKind.HBB
+    image = FullImage(record.width, record.height)
+    return format_json(groups, style=style, image=image, decimals=box_style.decimals, kind=kind)
 
 
 def _detection(boxes: BoxKind) -> Callable[[Record, int, BoxStyle], _Content]:

@@ -64,9 +64,12 @@ def test_no_detection_is_longer_than_the_limit_of_a_turn(records):
     np.testing.assert_array_equal(short[long <= 100], long[long <= 100])
 
 
-def test_every_question_is_as_long_as_in_a_sample(records):
-    index = measure_lengths(records, prompt_config=PROMPTS, annotated=ANNOTATED)
-    prefix = image_prefix(PROMPTS.tokenizer, chat_template("plain"), visual_tokens=4)
+@pytest.mark.parametrize(("chat", "json_share"), [("plain", 0.0), ("plain_eos", 0.5)])
+def test_every_question_is_as_long_as_in_a_sample(records, chat, json_share):
+    box_style = BoxStyle(json_share=json_share)
+    prompts = dataclasses.replace(PROMPTS, chat_template=chat, box_style=box_style)
+    index = measure_lengths(records, prompt_config=prompts, annotated=ANNOTATED)
+    prefix = image_prefix(PROMPTS.tokenizer, chat_template(chat), visual_tokens=4)
     known = {"annotated": ANNOTATED, "seed": PROMPTS.seed}
     expected = [
         (number, QUESTION_TASKS.index(kind), at)
@@ -79,10 +82,8 @@ def test_every_question_is_as_long_as_in_a_sample(records):
     for (number, kind, at), tokens in zip(expected, index.tokens.tolist(), strict=True):
         record = records[number]
         rng = template_rng(record.id, QUESTION_TASKS[kind], at, seed=PROMPTS.seed)
-        question = build_question(record, QUESTION_TASKS[kind], at, box_style=PROMPTS.box_style, rng=rng, **known)
-        sample = build_sample(
-            [question], prefix=prefix, tokenizer=PROMPTS.tokenizer, chat_template=chat_template("plain")
-        )
+        question = build_question(record, QUESTION_TASKS[kind], at, box_style=box_style, rng=rng, **known)
+        sample = build_sample([question], prefix=prefix, tokenizer=PROMPTS.tokenizer, chat_template=chat_template(chat))
         assert int((sample.question_index == 1).sum()) == tokens
 
 
@@ -151,6 +152,8 @@ def test_each_prompt_config_has_a_file_and_only_the_most_recent_are_kept(dataset
     ways = [
         prompt_config,
         dataclasses.replace(prompt_config, chat_template="v1"),
+        dataclasses.replace(prompt_config, chat_template="plain_eos"),
+        dataclasses.replace(prompt_config, box_style=BoxStyle(json_share=0.5)),
         dataclasses.replace(prompt_config, box_style=BoxStyle(decimals=2)),
         dataclasses.replace(prompt_config, box_style=BoxStyle(max_boxes=1)),
         dataclasses.replace(prompt_config, max_turn_tokens=100),
