@@ -197,6 +197,9 @@ class Prediction:
             width=record.width,
             height=record.height,
             stretch=record.stretch,
+            box_format=question.box_format,
+            # MMRS's boxes are fractions of the padded square, those in JSON of the image.
+            frame=(CoordinateFrame.SQUARE if question.box_format == MMRS else CoordinateFrame.IMAGE).value,
             token_lengths=tuple(token_lengths) if keep else (),
             logprobs=rounded if keep else (),
         )
