@@ -1,0 +1,1 @@
+"""The steps of `scripts/make_small.py`, which makes the model `small`."""
