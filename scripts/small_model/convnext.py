@@ -39,7 +39,6 @@ from earthgpt_jax.raster.decode import record_pixels
 from earthgpt_jax.records import Record, Task
 
 STRIDE = 8  # of the cells of the detection head
-_SAVE_EVERY = 50  # steps
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -156,9 +155,14 @@ _WEIGHTS = {"teacher": 2.0, "scene": 0.5, "centres": 0.5, "sizes": 0.2}
 
 
 def train_convnext(
-    path: Path, model: ModelConfig, examples: Examples, *, steps: int, batch_size: int = 16, peak_lr: float = 2e-3
-) -> Path:
-    """Train the tower and write its parameters to `path`, npz; resume from a checkpoint next to it."""
+    path: Path, model: ModelConfig, examples: Examples, *, steps: int, batch_size: int = 16, peak_lr: float = 2e-3,
+    save_every: int = 50,
+) -> Path:  # fmt: skip
+    """Train the tower and write its parameters to `path`, npz; resume from a checkpoint next to it.
+
+    Args:
+        save_every: steps between checkpoints.
+    """
     if path.exists():
         return path
     graphdef, params = params_lib.split_module(Student(model, examples, rngs=nnx.Rngs(params=0)))
@@ -184,7 +188,7 @@ def train_convnext(
     for step, batch in zip(bar, _batches(examples, start=start, batch_size=batch_size), strict=False):
         params, state, parts = update(params, state, batch)
         means = {name: 0.95 * means.get(name, float(value)) + 0.05 * float(value) for name, value in parts.items()}
-        if (step + 1) % _SAVE_EVERY == 0:
+        if (step + 1) % save_every == 0:
             _save(saved, step + 1, params, state)
             bar.write(f"{step + 1} " + " ".join(f"{name}={value:.4f}" for name, value in means.items()))
     tower = {name: np.asarray(value) for name, value in params.items() if name.startswith("convnext/")}

@@ -74,7 +74,7 @@ class Vocabulary:
         made_of: dict[str, tuple[str, str]] = {}
         for left, right in self.merges:  # the first merge that gives a token is the one that is used
             made_of.setdefault(left + right, (left, right))
-        kept = {*self.special, *pre_tokenizers.ByteLevel.alphabet()}
+        kept = {*self.special, *pre_tokenizers.ByteLevel.alphabet()} & set(self.tokens)  # some bytes have no token
         if len(kept) > size:
             raise EarthGPTError(f"vocabulary: expected a size of at least {len(kept)}, got {size}")
         wanted = sorted(counts, key=lambda token: (-counts[token], token))

@@ -16,6 +16,7 @@ from earthgpt_jax.training.stages import trainable_paths
 
 RECIPES = (
     "tiny", "tiny_real", "earthgpt_7b", "earthgpt_13b", "sphinx_light", "llama3_1b", "tinyllama", "smollm2_135m",
+    "small",
 )  # fmt: skip
 
 
