@@ -7,7 +7,7 @@ training on them is bit-identical to training on images.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import jax
@@ -20,6 +20,7 @@ from earthgpt_jax.common.digests import fingerprint_json
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.common.progress import Bar
 from earthgpt_jax.config import ModelConfig, to_dict
+from earthgpt_jax.datasets.image_digests import read_image_digests
 from earthgpt_jax.datasets.store import RecordSource
 from earthgpt_jax.input.features import CHUNK, FeatureStore, TowerFeatures
 from earthgpt_jax.input.images import to_square
@@ -27,6 +28,7 @@ from earthgpt_jax.models import earthgpt
 from earthgpt_jax.models.earthgpt import EarthGPT
 from earthgpt_jax.params import Params, merge_module
 from earthgpt_jax.raster.decode import record_pixels
+from earthgpt_jax.records import Record
 from earthgpt_jax.training.checkpoints import fingerprint
 from earthgpt_jax.training.step import ENCODE_CHUNK
 
@@ -60,6 +62,8 @@ def compute_missing(
 ) -> None:
     """Compute the features of all records that have none yet. What is finished stays if the process is killed.
 
+    An image that several datasets share is encoded once.
+
     Raises:
         EarthGPTError: an image cannot be read; a file cannot be written; or features are missing and there are several
             processes.
@@ -79,29 +83,67 @@ def compute_missing(
                 f"data.features: expected the features of all images in {tower.folder}, but {len(missing)} files of "
                 f"{tower.tower} are missing; compute them with a run of one process, or set --config.data.features=''"
             )
-        encode = _encoder(tower.tower, model, params)
+        encode, known = _encoder(tower.tower, model, params), _KnownImages(tower)
+        for source in sources:
+            known.add(source, range(-(-len(source) // CHUNK)))
         with Bar(total=len(missing) * CHUNK, desc=f"features of {tower.tower}", unit="image") as bar:
             for source, number in missing:
                 path = tower.file(source, number)
                 records = range(number * CHUNK, min((number + 1) * CHUNK, len(source)))
-                array = _encode_records(encode, source, records, size=model.image_size)
+                array = _features(encode, known, source, records, size=model.image_size)
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with files.atomic_open(path) as file:
                     np.save(file, array, allow_pickle=False)
+                known.add(source, [number])
                 bar.update(CHUNK)
 
 
-def _encode_records(
-    encode: Callable[[np.ndarray], jax.Array], source: RecordSource, records: Sequence[int], *, size: int
+class _KnownImages:
+    """The images whose features are on disk, by the digests of their files."""
+
+    def __init__(self, tower: TowerFeatures):
+        self._tower = tower
+        self._digests: dict[str, np.ndarray] = {}
+        self._places: dict[int, tuple[RecordSource, int]] = {}
+
+    def add(self, source: RecordSource, numbers: Iterable[int]) -> None:
+        """Add the records of those files of a source that exist."""
+        digests = self._of(source)
+        for number in numbers:
+            if self._tower.file(source, number).is_file():
+                for record in range(number * CHUNK, min((number + 1) * CHUNK, len(source))):
+                    self._places.setdefault(int(digests[record]), (source, record))
+
+    def find(self, source: RecordSource, index: int, record: Record) -> np.ndarray | None:
+        """Return the features of the same image, shown in the same way, in another record; None if there are none."""
+        place = self._places.get(int(self._of(source)[index]))
+        if place is None:
+            return None
+        other = place[0][place[1]]
+        same = other.image == record.image and other.stretch == record.stretch
+        return self._tower.read(*place) if same else None
+
+    def _of(self, source: RecordSource) -> np.ndarray:
+        if source.fingerprint not in self._digests:
+            self._digests[source.fingerprint] = read_image_digests(source.directory)[source.split]
+        return self._digests[source.fingerprint]
+
+
+def _features(
+    encode: Callable[[np.ndarray], jax.Array], known: _KnownImages, source: RecordSource, indices: range, *, size: int
 ) -> np.ndarray:
-    parts = []
-    for start in range(0, len(records), _BATCH):
-        chosen = records[start : start + _BATCH]
+    """Return the features of some records, u16[records, T, C]."""
+    records = [source[index] for index in indices]
+    found = [known.find(source, index, record) for index, record in zip(indices, records, strict=True)]
+    unknown = [place for place, array in enumerate(found) if array is None]
+    for start in range(0, len(unknown), _BATCH):
+        chosen = unknown[start : start + _BATCH]
         images = np.zeros((_BATCH, size, size, 3), np.uint8)  # of one shape, so that the program is compiled once
-        for place, record in enumerate(chosen):
-            to_square(record_pixels(source[record]), size, out=images[place])
-        parts.append(np.asarray(encode(images))[: len(chosen)])
-    return np.concatenate(parts)
+        for row, place in enumerate(chosen):
+            to_square(record_pixels(records[place]), size, out=images[row])
+        for place, array in zip(chosen, np.asarray(encode(images)), strict=False):
+            found[place] = array
+    return np.stack([array for array in found if array is not None])
 
 
 def _encoder(tower: str, model: ModelConfig, params: Params) -> Callable[[np.ndarray], jax.Array]:

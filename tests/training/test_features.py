@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from earthgpt_jax.common.errors import EarthGPTError
+from earthgpt_jax.datasets.store import RecordSource
 from earthgpt_jax.input import features
 from earthgpt_jax.models import model_dir as io
 from earthgpt_jax.training import features as features_lib
@@ -60,6 +61,30 @@ def test_finished_features_are_kept_and_missing_ones_computed(world, monkeypatch
     train(
         nano.config("instruct", *world["cached"], "optim.steps=1", "optim.warmup_steps=0"), world["root"] / "instruct"
     )  # same encoders
+
+
+def test_an_image_that_two_datasets_share_is_encoded_once(world, tmp_path, monkeypatch):
+    from earthgpt_jax.input.features import CHUNK
+    from earthgpt_jax.models import earthgpt
+    from earthgpt_jax.sharding.mesh import data_parallel
+
+    config = nano.config("align", *BASE)
+    _, params = earthgpt.init(config.model, seed=3)
+    data = nano.dataset(tmp_path / "one", train=5), nano.dataset(tmp_path / "two", train=7)
+    sources = [RecordSource(path, "train") for path in data]
+    calls, make = [], features_lib._encoder
+
+    def counting(*args):
+        encode = make(*args)
+        return lambda images: calls.append(int(images.any((1, 2, 3)).sum())) or encode(images)
+
+    monkeypatch.setattr(features_lib, "_encoder", counting)
+    replicated = data_parallel(1).replicated
+    (vit, _) = features_lib.feature_store(tmp_path / "features", config.model, params, replicated=replicated).towers
+    features_lib.compute_missing([vit], config.model, params, sources=sources)
+    assert CHUNK > 7 and sum(calls) == 7  # the first five scenes are the same
+    assert all(np.array_equal(vit.read(sources[0], i), vit.read(sources[1], i)) for i in range(5))
+    assert not np.array_equal(vit.read(sources[1], 5), vit.read(sources[1], 6))
 
 
 def test_other_weights_or_images_have_other_features(world):
