@@ -147,13 +147,14 @@ def main() -> None:
     parser.add_argument("--convnext-steps", type=int, default=3000)
     parser.add_argument("--convnext-size", type=int, default=256, help="side of the images to train the ConvNeXt on")
     parser.add_argument("--workers", type=int, default=2, help="processes that build datasets")
-    parser.add_argument("--override", nargs="*", default=[], help="settings of the recipe, such as --config.seed=1")
+    parser.add_argument("--set", nargs="*", default=[], metavar="FIELD=VALUE", help="recipe fields, such as seed=1")
     args = parser.parse_args()
     wanted = STEPS[: STEPS.index(args.until) + 1]
 
     build_data(args.native, args.datasets, workers=args.workers)
-    common = [f"--config.data.source={args.datasets}", f"--config.data.features={args.workdir / 'features'}"]
-    config = load("small:align", [*common, *args.override])
+    fields = [f"data.source={args.datasets}", f"data.features={args.workdir / 'features'}", *args.set]
+    overrides = [f"--config.{field}" for field in fields]
+    config = load("small:align", overrides)
     if "features" not in wanted:
         return
     teacher, vit = vit_features(args.workdir, config, args.packages)
@@ -173,7 +174,7 @@ def main() -> None:
     )  # fmt: skip
     for stage in STAGES:
         if stage in wanted:
-            stage_config = load(f"small:{stage}", [*common, f"--config.init={start}", *args.override])
+            stage_config = load(f"small:{stage}", [f"--config.init={start}", *overrides])
             start = train(stage_config, args.workdir / stage)
 
 
