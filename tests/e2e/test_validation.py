@@ -138,7 +138,8 @@ def test_overfitting_turns_the_validation_loss_and_the_best_checkpoint_becomes_t
         tmp_path / "base", nano.config("align").model
     )  # fmt: skip
     config = nano.config(
-        "finetune", f"data.source={data}", f"init={base}", "optim.steps=36", "optim.peak_lr=2e-2", "optim.min_lr=2e-2",
+        "finetune", f"data.source={data}", f"init={base}", "data.task_weights={'vqa':1.0,'caption':1.0}",
+        "optim.steps=36", "optim.peak_lr=2e-2", "optim.min_lr=2e-2",
         "validation.every_steps=4", "checkpoint.every_steps=4", "checkpoint.keep=1",
         "checkpoint.keep_best=validation/loss", "log_every=36",
     )  # fmt: skip
