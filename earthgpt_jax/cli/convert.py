@@ -83,6 +83,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="hf: merge adapters into the weights, or write them to adapter/ (default: merge)",
     )  # fmt: skip
     exporting.add_argument(
+        "--quantize", choices=["none", "int8", "w8a8"], default="none",
+        help="hf: 8 bits for the linear layers of the language model, in the format of compressed-tensors: int8 for "
+        "the weights, w8a8 for activations as well (default: none)",
+    )  # fmt: skip
+    exporting.add_argument(
         "--shards", type=int, default=1, metavar="N", help="accessory: number of model-parallel files (default: 1)"
     )
     exporting.add_argument(
@@ -185,6 +190,7 @@ def _export(args: argparse.Namespace) -> int:
     from earthgpt_jax.common.errors import EarthGPTError
     from earthgpt_jax.common.parsing import parse_json
     from earthgpt_jax.convert import exporter
+    from earthgpt_jax.convert.int8 import Quantization
 
     if args.overrides:
         raise EarthGPTError(f"{args.overrides[0]}: `earthgpt convert export` takes no config overrides")
@@ -197,7 +203,7 @@ def _export(args: argparse.Namespace) -> int:
         case "hf":
             out = exporter.export_hf(
                 args.model, args.out, dtype=dtype, adapter=args.adapter, shard_bytes=shard_bytes, scores=scores,
-                push_ready=args.push_ready, parent=parent,
+                push_ready=args.push_ready, quantization=Quantization(args.quantize), parent=parent,
             )  # fmt: skip
         case "llama":
             out = exporter.export_llama(args.model, args.out, dtype=dtype, shard_bytes=shard_bytes, parent=parent)

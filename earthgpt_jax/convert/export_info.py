@@ -50,9 +50,15 @@ def read_export_info(folder: Path) -> ExportInfo | None:
     if not path.is_file():
         return None
     try:
-        values = json.loads(path.read_text()).get("earthgpt_jax")
+        config = json.loads(path.read_text())
+        values = config.get("earthgpt_jax")
         if values is None:
             return None
+        if "quantization_config" in config:
+            raise EarthGPTError(
+                f"{path}: expected an export with all bits, got one with weights of 8 bits; import the model from "
+                "which it was made"
+            )
         if (version := values.get("format_version", 1)) != _FORMAT_VERSION:
             raise EarthGPTError(
                 f"{path}: expected an export with format_version {_FORMAT_VERSION}, got {version}; "

@@ -21,6 +21,7 @@ from earthgpt_jax.config import AdapterConfig, AdapterKind, LlamaConfig, ModelCo
 from earthgpt_jax.convert import llama_configs, tables, tokenizer_files
 from earthgpt_jax.convert.card import check_push_ready, model_card
 from earthgpt_jax.convert.export_info import export_info
+from earthgpt_jax.convert.int8 import Quantization, Quantizer
 from earthgpt_jax.convert.layouts import ADAPTER_FILE, SPLIT_DIMS
 from earthgpt_jax.convert.tables import Rule, Table
 from earthgpt_jax.convert.tensor_io import split_dim
@@ -40,7 +41,7 @@ REMOTE_CODE = Path(__file__).parent / "hf"
 def export_hf(
     name: str | Path, out: Path, *, dtype: np.dtype | None = None, adapter: str = "merge",
     shard_bytes: int = SHARD_BYTES, scores: Mapping[str, Any] | None = None, push_ready: bool = False,
-    parent: str | Path | None = None,
+    quantization: Quantization = Quantization.NONE, parent: str | Path | None = None,
 ) -> Path:  # fmt: skip
     """Write a folder for `AutoModelForImageTextToText` and `AutoProcessor` with `trust_remote_code=True`.
 
@@ -53,6 +54,8 @@ def export_hf(
         shard_bytes: upper limit for the bytes of tensors in a file.
         scores: scores for the model card, as `earthgpt eval` writes them.
         push_ready: whether to refuse a model card that the public should not get, see `card.check_push_ready`.
+        quantization: 8 bits for the linear layers of the language model; the other tensors are bfloat16 then, unless
+            `dtype` is given.
         parent: see `model_dir.read_config`.
 
     Raises:
@@ -61,14 +64,22 @@ def export_hf(
     model, reader, config = open_model(name, adapter, parent=parent)
     if push_ready:
         check_push_ready(model, scores=scores)
+    quantizer = None
+    if quantization is not Quantization.NONE:
+        dtype = np.dtype(dtype or "bfloat16")
+        quantizer = Quantizer(quantization, dtype)
     dtype = export_dtype(dtype, reader)
     with atomic_folder(out, key_file="config.json") as folder:
-        _write(folder, tables.hf_export(config), reader, dtype=dtype, shard_bytes=shard_bytes)
+        table = tables.hf_export(config)
+        _write(folder, table, reader, dtype=dtype, shard_bytes=shard_bytes, quantizer=quantizer)
         if adapter == "separate" and model.model.adapter.kind is not AdapterKind.NONE:
             (folder / ADAPTER_FILE).parent.mkdir()
             _copy((folder / ADAPTER_FILE).parent, FilteredReader(model_dir.open_params(model), adapters=True))
         token = tokenizer_files.image_token(model.tokenizer)
-        write_json(folder / "config.json", hf_config(model, config, token=token, dtype=_dtype_name(dtype, reader)))
+        values = hf_config(model, config, token=token, dtype=_dtype_name(dtype, reader))
+        if quantizer is not None:
+            values["quantization_config"] = quantizer.config()
+        write_json(folder / "config.json", values)
         for file in sorted(REMOTE_CODE.glob("*_earthgpt.py")):
             files.copy(file, folder / file.name)
         tokenizer_files.write_tokenizer(model.tokenizer, folder, special=(token,))
@@ -183,11 +194,12 @@ def export_dtype(dtype: np.dtype | None, reader: Reader) -> np.dtype | None:
 
 def _write(
     folder: Path, table: Table, reader: Reader, *, dtype: np.dtype | None, shard_bytes: int | None = None,
-    shard: tuple[int, int, Mapping[str, int | None]] | None = None,
+    shard: tuple[int, int, Mapping[str, int | None]] | None = None, quantizer: Quantizer | None = None,
 ) -> None:  # fmt: skip
     """Write the tensors of a table as safetensors files.
 
     Args:
+        quantizer: writes some of the tensors in 8 bits; each of them is one step of the table.
         shard: (index, count, key -> split axis) to write one model-parallel shard instead of full tensors.
     """
     shapes = {rule.path: reader.shapes[rule.path] for rule in table.rules if rule.path in reader.shapes}
@@ -204,13 +216,17 @@ def _write(
         key: (shard_shape(key, shape), dtypes.get(key, zeros_dtype))
         for key, shape in table.checkpoint_shapes(shapes).items()
     }
+    if quantizer is not None:
+        encoded = (quantizer.tensors(key, *layout) for key, layout in tensors.items())
+        tensors = {name: layout for group in encoded for name, layout in group.items()}
     writer = SafetensorsWriter(folder, tensors, shard_bytes=shard_bytes, metadata={"format": "pt"})
     for step in Bar(steps, desc="export", unit="tensor"):
         value = reader.read(step.path) if step.layer is None else reader.read(step.path, step.layer, 1)[0]
         value = step.transform.to_checkpoint(value)
         if (dim := dims.get(step.key)) is not None:
             value = np.split(value, count, axis=dim)[index]
-        writer.write(step.key, value, step.start)
+        for name, array in (quantizer.encode(step.key, value) if quantizer else {step.key: value}).items():
+            writer.write(name, array, step.start)
     for key, shape in table.zeros.items():
         writer.write(key, np.zeros(shape))
     writer.close()
