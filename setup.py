@@ -73,6 +73,7 @@ EXTRAS = {
     "test": [
         "apache-beam>=2.70,<3",
         "beartype>=0.22,<0.23",
+        "compressed-tensors>=0.17,<0.18",
         "gguf>=0.17,<0.20",
         "gcp-storage-emulator>=2026.7,<2027",
         "gcsfs>=2026.9,<2027",

@@ -1,4 +1,4 @@
-"""Exports with 8 bits: the package compressed-tensors, by which transformers reads them, gets the weights that we meant."""
+"""Exports with 8 bits: compressed-tensors, by which transformers and vLLM read them, gets the weights that we meant."""
 
 from __future__ import annotations
 
