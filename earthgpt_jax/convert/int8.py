@@ -53,13 +53,11 @@ class Quantizer:
         if (match := _WEIGHT.fullmatch(key)) is None:
             return {key: (shape, dtype)}
         layer, (rows, columns) = match["layer"], shape
-        scale = {f"{layer}.weight_scale": ((rows, 1), self.dtype)}
+        layouts: dict[str, tuple[Shape, np.dtype]] = {f"{layer}.weight_scale": ((rows, 1), self.dtype)}
         if self.kind is Quantization.W8A8:
-            return {f"{layer}.weight": (shape, np.dtype("int8"))} | scale
-        return {
-            f"{layer}.weight_packed": ((rows, -(-columns // 4)), np.dtype("int32")),
-            f"{layer}.weight_shape": ((2,), np.dtype("int64")),
-        } | scale
+            return layouts | {f"{layer}.weight": (shape, np.dtype(np.int8))}
+        layouts[f"{layer}.weight_packed"] = ((rows, -(-columns // 4)), np.dtype(np.int32))
+        return layouts | {f"{layer}.weight_shape": ((2,), np.dtype(np.int64))}
 
     def encode(self, key: str, value: np.ndarray) -> dict[str, np.ndarray]:
         """Return name -> array of what a tensor becomes."""
