@@ -39,7 +39,8 @@ def get_config(stage: str = "align") -> ConfigDict:
     config.data.max_questions = 6
     config.data.max_boxes = 12
     config.data.decimals = 3
-    config.data.chat_template = "plain"
+    config.data.chat_template = "plain_eos"
+    config.data.json_share = 0.1  # clients ask for JSON; longer answers leave room for fewer questions
     if stage == "align":
         config.data.task_weights = {"caption": 0.4, "classification": 1.0, "hbb": 1.0}
     else:

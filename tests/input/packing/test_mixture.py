@@ -76,7 +76,8 @@ def _weights(data: TrainingData) -> dict[str, float]:
 def test_the_mixtures_in_the_repository():
     trained = {card.name for card in load_cards().values() if card.role is Role.TRAINED}
     files = {path.stem: load_mixture(path.stem) for path in data_path("mixtures").glob("*.yaml")}
-    assert set(files) == {"mmrs", "mmrs_balanced", "mmrs_released"}
+    assert set(files) == {"mmrs", "mmrs_balanced", "mmrs_released", "small_real"}
+    assert files["small_real"].weights.keys() <= load_cards().keys()
     assert len(files["mmrs"].sources) == 34 and set(files["mmrs"].sources) == trained
     assert set(files["mmrs_released"].sources) == {name for name in load_cards() if name.startswith("mmrs1m_")}
     assert files["mmrs_balanced"].sensor_weight(Sensor.SAR) > 1
