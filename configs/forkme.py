@@ -107,6 +107,7 @@ def get_config(stage: str = "align") -> ConfigDict:
         "every_steps": 0,  # 100 validates whenever a checkpoint is saved; 0: never
         "split": "val",
         "share": 0.0,  # of the training images to hold out of each dataset without that split, for example 0.02
+        "answers": 0,  # questions whose answers are generated and scored as by `earthgpt eval`; 0: none
     }
     config.log_every = 10  # steps between lines about the data in metrics.jsonl
     return config

@@ -87,6 +87,7 @@ def run(args: argparse.Namespace) -> int:
     from earthgpt_jax import compilation
     from earthgpt_jax.aot.flops_reference import flops_reference
     from earthgpt_jax.aot.remat_search import choose_for_devices
+    from earthgpt_jax.evaluation.validation_answers import AnswerScorer
     from earthgpt_jax.training.loop import train
     from earthgpt_jax.training.profile import Profile
 
@@ -100,6 +101,7 @@ def run(args: argparse.Namespace) -> int:
         profile=profile,
         flops_reference=flops_reference(config, jax.devices()),
         choose_remat=lambda config: choose_for_devices(config, jax.devices()),
+        make_scorer=AnswerScorer,
     )
     print(f"finished: {finished}", file=sys.stderr)
     return 0

@@ -290,11 +290,14 @@ class ValidationConfig:
         split: split of the run's datasets to validate on.
         share: share of the training images to hold out of each dataset that lacks `split`, and to validate on. They are
             held out whether or not the run is validated, and the same in every run.
+        answers: number of questions of the split whose answers are generated and scored with the metrics of an
+            evaluation. 0: none.
     """
 
     every_steps: int = 0
     split: str = "val"
     share: float = 0.0
+    answers: int = 0
 
     def check(self) -> list[str]:
         errors = []
@@ -304,6 +307,8 @@ class ValidationConfig:
             errors.append("split: expected the name of a split, got an empty one")
         if not 0 <= self.share < 1:
             errors.append(f"share: expected a share of 0 or more and below 1, got {self.share}")
+        if self.answers < 0:
+            errors.append(f"answers: expected a number of questions, or 0, got {self.answers}")
         return errors
 
 

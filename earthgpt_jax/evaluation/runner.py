@@ -111,14 +111,14 @@ def evaluate(
     process.check_consistent(files.header)
     by_id = {item.question.id: item for item in examples}
     with process.synchronized("answering"):
-        share = [group for index, group in enumerate(_by_image(examples)) if index % process.count == process.index]
+        share = share_of(examples, index=process.index, count=process.count)
         total = sum(map(len, share))
         missing = sum(item.question.id not in answered for group in share for item in group)
         if missing:
             with files.append_to(process) as file, Bar(
                 total=total, initial=total - missing, desc=label, unit="question", disable=not process.is_main
             ) as bar:  # fmt: skip
-                for answer in _answers(answerer, examples, share=share, answered=answered, view=view):
+                for answer in answers(answerer, examples, share=share, answered=answered, view=view):
                     item = by_id[answer.id]
                     file.write(predictions_file.to_line(_prediction(item, answer, log_probs)))
                     file.flush()
@@ -141,18 +141,30 @@ def _prediction(item: Example, answer: Answer, log_probs: Collection[str]) -> Pr
     )
 
 
-def _answers(
+def share_of(examples: Sequence[Example], *, index: int, count: int) -> list[list[Example]]:
+    """Return the questions of process `index` out of `count`, grouped by image."""
+    return _by_image(examples)[index::count]
+
+
+def answers(
     answerer: Answerer,
     examples: Sequence[Example],
     *,
     share: Sequence[Sequence[Example]],
-    answered: Collection[str],
-    view: View,
+    answered: Collection[str] = (),
+    view: View = View.IMAGE,
 ) -> Iterator[Answer]:
     """Answer the missing questions of this process's share: short answers first, then long ones.
 
     The shape of the decoding state is chosen from all examples, so that it is the same for any subset of them and any
     number of processes.
+
+    Args:
+        answerer: the model.
+        examples: the questions of all processes.
+        share: those of this process, see `share_of`.
+        answered: ids of questions that are answered already.
+        view: what the model sees.
     """
     for max_length in sorted({_length_group(item) for item in examples}):
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from earthgpt_jax import compilation, distributed
 from earthgpt_jax import params as params_lib
@@ -58,7 +59,7 @@ from earthgpt_jax.training.throughput import (
     StepTimer,
     process_seconds,
 )
-from earthgpt_jax.training.validation import ValidationScheduler, check_figure
+from earthgpt_jax.training.validation import AnswerScorer, MakeScorer, ValidationScheduler, check_figure
 
 _log = logging.getLogger(__name__)
 
@@ -69,8 +70,8 @@ SYNTHETIC_RECORDS = {"train": 48, "val": 8, "test": 8}
 # data and bad updates are handled.
 _CHANGEABLE = (
     "init_parent ", "data.workers ", "data.on_damaged ", "checkpoint.", "log_every ", "mesh.", "remat ",
-    "attention_impl ", "watchdog.", "validation.every_steps ", "validation.split ", "optim.on_nan ", "optim.on_spike ",
-    "optim.spike_factor ", "optim.max_skips ",
+    "attention_impl ", "watchdog.", "validation.every_steps ", "validation.split ",
+    "validation.answers ", "optim.on_nan ", "optim.on_spike ", "optim.spike_factor ", "optim.max_skips ",
 )  # fmt: skip
 
 
@@ -81,6 +82,7 @@ class _Run:
     Attributes:
         data: packing schedule and record sources.
         validation: data that the run is validated on; None if it is not validated.
+        scorer: scores generated answers to validation questions; None if none are generated.
         features: features of the images; None: the step encodes them.
         identity: fingerprints of everything that the batches and frozen parameters depend on.
         frozen: frozen parameters on their devices.
@@ -95,13 +97,14 @@ class _Run:
     workdir: Path
     data: TrainingData
     validation: ValidationData | None
+    scorer: AnswerScorer | None
     features: FeatureStore | None
     identity: dict[str, Any]
     placement: Placement
     frozen: Params
     trainable: Mapping[str, Trainable]
     state: State
-    step: Callable[..., tuple[State, dict[str, jax.Array]]]
+    step: jax.stages.Wrapped
     initial: InitialModel
     chose_remat: bool
 
@@ -113,6 +116,7 @@ def train(
     profile: Profile | None = None,
     flops_reference: FlopsReference | None = None,
     choose_remat: Callable[[Config], str] | None = None,
+    make_scorer: MakeScorer | None = None,
 ) -> Path:
     """Run the stage of `config` in `workdir` and return the directory of the finished model.
 
@@ -128,6 +132,7 @@ def train(
         profile: steps to trace into `workdir/profile`.
         flops_reference: enables MFU in throughput.jsonl.
         choose_remat: chooses the policy of `remat=auto`, see `remat_choice`.
+        make_scorer: returns what scores the answers of `validation.answers`.
 
     Raises:
         EarthGPTError: the work directory belongs to another config; the data or the initial model changed since the
@@ -136,7 +141,7 @@ def train(
     """
     memory.return_large_blocks()
     timer, startup = StepTimer(), Startup(seconds={"imports": process_seconds()})
-    run = _prepare(config, workdir, startup, choose_remat=choose_remat)
+    run = _prepare(config, workdir, startup, choose_remat=choose_remat, make_scorer=make_scorer)
     if run is not None:
         with contextlib.closing(Checkpoints(workdir, config.checkpoint)) as checkpoints:
             with startup.measure("state"):
@@ -156,8 +161,9 @@ def train(
 
 
 def _prepare(
-    config: Config, workdir: Path, startup: Startup, *, choose_remat: Callable[[Config], str] | None
-) -> _Run | None:
+    config: Config, workdir: Path, startup: Startup, *, choose_remat: Callable[[Config], str] | None,
+    make_scorer: MakeScorer | None,
+) -> _Run | None:  # fmt: skip
     """Load the data and the frozen parameters; return None if the run is finished."""
     distributed.check_consistent({"config": to_dict(config), "code": distributed.code_version()})
     finished = (workdir / "model" / "config.json").exists()
@@ -174,6 +180,7 @@ def _prepare(
     trainable_rules = trainable_paths(config, shapes)
     mesh = build_mesh(config.mesh, rows=config.data.batch_size // config.optim.microbatches)
     placement = rules.placement(config.model, shapes, mesh=mesh)
+    scorer = _answer_scorer(config, validation, tokenizer=initial.tokenizer, mesh=mesh, make=make_scorer)
     chosen = config.remat == Remat.AUTO
     config = remat_choice.resolve(config, workdir, mesh=mesh, choose=choose_remat)
     with distributed.fail_together("reading the weights"):
@@ -217,9 +224,9 @@ def _prepare(
             spec = dataclasses.replace(validation.spec, features=features)
             validation = dataclasses.replace(validation, spec=spec)
     return _Run(
-        config=config, workdir=workdir, data=data, validation=validation, features=features, identity=identity,
-        placement=placement, frozen=frozen, trainable=trainable_rules, state=state, step=step, initial=initial,
-        chose_remat=chosen,
+        config=config, workdir=workdir, data=data, validation=validation, scorer=scorer, features=features,
+        identity=identity, placement=placement, frozen=frozen, trainable=trainable_rules, state=state, step=step,
+        initial=initial, chose_remat=chosen,
     )  # fmt: skip
 
 
@@ -260,8 +267,21 @@ def _load_data(config: Config, workdir: Path, *, tokenizer: Path) -> tuple[Train
         if not config.validation.every_steps:
             return data, None
         validation = load_validation_data(config, data, tokenizer=read)
-        check_figure(config.checkpoint.keep_best, validation)
     return data, validation
+
+
+def _answer_scorer(
+    config: Config, validation: ValidationData | None, *, tokenizer: Path, mesh: Mesh, make: MakeScorer | None
+) -> AnswerScorer | None:
+    """Return what scores generated answers, if the run generates any, and check that `keep_best` is a known figure."""
+    if validation is None:
+        return None
+    with distributed.fail_together("choosing validation questions"):
+        scorer = None
+        if config.validation.answers and make is not None:
+            scorer = make(config, validation, tokenizer=tokenizer, mesh=mesh)
+        check_figure(config.checkpoint.keep_best, validation, scorer)
+    return scorer
 
 
 def _write_synthetic_data(folder: Path) -> None:
@@ -351,8 +371,8 @@ def _run_steps(
             checkpoints, every=config.checkpoint.every_steps, last=last, preemption=preemption, metadata=_metadata(run)
         )
         validation = ValidationScheduler(
-            config, workdir, run.validation, placement=run.placement, frozen=run.frozen, checkpoints=checkpoints,
-            start_step=start_step, logger=logger, heartbeat=watchdog.postpone,
+            config, workdir, run.validation, scorer=run.scorer, placement=run.placement, frozen=run.frozen,
+            checkpoints=checkpoints, start_step=start_step, logger=logger, heartbeat=watchdog.postpone,
         )  # fmt: skip
 
         timer.end_startup()
@@ -361,13 +381,12 @@ def _run_steps(
                 validation.validate(start_step, state.trainable)
         prefetched = prefetch_to_device(itertools.islice(batches, last - start_step), run.placement.batch)
         for step, batch, arrays in timer.measure_waits(INPUT, prefetched):
-            compiles = step == start_step
-            with profiler.annotate(step), timer.measure(COMPILE) if compiles else contextlib.nullcontext():
+            with profiler.annotate(step):
+                if step == start_step:
+                    train_step = _compile(run, state, arrays, timer=timer, startup=startup)
                 dispatched = time.monotonic()
-                state, metrics = run.step(state, run.frozen, arrays)
-            fetcher.put(step, batch, metrics, dispatched=time.monotonic() if compiles else dispatched)
-            if compiles:
-                startup.add("compile", time.monotonic() - dispatched)
+                state, metrics = train_step(state, run.frozen, arrays)
+            fetcher.put(step, batch, metrics, dispatched=dispatched)
             profiler.after_dispatch(step, metrics)
             save, validate = scheduler.should_save(step + 1), validation.should_validate(step + 1)
             # Look at the previous step while this one runs. Before a save look at this one too: a bad update stops the
@@ -392,6 +411,16 @@ def _run_steps(
     return state if best in (None, last) else _restore_best(checkpoints, best, state)
 
 
+def _compile(run: _Run, state: State, arrays: Any, *, timer: StepTimer, startup: Startup) -> Callable[..., Any]:
+    """Compile the training step, and return to the operating system what the compiler has freed."""
+    with timer.measure(COMPILE):
+        start = time.monotonic()
+        compiled = run.step.lower(state, run.frozen, arrays).compile()
+        startup.add("compile", time.monotonic() - start)
+    memory.return_freed_blocks()
+    return compiled
+
+
 def _restore_best(checkpoints: Checkpoints, step: int, state: State) -> State:
     """Return the state of an earlier step; delete `state` first, because both may not fit into memory."""
     checkpoints.wait()
@@ -403,7 +432,6 @@ def _restore_best(checkpoints: Checkpoints, step: int, state: State) -> State:
 
 def _record_startup(startup: Startup, done: FinishedStep, timer: StepTimer, logger: MetricsLogger | None) -> None:
     """Log what this start cost, once its first step has finished."""
-    memory.return_freed_blocks()  # of the compiler
     usage = compilation.usage()
     startup.end(first_step=done.finished - done.dispatched, total=done.finished - timer.created)
     startup.programs, startup.cached = usage.programs, usage.cached

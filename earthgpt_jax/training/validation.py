@@ -2,7 +2,8 @@
 
 The figures are the mean loss, the accuracy of tokens, and the share of questions whose greedy answer is exactly the
 reference. The last one needs no decoding: the greedy answer is the reference if and only if each of its tokens has the
-largest logit after those before it.
+largest logit after those before it. With `validation.answers`, answers to some of the questions are also generated and
+scored, by an `AnswerScorer` that the caller of the run passes.
 
 All figures are quotients of sums over the whole split and all processes, of losses, tokens and answers. They therefore
 depend neither on the packing nor on the number of hosts, beyond the order of floating-point sums. Validation reads the
@@ -17,7 +18,7 @@ import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -45,6 +46,7 @@ from earthgpt_jax.training.step import cast_kernels, hidden, make_encoder, split
 _log = logging.getLogger(__name__)
 
 PREFIX = "validation"
+ANSWERS = f"{PREFIX}/generated"  # prefix of the figures of generated answers
 REPORT = "validation.json"
 FIGURES = ("loss", "accuracy", "exact")
 COUNTS = ("tokens", "correct", "answers", "exact")  # of `SupervisedSums`
@@ -106,21 +108,44 @@ def figures(validation: Mapping[str, Any]) -> dict[str, float]:
     named = {f"{PREFIX}/": validation}
     named |= {f"{PREFIX}/{name}/": part for key in ("tasks", "sensors") for name, part in validation[key].items()}
     # An earlier version, which may have started the run, logged fewer.
-    return {prefix + figure: part[figure] for prefix, part in named.items() for figure in FIGURES if figure in part}
+    own = {prefix + figure: part[figure] for prefix, part in named.items() for figure in FIGURES if figure in part}
+    return own | {f"{ANSWERS}/{name}": value for name, value in validation.get("generated", {}).items()}
 
 
-def check_figure(name: str, data: ValidationData) -> None:
+def check_figure(name: str, data: ValidationData, scorer: AnswerScorer | None) -> None:
     """Check that a run has the figure `name` of `checkpoint.keep_best`; "" is accepted.
 
     Raises:
         EarthGPTError: it has not; lists those that it has.
     """
     known = list(figures(summarize(dict.fromkeys(data.groups, Sums(supervised_tokens=1, answers=1)))))
+    known += [f"{ANSWERS}/{figure}" for figure in scorer.figures] if scorer else []
     if name and name not in known:
         raise EarthGPTError(
             f"checkpoint.keep_best: the validation data has no figure {name!r}{did_you_mean(name, known)} "
             f"Figures: {', '.join(known)}"
         )
+
+
+class AnswerScorer(Protocol):
+    """Generates answers to questions of the validation data and scores them.
+
+    Attributes:
+        figures: names of its figures, for example `vqa/accuracy`.
+    """
+
+    @property
+    def figures(self) -> Sequence[str]: ...
+
+    def __call__(self, params: Params, *, heartbeat: Callable[[], None]) -> dict[str, float]:
+        """Return the value of every figure that is defined, the same on all processes, which all call it."""
+        ...
+
+
+class MakeScorer(Protocol):
+    """Returns the `AnswerScorer` of a run."""
+
+    def __call__(self, config: Config, data: ValidationData, *, tokenizer: Path, mesh: Mesh) -> AnswerScorer: ...
 
 
 def make_validation_step(
@@ -251,6 +276,7 @@ class ValidationScheduler:
 
     Args:
         data: None turns validation off.
+        scorer: scores generated answers; None: no answers are generated.
         start_step: number of steps completed before this start; validations up to it are read from metrics.jsonl.
         logger: where process 0 logs the figures.
         heartbeat: called after every batch.
@@ -262,6 +288,7 @@ class ValidationScheduler:
         workdir: Path,
         data: ValidationData | None,
         *,
+        scorer: AnswerScorer | None,
         placement: Placement,
         frozen: Params,
         checkpoints: Checkpoints,
@@ -275,7 +302,7 @@ class ValidationScheduler:
         self._figure = config.checkpoint.keep_best or f"{PREFIX}/loss"
         self._keeps_best = bool(config.checkpoint.keep_best)
         self._history: list[tuple[int, dict[str, Any]]] = []
-        self._validator = None
+        self._validator, self._scorer = None, scorer
         if data is not None:
             self._validator = Validator(config, data, placement)
             digest = data.digest()
@@ -296,6 +323,8 @@ class ValidationScheduler:
         """Validate the parameters after `step` steps, and log the figures."""
         assert self._validator is not None
         validation = self._validator(trainable, self._frozen, heartbeat=self._heartbeat)
+        if self._scorer is not None:
+            validation["generated"] = self._scorer(merge(trainable, self._frozen), heartbeat=self._heartbeat)
         self._history.append((step, validation))
         if self._logger is not None:
             self._logger.log_validation(step, validation, figures=figures(validation))

@@ -2,14 +2,15 @@
 
 usage: python -m tests.multiprocess.measured ADDRESS PROCESSES PROCESS WORKDIR REPORT KILLED CONFIG [OVERRIDE ...]
 
-REPORT becomes a JSON file, rewritten at every change of phase: `share`, the bytes of parameters and optimizer state on
-the devices of this process, and `peaks`, phase -> kind of memory -> largest number of bytes. KILLED is the index of the
-process that kills itself after its third step (-1: none).
+REPORT becomes a JSON file, rewritten at every change of phase and twice a second: `share`, the bytes of parameters and
+optimizer state on the devices of this process, and `peaks`, phase -> kind of memory -> largest number of bytes. KILLED
+is the index of the process that kills itself after its third step (-1: none).
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import math
 import os
@@ -24,6 +25,7 @@ from typing import Any
 # Of /proc/self/status. The kernel measures the peak of the whole, which can be reset; anonymous memory is sampled.
 KINDS = {"VmHWM": "resident", "RssAnon": "anonymous"}
 SECONDS = 0.005  # between samples
+SAMPLES_PER_REPORT = 100
 
 
 def memory() -> dict[str, int]:
@@ -37,12 +39,21 @@ class Peaks:
     def __init__(self, report: Path) -> None:
         self.share, self._phase, self._report = 0, "imports", report
         self._peaks: dict[str, dict[str, int]] = {}
+        self._lock = threading.Lock()
         threading.Thread(target=self._watch, daemon=True).start()
 
     def _watch(self) -> None:
-        while True:
+        for number in itertools.count():
             self._sample()
+            if number % SAMPLES_PER_REPORT == 0:  # for a process that is ended in the middle of a phase
+                self._write()
             time.sleep(SECONDS)
+
+    def _write(self) -> None:
+        with self._lock:
+            new = self._report.with_suffix(".new")
+            new.write_text(json.dumps({"share": self.share, "peaks": self._peaks}))
+            new.replace(self._report)
 
     def _sample(self) -> None:
         peak = self._peaks.setdefault(self._phase, dict.fromkeys(KINDS.values(), 0))
@@ -51,7 +62,7 @@ class Peaks:
 
     def enter(self, phase: str) -> None:
         self._sample()
-        self._report.write_text(json.dumps({"share": self.share, "peaks": self._peaks}))
+        self._write()
         Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
         self._phase = phase
 

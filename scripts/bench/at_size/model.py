@@ -38,9 +38,14 @@ RUN = (
     "data.seq_len=128", "data.batch_size=4", "model.compute_dtype=float32", "data.max_images=1",
     "data.max_questions=1", "optim.warmup_steps=0", "log_every=1",
 )  # fmt: skip
-# On CPUs the compiler computes in float32 what is stored in fewer bytes. This pass would convert the kernels of all
-# layers before the loop over them: twice the memory of all frozen parameters.
-XLA_FLAGS = "--xla_disable_hlo_passes=while-loop-invariant-code-motion"
+# On CPUs the compiler computes in float32 what is stored in fewer bytes. The first pass would convert the kernels of
+# all layers before the loop over them: twice the memory of all frozen parameters. The other two flags keep it from
+# copying the optimizer's moments for the whole step, which it updates in place on accelerators.
+XLA_FLAGS = (
+    "--xla_disable_hlo_passes=while-loop-invariant-code-motion "
+    "--xla_cpu_scheduler_type=CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED "
+    "--xla_cpu_copy_insertion_use_region_analysis=true"
+)
 _BLOCK = 1 << 22  # random numbers, which the tensors repeat
 _STD = 0.02
 
