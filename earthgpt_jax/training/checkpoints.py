@@ -83,6 +83,9 @@ class Checkpoints:
     def save(self, step: int, state: State, metadata: Mapping[str, Any]) -> None:
         """Start an asynchronous save; return when the state has been copied off the devices and may be donated.
 
+        On CPU devices, return when it is saved. The arrays are written from where they are, and a step that ran at the
+        same time would need memory for a second state.
+
         Args:
             metadata: plain JSON (data position, config, fingerprints). The date, versions, and the type, shape and
                 checksum of every array are added.
@@ -103,6 +106,8 @@ class Checkpoints:
         extra["digest"] = metadata_digest(extra)
         with _explain_full_disk(self._directory):
             self._store.save(step, state, extra)
+            if _is_on_cpu(state):
+                self._store.wait()
 
     def restore(self, step: int, like: State) -> tuple[State, dict[str, Any]]:
         """Return the state saved at `step` and its metadata.
@@ -196,6 +201,10 @@ def _preservation_policy(config: CheckpointConfig, protected: _Protected) -> Pre
 
 def _dtypes_and_shapes(state: State) -> dict[str, list]:
     return {path: [str(leaf.dtype), list(leaf.shape)] for path, leaf in leaves_by_path(state).items()}
+
+
+def _is_on_cpu(state: State) -> bool:
+    return all(device.platform == "cpu" for device in state.step.sharding.device_set)
 
 
 def _first_line(error: Exception) -> str:
