@@ -106,7 +106,7 @@ class Checkpoints:
         extra["digest"] = metadata_digest(extra)
         with _explain_full_disk(self._directory):
             self._store.save(step, state, extra)
-            if _is_on_cpu(state):
+            if jax.default_backend() == "cpu":
                 self._store.wait()
 
     def restore(self, step: int, like: State) -> tuple[State, dict[str, Any]]:
@@ -201,10 +201,6 @@ def _preservation_policy(config: CheckpointConfig, protected: _Protected) -> Pre
 
 def _dtypes_and_shapes(state: State) -> dict[str, list]:
     return {path: [str(leaf.dtype), list(leaf.shape)] for path, leaf in leaves_by_path(state).items()}
-
-
-def _is_on_cpu(state: State) -> bool:
-    return all(device.platform == "cpu" for device in state.step.sharding.device_set)
 
 
 def _first_line(error: Exception) -> str:

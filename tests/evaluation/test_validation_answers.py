@@ -30,8 +30,8 @@ def run(tmp_path_factory):
     root = tmp_path_factory.mktemp("run")
     overrides = (
         "init=tiny", f"data.source={nano.dataset(root / 'data', val=8)}", "data.batch_size=8", "optim.microbatches=1",
-        "optim.steps=1", "optim.warmup_steps=0", "optim.peak_lr=1e-30", "mesh.data=4", "mesh.fsdp=2", "validation.every_steps=1",
-        f"validation.answers={ANSWERS}", "data.workers=0",
+        "optim.steps=1", "optim.warmup_steps=0", "optim.peak_lr=1e-30", "mesh.data=4", "mesh.fsdp=2", "data.workers=0",
+        "validation.every_steps=1", f"validation.answers={ANSWERS}",
     )  # fmt: skip
     scorers = []
 

@@ -2,7 +2,7 @@
 
 usage: python -m tests.multiprocess.measured ADDRESS PROCESSES PROCESS WORKDIR REPORT KILLED CONFIG [OVERRIDE ...]
 
-REPORT becomes a JSON file, rewritten at every change of phase and twice a second: `share`, the bytes of parameters and
+REPORT becomes a JSON file, rewritten in each phase and twice per second: `share`, the bytes of parameters and
 optimizer state on the devices of this process, and `peaks`, phase -> kind of memory -> largest number of bytes. KILLED
 is the index of the process that kills itself after its third step (-1: none).
 """

@@ -88,9 +88,8 @@ def test_a_process_believed_dead_completes_no_checkpoint(bucket: BucketPath) -> 
     first.save(2, _state(2), METADATA)
     first.wait()
     second = Checkpoints(workdir, CheckpointConfig())
-    first.save(4, _state(5), METADATA)
     with pytest.raises(EarthGPTError, match=r"another run, started on .* now uses this work directory"):
-        first.wait()
+        first.save(4, _state(5), METADATA)
     assert second.latest() == 2 and inspection.checkpoint_steps(workdir / "checkpoints") == [2]
     second.save(4, _state(4), METADATA)
     second.close()
@@ -128,9 +127,8 @@ def test_a_missing_permission_is_one_clear_error(faulty_bucket: FaultyBucket) ->
     _save(workdir, 2)
     checkpoints = Checkpoints(workdir, CheckpointConfig())
     proxy.rule = lambda method, path: 403 if method == WRITES[workdir.scheme] else None
-    checkpoints.save(4, _state(4), METADATA)
     with pytest.raises(BucketError, match=r"writing .*checkpoints.* permission (storage.objects|s3:Put)") as failure:
-        checkpoints.wait()
+        checkpoints.save(4, _state(4), METADATA)
     assert not isinstance(failure.value, RetryableError), "launchers must not repeat it"
     assert "\n" not in str(failure.value) and "dummy-secret" not in str(failure.value)
     proxy.rule = lambda method, path: 403 if "trainable" in path else None
