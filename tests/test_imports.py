@@ -17,8 +17,8 @@ PACKAGE = "earthgpt_jax"
 # Layers from the lowest to the highest, one part per layer. A part imports itself and lower layers only.
 LAYERS = (
     "common", "params", "records", "config", "compilation", "distributed", "boxes", "raster", "synthetic", "datasets",
-    "input", "sharding", "ops", "models", "inference", "convert", "training", "aot", "evaluation", "api", "cli",
-    "__main__",
+    "input", "sharding", "ops", "models", "inference", "scenes", "convert", "training", "aot", "evaluation", "api",
+    "cli", "__main__",
 )  # fmt: skip
 RANK = {"": 0, **{part: layer for layer, part in enumerate(LAYERS)}}  # "": the __init__ of the package
 
