@@ -125,7 +125,7 @@ def read_bands(data: bytes, policy: StretchPolicy = DEFAULT) -> Bands:
     Raises:
         EarthGPTError: as for `examine`.
     """
-    driver = _driver(data)
+    driver = raster_driver(data)
     if driver is None:
         return _bands_of_picture(*_picture(data), policy)
     from earthgpt_jax.raster import gdal
@@ -157,7 +157,7 @@ def _undecodable(data: bytes, reason: object) -> EarthGPTError:
     return EarthGPTError(f"image of {len(data)} bytes cannot be decoded: {reason}")
 
 
-def _driver(data: bytes) -> str | None:
+def raster_driver(data: bytes) -> str | None:
     """Return GDAL's name of a raster's format, or None for a picture that is decoded without rasterio."""
     if data.startswith(b"\xff\xd8"):  # JPEG, the most frequent
         return None
@@ -168,7 +168,7 @@ def _driver(data: bytes) -> str | None:
 
 def _is_plain(data: bytes, policy: StretchPolicy) -> bool:
     """Return whether a file is a picture of 8 bits that is shown as it is."""
-    return _driver(data) is None and policy.keeps_eight_bits() and not policy.bands and policy.nodata is None
+    return raster_driver(data) is None and policy.keeps_eight_bits() and not policy.bands and policy.nodata is None
 
 
 def _bands_of_picture(pixels: np.ndarray, turned: int, policy: StretchPolicy) -> Bands:

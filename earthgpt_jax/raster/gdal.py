@@ -11,9 +11,10 @@ from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
-from rasterio.enums import ColorInterp, MaskFlags
+from rasterio.enums import ColorInterp, MaskFlags, Resampling
 from rasterio.errors import NodataShadowWarning, NotGeoreferencedWarning, RasterioError
 from rasterio.io import DatasetReader, MemoryFile
+from rasterio.windows import Window
 
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.raster import orientation
@@ -42,14 +43,14 @@ def read_bands(data: bytes, *, driver: str, bands: Sequence[int | str] = (), nod
     """
     try:
         with MemoryFile(data, filename=_NAME) as file, file.open(driver=driver) as raster:
-            found = _read(raster, bands, nodata)
+            _check_size(raster)
+            found = read_part(raster, bands, nodata)
             turned = orientation.AS_STORED
             # A georeference is about pixels as they are stored, and other programs do not turn such files.
             if driver == _TIFF and raster.transform.is_identity and not raster.gcps[0]:
                 turned = orientation.tiff_orientation(data)
     except (RasterioError, MemoryError, ValueError) as error:
-        reason = error.__cause__ if str(error).startswith("Read failed") and error.__cause__ else error
-        raise EarthGPTError(f"{_text(reason)}") from error
+        raise EarthGPTError(explain(error)) from error
     return _turned(found, turned)
 
 
@@ -64,22 +65,45 @@ def _turned(bands: Bands, turned: int) -> Bands:
     return dataclasses.replace(bands, values=planes(bands.values), valid=valid, orientation=turned)
 
 
-def _text(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+def explain(error: BaseException) -> str:
+    """Return the reason of an error of rasterio or GDAL on one line."""
+    reason = error.__cause__ if str(error).startswith("Read failed") and error.__cause__ else error
+    return " ".join(str(reason).split()) or type(reason).__name__
 
 
-def _read(raster: DatasetReader, wanted: Sequence[int | str], nodata: float | None) -> Bands:
+def read_part(
+    raster: DatasetReader,
+    wanted: Sequence[int | str],
+    nodata: float | None,
+    *,
+    window: Window | None = None,
+    shape: tuple[int, int] | None = None,
+) -> Bands:
+    """Return bands of a raster or of a part of it, as stored: an orientation tag is not regarded.
+
+    Args:
+        wanted, nodata: as `bands` and `nodata` in `StretchPolicy`.
+        window: the part; default: all.
+        shape: height and width to which the part is reduced, with the file's overviews where it has some.
+
+    Raises:
+        EarthGPTError: as for `choose_bands`.
+        RasterioError: the file is damaged.
+    """
     if not raster.count:
         raise EarthGPTError("it has no bands of its own, only subdatasets; write one of them as GeoTIFF")
-    _check_size(raster)
     colours = [colour.name for colour in raster.colorinterp]
     numbers = choose_bands(wanted, colours=colours, names=raster.descriptions)
-    values = raster.read(numbers)
-    valid = _valid(raster, values, numbers, nodata)
+    palette = raster.colorinterp[numbers[0] - 1] is ColorInterp.palette and len(numbers) == 1
+    values = raster.read(
+        numbers, window=window, out_shape=shape and (len(numbers), *shape),
+        resampling=Resampling.nearest if palette or not shape else Resampling.average,
+    )  # fmt: skip
+    valid = _valid(raster, values, numbers, nodata, window, shape)
     bounded = valid is not None
     if valid is not None and valid.all():
         valid = None
-    if raster.colorinterp[numbers[0] - 1] is ColorInterp.palette and len(numbers) == 1:
+    if palette:
         colours_of = raster.colormap(numbers[0])
         table = np.zeros((max(colours_of) + 1, 4), np.uint8)
         table[list(colours_of)] = list(colours_of.values())
@@ -103,15 +127,21 @@ def _check_size(raster: DatasetReader) -> None:
 
 
 def _valid(
-    raster: DatasetReader, values: np.ndarray, numbers: Sequence[int], nodata: float | None
+    raster: DatasetReader,
+    values: np.ndarray,
+    numbers: Sequence[int],
+    nodata: float | None,
+    window: Window | None,
+    shape: tuple[int, int] | None,
 ) -> np.ndarray | None:
     """Return bool[bands, h, w], False for pixels without data; None if nothing says which have data."""
     flags = [set(raster.mask_flag_enums[number - 1]) for number in numbers]
     masks = None
     if any(MaskFlags.all_valid not in of_band for of_band in flags):
-        masks = raster.read_masks(numbers) != 0
+        masks = raster.read_masks(numbers, window=window, out_shape=shape and (len(numbers), *shape)) != 0
     if raster.nodata is not None and ColorInterp.alpha in raster.colorinterp:  # GDAL's masks then leave alpha out
-        opaque = raster.read(raster.colorinterp.index(ColorInterp.alpha) + 1) != 0
+        alpha = raster.colorinterp.index(ColorInterp.alpha) + 1
+        opaque = raster.read(alpha, window=window, out_shape=shape) != 0
         masks = opaque[None] if masks is None else masks & opaque
     if nodata is not None:
         known = values != nodata

@@ -7,7 +7,7 @@ by 90 degrees, and 2, 4, 5 and 7 are the same mirrored.
 from __future__ import annotations
 
 import io
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image, TiffImagePlugin
@@ -45,9 +45,9 @@ def exif_orientation(exif: bytes | None) -> int:
         return AS_STORED
 
 
-def tiff_orientation(data: bytes) -> int:
+def tiff_orientation(data: bytes | BinaryIO) -> int:
     """Return the orientation of the first image of a TIFF or BigTIFF file, `AS_STORED` if it has none."""
-    file = io.BytesIO(data)
+    file = io.BytesIO(data) if isinstance(data, bytes) else data
     header = file.read(8)
     if 43 in header[2:4]:  # BigTIFF
         header += file.read(8)

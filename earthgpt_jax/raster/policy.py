@@ -151,7 +151,8 @@ class Stretch:
             stretch = cls(**{name: _RESTORED.get(name, _PARSERS[name])(value) for name, value in values.items()})
         except (AttributeError, KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
             raise EarthGPTError(f"stretch: expected the text of a stretch, got {show(text)}: {error}") from error
-        if len(stretch.low) != len(stretch.high) or len(stretch.low) not in (0, len(stretch.bands) or 3):
+        bands = (0, len(stretch.bands)) if stretch.bands else (0, 1, 3)
+        if len(stretch.low) != len(stretch.high) or len(stretch.low) not in bands:
             raise EarthGPTError(f"stretch: expected `low` and `high` for each of its bands, got {show(text)}")
         return stretch
 

@@ -15,7 +15,7 @@ import numpy as np
 from earthgpt_jax.raster.bands import Bands
 from earthgpt_jax.raster.policy import DEFAULT, PERCENTILES, Speckle, Stretch, StretchPolicy, Values, ZeroBorder
 
-_LEAST_BORDER = 0.01  # share of the image's pixels
+LEAST_BORDER = 0.01  # share of the image's pixels
 _LEE_WINDOW = 7  # side in pixels
 _COUNTED_AT_ONCE = 1 << 24  # pixels
 
@@ -31,7 +31,7 @@ def fit(bands: Bands, policy: StretchPolicy = DEFAULT) -> Stretch:
     valid, share = bands.valid, 0.0
     if not bands.bounded and policy.zero_border is ZeroBorder.EXCLUDE:
         border = zero_border(bands.values)
-        if border.mean() >= _LEAST_BORDER:
+        if border.mean() >= LEAST_BORDER:
             share = round(float(border.mean()), 4)
             valid = np.broadcast_to(~border, bands.values.shape)
     percentiles = policy.percentiles or PERCENTILES
@@ -84,14 +84,14 @@ def zero_border(values: np.ndarray) -> np.ndarray:
 # ------------------------------------------------------------------------------------------ values to 8 bits
 def _levels(plane: np.ndarray, low: float, high: float, values: Values) -> np.ndarray:
     """Return a band uint8[h, w]."""
-    if _is_small(plane.dtype):
-        return _level_table(plane.dtype, low, high, values)[_index(plane)]
-    return _scaled(_converted(_as_float(plane), values), low, high)
+    if is_small(plane.dtype):
+        return _level_table(plane.dtype, low, high, values)[value_index(plane)]
+    return _scaled(converted(as_float(plane), values), low, high)
 
 
 @functools.lru_cache(maxsize=64)
 def _level_table(dtype: np.dtype, low: float, high: float, values: Values) -> np.ndarray:
-    return _scaled(_converted(_all_values(dtype), values), low, high)
+    return _scaled(converted(all_values(dtype), values), low, high)
 
 
 def _scaled(plane: np.ndarray, low: float, high: float) -> np.ndarray:
@@ -102,7 +102,7 @@ def _scaled(plane: np.ndarray, low: float, high: float) -> np.ndarray:
     return np.where(np.isfinite(plane), levels, 0).astype(np.uint8)
 
 
-def _converted(plane: np.ndarray, values: Values) -> np.ndarray:
+def converted(plane: np.ndarray, values: Values) -> np.ndarray:
     """Return values in the unit of the stretch. Decibels of 0 are -inf, those of negative values NaN."""
     factor = {Values.AMPLITUDE: 20, Values.INTENSITY: 10}.get(values)
     if factor is None:
@@ -111,7 +111,8 @@ def _converted(plane: np.ndarray, values: Values) -> np.ndarray:
         return factor * np.log10(plane)
 
 
-def _as_float(plane: np.ndarray) -> np.ndarray:
+def as_float(plane: np.ndarray) -> np.ndarray:
+    """Return values as floating-point numbers that hold them exactly."""
     return plane if plane.dtype.kind == "f" else plane.astype(np.float64)  # float32 has too few digits for int32
 
 
@@ -120,9 +121,9 @@ def _percentiles(
     plane: np.ndarray, valid: np.ndarray | None, percentiles: tuple[float, float], values: Values
 ) -> tuple[float, float]:
     """Return two percentiles of the valid pixels of a band, interpolated linearly; zeros if there is no such pixel."""
-    if _is_small(plane.dtype):
+    if is_small(plane.dtype):
         return _counted_percentiles(plane, valid, percentiles, values)
-    chosen = _converted(_as_float(plane if valid is None else plane[valid]), values)
+    chosen = converted(as_float(plane if valid is None else plane[valid]), values)
     chosen = chosen[np.isfinite(chosen)]
     if not chosen.size:
         return 0.0, 0.0
@@ -137,19 +138,19 @@ def _counted_percentiles(
     counts = np.zeros(1 << 8 * plane.dtype.itemsize, np.int64)
     rows = max(1, _COUNTED_AT_ONCE // max(1, plane.shape[1]))
     for start in range(0, len(plane), rows):
-        part = _index(plane[start : start + rows])
+        part = value_index(plane[start : start + rows])
         part = part.ravel() if valid is None else part[valid[start : start + rows]]
         counts += np.bincount(part, minlength=len(counts))
-    levels = _converted(_all_values(plane.dtype), values)
+    levels = converted(all_values(plane.dtype), values)
     counts[~np.isfinite(levels)] = 0
     ends = counts.cumsum()
     if not ends[-1]:
         return 0.0, 0.0
-    low, high = (_interpolated(levels, ends, number / 100) for number in percentiles)
+    low, high = (interpolated(levels, ends, number / 100) for number in percentiles)
     return low, high
 
 
-def _interpolated(levels: np.ndarray, ends: np.ndarray, fraction: float) -> float:
+def interpolated(levels: np.ndarray, ends: np.ndarray, fraction: float) -> float:
     """Return a quantile of levels that occur in the places up to `ends`, with the arithmetic of `np.percentile`."""
     last = ends[-1] - 1
     place = last * fraction
@@ -159,18 +160,18 @@ def _interpolated(levels: np.ndarray, ends: np.ndarray, fraction: float) -> floa
     return float(b - (b - a) * (1 - share) if share >= 0.5 else a + (b - a) * share)
 
 
-def _is_small(dtype: np.dtype) -> bool:
+def is_small(dtype: np.dtype) -> bool:
     """Return whether a type is an integer with so few values that they can be listed."""
     return dtype.kind in "iu" and dtype.itemsize <= 2
 
 
-def _all_values(dtype: np.dtype) -> np.ndarray:
+def all_values(dtype: np.dtype) -> np.ndarray:
     """Return every value of an integer type, f64, from the smallest to the largest."""
     return np.arange(np.iinfo(dtype).min, np.iinfo(dtype).max + 1, dtype=np.float64)
 
 
-def _index(plane: np.ndarray) -> np.ndarray:
-    """Return the place of each pixel's value in `_all_values`, as unsigned integers of the same size."""
+def value_index(plane: np.ndarray) -> np.ndarray:
+    """Return the place of each pixel's value in `all_values`, as unsigned integers of the same size."""
     if plane.dtype.kind == "u":
         return plane
     unsigned = np.dtype(f"u{plane.dtype.itemsize}")
