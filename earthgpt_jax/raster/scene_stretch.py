@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from typing import Literal
 
 import numpy as np
 
@@ -68,9 +67,8 @@ class _Border:
         self._columns = np.full(width, height), np.full(width, -1)
 
     def add(self, left: int, top: int, values: np.ndarray) -> None:
-        known = values.any(axis=0)
+        known: np.ndarray = np.any(values, axis=0)
         height, width = known.shape
-        axis: Literal[0, 1]
         for (first, last), start, end, offset, axis in (
             (self._rows, top, top + height, left, 1), (self._columns, left, left + width, top, 0),
         ):  # fmt: skip

@@ -32,6 +32,7 @@ def bordered(dtype: str, *, bands: int = 3) -> np.ndarray:
     return values
 
 
+ANY = StretchPolicy()
 SCENES = {
     "u8": (raster_file(noise("uint8", bands=3, high=255), **TILED), StretchPolicy()),
     "u8 percentiles": (raster_file(noise("uint8", high=200)), StretchPolicy(percentiles=(5, 90))),
@@ -40,7 +41,7 @@ SCENES = {
     "i16 no-data": (raster_file(noise("int16", low=-100), nodata=-32768), StretchPolicy(nodata=7)),
     "f32": (raster_file(noise("float32", low=-5), **TILED), StretchPolicy()),
     "f32 border": (raster_file(bordered("float32")), StretchPolicy()),
-    "f32 NaN": (raster_file(np.where(RNG.random((1, 70, 90)) < 0.2, np.nan, noise("float32")), nodata=np.nan), StretchPolicy()),
+    "f32 NaN": (raster_file(np.where(RNG.random((70, 90)) < 0.2, np.nan, noise("float32")), nodata=np.nan), ANY),
     "f64 intensity": (raster_file(noise("float64", low=-1)), StretchPolicy(values=Values.INTENSITY)),
     "i32 dB border": (raster_file(bordered("int32", bands=1)), StretchPolicy(values=Values.AMPLITUDE)),
     "range": (raster_file(noise("uint32")), StretchPolicy(range=(273, 900))),
