@@ -18,7 +18,7 @@ import numpy as np
 
 from earthgpt_jax.aot.program import GIB, StepInputs, bytes_per_device
 from earthgpt_jax.config import Config, ModelContents, Stage
-from earthgpt_jax.models import model_writer
+from earthgpt_jax.models import loading, model_writer
 from earthgpt_jax.models.quantized import Int8, is_quantized
 
 PROCESS_GIB = 4.0  # Python, JAX, the compiler, buffers and data workers of a process, apart from the model's arrays
@@ -162,23 +162,27 @@ def _start(
     resident: float,
     rates: Rates,
 ) -> Phase:
-    """Each process reads the part of each parameter that its devices hold; one parameter at a time is on its host."""
-    read, largest, passing = 0, 0, 0
+    """Each process reads the part of each parameter that its devices hold, in pieces; see `loading`."""
+    read, largest, passing = 0, 0, 0.0
     params: dict[str, Any] = {**inputs.state.trainable, **inputs.frozen}
     for path, size in initial.items():
         leaf = params[path]
-        array = leaf.values if isinstance(leaf, Int8) else leaf
+        array: Any = leaf.values if isinstance(leaf, Int8) else leaf
         part = process_fraction(array, devices=host.devices)
         read += round(part * size)
         quantized = path not in inputs.state.trainable and is_quantized(path, config.frozen_dtype)
         itemsize = 4 if quantized else np.dtype(array.dtype).itemsize
-        largest = max(largest, round(part * math.prod(array.shape) * itemsize))
+        held = round(part * math.prod(array.shape) * itemsize)
+        length = array.shape[0] if array.shape else 1
+        share = loading.rows_per_piece(array.shape, array.sharding, row_bytes=held // length) / length
+        buffered = max(min(size, loading.PIECE_BYTES), size // length)  # rows as they are in the file
+        largest = max(largest, round(share * held) + buffered)
         if quantized:  # on the devices, from fp32
-            passing = max(passing, 4 * math.prod(array.sharding.shard_shape(array.shape)))
+            passing = max(passing, 4 * share * math.prod(array.sharding.shard_shape(array.shape)))
     return Phase(
         name="start",
         device_gib=resident + passing / GIB,
-        host_gib=largest / GIB,
+        host_gib=loading.READERS * largest / GIB,
         read_bytes=read * processes,
         process_read_bytes=read,
         seconds=read / (rates.read * 1e9),

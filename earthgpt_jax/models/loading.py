@@ -153,12 +153,22 @@ def _target(
     sharding = placement.shardings({path: like})[path]
     indices = sharding.addressable_devices_indices_map(shape)
     boxes = {device: _box(index, shape) for device, index in indices.items() if index is not None}
-    rows = shape[0] if shape else 1
-    if shape and not (sharding.spec and sharding.spec[0]):  # a parameter whose rows are sharded is a single piece
-        row = sum(math.prod(stop - start for start, stop in box[1:]) for box in set(boxes.values()))
-        rows = min(rows, max(1, PIECE_BYTES // max(1, row * dtype.itemsize)))
+    row = sum(math.prod(stop - start for start, stop in box[1:]) for box in set(boxes.values()))
+    rows = rows_per_piece(shape, sharding, row_bytes=row * dtype.itemsize)
     size = math.prod(shape) * reader.dtypes[path].itemsize
     return _Target(path, like, sharding, boxes, size, quantize, rows)
+
+
+def rows_per_piece(shape: Sequence[int], sharding: NamedSharding, *, row_bytes: int) -> int:
+    """Return how many rows of a parameter are brought to the devices at a time.
+
+    Args:
+        row_bytes: size of the part of a row that this process holds.
+    """
+    rows = shape[0] if shape else 1
+    if not shape or (sharding.spec and sharding.spec[0]):  # a parameter whose rows are sharded is a single piece
+        return rows
+    return min(rows, max(1, PIECE_BYTES // max(1, row_bytes)))
 
 
 def _read(reader: Reader, targets: Sequence[_Target], placement: Placement) -> tuple[dict[str, Any], Exception | None]:

@@ -1,4 +1,4 @@
-"""One process of several: train nano models, each stage from the model of the one before.
+"""One process of several: train nano models, a first stage and others from its model.
 
 usage: python -m tests.multiprocess.stages ADDRESS PROCESSES PROCESS FOLDER STAGE,STAGE KILLED [OVERRIDE ...]
 
@@ -17,14 +17,15 @@ OVERRIDES = {"lora": ("model.adapter.rank=8",)}  # adapters are sharded, too
 
 
 def train(folder: Path, stages: list[str], *overrides: str) -> None:
-    """Train the stages one after the other, the first from the `init` of `overrides`."""
+    """Train the stages: the first from the `init` of `overrides`, the others from the model of the first."""
     from earthgpt_jax.training import loop
     from tests.support import nano
 
-    for stage in stages:
-        config = nano.config(stage, *overrides, *OVERRIDES.get(stage, ()))
-        finished = loop.train(config, folder / stage)
-        overrides = (*(word for word in overrides if not word.startswith("init=")), f"init={finished}")
+    first, *others = stages
+    finished = loop.train(nano.config(first, *overrides), folder / first)
+    words = (*(word for word in overrides if not word.startswith("init=")), f"init={finished}")
+    for stage in others:
+        loop.train(nano.config(stage, *words, *OVERRIDES.get(stage, ())), folder / stage)
 
 
 def main(address: str, processes: str, process: str, folder: str, stages: str, killed: str, *overrides: str) -> None:
