@@ -32,6 +32,7 @@ REQUIRES = [
     "orbax-checkpoint>=0.12.8,<0.13",
     "pillow>=11,<13",
     "pycocoevalcap>=1.2,<2",
+    "pyproj>=3.7,<4",
     "pyyaml>=6,<7",
     "rasterio>=1.4.3,<2",
     "safetensors>=0.8,<0.9",
@@ -51,6 +52,8 @@ EXTRAS = {
     # Paths in buckets: gs://... and s3://...
     "gcs": ["gcsfs>=2026.9,<2027"],
     "s3": ["s3fs>=2026.9,<2027"],
+    # Map layers and catalogs for `earthgpt detect`: GeoPackage, GeoJSON, FlatGeobuf, GeoParquet, STAC items.
+    "geo": ["geopandas>=1.1,<2", "pyarrow>=18", "pyogrio>=0.11", "pystac>=1.12,<2"],
     # The TPU compiler, for `earthgpt plan` on machines without a TPU.
     "plan": ["libtpu>=0.0.42,<0.0.43; sys_platform == 'linux' and platform_machine == 'x86_64'"],
     # Reads .pth files and compares an export with the model.
@@ -78,6 +81,7 @@ EXTRAS = {
         "gcp-storage-emulator>=2026.7,<2027",
         "gcsfs>=2026.9,<2027",
         "hypothesis>=6.130,<7",
+        "geopandas>=1.1,<2",
         "ipykernel>=7.4,<8",
         "libtpu>=0.0.42,<0.0.43; sys_platform == 'linux' and platform_machine == 'x86_64'",
         "mkdocs-material>=9.8,<10",
@@ -90,6 +94,9 @@ EXTRAS = {
         "onnxruntime>=1.20,<2",
         "peft>=0.21,<0.22",
         "psutil>=7,<8",
+        "pyarrow>=18",
+        "pyogrio>=0.11",
+        "pystac>=1.12,<2",
         "pytest>=9,<10",
         "pytest-timeout>=2.4,<3",
         "pytest-xdist>=3.8,<4",

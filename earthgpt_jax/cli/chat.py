@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
 
     if args.max_new_tokens < 1:
         raise EarthGPTError(f"--max-new-tokens: expected at least 1, got {args.max_new_tokens}")
-    source = images.Images(images.find(args.images), images.stretch_policy(args))
+    source = images.Images(images.find(args.images, asset=args.asset), images.stretch_policy(args))
     several = len(source.paths) > 1
     if several and args.question is None:
         raise EarthGPTError(f"{len(source.paths)} images: expected --question TEXT, to ask about each of them")

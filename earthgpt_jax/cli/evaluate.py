@@ -70,9 +70,9 @@ def run(args: argparse.Namespace) -> int:
     from earthgpt_jax.evaluation.chained import Protocol
     from earthgpt_jax.evaluation.compare import answer_questions, compare_with_baselines
     from earthgpt_jax.evaluation.metrics.intervals import SAMPLES
-    from earthgpt_jax.evaluation.processes import Process
     from earthgpt_jax.evaluation.questions import DERIVED
     from earthgpt_jax.evaluation.runner import LogProbs
+    from earthgpt_jax.inference.processes import Process
     from earthgpt_jax.records import Task
 
     process = Process.current()

@@ -17,7 +17,10 @@ if TYPE_CHECKING:
     from earthgpt_jax.raster.decode import Picture
     from earthgpt_jax.raster.policy import StretchPolicy
 
-HELP = "an image file (PNG, JPEG, TIFF, JPEG 2000), a folder of images or a quoted pattern such as 'scenes/**/*.tif'"
+HELP = (
+    "an image file (PNG, JPEG, TIFF, JPEG 2000, VRT), a folder of images, a quoted pattern such as 'scenes/**/*.tif', "
+    "or a STAC item (.json)"
+)
 STRETCH_HELP = (
     "how images become 8 bits, as YAML: 'bands: [4, 3, 2]', '{values: intensity, range: [-25, 0]}' (default: 8 bits as "
     "stored, others between the 2nd and 98th percentile of each band)"
@@ -27,6 +30,7 @@ TINY_FACTOR = 8  # an image this many times larger than the model's input gets a
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("images", nargs="+", metavar="IMAGE", help=HELP)
+    parser.add_argument("--asset", metavar="NAME", help="of STAC items, the asset to read (default: its only image)")
     parser.add_argument("--stretch", metavar="POLICY", help=STRETCH_HELP)
     parser.add_argument("--quiet", action="store_true", help="print no summary and no warnings on standard error")
 
@@ -42,7 +46,7 @@ def stretch_policy(args: argparse.Namespace) -> StretchPolicy:
     return StretchPolicy.parse(args.stretch) if args.stretch is not None else StretchPolicy()
 
 
-def find(words: Sequence[str]) -> list[Path]:
+def find(words: Sequence[str], *, asset: str | None = None) -> list[Path]:
     """Return the image files that the words of a command line name, each once, in their order.
 
     A folder stands for the images in it and in its subfolders, by name; other files in it are left out.
@@ -51,10 +55,11 @@ def find(words: Sequence[str]) -> list[Path]:
         EarthGPTError: a folder or a pattern has no images, or a word is a web address. A missing file is found out
             when it is read.
     """
-    return list(dict.fromkeys(path for word in words for path in _find(word)))
+    return list(dict.fromkeys(path for word in words for path in _find(word, asset)))
 
 
-def _find(word: str) -> list[Path]:
+def _find(word: str, asset: str | None) -> list[Path]:
+    from earthgpt_jax.cli.stac import image_of_item
     from earthgpt_jax.datasets.readers.native_tree import is_image
 
     if word.startswith(("http://", "https://")):
@@ -64,10 +69,10 @@ def _find(word: str) -> list[Path]:
         found = sorted(file for file in path.rglob("*") if is_image(file) and file.is_file())
         where = "folder"
     elif glob.has_magic(word) and not path.exists():
-        found = [file for file in files.glob(word) if is_image(file)]
+        found = [file for file in files.glob(word) if is_image(file) or file.suffix.lower() == ".vrt"]
         where = "pattern"
     else:
-        return [path]
+        return [image_of_item(path, asset) if path.suffix.lower() == ".json" else path]
     if not found:
         raise EarthGPTError(f"{where} {word}: expected images such as PNG, JPEG or TIFF, found none")
     return found
@@ -119,14 +124,16 @@ def warn_about_model(model: ModelDir) -> None:
         _warn(f"{model.path.name} was trained on synthetic scenes only: its answers about real images mean nothing")
 
 
-def warn_about_size(path: Path, *, width: int, height: int, image_size: int) -> None:
+def warn_about_size(
+    path: Path, *, width: int, height: int, image_size: int, advice: str = "choose a part of it with --window"
+) -> None:
     """Print a warning if an image loses most of its detail when it is resized to the model's input."""
     longest = max(width, height)
     if longest >= TINY_FACTOR * image_size:
         pixel = longest / image_size
         _warn(
-            f"{path} has {width} x {height} pixels and the model sees it at {image_size} x {image_size}: objects "
-            f"smaller than {pixel:.0f} pixels cannot be seen; cut it into tiles"
+            f"{path}: the model sees {width} x {height} pixels at {image_size} x {image_size}: objects "
+            f"smaller than {pixel:.0f} pixels cannot be seen; {advice}"
         )
 
 

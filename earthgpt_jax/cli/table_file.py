@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import functools
 import io
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -18,10 +19,13 @@ Answer = Mapping[str, Any]  # as a JSON object
 ToRows = Callable[[Answer], Sequence[Sequence[Any]]]  # the rows of a CSV file for an answer
 
 
-def add_argument(parser: argparse.ArgumentParser) -> None:
+def add_argument(parser: argparse.ArgumentParser, *, more: Sequence[str] = ()) -> None:
+    """Add `--out`; `more` are suffixes of formats that the command writes itself."""
+    suffixes = (*_FORMATS, *more)
     parser.add_argument(
-        "--out", type=_path, metavar="FILE", help="write the answers to this file instead of standard output; its "
-        f"suffix chooses the format: {', '.join(_FORMATS)}",
+        "--out", type=functools.partial(_path, suffixes=suffixes), metavar="FILE",
+        help="write the answers to this file instead of standard output; its suffix chooses the format: "
+        f"{', '.join(suffixes)}",
     )  # fmt: skip
 
 
@@ -37,13 +41,13 @@ def write(path: Path, answers: Sequence[Answer], *, columns: Sequence[str], to_r
     files.write_output(path, _FORMATS[path.suffix.lower()](answers, columns, to_rows).encode())
 
 
-def _path(text: str) -> Path:
+def _path(text: str, *, suffixes: Sequence[str]) -> Path:
     path = files.path(text)
-    if path.suffix.lower() not in _FORMATS:
-        known = ", ".join(_FORMATS)
+    if path.suffix.lower() not in suffixes:
+        known = ", ".join(suffixes)
         raise EarthGPTError(
             f"--out {text}: expected a name that ends in one of {known}"
-            f"{did_you_mean(path.suffix.lower(), tuple(_FORMATS)) if path.suffix else ''}"
+            f"{did_you_mean(path.suffix.lower(), suffixes) if path.suffix else ''}"
         )
     return path
 

@@ -30,9 +30,9 @@ from earthgpt_jax.evaluation import confidence, predictions_file, runner
 from earthgpt_jax.evaluation.metrics.classification import normalize
 from earthgpt_jax.evaluation.metrics.parsed_boxes import parse_answer
 from earthgpt_jax.evaluation.predictions import DETECTION_TASKS, ChainedTask, Prediction, Step
-from earthgpt_jax.evaluation.processes import Process
 from earthgpt_jax.evaluation.questions import Example
 from earthgpt_jax.evaluation.runner import Answerer, LogProbs, View
+from earthgpt_jax.inference.processes import Process
 from earthgpt_jax.input.prompts.derived import DerivedTask
 from earthgpt_jax.input.prompts.questions import BoxStyle, Question, build_question, question_indices
 from earthgpt_jax.input.prompts.templates import choose_template

@@ -14,10 +14,10 @@ from earthgpt_jax.datasets.collection import ConcatSource
 from earthgpt_jax.evaluation import baselines, chained, predictions_file, runner, scores
 from earthgpt_jax.evaluation.metrics.intervals import SAMPLES
 from earthgpt_jax.evaluation.predictions import ChainedTask, Prediction
-from earthgpt_jax.evaluation.processes import Process
 from earthgpt_jax.evaluation.questions import Example, select_examples
 from earthgpt_jax.evaluation.runner import LogProbs, View
 from earthgpt_jax.inference.engine import Engine
+from earthgpt_jax.inference.processes import Process
 from earthgpt_jax.input.prompts.derived import DerivedTask
 
 

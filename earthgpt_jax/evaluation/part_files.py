@@ -21,7 +21,7 @@ from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.common.files import write_text
 from earthgpt_jax.evaluation import predictions_file
 from earthgpt_jax.evaluation.predictions import Prediction
-from earthgpt_jax.evaluation.processes import Process
+from earthgpt_jax.inference.processes import Process
 
 UPLOAD_SECONDS = 30.0
 

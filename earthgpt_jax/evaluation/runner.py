@@ -15,8 +15,8 @@ from earthgpt_jax.common.progress import Bar
 from earthgpt_jax.evaluation import predictions_file
 from earthgpt_jax.evaluation.part_files import PartFiles
 from earthgpt_jax.evaluation.predictions import BOX_TASKS, Prediction
-from earthgpt_jax.evaluation.processes import Process
 from earthgpt_jax.evaluation.questions import MAX_NEW_TOKENS, Example
+from earthgpt_jax.inference.processes import Process
 from earthgpt_jax.inference.requests import Answer, ImageRequests, Request
 from earthgpt_jax.input.images import grey_square, load_square
 from earthgpt_jax.records import Record

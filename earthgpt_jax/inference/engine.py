@@ -114,6 +114,11 @@ class Engine:
         return cls(model, params, batch_size=batch_size, sampling=sampling, mesh=built)
 
     @property
+    def batch_size(self) -> int:
+        """Number of questions generated at a time, on all devices together."""
+        return self._batch_size
+
+    @property
     def image_size(self) -> int:
         """Side of the square images that the engine takes, in pixels."""
         return self.model.model.image_size
@@ -174,15 +179,17 @@ class Engine:
             tensor=self.mesh.shape["tensor"],
         )
 
-    def stream(self, work: Sequence[ImageRequests], *, state_shape: StateShape | None = None) -> Iterator[Answer]:
+    def stream(self, work: Iterable[ImageRequests], *, state_shape: StateShape | None = None) -> Iterator[Answer]:
         """Yield the answers to all requests, in the order in which they finish.
 
         Args:
-            work: images, each with at least one request.
+            work: images, each with at least one request. With `state_shape`, they are taken as there are places free.
             state_shape: result of `state_shape` for this work or for more.
         """
-        if not work:
-            return
+        if state_shape is None:
+            work = list(work)
+            if not work:
+                return
         shape = state_shape or self.state_shape(work)
         programs = build_programs(
             self.graphdef,

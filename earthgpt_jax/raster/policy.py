@@ -104,6 +104,10 @@ class StretchPolicy:
         where = f"--stretch {show(text)}"
         return cls.of(parse_yaml(text, where=where), where=where)
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return the entries that differ from their defaults, as JSON values."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if value != getattr(DEFAULT, name)}
+
     def keeps_eight_bits(self) -> bool:
         """Return whether images of 8 bits are shown as they are."""
         return (self.range, self.percentiles, self.values, self.speckle) == (None, None, Values.AS_STORED, Speckle.NONE)

@@ -83,8 +83,11 @@ class SceneFile:
     stretch: Stretch
     georeference: Georeference | None
 
-    def __init__(self, path: Path, policy: StretchPolicy = DEFAULT):
+    def __init__(self, path: Path, policy: StretchPolicy = DEFAULT, *, known: Stretch | None = None):
         """Open a file and compute its stretch, for which rasters of more than 8 bits are read once or twice.
+
+        Args:
+            known: the stretch that an earlier reader computed with this policy.
 
         Raises:
             EarthGPTError: as for `read_image`; the message names the file.
@@ -94,7 +97,7 @@ class SceneFile:
         self._raster: Any = None
         try:
             start = _start(path)
-            driver = "VRT" if start.lstrip()[: len(_VRT)] == _VRT else raster_driver(start)
+            driver = "VRT" if _is_vrt(start) else raster_driver(start)
             with _environment():
                 self._raster = _open(path) if driver else _open_if_possible(path)
                 self.georeference = _georeference(self._raster)
@@ -102,7 +105,7 @@ class SceneFile:
                     self._decode(policy)
                 else:
                     self.width, self.height = self._raster.width, self._raster.height
-                    self.stretch = fit_blocks(
+                    self.stretch = known or fit_blocks(
                         lambda: self._blocks(policy), policy, width=self.width, height=self.height
                     )
         except (RasterioError, MemoryError, ValueError) as error:
@@ -179,6 +182,10 @@ def _environment() -> rasterio.Env:
     return rasterio.Env(GDAL_CACHEMAX=_CACHE_MB)
 
 
+def _is_vrt(start: bytes) -> bool:
+    return start.lstrip().startswith(_VRT)
+
+
 def _start(path: Path) -> bytes:
     try:
         with path.open("rb") as file:
@@ -220,3 +227,21 @@ def _reduced(pixels: np.ndarray, reduce: int) -> np.ndarray:
     from PIL import Image
 
     return np.asarray(Image.fromarray(np.ascontiguousarray(pixels)).reduce(reduce))
+
+
+def find_georeference(path: Path) -> Georeference | None:
+    """Return where a file says that its pixels are, from its header.
+
+    Raises:
+        EarthGPTError: the file does not exist, or is a raster that cannot be opened; the message names it.
+    """
+    is_raster = _is_vrt(start := _start(path)) or raster_driver(start) is not None
+    try:
+        with _environment():
+            raster = _open(path) if is_raster else _open_if_possible(path)
+            if raster is None:
+                return None
+            with raster:
+                return _georeference(raster)
+    except (RasterioError, MemoryError, ValueError) as error:
+        raise EarthGPTError(f"image {path}: {gdal.explain(error)}") from error

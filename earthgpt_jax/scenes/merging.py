@@ -63,6 +63,10 @@ class MergeRule:
     part: float = 0.7
     edge: float = EDGE
 
+    def to_dict(self) -> dict[str, float]:
+        """Return the attributes as JSON values."""
+        return dataclasses.asdict(self)
+
 
 def merge(found: Sequence[SceneObject], *, width: int, height: int, rule: MergeRule | None = None) -> list[SceneObject]:
     """Return each object once, ordered as the detections that stand for them.

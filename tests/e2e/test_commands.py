@@ -111,9 +111,13 @@ def test_drawings_of_images_of_one_name_and_of_relative_and_absolute_paths_are_d
 def test_what_a_model_cannot_see_is_said(world, capsys):
     scene = world["root"] / "large.png"
     Image.new("RGB", (2000, 1500)).save(scene)
-    assert main(["detect", str(scene), "--model", str(world["model"]), "--max-new-tokens", "2"]) == 0
+    detect = ["detect", str(scene), "--model", str(world["model"]), "--max-new-tokens", "2", "--window-size"]
+    assert main([*detect, "1500"]) == 0
     err = capsys.readouterr().err
-    assert "warning: " in err and "2000 x 1500 pixels" in err and "cut it into tiles" in err
+    assert "warning: " in err and "1500 x 1500 pixels" in err and "choose a smaller --window-size" in err
+    assert "in 2 windows" in err
+    assert main([*detect, "480"]) == 0
+    assert "warning" not in capsys.readouterr().err
     asked = ["chat", str(scene), "--model", str(world["model"]), "--max-new-tokens", "2", "--question", "?"]
     assert main(asked) == 0
     assert "2000 x 1500 pixels" in capsys.readouterr().err

@@ -13,9 +13,9 @@ from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.evaluation import chained, predictions, predictions_file, scores
 from earthgpt_jax.evaluation.chained import Protocol
 from earthgpt_jax.evaluation.predictions import ChainedTask
-from earthgpt_jax.evaluation.processes import Process
 from earthgpt_jax.evaluation.questions import select_examples
 from earthgpt_jax.evaluation.runner import View
+from earthgpt_jax.inference.processes import Process
 from earthgpt_jax.inference.requests import Answer
 from earthgpt_jax.input.images import load_square
 from earthgpt_jax.records import AnnotatedClasses

@@ -7,9 +7,9 @@ import pytest
 
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.evaluation import baselines, part_files, predictions_file, runner, scores
-from earthgpt_jax.evaluation.processes import Process
 from earthgpt_jax.evaluation.questions import FALSE_PREMISES, MAX_NEW_TOKENS, select_examples
 from earthgpt_jax.evaluation.runner import View
+from earthgpt_jax.inference.processes import Process
 from earthgpt_jax.inference.requests import Answer
 from earthgpt_jax.input.images import load_square
 from earthgpt_jax.records import AnnotatedClasses

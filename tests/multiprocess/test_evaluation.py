@@ -145,7 +145,7 @@ def test_an_error_on_one_process_is_reported_by_all(tmp_path):
     words = ["--data", nano.dataset(tmp_path / "data", test=4), "--out", tmp_path / "out", "--model", model]
     for extra, message in (
         (["--model", tmp_path / "nowhere"], "lacks model.safetensors"),
-        (["--model", other], "processes of this evaluation differ (model: 'nano' on process 0, 'other' on process 1"),
+        (["--model", other], "processes of this run differ (model: 'nano' on process 0, 'other' on process 1"),
         (["--temperature", "0.7"], "decode: 'greedy' on process 0, 'temperature 0.7"),
         (["--mesh", "tensor=3"], "multiply to 2 devices"),
     ):

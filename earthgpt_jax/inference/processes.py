@@ -1,4 +1,4 @@
-"""The processes that share an evaluation, and how they stay in step."""
+"""The processes that share the questions of a run, and how they stay in step."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _barriers = itertools.count()
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Process:
-    """One of the processes that share an evaluation."""
+    """One of the processes that share the questions of a run."""
 
     index: int = 0
     count: int = 1
@@ -34,13 +34,13 @@ class Process:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process joins the answers, scores them and prints."""
+        """Whether this process joins the answers, uses them and prints."""
         return self.index == 0
 
     def wait(self, name: str) -> None:
         """Wait until every process has called this."""
         if jax.process_count() > 1:
-            multihost.get_barrier_sync_fn()(key=f"evaluation/{next(_barriers)}/{name}", timeout_ms=_TIMEOUT_MS)
+            multihost.get_barrier_sync_fn()(key=f"inference/{next(_barriers)}/{name}", timeout_ms=_TIMEOUT_MS)
 
     def check_consistent(self, header: Mapping[str, Any]) -> None:
         """Check that all processes would give the same answers to the same questions.
@@ -53,7 +53,7 @@ class Process:
         )
         if differing:
             raise EarthGPTError(
-                f"the {self.count} processes of this evaluation differ ({'; '.join(differing)}); start all of them "
+                f"the {self.count} processes of this run differ ({'; '.join(differing)}); start all of them "
                 "with the same command, and with folders that hold the same model and data"
             )
 
