@@ -6,6 +6,7 @@ import earthgpt_jax as eg
 model = eg.load("tiny")
 model.answer("scene.png", "How many ships are there?")
 model.detect("scene.png", boxes="obb")
+model.detect_scene("scene.tif", boxes="obb", out="boxes.gpkg")
 dialogue = model.chat("scene.png")
 dialogue.ask("What is this?")
 dialogue.ask("Where is the largest one?")
@@ -22,7 +23,7 @@ import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 from PIL import Image
@@ -38,14 +39,19 @@ from earthgpt_jax.inference.requests import Answer, ImageRequests, Request
 from earthgpt_jax.inference.sampling import Sampling
 from earthgpt_jax.input.images import to_square
 from earthgpt_jax.input.prompts.templates import default_question
-from earthgpt_jax.raster.decode import Picture, decode_picture, read_image
+from earthgpt_jax.raster.decode import Picture, decode_picture
 from earthgpt_jax.raster.policy import DEFAULT, StretchPolicy
+from earthgpt_jax.raster.scene_file import read_scene
 from earthgpt_jax.records import Task
+
+if TYPE_CHECKING:
+    from earthgpt_jax.scenes.detection import SceneResult
 
 _CHUNK = 64  # images that `detect_each` holds in memory
 
 ImageLike = str | os.PathLike[str] | bytes | Image.Image | np.ndarray | Picture
 StretchLike = StretchPolicy | Mapping[str, Any] | None
+WindowLike = tuple[int, int, int, int] | None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -133,7 +139,13 @@ class Model:
 
     @overload
     def answer(
-        self, image: ImageLike, question: str, *, max_new_tokens: int = 256, stretch: StretchLike = None
+        self,
+        image: ImageLike,
+        question: str,
+        *,
+        max_new_tokens: int = 256,
+        stretch: StretchLike = None,
+        window: WindowLike = None,
     ) -> str: ...
     @overload
     def answer(
@@ -143,6 +155,7 @@ class Model:
         *,
         max_new_tokens: int = 256,
         stretch: StretchLike = None,
+        window: WindowLike = None,
     ) -> list[str]: ...
     def answer(
         self,
@@ -151,6 +164,7 @@ class Model:
         *,
         max_new_tokens: int = 256,
         stretch: StretchLike = None,
+        window: WindowLike = None,
     ) -> str | list[str]:
         """Answer one question about an image, or several; the image is encoded once for all of them.
 
@@ -160,13 +174,16 @@ class Model:
             max_new_tokens: the longest answer, in tokens.
             stretch: how the image becomes 8 bits, with the entries of `stretch` in a data card, for example
                 `{"bands": [4, 3, 2]}`. None: 8 bits as stored, others between the 2nd and 98th percentile of each band.
+            window: x, y, width and height of the part of the image to look at, in pixels; None for all. Only this part
+                of a large raster is read.
 
         Raises:
-            EarthGPTError: the image cannot be read, a question is empty, max_new_tokens is not positive, or `stretch`
-                is invalid.
+            EarthGPTError: the image cannot be read, a question is empty, max_new_tokens is not positive, `stretch` is
+                invalid, or `window` is not in the image.
         """
         questions = [question] if isinstance(question, str) else list(question)
-        square = to_square(_picture(image, _policy(stretch)).pixels, self.engine.image_size)
+        pixels = _picture(image, _policy(stretch), window).pixels
+        square = to_square(pixels, self.engine.image_size)
         answers = [item.text for item in self._generate(square, [(q, ()) for q in questions], max_new_tokens)]
         return answers[0] if isinstance(question, str) else answers
 
@@ -178,21 +195,70 @@ class Model:
         question: str | None = None,
         max_new_tokens: int = 448,
         stretch: StretchLike = None,
+        window: WindowLike = None,
     ) -> DetectionResult:
-        """Detect all objects of an image.
+        """Detect all objects of an image in one look; `detect_scene` looks at a large one in windows.
 
         Args:
             image: as in `answer`.
             boxes: `hbb` for horizontal boxes, `obb` for oriented boxes.
             question: asked instead of the default question, for example to find one class.
-            max_new_tokens, stretch: as in `answer`.
+            max_new_tokens, stretch, window: as in `answer`. Boxes are in pixels of the window.
 
         Raises:
             EarthGPTError: as in `answer`; or `boxes` is neither `hbb` nor `obb`.
         """
-        (result,) = self.detect_each(
-            [image], boxes=boxes, question=question, max_new_tokens=max_new_tokens, stretch=stretch
+        picture = _picture(image, _policy(stretch), window)
+        (result,) = self.detect_each([picture], boxes=boxes, question=question, max_new_tokens=max_new_tokens)
+        return result
+
+    def detect_scene(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        boxes: Literal["hbb", "obb"] = "hbb",
+        prompt: str | None = None,
+        window_size: int | None = None,
+        overlap: int | None = None,
+        largest_object: float | None = None,
+        max_new_tokens: int = 448,
+        stretch: StretchLike = None,
+        out: str | os.PathLike[str] | None = None,
+    ) -> SceneResult:
+        """Detect all objects of a scene of any size, in overlapping windows, whose boxes are merged.
+
+        Args:
+            path: the file; a raster is read window by window.
+            boxes: `hbb` for horizontal boxes, `obb` for oriented boxes.
+            prompt: a class to find instead of all, such as `ships`, or a question.
+            window_size, overlap, largest_object: see `WindowSizes.choose`.
+            max_new_tokens, stretch: as in `answer`.
+            out: a layer to write: `.gpkg`, `.geojson`, `.fgb` or `.parquet`. Answers are kept next to it, so that an
+                interrupted call continues.
+
+        Raises:
+            EarthGPTError: the scene cannot be read, an option is invalid, or `out` cannot be written.
+        """
+        from earthgpt_jax.raster.scene_file import find_georeference
+        from earthgpt_jax.scenes import layers
+        from earthgpt_jax.scenes.detection import SceneDetector, WindowSizes
+        from earthgpt_jax.scenes.prompts import question
+        from earthgpt_jax.scenes.provenance import provenance
+
+        _check_boxes(boxes)
+        asked = question(boxes, prompt=prompt, max_new_tokens=max_new_tokens)
+        _check_request(asked.text, max_new_tokens)
+        sizes = WindowSizes.choose(
+            image_size=self.engine.image_size, side=window_size, overlap=overlap, largest=largest_object
         )
+        file, target = files.path(path), None if out is None else files.path(out)
+        if target is not None:
+            place = find_georeference(file)
+            layers.check(target, [(file, place is not None, bool(place and place.crs))])
+        detector = SceneDetector(self.engine, question=asked, sizes=sizes, policy=_policy(stretch))
+        (result,) = detector.detect([file], out=target)
+        if target is not None:
+            layers.write(target, [result], provenance=provenance([result], detector))
         return result
 
     def detect_each(
@@ -214,8 +280,7 @@ class Model:
         Raises:
             EarthGPTError: as in `detect`.
         """
-        if boxes not in ("hbb", "obb"):
-            raise EarthGPTError(f"boxes: expected 'hbb' or 'obb', got {boxes!r}")
+        _check_boxes(boxes)
         text = default_question(Task(boxes)) if question is None else question
         _check_request(text, max_new_tokens)
         source = iter(images)
@@ -235,13 +300,23 @@ class Model:
             for i, picture in enumerate(chunk):
                 yield _detections(answers[i], picture)
 
-    def chat(self, image: ImageLike, *, max_new_tokens: int = 256, stretch: StretchLike = None) -> Dialogue:
+    def chat(
+        self,
+        image: ImageLike,
+        *,
+        max_new_tokens: int = 256,
+        stretch: StretchLike = None,
+        window: WindowLike = None,
+    ) -> Dialogue:
         """Begin a dialogue about an image, which remembers its turns.
 
+        Args:
+            image, max_new_tokens, stretch, window: as in `answer`.
+
         Raises:
-            EarthGPTError: the image cannot be read, or `stretch`, which is as in `answer`, is invalid.
+            EarthGPTError: the image cannot be read, `stretch` is invalid, or `window` is not in the image.
         """
-        pixels = _picture(image, _policy(stretch)).pixels
+        pixels = _picture(image, _policy(stretch), window).pixels
         return Dialogue(self, to_square(pixels, self.engine.image_size), max_new_tokens=max_new_tokens)
 
     def _generate(
@@ -342,6 +417,11 @@ def _load_exported(folder: Path, *, batch_size: int, sampling: Sampling) -> Engi
         return Engine.from_model_dir(out, batch_size=batch_size, sampling=sampling)
 
 
+def _check_boxes(boxes: str) -> None:
+    if boxes not in ("hbb", "obb"):
+        raise EarthGPTError(f"boxes: expected 'hbb' or 'obb', got {boxes!r}")
+
+
 def _check_request(question: str, max_new_tokens: int) -> None:
     if max_new_tokens < 1:
         raise EarthGPTError(f"max_new_tokens: expected at least 1, got {max_new_tokens}")
@@ -372,12 +452,24 @@ def _policy(stretch: StretchLike) -> StretchPolicy:
     return DEFAULT if stretch is None else StretchPolicy.of(stretch, where="stretch")
 
 
-def _picture(image: ImageLike, policy: StretchPolicy) -> Picture:
-    """Return an image in any of the accepted forms as 8 bits."""
+def _picture(image: ImageLike, policy: StretchPolicy, window: WindowLike = None) -> Picture:
+    """Return an image, or a part of it, in any of the accepted forms as 8 bits."""
+    if isinstance(image, (str, os.PathLike)):
+        return read_scene(files.path(image), policy, window=window)
+    picture = _whole_picture(image, policy)
+    if window is None:
+        return picture
+    x, y, width, height = window
+    part = picture.pixels[y : y + height, x : x + width]
+    if min(window) < 0 or not part.size or part.shape[:2] != (height, width):
+        size = f"{picture.pixels.shape[1]} x {picture.pixels.shape[0]}"
+        raise EarthGPTError(f"image: expected a window inside its {size} pixels, got {window} (x, y, width, height)")
+    return Picture(pixels=np.ascontiguousarray(part), stretch=picture.stretch)
+
+
+def _whole_picture(image: ImageLike, policy: StretchPolicy) -> Picture:
     if isinstance(image, Picture):
         return image
-    if isinstance(image, (str, os.PathLike)):
-        return read_image(files.path(image), policy)
     if isinstance(image, bytes):
         return decode_picture(image, policy)
     if isinstance(image, Image.Image):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from earthgpt_jax.input.sequences import open_turn_ids, turn_ids
 from earthgpt_jax.raster.decode import decode
 from earthgpt_jax.records import Task
 from earthgpt_jax.synthetic import SyntheticSource
+from tests.support.rasters import raster_file
 
 QUESTIONS = ["What is the category of this remote sensing image?", "Describe this image in one sentence."]
 
@@ -114,3 +116,28 @@ def test_wrong_input_is_one_clear_error(model: eg.Model, scene: Path, call, mess
 def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="no attribute 'laod'"):
         eg.laod  # noqa: B018
+
+
+def test_a_part_of_an_image_is_answered_like_the_part_alone(model: eg.Model, tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (90, 120, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "scene.png")
+    (tmp_path / "scene.tif").write_bytes(raster_file(np.moveaxis(pixels, -1, 0)))
+    window = (20, 10, 64, 48)
+    expected = model.answer(pixels[10:58, 20:84], "What is this?", max_new_tokens=4)
+    for image in (tmp_path / "scene.png", tmp_path / "scene.tif", pixels):
+        assert model.answer(image, "What is this?", max_new_tokens=4, window=window) == expected
+        assert model.chat(image, max_new_tokens=4, window=window).ask("What is this?") == expected
+        with pytest.raises(EarthGPTError, match="expected a window inside its 120 x 90 pixels"):
+            model.answer(image, "What is this?", window=(100, 10, 64, 48))
+    assert model.detect(pixels, window=window, max_new_tokens=4).width == 64
+
+
+def test_a_scene_is_detected_in_windows_and_written(model: eg.Model, tmp_path: Path) -> None:
+    values = np.random.default_rng(0).integers(0, 255, (3, 200, 150), np.uint8)
+    (tmp_path / "scene.tif").write_bytes(raster_file(values))
+    options = {"window_size": 100, "overlap": 20, "max_new_tokens": 8}
+    result = model.detect_scene(tmp_path / "scene.tif", **options, out=tmp_path / "boxes.geojson")
+    written = json.loads((tmp_path / "boxes.geojson").read_text())
+    assert len(result.windows) == 6 and written["earthgpt"]["window_side"] == 100
+    with pytest.raises(EarthGPTError, match="expected 'hbb' or 'obb'"):
+        model.detect_scene(tmp_path / "scene.tif", boxes="round")  # type: ignore[arg-type]

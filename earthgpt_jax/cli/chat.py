@@ -9,6 +9,7 @@ examples:
   earthgpt chat scene.png
   earthgpt chat scene.png --question "What is the category of this remote sensing image?"
   earthgpt chat scenes/ --question "How many ships are there?" --out answers.csv
+  earthgpt chat scene.tif --window 4096,2048,1024,1024 --question "How many ships are there?"
   earthgpt chat scene.png --model runs/instruct/model --temperature 0.7 --top-p 0.9
 """
 
@@ -25,6 +26,9 @@ from earthgpt_jax.cli import engine_options, images, table_file
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     images.add_arguments(parser)
     parser.add_argument("--question", action="append", metavar="TEXT", help="a question; may be repeated")
+    parser.add_argument(
+        "--window", metavar="X,Y,WIDTH,HEIGHT", help="ask about this part of a scene, in pixels from the top left"
+    )
     parser.add_argument("--independent", action="store_true", help="answer each question without the earlier ones")
     parser.add_argument(
         "--max-new-tokens", type=int, default=256, metavar="N", help="longest answer in tokens (default: 256)"
@@ -36,10 +40,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from earthgpt_jax.api import Model
     from earthgpt_jax.common.errors import EarthGPTError
+    from earthgpt_jax.scenes.windows import Window
 
     if args.max_new_tokens < 1:
         raise EarthGPTError(f"--max-new-tokens: expected at least 1, got {args.max_new_tokens}")
-    source = images.Images(images.find(args.images, asset=args.asset), images.stretch_policy(args))
+    window = None if args.window is None else Window.parse(args.window)
+    source = images.Images(images.find(args.images, asset=args.asset), images.stretch_policy(args), window=window)
     several = len(source.paths) > 1
     if several and args.question is None:
         raise EarthGPTError(f"{len(source.paths)} images: expected --question TEXT, to ask about each of them")

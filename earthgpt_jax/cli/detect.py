@@ -79,6 +79,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "along x and y lie whole in a window",
     )  # fmt: skip
     group.add_argument(
+        "--zoom", type=int, metavar="N", help="look first with 1/N of the detail, and closely only where something is "
+        "(default: closely everywhere)",
+    )  # fmt: skip
+    group.add_argument(
         "--batch-size",
         type=int,
         default=BATCH_SIZE,
@@ -135,6 +139,7 @@ def _detect(args: argparse.Namespace, paths: Sequence[Path], drawings: Sequence[
     from earthgpt_jax.inference.processes import Process
     from earthgpt_jax.scenes.detection import SceneDetector, WindowSizes
     from earthgpt_jax.scenes.prompts import question
+    from earthgpt_jax.scenes.zoom import zoomed
 
     process = Process.current()
     if process.count > 1 and not args.out:
@@ -146,10 +151,12 @@ def _detect(args: argparse.Namespace, paths: Sequence[Path], drawings: Sequence[
     )
     if not args.quiet and process.is_main:
         images.warn_about_model(engine.model)
-    detector = SceneDetector(
-        engine, question=question(args.boxes, prompt=args.prompt, max_new_tokens=args.max_new_tokens), sizes=sizes,
-        policy=policy, process=process,
-    )  # fmt: skip
+    asked = question(args.boxes, prompt=args.prompt, max_new_tokens=args.max_new_tokens)
+    options: dict[str, Any] = {"question": asked, "sizes": sizes, "policy": policy, "process": process}
+    if args.zoom is None:
+        detector = SceneDetector(engine, **options)
+    else:
+        detector = zoomed(engine, paths, factor=args.zoom, out=args.out, progress=not args.quiet, **options)
     failures = _Failures(paths)
     kept: list[SceneResult] = []
     for result in _filtered(args, detector.detect(paths, out=args.out, progress=not args.quiet, on_error=failures.add)):

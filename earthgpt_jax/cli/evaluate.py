@@ -18,9 +18,14 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from earthgpt_jax.cli import engine_options, process_options
 from earthgpt_jax.common import files
+
+if TYPE_CHECKING:
+    from earthgpt_jax.evaluation.compare import Comparison
+    from earthgpt_jax.evaluation.report import Table
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -56,6 +61,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--batch-size", type=int, default=50, metavar="N", help="questions answered at a time per process (default: 50)"
     )
+    parser.add_argument(
+        "--scenes", action="store_true", help="also merge the boxes of the tiles of each scene, and score scenes "
+        "next to tiles; for datasets that were built with `tile`",
+    )  # fmt: skip
     engine_options.add_arguments(parser)
     process_options.add_arguments(parser)
 
@@ -81,6 +90,8 @@ def run(args: argparse.Namespace) -> int:
             value = getattr(args, name)
             if value is not None and value < 1:
                 raise EarthGPTError(f"--{name.replace('_', '-')}: expected at least 1, got {value}")
+        if args.scenes and args.limit is not None:
+            raise EarthGPTError("--scenes and --limit: expected all tiles of each scene; leave one of them out")
         test, train = (open_records(args.data, split) for split in (args.split, "train"))
         try:
             args.out.mkdir(parents=True, exist_ok=True)
@@ -106,6 +117,7 @@ def run(args: argparse.Namespace) -> int:
         result = compare_with_baselines(
             answers, train, out=args.out, decimals=engine.decimals, extras=(scores.Extra.AP,)
         )
+        scenes = _score_scenes(result, args.out) if args.scenes else None
         table = scores.with_breakdown(result.scores, result.predictions, samples=SAMPLES)
         write_json(args.out / "scores.json", scores.without_nan(table))
         report.write_page(
@@ -119,9 +131,23 @@ def run(args: argparse.Namespace) -> int:
             ],
             failures=report.parse_failures(result.predictions),
             predictions=result.predictions,
-            tables=[confidences] if (confidences := report.confidence_table(result.scores)) else [],
+            tables=[found for found in (report.confidence_table(result.scores), scenes) if found],
             extremes=report.best_and_worst(test, result.predictions, count=4),
         )
         print(report.headline_table(result.scores))
+        if scenes is not None:
+            print(f"\n{scenes.title}:\n{report.markdown_table([scenes.head, *scenes.rows])}")
         print(f"\nscores: {args.out / 'scores.json'}\nreport: {args.out / 'report.html'}")
     return 0
+
+
+def _score_scenes(result: Comparison, out: Path) -> Table:
+    """Merge the tiles of each scene, write the scores of scenes, and return them next to those of tiles."""
+    from earthgpt_jax.common.files import write_json
+    from earthgpt_jax.evaluation import report, scores
+    from earthgpt_jax.evaluation.metrics.intervals import SAMPLES
+    from earthgpt_jax.evaluation.scene_predictions import scene_predictions
+
+    merged = scores.score(scene_predictions(result.predictions), samples=SAMPLES, extras=(scores.Extra.AP,))
+    write_json(out / "scores_scenes.json", scores.without_nan(merged))
+    return report.scene_table(result.scores, merged)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from earthgpt_jax.models.model_dir import ModelDir
     from earthgpt_jax.raster.decode import Picture
     from earthgpt_jax.raster.policy import StretchPolicy
+    from earthgpt_jax.scenes.windows import Window
 
 HELP = (
     "an image file (PNG, JPEG, TIFF, JPEG 2000, VRT), a folder of images, a quoted pattern such as 'scenes/**/*.tif', "
@@ -86,9 +87,10 @@ class Images:
         failed: the number of images that could not be read so far.
     """
 
-    def __init__(self, paths: Sequence[Path], policy: StretchPolicy):
+    def __init__(self, paths: Sequence[Path], policy: StretchPolicy, *, window: Window | None = None):
+        """Create a reader; `window` is the part of each image to read, default: all."""
         self.paths, self.failed = paths, 0
-        self._policy = policy
+        self._policy, self._window = policy, window
 
     def read(self) -> Iterator[tuple[Path, Picture]]:
         """Yield (path, picture).
@@ -96,11 +98,12 @@ class Images:
         Raises:
             EarthGPTError: the only image cannot be read, or none of several.
         """
-        from earthgpt_jax.raster.decode import read_image
+        from earthgpt_jax.raster.scene_file import read_scene
 
+        part = None if self._window is None else self._window.extent
         for path in self.paths:
             try:
-                picture = read_image(path, self._policy)
+                picture = read_scene(path, self._policy, window=part)
             except EarthGPTError as error:
                 if len(self.paths) == 1:
                     raise

@@ -24,13 +24,14 @@ from earthgpt_jax.common.buckets import BucketPath
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.raster import gdal, orientation, stretch
 from earthgpt_jax.raster.bands import Bands
-from earthgpt_jax.raster.decode import raster_driver, read_image
+from earthgpt_jax.raster.decode import Picture, raster_driver, read_image
 from earthgpt_jax.raster.policy import DEFAULT, Speckle, Stretch, StretchPolicy
 from earthgpt_jax.raster.scene_stretch import fit_blocks
 
 _CACHE_MB = 64  # of decoded blocks, by GDAL
 _BLOCK = 1 << 20  # pixels read at once for a stretch
 _HEADER = 1024  # bytes
+_LONGEST = 8192  # pixels that `read_scene` returns along an axis
 _VRT = b"<VRTDataset"
 
 
@@ -245,3 +246,43 @@ def find_georeference(path: Path) -> Georeference | None:
                 return _georeference(raster)
     except (RasterioError, MemoryError, ValueError) as error:
         raise EarthGPTError(f"image {path}: {gdal.explain(error)}") from error
+
+
+def read_scene(
+    path: Path, policy: StretchPolicy = DEFAULT, *, window: tuple[int, int, int, int] | None = None
+) -> Picture:
+    """Return a scene, or a part of it, as a picture with the stretch of the scene.
+
+    A scene of more than `_LONGEST` pixels along an axis is read reduced, so that it fits into memory.
+
+    Args:
+        window: x, y, width and height of the part, in pixels; default: all.
+
+    Raises:
+        EarthGPTError: as for `SceneFile`, or the window is not in the scene.
+    """
+    if window is None and not _needs_scene_file(path):
+        return read_image(path, policy)
+    with SceneFile(path, policy) as scene:
+        x, y, width, height = window or (0, 0, scene.width, scene.height)
+        if min(x, y) < 0 or min(width, height) < 1 or x + width > scene.width or y + height > scene.height:
+            raise EarthGPTError(
+                f"image {path}: expected a window inside its {scene.width} x {scene.height} pixels, got "
+                f"{x},{y},{width},{height} (x, y, width, height)"
+            )
+        reduce = -(-max(width, height) // _LONGEST)
+        return Picture(pixels=scene.read(x, y, width, height, reduce=reduce).pixels, stretch=scene.stretch.to_text())
+
+
+def _needs_scene_file(path: Path) -> bool:
+    """Return whether a file is a VRT, or a raster that is larger than what is decoded whole."""
+    start = _start(path)
+    if _is_vrt(start):
+        return True
+    if raster_driver(start) is None:
+        return False
+    try:
+        with _environment(), _open(path) as raster:
+            return max(raster.width, raster.height) > _LONGEST
+    except (RasterioError, ValueError):
+        return False  # `read_image` explains it

@@ -192,7 +192,8 @@ class SceneDetector:
         policy: StretchPolicy = DEFAULT,
         rule: MergeRule | None = None,
         process: Process | None = None,
-        choose_windows: Callable[[SceneFile, Sequence[Window]], Sequence[Window]] | None = None,
+        choose_windows: Callable[[Path, Sequence[Window]], Sequence[Window]] | None = None,
+        zoom: int = 1,
     ):
         """Create a detector.
 
@@ -203,11 +204,12 @@ class SceneDetector:
             policy: how scenes become 8 bits.
             rule: how windows are merged.
             process: which process this is, of those that share the windows; default: the only one.
-            choose_windows: returns the windows of a scene to look at; default: all.
+            choose_windows: returns the windows to look at, of all windows of the scene in a file; default: all.
+            zoom: recorded in the header: how much coarser the look was that chose the windows; 1 if all are looked at.
         """
         self._engine, self._question, self._sizes, self._policy = engine, question, sizes, policy
         self.rule, self._process = rule or MergeRule(), process or Process()
-        self._choose = choose_windows
+        self._choose, self._zoom = choose_windows, zoom
 
     def header(self) -> dict[str, Any]:
         """Return all that determines the answers about a window."""
@@ -218,6 +220,7 @@ class SceneDetector:
             "window_side": self._sizes.side,
             "window_overlap": self._sizes.overlap,
             "stretch_policy": self._policy.to_dict(),
+            "zoom": self._zoom,
         }
 
     def detect(
@@ -318,7 +321,7 @@ class SceneDetector:
                 with SceneFile(path, self._policy, known=known) as file:
                     windows = grid(file.width, file.height, size=self._sizes.side, overlap=self._sizes.overlap)
                     if self._choose:
-                        windows = list(self._choose(file, windows))
+                        windows = list(self._choose(path, windows))
                     mine = [
                         i for i in range(len(windows)) if next(running) % self._process.count == self._process.index
                     ]

@@ -36,6 +36,11 @@ class Window:
         """Left, top, right and bottom edge."""
         return self.x, self.y, self.x + self.width, self.y + self.height
 
+    @property
+    def extent(self) -> tuple[int, int, int, int]:
+        """x, y, width and height."""
+        return self.x, self.y, self.width, self.height
+
     @classmethod
     def parse(cls, text: str) -> Window:
         """Return the window that `X,Y,WIDTH,HEIGHT` names.

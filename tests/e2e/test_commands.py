@@ -5,15 +5,21 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import re
 from pathlib import Path
 
+import numpy as np
 import pytest
+import rasterio
+import rasterio.shutil
 from PIL import Image
+from rasterio.io import MemoryFile
 
 from earthgpt_jax.cli.main import main
 from earthgpt_jax.evaluation import predictions_file
 from earthgpt_jax.synthetic import SyntheticSource
 from tests.support import nano
+from tests.support.rasters import raster_file
 
 
 @pytest.fixture(autouse=True)
@@ -123,6 +129,57 @@ def test_what_a_model_cannot_see_is_said(world, capsys):
     assert "2000 x 1500 pixels" in capsys.readouterr().err
     assert main([*asked, "--quiet"]) == 0
     assert "warning" not in capsys.readouterr().err
+
+
+def test_chat_about_a_part_of_a_scene(world, capsys):
+    argv = ["chat", str(world["image"]), "--model", str(world["model"]), "--max-new-tokens", "2", "--question", "?"]
+    assert main([*argv, "--window", "10,10,64,64"]) == 0
+    assert "A: " in capsys.readouterr().out
+    assert "inside its 128 x 128 pixels, got 100,0,64,64" in _fails(capsys, *argv, "--window", "100,0,64,64")
+    assert "expected X,Y,WIDTH,HEIGHT in pixels" in _fails(capsys, *argv, "--window", "1,2")
+
+
+def test_detect_reads_vrt_and_stac_and_writes_layers(world, capsys, tmp_path):
+    import pyogrio
+
+    scene = tmp_path / "scene.tif"
+    scene.write_bytes(raster_file(np.full((3, 90, 150), 77, np.uint8)))
+    shared = ["--model", str(world["model"]), "--max-new-tokens", "4", "--window-size", "64", "--overlap", "16"]
+    with MemoryFile(scene.read_bytes()) as file, file.open() as raster:
+        rasterio.shutil.copy(raster, tmp_path / "scene.vrt", driver="VRT")
+    vrt = (tmp_path / "scene.vrt").read_text()
+    name = f"<SourceFilename>{scene}</SourceFilename>"
+    (tmp_path / "scene.vrt").write_text(re.sub(r"<SourceFilename.*</SourceFilename>", name, vrt))
+    item = {
+        "type": "Feature", "stac_version": "1.0.0", "id": "x", "geometry": None, "links": [],
+        "properties": {"datetime": "2026-01-01T00:00:00Z"},
+        "assets": {"data": {"href": "./scene.tif"}, "preview": {"href": "p.png", "roles": ["thumbnail"]}},
+    }  # fmt: skip
+    (tmp_path / "item.json").write_text(json.dumps(item))
+    found = {}
+    for name in ("scene.tif", "scene.vrt", "item.json"):
+        assert main(["detect", str(tmp_path / name), *shared]) == 0
+        result = json.loads(capsys.readouterr().out)
+        found[name] = [result["windows"], result["boxes"], result["affine"]]
+    assert found["scene.tif"] == found["scene.vrt"] == found["item.json"] and found["scene.tif"][0] == 6
+    out, page = tmp_path / "boxes.gpkg", tmp_path / "map.html"
+    argv = ["detect", str(scene), *shared, "--out", str(out), "--draw", str(page), "--draw", str(tmp_path / "look.tif")]
+    assert main([*argv, "--class", "ships", "--min-confidence", "0.99"]) == 0
+    assert "confidence: lowest" in capsys.readouterr().err
+    assert pyogrio.read_info(out)["crs"] == "EPSG:32633" and (tmp_path / "boxes.gpkg.windows.jsonl").exists()
+    assert "{{" not in page.read_text() and page.read_text().count("http") == 0
+    with rasterio.open(tmp_path / "look.tif") as look:
+        assert look.tags(ns="IMAGE_STRUCTURE")["LAYOUT"] == "COG" and look.crs == "EPSG:32633"
+    assert "no asset 'red'; its assets are data, preview" in _fails(
+        capsys, "detect", tmp_path / "item.json", "--asset", "red"
+    )
+    (tmp_path / "other.json").write_text("{}")
+    assert "expected a STAC item" in _fails(capsys, "detect", tmp_path / "other.json")
+    both = ["--overlap", "3", "--largest-object", "4"]
+    assert "expected one of them, got both" in _fails(capsys, "detect", scene, *both)
+    assert "because GeoJSON is in WGS 84" in _fails(capsys, "detect", world["image"], "--out", tmp_path / "a.geojson")
+    assert "--zoom: expected at least 2" in _fails(capsys, *argv[:-6], "--zoom", "1", "--quiet")
+    assert "holds answers of another run: question was" in _fails(capsys, *argv, "--prompt", "ships", "--quiet")
 
 
 def test_eval_writes_scores_a_report_and_predictions_that_score_identically(world, capsys, monkeypatch):

@@ -18,6 +18,7 @@ from earthgpt_jax.raster.scene_file import SceneFile
 from earthgpt_jax.scenes.detection import SceneDetector, SceneQuestion, SceneResult, WindowSizes
 from earthgpt_jax.scenes.prompts import question
 from earthgpt_jax.scenes.windows import grid
+from earthgpt_jax.scenes.zoom import zoomed
 from tests.support.oracle import Oracle, random_objects
 from tests.support.rasters import raster_file
 
@@ -187,3 +188,26 @@ def test_impossible_windows_are_refused(options: dict[str, Any]):
         WindowSizes.choose(image_size=64, **options)
     assert WindowSizes.choose(image_size=64) == WindowSizes(side=128, overlap=32)
     assert WindowSizes.choose(image_size=64, largest=20.5) == WindowSizes(side=128, overlap=24)
+
+
+def test_a_zoom_looks_closely_only_where_the_coarse_look_found_something(scene: Path, tmp_path: Path):
+    rng = np.random.default_rng(1)
+    near = random_objects(rng, 3, width=150, height=150, largest=50, kind=BoxKind.HBB)
+
+    class Coarse(OracleEngine):
+        def _answers(self, waiting: list[ImageRequests]) -> Iterator[Answer]:
+            while waiting:
+                (request,) = waiting.pop(0).requests
+                text = "" if self.asked else "<p>one ship</p>[0.05,0.05,0.1,0.1]"
+                self.asked.append(request.id)
+                yield Answer(id=request.id, text=text, tokens=np.zeros(0), logprobs=np.zeros(0))
+
+    coarse, close = Coarse(Oracle(near)), OracleEngine(Oracle(near))
+    options: dict[str, Any] = {"question": SceneQuestion(text="What is there?")}
+    chosen = zoomed(coarse, [scene], factor=3, sizes=SIZES, out=tmp_path / "b.json", **options)
+    assert len(coarse.asked) == 4 and (tmp_path / "b.json.zoom.windows.jsonl").exists()
+    chosen._engine = close
+    (result,) = chosen.detect([scene])
+    assert result.windows == (WINDOWS[0],) and close.asked == ["0:0"] and chosen.header()["zoom"] == 3
+    with pytest.raises(EarthGPTError, match="--zoom: expected at least 2"):
+        zoomed(coarse, [scene], factor=1, sizes=SIZES, **options)

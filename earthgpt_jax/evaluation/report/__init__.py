@@ -20,11 +20,12 @@ from earthgpt_jax.evaluation.report.tables import (
     confidence_table,
     paired_table,
     published_table,
+    scene_table,
     third_party_table,
 )
 
 __all__ = [
     "Answer", "Box", "ImageCase", "ParseFailure", "Table", "best_and_worst", "confidence_table", "first_images",
     "format_value", "headline_table", "markdown_table", "paired_table", "parse_failures", "published_table",
-    "third_party_table", "write_page", "write_report",
+    "scene_table", "third_party_table", "write_page", "write_report",
 ]  # fmt: skip

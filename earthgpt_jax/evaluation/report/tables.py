@@ -140,6 +140,23 @@ def confidence_table(model: Scores) -> Table | None:
     )  # fmt: skip
 
 
+def scene_table(tiles: Scores, scenes: Scores) -> Table:
+    """Return the detection scores of scenes, whose tiles were merged, next to those of their tiles."""
+    metrics = {"ap50": "AP@0.5", "f1": "F1@0.5", "recall": "recall", "precision": "precision"}
+    rows = []
+    for task, groups in scenes.items():
+        for name, cell in (("tiles", tiles[task]["all"]), ("scenes", groups["all"])):
+            values = [format_value(cell.get(key), cell.get("intervals", {}).get(key)) for key in metrics]
+            rows.append([task, name, *values, str(cell["n"])])
+    return Table(
+        title="Scenes, merged from tiles",
+        head=["task", "images", *metrics.values(), "n"],
+        rows=rows,
+        note="Boxes of the tiles of a scene are merged before they are scored, so that an object in several tiles "
+        "counts once, and one that is cut counts as a whole.",
+    )
+
+
 def reliability_table(
     predictions: Sequence[Prediction], calibrations: Mapping[str, Calibration] | None = None
 ) -> Table | None:
