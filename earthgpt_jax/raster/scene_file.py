@@ -198,8 +198,16 @@ def _start(path: Path) -> bytes:
 
 def _open(path: Path) -> Any:
     if isinstance(path, BucketPath):
-        return rasterio.open(str(path), opener=path.fs)
+        return rasterio.open(str(path), opener=_open_in_bucket)
     return rasterio.open(path)
+
+
+def _open_in_bucket(name: str, mode: str = "rb") -> Any:
+    """Open a file in a bucket, or next to it, for GDAL."""
+    path = BucketPath(name)
+    if not path.is_file():  # GDAL asks for files that may lie next to a raster
+        raise FileNotFoundError(name)
+    return path.open("rb")
 
 
 def _open_if_possible(path: Path) -> Any:

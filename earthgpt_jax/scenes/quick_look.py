@@ -57,7 +57,7 @@ def draw(pixels: np.ndarray, result: SceneResult) -> Image.Image:
     image = Image.fromarray(pixels)
     pen = ImageDraw.Draw(image)
     scale = np.array([image.width / result.width, image.height / result.height])
-    width = max(1, round(max(image.size) / 1000))
+    width = max(1, round(max(image.size) / 600))
     for item in result.objects:
         corners = [(float(x), float(y)) for x, y in item.polygon * scale]
         pen.line([*corners, corners[0], corners[1]], fill=colour(item.label), width=width, joint="curve")

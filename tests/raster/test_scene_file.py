@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from earthgpt_jax.common.buckets import BucketPath
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.raster import scene_file
 from earthgpt_jax.raster.decode import decode_picture
 from earthgpt_jax.raster.policy import Speckle, Stretch, StretchPolicy, Values
-from earthgpt_jax.raster.scene_file import SceneFile
+from earthgpt_jax.raster.scene_file import SceneFile, find_georeference
 from tests.support.rasters import raster_file, with_orientation
 
 RNG = np.random.default_rng(7)
@@ -122,3 +123,14 @@ def test_bad_files_are_refused_in_one_line(tmp_path: Path):
         with pytest.raises(EarthGPTError) as caught:
             SceneFile(tmp_path / name, StretchPolicy(bands=(1,)))
         assert str(tmp_path / name) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_scene_in_a_bucket_is_read_in_parts(bucket: BucketPath, tmp_path: Path):
+    data = raster_file(RNG.integers(0, 255, (3, 400, 500), np.uint8), **TILED)
+    (tmp_path / "scene.tif").write_bytes(data)
+    (bucket / "scene.tif").write_bytes(data)
+    with SceneFile(tmp_path / "scene.tif") as local, SceneFile(bucket / "scene.tif") as remote:
+        assert remote.georeference == local.georeference == find_georeference(bucket / "scene.tif")
+        np.testing.assert_array_equal(remote.read(100, 50, 90, 80).pixels, local.read(100, 50, 90, 80).pixels)
+    with pytest.raises(EarthGPTError, match=r"none\.tif"):
+        SceneFile(bucket / "none.tif")
