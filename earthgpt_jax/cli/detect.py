@@ -104,8 +104,9 @@ def run(args: argparse.Namespace) -> int:
         raise EarthGPTError("--overlap and --largest-object: expected one of them, got both")
     paths = images.find(args.images, asset=args.asset)
     drawings = [_Drawings(path, images=paths) for path in args.draw or ()]
-    places = _places(paths)
-    if args.out and args.out.suffix.lower() in LAYERS:
+    is_layer = args.out is not None and args.out.suffix.lower() in LAYERS
+    places = _places(paths) if is_layer or len(paths) == 1 else []
+    if is_layer:
         from earthgpt_jax.scenes import layers
 
         layers.check(args.out, places)

@@ -210,11 +210,12 @@ class SceneDetector:
         self._engine, self._question, self._sizes, self._policy = engine, question, sizes, policy
         self.rule, self._process = rule or MergeRule(), process or Process()
         self._choose, self._zoom = choose_windows, zoom
+        self._model = engine.describe()
 
     def header(self) -> dict[str, Any]:
         """Return all that determines the answers about a window."""
         return {
-            **self._engine.describe(),
+            **self._model,
             "question": self._question.text,
             "max_new_tokens": self._question.max_new_tokens,
             "window_side": self._sizes.side,

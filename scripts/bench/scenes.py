@@ -21,6 +21,7 @@ from PIL import Image
 from earthgpt_jax import compilation
 from earthgpt_jax.inference.engine import Engine
 from earthgpt_jax.inference.requests import ImageRequests, Request
+from earthgpt_jax.input.images import to_square
 from earthgpt_jax.raster.scene_file import SceneFile
 from earthgpt_jax.scenes.detection import SceneDetector, SceneQuestion, WindowSizes
 from earthgpt_jax.scenes.windows import grid
@@ -116,6 +117,7 @@ def compare_zoom(
     centres: list[tuple[float, float]],
 ) -> None:  # fmt: skip
     """Print windows, seconds and the share of objects that lie in a box, of the full pass and of a zoom."""
+    to_square(np.zeros((64, 96, 3), np.uint8), engine.image_size)  # compiles
     for name in ("full pass", f"zoom {factor}"):
         begin = time.perf_counter()
         if name == "full pass":

@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 
 from earthgpt_jax.boxes import BoxKind, Square, count_phrase
+from earthgpt_jax.common.buckets import BucketPath
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.inference.processes import Process
 from earthgpt_jax.inference.requests import Answer, ImageRequests
 from earthgpt_jax.raster.scene_file import SceneFile
+from earthgpt_jax.scenes import layers
 from earthgpt_jax.scenes.detection import SceneDetector, SceneQuestion, SceneResult, WindowSizes
 from earthgpt_jax.scenes.prompts import question
 from earthgpt_jax.scenes.windows import grid
@@ -211,3 +213,14 @@ def test_a_zoom_looks_closely_only_where_the_coarse_look_found_something(scene: 
     assert result.windows == (WINDOWS[0],) and close.asked == ["0:0"] and chosen.header()["zoom"] == 3
     with pytest.raises(EarthGPTError, match="--zoom: expected at least 2"):
         zoomed(coarse, [scene], factor=1, sizes=SIZES, **options)
+
+
+def test_a_run_whose_results_go_to_a_bucket_continues_there(truth, scene: Path, bucket: BucketPath):
+    engine = OracleEngine(Oracle(truth), limit=5)
+    with pytest.raises(KeyboardInterrupt):
+        list(detector(engine).detect([scene], out=bucket / "boxes.gpkg"))
+    rest = OracleEngine(Oracle(truth))
+    (result,) = detector(rest).detect([scene], out=bucket / "boxes.gpkg")
+    assert len(engine.asked) == 5 and len(rest.asked) == 19 and len(result.objects) == len(truth)
+    layers.write(bucket / "boxes.gpkg", [result], provenance={})
+    assert (bucket / "boxes.gpkg").read_bytes().startswith(b"SQLite format 3")
