@@ -6,8 +6,10 @@ imported for rasters: TIFF, JPEG 2000, NITF, Erdas Imagine, PNM, and PNG with 16
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +28,7 @@ _RASTERS = {
     b"\0\0\0\x0cjP  ": "JP2OpenJPEG", b"\xff\x4f\xff\x51": "JP2OpenJPEG",
     b"NITF": "NITF", b"NSIF": "NITF", b"EHFA_HEADER_TAG": "HFA", b"P5": "PNM", b"P6": "PNM",
 }  # fmt: skip
+_MOST_PIXELS = 2_000_000_000  # the largest scenes of DOTA have 8e8
 _PNG_SIGNATURE, _PNG_DEPTH = b"\x89PNG\r\n\x1a\n", slice(24, 25)  # the bits per sample in IHDR
 # Formats whose pixels are in other files or in one of several subdatasets.
 _UNSUPPORTED = {b"\x89HDF": "HDF5 or netCDF", b"CDF": "netCDF", b"<VRTDataset": "VRT", b"PK\3\4": "ZIP"}
@@ -63,6 +66,17 @@ class Picture:
     def rule(self) -> str:
         """The stretch in words, see `Stretch.rule`."""
         return Stretch.from_text(self.stretch).rule()
+
+
+@contextlib.contextmanager
+def allow_large_images() -> Iterator[None]:
+    """Let images of up to `_MOST_PIXELS` be decoded, which are otherwise rejected as decompression bombs."""
+    before = Image.MAX_IMAGE_PIXELS
+    Image.MAX_IMAGE_PIXELS = _MOST_PIXELS
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
 
 
 def decode(data: bytes, stretch_text: str = "") -> np.ndarray:

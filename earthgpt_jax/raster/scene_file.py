@@ -24,7 +24,7 @@ from earthgpt_jax.common.buckets import BucketPath
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.raster import gdal, orientation, stretch
 from earthgpt_jax.raster.bands import Bands
-from earthgpt_jax.raster.decode import Picture, raster_driver, read_image
+from earthgpt_jax.raster.decode import Picture, allow_large_images, raster_driver, read_image
 from earthgpt_jax.raster.policy import DEFAULT, Speckle, Stretch, StretchPolicy
 from earthgpt_jax.raster.scene_stretch import fit_blocks
 
@@ -173,7 +173,8 @@ class SceneFile:
             return orientation.tiff_orientation(file) != orientation.AS_STORED
 
     def _decode(self, policy: StretchPolicy) -> None:
-        picture = read_image(self.path, policy)
+        with allow_large_images():
+            picture = read_image(self.path, policy)
         self._pixels = picture.pixels
         self.height, self.width = picture.pixels.shape[:2]
         self.stretch = Stretch.from_text(picture.stretch)

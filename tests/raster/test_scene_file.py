@@ -13,7 +13,7 @@ from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.raster import scene_file
 from earthgpt_jax.raster.decode import decode_picture
 from earthgpt_jax.raster.policy import Speckle, Stretch, StretchPolicy, Values
-from earthgpt_jax.raster.scene_file import SceneFile, find_georeference
+from earthgpt_jax.raster.scene_file import SceneFile, find_georeference, read_scene
 from tests.support.rasters import raster_file, with_orientation
 
 RNG = np.random.default_rng(7)
@@ -112,6 +112,15 @@ def test_a_picture_with_a_world_file_and_a_vrt_have_their_places(tmp_path: Path)
     Image.fromarray(pixels).save(tmp_path / "plain.png")
     with SceneFile(tmp_path / "plain.png") as scene:
         assert scene.georeference is None
+
+
+def test_a_picture_above_pillows_limit_is_a_scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    Image.fromarray(np.full((30, 40, 3), 7, np.uint8)).save(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)
+    with pytest.raises(EarthGPTError, match="cut it into tiles"):
+        read_scene(tmp_path / "a.png")
+    assert read_scene(tmp_path / "a.png", window=(1, 2, 3, 4)).pixels.shape == (4, 3, 3)
+    assert Image.MAX_IMAGE_PIXELS == 500
 
 
 def test_bad_files_are_refused_in_one_line(tmp_path: Path):

@@ -13,30 +13,20 @@ import re
 from collections.abc import Iterator
 
 import numpy as np
-from PIL import Image
 
 from earthgpt_jax.boxes import clip, polygon_to_rect
 from earthgpt_jax.datasets.cards import Tile
-from earthgpt_jax.raster import tiles
+from earthgpt_jax.raster import decode, tiles
 from earthgpt_jax.records import Object, Record, Task
 
-# Images with more pixels are rejected as decompression bombs. The largest scenes of DOTA have 8e8.
-_MAX_PIXELS = 2_000_000_000
 _BOXES = (Task.HBB, Task.OBB)
 _PHRASES = (Task.GROUNDING, Task.REGION_CAPTION)
 _FULLY_VISIBLE = 1 - 1e-6
 
 
-@contextlib.contextmanager
-def allow_large_images(tile: Tile | None) -> Iterator[None]:
+def size_limit(tile: Tile | None) -> contextlib.AbstractContextManager[None]:
     """Let very large images be opened if they will be cut into tiles, that is, unless `tile` is None."""
-    before = Image.MAX_IMAGE_PIXELS
-    if tile is not None:
-        Image.MAX_IMAGE_PIXELS = _MAX_PIXELS
-    try:
-        yield
-    finally:
-        Image.MAX_IMAGE_PIXELS = before
+    return contextlib.nullcontext() if tile is None else decode.allow_large_images()
 
 
 def tile_windows(width: int, height: int, tile: Tile) -> list[tuple[int, int, int, int]]:
@@ -76,7 +66,7 @@ def cut_into_tiles(record: Record, tile: Tile, *, counter: collections.Counter) 
         raise ValueError(f"{record.id}: only images with boxes can be cut into tiles")
     counter["scenes_cut"] += 1
     scene = _Scene(record, tile)
-    with allow_large_images(tile):
+    with size_limit(tile):
         pixels = tiles.Scene(record.image, record.stretch)
     for x0, y0, x1, y1 in tile_windows(record.width, record.height, tile):
         objects, complete = scene.objects((x0, y0, x1, y1), counter)

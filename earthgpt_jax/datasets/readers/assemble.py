@@ -16,7 +16,7 @@ from PIL import Image
 
 from earthgpt_jax.boxes import Square, canonical, degeneracy, polygon_to_rect, rect_to_polygon
 from earthgpt_jax.common.errors import EarthGPTError
-from earthgpt_jax.datasets.build.tiling import allow_large_images
+from earthgpt_jax.datasets.build.tiling import size_limit
 from earthgpt_jax.datasets.cards import Card, Images, UnannotatedImages
 from earthgpt_jax.datasets.readers.events import Dropped, Entry, Event, ItemType, Native, RawObject, Rejected
 from earthgpt_jax.datasets.readers.native_tree import files_below, is_image
@@ -260,7 +260,7 @@ class _Validator:
             return ItemType.IMAGE, reason, *nothing
         try:
             data = self._read(paths[0])
-            with allow_large_images(self._card.tile):
+            with size_limit(self._card.tile):
                 info = examine(data, self._card.stretch)
         except OSError as error:
             return ItemType.IMAGE, f"image cannot be read: {error.strerror}", *nothing

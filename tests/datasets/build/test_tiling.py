@@ -19,7 +19,7 @@ from PIL import Image
 from earthgpt_jax.boxes import degeneracy, rect_to_polygon, rotated_to_polygon
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.datasets.build.builder import build
-from earthgpt_jax.datasets.build.tiling import allow_large_images, cut_into_tiles, tile_windows
+from earthgpt_jax.datasets.build.tiling import cut_into_tiles, size_limit, tile_windows
 from earthgpt_jax.datasets.cards import Images, Tile
 from earthgpt_jax.datasets.image_digests import image_digest, read_image_digests
 from earthgpt_jax.datasets.inspect.validate import find_problems
@@ -244,8 +244,8 @@ def test_tiles_require_images_and_boxes(tmp_path: Path) -> None:
 def test_only_scenes_that_are_cut_may_be_very_large(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     data = _encoded(np.zeros((30, 30, 3), np.uint8))
-    with allow_large_images(Tile(size=10)):
+    with size_limit(Tile(size=10)):
         assert decode(data).shape == (30, 30, 3)
-    with allow_large_images(None), pytest.raises(EarthGPTError, match="cut it into tiles"):
+    with size_limit(None), pytest.raises(EarthGPTError, match="cut it into tiles"):
         decode(data)
     assert Image.MAX_IMAGE_PIXELS == 100
