@@ -29,7 +29,7 @@ import numpy as np
 from PIL import Image
 
 from earthgpt_jax import compilation
-from earthgpt_jax.boxes import BoxKind, Square, parse
+from earthgpt_jax.boxes import BoxKind, read_answer
 from earthgpt_jax.common import files
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.inference.confidence import box_confidences
@@ -432,7 +432,7 @@ def _check_request(question: str, max_new_tokens: int) -> None:
 def _detections(answer: Answer, picture: Picture) -> DetectionResult:
     """Read the boxes of an answer about an image."""
     height, width = picture.pixels.shape[:2]
-    parsed, frame = parse(answer.text), Square(width, height)
+    parsed, frame = read_answer(answer.text, width=width, height=height)
     confidences = box_confidences(
         answer.text, parsed.boxes, logprobs=answer.logprobs, token_lengths=answer.token_lengths
     ) or (None,) * len(parsed.boxes)

@@ -9,7 +9,7 @@ x). Angles are radians, clockwise on screen.
 reads any of them.
 """
 
-from earthgpt_jax.boxes.formats import AUTO, BOX_FORMATS, MMRS, BoxFormat, parse, write_boxes
+from earthgpt_jax.boxes.formats import AUTO, BOX_FORMATS, MMRS, BoxFormat, parse, read_answer, write_boxes
 from earthgpt_jax.boxes.frames import Frame, FullImage, Square, Window
 from earthgpt_jax.boxes.parsing import Parsed, ParsedBox
 from earthgpt_jax.boxes.plurals import count_phrase, plural, singular
@@ -65,6 +65,7 @@ __all__ = [
     "plural",
     "polygon_to_rect",
     "polygon_to_rotated",
+    "read_answer",
     "rect_to_polygon",
     "rotated_to_polygon",
     "shortlist",

@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 
 from earthgpt_jax.boxes import parameterizations
-from earthgpt_jax.boxes.frames import Frame
+from earthgpt_jax.boxes.frames import Frame, FullImage, Square
 from earthgpt_jax.boxes.parsing import Parsed, ParsedBox, parse_mmrs
 from earthgpt_jax.boxes.polygons import BoxKind
 from earthgpt_jax.boxes.syntaxes import BRACES, BRACKETS, DOUBLE, INTERNVL, LINES, QWEN2, Syntax, florence
-from earthgpt_jax.boxes.writing import CORNER_KEYS, widen
+from earthgpt_jax.boxes.writing import CORNER_KEYS, JsonStyle, widen
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.common.names import did_you_mean
 
@@ -164,6 +164,24 @@ def parse(text: str, *, box_format: str = MMRS, size: tuple[float, float] | None
     if chosen.reader is not None:
         return chosen.reader(text)
     return _parse_items(text, chosen, size) if chosen.syntax else _parse_json(text, chosen, size)
+
+
+def read_answer(text: str, *, width: int, height: int) -> tuple[Parsed, Frame]:
+    """Parse an answer of a model of this project, JSON or MMRS's format, and return the frame of its coordinates.
+
+    JSON is in pixels if it cannot be in fractions.
+
+    Args:
+        width, height: size of the image, in pixels.
+    """
+    if text.strip() == "[]":
+        return Parsed(JsonStyle.FRACTIONS.value, (), ()), FullImage(width, height)
+    styles = [style.value for style in JsonStyle if BOX_FORMATS[style.value].pattern.search(text)]
+    if not styles:
+        return parse(text), Square(width, height)
+    results = [parse(text, box_format=name, size=(width, height)) for name in styles]
+    complete = [result for result in results if not result.rejections]
+    return (complete or results)[0], FullImage(width, height)
 
 
 def _lookup(name: str) -> BoxFormat:

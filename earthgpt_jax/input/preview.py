@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import jinja2
 import numpy as np
 
-from earthgpt_jax.boxes import Square, parse, polygon_to_rect, rect_to_polygon
+from earthgpt_jax.boxes import Square, parse, polygon_to_rect, read_answer, rect_to_polygon
 from earthgpt_jax.common.pictures import Encoding, data_uri, svg_points
 from earthgpt_jax.config import Config
 from earthgpt_jax.datasets.inspect.contact_sheet import COLOURS, image_extent
@@ -167,13 +167,25 @@ def model_views(
         views[record.id] = _model_view(
             batch,
             tokenizer,
+            record,
             too_long=sum(samples.too_long.values()),
             later=len(samples.questions) - len(first),
         )
     return views
 
 
-def _model_view(batch: Batch, tokenizer: Tokenizer, *, too_long: int, later: int) -> ModelView:
+def _boxes_in_square(spans: Sequence[Span], record: Record, *, side: int) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield label and polygon, f[8] in pixels of the padded square, of the boxes of a question and its answer."""
+    square = Square(record.width, record.height)
+    answer = "".join(span.text for span in spans if span.supervised)
+    parsed, frame = read_answer(answer, width=record.width, height=record.height)
+    if frame == square:  # in MMRS's format, questions have boxes as well
+        parsed = parse("".join(span.text for span in spans))
+    for box in parsed.boxes:
+        yield box.label, square.to_fractions(box.pixels(frame)) * side
+
+
+def _model_view(batch: Batch, tokenizer: Tokenizer, record: Record, *, too_long: int, later: int) -> ModelView:
     transcript = decode_transcript(batch, 0, tokenizer=tokenizer)
     pixels = batch.images[0, 0]
     boxes: list[BoxShape] = []
@@ -181,8 +193,8 @@ def _model_view(batch: Batch, tokenizer: Tokenizer, *, too_long: int, later: int
     for number, spans in enumerate(transcript.questions):
         colour = COLOURS[number % len(COLOURS)]
         shapes = [
-            BoxShape(points=svg_points(box.pixels(Square(*pixels.shape[:2]))), colour=colour, title=box.label)
-            for box in parse("".join(span.text for span in spans)).boxes
+            BoxShape(points=svg_points(polygon), colour=colour, title=label)
+            for label, polygon in _boxes_in_square(spans, record, side=pixels.shape[0])
         ]
         boxes += shapes
         questions.append(QuestionView(colour=colour, spans=spans, boxes=len(shapes)))

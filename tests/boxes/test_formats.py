@@ -22,6 +22,7 @@ from earthgpt_jax.boxes import (
     parse,
     polygon_to_rect,
     polygon_to_rotated,
+    read_answer,
     rect_to_polygon,
     rotated_to_polygon,
     write_boxes,
@@ -218,6 +219,22 @@ def test_json_that_is_not_a_box_is_rejected_with_the_reason():
         assert not parsed.boxes and any(reason in rejection for rejection in parsed.rejections), (text, parsed)
     for name in JsonStyle:
         assert parse("[]", box_format=name.value, size=SIZE) == Parsed(name.value, (), ())
+
+
+def test_an_answer_of_our_models_is_read_in_the_format_that_it_has():
+    square, image = Square(200, 100), FullImage(200, 100)
+    for text, box_format, frame, pixels in (
+        ("There is <p>one ship</p>[0.1,0.3,0.3,0.5] in the image.", "mmrs", square, (20, 10, 60, 50)),
+        ('[{"label":"ship","bbox":[0.1,0.1,0.3,0.5]}]', "json", image, (20, 10, 60, 50)),
+        ('[{"label":"ship","bbox":[20,10,60,50]}]', "json_pixels", image, (20, 10, 60, 50)),
+        ('[{"x_min":0.1,"y_min":0.1,"x_max":0.3,"y_max":0.5}]', "json_corners", image, (20, 10, 60, 50)),
+    ):
+        parsed, found = read_answer(text, width=200, height=100)
+        assert (parsed.box_format, found) == (box_format, frame) and not parsed.rejections
+        np.testing.assert_allclose(polygon_to_rect(parsed.boxes[0].pixels(frame)), pixels, atol=1e-3)
+    assert read_answer("[]", width=200, height=100)[0] == Parsed("json", (), ())
+    parsed, _ = read_answer('[{"label":"ship","bbox":[20,10,60', width=200, height=100)
+    assert not parsed.boxes and parsed.rejections
 
 
 PIECES = (

@@ -84,6 +84,17 @@ def test_a_transcript_is_the_dialogue(tokenizer: Tokenizer) -> None:
             assert spans[1].text in (f" 3{end}", f" yes{end}")
 
 
+def test_boxes_in_json_are_drawn_where_those_in_mmrs_format_are(tokenizer: Tokenizer) -> None:
+    drawn = []
+    for share in (0.0, 1.0):
+        page = _page(_ships(), tokenizer, {"hbb": 1.0}, json_share=share, seq_len=900)
+        assert ("JSON" in page) == bool(share)
+        shapes = re.findall(r'<polygon [^>]*points="([^"]+)"', page)
+        drawn.append(sorted([float(n) for n in re.split("[ ,]", shape)] for shape in shapes))
+    assert len(drawn[0]) == len(drawn[1]) == 18  # three objects, horizontal, oriented and in the square, with outlines
+    np.testing.assert_allclose(*drawn, atol=1.5)
+
+
 def test_horizontal_and_oriented_boxes_difficult_and_cut_ones(tokenizer: Tokenizer) -> None:
     text = _page(_ships(), tokenizer)
     tilted = " ".join(f"{x:.1f},{y:.1f}" for x, y in TILTED.reshape(4, 2))
