@@ -15,14 +15,16 @@ import os
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypedDict, runtime_checkable
 
 import ml_dtypes  # noqa: F401  (registers bfloat16 with numpy, which safetensors relies on)
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from earthgpt_jax.common import typed
 from earthgpt_jax.common.buckets import BucketPath
 from earthgpt_jax.common.errors import EarthGPTError
+from earthgpt_jax.common.parsing import parse_json
 from earthgpt_jax.common.safetensors_ranges import RangeFile
 from earthgpt_jax.common.tensor_digests import TensorDigests
 
@@ -88,17 +90,22 @@ def row_pieces(shape: Shape, dtype: np.dtype, *, limit: int = 64 << 20) -> Itera
 
 
 # ---------------------------------------------------------------------------------------------- reading
+class _Index(TypedDict):
+    weight_map: dict[str, str]
+
+
 def indexed_files(index: Path) -> dict[str, Path]:
     """Return the file of every tensor that an index lists, in the order of the files.
 
     Raises:
         EarthGPTError: it is not an index, or a file that it lists is missing.
     """
-    try:
-        weight_map: Mapping[str, str] = json.loads(index.read_text())["weight_map"]
-        files = {key: index.parent / name for key, name in sorted(weight_map.items(), key=lambda item: item[1])}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise EarthGPTError(f"{index}: expected a JSON index with a weight_map ({error}); download it again") from error
+    values = parse_json(index.read_bytes(), where=str(index), advice="download it again")
+    where = f"{index}: not an index of safetensors files"
+    weight_map = typed.check(_Index, values, where=where, further=True)["weight_map"]
+    if outside := [name for name in weight_map.values() if "/" in name or "\0" in name or name in ("", "..")]:
+        raise EarthGPTError(f"{index}: expected names of files next to it, got {typed.show(outside[0])}")
+    files = {key: index.parent / name for key, name in sorted(weight_map.items(), key=lambda item: item[1])}
     if missing := [file.name for file in dict.fromkeys(files.values()) if not file.is_file()]:
         raise EarthGPTError(
             f"{index.parent}: shards are missing: {', '.join(missing)}; the index lists {len(set(files.values()))}, "
@@ -155,7 +162,7 @@ class SafetensorsReader:
                 self._file |= dict.fromkeys(ranges.shapes, ranges)
             except KeyError as error:
                 raise EarthGPTError(f"{file}: unsupported tensor type {error}") from error
-            except (SafetensorError, OSError, ValueError) as error:
+            except (SafetensorError, OSError, ValueError, EarthGPTError) as error:
                 raise EarthGPTError(
                     f"{file}: expected a complete safetensors file ({error}); it may be truncated: download it again"
                 ) from error
@@ -226,7 +233,7 @@ class SafetensorsWriter:
                 offset = end
             text = json.dumps(header, separators=(",", ":")).encode()
             text += b" " * (-len(text) % 8)
-            file = os.open(folder / name, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o644)
+            file = os.open(folder / name, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o666)
             self._files.append(file)
             os.truncate(file, 8 + len(text) + offset)
             os.pwrite(file, struct.pack("<Q", len(text)) + text, 0)

@@ -3,22 +3,35 @@
 from __future__ import annotations
 
 import functools
-import json
 import math
 import os
 import struct
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypedDict
 
 import numpy as np
 
+from earthgpt_jax.common import typed
 from earthgpt_jax.common.buckets import BucketPath
+from earthgpt_jax.common.parsing import parse_json
 
 _PIECE_BYTES = 8 << 20  # of a request to a bucket
 _RUN_BYTES = 256 << 10  # of the shortest run that is worth a request of its own
 _REQUESTS = 16  # at a time
 _HEADER_LIMIT = 100 << 20  # of the safetensors library
+
+
+class _Tensor(TypedDict):
+    dtype: str
+    shape: list[int]
+    data_offsets: list[int]
+
+
+def _is_valid(entry: _Tensor) -> bool:
+    offsets = entry["data_offsets"]
+    return min(entry["shape"], default=0) >= 0 and len(offsets) == 2 and 0 <= offsets[0] <= offsets[1]
 
 
 class RangeFile:
@@ -30,6 +43,7 @@ class RangeFile:
 
     Raises:
         ValueError: the file is truncated, or not a safetensors file.
+        EarthGPTError: its header is not that of a safetensors file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -38,8 +52,12 @@ class RangeFile:
         length = struct.unpack("<Q", self._range(0, 8))[0] if size >= 8 else 0
         if not 2 <= length <= min(size - 8, _HEADER_LIMIT):
             raise ValueError("invalid header")
-        header = json.loads(self._range(8, 8 + length))
-        header.pop("__metadata__", None)
+        header = parse_json(bytes(self._range(8, 8 + length)), where="header")
+        if isinstance(header, dict):
+            header.pop("__metadata__", None)
+        header = typed.check(dict[str, _Tensor], header, where="header")
+        if wrong := [key for key, entry in header.items() if not _is_valid(entry)]:
+            raise ValueError(f"{typed.show(wrong[0])} has an invalid shape or position")
         self.shapes = {key: tuple(entry["shape"]) for key, entry in header.items()}
         self.dtypes: dict[str, str] = {key: entry["dtype"] for key, entry in header.items()}
         self._start = {key: 8 + length + entry["data_offsets"][0] for key, entry in header.items()}

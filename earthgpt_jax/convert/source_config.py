@@ -9,7 +9,6 @@ read it from the files of other programs.
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from earthgpt_jax.common.errors import EarthGPTError
+from earthgpt_jax.common.parsing import parse_json
 from earthgpt_jax.config import ModelConfig, RopeScaling, to_dict
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -148,10 +148,7 @@ def read_config_file(paths: Sequence[Path]) -> tuple[str, Values | None]:
             file = folder / name
             if not file.is_file():
                 continue
-            try:
-                values = json.loads(file.read_text())
-            except ValueError as error:
-                raise EarthGPTError(f"{file}: expected JSON ({error}); download the file again") from error
+            values = parse_json(file.read_bytes(), where=str(file), advice="download the file again")
             if not isinstance(values, dict):
                 raise EarthGPTError(f"{file}: expected a JSON object, got {type(values).__name__}; download it again")
             return str(file), values

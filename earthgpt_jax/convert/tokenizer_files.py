@@ -6,7 +6,6 @@ A SentencePiece model becomes a `tokenizer.json` with the same ids; the model it
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,9 @@ import sentencepiece
 import tokenizers
 from tokenizers import AddedToken, decoders, models, normalizers, processors
 
-from earthgpt_jax.common import files
+from earthgpt_jax.common import files, typed
 from earthgpt_jax.common.errors import EarthGPTError
+from earthgpt_jax.common.parsing import parse_json
 from earthgpt_jax.input.tokenizer import JSON, Tokenizer, copy_tokenizer
 
 CONFIG = "tokenizer_config.json"
@@ -74,7 +74,8 @@ def write_tokenizer(source: Path, folder: Path, *, special: tuple[ImageToken, ..
     copy_tokenizer(source, folder)
     ours, config = Tokenizer(source), source.parent / CONFIG
     if source.suffix == ".json":
-        values = json.loads(config.read_text()) if config.is_file() else {}
+        values = parse_json(config.read_bytes(), where=str(config)) if config.is_file() else {}
+        values = typed.check(dict[str, Any], values, where=str(config))
         values.pop("auto_map", None)
         first = _read_json(source)
     else:

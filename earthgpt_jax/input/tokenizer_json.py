@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Mapping
 from typing import Any
 
 import tokenizers
 
+from earthgpt_jax.common import typed
 from earthgpt_jax.common.errors import EarthGPTError
+from earthgpt_jax.common.parsing import parse_json
 
 _TOKENIZER, _CONFIG, _SPECIAL = "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"
 _UNFINISHED = "\ufffd"  # stands for bytes that are not yet a character
@@ -95,10 +96,9 @@ def _special_tokens(contents: Mapping[str, bytes], *, where: str) -> dict[str, A
     names: dict[str, Any] = {}
     for file in (_SPECIAL, _CONFIG):
         if file in contents:
-            try:
-                names |= {key: value for key, value in json.loads(contents[file]).items() if value is not None}
-            except (ValueError, AttributeError) as error:
-                raise EarthGPTError(f"{file} next to {where}: expected a JSON object ({error})") from error
+            beside = f"{file} next to {where}"
+            values = typed.check(dict[str, Any], parse_json(contents[file], where=beside), where=beside)
+            names |= {key: value for key, value in values.items() if value is not None}
     if not names:
         raise EarthGPTError(
             f"tokenizer {where}: expected a {_CONFIG} or a {_SPECIAL} next to it, which names BOS and EOS; "

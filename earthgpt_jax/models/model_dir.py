@@ -17,11 +17,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
-import json
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import jax
 import ml_dtypes  # noqa: F401  (registers bfloat16 with NumPy, which safetensors needs)
@@ -30,10 +29,11 @@ from jax.sharding import NamedSharding
 from safetensors import SafetensorError
 
 from earthgpt_jax import params as params_lib
-from earthgpt_jax.common import files
+from earthgpt_jax.common import files, typed
 from earthgpt_jax.common.digests import fingerprint_json
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.common.files import IfExists, atomic_folder
+from earthgpt_jax.common.parsing import parse_json
 from earthgpt_jax.common.progress import Bar
 from earthgpt_jax.common.resources import assets_path
 from earthgpt_jax.common.safetensors_files import (
@@ -58,6 +58,7 @@ from earthgpt_jax.sharding.mesh import Placement
 CHECKED_BYTES = 4 << 30  # models up to this size are compared with their fingerprint whenever they are loaded
 EMBEDDED = ("tiny-base", "tiny")
 FILES = (SINGLE, "config.json", SENTENCEPIECE)
+_COPY = "copy the directory again from where it was trained or imported"
 FORMAT_VERSION = 3  # of config.json; version 2 has neither fingerprint nor parent, and is read too
 
 
@@ -84,6 +85,15 @@ class ParentRecord:
         return cls(
             fingerprint=fingerprint(model), path=model.name, relative_path=relative, frozen_dtype=frozen_dtype
         )  # fmt: skip
+
+
+class _ConfigFile(TypedDict):
+    model: dict[str, Any]
+    decimals: int
+    chat_template: str
+    provenance: dict[str, Any]
+    fingerprint: NotRequired[str]
+    parent: NotRequired[ParentRecord | None]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -160,8 +170,8 @@ def find(name: str | Path) -> Path:
 def holds_adapters_alone(path: Path) -> bool:
     """Return whether a path is a model directory that has a parent."""
     try:
-        values = json.loads((path / "config.json").read_text())
-    except (OSError, ValueError):
+        values = parse_json((path / "config.json").read_bytes(), where=str(path))
+    except (OSError, EarthGPTError):
         return False
     return isinstance(values, dict) and "chat_template" in values and "parent" in values
 
@@ -190,29 +200,22 @@ def _read_config(name: str | Path, *, parent: str | Path | None, children: tuple
     if resolved in children:
         cycle = " -> ".join(map(str, (*children[children.index(resolved) :], resolved)))
         raise EarthGPTError(f"{file}: expected a parent that has other parents, got a cycle: {cycle}")
-    try:
-        values = json.loads(file.read_text())
-        if not isinstance(values, dict):
-            raise ValueError("not a JSON object")
-        _check_format_version(values, file)
-        record = values.get("parent")
-        if record is not None:
-            record = ParentRecord(**{**record, "frozen_dtype": FrozenDType(record["frozen_dtype"])})
-        model = ModelDir(
-            name=str(name),
-            path=path,
-            model=model_from_dict(values["model"], where=f"{file}"),
-            decimals=values["decimals"],
-            chat_template=values["chat_template"],
-            provenance=values["provenance"],
-            stored_fingerprint=values.get("fingerprint", ""),
-            parent_record=record,
-        )
-    except (ValueError, KeyError, TypeError) as error:
-        raise EarthGPTError(
-            f"{file}: expected the config of a model, got something else ({error!r}); copy the directory again from "
-            "where it was trained or imported"
-        ) from error
+    values = parse_json(file.read_bytes(), where=str(file), advice=_COPY)
+    if not isinstance(values, dict):
+        raise EarthGPTError(f"{file}: expected the config of a model, got {typed.show(values)}; {_COPY}")
+    _check_format_version(values, file)
+    values = typed.check(_ConfigFile, values, where=str(file), further=True)
+    record = values.get("parent")
+    model = ModelDir(
+        name=str(name),
+        path=path,
+        model=model_from_dict(values["model"], where=f"{file}"),
+        decimals=values["decimals"],
+        chat_template=values["chat_template"],
+        provenance=values["provenance"],
+        stored_fingerprint=values.get("fingerprint", ""),
+        parent_record=record,
+    )
     if record is not None:
         return dataclasses.replace(model, parent=_find_parent(model, record, parent, (*children, resolved)))
     if parent is not None:
@@ -265,7 +268,7 @@ def _check_format_version(values: dict[str, Any], file: Path) -> None:
         )
     else:
         advice = "It was written by another version of earthgpt-jax; install that version."
-    raise EarthGPTError(f"{file}: expected format_version {FORMAT_VERSION} or 2, got {version}. {advice}")
+    raise EarthGPTError(f"{file}: expected format_version {FORMAT_VERSION} or 2, got {typed.show(version)}. {advice}")
 
 
 def read(name: str | Path, *, parent: str | Path | None = None) -> tuple[ModelDir, dict[str, np.ndarray]]:

@@ -1,6 +1,6 @@
 """Decode image files to pixels. No other module decodes.
 
-Pictures of 8 bits (JPEG, PNG, BMP, GIF, WebP and what else Pillow reads) are decoded without rasterio, which is only
+Pictures of 8 bits (JPEG, PNG, BMP, GIF, WebP, AVIF) are decoded without rasterio, which is only
 imported for rasters: TIFF, JPEG 2000, NITF, Erdas Imagine, PNM, and PNG with 16 bits.
 """
 
@@ -28,7 +28,9 @@ _RASTERS = {
     b"\0\0\0\x0cjP  ": "JP2OpenJPEG", b"\xff\x4f\xff\x51": "JP2OpenJPEG",
     b"NITF": "NITF", b"NSIF": "NITF", b"EHFA_HEADER_TAG": "HFA", b"P5": "PNM", b"P6": "PNM",
 }  # fmt: skip
-_MOST_PIXELS = 2_000_000_000  # the largest scenes of DOTA have 8e8
+_MOST_PIXELS = 1_000_000_000  # a process may need 12 bytes for each; the largest scenes of DOTA have 8e8
+# Pillow's names of the formats that it decodes. Others of its plugins start programs, or crash on damaged files.
+_PICTURES = ("JPEG", "MPO", "PNG", "BMP", "DIB", "GIF", "WEBP", "AVIF")
 _PNG_SIGNATURE, _PNG_DEPTH = b"\x89PNG\r\n\x1a\n", slice(24, 25)  # the bits per sample in IHDR
 # Formats whose pixels are in other files or in one of several subdatasets.
 _UNSUPPORTED = {b"\x89HDF": "HDF5 or netCDF", b"CDF": "netCDF", b"<VRTDataset": "VRT", b"PK\3\4": "ZIP"}
@@ -72,7 +74,7 @@ class Picture:
 def allow_large_images() -> Iterator[None]:
     """Let images of up to `_MOST_PIXELS` be decoded, which are otherwise rejected as decompression bombs."""
     before = Image.MAX_IMAGE_PIXELS
-    Image.MAX_IMAGE_PIXELS = _MOST_PIXELS
+    Image.MAX_IMAGE_PIXELS = _MOST_PIXELS // 2  # Pillow warns above this, and refuses twice as many
     try:
         yield
     finally:
@@ -208,7 +210,7 @@ def _picture(data: bytes) -> tuple[np.ndarray, int]:
     if kind := next((kind for start, kind in _UNSUPPORTED.items() if data.startswith(start)), None):
         raise _undecodable(data, f"a file of the format {kind}; write the wanted part as GeoTIFF, with gdal_translate")
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data), formats=_PICTURES) as image:
             image.load()
             turned = orientation.exif_orientation(image.info.get("exif"))
             pixels = np.asarray(_to_rgb(image))
@@ -216,7 +218,9 @@ def _picture(data: bytes) -> tuple[np.ndarray, int]:
         raise _undecodable(data, f"{error}; cut it into tiles") from error
     except UnidentifiedImageError as error:  # Pillow's message has a memory address, which differs in every run
         raise _undecodable(data, "not a format that Pillow or rasterio reads from one file") from error
-    except (OSError, SyntaxError, ValueError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # decoders raise many types on damaged data
         raise _undecodable(data, error) from error
     return np.ascontiguousarray(orientation.turn(pixels, turned)), turned
 

@@ -25,7 +25,7 @@ import socket
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypedDict
 
 import jax
 import orbax.checkpoint as ocp
@@ -33,14 +33,15 @@ from jax.experimental.array_serialization.serialization import GlobalAsyncCheckp
 from orbax.checkpoint.checkpoint_managers import PreservationContext, PreservationPolicy
 
 from earthgpt_jax import distributed
-from earthgpt_jax.common import files
+from earthgpt_jax.common import files, typed
 from earthgpt_jax.common.buckets import Action, BucketPath, explain_errors
 from earthgpt_jax.common.errors import EarthGPTError
+from earthgpt_jax.common.parsing import parse_json
 from earthgpt_jax.training.inspection import METADATA, checkpoint_steps, unfinished_checkpoints
 from earthgpt_jax.training.state import State, leaves_by_path
 
 _log = logging.getLogger(__name__)
-_OWNER = "owner.json"
+_OWNER_FILE = "owner.json"
 _WAIT = 3600  # seconds that processes wait for each other's uploads
 _ATTEMPTS = 8  # of each request of TensorStore, with waits that double from 1 to 32 s: about two minutes
 # Codes with which TensorStore reports that a service refused or could not answer.
@@ -132,6 +133,14 @@ class _Manager(ocp.CheckpointManager):
 # ------------------------------------------------------------------------------------------------------------- bucket
 
 
+class _Owner(TypedDict):
+    """The run that may complete checkpoints."""
+
+    run: str
+    host: str
+    started: str
+
+
 class _Saved(NamedTuple):
     """A checkpoint, as preservation policies see it."""
 
@@ -147,7 +156,7 @@ class BucketStore:
         self._directory, self._policy = directory, policy
         self._saver = GlobalAsyncCheckpointManager(timeout_secs=_WAIT)
         self._failed = False
-        self._owner = directory.parent / _OWNER
+        self._owner = directory.parent / _OWNER_FILE
         self._run = distributed.gather_texts(uuid.uuid4().hex[:12])[0]
         self.state_folder = f"state-{self._run}"
         with distributed.fail_together("opening the checkpoints"):
@@ -177,7 +186,7 @@ class BucketStore:
             )
 
     def metadata(self, step: int) -> dict[str, Any]:
-        return json.loads((self._directory / str(step) / METADATA).read_text())
+        return parse_json((self._directory / str(step) / METADATA).read_bytes(), where=METADATA)
 
     def restore(self, step: int, target: State, metadata: Mapping[str, Any]) -> State:
         leaves = leaves_by_path(target)
@@ -210,7 +219,8 @@ class BucketStore:
 
     def _complete(self, step: int, metadata: Mapping[str, Any], removed: Sequence[int]) -> None:
         """Write the metadata after all arrays, and remove old checkpoints; on process 0, in the saver's thread."""
-        owner = json.loads(self._owner.read_text())
+        where = str(self._owner)
+        owner = typed.check(_Owner, parse_json(self._owner.read_bytes(), where=where), where=where)
         if owner["run"] != self._run:
             raise EarthGPTError(
                 f"{self._directory.parent}: another run, started on {owner['host']} at {owner['started']}, now uses "
@@ -224,7 +234,7 @@ class BucketStore:
     def _describe(self, step: int) -> _Saved:
         try:
             return _Saved(step, datetime.datetime.fromisoformat(self.metadata(step)["saved"]))
-        except (ValueError, KeyError, TypeError):  # damaged; restoring it says so
+        except (EarthGPTError, ValueError, KeyError, TypeError):  # damaged; restoring it says so
             return _Saved(step, datetime.datetime.now(datetime.UTC))
 
     def _specs(self, step: int, state_folder: str, leaves: Mapping[str, Any]) -> list[dict[str, Any]]:

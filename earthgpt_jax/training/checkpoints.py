@@ -44,9 +44,10 @@ from orbax.checkpoint.checkpoint_managers import PolicyCheckpointInfo as PolicyC
 from earthgpt_jax import __version__
 from earthgpt_jax.common.digests import fingerprint_json
 from earthgpt_jax.common.errors import EarthGPTError, find_full_disk
+from earthgpt_jax.common.typed import show
 from earthgpt_jax.config import CheckpointConfig
 from earthgpt_jax.training.checkpoint_stores import open_store
-from earthgpt_jax.training.inspection import CHECKPOINT_FORMAT, is_damaged, metadata_digest
+from earthgpt_jax.training.inspection import CHECKPOINT_FORMAT, check_metadata, metadata_digest, saved_format
 from earthgpt_jax.training.state import State, leaves_by_path
 
 # Commands that move a folder, by the scheme of its address.
@@ -149,15 +150,17 @@ class Checkpoints:
             self._store.close()
 
     def _check_compatible(self, step: int, extra: Mapping[str, Any], like: State) -> None:
-        if is_damaged(extra):
-            raise self._damaged(step, "extra/metadata has changed since it was saved")
-        if (saved := extra.get("format", 1)) != CHECKPOINT_FORMAT:
+        try:
+            saved = saved_format(extra)
+            if saved == CHECKPOINT_FORMAT:
+                check_metadata(extra)
+        except EarthGPTError as error:
+            raise self._damaged(step, str(error)) from error
+        if saved != CHECKPOINT_FORMAT:
             raise EarthGPTError(
-                f"checkpoint {self.folder(step)}: expected checkpoint format {CHECKPOINT_FORMAT}, got {saved}. Resume "
-                "the run with the version of earthgpt-jax that started it, or start again in another --workdir."
+                f"checkpoint {self.folder(step)}: expected checkpoint format {CHECKPOINT_FORMAT}, got {show(saved)}. "
+                "Resume the run with the version of earthgpt-jax that started it, or start again in another --workdir."
             )
-        if missing := {"arrays", "checksums", "digest"} - extra.keys():
-            raise self._damaged(step, f"extra/metadata lacks {', '.join(sorted(missing))}")
         expected = _dtypes_and_shapes(like)
         if different := [path for path, array in extra["arrays"].items() if expected.get(path) != array]:
             raise EarthGPTError(

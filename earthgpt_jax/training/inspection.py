@@ -10,11 +10,12 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
-from earthgpt_jax.common import digests
+from earthgpt_jax.common import digests, typed
 from earthgpt_jax.common.buckets import BucketPath
 from earthgpt_jax.common.errors import EarthGPTError
+from earthgpt_jax.common.parsing import parse_json
 
 # `format` in a checkpoint's metadata; raise it when a key, a kind of fingerprint or an array's path changes
 CHECKPOINT_FORMAT = 3
@@ -23,6 +24,45 @@ _TEMPORARY = ".orbax-checkpoint-tmp"  # part of the name of a checkpoint that Or
 METADATA = "extra/metadata"  # in the folder of a checkpoint
 _REQUIRED_FILES = (METADATA, "state/_METADATA", "state/manifest.ocdbt")  # on a disk
 _ITEM_BYTES = {"float32": 4, "int32": 4, "uint32": 4, "bfloat16": 2, "float16": 2}
+
+
+class _Frozen(TypedDict):
+    fingerprint: str
+    dtype: str
+    parent: dict[str, Any]
+
+
+class _Metadata(TypedDict):
+    arrays: dict[str, list[str | list[int]]]  # name -> dtype and shape
+    checksums: dict[str, int]
+    digest: str
+    saved: str
+    versions: dict[str, str]
+    identity: NotRequired[dict[str, Any]]
+    frozen: NotRequired[_Frozen | None]
+    config: NotRequired[dict[str, Any]]
+    data_position: NotRequired[int]
+    state_folder: NotRequired[str]
+    mesh: NotRequired[dict[str, int]]
+    devices: NotRequired[str]
+
+
+# The parts of a run's config that a summary shows.
+class _RunConfig(TypedDict):
+    recipe: str
+    stage: str
+    optim: dict[str, Any]
+    data: dict[str, Any]
+    init: NotRequired[str]
+    init_from: NotRequired[dict[str, Any]]
+
+
+class _Optim(TypedDict):
+    steps: int
+
+
+class _Data(TypedDict):
+    batch_size: int
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -90,9 +130,29 @@ def metadata_digest(metadata: Mapping[str, Any]) -> str:
     return digests.sha256_json(plain)
 
 
-def is_damaged(metadata: Mapping[str, Any]) -> bool:
-    """Return whether the metadata of a checkpoint contradicts its digest; format 1 has none."""
-    return "digest" in metadata and metadata["digest"] != metadata_digest(metadata)
+def saved_format(metadata: Any) -> Any:
+    """Return the format that metadata name; checkpoints of format 1 do not.
+
+    Raises:
+        EarthGPTError: they have changed since they were saved.
+    """
+    if not isinstance(metadata, dict):
+        raise EarthGPTError(f"{METADATA} is not a JSON object")
+    if "digest" in metadata and metadata["digest"] != metadata_digest(metadata):
+        raise EarthGPTError(f"{METADATA} has changed since it was saved")
+    return metadata.get("format", 1)
+
+
+def check_metadata(metadata: Any) -> None:
+    """Check the types of the metadata of a checkpoint of the current format.
+
+    Raises:
+        EarthGPTError: a field is missing or of another type.
+    """
+    typed.check(_Metadata, metadata, where=METADATA, further=True)
+    for name, array in metadata["arrays"].items():
+        if [type(value) for value in array] != [str, list]:
+            raise EarthGPTError(f"{METADATA}: arrays.{name}: expected a dtype and a shape, got {typed.show(array)}")
 
 
 def _summarize_checkpoints(folder: Path) -> list[Summary]:
@@ -132,28 +192,27 @@ def _summarize_run(path: Path, config: Mapping[str, Any]) -> Summary:
 def _step_of_model(path: Path, last: int) -> str:
     """Return " of step N" for a model that is not of the last step."""
     try:
-        step = json.loads((path / "config.json").read_text())["provenance"]["steps"]
-    except (OSError, ValueError, KeyError, TypeError):
+        step = parse_json((path / "config.json").read_bytes(), where="config.json")["provenance"]["steps"]
+    except (OSError, EarthGPTError, KeyError, TypeError):
         return ""
-    return "" if step == last else f" of step {step}"
+    return "" if step == last else f" of step {typed.show(step)}"
 
 
 def _summarize_checkpoint(path: Path) -> Summary:
     try:
         if not (path / METADATA).is_file():
             raise EarthGPTError(f"lacks {METADATA}")
-        metadata = json.loads((path / METADATA).read_text())
-        if not isinstance(metadata, dict):
-            raise EarthGPTError("extra/metadata is not a JSON object")
-        _check_files(path, metadata)
-        if is_damaged(metadata):
-            raise EarthGPTError("extra/metadata has changed since it was saved")
-    except (EarthGPTError, ValueError, KeyError, OSError) as error:
+        metadata = parse_json((path / METADATA).read_bytes(), where=METADATA)
+        saved = saved_format(metadata)
+        if saved == CHECKPOINT_FORMAT:
+            check_metadata(metadata)
+            _check_files(path, metadata)
+        config = _check_run_config(metadata.get("config")) or _read_run_config(path.parents[1] / "config.json")
+    except (EarthGPTError, OSError) as error:
         return Summary(title=f"{path}: DAMAGED checkpoint ({error}); it cannot be restored", intact=False)
-    if (saved := metadata.get("format", 1)) != CHECKPOINT_FORMAT:
-        title = f"{path}: checkpoint of format {saved}, but this version restores format {CHECKPOINT_FORMAT} only"
-        return Summary(title=title, intact=False)
-    config = metadata.get("config") or _read_run_config(path.parents[1] / "config.json")
+    if saved != CHECKPOINT_FORMAT:
+        expected = f"but this version restores format {CHECKPOINT_FORMAT} only"
+        return Summary(title=f"{path}: checkpoint of format {typed.show(saved)}, {expected}", intact=False)
     total = f" of {config['optim']['steps']}" if config else ""
     title = f"{path}: checkpoint of step {path.name}{total}" + (f", {_recipe(config)}" if config else "")
     return Summary(title=title, facts=tuple(_facts(metadata, config)))
@@ -196,7 +255,7 @@ def _facts(metadata: Mapping[str, Any], config: Mapping[str, Any] | None) -> lis
     elif "frozen weights" in metadata.get("identity", {}):
         facts.append(("frozen", f"not saved: fingerprint {metadata['identity']['frozen weights']}"))
     if frozen and config:
-        facts.append(("started from", config["init"] or json.dumps(config["init_from"])))
+        facts.append(("started from", config.get("init") or json.dumps(config.get("init_from"))))
     if "mesh" in metadata:
         axes = ", ".join(f"{axis} {size}" for axis, size in metadata["mesh"].items())
         facts.append(("mesh", f"{axes}: {metadata['devices']}; can be restored onto any other"))
@@ -215,8 +274,17 @@ def _recipe(config: Mapping[str, Any]) -> str:
 def _read_run_config(path: Path) -> dict[str, Any] | None:
     """Return the config of a run; None if the file is absent or belongs to a model directory."""
     try:
-        values = json.loads(path.read_text())
-    except (OSError, ValueError):
+        return _check_run_config(parse_json(path.read_bytes(), where=str(path)))
+    except (OSError, EarthGPTError):
         return None
-    is_run = isinstance(values, dict) and {"recipe", "stage", "optim"} <= values.keys()
-    return values if is_run else None
+
+
+def _check_run_config(values: Any) -> dict[str, Any] | None:
+    """Return the config of a run if it has the fields that a summary shows, with their types."""
+    try:
+        config = typed.check(_RunConfig, values, where="config", further=True)
+        for hint, group in ((_Optim, "optim"), (_Data, "data")):
+            typed.check(hint, config[group], where=group, further=True)
+    except EarthGPTError:
+        return None
+    return config

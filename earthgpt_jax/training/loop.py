@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
-import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -20,6 +19,7 @@ from earthgpt_jax import compilation, distributed
 from earthgpt_jax import params as params_lib
 from earthgpt_jax.common import files, memory
 from earthgpt_jax.common.errors import EarthGPTError
+from earthgpt_jax.common.parsing import parse_json
 from earthgpt_jax.config import Config, ModelContents, Remat, Stage, from_dict, to_dict
 from earthgpt_jax.datasets.build.writer import write_dataset
 from earthgpt_jax.datasets.store import RecordSource
@@ -517,7 +517,7 @@ def _check_config_unchanged(config: Config, workdir: Path) -> None:
     if not path.exists():
         return
     # Fields that the file lacks get their defaults, which are the behaviour of the version that wrote it.
-    before = to_dict(from_dict(json.loads(path.read_text()), where=str(path)))
+    before = to_dict(from_dict(parse_json(path.read_bytes(), where=str(path)), where=str(path)))
     changed = [line for line in _differences(before, to_dict(config)) if not line.startswith(_CHANGEABLE)]
     if changed:
         raise EarthGPTError(

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from jax.sharding import Mesh
 
 from earthgpt_jax import distributed
-from earthgpt_jax.common import files
+from earthgpt_jax.common import files, typed
+from earthgpt_jax.common.parsing import parse_json
 from earthgpt_jax.config import Config, Remat
 
 _log = logging.getLogger(__name__)
 
 DEFAULT = Remat.FULL  # where nobody chooses, or the memory of the devices is unknown, as on CPUs
 _FILE = "remat.json"
+
+
+class _Saved(TypedDict):
+    remat: str
+    devices: dict[str, Any]
 
 
 def resolve(config: Config, workdir: Path, *, mesh: Mesh, choose: Callable[[Config], str] | None) -> Config:
@@ -46,8 +51,10 @@ def save(config: Config, workdir: Path, *, mesh: Mesh) -> None:
 def _saved(workdir: Path, mesh: Mesh) -> str | None:
     """Return the policy of an earlier start on the same mesh of the same devices."""
     path = workdir / _FILE
-    saved: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    return saved["remat"] if saved.get("devices") == _devices(mesh) else None
+    if not path.exists():
+        return None
+    saved = typed.check(_Saved, parse_json(path.read_bytes(), where=str(path)), where=str(path))
+    return saved["remat"] if saved["devices"] == _devices(mesh) else None
 
 
 def _devices(mesh: Mesh) -> dict[str, Any]:

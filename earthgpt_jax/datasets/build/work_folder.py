@@ -23,7 +23,8 @@ def work_folder(out: Path) -> Iterator[Path]:
     On exit the folder is removed if `out` exists, or if no chunk is finished that a later build could use.
 
     Raises:
-        EarthGPTError: another process is building `out`.
+        EarthGPTError: another process is building `out`, or the folder belongs to another user, whose files could hold
+            any code (`pickle`).
     """
     parent = out.parent
     if not files.renames_folders(out):
@@ -31,7 +32,7 @@ def work_folder(out: Path) -> Iterator[Path]:
     parent.mkdir(parents=True, exist_ok=True)
     work = parent / f".{out.name}.building"
     while True:
-        work.mkdir(exist_ok=True)
+        work.mkdir(mode=0o700, exist_ok=True)
         lock = os.open(work, os.O_RDONLY)
         try:
             try:
@@ -42,6 +43,8 @@ def work_folder(out: Path) -> Iterator[Path]:
                 ) from None
             except OSError:
                 pass  # this file system has no locks
+            if os.fstat(lock).st_uid != os.geteuid():
+                raise EarthGPTError(f"{work}: belongs to another user; remove it, or choose another --out")
             if not work.exists() or not os.path.samestat(os.fstat(lock), work.stat()):
                 continue  # another process finished and removed the folder between mkdir and flock
             try:

@@ -17,8 +17,10 @@ from typing import Any
 
 import numpy as np
 
+from earthgpt_jax.common import typed
 from earthgpt_jax.common.digests import sha256
 from earthgpt_jax.common.errors import EarthGPTError
+from earthgpt_jax.common.parsing import parse_json
 
 FILE = "overlap.jsonl"
 KEY = "overlap"  # of the manifest
@@ -78,8 +80,8 @@ def read(directory: Path, manifest: Mapping[str, Any]) -> list[Match]:
         raise EarthGPTError(
             f"{path} is damaged: its sha256 differs from the one in the manifest; run `earthgpt data audit` again"
         )
-    rows = [json.loads(line) for line in content.splitlines()]
-    return [Match(**row | {"match_type": MatchType(row["match_type"])}) for row in rows]
+    lines = ((f"{path}, line {i}", line) for i, line in enumerate(content.splitlines(), start=1))
+    return [typed.check(Match, parse_json(line, where=where), where=where) for where, line in lines]
 
 
 def held_out_mask(

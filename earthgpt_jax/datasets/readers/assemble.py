@@ -116,6 +116,7 @@ class ImagePairer:
             if not isinstance(entry, Entry):
                 yield entry
                 continue
+            entry = _with_valid_names(entry)
             if not entry.problem:
                 if entry.id in self._seen:
                     entry = dataclasses.replace(entry, problem=f"the id {entry.id} occurs twice")
@@ -144,8 +145,24 @@ class ImagePairer:
                 if self._card.unannotated_images is UnannotatedImages.DROP:
                     yield Dropped(item_type=ItemType.IMAGE, reason="no annotation names the image")
                 else:
-                    file = str(path.relative_to(self._root))
-                    yield Rejected(id=path.stem, item_type=ItemType.IMAGE, reason="no annotation names it", file=file)
+                    file = _printable(str(path.relative_to(self._root)))
+                    yield Rejected(
+                        id=_printable(path.stem), item_type=ItemType.IMAGE, reason="no annotation names it", file=file
+                    )
+
+
+def _with_valid_names(entry: Entry) -> Entry:
+    """Return an entry whose names can be stored; names of files may be bytes that are no UTF-8."""
+    if _is_utf8(entry.id, entry.file, entry.image, entry.label):
+        return entry
+    return dataclasses.replace(
+        entry, id=_printable(entry.id), file=_printable(entry.file), image="", label="",
+        problem=entry.problem or "a name of a file or class is not UTF-8; rename it",
+    )  # fmt: skip
+
+
+def _printable(name: str) -> str:
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def validate_entry(

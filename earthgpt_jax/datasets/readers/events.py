@@ -213,13 +213,13 @@ def load_json(path: Path, expected: type[_T]) -> _T:
 
 
 def read_text(path: Path) -> str:
-    """Return the text of a file, with invalid UTF-8 bytes replaced.
+    """Return the text of a file without a byte order mark, and with invalid UTF-8 bytes replaced.
 
     Raises:
         EarthGPTError: the file cannot be read.
     """
     try:
-        return path.read_text(encoding="utf-8", errors="replace")
+        return path.read_text(encoding="utf-8-sig", errors="replace")
     except OSError as error:
         raise EarthGPTError(f"{path}: cannot be read: {error.strerror}; check its permissions, or remove it") from error
 
