@@ -30,7 +30,7 @@ _RASTERS = {
 }  # fmt: skip
 _MOST_PIXELS = 1_000_000_000  # a process may need 12 bytes for each; the largest scenes of DOTA have 8e8
 # Pillow's names of the formats that it decodes. Others of its plugins start programs, or crash on damaged files.
-_PICTURES = ("JPEG", "MPO", "PNG", "BMP", "DIB", "GIF", "WEBP", "AVIF")
+_PICTURES = ("JPEG", "PNG", "BMP", "DIB", "GIF", "WEBP", "AVIF")
 _PNG_SIGNATURE, _PNG_DEPTH = b"\x89PNG\r\n\x1a\n", slice(24, 25)  # the bits per sample in IHDR
 # Formats whose pixels are in other files or in one of several subdatasets.
 _UNSUPPORTED = {b"\x89HDF": "HDF5 or netCDF", b"CDF": "netCDF", b"<VRTDataset": "VRT", b"PK\3\4": "ZIP"}

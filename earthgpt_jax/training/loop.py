@@ -36,7 +36,7 @@ from earthgpt_jax.params import Params
 from earthgpt_jax.sharding import rules
 from earthgpt_jax.sharding.mesh import Placement, build_mesh, local_rows
 from earthgpt_jax.synthetic import SyntheticSource
-from earthgpt_jax.training import guard, remat_choice
+from earthgpt_jax.training import guard, remat_choice, workdir_lock
 from earthgpt_jax.training.checkpoints import Checkpoints, fingerprint
 from earthgpt_jax.training.execution import execution_options
 from earthgpt_jax.training.features import compute_missing, feature_store
@@ -136,24 +136,27 @@ def train(
 
     Raises:
         EarthGPTError: the work directory belongs to another config; the data or the initial model changed since the
-            checkpoint; the processes differ in config, code, data or weights; or an update was bad (see `guard`).
+            checkpoint; the processes differ in config, code, data or weights; another run uses the directory; or an
+            update was bad (see `guard`).
         RunStopped: stopped by SIGTERM or Ctrl-C; the current step is saved.
     """
     memory.return_large_blocks()
     timer, startup = StepTimer(), Startup(seconds={"imports": process_seconds()})
     run = _prepare(config, workdir, startup, choose_remat=choose_remat, make_scorer=make_scorer)
     if run is not None:
-        with contextlib.closing(Checkpoints(workdir, config.checkpoint)) as checkpoints:
-            with startup.measure("state"):
-                state = jax.block_until_ready(_start_state(run, checkpoints))
-            _claim(run)
-            state = _run_steps(
-                run, state, checkpoints, timer=timer, startup=startup, profile=profile, flops_reference=flops_reference
-            )  # fmt: skip
-        trainable, step = state.trainable, int(state.step)
-        del state  # the optimizer's moments
-        memory.return_freed_blocks()
-        _finish(run, trainable, step=step)
+        with workdir_lock.hold(workdir):
+            with contextlib.closing(Checkpoints(workdir, config.checkpoint)) as checkpoints:
+                with startup.measure("state"):
+                    state = jax.block_until_ready(_start_state(run, checkpoints))
+                _claim(run)
+                state = _run_steps(
+                    run, state, checkpoints, timer=timer, startup=startup, profile=profile,
+                    flops_reference=flops_reference,
+                )  # fmt: skip
+            trainable, step = state.trainable, int(state.step)
+            del state  # the optimizer's moments
+            memory.return_freed_blocks()
+            _finish(run, trainable, step=step)
     return workdir / "model"
 
 
