@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from earthgpt_jax.cli import engine_options, process_options
+from earthgpt_jax.cli.made_by import made_by
 from earthgpt_jax.common import files
 
 if TYPE_CHECKING:
@@ -127,7 +128,12 @@ def run(args: argparse.Namespace) -> int:
             curves={},
             images=report.first_images(test, result.predictions, per_sensor=6),
             notes=[
-                f"{min(args.limit or len(test), len(test))} of {len(test)} images of {test.name}, split {args.split}."
+                made_by(
+                    args,
+                    samples=SAMPLES,
+                    inputs={"model": engine.describe()["params"], f"{test.name} ({args.split})": test.fingerprint},
+                ),
+                f"{min(args.limit or len(test), len(test))} of {len(test)} images of {test.name}, split {args.split}.",
             ],
             failures=report.parse_failures(result.predictions),
             predictions=result.predictions,

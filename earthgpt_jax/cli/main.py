@@ -22,6 +22,7 @@ import errno
 import glob
 import importlib.util
 import os
+import shlex
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
@@ -182,6 +183,7 @@ def _dispatch(argv: Sequence[str]) -> int:
         parser.print_help()
         return 0
     args.overrides = overrides
+    args.command_line = shlex.join(("earthgpt", *argv))
     _mark_absl_flags_parsed()
     _skip_tpu_search()
     return module.run(args) or 0

@@ -16,6 +16,7 @@ import sys
 import time
 from pathlib import Path
 
+from earthgpt_jax.cli.made_by import made_by
 from earthgpt_jax.common import files
 
 MAX_LOGIT_DIFFERENCE = 1e-3  # between export and original; logits reach 20, and a difference of 2e-5 is usual
@@ -50,6 +51,7 @@ def run(args: argparse.Namespace) -> int:
     from earthgpt_jax.datasets.collection import open_records
     from earthgpt_jax.evaluation import report
     from earthgpt_jax.evaluation.compare import answer_questions, compare_with_baselines
+    from earthgpt_jax.evaluation.metrics.intervals import SAMPLES
     from earthgpt_jax.inference.engine import Engine
     from earthgpt_jax.synthetic import SyntheticSource
     from earthgpt_jax.training.loop import train
@@ -102,6 +104,7 @@ def run(args: argparse.Namespace) -> int:
         images=report.first_images(test, results["tiny"].predictions, per_sensor=4),
         failures=report.parse_failures(results["tiny"].predictions),
         notes=[
+            made_by(args, samples=SAMPLES, inputs={"test images": test.fingerprint}),
             "All images are synthetic: procedural scenes, rendered as optical, SAR and infrared images.",
             "The pictures show the answers of the embedded model `tiny`.",
         ],

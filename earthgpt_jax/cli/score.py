@@ -27,9 +27,12 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from earthgpt_jax.cli.json_output import json_output
+from earthgpt_jax.cli.made_by import made_by
 from earthgpt_jax.common import files
 
 if TYPE_CHECKING:
@@ -43,7 +46,12 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", type=files.path, help="predictions: JSON Lines or a JSON list")
-    parser.add_argument("--json", type=files.path, metavar="FILE", help="also write all metrics to this file")
+    parser.add_argument(
+        "--json",
+        type=files.path,
+        metavar="FILE",
+        help="also write all metrics to this file; - for standard output, and the text goes to standard error",
+    )
     parser.add_argument("--report", type=files.path, metavar="DIR", help="also write report.html and report.md there")
     parser.add_argument(
         "--from",
@@ -92,6 +100,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    with json_output(args.json) as write_json:
+        return _score(args, write_json)
+
+
+def _score(args: argparse.Namespace, write_json: Callable[[str], object]) -> int:
     from earthgpt_jax.common.errors import EarthGPTError
     from earthgpt_jax.datasets.collection import open_records
     from earthgpt_jax.evaluation import benchmarks, confidence, report, scores
@@ -109,7 +122,7 @@ def run(args: argparse.Namespace) -> int:
             f"{args.file}: expected answers about {args.data} ({args.split}), digest {source.fingerprint}, got answers "
             f"about a dataset with digest {digest}; give that dataset with --data"
         )
-    notes = _file_notes(args, header, predictions) + notes
+    notes = [made_by(args, samples=args.samples), *_file_notes(args, header, predictions), *notes]
     card = benchmarks.benchmark(args.benchmark) if args.benchmark else None
     if card is not None:
         predictions = benchmarks.select_answers(predictions, card, path=args.file)
@@ -145,7 +158,7 @@ def run(args: argparse.Namespace) -> int:
     if args.project:
         everything = _with_figures(everything, args.project, predictions)
     if args.json:
-        files.write_output(args.json, (json.dumps(scores.without_nan(everything), indent=1) + "\n").encode())
+        write_json(json.dumps(scores.without_nan(everything), indent=1) + "\n")
     if args.report:
         report.write_report(
             args.report, title=f"Answers of {args.file.name}", scores=everything, predictions=predictions,

@@ -111,12 +111,14 @@ def render_page(
     config: Config,
     tokenizer: Tokenizer,
     annotated: Mapping[str, AnnotatedClasses] | None = None,
+    made_by: str = "",
 ) -> str:
     """Render a self-contained HTML page without JavaScript.
 
     Args:
         recipe: Name of `config`, to show on the page.
         annotated: Source of a record -> classes that it annotates, for questions about absent classes.
+        made_by: What made the page, to show on it.
 
     Raises:
         EarthGPTError: An image cannot be decoded, or `data.seq_len` leaves no room for questions.
@@ -127,7 +129,9 @@ def render_page(
     )  # fmt: skip
     models = model_views(records, config=config, tokenizer=tokenizer, annotated=annotated or {})
     views = [_record_view(record, models.get(record.id)) for record in records]
-    return environment.get_template("gallery.html").render(title=title, recipe=recipe, data=config.data, views=views)
+    return environment.get_template("gallery.html").render(
+        title=title, recipe=recipe, data=config.data, views=views, made_by=made_by
+    )  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -242,18 +242,21 @@ def format_statistics(statistics: DatasetStatistics) -> str:
     return "\n".join(lines)
 
 
-def render_page(datasets: Sequence[DatasetStatistics], *, title: str, tokenizer: str) -> str:
+def render_page(datasets: Sequence[DatasetStatistics], *, title: str, tokenizer: str, made_by: str = "") -> str:
     """Render a self-contained HTML page of all tables and plots, without JavaScript.
 
     Args:
         tokenizer: Name of the tokenizer that counted the tokens, to show on the page.
+        made_by: What made the page, to show on it.
     """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("earthgpt_jax.input", "pages"), autoescape=True, trim_blocks=True,
         lstrip_blocks=True, undefined=jinja2.StrictUndefined,
     )  # fmt: skip
     sections = [(each.name, list(_plots(each)), list(tables(each))) for each in datasets]
-    return environment.get_template("stats.html").render(title=title, tokenizer=tokenizer, sections=sections)
+    return environment.get_template("stats.html").render(
+        title=title, tokenizer=tokenizer, sections=sections, made_by=made_by
+    )  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

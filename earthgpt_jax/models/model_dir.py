@@ -33,6 +33,7 @@ from earthgpt_jax.common import files, typed
 from earthgpt_jax.common.digests import fingerprint_json
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.common.files import IfExists, atomic_folder
+from earthgpt_jax.common.names import did_you_mean
 from earthgpt_jax.common.parsing import parse_json
 from earthgpt_jax.common.progress import Bar
 from earthgpt_jax.common.resources import assets_path
@@ -160,9 +161,16 @@ def find(name: str | Path) -> Path:
     if SENTENCEPIECE in missing and find_tokenizer(path) is not None:
         missing.remove(SENTENCEPIECE)
     if missing:
+        if (path / "model" / "config.json").is_file():
+            advice = f"It is a training run: give {path / 'model'}."
+        else:
+            advice = (
+                f"Give the `model` folder of a training run, or an embedded model: {', '.join(EMBEDDED)}"
+                f"{did_you_mean(str(name), EMBEDDED)}"
+            )
         raise EarthGPTError(
             f"model {str(name)!r}: expected a directory with {', '.join(FILES)}; {path} lacks {', '.join(missing)}. "
-            f"Give the `model` folder of a training run, or an embedded model: {', '.join(EMBEDDED)}."
+            f"{advice}"
         )
     return path
 

@@ -60,7 +60,9 @@ def test_a_dataset_in_a_bucket_is_the_one_on_a_disk(
         assert status == 0, captured.err
     assert "no problems" in captured.out or captured.err.startswith("wrote")
     assert json.loads((bucket / "stats.json").read_text())[0]["name"] == "synthetic"
-    assert (bucket / "page" / "index.html").read_text().startswith("<!") and (bucket / "sheet.png").is_file()
+    page, statistics = ((bucket / name).read_text() for name in ("page/index.html", "stats.html"))
+    assert all("UTC: `earthgpt data" in text and "Digests: " in text for text in (page, statistics))
+    assert page.startswith("<!") and (bucket / "sheet.png").is_file()
 
     (out / "synthetic" / "earthgpt_records-test.array_record-00000-of-00001").write_bytes(b"short")
     with pytest.raises(EarthGPTError, match=r"test\.array_record-00000-of-00001: expected \d+ bytes, got 5"):

@@ -90,6 +90,8 @@ def test_a_damaged_model_directory_is_refused(tmp_path):
     with pytest.raises(EarthGPTError, match=r"lacks model\.safetensors"):
         model_dir.read(tmp_path)
     path = nano.model_dir(tmp_path / "model", nano.config("align").model)
+    with pytest.raises(EarthGPTError, match=f"It is a training run: give {path}"):
+        model_dir.read(tmp_path)
     weights = path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1000])
     for load in (model_dir.read, Engine.from_model_dir):

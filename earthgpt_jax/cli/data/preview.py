@@ -20,6 +20,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from earthgpt_jax.cli.made_by import made_by
 from earthgpt_jax.common import files
 
 if TYPE_CHECKING:
@@ -70,12 +71,14 @@ def run(args: argparse.Namespace) -> int:
         from earthgpt_jax.input.preview import render_page
         from earthgpt_jax.input.tokenizer import Tokenizer
 
+        manifests = [read_manifest(folder) for folder in folders]
         text = render_page(
             records,
             title=", ".join(folder.name for folder in folders),
             recipe=args.config,
             config=load(args.config),
-            annotated={values["name"]: annotated_classes(values) for values in map(read_manifest, folders)},
+            annotated={values["name"]: annotated_classes(values) for values in manifests},
+            made_by=made_by(args, inputs={values["name"]: values["fingerprint"] for values in manifests}),
             tokenizer=Tokenizer(args.tokenizer or assets_path("tiny", "tokenizer.model")),
         )
         out.parent.mkdir(exist_ok=True)

@@ -20,7 +20,10 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 
+from earthgpt_jax.cli.json_output import STDOUT, json_output
+from earthgpt_jax.cli.made_by import made_by
 from earthgpt_jax.common import files
 
 _CONFIG = "tiny:instruct"
@@ -33,7 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tokenizer", type=files.path, help="tokenizer.model or tokenizer.json (default: the embedded one)"
     )
-    parser.add_argument("--json", type=files.path, metavar="FILE", help="also write the statistics as JSON")
+    parser.add_argument(
+        "--json", type=files.path, metavar="FILE", help="also write the statistics as JSON; - for standard output"
+    )
     parser.add_argument("--html", type=files.path, metavar="FILE", help="also write a page with tables and plots")
     parser.add_argument("--packing", action="store_true", help="report the packing schedule of a recipe instead")
     parser.add_argument("--config", help=f"--packing: recipe (default: {_CONFIG})")
@@ -50,7 +55,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    return _report_packing(args) if args.packing else _measure(args)
+    if args.packing:
+        return _report_packing(args)
+    with json_output(args.json) as write_json:
+        return _measure(args, write_json)
 
 
 def _report_packing(args: argparse.Namespace) -> int:
@@ -76,14 +84,14 @@ def _report_packing(args: argparse.Namespace) -> int:
     return 0
 
 
-def _measure(args: argparse.Namespace) -> int:
+def _measure(args: argparse.Namespace, write_json: Callable[[str], object]) -> int:
     import dataclasses
     import json
 
     from earthgpt_jax.common.errors import EarthGPTError
     from earthgpt_jax.common.files import write_output
     from earthgpt_jax.common.resources import assets_path
-    from earthgpt_jax.datasets.manifest import dataset_directories
+    from earthgpt_jax.datasets.manifest import dataset_directories, read_manifest
     from earthgpt_jax.input import statistics
     from earthgpt_jax.input.tokenizer import Tokenizer
 
@@ -98,13 +106,16 @@ def _measure(args: argparse.Namespace) -> int:
     datasets = statistics.compute_statistics(folders, tokenizer=tokenizer)
     print("\n\n".join(map(statistics.format_statistics, datasets)))
     if args.json:
-        content = json.dumps(list(map(dataclasses.asdict, datasets)), indent=1) + "\n"
-        write_output(args.json, content.encode())
+        write_json(json.dumps(list(map(dataclasses.asdict, datasets)), indent=1) + "\n")
     if args.html:
         counted_by = f"{args.tokenizer or 'the embedded tokenizer'} ({tokenizer.vocab_size} pieces)"
         title = f"Statistics of {', '.join(folder.name for folder in folders)}"
-        write_output(args.html, statistics.render_page(datasets, title=title, tokenizer=counted_by).encode())
+        digests = {folder.name: read_manifest(folder)["fingerprint"] for folder in folders}
+        page = statistics.render_page(
+            datasets, title=title, tokenizer=counted_by, made_by=made_by(args, inputs=digests)
+        )  # fmt: skip
+        write_output(args.html, page.encode())
     for path in (args.json, args.html):
-        if path:
+        if path and str(path) != STDOUT:
             print(f"wrote {path}", file=sys.stderr)
     return 0

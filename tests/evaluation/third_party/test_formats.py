@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from earthgpt_jax import __version__
 from earthgpt_jax.boxes import FullImage, write_boxes
 from earthgpt_jax.cli.main import main
 from earthgpt_jax.common.errors import EarthGPTError
@@ -142,8 +143,9 @@ def test_baselines_must_answer_the_same_questions(questions, tmp_path, capsys):
     )
     assert main(["score", str(path), "--blind", str(moved)]) == 2
     assert "1 questions have another text or ground truth" in capsys.readouterr().err
-    assert main(["score", str(path), "--blind", str(path), "--samples", "5"]) == 0
-    assert "| blind |" in capsys.readouterr().out
+    assert main(["score", str(path), "--blind", str(path), "--samples", "5", "--json", "-"]) == 0
+    printed = capsys.readouterr()
+    assert "| blind |" in printed.err and json.loads(printed.out)["grounding"]["all"]["n"] == 2
 
 
 def test_a_third_party_file_is_scored_from_the_command_line(questions, tmp_path, capsys):
@@ -160,3 +162,5 @@ def test_a_third_party_file_is_scored_from_the_command_line(questions, tmp_path,
     for name in ("report.html", "report.md"):
         text = (tmp_path / "report" / name).read_text()
         assert "published rule of lhrs" in text and "cum_iou" in text and "size: medium" in text
+        assert f"earthgpt-jax {__version__}, 20" in text and "earthgpt score " in text
+        assert "20 bootstrap samples" in text and "sha256" in text
