@@ -8,13 +8,25 @@ padding to the largest original or by one compiled step per size bucket. On the 
 
 from __future__ import annotations
 
+import functools
+import importlib.util
+from typing import Protocol
+
 import numpy as np
+from PIL import Image
 
 from earthgpt_jax.boxes import Square
-from earthgpt_jax.input.resize import resize_square
 from earthgpt_jax.raster.decode import decode
 
 FILL = (122, 116, 104)  # CLIP's mean colour, as LLaMA2-Accessory pads
+
+
+class ResizeSquare(Protocol):
+    """See `resize.resize_square`."""
+
+    def __call__(
+        self, image: np.ndarray, size: int, fill: tuple[int, int, int], *, out: np.ndarray | None = None
+    ) -> np.ndarray: ...
 
 
 def pad_to_square(image: np.ndarray, fill: tuple[int, int, int] = FILL) -> np.ndarray:
@@ -41,16 +53,37 @@ def load_square(data: bytes, size: int, stretch: str = "") -> np.ndarray:
 
 
 def to_square(image: np.ndarray, size: int, *, out: np.ndarray | None = None) -> np.ndarray:
-    """Pad and resize u8[h, w, 3] to u8[size, size, 3], bicubic and antialiased (see `resize_square`).
+    """Pad and resize u8[h, w, 3] to u8[size, size, 3], bicubic and antialiased, as Pillow does.
 
     Args:
         out: Where to write the result, which is returned.
     """
     if max(image.shape[:2]) != size:
-        return resize_square(image, size, FILL, out=out)
+        return _resize_square()(image, size, FILL, out=out)
     if out is None:
         return pad_to_square(image)
     out[:] = pad_to_square(image)
+    return out
+
+
+@functools.cache
+def _resize_square() -> ResizeSquare:
+    """Return the kernel that Numba compiles (extra `train`); without it, Pillow, which is slower and gives the same."""
+    if importlib.util.find_spec("numba") is None:
+        return resize_with_pillow
+    from earthgpt_jax.input.resize import resize_square
+
+    return resize_square
+
+
+def resize_with_pillow(
+    image: np.ndarray, size: int, fill: tuple[int, int, int], *, out: np.ndarray | None = None
+) -> np.ndarray:
+    """Do as `resize.resize_square`, with Pillow."""
+    square = Image.fromarray(pad_to_square(image, fill)).resize((size, size), Image.Resampling.BICUBIC)
+    if out is None:
+        return np.array(square)
+    out[:] = square
     return out
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from earthgpt_jax.common.errors import EarthGPTError
-from earthgpt_jax.input.images import FILL, grey_square, load_square, pad_to_square
+from earthgpt_jax.input.images import FILL, grey_square, load_square, pad_to_square, resize_with_pillow
 from earthgpt_jax.input.resize import resize_square
 from earthgpt_jax.raster.decode import decode
 from tests.conftest import ROOT
@@ -105,7 +105,11 @@ def test_resizing_equals_pillow_bit_by_bit(height, width, size, seed, fill):
 @pytest.mark.parametrize("shape", [(354, 506), (1024, 700), (2000, 2000), (65, 3000)])
 def test_resizing_to_the_size_of_the_model_equals_pillow(shape):
     image = _RNG.integers(0, 256, (*shape, 3)).astype(np.uint8)
-    np.testing.assert_array_equal(resize_square(image, 512, FILL), _by_pillow(_file(image, "PNG"), 512))
+    expected, out = _by_pillow(_file(image, "PNG"), 512), np.empty((512, 512, 3), np.uint8)
+    for resize in (resize_square, resize_with_pillow):  # with Numba and without
+        np.testing.assert_array_equal(resize(image, 512, FILL), expected)
+        np.testing.assert_array_equal(resize(image, 512, FILL, out=out), expected)
+        assert resize(image, 512, FILL, out=out) is out
 
 
 def test_resizing_stays_within_its_arrays():
