@@ -31,6 +31,7 @@ from PIL import Image
 from earthgpt_jax import compilation
 from earthgpt_jax.boxes import BoxKind, read_answer
 from earthgpt_jax.common import files
+from earthgpt_jax.common.accelerators import skip_tpu_search
 from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.inference.confidence import box_confidences
 from earthgpt_jax.inference.decode import StateShape
@@ -388,6 +389,7 @@ def load(
         EarthGPTError: there is no such model, it is damaged, its parent is not found, or a sampling parameter is out
             of range.
     """
+    skip_tpu_search()
     compilation.enable_cache()
     sampling = Sampling(temperature=temperature, top_p=top_p, seed=seed)
     path = files.path(name)

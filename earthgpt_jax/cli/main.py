@@ -19,7 +19,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import errno
-import glob
 import importlib.util
 import os
 import shlex
@@ -31,6 +30,7 @@ from typing import Any, NoReturn
 
 from earthgpt_jax import __version__
 from earthgpt_jax.cli.help_text import COMPILATION_CACHE, EXIT_STATUS, add_parser, summary
+from earthgpt_jax.common.accelerators import skip_tpu_search
 from earthgpt_jax.common.errors import (
     EXIT_DEFECT,
     EXIT_INTERRUPTED,
@@ -185,7 +185,7 @@ def _dispatch(argv: Sequence[str]) -> int:
     args.overrides = overrides
     args.command_line = shlex.join(("earthgpt", *argv))
     _mark_absl_flags_parsed()
-    _skip_tpu_search()
+    skip_tpu_search()
     return module.run(args) or 0
 
 
@@ -255,18 +255,6 @@ def _mark_absl_flags_parsed() -> None:
 
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()
-
-
-def _skip_tpu_search() -> None:
-    """Use the CPU at once where the TPU compiler is installed (extra `plan`) but neither a TPU nor CUDA is.
-
-    Otherwise libtpu searches for a TPU first, for seconds, and reports that it found none.
-    """
-    installed = importlib.util.find_spec
-    cuda = any(installed(f"jax_cuda{version}_plugin") for version in (12, 13))
-    tpu = any(glob.glob(pattern) for pattern in ("/dev/accel*", "/dev/vfio/[0-9]*"))
-    if installed("libtpu") and not cuda and not tpu:
-        os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 
 def _print_error(message: str) -> int:
