@@ -96,8 +96,8 @@ def _special_tokens(contents: Mapping[str, bytes], *, where: str) -> dict[str, A
     names: dict[str, Any] = {}
     for file in (_SPECIAL, _CONFIG):
         if file in contents:
-            beside = f"{file} next to {where}"
-            values = typed.check(dict[str, Any], parse_json(contents[file], where=beside), where=beside)
+            place = f"{file} next to {where}"
+            values = typed.check(dict[str, Any], parse_json(contents[file], where=place), where=place)
             names |= {key: value for key, value in values.items() if value is not None}
     if not names:
         raise EarthGPTError(
