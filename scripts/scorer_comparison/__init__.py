@@ -1,0 +1,1 @@
+"""Compare scoring rules with the code of their projects: a module per project."""
