@@ -9,7 +9,9 @@ detections are of one object if they have the same class and kind, come from dif
   smaller part of at least `part`. (The oriented box around a cut corner may have twice its area.)
 
 Pairs are joined from the highest IoU down. Two detections of one window stay two objects, so neighbours in a row of
-parked cars are not joined, however much their boxes overlap. Of the detections of an object, the result is
+parked cars are not joined, however much their boxes overlap. Only a box that repeats an earlier one of its window (IoU
+of at least `repeat`), as language models do when they write in circles, is left out. Of the detections of an object,
+the result is
 
 - the one with the highest confidence among those that are whole: the window that saw all of the object decides;
 - without one, when the object is larger than the overlap: the box around all parts. Its confidence is the mean of
@@ -57,11 +59,13 @@ class MergeRule:
         part: least intersection over the smaller part, where both boxes are cut.
         edge: a box is cut if a corner is within this share of the window's side from an edge, unless the scene ends
             there.
+        repeat: IoU from which a box repeats an earlier one of the same window.
     """
 
     iou: float = 0.5
     part: float = 0.7
     edge: float = EDGE
+    repeat: float = 0.95
 
     def to_dict(self) -> dict[str, float]:
         """Return the attributes as JSON values."""
@@ -81,7 +85,8 @@ def merge(found: Sequence[SceneObject], *, width: int, height: int, rule: MergeR
     for i, item in enumerate(found):
         classes[item.label, item.kind].append(i)
     chosen = []
-    for indices in classes.values():
+    for with_repeats in classes.values():
+        indices = [with_repeats[i] for i in _without_repeats([found[i] for i in with_repeats], rule.repeat)]
         group = [found[i] for i in indices]
         cut = np.array([_is_cut(item, width=width, height=height, edge=rule.edge) for item in group])
         for cluster in _clusters(group, cut, rule):
@@ -91,6 +96,25 @@ def merge(found: Sequence[SceneObject], *, width: int, height: int, rule: MergeR
             else:
                 chosen.append((indices[best], group[best]))
     return [item for _, item in sorted(chosen, key=lambda pair: pair[0])]
+
+
+def _without_repeats(group: Sequence[SceneObject], repeat: float) -> list[int]:
+    """Return the indices of the detections that do not repeat an earlier one of their window."""
+    windows, shapes, first, second = _intersecting(group)
+    same = windows[first] == windows[second]
+    first, second = first[same], second[same]
+    iou, _ = _overlaps(shapes[first], shapes[second])
+    repeated = set(second[iou >= repeat].tolist())
+    return [i for i in range(len(group)) if i not in repeated]
+
+
+def _intersecting(group: Sequence[SceneObject]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return the number of each detection's window, its shape, and the pairs that intersect, the earlier one first."""
+    shapes = shapely.make_valid(shapely.polygons(np.stack([item.polygon for item in group])))
+    numbers = {window: i for i, window in enumerate(dict.fromkeys(item.window for item in group))}
+    first, second = shapely.STRtree(shapes).query(shapes, predicate="intersects")
+    ordered = first < second
+    return np.array([numbers[item.window] for item in group]), shapes, first[ordered], second[ordered]
 
 
 def _is_cut(item: SceneObject, *, width: int, height: int, edge: float) -> bool:
@@ -135,12 +159,9 @@ def _clusters(group: Sequence[SceneObject], cut: np.ndarray, rule: MergeRule) ->
 def _pairs(group: Sequence[SceneObject], cut: np.ndarray, rule: MergeRule) -> list[tuple[int, int]]:
     """Return the pairs of detections that agree, from the highest IoU down."""
     corners = np.stack([item.polygon for item in group])
-    shapes = shapely.make_valid(shapely.polygons(corners))
-    numbers = {window: i for i, window in enumerate(dict.fromkeys(item.window for item in group))}
-    window = np.array([numbers[item.window] for item in group])
+    window, shapes, first, second = _intersecting(group)
     bounds = np.array([item.window.bounds for item in group], np.float64)
-    first, second = shapely.STRtree(shapes).query(shapes, predicate="intersects")
-    other = (first < second) & (window[first] != window[second])
+    other = window[first] != window[second]
     first, second = first[other], second[other]
     low = np.maximum(bounds[first, :2], bounds[second, :2])
     high = np.minimum(bounds[first, 2:], bounds[second, 2:])

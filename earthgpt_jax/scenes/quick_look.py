@@ -23,6 +23,7 @@ from earthgpt_jax.scenes.detection import SceneResult
 from earthgpt_jax.scenes.plain import to_dict
 
 LONGEST = 4096  # pixels of a picture
+_STRIP = 256  # rows of a picture that are read at a time
 _PAGE = Path(__file__).with_name("map_page.html")
 
 
@@ -33,12 +34,23 @@ def save(path: Path, result: SceneResult, policy: StretchPolicy) -> None:
         EarthGPTError: the file cannot be written.
     """
     with SceneFile(result.path, policy, known=result.stretch) as file:
-        reduce = math.ceil(max(result.width, result.height) / LONGEST)
-        pixels = file.read(0, 0, result.width, result.height, reduce=reduce).pixels
+        pixels = _read_reduced(file)
     content = FORMATS[path.suffix.lower()](np.ascontiguousarray(pixels), result, path.suffix.lower())
     with files.explain_write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         files.write_bytes(path, content)
+
+
+def _read_reduced(file: SceneFile) -> np.ndarray:
+    """Return a scene as u8[h, w, 3] of at most `LONGEST` pixels along an axis, read in strips to save memory."""
+    reduce = math.ceil(max(file.width, file.height) / LONGEST)
+    pixels = np.empty((math.ceil(file.height / reduce), math.ceil(file.width / reduce), 3), np.uint8)
+    for top in range(0, len(pixels), _STRIP):
+        y = top * reduce
+        height = min(_STRIP * reduce, file.height - y)
+        part = file.read(0, y, file.width, height, reduce=reduce).pixels
+        pixels[top : top + len(part)] = part
+    return pixels
 
 
 def colour(label: str) -> tuple[int, int, int]:

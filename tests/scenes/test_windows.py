@@ -151,6 +151,12 @@ def test_detections_of_one_window_and_of_different_classes_stay():
     assert merge(classes, width=150, height=100) == classes
 
 
+def test_a_box_that_a_window_repeats_is_left_out():
+    first, second = at(60, window=LEFT), at(60.2, window=LEFT)
+    assert merge([first, second, first], width=150, height=100) == [first]
+    assert len(merge([first, second], width=150, height=100, rule=MergeRule(repeat=1))) == 2
+
+
 def test_looks_that_do_not_agree_stay():
     apart = [at(55, window=LEFT), at(72, window=RIGHT)]
     assert merge(apart, width=150, height=100) == apart
