@@ -94,6 +94,10 @@ class _Index(TypedDict):
     weight_map: dict[str, str]
 
 
+def _is_file_name(name: str) -> bool:
+    return name not in ("", ".", "..") and not set(name) & {"/", "\0"} and len(name) < 256
+
+
 def indexed_files(index: Path) -> dict[str, Path]:
     """Return the file of every tensor that an index lists, in the order of the files.
 
@@ -103,8 +107,8 @@ def indexed_files(index: Path) -> dict[str, Path]:
     values = parse_json(index.read_bytes(), where=str(index), advice="download it again")
     where = f"{index}: not an index of safetensors files"
     weight_map = typed.check(_Index, values, where=where, further=True)["weight_map"]
-    if outside := [name for name in weight_map.values() if "/" in name or "\0" in name or name in ("", "..")]:
-        raise EarthGPTError(f"{index}: expected names of files next to it, got {typed.show(outside[0])}")
+    if wrong := [name for name in weight_map.values() if not _is_file_name(name)]:
+        raise EarthGPTError(f"{index}: expected names of files next to it, got {typed.show(wrong[0])}")
     files = {key: index.parent / name for key, name in sorted(weight_map.items(), key=lambda item: item[1])}
     if missing := [file.name for file in dict.fromkeys(files.values()) if not file.is_file()]:
         raise EarthGPTError(

@@ -121,7 +121,7 @@ def train(
     """Run the stage of `config` in `workdir` and return the directory of the finished model.
 
     The contents of `workdir` decide where the run starts, in this order:
-      1. `model/` exists: the run is finished, and nothing is done.
+      1. `model/config.json` exists: the run is finished, and nothing is done.
       2. A checkpoint exists: resume from the newest one; the result is bit-identical to an uninterrupted run.
       3. Otherwise: start from `config.init` or `config.init_from`.
 

@@ -1,7 +1,7 @@
 """Files of every kind that a user may hand over, mutated at random: refused in one error, never by a crash or a hang.
 
 A case is one mutated file. It passes if it is read, or refused by an `EarthGPTError` (the one line that a user sees),
-within the time limit, with nothing written outside of its folder.
+within the time limit. Reading the files of a kind writes nothing and needs little memory.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import json
 import random
+import resource
 import shutil
 import signal
 from collections.abc import Callable, Iterator
@@ -22,6 +23,7 @@ from PIL import Image
 
 from earthgpt_jax import config as config_lib
 from earthgpt_jax.common.errors import EarthGPTError
+from earthgpt_jax.common.safetensors_files import indexed_files
 from earthgpt_jax.datasets import cards, manifest, readers
 from earthgpt_jax.datasets.collection import open_records
 from earthgpt_jax.evaluation import predictions_file, scores
@@ -31,13 +33,18 @@ from earthgpt_jax.input.tokenizer import Tokenizer
 from earthgpt_jax.models import model_dir
 from earthgpt_jax.raster.decode import decode
 from earthgpt_jax.records import Task
+from earthgpt_jax.training import inspection
 from tests.support import mutations, nano
 from tests.support.answers import answer, truth
 from tests.support.mutations import Mutation
 from tests.support.native_datasets import card as make_card
 from tests.support.native_datasets import corner_object, png, voc_file, voc_object
+from tests.training.test_checkpoints import _save
 
 SECONDS = 30  # for one case, on a busy machine
+MEMORY = 1 << 30  # bytes that all cases of a kind may add to the peak of the process
+CASES = 30  # of each kind
+MANY_CASES = 300
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -188,6 +195,44 @@ def _recipe(folder: Path) -> Path:
     return path
 
 
+def _overrides(folder: Path) -> Path:
+    path = folder / "overrides.txt"
+    words = (
+        "optim.steps=30",
+        "optim.peak_lr=1e-3",
+        "data.batch_size=8",
+        "mesh.data=1",
+        "data.mixture=m.yaml",
+        "seed=1",
+    )
+    path.write_text("".join(f"--config.{word}\n" for word in words))
+    return path
+
+
+def _load_overrides(path: Path) -> None:
+    config_lib.load("tiny:align", path.read_text(errors="surrogateescape").splitlines())
+
+
+def _index(folder: Path) -> Path:
+    (folder / "a.safetensors").touch()
+    path = folder / "model.safetensors.index.json"
+    path.write_text(json.dumps({"metadata": {"total_size": 4}, "weight_map": {"x": "a.safetensors"}}))
+    return path
+
+
+def _checkpoint(folder: Path) -> Path:
+    _save(folder / "run", 2)
+    return folder / "run" / "checkpoints" / "2" / inspection.METADATA
+
+
+def _inspect(path: Path) -> None:
+    """Inspect a run and its checkpoint, with a digest that fits the damaged metadata where they can be read."""
+    with contextlib.suppress(Exception):
+        values = json.loads(path.read_bytes())
+        path.write_text(json.dumps(values | {"digest": inspection.metadata_digest(values)}))
+    inspection.inspect(path.parents[3]), inspection.inspect(path.parents[1])
+
+
 def _coco() -> dict:
     rows = [
         {"id": 1, "image_id": 1, "category_id": 7, "bbox": [2, 3, 10, 6], "segmentation": [[2, 3, 12, 3, 12, 9, 2, 9]]}
@@ -222,6 +267,9 @@ KINDS = {
         make=lambda folder: _model(folder) / "tokenizer.model", read=lambda path: Tokenizer(path).encode("a b"),
         mutations=mutations.BYTES,
     ),
+    "overrides": Kind(make=_overrides, read=_load_overrides, mutations=TEXT),
+    "index of weights": Kind(make=_index, read=indexed_files, mutations=JSON),
+    "checkpoint": Kind(make=_checkpoint, read=_inspect, mutations=JSON),
     "recipe": Kind(make=_recipe, read=lambda path: config_lib.load(f"{path}:align"), mutations=TEXT),
     "voc": _native("voc", "a/x.xml", voc_file(voc_object("ship", 1, 2, 11, 12))),
     "rotated voc": _native("rotated_voc", "a/x.xml", voc_file(corner_object("ship", 10, 5, 14, 1, 18, 5, 14, 9))),
@@ -261,7 +309,7 @@ def failures(name: str, folder: Path, *, cases: int) -> list[str]:
     file = kind.make(folder)
     original = file.read_bytes()
     kind.read(file)
-    found = []
+    found, before, peak = [], _paths(folder), _peak()
     for case in range(cases):
         rng = random.Random(f"{name} {case}")
         mutation = kind.mutations[case % len(kind.mutations)]
@@ -274,10 +322,29 @@ def failures(name: str, folder: Path, *, cases: int) -> list[str]:
                 found.append(f"case {case}, {mutation.__name__}: message of {len(str(error))} characters")
         except Exception as error:
             found.append(f"case {case}, {mutation.__name__}: {type(error).__name__}: {str(error)[:200]}")
+    found += [f"wrote {path}" for path in sorted(_paths(folder) - before)]
+    if (grown := _peak() - peak) > MEMORY:
+        found.append(f"needed {grown >> 20} MiB")
     return found
 
 
+def _paths(folder: Path) -> set[Path]:
+    """Return all paths next to a folder and in it."""
+    return set(folder.parent.rglob("*"))
+
+
+def _peak() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+
+
+@pytest.mark.parametrize("cases", [CASES, pytest.param(MANY_CASES, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", KINDS)
-def test_a_mutated_file_is_read_or_refused(tmp_path, name):
-    found = failures(name, tmp_path, cases=30)
+def test_a_mutated_file_is_read_or_refused(tmp_path, name, cases):
+    folder = tmp_path / "case"
+    folder.mkdir()
+    found = failures(name, folder, cases=cases)
     assert not found, "\n".join(found)
+
+
+def test_there_are_at_least_five_hundred_cases():
+    assert len(KINDS) * CASES >= 500
