@@ -75,9 +75,11 @@ def _check_layout(one: Path, several: Path) -> None:
     assert max(sizes) < 0.6 * sum(sizes), sizes
 
 
-def test_two_processes_end_in_the_model_of_one(tmp_path):
+@pytest.mark.parametrize(
+    "stages", [["align", "instruct"], pytest.param(["align", "lora", "finetune"], marks=pytest.mark.slow)]
+)
+def test_two_processes_end_in_the_model_of_one(tmp_path, stages):
     overrides = _overrides(tmp_path)
-    stages = ["align", "instruct", "lora", "finetune"]
     _run(tmp_path / "two", stages, *overrides)
     train(tmp_path / "one", stages, *overrides)
     for stage in stages:
