@@ -186,7 +186,11 @@ class BucketStore:
             )
 
     def metadata(self, step: int) -> dict[str, Any]:
-        return parse_json((self._directory / str(step) / METADATA).read_bytes(), where=METADATA)
+        content = (self._directory / str(step) / METADATA).read_bytes()
+        try:
+            return parse_json(content, where=METADATA)
+        except EarthGPTError as error:  # `Checkpoints` reports the checkpoint as damaged
+            raise ValueError(str(error)) from error
 
     def restore(self, step: int, target: State, metadata: Mapping[str, Any]) -> State:
         leaves = leaves_by_path(target)
