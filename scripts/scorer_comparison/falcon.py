@@ -94,6 +94,17 @@ def falcon_horizontal(root: Path, rng: random.Random, count: int, hostile: bool)
     return _falcon_file(entries, "REG_DET_HBB"), {"map@0.5": found / 100}, "hbb"
 
 
+def _classes_by_falcon(root: Path, entries: Entries) -> tuple[Any, Figures, str]:
+    """Return Falcon's file of the entries, the figures of its script, and the task."""
+    content = _falcon_file(entries, "IMG_CLS")
+    with folder() as here, mock.patch.object(sys, "path", [str(root / "Falcon/eval"), *sys.path]):
+        (here / "r.json").write_text(json.dumps(content))
+        import evaluation
+
+        found = evaluation.read_json_result("r.json")["results"]
+    return content, {name: found[name] for name in ("accuracy", "precision", "recall", "f1")}, "classification"
+
+
 def falcon_classification(root: Path, rng: random.Random, count: int, hostile: bool) -> tuple[Any, Figures, str]:
     entries: Entries = [
         {
@@ -104,16 +115,7 @@ def falcon_classification(root: Path, rng: random.Random, count: int, hostile: b
         }
         for i in range(count)
     ]
-    with folder() as here, mock.patch.object(sys, "path", [str(root / "Falcon/eval"), *sys.path]):
-        (here / "r.json").write_text(json.dumps(_falcon_file(entries, "IMG_CLS")))
-        import evaluation
-
-        found = evaluation.read_json_result("r.json")["results"]
-    return (
-        _falcon_file(entries, "IMG_CLS"),
-        {name: found[name] for name in ("accuracy", "precision", "recall", "f1")},
-        "classification",
-    )
+    return _classes_by_falcon(root, entries)
 
 
 def falcon_multi_label(root: Path, rng: random.Random, count: int, hostile: bool) -> tuple[Any, Figures, str]:
@@ -126,16 +128,7 @@ def falcon_multi_label(root: Path, rng: random.Random, count: int, hostile: bool
         }
         for i in range(count)
     ]
-    with folder() as here, mock.patch.object(sys, "path", [str(root / "Falcon/eval"), *sys.path]):
-        (here / "r.json").write_text(json.dumps(_falcon_file(entries, "IMG_CLS")))
-        import evaluation
-
-        found = evaluation.read_json_result("r.json")["results"]
-    return (
-        _falcon_file(entries, "IMG_CLS"),
-        {name: found[name] for name in ("accuracy", "precision", "recall", "f1")},
-        "classification",
-    )
+    return _classes_by_falcon(root, entries)
 
 
 def falcon_vqa(root: Path, rng: random.Random, count: int, hostile: bool) -> tuple[Any, Figures, str]:
