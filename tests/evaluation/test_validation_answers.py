@@ -43,6 +43,7 @@ def run(tmp_path_factory):
     return root / "run", scorers[0]
 
 
+@pytest.mark.slow
 def test_the_figures_are_those_of_the_finished_model(run):
     workdir, scorer = run
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
@@ -64,6 +65,7 @@ def test_the_figures_are_those_of_the_finished_model(run):
     assert set(generated) <= set(scorer.figures)
 
 
+@pytest.mark.slow
 def test_the_questions_are_of_every_task_in_turn(run):
     _, scorer = run
     tasks = [item.question.task for item in scorer.questions]
@@ -82,6 +84,7 @@ def test_a_mesh_that_spans_processes_along_fsdp_is_refused(monkeypatch):
         _mesh_of_process(Mesh(devices, AXES))
 
 
+@pytest.mark.slow
 def test_int8_parameters_are_refused(run):
     _, scorer = run
     config = load("tiny:instruct", ["--config.frozen_dtype=int8"])

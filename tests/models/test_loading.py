@@ -89,7 +89,7 @@ def test_values_do_not_depend_on_the_mesh_nor_on_the_pieces(tmp_path, monkeypatc
         config = nano.config(stage, *SIZES, *words, *(("model.llm.vocab_size=1024",) if stage == "align" else ()))
         seen = set()
         loaded = []
-        for mesh in (MeshConfig(data=1, fsdp=8), MeshConfig(data=2, fsdp=2, tensor=2), MeshConfig(data=8)):
+        for mesh in (MeshConfig(data=1, fsdp=8), MeshConfig(data=2, fsdp=2, tensor=2)):
             trainable, frozen = _load(config, mesh)
             replicated = _placement(config, mesh).replicated
             seen.add((fingerprint(trainable, replicated=replicated), fingerprint(frozen, replicated=replicated)))

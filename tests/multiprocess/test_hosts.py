@@ -30,15 +30,17 @@ def run_hosts(hosts: int, workdir, *overrides: str, kill_at: int = -1, workers: 
     assert correct, "\n".join(result.tail() for result in ended)
 
 
-@pytest.mark.timeout(1800)  # seven processes
-def test_four_hosts_then_two_then_one_train_the_same_model_as_one_host(tmp_path):
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("hosts", [(2, 1), pytest.param((4, 2, 1), marks=pytest.mark.slow)])
+def test_several_hosts_then_fewer_train_the_same_model_as_one_host(tmp_path, hosts):
     data, base = nano.dataset(tmp_path / "data"), nano.model_dir(tmp_path / "base", nano.config("align").model)
     overrides = (f"data.source={data}", f"init={base}", "data.batch_size=8", "data.seq_len=180")
     alone = train(nano.config("align", *overrides), tmp_path / "alone")
     workdir = tmp_path / "hosts"
-    run_hosts(4, workdir, *overrides, kill_at=2)  # after the checkpoint of step 2
-    run_hosts(2, workdir, *overrides, kill_at=4, workers=1)  # after the checkpoint of step 4
-    run_hosts(1, workdir, *overrides, workers=2)
+    for number, count in enumerate(hosts):
+        last = number + 1 == len(hosts)
+        kill_at = -1 if last else 2 * (number + 1)  # after the checkpoint of this step
+        run_hosts(count, workdir, *overrides, kill_at=kill_at, workers=number)
     one, several = (
         [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
         for name in ("alone", "hosts")

@@ -87,6 +87,7 @@ def test_an_image_that_two_datasets_share_is_encoded_once(world, tmp_path, monke
     assert not np.array_equal(vit.read(sources[1], 5), vit.read(sources[1], 6))
 
 
+@pytest.mark.slow
 def test_other_weights_or_images_have_other_features(world):
     root = world["root"]
     other = nano.model_dir(root / "other", nano.config("align", *BASE).model, seed=1)
