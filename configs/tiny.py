@@ -33,7 +33,7 @@ def get_config(stage: str = "align") -> ConfigDict:
     config.data.max_questions = 3 if stage == "align" else 8
     config.data.decimals = 2  # steps of 1.28 px: a perfect answer about a 16-px object has an IoU above 0.8
     config.data.chat_template = "plain_eos"
-    config.data.json_share = 0.3
+    config.data.json_share = 0.4
     if stage == "align":
         # Every image has four captions. A weight of 0.25 uses one of them per epoch, in each of three forms.
         config.data.task_weights = {"caption": 0.25, "grounded_caption": 0.25, "grounded_caption_obb": 0.25}
