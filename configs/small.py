@@ -6,8 +6,8 @@ Parts: DINOv2 ViT-S/14, a ConvNeXt-Atto that `scripts/make_small.py` distils fro
 SmolLM2-135M with the part of its vocabulary that the data uses.
 
 Stages: `align` trains projector, attention and norms on captions and boxes as the paper does; `finetune` then trains
-the LLM as a whole, because what was cut has to be made up for; `instruct` trains adapters on top, as the paper does,
-and `lora` stands in its place. To tune the model on your own data, use `instruct` or `lora`.
+the LLM as a whole, because what was cut has to be made up for. To tune the result on your own data, use `instruct`
+(the paper's adapters) or `lora`.
 """
 
 from ml_collections import ConfigDict
@@ -22,9 +22,7 @@ def get_config(stage: str = "align") -> ConfigDict:
     config = ConfigDict()
     config.recipe = "small"
     config.stage = "instruct" if stage == "lora" else stage
-    config.init = {"align": "runs/small/base", "finetune": "runs/small/align/model"}.get(
-        stage, "runs/small/finetune/model"
-    )
+    config.init = {"align": "runs/small/base", "finetune": "runs/small/align/model"}.get(stage, "runs/small/small")
     config.frozen_dtype = "float32"  # bfloat16 matrix products are slow on CPUs
     config.model = model()
     config.model.adapter = ADAPTERS.get(stage, {"kind": "none"})
@@ -35,7 +33,7 @@ def get_config(stage: str = "align") -> ConfigDict:
     config.data.features = "runs/small/features"  # the encoders would take most of a step
     config.data.seq_len = 512
     config.data.batch_size = 8
-    config.data.max_images = 4
+    config.data.max_images = 6
     config.data.max_questions = 6
     config.data.max_boxes = 12
     config.data.decimals = 3
@@ -51,8 +49,8 @@ def get_config(stage: str = "align") -> ConfigDict:
         }  # fmt: skip
 
     config.optim = ConfigDict()
-    config.optim.steps = {"align": 2000, "finetune": 12000}.get(stage, 1500)
-    config.optim.warmup_steps = 100
+    config.optim.steps = {"align": 200, "finetune": 8000}.get(stage, 300)
+    config.optim.warmup_steps = 50
     config.optim.peak_lr = {"align": 1e-3, "finetune": 5e-4, "instruct": 3e-3, "lora": 2e-3}[stage]
     if stage in ("align", "finetune"):
         # Everything but the projector is pretrained.
@@ -61,7 +59,7 @@ def get_config(stage: str = "align") -> ConfigDict:
     config.optim.weight_decay = 0.05
 
     config.checkpoint = {"every_steps": 100, "keep": 2}
-    config.validation = {"every_steps": 500, "split": "val", "share": 0.03}
+    config.validation = {"every_steps": 500, "split": "val", "share": 0.005}
     return config
 
 
@@ -75,10 +73,10 @@ def model() -> ConfigDict:
                 "image_size": 224, "patch_size": 14, "dim": 384, "depth": 12, "heads": 6, "ffn_dim": 1536, "grid": 37,
                 "position_rule": "hf",
             },
-            "convnext": {"image_size": 512, "depths": (2, 2, 6, 2), "dims": (40, 80, 160, 320)},
+            "convnext": {"image_size": 256, "depths": (2, 2, 6, 2), "dims": (40, 80, 160, 320)},
             "perception": {"vit_layers": (5, 11), "cnn_stages": (0, 1, 2, 3), "spatial_merge": 2},
             "llm": {
-                "vocab_size": 8192, "dim": 576, "depth": 8, "heads": 9, "kv_heads": 3, "ffn_dim": 1536,
+                "vocab_size": 8192, "dim": 576, "depth": 4, "heads": 9, "kv_heads": 3, "ffn_dim": 1536,
                 "norm_eps": 1e-5, "tied_head": True, "rope_theta": 100000.0, "max_positions": 8192,
             },
         }

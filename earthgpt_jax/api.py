@@ -250,7 +250,7 @@ class Model:
         asked = question(boxes, prompt=prompt, max_new_tokens=max_new_tokens)
         _check_request(asked.text, max_new_tokens)
         sizes = WindowSizes.choose(
-            image_size=self.engine.image_size, side=window_size, overlap=overlap, largest=largest_object
+            image_size=self.engine.seen_size, side=window_size, overlap=overlap, largest=largest_object
         )
         file, target = files.path(path), None if out is None else files.path(out)
         if target is not None:

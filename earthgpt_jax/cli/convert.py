@@ -61,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     importing.add_argument(
         "--out",
-        type=files.path,
+        type=files.output_path,
         required=True,
         metavar="PATH",
         help="model directory to write; --derive: a recipe (.py)",
@@ -71,7 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     exporting.add_argument("model", help="an embedded model (tiny, tiny-base) or a model directory")
     add_parent(exporting)
     exporting.add_argument("--to", choices=TARGETS, default="hf", help="format (default: hf)")
-    exporting.add_argument("--out", type=files.path, required=True, metavar="DIR", help="folder to write")
+    exporting.add_argument("--out", type=files.output_path, required=True, metavar="DIR", help="folder to write")
     exporting.add_argument(
         "--dtype",
         choices=["float32", "bfloat16", "float16"],
@@ -104,7 +104,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     merging = add_parser(commands, "merge", _merge, help=summary(_merge))
     merging.add_argument("model", help="a model directory")
     add_parent(merging)
-    merging.add_argument("--out", type=files.path, required=True, metavar="DIR", help="model directory to write")
+    merging.add_argument("--out", type=files.output_path, required=True, metavar="DIR", help="model directory to write")
+    merging.add_argument(
+        "--int8", action="store_true", help="store large arrays in 8 bits: a quarter of the size, values are rounded"
+    )
+    merging.add_argument("--max-shard-mb", type=float, metavar="MB", help="largest size of a file (default: one file)")
 
     inspecting = add_parser(commands, "inspect", _inspect, help=summary(_inspect))
     inspecting.add_argument("path", type=files.path, nargs="+", help="files or folders of a checkpoint")
@@ -230,16 +234,19 @@ def _merge(args: argparse.Namespace) -> int:
 
     The adapters stay adapters and every parameter keeps its value, so the copy gives the same answers.
     It needs no other directory. `earthgpt convert export` merges adapters into the weights instead.
+    --int8 rounds the large arrays to 8 bits in the files; they are read as float32.
 
     examples:
       earthgpt convert merge runs/instruct/model --out models/earthgpt
+      earthgpt convert merge runs/instruct/model --out models/small --int8 --max-shard-mb 40
     """
     from earthgpt_jax.common.errors import EarthGPTError
     from earthgpt_jax.models.model_copy import copy_whole
 
     if args.overrides:
         raise EarthGPTError(f"{args.overrides[0]}: `earthgpt convert merge` takes no config overrides")
-    out = copy_whole(args.model, args.out, parent=args.parent)
+    shard_bytes = None if args.max_shard_mb is None else int(args.max_shard_mb * 1e6)
+    out = copy_whole(args.model, args.out, parent=args.parent, int8=args.int8, shard_bytes=shard_bytes)
     print(f"wrote: {out}", file=sys.stderr)
     return 0
 

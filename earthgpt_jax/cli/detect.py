@@ -59,9 +59,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="keep only boxes from this confidence (default: 0)",
     )
     parser.add_argument(
-        "--draw", type=files.path, action="append", metavar="PATH", help="draw the boxes: .png or .jpg for a picture, "
-        ".tif for a Cloud Optimized GeoTIFF, .html for a page to zoom and pan; repeatable. For several images, a "
-        "folder for pictures",
+        "--draw", type=files.output_path, action="append", metavar="PATH", help="draw the boxes: .png or .jpg for a "
+        "picture, .tif for a Cloud Optimized GeoTIFF, .html for a page to zoom and pan; repeatable. For several "
+        "images, a folder for pictures",
     )  # fmt: skip
     parser.add_argument(
         "--max-new-tokens", type=int, default=448, metavar="N", help="longest answer in tokens (default: 448)"
@@ -148,7 +148,7 @@ def _detect(args: argparse.Namespace, paths: Sequence[Path], drawings: Sequence[
     policy = images.stretch_policy(args)
     engine = engine_options.engine(args, batch_size=args.batch_size)
     sizes = WindowSizes.choose(
-        image_size=engine.image_size, side=args.window_size, overlap=args.overlap, largest=args.largest_object
+        image_size=engine.seen_size, side=args.window_size, overlap=args.overlap, largest=args.largest_object
     )
     if not args.quiet and process.is_main:
         images.warn_about_model(engine.model)
@@ -169,7 +169,7 @@ def _detect(args: argparse.Namespace, paths: Sequence[Path], drawings: Sequence[
             print(json.dumps(to_dict(result)), flush=True)
         drawn = "".join(f"; drawn: {drawing.save(result, policy)}" for drawing in drawings)
         if not args.quiet:
-            _warn_about_windows(result, sizes=sizes, image_size=engine.image_size)
+            _warn_about_windows(result, sizes=sizes, image_size=engine.seen_size)
             print(f"{result.path}: {_summary(result)}{drawn}", file=sys.stderr)
     if not process.is_main:
         return 0

@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--split", default="test", help="split to ask about (default: test)")
     parser.add_argument(
-        "--out", required=True, type=files.path, help="folder for the predictions, scores.json and report.html"
+        "--out", required=True, type=files.output_path, help="folder for the predictions, scores.json and report.html"
     )
     parser.add_argument(
         "--limit", type=int, metavar="N", help="ask about N images only, spread evenly over the split (default: all)"

@@ -48,11 +48,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", type=files.path, help="predictions: JSON Lines or a JSON list")
     parser.add_argument(
         "--json",
-        type=files.path,
+        type=files.output_path,
         metavar="FILE",
         help="also write all metrics to this file; - for standard output, and the text goes to standard error",
     )
-    parser.add_argument("--report", type=files.path, metavar="DIR", help="also write report.html and report.md there")
+    parser.add_argument(
+        "--report", type=files.output_path, metavar="DIR", help="also write report.html and report.md there"
+    )
     parser.add_argument(
         "--from",
         dest="third_party",

@@ -42,7 +42,7 @@ def write(path: Path, answers: Sequence[Answer], *, columns: Sequence[str], to_r
 
 
 def _path(text: str, *, suffixes: Sequence[str]) -> Path:
-    path = files.path(text)
+    path = files.output_path(text)
     if path.suffix.lower() not in suffixes:
         known = ", ".join(suffixes)
         raise EarthGPTError(

@@ -58,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--workdir",
         required=True,
-        type=files.path,
+        type=files.output_path,
         help="folder for checkpoints, metrics and the finished model, on a disk or in a bucket",
     )
     parser.add_argument(

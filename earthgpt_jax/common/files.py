@@ -79,6 +79,22 @@ def path(text: str | os.PathLike[str]) -> Path:
     return BucketPath(name)
 
 
+def output_path(text: str | os.PathLike[str]) -> Path:
+    """Return the path of a file or folder that a command writes at its end. Missing folders are made then.
+
+    Raises:
+        EarthGPTError: nothing can be written there, which would otherwise be found after the work.
+    """
+    target = path(text)
+    if not isinstance(target, BucketPath):
+        above = next(folder for folder in target.absolute().parents if folder.exists())
+        if not above.is_dir():
+            raise EarthGPTError(f"{text}: expected a path in a folder, got one in the file {above}")
+        if not os.access(above, os.W_OK | os.X_OK):
+            raise EarthGPTError(f"{text}: expected a folder that can be written, got {above}; choose another one")
+    return target
+
+
 def glob(pattern: str) -> list[Path]:
     """Return the files and folders that a pattern such as `scenes/**/*.tif` or `gs://bucket/*.png` matches, sorted."""
     start = path(pattern)
@@ -213,12 +229,14 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_output(path: Path, content: bytes) -> None:
-    """Write a file atomically, like `write_bytes`, and explain failures to the user.
+    """Write a file atomically, like `write_bytes`, make its folder, and explain failures to the user.
 
     Raises:
-        EarthGPTError: the folder is missing or not writable, the disk is full, or a bucket cannot be written.
+        EarthGPTError: the folder is not writable, the disk is full, or a bucket cannot be written.
     """
     with explain_write_errors(path):
+        if not isinstance(path, BucketPath):
+            path.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(path, content)
 
 

@@ -124,6 +124,12 @@ class Engine:
         return self.model.model.image_size
 
     @property
+    def seen_size(self) -> int:
+        """Side in pixels of the largest image that an encoder sees, which may be smaller than `image_size`."""
+        model = self.model.model
+        return min(model.image_size, max(model.vit.image_size, model.convnext.image_size))
+
+    @property
     def decimals(self) -> int:
         """Decimals of the box coordinates that the model was trained to write."""
         return self.model.decimals

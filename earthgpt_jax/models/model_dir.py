@@ -3,9 +3,11 @@
 Several processes write the arrays into one file each, `model-00001-of-00002.safetensors` and so on, which
 `model.safetensors.index.json` lists (`model_writer`). All functions here read both layouts.
 
-The embedded models (`tiny-base`, `tiny`) and the `model` folder that training leaves in its work directory are model
+The embedded models (`EMBEDDED`) and the `model` folder that training leaves in its work directory are model
 directories. `config.json` holds `format_version`, `model` (a `ModelConfig`), `decimals`, `chat_template`,
 `fingerprint` (of the arrays) and `provenance`.
+
+Large arrays may be stored in 8 bits (`stored_int8`). They are read as float32.
 
 A directory may hold adapters alone. `parent` in its `config.json` then names the model directory that has all other
 parameters, by fingerprint and path (`ParentRecord`). The functions here read both together as one model. A parent may
@@ -53,6 +55,7 @@ from earthgpt_jax.input.tokenizer import SENTENCEPIECE, copy_tokenizer, find_tok
 from earthgpt_jax.models import earthgpt
 from earthgpt_jax.models.adapted import AdaptedReader
 from earthgpt_jax.models.merge import MergedReader
+from earthgpt_jax.models.stored_int8 import DecodingReader
 from earthgpt_jax.params import Params
 from earthgpt_jax.sharding.mesh import Placement
 
@@ -141,9 +144,7 @@ class ModelDir:
 
     @property
     def weight_bytes(self) -> int:
-        """Size of all parameters in bytes."""
-        if self.parent is None:
-            return sum(file.stat().st_size for file in model_files(self.path))
+        """Size of all parameters in bytes, in the dtypes that they are read in."""
         reader = open_params(self)
         return sum(math.prod(shape) * reader.dtypes[path].itemsize for path, shape in reader.shapes.items())
 
@@ -299,7 +300,7 @@ def open_params(model: ModelDir) -> Reader:
         EarthGPTError: the arrays are damaged or do not have the shapes of the config.
     """
     with _readable(model.weights):
-        reader: Reader = open_model_files(model.path)
+        reader: Reader = DecodingReader(open_model_files(model.path))
     if model.parent is not None and model.parent_record is not None:
         reader = AdaptedReader(
             open_for_adapter(model.parent, model.model.adapter), reader,

@@ -7,7 +7,8 @@ training on them is bit-identical to training on images.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -86,11 +87,18 @@ def compute_missing(
         encode, known = _encoder(tower.tower, model, params), _KnownImages(tower)
         for source in sources:
             known.add(source, range(-(-len(source) // CHUNK)))
-        with Bar(total=len(missing) * CHUNK, desc=f"features of {tower.tower}", unit="image") as bar:
-            for source, number in missing:
+        with (
+            ThreadPoolExecutor(1) as pool,
+            Bar(total=len(missing) * CHUNK, desc=f"features of {tower.tower}", unit="image") as bar,
+        ):
+            chunks = [(source, _indices(source, number)) for source, number in missing]
+            pending = [pool.submit(_read, known, *chunk, size=model.image_size) for chunk in chunks[:1]]
+            for place, (source, number) in enumerate(missing):
+                records, images = pending.pop().result()
+                if place + 1 < len(chunks):  # read while these are encoded
+                    pending.append(pool.submit(_read, known, *chunks[place + 1], size=model.image_size))
+                array = _features(encode, known, source, records, images)
                 path = tower.file(source, number)
-                records = range(number * CHUNK, min((number + 1) * CHUNK, len(source)))
-                array = _features(encode, known, source, records, size=model.image_size)
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with files.atomic_open(path) as file:
                     np.save(file, array, allow_pickle=False)
@@ -111,7 +119,7 @@ class _KnownImages:
         digests = self._of(source)
         for number in numbers:
             if self._tower.file(source, number).is_file():
-                for record in range(number * CHUNK, min((number + 1) * CHUNK, len(source))):
+                for record in _indices(source, number):
                     self._places.setdefault(int(digests[record]), (source, record))
 
     def find(self, source: RecordSource, index: int, record: Record) -> np.ndarray | None:
@@ -129,21 +137,34 @@ class _KnownImages:
         return self._digests[source.fingerprint]
 
 
+def _indices(source: RecordSource, number: int) -> range:
+    """Return the records of a file."""
+    return range(number * CHUNK, min((number + 1) * CHUNK, len(source)))
+
+
+def _read(
+    known: _KnownImages, source: RecordSource, indices: range, *, size: int
+) -> tuple[dict[int, Record], dict[int, np.ndarray]]:
+    """Return some records, and the images of those whose features are not known, by their index."""
+    records = {index: source[index] for index in indices}
+    unknown = [index for index, record in records.items() if known.find(source, index, record) is None]
+    return records, {index: to_square(record_pixels(records[index]), size) for index in unknown}
+
+
 def _features(
-    encode: Callable[[np.ndarray], jax.Array], known: _KnownImages, source: RecordSource, indices: range, *, size: int
-) -> np.ndarray:
+    encode: Callable[[np.ndarray], jax.Array], known: _KnownImages, source: RecordSource,
+    records: Mapping[int, Record], images: Mapping[int, np.ndarray],
+) -> np.ndarray:  # fmt: skip
     """Return the features of some records, u16[records, T, C]."""
-    records = [source[index] for index in indices]
-    found = [known.find(source, index, record) for index, record in zip(indices, records, strict=True)]
-    unknown = [place for place, array in enumerate(found) if array is None]
+    found = {index: known.find(source, index, record) for index, record in records.items()}
+    unknown = [index for index, array in found.items() if array is None]
     for start in range(0, len(unknown), _BATCH):
         chosen = unknown[start : start + _BATCH]
-        images = np.zeros((_BATCH, size, size, 3), np.uint8)  # of one shape, so that the program is compiled once
-        for row, place in enumerate(chosen):
-            to_square(record_pixels(records[place]), size, out=images[row])
-        for place, array in zip(chosen, np.asarray(encode(images)), strict=False):
-            found[place] = array
-    return np.stack([array for array in found if array is not None])
+        batch = np.stack([images[index] for index in chosen])
+        # Of one shape, so that the program is compiled once.
+        padded = np.pad(batch, ((0, _BATCH - len(batch)), (0, 0), (0, 0), (0, 0)))
+        found |= dict(zip(chosen, np.asarray(encode(padded)), strict=False))
+    return np.stack([array for array in found.values() if array is not None])
 
 
 def _encoder(tower: str, model: ModelConfig, params: Params) -> Callable[[np.ndarray], jax.Array]:

@@ -57,7 +57,7 @@ from earthgpt_jax.training.throughput import (
     FlopsReference,
     Startup,
     StepTimer,
-    process_seconds,
+    seconds_before_run,
 )
 from earthgpt_jax.training.validation import AnswerScorer, MakeScorer, ValidationScheduler, check_figure
 
@@ -141,7 +141,7 @@ def train(
         RunStopped: stopped by SIGTERM or Ctrl-C; the current step is saved.
     """
     memory.return_large_blocks()
-    timer, startup = StepTimer(), Startup(seconds={"imports": process_seconds()})
+    timer, startup = StepTimer(), Startup(seconds={"imports": seconds_before_run()})
     run = _prepare(config, workdir, startup, choose_remat=choose_remat, make_scorer=make_scorer)
     if run is not None:
         with workdir_lock.hold(workdir):

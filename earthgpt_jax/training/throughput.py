@@ -13,6 +13,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
+import itertools
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -76,8 +77,13 @@ class Startup:
         )
 
 
-def process_seconds() -> float:
-    """Return the seconds since this process was started; 0 where the system does not tell."""
+_runs = itertools.count()
+
+
+def seconds_before_run() -> float:
+    """Return the seconds since this process was started; 0 for its later runs, and where the system does not tell."""
+    if next(_runs):
+        return 0.0
     try:
         ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
         return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")

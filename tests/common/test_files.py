@@ -149,10 +149,10 @@ def test_other_errors_pass_through() -> None:
 
 
 def test_output_that_cannot_be_written_is_a_user_error(tmp_path: Path) -> None:
-    with pytest.raises(EarthGPTError, match="No such file"):
-        files.write_output(tmp_path / "absent" / "file", b"x")
-    files.write_output(tmp_path / "file", b"x")
-    assert (tmp_path / "file").read_bytes() == b"x"
+    files.write_output(tmp_path / "new" / "file", b"x")
+    assert (tmp_path / "new" / "file").read_bytes() == b"x"
+    with pytest.raises(EarthGPTError, match="Not a directory|File exists"):
+        files.write_output(tmp_path / "new" / "file" / "below", b"x")
 
 
 def test_a_full_disk_is_found_in_causes_groups_and_messages() -> None:

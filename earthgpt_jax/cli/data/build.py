@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "below --root)",
     )
     parser.add_argument("--root", type=files.path, help="folder of all native datasets, or of the one to build")
-    parser.add_argument("--out", type=files.path, required=True, help="folder for the dataset directories")
+    parser.add_argument("--out", type=files.output_path, required=True, help="folder for the dataset directories")
     parser.add_argument("--workers", type=int, help="number of processes on this machine (default: one per core)")
     parser.add_argument(
         "--max-quarantine",

@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     lists.add_argument(
         "--hashes", type=files.path, metavar="FILE", help="with --root: compare with this list of sha256sum"
     )
-    lists.add_argument("--write-hashes", type=files.path, metavar="FILE", help="with --root: write such a list")
+    lists.add_argument("--write-hashes", type=files.output_path, metavar="FILE", help="with --root: write such a list")
     parser.add_argument(
         "--against", type=files.path, metavar="DIR", help="without --root: dataset directory of the native source"
     )

@@ -32,7 +32,10 @@ _PAGE = "index.html"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("dir", type=files.path, help="a dataset directory, or a folder of several")
     parser.add_argument(
-        "--out", type=files.path, required=True, help="a page (.html), a folder for one (index.html), or a sheet (.png)"
+        "--out",
+        type=files.output_path,
+        required=True,
+        help="a page (.html), a folder for one (index.html), or a sheet (.png)",
     )
     parser.add_argument("--count", type=int, default=12, help="records (default: 12)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the choice (default: 0)")
@@ -81,7 +84,6 @@ def run(args: argparse.Namespace) -> int:
             made_by=made_by(args, inputs={values["name"]: values["fingerprint"] for values in manifests}),
             tokenizer=Tokenizer(args.tokenizer or assets_path("tiny", "tokenizer.model")),
         )
-        out.parent.mkdir(exist_ok=True)
         files.write_output(out, text.encode())
     print(f"wrote {out}", file=sys.stderr)
     return 0

@@ -37,9 +37,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--tokenizer", type=files.path, help="tokenizer.model or tokenizer.json (default: the embedded one)"
     )
     parser.add_argument(
-        "--json", type=files.path, metavar="FILE", help="also write the statistics as JSON; - for standard output"
+        "--json",
+        type=files.output_path,
+        metavar="FILE",
+        help="also write the statistics as JSON; - for standard output",
     )
-    parser.add_argument("--html", type=files.path, metavar="FILE", help="also write a page with tables and plots")
+    parser.add_argument(
+        "--html", type=files.output_path, metavar="FILE", help="also write a page with tables and plots"
+    )
     parser.add_argument("--packing", action="store_true", help="report the packing schedule of a recipe instead")
     parser.add_argument("--config", help=f"--packing: recipe (default: {_CONFIG})")
     parser.add_argument("--mixture", help="--packing: mixture, a name or a YAML file (default: the recipe's)")

@@ -91,7 +91,7 @@ def write_page(
         failures=None if failures is None else failures[:max_failures],
         failed=len(failures or ()),
     )  # fmt: skip
-    files.write_text(path, page)
+    files.write_output(path, page.encode())
 
 
 def _headline(scores: Scores) -> list[dict[str, Any]]:
