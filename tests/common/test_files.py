@@ -151,7 +151,7 @@ def test_other_errors_pass_through() -> None:
 def test_output_that_cannot_be_written_is_a_user_error(tmp_path: Path) -> None:
     files.write_output(tmp_path / "new" / "file", b"x")
     assert (tmp_path / "new" / "file").read_bytes() == b"x"
-    with pytest.raises(EarthGPTError, match="Not a directory|File exists"):
+    with pytest.raises(EarthGPTError, match=r"Not a directory|File exists"):
         files.write_output(tmp_path / "new" / "file" / "below", b"x")
 
 
