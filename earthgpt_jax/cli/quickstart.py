@@ -27,7 +27,7 @@ PER_IMAGE = {"vqa": 2, "grounding": 1, "region_caption": 1}
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--workdir",
-        type=files.path,
+        type=files.output_path,
         default=Path("runs/quickstart"),
         help="folder for all files (default: runs/quickstart)",
     )
