@@ -106,7 +106,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_parent(merging)
     merging.add_argument("--out", type=files.output_path, required=True, metavar="DIR", help="model directory to write")
     merging.add_argument(
-        "--int8", action="store_true", help="store large arrays in 8 bits: a quarter of the size, values are rounded"
+        "--int8", action="store_true", help="store large arrays in 8 bits: a quarter of float32; values are rounded"
     )
     merging.add_argument("--max-shard-mb", type=float, metavar="MB", help="largest size of a file (default: one file)")
 
@@ -245,6 +245,8 @@ def _merge(args: argparse.Namespace) -> int:
 
     if args.overrides:
         raise EarthGPTError(f"{args.overrides[0]}: `earthgpt convert merge` takes no config overrides")
+    if args.max_shard_mb is not None and not 1e-3 <= args.max_shard_mb < 1e9:
+        raise EarthGPTError(f"--max-shard-mb: expected a number of megabytes above 0, got {args.max_shard_mb}")
     shard_bytes = None if args.max_shard_mb is None else int(args.max_shard_mb * 1e6)
     out = copy_whole(args.model, args.out, parent=args.parent, int8=args.int8, shard_bytes=shard_bytes)
     print(f"wrote: {out}", file=sys.stderr)

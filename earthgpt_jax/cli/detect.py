@@ -69,7 +69,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     table_file.add_argument(parser, more=LAYERS)
     group = parser.add_argument_group("windows")
     group.add_argument(
-        "--window-size", type=int, metavar="N", help="side of the windows in pixels (default: twice the model's input)"
+        "--window-size",
+        type=int,
+        metavar="N",
+        help="side of the windows in pixels (default: twice what the encoders see)",
     )
     group.add_argument(
         "--overlap", type=int, metavar="N", help="pixels that windows share (default: a quarter of a side)"

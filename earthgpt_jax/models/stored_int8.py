@@ -1,4 +1,4 @@
-"""Store the large parameters of a model in 8 bits: a quarter of the bytes on disk.
+"""Store the large parameters of a model in 8 bits: a quarter of the bytes of float32.
 
 A vector along the last axis of a parameter becomes int8 values with one scale: values ~ scale * int8. The file holds
 both, the scales under the name of the parameter and `SCALE`. Whoever reads the parameter gets float32: this is how a
@@ -12,6 +12,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from earthgpt_jax.common.errors import EarthGPTError
 from earthgpt_jax.common.safetensors_files import Reader, Shape, read_part, row_slice
 
 SCALE = ".scale"
@@ -41,11 +42,20 @@ def encode(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 class DecodingReader:
-    """Reads parameters of which some are stored in 8 bits; these are returned as float32."""
+    """Reads parameters of which some are stored in 8 bits; these are returned as float32.
+
+    Raises:
+        EarthGPTError: a parameter has 8 bits and no scales, or the reverse.
+    """
 
     def __init__(self, base: Reader):
         self._base = base
         self._encoded = {key.removesuffix(SCALE) for key in base.shapes if key.endswith(SCALE)}
+        in_8_bits = {key for key, dtype in base.dtypes.items() if dtype == _INT8}
+        if alone := sorted(self._encoded ^ in_8_bits):
+            raise EarthGPTError(
+                f"{alone[0]}: expected int8 values and their scales, got one of them; copy the model again"
+            )
         self.shapes = {path: shape for path, shape in base.shapes.items() if not path.endswith(SCALE)}
         self.dtypes = {path: _FLOAT32 if path in self._encoded else base.dtypes[path] for path in self.shapes}
 

@@ -5,7 +5,7 @@ import pytest
 
 from earthgpt_jax.cli.main import main
 from earthgpt_jax.common.errors import EarthGPTError
-from earthgpt_jax.common.safetensors_files import model_files, open_model_files
+from earthgpt_jax.common.safetensors_files import SafetensorsWriter, model_files, open_model_files
 from earthgpt_jax.models import model_copy, model_dir
 from earthgpt_jax.models.stored_int8 import SCALE, DecodingReader, encode
 
@@ -61,3 +61,22 @@ def test_zeros_stay_zeros():
     values, scale = encode(np.zeros((2, 4), np.float32))
     assert not values.any()
     np.testing.assert_array_equal(scale, 1)
+
+
+def test_values_without_scales_are_refused(stored, tmp_path):
+    reader = open_model_files(stored)
+    path = next(key for key in reader.shapes if key + SCALE in reader.shapes)
+    for lost in (path, path + SCALE):
+        tensors = {key: (reader.shapes[key], reader.dtypes[key]) for key in reader.shapes if key != lost}
+        writer = SafetensorsWriter(tmp_path, tensors)
+        for key in tensors:
+            writer.write(key, reader.read(key))
+        writer.close()
+        with pytest.raises(EarthGPTError, match="expected int8 values and their scales"):
+            DecodingReader(open_model_files(tmp_path))
+
+
+def test_a_size_of_files_that_is_no_size_is_refused(tmp_path, capsys):
+    for size in ("0", "-1", "nan"):
+        assert main(["convert", "merge", "tiny", "--out", str(tmp_path / "m"), "--max-shard-mb", size]) == 2
+        assert "--max-shard-mb: expected a number of megabytes" in capsys.readouterr().err

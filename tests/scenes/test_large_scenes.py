@@ -23,8 +23,7 @@ from tests.support.rasters import raster_file
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 MIB = 1 << 20
-MODEL = ("--model", "tiny")
-OPTIONS = (*MODEL, "--window-size", "96", "--overlap", "48", "--boxes", "obb", "--max-new-tokens", "160", "--quiet")
+OPTIONS = ("--window-size", "96", "--overlap", "48", "--boxes", "obb", "--max-new-tokens", "160", "--quiet")
 ENVIRONMENT = {**os.environ, "EARTHGPT_PROCESSES": "1", "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
 
 
@@ -127,8 +126,8 @@ def test_memory_does_not_grow_with_the_scene(tmp_path: Path):
                 raster.write(tile[:, : window.height, : window.width], window=window)
         out = tmp_path / f"{side}.gpkg"
         done = subprocess.run(
-            [sys.executable, "-c", PEAK, "detect", str(path), *MODEL, "--out", str(out), "--window-size", "1024",
-             "--quiet", "--max-new-tokens", "16", "--draw", str(tmp_path / "look.png")],
+            [sys.executable, "-c", PEAK, "detect", str(path), "--out", str(out), "--window-size", "1024", "--quiet",
+             "--max-new-tokens", "16", "--draw", str(tmp_path / "look.png")],
             env=ENVIRONMENT, capture_output=True, text=True,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
